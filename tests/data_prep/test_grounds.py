@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep import grounds
+from data_prep.products import COLOURS
+
+
+@pytest.mark.parametrize("draw", [grounds.clutter, grounds.stage, grounds.card])
+def test_grounds_are_busy_and_differ(draw):
+    one, again, other = (np.asarray(draw(80, np.random.default_rng(seed)), int) for seed in (0, 0, 1))
+    assert one.shape == (80, 80, 3)
+    assert (one == again).all()
+    assert np.abs(one - other).mean() > 20
+    assert len(np.unique((one // 32).reshape(-1, 3), axis=0)) >= 2
+
+
+def test_clutter_shows_the_colours_of_products():
+    rng = np.random.default_rng(0)
+    shown = np.concatenate([np.asarray(grounds.clutter(60, rng), int).reshape(-1, 3) for _ in range(40)])
+    for name, colour in COLOURS.items():
+        near = np.abs(shown - colour).max(1) < 35
+        assert near.mean() > 0.01, name
+
+
+def test_covers_lie_over_a_border_of_the_product_and_leave_most_of_it():
+    rng, shares = np.random.default_rng(0), []
+    for _ in range(100):
+        canvas = Image.new("RGB", (100, 100))
+        grounds.cover(canvas, (50, 50), 60, rng)
+        shares.append((np.asarray(canvas)[20:80, 20:80].sum(-1) > 0).mean())
+    assert min(shares) > 0.01
+    assert max(shares) < 0.55
+    assert 0.08 < np.mean(shares) < 0.35
+
+
+def test_overlays_leave_the_middle_clear():
+    for seed in range(20):
+        opacity = np.asarray(grounds.overlay(100, np.random.default_rng(seed)))[..., 3]
+        assert not opacity[12:74].any()
+        assert (opacity > 0).mean() > 0.02
+
+
+def test_paper_is_light_and_plain():
+    rng = np.random.default_rng(0)
+    papers = np.array([grounds.paper(rng) for _ in range(100)])
+    assert papers.min() > 215
+    assert np.ptp(papers, axis=1).max() <= 8
