@@ -1,0 +1,110 @@
+"""Items of one domain → the domain's arrays of a batch (the leaf described in `cope_jax.data`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from cope_jax.data.frames import choose
+from cope_jax.data.images import EvalView, TrainView
+from cope_jax.data.records import Item
+from cope_jax.data.tokenizer import TextAugment, encode
+
+NO_PRODUCT = -1
+LARGEST_ID = np.iinfo(np.int32).max
+
+
+@dataclass(frozen=True)
+class Example:
+    """An item, the product it was drawn for and its random numbers; both None in evaluation."""
+
+    item: Item
+    product: int | None = None
+    rng: np.random.Generator | None = None
+
+
+@dataclass(frozen=True)
+class LeafMaker:
+    """Makes one domain's leaf: frames chosen and viewed, text encoded, products listed.
+
+    Fields as in `pipeline.train_batches`; T is the number of frames of this domain.
+    """
+
+    domain: str
+    T: int
+    view: TrainView | EvalView
+    text_length: int
+    tokenizer: PreTrainedTokenizerFast
+    max_products: int
+    short_clips: str
+    augment: TextAugment | None = None
+
+    def __call__(self, examples: Sequence[Example | None]) -> dict[str, np.ndarray]:
+        """Examples, None where the domain is missing → the leaf.
+
+        Raises:
+          ValueError: an image does not decode, a product id needs more than 32 bits.
+        """
+        B, size = len(examples), self.view.size
+        frames = np.zeros((B, self.T, size, size, 3), np.uint8)
+        frame_mask = np.zeros((B, self.T), bool)
+        products = np.full((B, self.max_products), NO_PRODUCT, np.int32)
+        for b, example in enumerate(examples):
+            if example is None:
+                continue
+            clip = self._clip(example)
+            frames[b, : len(clip)] = clip
+            frame_mask[b, : len(clip)] = True
+            kept = kept_products(example.item.product_ids, example.product, self.max_products)
+            products[b, : len(kept)] = kept
+        return {
+            "frames": frames,
+            "frame_mask": frame_mask,
+            "text": encode(self.tokenizer, [self._text(example) for example in examples], self.text_length),
+            "present": np.array([example is not None for example in examples]),
+            "products": products,
+        }
+
+    def _clip(self, example: Example) -> np.ndarray:
+        """The chosen frames of an item through the view, u8[<=T, H, W, 3]."""
+        item, rng = example.item, example.rng
+        positions = choose(len(item.frames), self.T, short_clips=self.short_clips, rng=rng)
+        if not len(positions):
+            return np.zeros((0, self.view.size, self.view.size, 3), np.uint8)
+        # A frame that repeats is decoded once: the view is the same for the whole clip.
+        taken = list(dict.fromkeys(positions.tolist()))
+        place = np.searchsorted(taken, positions)
+        try:
+            return self.view([item.frames[position] for position in taken], rng)[place]
+        except ValueError as error:
+            raise ValueError(f"{self.domain} item {item.item_id}: {error}") from error
+
+    def _text(self, example: Example | None) -> str:
+        if example is None:
+            return ""
+        text = example.item.text
+        return self.augment(text, example.rng) if self.augment and example.rng else text
+
+
+def kept_products(product_ids: Sequence[int], drawn: int | None, limit: int) -> list[int]:
+    """The `limit` smallest product ids, sorted, the drawn one always among them.
+
+    (3, 5, 8, 9) with limit 2 gives [3, 5]; with 9 drawn it gives [3, 9].
+
+    Raises:
+      ValueError: an id is negative (−1 means none in batches) or needs more than 32 bits.
+    """
+    kept = sorted(product_ids)[:limit]
+    if drawn is not None and drawn not in kept:
+        kept = [*kept[: limit - 1], drawn]
+    return [checked_id(product) for product in kept]
+
+
+def checked_id(product: int) -> int:
+    """The id itself, or a ValueError where a batch's i32 ids cannot hold it."""
+    if not 0 <= product <= LARGEST_ID:
+        raise ValueError(
+            f"product id {product} is outside 0 … {LARGEST_ID}, which batches can hold; renumber it"
+        )
+    return product

@@ -1,0 +1,206 @@
+"""The Grain chains: training batches of products, evaluation batches of items.
+
+A chain carries indices up to its last step, where one call reads, decodes and tokenises a whole batch into
+its arrays; Grain's threads make several batches at once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import grain
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from cope_jax.data.images import EvalView, TrainView
+from cope_jax.data.leaf import Example, LeafMaker, checked_id
+from cope_jax.data.records import Product, Records, open_records
+from cope_jax.data.tokenizer import TextAugment
+from cope_jax.domains import DOMAINS
+
+Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
+
+
+def train_batches(
+    *,
+    data_dir: str | Path,
+    split: str,
+    batch_size: int,
+    seed: int,
+    frames: Mapping[str, int],
+    view: TrainView | EvalView,
+    text_length: int,
+    tokenizer: PreTrainedTokenizerFast,
+    max_products: int = 4,
+    short_clips: str = "repeat",
+    augment: TextAugment | None = None,
+    host: int = 0,
+    hosts: int = 1,
+    threads: int = 2,
+    start_step: int = 0,
+) -> grain.DatasetIterator[Batch]:
+    """Endless training batches from `start_step` on; of each global batch, this host's slice.
+
+    An example is a product with one random item of each domain it has. Every epoch holds each product once,
+    in a new random order; epochs follow without a break, so that only a batch across their border can hold a
+    product twice. Global batch s is a pure function of (seed, s): hosts take consecutive slices of it, and
+    neither hosts nor threads nor start_step change it.
+
+    Args:
+      data_dir, split: array records, see `open_records`.
+      batch_size: B of the global batch; a host's share is batch_size / hosts.
+      seed: at least 0.
+      frames: T of each domain that the batches shall have, e.g. {"page": 1, "video": 4, "live": 4}.
+      view: frames of a clip → square frames.
+      text_length: L.
+      tokenizer: as `load_tokenizer` or `train_wordpiece` give it.
+      max_products: M; of an item's products the smallest ids are kept, the drawn one always among them.
+      short_clips: clips with fewer than T frames, "repeat" or "mask" (see `frames.choose`).
+      augment: noise for the texts of all domains, or None.
+      host, hosts: which slice of the global batch.
+      threads: batches made at once, and as many held ready; 0 makes each when asked for it.
+      start_step: step of the first batch.
+
+    Returns:
+      Iterator of {"product_id": i32[B], domain: leaf, …}, see `cope_jax.data`. `close()` stops its threads.
+
+    Raises:
+      FileNotFoundError, ValueError: from `open_records`.
+      ValueError: batch_size is no multiple of hosts; an unknown domain or T < 1; a negative seed; no
+        products. While iterating: an image that does not decode, a product id of more than 32 bits.
+    """
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it must be at least 0")
+    share = _host_slice(batch_size, host, hosts)
+    frames = _checked_frames(frames)
+    records = open_records(data_dir, split)
+    if not len(records.products):
+        raise ValueError(f"split {split!r} of {data_dir} has no products to train on")
+    makers = {
+        domain: LeafMaker(domain, T, view, text_length, tokenizer, max_products, short_clips, augment)
+        for domain, T in frames.items()
+    }
+    chain = (
+        grain.MapDataset.range(len(records.products))
+        .seed(seed)
+        .shuffle()  # before repeat: every epoch is a permutation of its own
+        .repeat(None)
+        .map_with_index(lambda number, row: (number, row))  # after repeat: an example's number never returns
+        .batch(batch_size)  # of indices only, so cutting out the host's share costs nothing
+        .map(lambda indices: tuple(column[share] for column in indices))
+        .map(_TrainLoader(records, makers, seed))
+    )
+    iterator = iter(chain.to_iter_dataset(_read_options(threads)))
+    iterator.set_state({"next_index": start_step})
+    return iterator
+
+
+def eval_batches(
+    *,
+    data_dir: str | Path,
+    split: str,
+    domain: str,
+    batch_size: int,
+    frames: int,
+    view: EvalView,
+    text_length: int,
+    tokenizer: PreTrainedTokenizerFast,
+    max_products: int = 4,
+    short_clips: str = "repeat",
+    host: int = 0,
+    hosts: int = 1,
+    threads: int = 2,
+) -> grain.DatasetIterator[Batch]:
+    """Every item of a domain once, in row order, with the frames at the middles of their segments.
+
+    The last batch is filled up with examples that are not present. Hosts take consecutive slices of each
+    global batch and all yield the same number. Arguments and errors as in `train_batches`; frames is the
+    domain's T.
+
+    Returns:
+      Iterator of {"item_id": i64[B], "row": i64[B], domain: leaf}, both −1 where an example fills up.
+    """
+    share = _host_slice(batch_size, host, hosts)
+    T = _checked_frames({domain: frames})[domain]
+    records = open_records(data_dir, split)
+    items = len(records.items[domain])
+
+    def rows_of(batch: int) -> np.ndarray:
+        rows = np.arange(batch * batch_size, (batch + 1) * batch_size)[share]
+        return np.where(rows < items, rows, -1)
+
+    maker = LeafMaker(domain, T, view, text_length, tokenizer, max_products, short_clips)
+    chain = grain.MapDataset.range(-(-items // batch_size)).map(rows_of).map(_EvalLoader(records, maker))
+    return iter(chain.to_iter_dataset(_read_options(threads)))
+
+
+@dataclass(frozen=True)
+class _TrainLoader:
+    """(example numbers, product rows) → the batch.
+
+    The draws of an example come from (seed, number, domain) alone: the same on any host and thread, and for
+    any set of domains.
+    """
+
+    records: Records
+    makers: Mapping[str, LeafMaker]
+    seed: int
+
+    def __call__(self, indices: tuple[np.ndarray, np.ndarray]) -> Batch:
+        numbers, rows = indices
+        products = [self.records.products[int(row)] for row in rows]
+        batch: Batch = {"product_id": np.array([checked_id(p.product_id) for p in products], np.int32)}
+        for domain, maker in self.makers.items():
+            batch[domain] = maker(
+                [self._draw(domain, int(n), product) for n, product in zip(numbers, products, strict=True)]
+            )
+        return batch
+
+    def _draw(self, domain: str, number: int, product: Product) -> Example | None:
+        """One random item of the product, None where it has none in this domain."""
+        rows = product.rows[domain]
+        if not len(rows):
+            return None
+        rng = np.random.default_rng([self.seed, number, DOMAINS.index(domain)])
+        item = self.records.items[domain][int(rows[rng.integers(len(rows))])]
+        return Example(item, product.product_id, rng)
+
+
+@dataclass(frozen=True)
+class _EvalLoader:
+    """Rows, −1 where there is none → the batch."""
+
+    records: Records
+    maker: LeafMaker
+
+    def __call__(self, rows: np.ndarray) -> Batch:
+        items = self.records.items[self.maker.domain]
+        examples = [Example(items[int(row)]) if row >= 0 else None for row in rows]
+        return {
+            "item_id": np.array([example.item.item_id if example else -1 for example in examples], np.int64),
+            "row": rows,
+            self.maker.domain: self.maker(examples),
+        }
+
+
+def _checked_frames(frames: Mapping[str, int]) -> dict[str, int]:
+    """The same in domain order, or a ValueError."""
+    if not frames or not set(frames) <= set(DOMAINS):
+        raise ValueError(f"frames is for the domains {sorted(frames)}; choose among {', '.join(DOMAINS)}")
+    if min(frames.values()) < 1:
+        raise ValueError(f"frames is {dict(frames)}; every domain needs at least 1")
+    return {domain: frames[domain] for domain in DOMAINS if domain in frames}
+
+
+def _host_slice(batch_size: int, host: int, hosts: int) -> slice:
+    if not 0 <= host < hosts:
+        raise ValueError(f"host is {host} of {hosts}; hosts count from 0")
+    if batch_size < 1 or batch_size % hosts:
+        raise ValueError(f"batch_size {batch_size} does not divide among {hosts} hosts; make it a multiple")
+    size = batch_size // hosts
+    return slice(host * size, (host + 1) * size)
+
+
+def _read_options(threads: int) -> grain.ReadOptions:
+    # One batch ahead for each thread: fewer would leave threads idle, more only take memory.
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)

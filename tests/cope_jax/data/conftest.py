@@ -1,0 +1,160 @@
+"""A tiny set of array records, written here without the builder, whose pixels tell item and frame."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from cope_jax.data.tokenizer import train_wordpiece
+
+INT64 = np.int64
+ITEM_FEATURES = tfds.features.FeaturesDict(
+    {
+        "item_id": INT64,
+        "text": tfds.features.Text(),
+        "product_ids": tfds.features.Sequence(INT64),
+        "frames": tfds.features.Sequence(tfds.features.Text()),
+        "frame_times": tfds.features.Sequence(INT64),
+    }
+)
+PRODUCT_FEATURES = tfds.features.FeaturesDict(
+    {
+        "product_id": INT64,
+        **{f"{domain}_rows": tfds.features.Sequence(INT64) for domain in ("page", "video", "live")},
+    }
+)
+GREEN = {"page": 40, "video": 120, "live": 200}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the records hold: (text, product ids, number of frames) per item, and product id → rows."""
+
+    items: Mapping[str, list[tuple[str, tuple[int, ...], int]]]
+    products: Mapping[int, Mapping[str, list[int]]]
+
+
+def colour(domain: str, row: int, frame: int) -> tuple[int, int, int]:
+    """The colour of a whole frame: red is 10 × row, green the domain, blue 20 × frame."""
+    return (10 * row, GREEN[domain], 20 * frame)
+
+
+def item_id(domain: str, row: int) -> int:
+    """Ids that repeat across domains and are not in row order."""
+    return 100 + 7 * row % 23
+
+
+def jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels, np.uint8), quality, "RGB", "444")
+
+
+def plan() -> Plan:
+    """13 products 1000, 1003, … 1036 with two pages, one video and one live of 1 to 6 frames each.
+
+    Except: 1000 has no page, 1003 no live, 1009 no video but a share in that of 1006, 1012 no page texts.
+    """
+    ids = [1000 + 3 * i for i in range(13)]
+    items: dict[str, list] = {"page": [], "video": [], "live": []}
+    products: dict[int, dict[str, list[int]]] = {p: {domain: [] for domain in items} for p in ids}
+
+    def add(domain: str, text: str, owners: tuple[int, ...], frames: int) -> None:
+        for owner in owners:
+            products[owner][domain].append(len(items[domain]))
+        items[domain].append((text, owners, frames))
+
+    for i, product in enumerate(ids):
+        if i != 0:
+            for copy in range(2):
+                add("page", "" if i == 4 else f"红色连衣裙 {i} 款 {copy}", (product,), 1)
+        if i != 3:
+            add("video", f"这个裙子,真好看 {i}", (product, ids[3]) if i == 2 else (product,), 1 + i % 6)
+        if i != 1:
+            add("live", f"直播间 {i} 号链接", (product,), 1 + (i + 3) % 6)
+    return Plan(items, products)
+
+
+def _write(folder: Path, features: tfds.features.FeaturesDict, splits: Mapping[str, list[dict]]) -> None:
+    """One TFDS data set with two shards a split, so that rows cross a shard's border."""
+    folder.mkdir(parents=True)
+    infos = []
+    for split, records in splits.items():
+        template = tfds.core.ShardedFileTemplate(
+            dataset_name="rope", data_dir=folder, split=split, filetype_suffix="array_record"
+        )
+        parts = [records[: len(records) // 2], records[len(records) // 2 :]]
+        for shard, part in enumerate(parts):
+            path = template.sharded_filepath(shard_index=shard, num_shards=len(parts))
+            writer = ArrayRecordWriter(str(path), "group_size:1")
+            for record in part:
+                writer.write(features.serialize_example(features.encode_example(record)))
+            writer.close()
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split, shard_lengths=[len(p) for p in parts], num_bytes=1, filename_template=template
+            )
+        )
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name="rope",
+        version=tfds.core.Version("1.0.0"),
+        data_dir=folder,
+        module_name="rope",
+        config_name=folder.parent.name,
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=features)
+    info.set_file_format("array_record")
+    info.set_splits(tfds.core.splits.SplitDict(infos))
+    info.write_to_directory(folder)
+
+
+def write_records(data_dir: Path, content: Plan, frame=None) -> Path:
+    """rope/{page,video,live,product} with a split "train"; frame(domain, row, i) → encoded bytes."""
+    frame = frame or (lambda *place: jpeg(np.broadcast_to(np.array(colour(*place)), (24, 32, 3))))
+    for domain, items in content.items.items():
+        records = [
+            {
+                "item_id": item_id(domain, row),
+                "text": text,
+                "product_ids": list(owners),
+                "frames": [frame(domain, row, i) for i in range(count)],
+                "frame_times": [40 * i for i in range(count)],
+            }
+            for row, (text, owners, count) in enumerate(items)
+        ]
+        _write(data_dir / "rope" / domain / "1.0.0", ITEM_FEATURES, {"train": records})
+    products = [
+        {"product_id": product, **{f"{domain}_rows": rows[domain] for domain in rows}}
+        for product, rows in content.products.items()
+    ]
+    _write(data_dir / "rope" / "product" / "1.0.0", PRODUCT_FEATURES, {"train": products})
+    return data_dir
+
+
+@pytest.fixture(scope="session")
+def content() -> Plan:
+    return plan()
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory, content: Plan) -> Path:
+    return write_records(tmp_path_factory.mktemp("records"), content)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(content: Plan):
+    return train_wordpiece([text for items in content.items.values() for text, _, _ in items], 64)
+
+
+@pytest.fixture(scope="session")
+def green() -> Mapping[str, int]:
+    return GREEN
+
+
+@pytest.fixture(scope="session")
+def image():
+    """Pixels u8[H, W, 3] → JPEG bytes."""
+    return jpeg

@@ -1,0 +1,245 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from cope_jax.data.frames import centres
+from cope_jax.data.images import EvalView, TrainView
+from cope_jax.data.pipeline import eval_batches, train_batches
+from cope_jax.data.tokenizer import TextAugment, encode
+from cope_jax.domains import DOMAINS
+
+FRAMES = {"page": 1, "video": 3, "live": 2}
+
+
+@pytest.fixture
+def train(data_dir, tokenizer):
+    """train_batches over the records → the first `steps` batches."""
+
+    def batches(steps: int, **changes) -> list:
+        values = {
+            "data_dir": data_dir,
+            "split": "train",
+            "batch_size": 6,
+            "seed": 5,
+            "frames": FRAMES,
+            "view": TrainView(10),
+            "text_length": 7,
+            "tokenizer": tokenizer,
+            "augment": TextAugment(min_length=3),
+        }
+        iterator = train_batches(**values | changes)
+        taken = list(islice(iterator, steps))
+        iterator.close()
+        return taken
+
+    return batches
+
+
+@pytest.fixture
+def evaluate(data_dir, tokenizer):
+    """eval_batches over one domain of the records → all batches."""
+
+    def batches(domain: str, **changes) -> list:
+        values = {
+            "data_dir": data_dir,
+            "split": "train",
+            "domain": domain,
+            "batch_size": 5,
+            "frames": 3,
+            "view": EvalView(8),
+            "text_length": 7,
+            "tokenizer": tokenizer,
+        }
+        return list(eval_batches(**values | changes))
+
+    return batches
+
+
+def leaves(batch: dict, prefix: str = "") -> dict[str, np.ndarray]:
+    flat = {}
+    for key, value in batch.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def assert_equal(some: list, others: list) -> None:
+    assert len(some) == len(others)
+    for one, other in zip(some, others, strict=True):
+        one, other = leaves(one), leaves(other)
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def seen(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(row, green, frame number) of plain frames u8[..., H, W, 3], read back from their colours."""
+    colour = np.rint(frames[..., 4, 4, :].astype(float) / (10, 1, 20)).astype(int)
+    return colour[..., 0], colour[..., 1], colour[..., 2]
+
+
+def test_examples_show_the_product_they_are_of(train, content, green):
+    for batch in train(5):
+        assert batch["product_id"].dtype == np.int32
+        for domain, T in FRAMES.items():
+            leaf = batch[domain]
+            row, hue, frame = seen(leaf["frames"])
+            assert leaf["frames"].shape == (6, T, 10, 10, 3)
+            for b, product in enumerate(batch["product_id"].tolist()):
+                rows = content.products[product][domain]
+                assert leaf["present"][b] == bool(rows)
+                if not rows:
+                    continue
+                assert row[b, 0] in rows
+                assert (row[b] == row[b, 0]).all()
+                np.testing.assert_allclose(hue[b], green[domain], atol=1)
+                _, owners, n = content.items[domain][row[b, 0]]
+                assert leaf["products"][b].tolist() == [*owners, *[-1] * (4 - len(owners))]
+                segment = np.arange(T) * n / T
+                assert (np.floor(segment) <= frame[b]).all()
+                assert (frame[b] < np.ceil(segment + n / T)).all()
+                assert leaf["frame_mask"][b].all()
+
+
+def test_missing_domains_and_texts(train):
+    found = {b: i for i, batch in enumerate(train(3)) for b in batch["product_id"].tolist()}
+    batches = train(3, augment=None)
+
+    def example(product: int, domain: str) -> dict[str, np.ndarray]:
+        batch = batches[found[product]]
+        place = batch["product_id"].tolist().index(product)
+        return {name: part[place] for name, part in batch[domain].items()}
+
+    for product, domain in ((1000, "page"), (1003, "live")):
+        missing = example(product, domain)
+        assert not missing["present"]
+        assert not missing["frames"].any()
+        assert not missing["frame_mask"].any()
+        assert not missing["text"].any()
+        assert (missing["products"] == -1).all()
+    untitled = example(1012, "page")
+    assert untitled["present"]
+    assert untitled["frame_mask"].all()
+    assert not untitled["text"].any()
+    assert example(1015, "page")["text"].any()
+    # The one video of 1009 is that of 1006 too: their examples are positives of each other.
+    assert example(1009, "video")["products"].tolist() == [1006, 1009, -1, -1]
+
+
+def test_every_epoch_holds_each_product_once_in_another_order(train, content):
+    drawn = np.concatenate([batch["product_id"] for batch in train(13)])  # 78 = 6 epochs of 13
+    epochs = drawn.reshape(6, 13)
+    np.testing.assert_array_equal(np.sort(epochs), np.tile(list(content.products), (6, 1)))
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) == 6
+
+
+def test_items_frames_and_views_are_drawn_anew_each_epoch(train):
+    batches = train(26, frames={"page": 1, "video": 1})
+    rows, numbers = set(), set()
+    for batch in batches:
+        for b in np.flatnonzero(batch["product_id"] == 1006):
+            rows.add(int(seen(batch["page"]["frames"])[0][b, 0]))
+            numbers.add(int(seen(batch["video"]["frames"])[2][b, 0]))
+    assert rows == {2, 3}  # the pages of 1006
+    assert numbers == {0, 1, 2}  # the frames of its video
+
+
+def test_batches_depend_on_seed_and_step_alone(train):
+    reference = train(9, threads=0)
+    assert_equal(train(9, threads=1), reference)
+    assert_equal(train(9, threads=3), reference)
+    assert_equal(train(4, start_step=5), reference[5:])
+    other = train(9, seed=6)
+    assert any((a["product_id"] != b["product_id"]).any() for a, b in zip(reference, other, strict=True))
+
+
+def test_the_draws_of_an_example_depend_on_the_seed_not_on_its_number_alone(train, content):
+    def copies(seed: int) -> np.ndarray:
+        """Which of its two pages each example took, −1 without pages."""
+        taken = []
+        for batch in train(8, seed=seed, frames={"page": 1}):
+            rows = seen(batch["page"]["frames"])[0][:, 0]
+            owned = [content.products[product]["page"] for product in batch["product_id"].tolist()]
+            taken += [own.index(row) if own else -1 for own, row in zip(owned, rows.tolist(), strict=True)]
+        return np.array(taken)
+
+    some, others = copies(5), copies(6)
+    both = (some >= 0) & (others >= 0)
+    assert 0.25 < np.mean(some[both] != others[both]) < 0.75
+
+
+def test_a_far_step_starts_at_once_and_still_is_the_same(train):
+    far = 10**9
+    assert_equal(train(1, start_step=far + 1), train(2, start_step=far)[1:])
+
+
+def test_hosts_slices_make_the_global_batch(train):
+    reference = train(4)
+    shares = [train(4, host=host, hosts=3) for host in range(3)]
+    for step, batch in enumerate(reference):
+        parts = [leaves(share[step]) for share in shares]
+        for name, value in leaves(batch).items():
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), value, err_msg=name)
+
+
+def test_a_domain_draws_the_same_without_the_others(train):
+    alone = train(3, frames={"live": 2})
+    assert [sorted(batch) for batch in alone] == [["live", "product_id"]] * 3
+    assert_equal([batch["live"] for batch in alone], [batch["live"] for batch in train(3)])
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12, 50])
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_evaluation_covers_each_item_once_in_row_order(
+    evaluate, content, tokenizer, green, domain, batch_size
+):
+    items = content.items[domain]
+    batches = evaluate(domain, batch_size=batch_size, threads=batch_size % 3)
+    assert len(batches) == -(-len(items) // batch_size)
+    flat = {name: np.concatenate([leaves(batch)[name] for batch in batches]) for name in leaves(batches[0])}
+    n, padding = len(items), len(batches) * batch_size - len(items)
+    np.testing.assert_array_equal(flat["row"], [*range(n), *[-1] * padding])
+    np.testing.assert_array_equal(flat["item_id"], [*(100 + 7 * r % 23 for r in range(n)), *[-1] * padding])
+    assert flat["item_id"].dtype == np.int64
+    np.testing.assert_array_equal(flat[f"{domain}.present"], [True] * n + [False] * padding)
+    assert not flat[f"{domain}.frames"][n:].any()
+    assert not flat[f"{domain}.frame_mask"][n:].any()
+    rows, hue, frame = seen(flat[f"{domain}.frames"][:n])
+    np.testing.assert_array_equal(rows, np.tile(np.arange(n)[:, None], (1, 3)))
+    np.testing.assert_allclose(hue, green[domain], atol=1)
+    np.testing.assert_array_equal(frame, [centres(count, 3) for _, _, count in items])
+    expected = encode(tokenizer, [text for text, _, _ in items], 7)
+    np.testing.assert_array_equal(flat[f"{domain}.text"][:n], expected)
+
+
+def test_evaluation_masks_short_clips_where_asked(evaluate, content):
+    batch = evaluate("video", batch_size=12, short_clips="mask")[0]
+    counts = [count for _, _, count in content.items["video"]]
+    np.testing.assert_array_equal(batch["video"]["frame_mask"].sum(axis=-1), np.minimum(counts, 3))
+
+
+def test_evaluation_hosts_slices_make_the_global_batches(evaluate):
+    reference = evaluate("live", batch_size=8)
+    shares = [evaluate("live", batch_size=8, host=host, hosts=4) for host in range(4)]
+    for step, batch in enumerate(reference):
+        parts = [leaves(share[step]) for share in shares]
+        for name, value in leaves(batch).items():
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), value, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 6, "hosts": 4}, "batch_size 6 does not divide among 4 hosts"),
+        ({"host": 2, "hosts": 2}, "host is 2 of 2; hosts count from 0"),
+        ({"frames": {"shop": 1}}, r"domains \['shop'\]; choose among page, video, live"),
+        ({"frames": {}}, "choose among page, video, live"),
+        ({"frames": {"page": 1, "video": 0}}, r"'video': 0}; every domain needs at least 1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"split": "test"}, "no split 'test'"),
+        ({"short_clips": "loop"}, "choose one of repeat, mask"),
+    ],
+)
+def test_errors(train, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(1, **changes)

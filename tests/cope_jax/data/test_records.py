@@ -1,0 +1,79 @@
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from cope_jax.data.records import open_records, sample_texts
+from cope_jax.domains import DOMAINS
+
+
+@pytest.fixture(scope="module")
+def records(data_dir):
+    return open_records(data_dir, "train")
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_items_are_what_was_written(records, content, domain):
+    items = records.items[domain]
+    assert len(items) == len(content.items[domain])
+    for row, (text, owners, count) in enumerate(content.items[domain]):
+        item = items[row]
+        assert item.item_id == 100 + 7 * row % 23
+        assert (item.text, item.product_ids, len(item.frames)) == (text, owners, count)
+        assert item.frame_times.tolist() == [40 * i for i in range(count)]
+
+
+def test_products_point_at_their_rows(records, content):
+    assert len(records.products) == 13
+    for index, (product_id, rows) in enumerate(content.products.items()):
+        product = records.products[index]
+        assert product.product_id == product_id
+        assert {domain: found.tolist() for domain, found in product.rows.items()} == rows
+    assert records.products[0].rows["page"].shape == (0,)
+
+
+def test_records_read_as_tfds_reads_them(records, data_dir):
+    source = tfds.builder_from_directory(data_dir / "rope" / "video" / "1.0.0").as_data_source("train")
+    for row in (0, 5, len(source) - 1):
+        reference, item = source[row], records.items["video"][row]
+        assert item.item_id == reference["item_id"]
+        assert item.text.encode() == reference["text"]
+        assert list(item.frames) == list(reference["frames"])
+        np.testing.assert_array_equal(item.product_ids, reference["product_ids"])
+        np.testing.assert_array_equal(item.frame_times, reference["frame_times"])
+
+
+def test_newest_version_is_read_and_unfinished_ones_are_not(data_dir, tmp_path):
+    shutil.copytree(data_dir / "rope", tmp_path / "rope")
+    pages = tmp_path / "rope" / "page"
+    video = open_records(data_dir, "train").items["video"]
+    # 1.10.0 is newer than 1.9.0, and 2.0.0 holds nothing yet. The newest page set is a copy of the videos.
+    shutil.copytree(pages / "1.0.0", pages / "1.9.0")
+    shutil.copytree(tmp_path / "rope" / "video" / "1.0.0", pages / "1.10.0")
+    (pages / "2.0.0").mkdir()
+    newest = open_records(tmp_path, "train").items["page"]
+    assert [newest[row].text for row in range(len(newest))] == [video[row].text for row in range(len(video))]
+
+
+def test_absent_data_sets_are_all_named_with_the_remedy(data_dir, tmp_path):
+    shutil.copytree(data_dir / "rope" / "page", tmp_path / "rope" / "page")
+    with pytest.raises(
+        FileNotFoundError, match=r"rope/video, .*rope/live, .*rope/product; .*\./run\.sh build"
+    ):
+        open_records(tmp_path, "train")
+
+
+def test_a_split_that_is_not_there_names_those_that_are(data_dir):
+    with pytest.raises(ValueError, match=r"no split 'test' in .*page/1\.0\.0 \(has train\).*--splits=test"):
+        open_records(data_dir, "test")
+
+
+def test_sampled_texts_are_spread_over_each_domain(records, content):
+    pages, videos, lives = ([text for text, _, _ in content.items[domain]] for domain in DOMAINS)
+    assert (len(pages), len(videos), len(lives)) == (24, 12, 12)
+    expected = [pages[0], pages[8], pages[16], videos[0], videos[4], videos[8], lives[0], lives[4], lives[8]]
+    assert sample_texts(records, limit=3) == expected
+    # More than there are: each once, without the two missing page texts.
+    assert sample_texts(records, limit=1000) == [text for text in pages + videos + lives if text]
+    assert pages.count("") == 2
