@@ -1,0 +1,1 @@
+"""Losses on embeddings: pure functions of arrays and their learnable scalars."""

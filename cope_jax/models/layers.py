@@ -1,0 +1,124 @@
+"""The transformer parts that the vision and the text encoder share."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+EMBEDDING_INIT = nnx.initializers.normal(0.02)  # BERT and CLIP alike
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """CLIP's sigmoid approximation of GELU: x · sigmoid(1.702 x)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact (erf) GELU of BERT."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"gelu": gelu, "quick_gelu": quick_gelu}
+
+
+def layer_norm(width: int, *, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm whose statistics are float32 (flax's `force_float32_reductions`) whatever `dtype` is."""
+    return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+
+
+def dropout(
+    x: jax.Array, rate: float, rngs: nnx.Rngs | None, *, shape: tuple[int, ...] | None = None
+) -> jax.Array:
+    """Zeroes entries with probability `rate` and rescales the others; the identity without `rngs`.
+
+    Args:
+        x: any shape, float.
+        rate: probability of a zero, in [0, 1).
+        rngs: holds the stream `dropout`; None means evaluation.
+        shape: shape of the drawn mask, broadcast against `x`; None draws one value an entry.
+    """
+    if rngs is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(rngs.dropout(), 1.0 - rate, x.shape if shape is None else shape)
+    return jnp.where(keep, x / (1.0 - rate), 0.0)
+
+
+def drop_path(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
+    """Stochastic depth (arXiv 1603.09382): drops a residual branch for whole examples of the leading axis."""
+    return dropout(x, rate, rngs, shape=x.shape[:1] + (1,) * (x.ndim - 1))
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one kernel for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of the number of heads {heads}")
+        self.qkv = nnx.LinearGeneral(width, (3, heads, width // heads), dtype=dtype, rngs=rngs)
+        self.out = nnx.LinearGeneral((heads, width // heads), width, axis=(-2, -1), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BND: jax.Array, mask_BN: jax.Array | None = None) -> jax.Array:
+        """Attends over the second-last axis.
+
+        Args:
+            x_BND: float[B, N, D].
+            mask_BN: bool[B, N], False for positions nobody may look at; None means all may be seen. A row that
+                is all False yields finite values that mean nothing: the caller masks its result.
+
+        Returns:
+            float[B, N, D].
+        """
+        qkv = self.qkv(x_BND)
+        mask = None if mask_BN is None else mask_BN[:, None, None, :]
+        attended = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask=mask)
+        return self.out(attended)
+
+
+class Mlp(nnx.Module):
+    """Two linear layers with an activation between."""
+
+    def __init__(self, width: int, hidden: int, activation: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+        self.up = nnx.Linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.down = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
+        self.activation = ACTIVATIONS[activation]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float[..., D] → float[..., D]."""
+        return self.down(self.activation(self.up(x)))
+
+
+class PreNormBlock(nnx.Module):
+    """The transformer block of ViT and CLIP: normalise, transform, add."""
+
+    def __init__(
+        self, width: int, heads: int, *, activation: str, drop_path: float, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        self.norm1 = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, 4 * width, activation, dtype=dtype, rngs=rngs)
+        self.drop_path = drop_path
+
+    def __call__(
+        self, x_BND: jax.Array, mask_BN: jax.Array | None = None, *, rngs: nnx.Rngs | None
+    ) -> jax.Array:
+        """float[B, N, D], bool[B, N] or None → float[B, N, D]."""
+        x_BND = x_BND + drop_path(self.attention(self.norm1(x_BND), mask_BN), self.drop_path, rngs)
+        return x_BND + drop_path(self.mlp(self.norm2(x_BND)), self.drop_path, rngs)
+
+
+def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean over the second-last axis of the entries that `mask` keeps, in float32; 0 where it keeps none.
+
+    Args:
+        x: float[B, N, D].
+        mask: bool[B, N].
+
+    Returns:
+        float32[B, D]. `where` rather than a product, so that not even an infinity gets through the mask.
+    """
+    total = jnp.where(mask[..., None], x.astype(jnp.float32), 0.0).sum(axis=-2)
+    return total / jnp.maximum(mask.sum(axis=-1, keepdims=True), 1)

@@ -1,0 +1,100 @@
+"""From pixels to tokens: the first stage of the vision encoder."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cope_jax.models.layers import layer_norm
+
+CONV_PATCH = 4  # side of the patches that the conv stem begins with, pixels; each further stage doubles it
+
+
+class PatchStem(nnx.Module):
+    """ViT's stem: one linear map of each patch, without bias as in CLIP. What pretrained weights expect."""
+
+    def __init__(self, width: int, patch_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.patches = patches(3, width, patch_size, use_bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images_BHWC: jax.Array) -> jax.Array:
+        """float[B, H, W, 3] → float[B, N, D], N = (H / patch)·(W / patch), row by row."""
+        x = self.patches(images_BHWC)
+        return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+class ResidualBlock(nnx.Module):
+    """A pre-norm residual pair of 3×3 convolutions."""
+
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.norm = layer_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.first = nnx.Conv(width, width, (3, 3), dtype=dtype, rngs=rngs)
+        self.second = nnx.Conv(width, width, (3, 3), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float[B, H, W, C] → float[B, H, W, C]."""
+        return x + self.second(jax.nn.relu(self.first(self.norm(x))))
+
+
+class ConvStage(nnx.Module):
+    """Joins patches into coarser ones, normalises them and refines them with residual blocks."""
+
+    def __init__(
+        self, channels: int, width: int, *, patch_size: int, blocks: int, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        self.patches = patches(channels, width, patch_size, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List([ResidualBlock(width, dtype=dtype, rngs=rngs) for _ in range(blocks)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float[B, H, W, C] → float[B, H / patch, W / patch, width]."""
+        x = self.norm(self.patches(x))
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class ConvStem(nnx.Module):
+    """A small convolutional network in front of the transformer, for training from scratch.
+
+    Convolutions bring the locality that a ViT would have to learn from more data than there is (arXiv 2106.14881). It
+    begins with patches of 4×4 pixels: at full resolution convolutions of few channels would take most of the time.
+    Each further stage halves the resolution, so the patch size is 4·2^(stages − 1).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        widths: tuple[int, ...],
+        blocks: tuple[int, ...],
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        sizes = (CONV_PATCH, *(2 for _ in widths[1:]))
+        stages = zip((3, *widths[:-1]), widths, sizes, blocks, strict=True)
+        self.stages = nnx.List(
+            [ConvStage(c, w, patch_size=size, blocks=n, dtype=dtype, rngs=rngs) for c, w, size, n in stages]
+        )
+        self.project = nnx.Linear(widths[-1], width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images_BHWC: jax.Array) -> jax.Array:
+        """float[B, H, W, 3] → float[B, N, D], N = (H / patch)·(W / patch), row by row."""
+        x = images_BHWC
+        for stage in self.stages:
+            x = stage(x)
+        x = self.project(x)
+        return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def conv_patch_size(stages: int) -> int:
+    """The patch size of a conv stem: 4 pixels for one stage, 16 for three."""
+    return CONV_PATCH * 2 ** (stages - 1)
+
+
+def patches(
+    channels: int, width: int, size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, use_bias: bool = True
+) -> nnx.Conv:
+    """A linear map of each size × size patch."""
+    side = (size, size)
+    return nnx.Conv(
+        channels, width, side, strides=side, padding="VALID", use_bias=use_bias, dtype=dtype, rngs=rngs
+    )

@@ -1,0 +1,84 @@
+"""The vision encoder: how frames of a clip speak to each other, stems, pixels."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from cope_jax.models.stems import ConvStem, PatchStem, conv_patch_size
+from cope_jax.models.vision import normalise
+
+
+def frames_of(items):
+    return items["frames"], items["frame_mask"]
+
+
+@nnx.jit
+def run_blocks(encoder, frames, mask):
+    """Tokens behind the last block."""
+    x = encoder.frame_tokens(frames)
+    for block in encoder.blocks:
+        x = block(x, mask, rngs=None)
+    return x
+
+
+def test_frames_speak_to_each_other_only_with_messages_or_integration(make_cope, random_items):
+    """A frame's own vector depends on its neighbours through the messages alone."""
+    items = random_items(2, 3)
+    changed = items["frames"].copy()
+    changed[:, 2] = 0
+    for cross_frame in (True, False):
+        encoder = make_cope(vision={"cross_frame": cross_frame, "integration_depth": 0}).vision
+        x, y = (run_blocks(encoder, frames, items["frame_mask"]) for frames in (items["frames"], changed))
+        difference = float(jnp.abs(x[:, :2] - y[:, :2]).max())
+        assert (difference > 1e-3) == cross_frame
+
+
+def test_without_integration_a_clip_is_the_mean_of_its_frames(call, make_cope, random_items):
+    encoder = make_cope(vision={"cross_frame": False, "integration_depth": 0}).vision
+    encoder.integration.position[...] = jnp.zeros((5, 10))
+    frames, mask = frames_of(random_items(2, 3))
+    alone = [call(encoder, frames[:, t : t + 1], mask[:, t : t + 1]) for t in range(3)]
+    np.testing.assert_allclose(call(encoder, frames, mask), np.mean(alone, axis=0), rtol=2e-4, atol=1e-5)
+
+
+def test_the_order_of_frames_matters_with_integration(call, cope, random_items):
+    frames, mask = frames_of(random_items(2, 3))
+    assert np.abs(call(cope.vision, frames, mask) - call(cope.vision, frames[:, ::-1], mask)).max() > 1e-3
+
+
+def test_patches_are_read_row_by_row(call):
+    stem = PatchStem(5, 8, dtype=jnp.float32, rngs=nnx.Rngs(params=0))
+    images = np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype(np.float32)
+    tokens = call(stem, jnp.asarray(images))
+    assert tokens.shape == (2, 6, 5)
+    kernel = np.asarray(stem.patches.kernel[...])
+    expected = np.einsum("bhwc,hwcd->bd", images[:, 8:, 8:16], kernel)  # second row, second column of 3
+    np.testing.assert_allclose(tokens[:, 4], expected, rtol=2e-4, atol=1e-5)
+
+
+def test_conv_stem_sees_beyond_a_patch(call):
+    stem = ConvStem(7, (8, 12), (0, 1), dtype=jnp.float32, rngs=nnx.Rngs(params=0))
+    images = np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype(np.float32)
+    changed = images.copy()
+    changed[:, :, 16:] = 0  # the last column of patches of 8 pixels
+    before, after = (np.asarray(call(stem, jnp.asarray(i))).reshape(2, 2, 3, 7) for i in (images, changed))
+    assert conv_patch_size(2) == 8
+    assert np.abs(before - after)[:, :, 1].max() > 1e-4  # its neighbour notices
+
+
+def test_pixels_are_normalised_per_channel():
+    white = normalise(np.full((1, 1, 1, 3), 255, np.uint8))
+    np.testing.assert_allclose(
+        white[0, 0, 0], [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225], rtol=1e-5
+    )
+
+
+def test_a_clip_that_is_too_long_is_refused(cope, random_items):
+    with pytest.raises(ValueError, match="clips of 6 frames exceed max_frames = 5"):
+        cope.vision(*frames_of(random_items(1, 6)))
+
+
+def test_an_unknown_stem_is_refused(make_cope):
+    with pytest.raises(ValueError, match="unknown stem 'resnet': choose 'patch' or 'conv'"):
+        make_cope(vision={"stem": "resnet"})

@@ -1,0 +1,22 @@
+"""The pairs and directions of the three domains."""
+
+from cope_jax.domains import DIRECTIONS, PAIRS, direction_name
+
+
+def test_pairs_and_directions_are_those_of_the_paper():
+    assert PAIRS == (("page", "video"), ("page", "live"), ("video", "live"))
+    assert [direction_name(*direction) for direction in DIRECTIONS] == [
+        "p2v",
+        "v2p",
+        "p2l",
+        "l2p",
+        "v2l",
+        "l2v",
+    ]
+
+
+def test_data_prep_says_the_same():
+    from cope_jax.domains import DOMAINS
+    from data_prep.release import DOMAINS as THEIRS
+
+    assert THEIRS == DOMAINS
