@@ -1,0 +1,91 @@
+"""Every field of a run, at the authors' sizes (X-CLIP ViT-B/16, RBT3, 8 frames, 224 px, 128 products a step).
+
+An experiment imports this file and states what differs; a flag changes one field: `--config.train.batch_size=64`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The default run, locked: a key that is not here is an error."""
+    config = ConfigDict()
+    config.seed = 0  # of initialisation, data order, crops and dropout
+
+    config.data = data = ConfigDict()
+    data.data_dir = "data"  # folder that holds `rope/`, as ./run.sh build wrote it
+    data.train_split = "train"  # split of the training batches
+    data.eval_split = "test"  # split that evaluation embeds
+    data.image_size = 224  # side of the square input, pixels
+    data.frames = ConfigDict({"page": 1, "video": 8, "live": 8})  # frames chosen from each item in training
+    data.short_clips = "repeat"  # clips with fewer frames: "repeat" them (the authors') or "mask" the rest
+    data.crop_scale = (0.64, 1.0)  # area of the random resized crop, fractions of the image
+    data.flip = True  # mirror half of the training clips
+    data.colour_jitter = 0.0  # strength of random brightness, contrast and saturation, 0 (off) to 1
+    data.tokenizer = ""  # folder or hub name of a Hugging Face tokenizer; "" trains a WordPiece vocabulary
+    data.vocab_size = 8000  # of the trained vocabulary
+    data.text_length = 32  # tokens, [CLS] and [SEP] included
+    data.text_noise = 0.0  # probability that a training text of 10 or more characters is noised
+    data.max_products = 4  # products of one item that are looked at, for items in several
+    data.threads = 16  # reading and decoding threads a host
+
+    config.model = model = ConfigDict()
+    model.embedding = 128  # width of the shared space
+    model.dtype = "float32"  # of the computation: "float32" or "bfloat16"; parameters stay float32
+    model.text_domains = ("page", "video", "live")  # whose texts are used; the authors' release: ("page",)
+    model.head_norm = "none"  # of the fusion heads: "none" (the authors') or "batch", to train from scratch
+
+    model.vision = vision = ConfigDict()
+    vision.stem = "patch"  # "patch" (ViT) or "conv" (convolutional network, to train from scratch)
+    vision.patch_size = 16  # pixels; of a conv stem 4·2^(stages − 1)
+    vision.stem_widths = (64, 128, 256)  # conv stem: channels of its stages, fine to coarse
+    vision.stem_blocks = (0, 1, 2)  # conv stem: residual blocks of its stages
+    vision.width = 768  # of the tokens
+    vision.depth = 12  # transformer blocks
+    vision.heads = 12  # of attention; divides width
+    vision.pooling = "class"  # a frame's vector: "class" token (CLIP) or "mean" of its patches
+    vision.cross_frame = True  # message tokens between the frames of a clip
+    vision.integration_depth = 1  # transformer blocks over frame embeddings; 0 = their mean
+    vision.integration_heads = 8  # of attention over frames; divides output_width
+    vision.output_width = 512  # of frame and clip vectors, before fusion
+    vision.drop_path = 0.0  # stochastic depth of the last block, rising from 0
+
+    model.text = text = ConfigDict()
+    text.width = 768  # of the tokens
+    text.depth = 3  # transformer blocks; 3 is RBT3
+    text.heads = 12  # of attention; divides width
+    text.pooling = "pooler"  # "pooler" (BERT's), "class" or "mean"
+    text.dropout = 0.1  # on embeddings and residual branches
+
+    config.loss = loss = ConfigDict()
+    loss.temperature = 10.0  # t of the sigmoid loss at the start (learnable)
+    loss.bias = -10.0  # β of the sigmoid loss at the start (learnable)
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.rate = 1e-3  # peak learning rate of AdamW
+    optimizer.rate_factors = ()  # ((regex over parameter paths, factor), …), first match wins; () = 1 everywhere
+    optimizer.warmup_steps = 1000  # linear from 0; then a cosine to 0 at train.steps
+    optimizer.b1 = 0.9  # decay of the mean of gradients
+    optimizer.b2 = 0.98  # decay of the mean of their squares
+    optimizer.weight_decay = 0.05  # of matrices; biases, norms, positions and loss scalars have none
+    optimizer.clip_norm = 5.0  # of the global gradient; 0 = no clipping
+
+    config.train = train = ConfigDict()
+    train.batch_size = 128  # products a step, over all hosts
+    train.steps = 50_000  # batches; also where the learning rate reaches 0
+    train.log_every = 50  # steps a line of metrics.jsonl averages over
+    train.checkpoint_every = 1000  # steps; the last step is always saved
+    train.keep_checkpoints = 3  # newest ones kept
+
+    config.mesh = mesh = ConfigDict()  # devices = data × fsdp × tensor; −1 (one of them) takes what is left
+    mesh.data = -1  # copies of the model, each with its share of the batch
+    mesh.fsdp = 1  # parameters cut, batch cut
+    mesh.tensor = 1  # heads and hidden layers cut
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.batch_size = 256  # items embedded at once, over all devices
+    evaluation.frames = ConfigDict({"page": 1, "video": 8, "live": 8})  # frames chosen from each item
+    evaluation.ways = 20  # few-shot: classes of an episode
+    evaluation.shots = 1  # few-shot: support items of a class
+    evaluation.queries = 5  # few-shot: query items of a class, at most
+    evaluation.episodes = 100  # few-shot: episodes averaged over
+    return config.lock()

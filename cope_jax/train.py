@@ -1,0 +1,51 @@
+"""Trains a model: `python -m cope_jax.train --config=configs/demo.py --workdir=runs/demo`.
+
+Fields of the config are flags: `--config.train.batch_size=64`. The same command goes on where a run was stopped.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from cope_jax import entry
+from cope_jax.training.loop import Stopped, train
+
+FLAGS = flags.FLAGS
+STOPPED = 75  # exit code: stopped by a signal, all work saved (EX_TEMPFAIL: call again)
+
+
+def define_flags() -> None:
+    """Defines the flags of the command; not at import, where those of two commands would collide."""
+    config_flags.DEFINE_config_file("config", None, "Experiment: a file of configs/.", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Folder of the run: config, checkpoints, metrics. Made if missing.")
+    flags.DEFINE_bool(
+        "distributed", False, "This is one process of several: join them by jax.distributed first."
+    )
+    flags.DEFINE_string("coordinator", None, "host:port of process 0; not needed where the cluster tells it.")
+    flags.DEFINE_integer("processes", None, "Number of processes; not needed where the cluster tells it.")
+    flags.DEFINE_integer(
+        "process", None, "Number of this process, from 0; not needed where the cluster tells it."
+    )
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main() -> None:
+    """Joins the cluster where there is one, and trains."""
+    if FLAGS.distributed:
+        jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+    config = FLAGS.config
+    # The work directory keeps the path; evaluation may start from elsewhere.
+    config.data.data_dir = str(Path(config.data.data_dir).absolute())
+    try:
+        train(config, Path(FLAGS.workdir))
+    except Stopped as stopped:
+        print(stopped)
+        sys.exit(STOPPED)
+
+
+if __name__ == "__main__":
+    define_flags()
+    entry.run("train", main)

@@ -1,0 +1,1 @@
+"""Training: config → mesh, sharded state, jitted step, checkpoints, metrics."""

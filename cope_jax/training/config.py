@@ -1,0 +1,190 @@
+"""Checks of a config before anything starts, and the resolved config of a work directory."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from cope_jax.data.frames import SHORT_CLIPS
+from cope_jax.domains import DOMAINS
+from cope_jax.models.fusion import HEAD_NORMS
+from cope_jax.models.stems import conv_patch_size
+from cope_jax.models.text import POOLINGS as TEXT_POOLINGS
+from cope_jax.models.vision import POOLINGS as VISION_POOLINGS
+
+DTYPES = ("float32", "bfloat16")
+STEMS = ("patch", "conv")
+
+POSITIVE = [
+    "data.frames.page",
+    "data.frames.video",
+    "data.frames.live",
+    "data.image_size",
+    "data.max_products",
+    "data.vocab_size",
+    "model.embedding",
+    "model.vision.patch_size",
+    "model.vision.width",
+    "model.vision.depth",
+    "model.vision.heads",
+    "model.vision.integration_heads",
+    "model.vision.output_width",
+    "model.text.width",
+    "model.text.depth",
+    "model.text.heads",
+    "loss.temperature",
+    "optimizer.rate",
+    "train.batch_size",
+    "train.steps",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "eval.frames.page",
+    "eval.frames.video",
+    "eval.frames.live",
+    "eval.batch_size",
+    "eval.shots",
+    "eval.queries",
+]
+FRACTIONS = ["data.colour_jitter", "data.text_noise", "model.vision.drop_path", "model.text.dropout"]
+CHOICES = {
+    "data.short_clips": SHORT_CLIPS,
+    "model.dtype": DTYPES,
+    "model.head_norm": HEAD_NORMS,
+    "model.vision.stem": STEMS,
+    "model.vision.pooling": VISION_POOLINGS,
+    "model.text.pooling": TEXT_POOLINGS,
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every value that can be checked without data or devices.
+
+    Raises:
+        ValueError: lists all faults, each with the key to change.
+    """
+    faults = [*value_faults(config), *combination_faults(config)]
+    if faults:
+        raise ValueError("the config has faults:\n" + "\n".join(f"  {fault}" for fault in faults))
+
+
+def value_faults(config: ConfigDict) -> Iterator[str]:
+    """Faults of single fields."""
+    fields = dict(flatten(config))
+    for key in POSITIVE:
+        if fields[key] <= 0:
+            yield f"config.{key} is {fields[key]}; it must be above 0"
+    for key in FRACTIONS:
+        if not 0 <= fields[key] <= 1:
+            yield f"config.{key} is {fields[key]}; it must lie between 0 and 1"
+    for key, choices in CHOICES.items():
+        if fields[key] not in choices:
+            yield f"config.{key} is {fields[key]!r}; choose one of {', '.join(choices)}"
+    for domain in config.model.text_domains:
+        if domain not in DOMAINS:
+            yield f"config.model.text_domains names {domain!r}; choose from {', '.join(DOMAINS)}"
+
+
+def combination_faults(config: ConfigDict) -> Iterator[str]:
+    """Faults of fields that must go together."""
+    data, vision, text = config.data, config.model.vision, config.model.text
+    low, high = data.crop_scale
+    if not 0 < low <= high <= 1:
+        yield f"config.data.crop_scale is {data.crop_scale}; it must be (low, high) with 0 < low <= high <= 1"
+    if data.text_length < 3:
+        yield f"config.data.text_length is {data.text_length}; it must be 3 or more: [CLS], a token, [SEP]"
+    if data.image_size % vision.patch_size:
+        yield f"config.data.image_size {data.image_size} is no multiple of model.vision.patch_size {vision.patch_size}"
+    if vision.stem == "conv" and vision.patch_size != (wanted := conv_patch_size(len(vision.stem_widths))):
+        yield (
+            f"config.model.vision.patch_size is {vision.patch_size}; the {len(vision.stem_widths)} stages of "
+            f"stem_widths make {wanted}"
+        )
+    if vision.stem == "conv" and len(vision.stem_widths) != len(vision.stem_blocks):
+        yield "config.model.vision.stem_widths and stem_blocks must have one entry a stage each"
+    for name, width, heads in (
+        ("vision.width", vision.width, vision.heads),
+        ("vision.output_width", vision.output_width, vision.integration_heads),
+        ("text.width", text.width, text.heads),
+    ):
+        if heads > 0 and width % heads:
+            yield f"config.model.{name} {width} is no multiple of its {heads} heads"
+    if config.optimizer.warmup_steps >= config.train.steps:
+        yield (
+            f"config.optimizer.warmup_steps {config.optimizer.warmup_steps} must be less than "
+            f"config.train.steps {config.train.steps}"
+        )
+    if config.eval.ways < 2:
+        yield f"config.eval.ways is {config.eval.ways}; few-shot needs 2 classes or more"
+    if config.eval.episodes < 10:
+        yield f"config.eval.episodes is {config.eval.episodes}; an interval needs 10 or more"
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted key, value) of every field."""
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def save_config(config: ConfigDict, workdir: Path) -> None:
+    """Writes the resolved config to `config.json`, or checks it against the one that is there.
+
+    A run may go on with more steps, another mesh, another log or checkpoint interval or other evaluation settings;
+    what would make it another run is refused.
+
+    Raises:
+        ValueError: lists the fields that differ.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        old, new = dict(flatten(load_config(workdir))), dict(flatten(config))
+        changed = [
+            f"  config.{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)
+        ]
+        if changed:
+            raise ValueError(
+                f"{workdir} holds a run with another config; choose another --workdir or restore:\n"
+                + "\n".join(changed)
+            )
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(config.to_json(indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+MAY_CHANGE = (
+    "mesh.",
+    "eval.",
+    "data.data_dir",
+    "data.threads",
+    "data.eval_split",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+)
+
+
+def load_config(workdir: Path) -> ConfigDict:
+    """Reads the resolved config of a work directory.
+
+    Raises:
+        FileNotFoundError: there is none; says what a work directory is.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: --workdir must name the folder that a training run wrote")
+    return ConfigDict(tupled(json.loads(path.read_text(encoding="utf-8")))).lock()
+
+
+def tupled(value: object) -> object:
+    """JSON's lists as the tuples they were."""
+    if isinstance(value, dict):
+        return {key: tupled(item) for key, item in value.items()}
+    return tuple(tupled(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,80 @@
+"""From a config to what feeds the model: tokenizer, training batches, evaluation batches."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerFast
+
+from cope_jax.data.images import EvalView, TrainView
+from cope_jax.data.pipeline import eval_batches, train_batches
+from cope_jax.data.records import open_records, sample_texts
+from cope_jax.data.tokenizer import TextAugment, load_tokenizer, save_tokenizer, train_wordpiece
+
+VOCABULARY_TEXTS = 200_000  # a domain; more would not change the vocabulary of 8,000 much
+
+
+def run_tokenizer(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a run, from `tokenizer/` of its work directory; made or copied there at the first start."""
+    folder = workdir / "tokenizer"
+    if not folder.exists() and jax.process_index() == 0:
+        if config.data.tokenizer:
+            tokenizer = load_tokenizer(config.data.tokenizer)
+        else:
+            records = open_records(config.data.data_dir, config.data.train_split)
+            tokenizer = train_wordpiece(sample_texts(records, limit=VOCABULARY_TEXTS), config.data.vocab_size)
+        save_tokenizer(tokenizer, folder)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("tokenizer")
+    return load_tokenizer(folder)
+
+
+def training_batches(
+    config: ConfigDict, tokenizer: PreTrainedTokenizerFast, *, start_step: int
+) -> Iterator[Any]:
+    """This host's share of the training batches from `start_step` on, without end."""
+    data = config.data
+    return train_batches(
+        data_dir=data.data_dir,
+        split=data.train_split,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        frames=data.frames.to_dict(),
+        view=TrainView(
+            size=data.image_size, scale=data.crop_scale, flip=data.flip, colour_jitter=data.colour_jitter
+        ),
+        text_length=data.text_length,
+        tokenizer=tokenizer,
+        max_products=data.max_products,
+        short_clips=data.short_clips,
+        augment=TextAugment(probability=data.text_noise) if data.text_noise else None,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+        threads=data.threads,
+        start_step=start_step,
+    )
+
+
+def evaluation_batches(
+    config: ConfigDict, tokenizer: PreTrainedTokenizerFast, *, domain: str, batch_size: int
+) -> Iterator[Any]:
+    """This host's share of all items of a domain of the evaluation split, in row order."""
+    data = config.data
+    return eval_batches(
+        data_dir=data.data_dir,
+        split=data.eval_split,
+        domain=domain,
+        batch_size=batch_size,
+        frames=config.eval.frames[domain],
+        view=EvalView(size=data.image_size),
+        text_length=data.text_length,
+        tokenizer=tokenizer,
+        max_products=data.max_products,
+        short_clips=data.short_clips,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+        threads=data.threads,
+    )

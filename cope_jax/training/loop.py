@@ -1,0 +1,167 @@
+"""A training run: from a config and a work directory to its last checkpoint."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cope_jax.losses.sigmoid import init_scalars
+from cope_jax.training.checkpoints import Checkpoints
+from cope_jax.training.config import save_config, validate
+from cope_jax.training.inputs import run_tokenizer, training_batches
+from cope_jax.training.mesh import (
+    batch_sharding,
+    make_mesh,
+    parameter_shardings,
+    replicated,
+    to_devices,
+    with_shardings,
+)
+from cope_jax.training.metrics import MetricsLog, Reporter
+from cope_jax.training.model import split_model
+from cope_jax.training.optimizer import make_optimizer
+from cope_jax.training.progress import Progress
+from cope_jax.training.step import TrainState, make_train_step
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved its state."""
+
+
+class StopSignal:
+    """Turns the first SIGTERM or SIGINT into a flag that the loop looks at between steps; the second one kills."""
+
+    def __enter__(self) -> "StopSignal":
+        self.asked = False
+        self.previous = {
+            number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        self.asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Trains until config.train.steps, going on from the newest checkpoint of the work directory.
+
+    Raises:
+        ValueError: a fault in the config, or a work directory that holds another run.
+        FileNotFoundError: array records or tokenizer are missing.
+        Stopped: a signal came; the state is saved.
+    """
+    validate(config)
+    mesh = make_mesh(**config.mesh)
+    check_batch_sizes(config, mesh)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        save_config(config, workdir)
+    tokenizer = run_tokenizer(config, workdir)
+    with StopSignal() as stop, Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
+        newest = checkpoints.latest()
+        if newest is not None and newest >= config.train.steps:
+            print(f"{workdir} has its {newest} steps already")
+            return
+        state, step_function = start(config, mesh, checkpoints, vocab_size=len(tokenizer))
+        first = int(state.step)
+        with (
+            MetricsLog(workdir, step=first) if jax.process_index() == 0 else nullcontext() as log,
+            closing(training_batches(config, tokenizer, start_step=first)) as batches,
+        ):
+            run_steps(config, mesh, state, step_function, batches, checkpoints, log, stop)
+
+
+def check_batch_sizes(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises a ValueError where a batch does not divide over the devices that share it."""
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    for key, size in (("train", config.train.batch_size), ("eval", config.eval.batch_size)):
+        if size % shares:
+            raise ValueError(
+                f"config.{key}.batch_size {size} is no multiple of the {shares} devices that share it"
+            )
+
+
+def start(
+    config: ConfigDict, mesh: Mesh, checkpoints: Checkpoints, *, vocab_size: int
+) -> tuple[TrainState, Callable[[TrainState, Any], Any]]:
+    """The state to begin with, from the newest checkpoint or fresh, and the compiled step for it."""
+    graphdef, initialise = split_model(config, vocab_size=vocab_size)
+
+    scalars = init_scalars(temperature=config.loss.temperature, bias=config.loss.bias)
+    shapes = {"model": jax.eval_shape(initialise).params, "loss": scalars}
+    optimizer = make_optimizer(shapes, steps=config.train.steps, **config.optimizer)
+
+    def initial_state() -> TrainState:
+        model = initialise()
+        params = {"model": model.params, "loss": scalars}
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, params, model.statistics, optimizer.init(params))
+
+    shardings = state_shardings(jax.eval_shape(initial_state), optimizer, mesh)
+    step_function = jax.jit(
+        make_train_step(graphdef=graphdef, optimizer=optimizer, seed=config.seed),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+    newest = checkpoints.latest()
+    if newest is None:
+        return jax.jit(initial_state, out_shardings=shardings)(), step_function
+    print(f"going on from step {newest}")
+    return checkpoints.restore(
+        newest, with_shardings(jax.eval_shape(initial_state), shardings)
+    ), step_function
+
+
+def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shardings of a whole state (shapes): the optimiser's moments lie as their parameters do, counters everywhere."""
+    params = parameter_shardings(state.params, mesh)
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        state.opt_state,
+        params,
+        transform_non_params=lambda _: replicated(mesh),
+    )
+    statistics = jax.tree.map(lambda _: replicated(mesh), state.statistics)
+    return TrainState(step=replicated(mesh), params=params, statistics=statistics, opt_state=opt_state)
+
+
+def run_steps(
+    config: ConfigDict,
+    mesh: Mesh,
+    state: TrainState,
+    step_function: Callable[[TrainState, Any], Any],
+    batches: Iterator[Any],
+    checkpoints: Checkpoints,
+    log: MetricsLog | None,
+    stop: StopSignal,
+) -> None:
+    """Takes the steps that are left; saves on schedule, at the end and when asked to stop."""
+    first, steps = int(state.step), config.train.steps
+    progress = Progress(start=first, steps=steps, batch_size=config.train.batch_size)
+    reporter = Reporter(log, progress, every=config.train.log_every, last=steps)
+    for step in range(first + 1, steps + 1):
+        state, metrics = step_function(state, to_devices(next(batches), mesh))
+        reporter.add(step, metrics)
+        if step == steps or step % config.train.checkpoint_every == 0 or stop.asked:
+            reporter.flush()
+            checkpoints.save(step, state)
+        if stop.asked and step < steps:
+            raise Stopped(
+                f"stopped at step {step} of {steps}, which is saved; the same command goes on from there"
+            )

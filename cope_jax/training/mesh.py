@@ -1,0 +1,94 @@
+"""The device mesh, and how parameters and batches lie on it."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cope_jax.training.rules import apply_rules, paths
+
+AXES = ("data", "fsdp", "tensor")
+
+# Parameter paths → how their axes are cut. Biases, norms, positions and scalars are small: every device holds them
+# whole. `tensor` cuts heads and hidden layers, so that a block communicates once behind attention and once behind MLP.
+PARAMETER_RULES = (
+    (r"/qkv/kernel$", PartitionSpec("fsdp", None, "tensor", None)),
+    (r"/out/kernel$", PartitionSpec("tensor", None, "fsdp")),
+    (r"/up/kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"/down/kernel$", PartitionSpec("tensor", "fsdp")),
+    (r"/(message_fc|project|pooler)/kernel$", PartitionSpec("fsdp", None)),
+    (r"fusion/\w+/\w+/linear/kernel$", PartitionSpec("fsdp", None)),
+    (r"/words/embedding$", PartitionSpec(None, "fsdp")),
+    (r"/stem/.*kernel$", PartitionSpec(None, None, None, "fsdp")),
+    (r"(^|/)(bias|scale|position|segment|class_token|log_t)$", PartitionSpec()),
+)
+
+
+def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with axes `data`, `fsdp` and `tensor`; a size of −1 takes what is left of the devices.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    known = prod(size for size in sizes.values() if size > 0)
+    sizes = {axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()}
+    if prod(sizes.values()) != len(devices) or min(sizes.values()) < 1:
+        wanted = ", ".join(
+            f"mesh.{axis}={size}" for axis, size in zip(AXES, (data, fsdp, tensor), strict=True)
+        )
+        raise ValueError(
+            f"{wanted} do not multiply to {len(devices)} devices; set one to −1 to take what is left"
+        )
+    return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), AXES)
+
+
+def parameter_shardings(params: Any, mesh: Mesh) -> Any:
+    """The sharding of each parameter by PARAMETER_RULES.
+
+    Args:
+        params: tree of arrays or shapes.
+
+    Raises:
+        ValueError: a parameter that no rule covers, or that its rule cannot cut evenly on this mesh; all are listed.
+    """
+    specs = apply_rules(
+        PARAMETER_RULES, params, what="PARAMETER_RULES in training/mesh.py", require_all_used=False
+    )
+    uneven = [
+        f"{path} {leaf.shape} by {spec}"
+        for path, leaf, spec in zip(*map(jax.tree.leaves, (paths(params), params, specs)), strict=True)
+        if any(axis is not None and leaf.shape[i] % mesh.shape[axis] for i, axis in enumerate(spec))
+    ]
+    if uneven:
+        raise ValueError(
+            f"the mesh {dict(mesh.shape)} does not divide these parameters evenly: {'; '.join(uneven)}"
+        )
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Examples are cut over data × fsdp; every device of a tensor group sees the same ones."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same whole value on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """A tree of shapes with its shardings written into it, as restoring a checkpoint wants it."""
+    return jax.tree.map(
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings
+    )
+
+
+def to_devices(batch: Any, mesh: Mesh) -> Any:
+    """This host's share of a batch (numpy, leading axis B / hosts) → the global, sharded arrays."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)

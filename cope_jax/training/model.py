@@ -1,0 +1,56 @@
+"""From a config to the model: its graph, the shapes of its parameters, their initial values."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from cope_jax.models.cope import CopeModel
+
+
+class ModelState(NamedTuple):
+    """What a model knows.
+
+    Attributes:
+        params: tree of float32 arrays, changed by the optimiser.
+        statistics: tree of float32 arrays, changed by training batches; empty where no layer keeps any.
+    """
+
+    params: Any
+    statistics: Any
+
+
+def make_model(config: ConfigDict, *, vocab_size: int, rngs: nnx.Rngs) -> CopeModel:
+    """The model that a config describes, with the vocabulary of the run's tokenizer."""
+    return CopeModel(
+        embedding=config.model.embedding,
+        vision={
+            **config.model.vision.to_dict(),
+            "image_size": config.data.image_size,
+            "max_frames": max(*config.data.frames.values(), *config.eval.frames.values()),
+        },
+        text={**config.model.text.to_dict(), "vocab_size": vocab_size, "max_length": config.data.text_length},
+        text_domains=config.model.text_domains,
+        head_norm=config.model.head_norm,
+        dtype=jnp.dtype(config.model.dtype),
+        rngs=rngs,
+    )
+
+
+def split_model(config: ConfigDict, *, vocab_size: int) -> tuple[nnx.GraphDef, Callable[[], ModelState]]:
+    """The model's graph, and a function that makes its initial state as a plain tree of float32 arrays.
+
+    The function is pure: `jax.eval_shape` gives the shapes, `jax.jit` with out_shardings makes each device compute
+    its own part, and the values depend on config.seed alone.
+    """
+
+    def make() -> CopeModel:
+        return make_model(config, vocab_size=vocab_size, rngs=nnx.Rngs(params=config.seed))
+
+    def initialise() -> ModelState:
+        _, params, statistics = nnx.split(make(), nnx.Param, nnx.BatchStat)
+        return ModelState(nnx.to_pure_dict(params), nnx.to_pure_dict(statistics))
+
+    return nnx.graphdef(nnx.eval_shape(make)), initialise

@@ -1,0 +1,112 @@
+"""Configs: every default is valid, every fault is named, a work directory keeps its run."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import configs.default
+import configs.demo
+import configs.grocery
+from cope_jax.training.config import flatten, load_config, save_config, validate
+
+EXPERIMENTS = (configs.default, configs.demo, configs.grocery)
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("module", EXPERIMENTS, ids=lambda module: module.__name__)
+def test_experiments_are_valid_locked_and_survive_the_work_directory(module, tmp_path):
+    config = module.get_config()
+    validate(config)
+    with pytest.raises(AttributeError, match="batch_size"):
+        config.train.batch_sise = 3
+    save_config(config, tmp_path)
+    assert dict(flatten(load_config(tmp_path))) == dict(flatten(config))
+
+
+def test_every_file_of_configs_is_tried():
+    files = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__"}
+    assert files == {module.__name__.split(".")[1] for module in EXPERIMENTS}
+
+
+def test_every_key_has_a_comment_and_is_read():
+    """A field nobody reads would be a setting without effect."""
+    lines = (ROOT / "configs/default.py").read_text(encoding="utf-8").splitlines()
+    assignments = [line for line in lines if re.match(r"    \w+(\.\w+)+ = ", line)]
+    assert [line for line in assignments if "#" not in line and "ConfigDict()" not in line] == []
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "cope_jax").rglob("*.py"))
+    keys = {key.split(".")[-1] for key, _ in flatten(configs.default.get_config())}
+    assert [key for key in keys if not re.search(rf"\b{key}\b", code)] == []
+
+
+def test_all_faults_are_reported_together():
+    config = configs.default.get_config()
+    config.data.image_size = 200
+    config.data.short_clips = "loop"
+    config.model.vision.heads = 7
+    config.optimizer.warmup_steps = 60_000
+    config.model.text.dropout = 1.5
+    config.train.batch_size = 0
+    with pytest.raises(ValueError, match="the config has faults") as caught:
+        validate(config)
+    text = str(caught.value)
+    for part in (
+        "config.data.image_size 200 is no multiple of model.vision.patch_size 16",
+        "config.data.short_clips is 'loop'; choose one of repeat, mask",
+        "config.model.vision.width 768 is no multiple of its 7 heads",
+        "config.optimizer.warmup_steps 60000 must be less than config.train.steps 50000",
+        "config.model.text.dropout is 1.5; it must lie between 0 and 1",
+        "config.train.batch_size is 0; it must be above 0",
+    ):
+        assert part in text
+    assert text.count("\n") == 6
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data.crop_scale", (0.0, 1.0), "0 < low <= high <= 1"),
+        ("data.text_length", 2, r"must be 3 or more: \[CLS\], a token, \[SEP\]"),
+        ("data.frames.live", 0, "config.data.frames.live is 0; it must be above 0"),
+        ("model.text_domains", ("page", "shop"), "names 'shop'; choose from page, video, live"),
+        ("model.vision.stem", "resnet", "choose one of patch, conv"),
+        ("eval.ways", 1, "few-shot needs 2 classes or more"),
+        ("eval.episodes", 9, "an interval needs 10 or more"),
+    ],
+)
+def test_a_fault_names_its_key(key, value, message):
+    config = configs.default.get_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message):
+        validate(config)
+
+
+def test_a_conv_stem_fixes_its_patch_size():
+    config = configs.default.get_config()
+    config.model.vision.stem = "conv"
+    validate(config)
+    config.model.vision.stem_widths = (8, 16)
+    with pytest.raises(
+        ValueError, match=r"patch_size is 16; the 2 stages of stem_widths make 8\n.*one entry a stage each"
+    ):
+        validate(config)
+
+
+def test_a_work_directory_keeps_its_run(tmp_path):
+    config = configs.default.get_config()
+    save_config(config, tmp_path)
+    config.mesh.fsdp = 2
+    config.train.log_every = 7
+    save_config(config, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["mesh"]["fsdp"] == 2
+    config.train.batch_size = 64
+    with pytest.raises(
+        ValueError, match=r"holds a run with another config.*\n  config.train.batch_size: 128 there, 64 now"
+    ):
+        save_config(config, tmp_path)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--workdir must name the folder that a training run wrote"):
+        load_config(tmp_path)

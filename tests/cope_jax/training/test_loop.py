@@ -1,0 +1,146 @@
+"""Whole runs: the same on every mesh, the same when interrupted, stopped cleanly."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+from cope_jax.training.checkpoints import Checkpoints
+from cope_jax.training.inputs import run_tokenizer, training_batches
+from cope_jax.training.loop import Stopped, start, train
+from cope_jax.training.mesh import make_mesh, to_devices
+from cope_jax.training.metrics import merge_all
+from cope_jax.training.progress import Progress
+
+
+def stored(workdir, step):
+    """The whole state of a checkpoint as numpy."""
+    with ocp.StandardCheckpointer() as reader:
+        return jax.tree.map(np.asarray, reader.restore(workdir.absolute() / f"checkpoints/{step}/default"))
+
+
+def assert_equal_trees(a, b, **tolerance):
+    compare = (
+        (lambda x, y: np.testing.assert_allclose(x, y, **tolerance))
+        if tolerance
+        else np.testing.assert_array_equal
+    )
+    jax.tree.map(compare, a, b)
+
+
+def losses(workdir):
+    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(line["step"], line["loss"]) for line in map(json.loads, lines)]
+
+
+@pytest.fixture(scope="module")
+def finished(make_tiny_config, tmp_path_factory):
+    """A work directory trained without interruption."""
+    workdir = tmp_path_factory.mktemp("finished")
+    train(make_tiny_config(), workdir)
+    return workdir
+
+
+def test_a_run_leaves_a_whole_work_directory(finished, tiny_config):
+    assert {path.name for path in finished.iterdir()} == {
+        "config.json",
+        "tokenizer",
+        "checkpoints",
+        "metrics.jsonl",
+        "tensorboard",
+    }
+    with Checkpoints(finished) as checkpoints:
+        assert checkpoints.manager.all_steps() == [4, 6]
+    assert [step for step, _ in losses(finished)] == [2, 4, 6]
+
+
+def test_a_stopped_run_ends_bit_for_bit_where_an_unstopped_one_does(
+    finished, tiny_config, tmp_path, monkeypatch
+):
+    report = Progress.update
+
+    def stop_at_three(self, step, loss):
+        report(self, step, loss)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "update", stop_at_three)
+    with pytest.raises(Stopped, match="stopped at step 4 of 6, which is saved"):
+        train(tiny_config, tmp_path)
+    monkeypatch.setattr(Progress, "update", report)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    train(tiny_config, tmp_path)
+    assert_equal_trees(stored(tmp_path, 6), stored(finished, 6))
+    assert losses(tmp_path) == losses(finished)
+
+
+def test_a_lost_checkpoint_is_trained_again(finished, tiny_config, tmp_path, capsys):
+    """As after a kill between two checkpoints: the log has lines of steps that come again."""
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/6")
+    train(tiny_config, tmp_path / "run")
+    assert "going on from step 4" in capsys.readouterr().out
+    assert_equal_trees(stored(tmp_path / "run", 6), stored(finished, 6))
+    assert losses(tmp_path / "run") == losses(finished)
+
+
+def test_a_finished_run_is_left_alone(finished, tiny_config, capsys):
+    before = (finished / "metrics.jsonl").stat().st_mtime_ns
+    train(tiny_config, finished)
+    assert "has its 6 steps already" in capsys.readouterr().out
+    assert (finished / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 4, 2), (2, 2, 2)])
+def test_every_mesh_trains_the_same(finished, tiny_config, tmp_path, sizes):
+    tokenizer = run_tokenizer(tiny_config, finished)
+    meshes = (
+        make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1]),
+        make_mesh(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))),
+    )
+    results = []
+    for number, mesh in enumerate(meshes):
+        with Checkpoints(tmp_path / str(number)) as checkpoints:
+            state, step_function = start(tiny_config, mesh, checkpoints, vocab_size=len(tokenizer))
+        batches = training_batches(tiny_config, tokenizer, start_step=0)
+        window = []
+        for _ in range(3):
+            state, metrics = step_function(state, to_devices(next(batches), mesh))
+            window.append(jax.device_get(metrics))
+        batches.close()
+        # The means of gradients and not the parameters: Adam's step has full length even where the gradient is 0 but
+        # for rounding (the biases of attention keys), so there the last bits decide.
+        moments = (
+            optax.tree.get(state.opt_state, "mu"),
+            optax.tree.get(state.opt_state, "nu"),
+            state.statistics,
+        )
+        results.append((jax.device_get(moments), merge_all(window)))
+    (moments, metrics), (cut_moments, cut_metrics) = results
+    assert_equal_trees(moments, cut_moments, rtol=1e-3, atol=1e-6)
+    assert metrics.keys() == cut_metrics.keys()
+    for name, value in metrics.items():
+        assert cut_metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_a_batch_that_does_not_divide_is_refused(tiny_config, tmp_path):
+    tiny_config.train.batch_size = 12
+    with pytest.raises(
+        ValueError, match=r"config.train.batch_size 12 is no multiple of the 8 devices that share it"
+    ):
+        train(tiny_config, tmp_path)
+
+
+def test_training_lowers_the_loss(tiny_config, tmp_path):
+    tiny_config.train.steps = 30
+    tiny_config.optimizer.rate = 3e-3
+    tiny_config.train.log_every = 10
+    train(tiny_config, tmp_path)
+    values = [loss for _, loss in losses(tmp_path)]
+    assert values[-1] < 0.8 * values[0]

@@ -1,0 +1,65 @@
+"""The mesh and how parameters lie on it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from configs import default
+from cope_jax.training.mesh import PARAMETER_RULES, make_mesh, parameter_shardings, to_devices
+from cope_jax.training.model import split_model
+from cope_jax.training.rules import apply_rules
+
+
+def shape(*sizes: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def test_one_open_axis_takes_the_rest():
+    assert dict(make_mesh(data=-1, fsdp=2, tensor=2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(make_mesh(data=1, fsdp=8, tensor=1).shape) == {"data": 1, "fsdp": 8, "tensor": 1}
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, 8, 1), (-1, 16, 1)])
+def test_sizes_that_do_not_make_the_devices_are_refused(sizes):
+    with pytest.raises(ValueError, match=r"mesh.data=.* do not multiply to 8 devices; set one to −1"):
+        make_mesh(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
+
+
+def test_every_rule_serves_the_full_model_and_covers_it():
+    config = default.get_config()
+    for stem in ("patch", "conv"):
+        config.model.vision.stem = stem
+        _, initialise = split_model(config, vocab_size=100)
+        params = {"model": jax.eval_shape(initialise).params, "loss": {"log_t": shape(), "bias": shape()}}
+        specs = apply_rules(PARAMETER_RULES, params, what="rules")  # raises where a rule is of no use
+        assert all(isinstance(spec, PartitionSpec) for spec in jax.tree.leaves(specs))
+
+
+def test_kernels_are_cut_as_the_rules_say():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    params = {"b": {"qkv": {"kernel": shape(8, 3, 4, 2), "bias": shape(3, 4, 2)}}}
+    found = parameter_shardings(params, mesh)["b"]["qkv"]
+    assert found["kernel"].shard_shape((8, 3, 4, 2)) == (4, 3, 2, 2)
+    assert found["bias"].shard_shape((3, 4, 2)) == (3, 4, 2)
+
+
+def test_all_uneven_cuts_are_listed():
+    mesh = make_mesh(data=1, fsdp=4, tensor=2)
+    params = {
+        "b": {
+            "up": {"kernel": shape(6, 8)},
+            "down": {"kernel": shape(7, 8)},
+            "out": {"kernel": shape(2, 2, 8)},
+        }
+    }
+    with pytest.raises(ValueError, match=r"b/down/kernel \(7, 8\) by .*; b/up/kernel \(6, 8\) by"):
+        parameter_shardings(params, mesh)
+
+
+def test_batches_are_cut_over_data_and_fsdp_and_keep_their_order():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    batch = to_devices({"x": np.arange(24).reshape(8, 3)}, mesh)["x"]
+    np.testing.assert_array_equal(batch, np.arange(24).reshape(8, 3))
+    assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 3)}
