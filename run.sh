@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# One door to everything: sets up .venv at the first call, then runs a command. ./run.sh help lists them.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+VENV=.venv
+LOG=.cache/install.log
+
+help() {
+  cat <<'TEXT'
+./run.sh demo [--root=DIR] [OPTION…]   write a synthetic release, build it, train on it, evaluate: the whole way once
+./run.sh grocery PATH [OPTION…]        the same on a checkout of GroceryStoreDataset: real photos
+./run.sh synthetic --out=DIR …         write a synthetic release
+./run.sh build --release=DIR …         release → array records (TFDS, without TensorFlow)
+./run.sh tfds build …                  the same by TFDS's own command
+./run.sh train --config=FILE …         train; the same command goes on where a run stopped
+./run.sh eval --workdir=DIR …          retrieval and few-shot tables of a run
+./run.sh lint | test [OPTION…]         ruff | the tests (options go to pytest)
+
+Each takes --help. Options of demo and grocery go to training: ./run.sh demo --config.train.steps=200
+COPE_PYTHON=/path/to/python uses an environment of your own and installs nothing.
+TEXT
+}
+
+say() { printf '\n▸ %s\n' "$*"; }
+fail() { printf 'run.sh: %s\n' "$*" >&2; exit 1; }
+
+find_python() {
+  local name
+  for name in python3 python python3.13 python3.12 python3.11; do
+    if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo "$name"; return; fi
+  done
+  fail "no Python 3.11 or newer found; install one, or set COPE_PYTHON to an environment of your own"
+}
+
+# The jax build for the device that is there.
+jax_package() {
+  if nvidia-smi -L >/dev/null 2>&1; then echo 'jax[cuda13]'
+  elif compgen -G '/dev/accel*' >/dev/null || [ -n "${TPU_NAME:-}" ]; then echo 'jax[tpu]'
+  else echo jax; fi
+}
+
+# setup FILE: makes .venv with what FILE asks for; does nothing where that is done.
+setup() {
+  if [ -n "${COPE_PYTHON:-}" ]; then
+    command -v "$COPE_PYTHON" >/dev/null || fail "COPE_PYTHON is $COPE_PYTHON, which is no program"
+    PYTHON=$COPE_PYTHON
+    return
+  fi
+  PYTHON=$VENV/bin/python
+  local requirements=$1 package stamp finder
+  package=$(jax_package)
+  stamp="$VENV/installed-$(cat requirements.txt "$requirements" <(echo "$package") | cksum | tr ' ' -)-$requirements"
+  [ -e "$stamp" ] && return
+  mkdir -p "$(dirname $LOG)"
+  if ! "$PYTHON" -c 'import pip' 2>/dev/null; then
+    finder=$(find_python)
+    say "making $VENV with $("$finder" --version)"
+    "$finder" -m venv --clear $VENV >"$LOG" 2>&1 || fail "could not make $VENV; the reason is in $LOG (on Debian: apt install python3-venv)"
+  fi
+  say "installing $requirements and $package into $VENV (a few minutes at the first time)"
+  "$PYTHON" -m pip install --disable-pip-version-check -r "$requirements" "$package" >"$LOG" 2>&1 ||
+    fail "installing failed: $(grep -m1 -i error "$LOG" || echo 'no error named'); all of it is in $LOG"
+  touch "$stamp"
+}
+
+run() { "$PYTHON" -m "$@"; }
+
+# options KEY DEFAULT ARG…: the value of --KEY=… among the arguments, else the default.
+option() {
+  local key=$1 value=$2 argument
+  shift 2
+  for argument in "$@"; do case $argument in --"$key"=*) value=${argument#*=} ;; esac; done
+  echo "$value"
+}
+
+# whole_way NAME RELEASE ROOT OPTION…: from a release to the tables.
+whole_way() {
+  local name=$1 release=$2 root=$3
+  shift 3
+  say "building array records in $root/data/$name"
+  run data_prep.build --release="$release" --data_dir="$root/data/$name"
+  say "training configs/$name.py in $root/runs/$name"
+  run cope_jax.train --config="configs/$name.py" --workdir="$root/runs/$name" --config.data.data_dir="$root/data/$name" "$@"
+  say "evaluating: trained / untrained"
+  run cope_jax.evaluate --workdir="$root/runs/$name" --reuse
+  printf '\nwork directory: %s\n' "$root/runs/$name"
+}
+
+demo() {
+  local root release argument training=() writing=()
+  root=$(option root . "$@")
+  release=$root/data/demo/release
+  for argument in "$@"; do
+    case $argument in
+      --root=*) ;;
+      --train_products=* | --test_products=* | --image_side=* | --seed=*) writing+=("$argument") ;;
+      *) training+=("$argument") ;;
+    esac
+  done
+  say "writing a synthetic release to $release"
+  run data_prep.synthetic --out="$release" ${writing[@]+"${writing[@]}"}
+  whole_way demo "$release" "$root" ${training[@]+"${training[@]}"}
+}
+
+grocery() {
+  local checkout=${1:-} root argument training=()
+  case $checkout in "" | --*) fail "grocery needs the path of a checkout of GroceryStoreDataset: ./run.sh grocery PATH" ;; esac
+  [ -d "$checkout" ] || fail "no folder $checkout: give the path of a checkout of GroceryStoreDataset"
+  shift
+  root=$(option root . "$@")
+  for argument in "$@"; do case $argument in --root=*) ;; *) training+=("$argument") ;; esac; done
+  say "turning $checkout into a release in $root/data/grocery/release"
+  run data_prep.grocery --checkout="$checkout" --out="$root/data/grocery/release" --test_list=val
+  whole_way grocery "$root/data/grocery/release" "$root" ${training[@]+"${training[@]}"}
+}
+
+# Compiled programs are kept over runs; TFDS and transformers need not say which frameworks they miss.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
+export TRANSFORMERS_NO_ADVISORY_WARNINGS=1 PYTHONUNBUFFERED=1
+
+command=${1:-help}
+[ $# -gt 0 ] && shift
+case $command in
+  demo | grocery) setup requirements.txt; "$command" "$@" ;;
+  train) setup requirements.txt; run cope_jax.train "$@" ;;
+  eval) setup requirements.txt; run cope_jax.evaluate "$@" ;;
+  synthetic | build) setup requirements.txt; run "data_prep.$command" "$@" ;;
+  tfds)
+    [ "${1:-}" = build ] || fail "of TFDS's commands only 'build' works without TensorFlow: ./run.sh tfds build …"
+    shift; setup requirements.txt; run data_prep.tfds_build "$@" ;;
+  lint) setup requirements-dev.txt; run ruff check . ;;
+  test) setup requirements-dev.txt; run pytest "$@" ;;
+  help | --help | -h) help ;;
+  *) help >&2; fail "unknown command '$command'" ;;
+esac

@@ -1,0 +1,142 @@
+"""The main job through run.sh's own code path, at a tiny size: whole, killed, repeated."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+TINY = [
+    "--train_products=24",
+    "--test_products=12",
+    "--image_side=32",
+    "--config.data.image_size=32",
+    "--config.model.vision.width=32",
+    "--config.model.vision.heads=2",
+    "--config.model.vision.output_width=32",
+    "--config.model.vision.integration_heads=2",
+    "--config.model.vision.stem_widths=(8,16,32)",
+    "--config.model.text.width=32",
+    "--config.data.vocab_size=300",
+    "--config.train.batch_size=8",
+    "--config.train.steps=12",
+    "--config.train.checkpoint_every=3",
+    "--config.train.log_every=3",
+    "--config.optimizer.warmup_steps=2",
+    "--config.eval.batch_size=16",
+    "--config.eval.ways=3",
+    "--config.eval.episodes=10",
+]
+
+
+@pytest.fixture(scope="module")
+def demo(start_run_sh, run_sh, tmp_path_factory):
+    """A demo whose training was killed behind its first checkpoint, and then run to the end."""
+    root = tmp_path_factory.mktemp("demo")
+    process = start_run_sh(
+        "demo", f"--root={root}", *TINY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not (root / "runs/demo/checkpoints/3").exists():
+        time.sleep(0.02)
+    killed = process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = run_sh("demo", f"--root={root}", *TINY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root, killed, done.stdout
+
+
+def test_a_killed_demo_finishes_when_run_again(demo):
+    root, killed, output = demo
+    assert killed
+    assert re.search(r"going on from step (3|6|9)", output)
+    steps = [json.loads(line)["step"] for line in (root / "runs/demo/metrics.jsonl").read_text().splitlines()]
+    assert steps == [3, 6, 9, 12]
+
+
+def test_the_demo_prints_both_tables_and_the_work_directory(demo):
+    root, _, output = demo
+    assert "Cross-domain retrieval (trained / untrained)" in output
+    assert "Few-shot classification (trained / untrained)" in output
+    assert output.count("P → V") == 2
+    assert f"work directory: {root}/runs/demo" in output
+
+
+def test_metrics_have_the_promised_keys(demo):
+    root, _, _ = demo
+    for step in (0, 12):
+        metrics = json.loads((root / f"runs/demo/eval/{step}/metrics.json").read_text())
+        directions = {"p2v", "v2p", "p2l", "l2p", "v2l", "l2v"}
+        assert metrics["retrieval"].keys() == metrics["few_shot"].keys() == directions
+        for direction in directions:
+            assert metrics["retrieval"][direction].keys() == {
+                "r1",
+                "r5",
+                "r10",
+                "map",
+                "median_rank",
+                "queries",
+                "gallery",
+            }
+            assert {"accuracy", "ci95", "ways", "shots"} <= metrics["few_shot"][direction].keys()
+
+
+def test_a_second_demo_repeats_nothing(run_sh, demo):
+    root, _, first = demo
+    files = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+    done = run_sh("demo", f"--root={root}", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert "has its 12 steps already" in done.stdout
+    changed = [
+        path for path in root.rglob("*") if path.is_file() and files.get(path) != path.stat().st_mtime_ns
+    ]
+    assert changed == []
+    table = first[first.index("Cross-domain") :]
+    assert done.stdout.endswith(table)
+
+
+def test_a_moved_work_directory_still_evaluates(run_sh, demo, tmp_path):
+    root, _, _ = demo
+    moved = tmp_path / "elsewhere"
+    subprocess.run(["cp", "-r", root / "runs/demo", moved], check=True)
+    done = run_sh("eval", f"--workdir={moved}", "--nobaseline")
+    assert done.returncode == 0, done.stderr
+    old, new = (
+        json.loads((place / "eval/12/metrics.json").read_text()) for place in (root / "runs/demo", moved)
+    )
+    assert old["retrieval"] == new["retrieval"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["grocery"], "run.sh: grocery needs the path of a checkout of GroceryStoreDataset"),
+        (["grocery", "/nowhere"], "run.sh: no folder /nowhere"),
+        (["demonstrate"], "run.sh: unknown command 'demonstrate'"),
+        (["tfds", "convert_format"], "run.sh: of TFDS's commands only 'build' works without TensorFlow"),
+        (["eval", "--workdir=/nowhere"], "evaluate: no /nowhere/config.json: --workdir must name the folder"),
+        (
+            ["train", "--config=configs/demo.py", "--workdir={tmp}/run", "--config.data.data_dir=/nowhere"],
+            "train: no array records in /nowhere/rope/page",
+        ),
+        (
+            ["train", "--config=configs/demo.py", "--workdir={tmp}/run", "--config.train.steps=0"],
+            "config.train.steps is 0; it must be above 0",
+        ),
+        (["build", "--release=/nowhere", "--data_dir={tmp}/data"], "/nowhere"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_said_in_a_sentence(run_sh, words, message, tmp_path):
+    done = run_sh(*(word.format(tmp=tmp_path) for word in words))
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_field_names_the_nearest_one(run_sh, tmp_path):
+    done = run_sh("train", "--config=configs/demo.py", f"--workdir={tmp_path}", "--config.train.batch_sise=3")
+    assert done.returncode != 0
+    assert "batch_size" in done.stderr + done.stdout
