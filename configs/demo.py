@@ -1,4 +1,9 @@
-"""The demo."""
+"""The whole way once on the synthetic release, from scratch, in a few minutes on two CPU cores.
+
+    ./run.sh demo
+
+Expected: mean R@1 over the six directions of about 0.6 on 220 unseen products (untrained: below 0.02).
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,33 +11,42 @@ from configs import default
 
 
 def get_config() -> ConfigDict:
+    """A small model at 64 px; one frame of each clip in training, four in evaluation."""
     config = default.get_config()
-    with config.unlocked():
-        config.data.image_size = 64
-        config.data.frames = ConfigDict({"page": 1, "video": 2, "live": 2})
-        config.data.vocab_size = 2000
-        config.data.text_length = 48
-        config.data.threads = 2
-        config.model.head_norm = "batch"
-        v = config.model.vision
-        v.pooling = "mean"
-        v.stem = "conv"
-        v.patch_size = 16
-        v.stem_widths = (48, 96, 192)
-        v.stem_blocks = (0, 1, 1)
-        v.width, v.depth, v.heads = 192, 1, 3
-        v.output_width, v.integration_heads = 192, 3
-        t = config.model.text
-        t.width, t.depth, t.heads, t.pooling = 128, 2, 2, "mean"
-        config.optimizer.rate = 1e-3
-        config.loss.temperature, config.loss.bias = 10.0, -4.0
-        config.optimizer.warmup_steps = 30
-        config.optimizer.weight_decay = 0.05
-        config.optimizer.clip_norm = 1.0
-        config.train.batch_size = 64
-        config.train.steps = 400
-        config.train.log_every = 20
-        config.train.checkpoint_every = 100
-        config.eval.frames = ConfigDict({"page": 1, "video": 4, "live": 4})
-        config.eval.batch_size = 64
+    config.update_from_flattened_dict(
+        {
+            "data.image_size": 64,
+            "data.frames.video": 1,
+            "data.frames.live": 1,
+            "data.vocab_size": 2000,
+            "data.text_length": 72,
+            "data.threads": 2,
+            "model.head_norm": "batch",
+            "model.vision.stem": "conv",
+            "model.vision.stem_widths": (32, 64, 128),
+            "model.vision.stem_blocks": (0, 1, 1),
+            "model.vision.width": 128,
+            "model.vision.depth": 1,
+            "model.vision.heads": 2,
+            "model.vision.pooling": "mean",
+            "model.vision.output_width": 128,
+            "model.vision.integration_heads": 2,
+            "model.text.width": 96,
+            "model.text.depth": 1,
+            "model.text.heads": 2,
+            "model.text.pooling": "mean",
+            # β where a model that knows nothing is already right on average: −log of the batch's negatives.
+            "loss.bias": -4.0,
+            "optimizer.rate": 2e-3,
+            "optimizer.warmup_steps": 30,
+            "optimizer.clip_norm": 1.0,
+            "train.batch_size": 64,
+            "train.steps": 520,
+            "train.log_every": 20,
+            "train.checkpoint_every": 100,
+            "eval.frames.video": 4,
+            "eval.frames.live": 4,
+            "eval.batch_size": 64,
+        }
+    )
     return config.lock()

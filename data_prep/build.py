@@ -20,17 +20,7 @@ from data_prep.inputs import BuildError, Inputs
 from data_prep.release import DOMAINS, PREFIXES, ReleaseError
 from data_prep.rope.rope_dataset_builder import Builder
 
-_RELEASE = flags.DEFINE_string("release", None, "Folder with the text files.")
-_IMAGES = flags.DEFINE_string("images", None, "Folder with the images; by default <release>/images.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder for the data sets, written to <data_dir>/rope.")
-_SPLITS = flags.DEFINE_list("splits", list(PREFIXES), "Splits to build.")
-_PREFIXES = {
-    split: flags.DEFINE_string(f"{split}_prefix", prefix, f"What the file names of split {split} start with.")
-    for split, prefix in PREFIXES.items()
-}
-_PROCESSES = flags.DEFINE_integer(
-    "processes", None, "Processes that write; default: one a core.", lower_bound=1
-)
+FLAGS = flags.FLAGS
 
 
 def build(
@@ -100,21 +90,33 @@ def format_summary(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def define_flags() -> None:
+    """Defines the flags of the command; not at import, where those of two commands would collide."""
+    flags.DEFINE_string("release", None, "Folder with the text files.")
+    flags.DEFINE_string("images", None, "Folder with the images; by default <release>/images.")
+    flags.DEFINE_string("data_dir", None, "Folder for the data sets, written to <data_dir>/rope.")
+    flags.DEFINE_list("splits", list(PREFIXES), "Splits to build.")
+    for split, prefix in PREFIXES.items():
+        flags.DEFINE_string(f"{split}_prefix", prefix, f"What the file names of split {split} start with.")
+    flags.DEFINE_integer("processes", None, "Processes that write; default: one a core.", lower_bound=1)
+    flags.mark_flags_as_required(["release", "data_dir"])
+
+
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     logging.set_verbosity(logging.ERROR)  # TFDS warns of each data set that is not built yet
     try:
         inputs = Inputs(
-            release=Path(_RELEASE.value),
-            images=Path(_IMAGES.value) if _IMAGES.value else None,
-            splits=tuple(_SPLITS.value),
-            prefixes={split: flag.value for split, flag in _PREFIXES.items()},
+            release=Path(FLAGS.release),
+            images=Path(FLAGS.images) if FLAGS.images else None,
+            splits=tuple(FLAGS.splits),
+            prefixes={split: FLAGS[f"{split}_prefix"].value for split in PREFIXES},
         )
         summary = build(
             inputs,
-            Path(_DATA_DIR.value),
-            processes=_PROCESSES.value,
+            Path(FLAGS.data_dir),
+            processes=FLAGS.processes,
             report=lambda line: print(line, flush=True),
         )
     except (ReleaseError, BuildError, OSError) as error:
@@ -133,5 +135,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["release", "data_dir"])
+    define_flags()
     app.run(main)

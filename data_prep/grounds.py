@@ -7,6 +7,8 @@ from data_prep.products import COLOURS
 
 PALETTE = tuple(COLOURS.values())
 CLUTTER_SHAPES = (12, 24)
+FADING = 0.75  # how far surroundings are from the products' strong colours to grey
+GREY = 140
 CLUTTER_SIZE = (0.05, 0.35)  # of the ground's side
 SKIN = ((242, 206, 178), (224, 178, 146), (188, 136, 104), (128, 86, 62))
 
@@ -108,9 +110,10 @@ def _gradient(side: int, top: tuple, bottom: tuple) -> Image.Image:
 
 
 def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
-    """A colour of the products' own palette, shifted a little: clutter must not be told by its colours."""
+    """A colour of the products' own palette, shifted a little: clutter must not be told by its hue."""
     shifted = np.array(PALETTE[rng.integers(len(PALETTE))]) + rng.integers(-30, 31, 3)
-    return tuple(int(channel) for channel in np.clip(shifted, 0, 255))
+    faded = (1 - FADING) * shifted + FADING * GREY
+    return tuple(int(channel) for channel in np.clip(faded, 0, 255))
 
 
 def _muted(rng: np.random.Generator, low: int = 120, high: int = 220) -> tuple[int, int, int]:

@@ -25,7 +25,7 @@ from data_prep.scenes import draw_item
 from data_prep.seeds import generator
 
 # Raise when the drawing or the texts change: a release of an older recipe is then not taken for this one.
-RECIPE = 1
+RECIPE = 5
 OPTIONS_FILE = "synthetic.json"
 # There are about a million combinations of attributes: with most of them taken, all would be near-duplicates.
 LIMITS = {
@@ -227,7 +227,7 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("out", None, "Folder to write the release to.", required=True)
-    flags.DEFINE_integer("train_products", 1500, "Products of the training split.")
+    flags.DEFINE_integer("train_products", 2000, "Products of the training split.")
     flags.DEFINE_integer("test_products", 220, "Products of the test split, none of them in training.")
     flags.DEFINE_integer("image_side", 96, "Width and height of the images in pixels.")
     flags.DEFINE_integer("seed", 0, "Another seed gives another release.")

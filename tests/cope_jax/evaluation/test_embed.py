@@ -1,0 +1,58 @@
+"""Embedding all items: each once, in order, whatever the batches."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cope_jax.evaluation.embed import embed_items, late
+from cope_jax.training.mesh import make_mesh
+
+
+def batches(rows: list[list[int]]):
+    """Batches of eight; a row's text is its number plus 1, −1 is padding."""
+    for numbers in rows:
+        numbers = np.array(numbers + [-1] * (8 - len(numbers)))
+        yield {
+            "row": numbers,
+            "page": {
+                "frames": np.zeros((8, 1, 2, 2, 3), np.uint8),
+                "frame_mask": np.ones((8, 1), bool),
+                "text": (numbers[:, None] + 1).astype(np.int32),
+                "products": np.stack([numbers, numbers - 1], axis=1).astype(np.int32),
+            },
+        }
+
+
+def circle(model, batch):
+    """An encoder whose embedding is the angle row / 10."""
+    angle = (batch["page"]["text"][:, 0] - 1) / 10
+    return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1) * model
+
+
+def test_padding_is_left_out_and_the_order_kept():
+    mesh = make_mesh(data=-1, fsdp=1, tensor=1)
+    rows = [list(range(8)), list(range(8, 13))]
+    vectors, products = embed_items(batches(rows), "page", circle, 1.0, mesh)
+    angles = np.arange(13) / 10
+    np.testing.assert_allclose(vectors, np.stack([np.cos(angles), np.sin(angles)], axis=-1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(products[:, 0], np.arange(13))
+
+
+@pytest.mark.parametrize("scale", [0.0, np.nan, 2.0])
+def test_broken_embeddings_are_an_error_that_names_rows(scale):
+    mesh = make_mesh(data=-1, fsdp=1, tensor=1)
+    with pytest.raises(ValueError, match=r"3 page embeddings do not have length 1, of rows \[0, 1, 2\]"):
+        embed_items(batches([[0, 1, 2]]), "page", circle, scale, mesh)
+
+
+def test_late_hands_on_everything_one_behind():
+    made = []
+
+    def make():
+        for i in range(3):
+            made.append(i)
+            yield i
+
+    seen = [(item, list(made)) for item in late(make())]
+    assert seen == [(0, [0, 1]), (1, [0, 1, 2]), (2, [0, 1, 2])]
+    assert list(late([])) == []
