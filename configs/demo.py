@@ -1,8 +1,8 @@
-"""The whole way once on the synthetic release, from scratch, in a few minutes on two CPU cores.
+"""The whole way once on the synthetic release, from scratch, in six minutes on two CPU cores.
 
     ./run.sh demo
 
-Expected: mean R@1 over the six directions of about 0.6 on 220 unseen products (untrained: below 0.02).
+Expected: mean R@1 over the six directions of about 0.77 on 220 unseen products (untrained: 0.005).
 """
 
 from ml_collections import ConfigDict

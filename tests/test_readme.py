@@ -71,7 +71,7 @@ def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     release = write_release(folder / "rope", train_products=12, test_products=8, image_side=32, seed=0)
     return {
-        "../shared/data/GroceryStoreDataset": str(grocery_checkout(folder / "checkout")),
+        "../GroceryStoreDataset": str(grocery_checkout(folder / "checkout")),
         "--release=rope": f"--release={release}",
         "--manual_dir=rope": f"--manual_dir={release}",
         "--data_dir=data/rope": f"--data_dir={folder}/data",

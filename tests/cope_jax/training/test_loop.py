@@ -115,7 +115,7 @@ def test_every_mesh_trains_the_same(finished, tiny_config, tmp_path, sizes):
             window.append(jax.device_get(metrics))
         batches.close()
         # The means of gradients and not the parameters: Adam's step has full length even where the gradient is 0 but
-        # for rounding (the biases of attention keys), so there the last bits decide.
+        # for rounding (biases of attention keys, biases in front of a batch normalisation), so there the last bits decide.
         moments = (
             optax.tree.get(state.opt_state, "mu"),
             optax.tree.get(state.opt_state, "nu"),
@@ -123,7 +123,7 @@ def test_every_mesh_trains_the_same(finished, tiny_config, tmp_path, sizes):
         )
         results.append((jax.device_get(moments), merge_all(window)))
     (moments, metrics), (cut_moments, cut_metrics) = results
-    assert_equal_trees(moments, cut_moments, rtol=1e-3, atol=1e-6)
+    assert_equal_trees(moments, cut_moments, rtol=1e-3, atol=5e-5)
     assert metrics.keys() == cut_metrics.keys()
     for name, value in metrics.items():
         assert cut_metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
