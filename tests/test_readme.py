@@ -55,7 +55,7 @@ def grocery_checkout(folder: Path) -> Path:
         table += f"Kind-{i},{i},Food,0,/iconic/{i}.jpg,/iconic/{i}.txt\n"
         photo(f"iconic/{i}.jpg")
         put(data / f"iconic/{i}.txt", f"Product number {i}.\n")
-        for split, numbers in (("train", range(1, 9)), ("val", range(9, 13))):
+        for split, numbers in (("train", range(1, 9)), ("val", range(9, 17))):
             for number in numbers:
                 photo(f"{split}/{i}_{number:03}.jpg")
                 lists[split] += f"{split}/{i}_{number:03}.jpg, {i}, 0\n"

@@ -154,8 +154,11 @@ def save_config(config: ConfigDict, workdir: Path) -> None:
                 f"{workdir} holds a run with another config; choose another --workdir or restore:\n"
                 + "\n".join(changed)
             )
+    text = config.to_json(indent=2) + "\n"
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(config.to_json(indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
