@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import time
@@ -32,29 +31,57 @@ TINY = [
 ]
 
 
-@pytest.fixture(scope="module")
-def demo(start_run_sh, run_sh, tmp_path_factory):
-    """A demo whose training was killed behind its first checkpoint, and then run to the end."""
-    root = tmp_path_factory.mktemp("demo")
-    process = start_run_sh(
-        "demo", f"--root={root}", *TINY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and not (root / "runs/demo/checkpoints/3").exists():
-        time.sleep(0.02)
+# Where each run of the demo is killed, by what it has left on disk, and printed, by then.
+MOMENTS = {
+    "while the release is written": lambda root, printed: any(root.glob("data/demo/release.writing/images/*")),
+    "while shards are written": lambda root, printed: any(root.glob("data/demo/rope/**/*array_record*")),
+    "while the first step compiles": lambda root, printed: (root / "runs/demo/tokenizer").exists(),
+    "during a save": lambda root, printed: any(root.glob("runs/demo/checkpoints/*checkpoint-tmp*")),
+    "behind a checkpoint": lambda root, printed: any(root.glob("runs/demo/checkpoints/[369]")),
+    "during evaluation": lambda root, printed: "evaluating" in printed,
+}
+
+
+def run_until(moment, start_run_sh, root, log) -> bool:
+    """Starts the demo and kills it when `moment` has come; False if it ended before."""
+    with log.open("w") as file:
+        process = start_run_sh("demo", f"--root={root}", *TINY, stdout=file, stderr=subprocess.STDOUT)
+    while process.poll() is None and not moment(root, log.read_text()):
+        time.sleep(0.005)
     killed = process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    return killed
+
+
+@pytest.fixture(scope="module")
+def demo(start_run_sh, run_sh, tmp_path_factory):
+    """A demo killed at one moment after the other, and then run to the end."""
+    root = tmp_path_factory.mktemp("demo")
+    log = tmp_path_factory.mktemp("log") / "demo.log"
+    killed = [name for name, moment in MOMENTS.items() if run_until(moment, start_run_sh, root, log)]
     done = run_sh("demo", f"--root={root}", *TINY)
     assert done.returncode == 0, done.stdout + done.stderr
     return root, killed, done.stdout
 
 
-def test_a_killed_demo_finishes_when_run_again(demo):
-    root, killed, output = demo
-    assert killed
-    assert re.search(r"going on from step (3|6|9)", output)
-    steps = [json.loads(line)["step"] for line in (root / "runs/demo/metrics.jsonl").read_text().splitlines()]
-    assert steps == [3, 6, 9, 12]
+def test_a_demo_killed_at_any_point_finishes_when_run_again(demo, run_sh, tmp_path):
+    root, killed, _ = demo
+    assert killed == list(MOMENTS)
+    undisturbed = run_sh("demo", f"--root={tmp_path}", *TINY)
+    assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
+    lines, others = (
+        [json.loads(line) for line in (place / "runs/demo/metrics.jsonl").read_text().splitlines()]
+        for place in (root, tmp_path)
+    )
+    assert [line["step"] for line in lines] == [3, 6, 9, 12]
+    assert lines == others
+    for step in (0, 12):
+        metrics, other = (
+            json.loads((place / f"runs/demo/eval/{step}/metrics.json").read_text()) for place in (root, tmp_path)
+        )
+        assert metrics["retrieval"] == other["retrieval"]
+        assert metrics["few_shot"] == other["few_shot"]
 
 
 def test_the_demo_prints_both_tables_and_the_work_directory(demo):
@@ -90,9 +117,7 @@ def test_a_second_demo_repeats_nothing(run_sh, demo):
     done = run_sh("demo", f"--root={root}", *TINY)
     assert done.returncode == 0, done.stderr
     assert "has its 12 steps already" in done.stdout
-    changed = [
-        path for path in root.rglob("*") if path.is_file() and files.get(path) != path.stat().st_mtime_ns
-    ]
+    changed = [path for path in root.rglob("*") if path.is_file() and files.get(path) != path.stat().st_mtime_ns]
     assert changed == []
     table = first[first.index("Cross-domain") :]
     assert done.stdout.endswith(table)
@@ -104,9 +129,7 @@ def test_a_moved_work_directory_still_evaluates(run_sh, demo, tmp_path):
     subprocess.run(["cp", "-r", root / "runs/demo", moved], check=True)
     done = run_sh("eval", f"--workdir={moved}", "--nobaseline")
     assert done.returncode == 0, done.stderr
-    old, new = (
-        json.loads((place / "eval/12/metrics.json").read_text()) for place in (root / "runs/demo", moved)
-    )
+    old, new = (json.loads((place / "eval/12/metrics.json").read_text()) for place in (root / "runs/demo", moved))
     assert old["retrieval"] == new["retrieval"]
 
 
