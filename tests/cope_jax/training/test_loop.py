@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from functools import partial
 
 import jax
 import numpy as np
@@ -25,13 +26,13 @@ def stored(workdir, step):
         return jax.tree.map(np.asarray, reader.restore(workdir.absolute() / f"checkpoints/{step}/default"))
 
 
-def assert_equal_trees(a, b, **tolerance):
-    compare = (
-        (lambda x, y: np.testing.assert_allclose(x, y, **tolerance))
-        if tolerance
-        else np.testing.assert_array_equal
-    )
-    jax.tree.map(compare, a, b)
+def assert_equal_trees(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_close_to_largest(x, y):
+    """Within a ten-thousandth of the array's largest entry; 1e-7 is rounding where all of it should be 0."""
+    np.testing.assert_allclose(x, y, rtol=0, atol=1e-4 * np.abs(x).max() + 1e-7)
 
 
 def losses(workdir):
@@ -60,9 +61,7 @@ def test_a_run_leaves_a_whole_work_directory(finished, tiny_config):
     assert [step for step, _ in losses(finished)] == [2, 4, 6]
 
 
-def test_a_stopped_run_ends_bit_for_bit_where_an_unstopped_one_does(
-    finished, tiny_config, tmp_path, monkeypatch
-):
+def test_a_stopped_run_ends_bit_for_bit_where_an_unstopped_one_does(finished, tiny_config, tmp_path, monkeypatch):
     report = Progress.update
 
     def stop_at_three(self, step, loss):
@@ -114,16 +113,14 @@ def test_every_mesh_trains_the_same(finished, tiny_config, tmp_path, sizes):
             state, metrics = step_function(state, to_devices(next(batches), mesh))
             window.append(jax.device_get(metrics))
         batches.close()
-        # The means of gradients and not the parameters: Adam's step has full length even where the gradient is 0 but
-        # for rounding (biases of attention keys, or in front of a batch normalisation), so there the last bits decide.
-        moments = (
-            optax.tree.get(state.opt_state, "mu"),
-            optax.tree.get(state.opt_state, "nu"),
-            state.statistics,
-        )
-        results.append((jax.device_get(moments), merge_all(window)))
-    (moments, metrics), (cut_moments, cut_metrics) = results
-    assert_equal_trees(moments, cut_moments, rtol=1e-3, atol=5e-5)
+        # Gradients and not parameters: Adam's step has full length even where the gradient is 0 but for rounding
+        # (biases of attention keys, or in front of a batch normalisation), so there the last bits decide.
+        gradients = optax.tree.get(state.opt_state, "mu")
+        results.append((*jax.device_get((gradients, state.statistics)), merge_all(window)))
+    (gradients, statistics, metrics), (cut_gradients, cut_statistics, cut_metrics) = results
+    jax.tree.map(assert_close_to_largest, gradients, cut_gradients)
+    # Columns vary by about 1; a mean that is such a bias alone is as undecided as the bias.
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), statistics, cut_statistics)
     assert metrics.keys() == cut_metrics.keys()
     for name, value in metrics.items():
         assert cut_metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
@@ -131,9 +128,7 @@ def test_every_mesh_trains_the_same(finished, tiny_config, tmp_path, sizes):
 
 def test_a_batch_that_does_not_divide_is_refused(tiny_config, tmp_path):
     tiny_config.train.batch_size = 12
-    with pytest.raises(
-        ValueError, match=r"config.train.batch_size 12 is no multiple of the 8 devices that share it"
-    ):
+    with pytest.raises(ValueError, match=r"config.train.batch_size 12 is no multiple of the 8 devices that share it"):
         train(tiny_config, tmp_path)
 
 
