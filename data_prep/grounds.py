@@ -7,7 +7,7 @@ from data_prep.products import COLOURS
 
 PALETTE = tuple(COLOURS.values())
 CLUTTER_SHAPES = (12, 24)
-FADING = 0.75  # how far surroundings are from the products' strong colours to grey
+FADING = 0.6  # how far surroundings are from the products' strong colours to grey
 GREY = 140
 CLUTTER_SIZE = (0.05, 0.35)  # of the ground's side
 SKIN = ((242, 206, 178), (224, 178, 146), (188, 136, 104), (128, 86, 62))

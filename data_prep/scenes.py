@@ -16,10 +16,10 @@ from data_prep.products import Attributes
 PAGE_SIZE = (0.72, 0.92)  # of the frame's side
 PAGE_ANGLE = 3  # degrees
 VIDEO_MOTION = Motion(
-    size=(0.55, 0.90), offset=0.10, angle=20, turn=0.75, shear=0.15, blanks=0.12, covered=0.30
+    size=(0.50, 0.85), offset=0.10, angle=20, turn=0.75, shear=0.15, blanks=0.15, covered=0.30
 )
 LIVE_MOTION = Motion(
-    size=(0.48, 0.68), offset=0.08, angle=12, turn=0.82, shear=0.08, blanks=0.10, covered=0.15
+    size=(0.44, 0.64), offset=0.08, angle=12, turn=0.82, shear=0.08, blanks=0.12, covered=0.15
 )
 PAIR_SHARE, PAIR_OFFSET = 0.66, 0.24  # an item of two products shows them beside each other, each smaller
 

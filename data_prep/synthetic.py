@@ -25,7 +25,7 @@ from data_prep.scenes import draw_item
 from data_prep.seeds import generator
 
 # Raise when the drawing or the texts change: a release of an older recipe is then not taken for this one.
-RECIPE = 5
+RECIPE = 6
 OPTIONS_FILE = "synthetic.json"
 # There are about a million combinations of attributes: with most of them taken, all would be near-duplicates.
 LIMITS = {

@@ -11,11 +11,11 @@ from data_prep.products import Product
 TITLE_OMITS = 0.12
 TITLE_TALK_WORDS = (1, 4)
 # Speech: each attribute goes unsaid, or is said and misheard, at these rates; so does the brand.
-ASR_OMITS = 0.12
-ASR_OMITS_BRAND = 0.30
-ASR_GARBLES = 0.06
-ASR_CHATTER_SENTENCES = (2, 5)
-ASR_MISSING = 0.08
+ASR_OMITS = 0.18
+ASR_OMITS_BRAND = 0.35
+ASR_GARBLES = 0.08
+ASR_CHATTER_SENTENCES = (4, 7)
+ASR_MISSING = 0.10
 MISSING = "空"  # how the real release writes a missing text
 COMMAS = (",", "，", "，", " ")
 

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,10 +10,13 @@ from data_prep.products import COLOURS
 
 @pytest.mark.parametrize("draw", [grounds.clutter, grounds.stage, grounds.card])
 def test_grounds_are_busy_and_differ(draw):
-    one, again, other = (np.asarray(draw(80, np.random.default_rng(seed)), int) for seed in (0, 0, 1))
+    pictures = [np.asarray(draw(80, np.random.default_rng(seed)), int) for seed in range(20)]
+    one, again = pictures[0], np.asarray(draw(80, np.random.default_rng(0)), int)
     assert one.shape == (80, 80, 3)
     assert (one == again).all()
-    assert np.abs(one - other).mean() > 12
+    differences = [np.abs(a - b).mean() for a, b in itertools.pairwise(pictures)]
+    assert np.mean(differences) > 25
+    assert min(differences) > 10
     assert len(np.unique((one // 32).reshape(-1, 3), axis=0)) >= 2
 
 
@@ -19,10 +24,10 @@ def test_clutter_shows_the_hues_of_products_but_duller():
     rng = np.random.default_rng(0)
     shown = np.concatenate([np.asarray(grounds.clutter(60, rng), int).reshape(-1, 3) for _ in range(40)])
     for name, colour in COLOURS.items():
-        faded = 0.25 * np.array(colour) + 0.75 * 140
-        near = np.abs(shown - faded).max(1) < 15
+        faded = 0.4 * np.array(colour) + 0.6 * 140
+        near = np.abs(shown - faded).max(1) < 20
         assert near.mean() > 0.01, name
-    assert np.ptp(shown, axis=1).mean() < 40  # products' own colours: 101
+    assert np.ptp(shown, axis=1).mean() < 50  # products' own colours: 101
 
 
 def test_covers_lie_over_a_border_of_the_product_and_leave_most_of_it():

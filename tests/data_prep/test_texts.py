@@ -51,24 +51,24 @@ def test_a_title_of_two_products_names_both():
 
 
 def test_transcripts_are_missing_at_the_stated_rate():
-    assert np.mean([text == "空" for text in TRANSCRIPTS]) == pytest.approx(0.08, abs=0.03)
+    assert np.mean([text == "空" for text in TRANSCRIPTS]) == pytest.approx(0.10, abs=0.04)
     assert "空" not in "".join(text for text in TRANSCRIPTS if text != "空")
 
 
 def test_transcripts_are_long_and_full_of_both_commas():
     spoken = [text for text in TRANSCRIPTS if text != "空"]
-    assert np.mean([len(text) for text in spoken]) > 60
-    assert np.mean(["," in text for text in spoken]) > 0.8
-    assert np.mean(["，" in text for text in spoken]) > 0.8
+    assert np.mean([len(text) for text in spoken]) > 70
+    assert np.mean(["," in text for text in spoken]) > 0.9
+    assert np.mean(["，" in text for text in spoken]) > 0.9
 
 
 def test_transcripts_drop_and_garble_attributes():
-    said = 0.92 * 0.88
+    said = 0.90 * 0.82
     for attribute in ("base", "second", "pattern", "mark", "proportion", "category"):
         clear = share(TRANSCRIPTS, attribute)
         assert 0.7 * said < clear < said + 0.05, attribute
     brands = np.mean([product.brand in text for text, product in zip(TRANSCRIPTS, PRODUCTS, strict=True)])
-    assert brands == pytest.approx(0.92 * 0.70 * 0.94, abs=0.06)
+    assert brands == pytest.approx(0.90 * 0.65 * 0.92, abs=0.06)
 
 
 def test_a_misheard_word_sounds_alike_and_means_nothing_else():
