@@ -33,6 +33,7 @@ def make_model(config: ConfigDict, *, vocab_size: int, rngs: nnx.Rngs) -> CopeMo
             "max_frames": max(*config.data.frames.values(), *config.eval.frames.values()),
         },
         text={**config.model.text.to_dict(), "vocab_size": vocab_size, "max_length": config.data.text_length},
+        fusion=config.model.fusion.to_dict(),
         text_domains=config.model.text_domains,
         head_norm=config.model.head_norm,
         compute=Compute(
