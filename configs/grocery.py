@@ -22,17 +22,17 @@ def get_config() -> ConfigDict:
             "data.colour_jitter": 0.3,
             "data.text_length": 48,
             "model.text_domains": ("page",),
-            "model.vision.stem_widths": (64, 128, 256),
+            "model.vision.stem_widths": (48, 96, 192),
             "model.vision.stem_blocks": (0, 1, 2),
-            "model.vision.width": 256,
-            "model.vision.depth": 2,
+            "model.vision.width": 192,
+            "model.vision.depth": 1,
             "model.vision.heads": 4,
-            "model.vision.output_width": 256,
+            "model.vision.output_width": 192,
             "model.vision.integration_heads": 4,
-            "model.vision.drop_path": 0.1,
             "model.text.width": 128,
+            "optimizer.rate": 2e-3,
             "optimizer.weight_decay": 0.1,
-            "train.steps": 440,
+            "train.steps": 700,
         }
     )
     return config.lock()
