@@ -27,16 +27,21 @@ def make_model(config: ConfigDict, *, vocab_size: int, rngs: nnx.Rngs) -> CopeMo
     return CopeModel(
         embedding=config.model.embedding,
         vision={
-            **config.model.vision.to_dict(),
+            **architecture(config.model.vision),
             "image_size": config.data.image_size,
             "max_frames": max(*config.data.frames.values(), *config.eval.frames.values()),
         },
-        text={**config.model.text.to_dict(), "vocab_size": vocab_size, "max_length": config.data.text_length},
+        text={**architecture(config.model.text), "vocab_size": vocab_size, "max_length": config.data.text_length},
         text_domains=config.model.text_domains,
         head_norm=config.model.head_norm,
         dtype=jnp.dtype(config.model.dtype),
         rngs=rngs,
     )
+
+
+def architecture(encoder: ConfigDict) -> dict[str, Any]:
+    """An encoder's section of the config without what says where its weights come from."""
+    return {key: value for key, value in encoder.to_dict().items() if not key.startswith("init_")}
 
 
 def split_model(config: ConfigDict, *, vocab_size: int) -> tuple[nnx.GraphDef, Callable[[], ModelState]]:
