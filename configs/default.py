@@ -31,6 +31,9 @@ def get_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.embedding = 128  # width of the shared space
     model.dtype = "float32"  # of the computation: "float32" or "bfloat16"; parameters stay float32
+    model.attention = "auto"  # "xla", "cudnn" (flash attention) or "auto": cuDNN on a GPU where it fits
+    model.scan_layers = True  # one compiled block in a loop; False compiles longer, may run a little faster
+    model.remat = "none"  # recomputed for gradients: "none", "block" (all in it) or "dots" (but no products)
     model.text_domains = ("page", "video", "live")  # whose texts are used; the authors' release: ("page",)
     model.head_norm = "none"  # of the fusion heads: "none" (the authors') or "batch", to train from scratch
 
@@ -45,6 +48,7 @@ def get_config() -> ConfigDict:
     vision.depth = 12  # transformer blocks
     vision.heads = 12  # of attention; divides width
     vision.pooling = "class"  # a frame's vector: "class" token (CLIP) or "mean" of its patches
+    vision.activation = "quick_gelu"  # "quick_gelu" (CLIP) or "gelu"
     vision.cross_frame = True  # message tokens between the frames of a clip
     vision.integration_depth = 1  # transformer blocks over frame embeddings; 0 = their mean
     vision.integration_heads = 8  # of attention over frames; divides output_width

@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
+from cope_jax.models.text import Text
+from cope_jax.models.vision import Clip
+
 
 @struct.dataclass
 class Embeddings:
@@ -33,16 +36,16 @@ class Features(NamedTuple):
     """What the encoders make of one domain's items.
 
     Attributes:
-        vision: float32[B, D].
-        has_vision: bool[B], whether the item has a frame.
-        text: float32[B, D'], None in a domain that uses no text.
-        has_text: bool[B], whether the item has a text.
+        clip: of the frames.
+        frame_mask: bool[B, T], which frames exist.
+        text: of the words; None in a domain that uses no text.
+        word_mask: bool[B, L], which words exist, whether the domain uses them or not.
     """
 
-    vision: jax.Array
-    has_vision: jax.Array
-    text: jax.Array | None
-    has_text: jax.Array
+    clip: Clip
+    frame_mask: jax.Array
+    text: Text | None
+    word_mask: jax.Array
 
 
 def l2_normalise(x: jax.Array) -> jax.Array:
@@ -134,13 +137,13 @@ class FusionHead(nnx.Module):
 
     def __call__(self, features: Features, *, train: bool) -> Embeddings:
         """Fuses the features of a domain's items."""
-        vision_BD, has_vision, text_BD, has_text = features
-        vision = self.vision(vision_BD, has_vision, train=train)
+        has_vision, has_text = features.frame_mask.any(-1), features.word_mask.any(-1)
+        vision = self.vision(features.clip.vector, has_vision, train=train)
         if self.text is None:
             embedding = l2_normalise(vision)
             return Embeddings(
                 embedding, embedding, jnp.zeros_like(embedding), has_vision, jnp.zeros_like(has_text)
             )
-        text = self.text(text_BD, has_text, train=train)
+        text = self.text(features.text.vector, has_text, train=train)
         fused = self.merge(jnp.concatenate([vision, text], axis=-1), has_vision | has_text, train=train)
         return Embeddings(l2_normalise(fused), l2_normalise(vision), l2_normalise(text), has_vision, has_text)

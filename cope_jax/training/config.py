@@ -9,7 +9,9 @@ from ml_collections import ConfigDict
 
 from cope_jax.data.frames import SHORT_CLIPS
 from cope_jax.domains import DOMAINS
+from cope_jax.models.compute import ATTENTIONS, REMATS
 from cope_jax.models.fusion import HEAD_NORMS
+from cope_jax.models.layers import ACTIVATIONS
 from cope_jax.models.stems import conv_patch_size
 from cope_jax.models.text import POOLINGS as TEXT_POOLINGS
 from cope_jax.models.vision import POOLINGS as VISION_POOLINGS
@@ -52,9 +54,12 @@ FRACTIONS = ["data.colour_jitter", "data.text_noise", "model.vision.drop_path", 
 CHOICES = {
     "data.short_clips": SHORT_CLIPS,
     "model.dtype": DTYPES,
+    "model.attention": ATTENTIONS,
+    "model.remat": REMATS,
     "model.head_norm": HEAD_NORMS,
     "model.vision.stem": STEMS,
     "model.vision.pooling": VISION_POOLINGS,
+    "model.vision.activation": ACTIVATIONS,
     "model.text.pooling": TEXT_POOLINGS,
 }
 
@@ -135,8 +140,8 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]
 def save_config(config: ConfigDict, workdir: Path) -> None:
     """Writes the resolved config to `config.json`, or checks it against the one that is there.
 
-    A run may go on with more steps, another mesh, another log or checkpoint interval or other evaluation settings;
-    what would make it another run is refused.
+    A run may go on with more steps, another mesh, another way of computing the same, another log or checkpoint
+    interval or other evaluation settings; what would make it another run is refused.
 
     Raises:
         ValueError: lists the fields that differ.
@@ -165,6 +170,9 @@ def save_config(config: ConfigDict, workdir: Path) -> None:
 MAY_CHANGE = (
     "mesh.",
     "eval.",
+    "model.attention",
+    "model.scan_layers",
+    "model.remat",
     "data.data_dir",
     "data.threads",
     "data.eval_split",

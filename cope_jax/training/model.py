@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from cope_jax.models.compute import Compute
 from cope_jax.models.cope import CopeModel
 
 
@@ -34,7 +35,12 @@ def make_model(config: ConfigDict, *, vocab_size: int, rngs: nnx.Rngs) -> CopeMo
         text={**architecture(config.model.text), "vocab_size": vocab_size, "max_length": config.data.text_length},
         text_domains=config.model.text_domains,
         head_norm=config.model.head_norm,
-        dtype=jnp.dtype(config.model.dtype),
+        compute=Compute(
+            dtype=jnp.dtype(config.model.dtype),
+            attention=config.model.attention,
+            scan_layers=config.model.scan_layers,
+            remat=config.model.remat,
+        ),
         rngs=rngs,
     )
 

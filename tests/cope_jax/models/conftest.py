@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cope_jax.models.compute import Compute
 from cope_jax.models.cope import CopeModel
 
 VISION = {
@@ -18,6 +19,7 @@ VISION = {
     "depth": 2,
     "heads": 3,
     "pooling": "class",
+    "activation": "quick_gelu",
     "cross_frame": True,
     "integration_depth": 1,
     "integration_heads": 2,
@@ -41,7 +43,7 @@ def make_cope():
     """A function that makes the tiny model with some settings changed."""
 
     def make(
-        *, vision=None, text=None, text_domains=("page", "video", "live"), head_norm="none"
+        *, vision=None, text=None, text_domains=("page", "video", "live"), head_norm="none", **compute
     ) -> CopeModel:
         model = CopeModel(
             embedding=6,
@@ -49,7 +51,7 @@ def make_cope():
             text=TEXT | (text or {}),
             text_domains=text_domains,
             head_norm=head_norm,
-            dtype=jnp.float32,
+            compute=Compute(**{"dtype": jnp.dtype("float32")} | compute),
             rngs=nnx.Rngs(params=3),
         )
         # Fresh biases are 0, and a bias that gets past a mask would not show.

@@ -75,7 +75,8 @@ def test_a_missing_text_leaves_the_vision_alone(call, cope, random_items):
     head = cope.fusion["live"]
     linear = head.vision.linear
     vision = (
-        call(cope.vision, items["frames"], items["frame_mask"])[1] @ linear.kernel[...] + linear.bias[...]
+        call(cope.vision, items["frames"], items["frame_mask"]).vector[1] @ linear.kernel[...]
+        + linear.bias[...]
     )
     merge = head.merge.linear
     fused = np.concatenate([vision, np.zeros(6)]) @ np.asarray(merge.kernel[...]) + np.asarray(

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
 
 from configs import default
-from cope_jax.training.mesh import PARAMETER_RULES, make_mesh, parameter_shardings, to_devices
+from cope_jax.training.mesh import LARGE, PARAMETER_RULES, make_mesh, parameter_shardings, to_devices
 from cope_jax.training.model import split_model
 from cope_jax.training.rules import apply_rules
 
@@ -33,8 +32,9 @@ def test_every_rule_serves_the_full_model_and_covers_it():
         config.model.vision.stem = stem
         _, initialise = split_model(config, vocab_size=100)
         params = {"model": jax.eval_shape(initialise).params, "loss": {"log_t": shape(), "bias": shape()}}
-        specs = apply_rules(PARAMETER_RULES, params, what="rules")  # raises where a rule is of no use
-        assert all(isinstance(spec, PartitionSpec) for spec in jax.tree.leaves(specs))
+        parameter_shardings(params, make_mesh(data=2, fsdp=2, tensor=2))
+        # Raises where a rule is of no use.
+        apply_rules(PARAMETER_RULES, params, what="rules", exempt=lambda leaf: leaf.size < LARGE)
 
 
 def test_kernels_are_cut_as_the_rules_say():
@@ -43,6 +43,26 @@ def test_kernels_are_cut_as_the_rules_say():
     found = parameter_shardings(params, mesh)["b"]["qkv"]
     assert found["kernel"].shard_shape((8, 3, 4, 2)) == (4, 3, 2, 2)
     assert found["bias"].shard_shape((3, 4, 2)) == (3, 4, 2)
+
+
+def test_the_axis_that_stacks_layers_stays_whole():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    params = {"blocks": {"qkv": {"kernel": shape(4, 8, 3, 6, 2)}, "up": {"kernel": shape(4, 8, 6)}}}
+    found = parameter_shardings(params, mesh)["blocks"]
+    assert found["qkv"]["kernel"].shard_shape((4, 8, 3, 6, 2)) == (4, 4, 3, 3, 2)
+    assert found["up"]["kernel"].shard_shape((4, 8, 6)) == (4, 4, 3)
+
+
+def test_every_large_parameter_needs_a_rule_and_small_ones_are_whole():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    params = {"a": shape(256, 255), "b": shape()}
+    assert all(where.is_fully_replicated for where in jax.tree.leaves(parameter_shardings(params, mesh)))
+    params |= {"c": shape(256, 256), "d": {"kernel": shape(1, 65536)}}
+    with pytest.raises(
+        ValueError,
+        match=r"PARAMETER_RULES in training/mesh.py: no rule matches the parameters c, d/kernel; add",
+    ):
+        parameter_shardings(params, mesh)
 
 
 def test_all_uneven_cuts_are_listed():
