@@ -39,14 +39,19 @@ def compare(reference: Reference) -> tuple[Differences, Differences]:
     fresh = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make(), nnx.Param)))()
     params = loaded(reference, reference.weights, fresh)
     shift = jnp.zeros(reference.input_gradient.shape)
-    ours = jax.jit(lambda params, shift: answers(graphdef, params, reference, shift))(params, shift)
-    forward = {name: difference(ours[name], wanted) for name, wanted in reference.outputs.items()}
 
-    def product(params: Any, shift: jax.Array) -> jax.Array:
-        outputs = answers(graphdef, params, reference, shift)
-        return sum((outputs[name] * reference.cotangents[name]).sum() for name in outputs)
+    def product(params: Any, shift: jax.Array, inputs: jax.Array, cotangents: Any) -> tuple[jax.Array, Any]:
+        outputs = run(nnx.merge(graphdef, params), inputs, shift, reference.mask)
+        return sum((outputs[name] * cotangents[name]).sum() for name in outputs), outputs
 
-    gradients, input_gradient = jax.jit(jax.grad(product, argnums=(0, 1)))(params, shift)
+    (gradients, input_gradient), outputs = jax.jit(jax.grad(product, argnums=(0, 1), has_aux=True))(
+        params, shift, reference.inputs, reference.cotangents
+    )
+    forward = {name: difference(outputs[name], wanted) for name, wanted in reference.outputs.items()}
+    behind = jax.jit(lambda params, inputs: hidden(nnx.merge(graphdef, params), inputs, reference.mask))
+    for k, wanted in enumerate(reference.hidden, start=1):
+        first = {"blocks": jax.tree.map(lambda x, k=k: x[:k], params["blocks"])}
+        forward[f"block {k}"] = difference(behind(params | first, reference.inputs), wanted)
     wanted = flatten_dict(loaded(reference, reference.gradients, fresh), sep="/")
     flat = flatten_dict(gradients, sep="/")
     gradient = {path: difference(flat[path], wanted[path]) for path in wanted}
@@ -63,25 +68,26 @@ def loaded(reference: Reference, folder: Path, fresh: Any) -> Any:
     return weights.load(fresh)
 
 
-def answers(graphdef: nnx.GraphDef, params: Any, reference: Reference, shift: jax.Array) -> dict[str, jax.Array]:
-    """All that a reference has outputs of; behind block k by an encoder of k blocks.
+def run(
+    encoder: VisionEncoder | TextEncoder, inputs: jax.Array, shift: jax.Array, mask: np.ndarray
+) -> dict[str, jax.Array]:
+    """The outputs of an encoder, by the names of the reference's.
 
     Args:
         shift: zeros, added to normalised pixels or embedded words: what to differentiate by.
     """
-    depth, outputs = len(jax.tree.leaves(params["blocks"])[0]), {}
-    for k in range(1, depth + 1):
-        first = {"blocks": jax.tree.map(lambda x, k=k: x[:k], params["blocks"])}
-        encoder = nnx.merge(graphdef, params | first)
-        if isinstance(encoder, VisionEncoder):
-            outputs[f"hidden_{k}"] = encoder.frame_tokens(reference.inputs + shift, reference.mask, rngs=None)
-        else:
-            answer = encoder.encode(encoder.words(reference.inputs) + shift, reference.mask)
-            outputs[f"hidden_{k}"] = jnp.where(reference.mask[..., None], answer.words, 0.0)
     if isinstance(encoder, VisionEncoder):
-        answer = encoder.encode(reference.inputs + shift, reference.mask)
-        outputs["frames"] = answer.frames
-    return outputs | {"vector": answer.vector}
+        clip = encoder.encode(inputs + shift, mask)
+        return {"frames": clip.frames, "vector": clip.vector}
+    text = encoder.encode(encoder.words(inputs) + shift, mask)
+    return {"words": jnp.where(mask[..., None], text.words, 0.0), "vector": text.vector}
+
+
+def hidden(encoder: VisionEncoder | TextEncoder, inputs: jax.Array, mask: np.ndarray) -> jax.Array:
+    """What comes out of the last block, 0 at padding."""
+    if isinstance(encoder, VisionEncoder):
+        return encoder.frame_tokens(inputs, mask, rngs=None)
+    return jnp.where(mask[..., None], encoder.encode(encoder.words(inputs), mask).words, 0.0)
 
 
 def difference(ours: jax.Array, wanted: np.ndarray) -> float:

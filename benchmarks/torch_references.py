@@ -1,7 +1,7 @@
 """What torch and transformers make of random weights and inputs: what our encoders must agree with."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,6 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
-
-Outputs = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,8 @@ class Reference:
         gradients: folder of the same form: the gradients of all parameters in their places.
         inputs: float[B, T, H, W, 3] normalised pixels, or int[B, L] tokens.
         mask: bool[B, T] or bool[B, L], False for padding.
-        outputs: by name; 0 at padding. "hidden_k" is the output of block k.
+        hidden: the outputs of the blocks; 0 at padding.
+        outputs: by name: "frames" and "vector" of clips, "words" (0 at padding) and "vector" of texts.
         cotangents: the gradients are those of the sum of all products of an output and its cotangent.
         input_gradient: of that sum with respect to the pixels, or to the embedded words, float[B, L, D].
     """
@@ -36,6 +35,7 @@ class Reference:
     gradients: Path
     inputs: np.ndarray
     mask: np.ndarray
+    hidden: Sequence[np.ndarray]
     outputs: Mapping[str, np.ndarray]
     cotangents: Mapping[str, np.ndarray]
     input_gradient: np.ndarray
@@ -54,18 +54,11 @@ def spread(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-def watch(layers: torch.nn.ModuleList) -> Outputs:
+def watch(layers: torch.nn.ModuleList) -> list[torch.Tensor]:
     """The outputs of layers, filled in when the model runs."""
-    outputs: Outputs = {}
-
-    def keep(number: int) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-            outputs[f"hidden_{number}"] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    for i, layer in enumerate(layers):
-        layer.register_forward_hook(keep(i + 1))
+    outputs: list[torch.Tensor] = []
+    for layer in layers:
+        layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     return outputs
 
 
@@ -79,7 +72,8 @@ def reference(
     ours: np.ndarray,
     to_ours: Callable[[torch.Tensor], torch.Tensor],
     mask: np.ndarray,
-    outputs: Outputs,
+    hidden: Sequence[torch.Tensor],
+    outputs: Mapping[str, torch.Tensor],
 ) -> Reference:
     """Saves a model that has run and the gradients of its outputs.
 
@@ -105,6 +99,7 @@ def reference(
         gradients=folder / "gradients",
         inputs=ours,
         mask=mask,
+        hidden=[x.detach().numpy() for x in hidden],
         outputs={name: x.detach().numpy() for name, x in outputs.items()},
         cotangents={name: x.numpy() for name, x in cotangents.items()},
         input_gradient=to_ours(inputs.grad).numpy(),
@@ -122,12 +117,10 @@ def vision_reference(
     ours = np.random.default_rng(2).normal(size=(clips, frames, side, side, 3)).astype(np.float32)
     pixels = torch.tensor(ours).permute(0, 1, 4, 2, 3).reshape(-1, 3, side, side).requires_grad_()
     vectors = model.visual_projection(model.vision_model(pixels).pooler_output).reshape(clips, frames, -1)
-    outputs = {name: x.reshape(clips, frames, *x.shape[1:]) for name, x in hidden.items()}
+    outputs = {"frames": vectors, "vector": vectors.mean(dim=1)}
     if integration:
         mixed = model.mit(vectors)
-        outputs |= {"frames": mixed.last_hidden_state, "vector": mixed.pooler_output}
-    else:
-        outputs |= {"frames": vectors, "vector": vectors.mean(dim=1)}
+        outputs = {"frames": mixed.last_hidden_state, "vector": mixed.pooler_output}
     shape = {
         "image_size": side,
         "stem": "patch",
@@ -155,6 +148,7 @@ def vision_reference(
         ours=ours,
         to_ours=lambda x: x.reshape(clips, frames, 3, side, side).permute(0, 1, 3, 4, 2),
         mask=np.ones((clips, frames), bool),
+        hidden=[x.reshape(clips, frames, *x.shape[1:]) for x in hidden],
         outputs=outputs,
     )
 
@@ -171,8 +165,7 @@ def text_reference(
     words = text.embeddings.word_embeddings(torch.tensor(ids))
     answer = text(inputs_embeds=words, attention_mask=torch.tensor(mask.astype(int)))
     real = torch.tensor(mask)[..., None]
-    outputs = {name: x * real for name, x in hidden.items()}
-    outputs["vector"] = answer.pooler_output if pooling == "pooler" else answer.last_hidden_state[:, 0]
+    vector = answer.pooler_output if pooling == "pooler" else answer.last_hidden_state[:, 0]
     settings = {
         "vocab_size": config.vocab_size,
         "max_length": mask.shape[1],
@@ -191,7 +184,8 @@ def text_reference(
         ours=ids,
         to_ours=lambda x: x,
         mask=mask,
-        outputs=outputs,
+        hidden=[x * real for x in hidden],
+        outputs={"words": answer.last_hidden_state * real, "vector": vector},
     )
 
 

@@ -27,12 +27,7 @@ def make_model(config: ConfigDict, *, vocab_size: int, rngs: nnx.Rngs) -> CopeMo
     """The model that a config describes, with the vocabulary of the run's tokenizer."""
     return CopeModel(
         embedding=config.model.embedding,
-        vision={
-            **architecture(config.model.vision),
-            "image_size": config.data.image_size,
-            "max_frames": max(*config.data.frames.values(), *config.eval.frames.values()),
-        },
-        text={**architecture(config.model.text), "vocab_size": vocab_size, "max_length": config.data.text_length},
+        **encoder_settings(config, vocab_size=vocab_size),
         text_domains=config.model.text_domains,
         head_norm=config.model.head_norm,
         compute=Compute(
@@ -45,9 +40,18 @@ def make_model(config: ConfigDict, *, vocab_size: int, rngs: nnx.Rngs) -> CopeMo
     )
 
 
-def architecture(encoder: ConfigDict) -> dict[str, Any]:
-    """An encoder's section of the config without what says where its weights come from."""
-    return {key: value for key, value in encoder.to_dict().items() if not key.startswith("init_")}
+def encoder_settings(config: ConfigDict, *, vocab_size: int) -> dict[str, dict[str, Any]]:
+    """The arguments of the encoders: {"vision": …, "text": …}, without compute and rngs."""
+    vision, text = (
+        {key: value for key, value in section.to_dict().items() if not key.startswith("init_")}
+        for section in (config.model.vision, config.model.text)
+    )
+    vision |= {
+        "image_size": config.data.image_size,
+        "max_frames": max(*config.data.frames.values(), *config.eval.frames.values()),
+    }
+    text |= {"vocab_size": vocab_size, "max_length": config.data.text_length}
+    return {"vision": vision, "text": text}
 
 
 def split_model(config: ConfigDict, *, vocab_size: int) -> tuple[nnx.GraphDef, Callable[[], ModelState]]:
