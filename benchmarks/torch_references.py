@@ -220,9 +220,7 @@ def xclip(folder: Path, *, frames: int) -> Reference:
 def clip(folder: Path) -> Reference:
     """CLIP B/32 of two blocks."""
     config = transformers.CLIPConfig(text_config=TINY_CLIP_TEXT, vision_config={"num_hidden_layers": 2})
-    return vision_reference(
-        transformers.CLIPModel(config), folder, clips=3, frames=2, integration=False, settings={}
-    )
+    return vision_reference(transformers.CLIPModel(config), folder, clips=3, frames=2, integration=False, settings={})
 
 
 def chinese_clip_vision(folder: Path) -> Reference:

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cope_jax.models.pretrained_files import Tensor, Weights, open_weights
 from cope_jax.models.pretrained_layouts import Layout, Shape
@@ -62,10 +61,12 @@ class Pretrained:
         Returns:
             The same tree with the same shardings.
         """
-        flat = flatten_dict(params, sep="/")
-        for path, step in self.steps.items():
-            flat[path] = overlay(flat[path], self.value(step, flat[path].shape))
-        return unflatten_dict(flat, sep="/")
+
+        def fill(path: Any, fresh: jax.Array) -> jax.Array:
+            step = self.steps.get(name_of(path))
+            return fresh if step is None else overlay(fresh, self.value(step, fresh.shape))
+
+        return jax.tree.map_with_path(fill, params)
 
     def value(self, step: Step, shape: Shape) -> np.ndarray:
         """The value of a parameter, or of as many of its layers as the checkpoint has."""
@@ -80,7 +81,7 @@ class Pretrained:
         if self.fresh:
             lines.append(f"starting fresh: {', '.join(self.fresh)}")
         if self.unused:
-            parts = Counter(name.split(".")[0] for name in self.unused)
+            parts = Counter(map(group_of, self.unused))
             lines.append("not used: " + ", ".join(f"{part} ({count})" for part, count in sorted(parts.items())))
         return "; ".join(lines)
 
@@ -116,7 +117,7 @@ def prepare(
     source = find_source(encoder, weights.config, weights.tensors, what=f"{key} is {name!r}")
     if faults := list(setting_faults(source, weights, settings, cut=cut, section=section)):
         raise ValueError(f"{key} is {name!r}, which is another model:\n" + "\n".join(f"  {f}" for f in faults))
-    targets = {path: tuple(leaf.shape) for path, leaf in flatten_dict(shapes, sep="/").items()}
+    targets = {name_of(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(shapes)}
     return plan(source, weights, targets, key=key)
 
 
@@ -219,6 +220,11 @@ def tensor_problems(path: str, step: Step, tensors: Mapping[str, Tensor], shape:
             yield f"tensor {name} is {tensors[name].dtype}: parameter {path} needs one of {', '.join(FLOATS)}"
 
 
+def name_of(path: Any) -> str:
+    """The name of a leaf: its keys joined by "/"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def is_stacked(fill: Fill) -> bool:
     """Whether a parameter has a leading axis for layers."""
     return "{}" in fill.tensors[0]
@@ -232,6 +238,12 @@ def stack_of(path: str) -> str:
 def part_of(path: str) -> str:
     """The part that a parameter belongs to, for people to read: "blocks/message_attention"."""
     return "/".join(path.split("/")[:-1][:2])
+
+
+def group_of(name: str) -> str:
+    """What a tensor is counted under: "encoder.layer.*" for encoder.layer.7.output.dense.bias, else its first word."""
+    head = re.split(r"\.\d+\.", name)[0]
+    return name.split(".")[0] if head == name else f"{head}.*"
 
 
 def matches(patterns: Iterable[str], text: str) -> bool:

@@ -193,9 +193,7 @@ def bert(text: Any, prefix: str) -> Fills:
     """BERT with its pooler; `text` is its part of the config."""
     return {
         "words/embedding": Fill((f"{prefix}embeddings.word_embeddings.weight",), COPY),
-        "position": Fill(
-            (f"{prefix}embeddings.position_embeddings.weight",), first_rows(text.max_position_embeddings)
-        ),
+        "position": Fill((f"{prefix}embeddings.position_embeddings.weight",), first_rows(text.max_position_embeddings)),
         "segment": Fill((f"{prefix}embeddings.token_type_embeddings.weight",), COPY),
         **norm("norm", f"{prefix}embeddings.LayerNorm"),
         **bert_block("blocks", f"{prefix}encoder.layer.{{}}"),
