@@ -64,6 +64,12 @@ def get_config() -> ConfigDict:
     text.pooling = "pooler"  # "pooler" (BERT's), "class" or "mean"
     text.dropout = 0.1  # on embeddings and residual branches
 
+    model.fusion = fusion = ConfigDict()
+    fusion.kind = "linear"  # "linear" (the release's) or "transformer" over a query, frame and word vectors
+    fusion.width = 256  # of the transformer's tokens
+    fusion.depth = 2  # its blocks
+    fusion.heads = 4  # of its attention; divides width
+
     config.loss = loss = ConfigDict()
     loss.temperature = 10.0  # t of the sigmoid loss at the start (learnable)
     loss.bias = -10.0  # β of the sigmoid loss at the start (learnable)

@@ -9,11 +9,13 @@ from flax import nnx
 
 from cope_jax.domains import DOMAINS
 from cope_jax.models.compute import Compute
-from cope_jax.models.fusion import Embeddings, Features, FusionHead
+from cope_jax.models.fusion import Embeddings, Features, LinearFusion
+from cope_jax.models.fusion_transformer import TransformerFusion
 from cope_jax.models.text import PAD_ID, TextEncoder
 from cope_jax.models.vision import VisionEncoder
 
 Batch = Mapping[str, Any]
+FUSIONS = ("linear", "transformer")
 
 
 class CopeModel(nnx.Module):
@@ -23,6 +25,7 @@ class CopeModel(nnx.Module):
         embedding: width E of the shared space.
         vision: arguments of `VisionEncoder`, without compute and rngs.
         text: arguments of `TextEncoder`, without compute and rngs.
+        fusion: {"kind": "linear" (the release's) or "transformer", "width": …, "depth": …, "heads": … of the latter}.
         text_domains: the domains whose texts are used; the others are their frames alone.
         head_norm: of the fusion heads' layers: "none" (the authors') or "batch", to train from scratch.
         compute: how it is computed.
@@ -34,6 +37,7 @@ class CopeModel(nnx.Module):
         embedding: int,
         vision: Mapping[str, Any],
         text: Mapping[str, Any],
+        fusion: Mapping[str, Any],
         text_domains: Sequence[str],
         head_norm: str,
         compute: Compute,
@@ -46,12 +50,13 @@ class CopeModel(nnx.Module):
         self.text = TextEncoder(**text, compute=compute, rngs=rngs) if self.text_domains else None
         self.fusion = nnx.Dict(
             {
-                domain: FusionHead(
+                domain: make_fusion(
                     vision["output_width"],
                     text["width"] if domain in self.text_domains else None,
                     embedding,
                     head_norm,
-                    dtype=compute.dtype,
+                    **fusion,
+                    compute=compute,
                     rngs=rngs,
                 )
                 for domain in DOMAINS
@@ -103,6 +108,17 @@ class CopeModel(nnx.Module):
             domain: Features(vision[domain], item["frame_mask"], text.get(domain), item["text"] != PAD_ID)
             for domain, item in items.items()
         }
+
+
+def make_fusion(
+    *sizes: Any, kind: str, width: int, depth: int, heads: int, compute: Compute, rngs: nnx.Rngs
+) -> LinearFusion | TransformerFusion:
+    """One domain's fusion head of a kind in FUSIONS; `sizes` as both kinds take them."""
+    if kind == "linear":
+        return LinearFusion(*sizes, dtype=compute.dtype, rngs=rngs)
+    if kind == "transformer":
+        return TransformerFusion(*sizes, width=width, depth=depth, heads=heads, compute=compute, rngs=rngs)
+    raise ValueError(f"unknown fusion {kind!r}: choose one of {', '.join(FUSIONS)}")
 
 
 def encode_together(

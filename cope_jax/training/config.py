@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 from cope_jax.data.frames import SHORT_CLIPS
 from cope_jax.domains import DOMAINS
 from cope_jax.models.compute import ATTENTIONS, REMATS
-from cope_jax.models.fusion import HEAD_NORMS
+from cope_jax.models.cope import FUSIONS
 from cope_jax.models.layers import ACTIVATIONS
+from cope_jax.models.projection import HEAD_NORMS
 from cope_jax.models.stems import conv_patch_size
 from cope_jax.models.text import POOLINGS as TEXT_POOLINGS
 from cope_jax.models.vision import POOLINGS as VISION_POOLINGS
@@ -36,6 +37,9 @@ POSITIVE = [
     "model.text.width",
     "model.text.depth",
     "model.text.heads",
+    "model.fusion.width",
+    "model.fusion.depth",
+    "model.fusion.heads",
     "loss.temperature",
     "optimizer.rate",
     "train.batch_size",
@@ -61,6 +65,7 @@ CHOICES = {
     "model.vision.pooling": VISION_POOLINGS,
     "model.vision.activation": ACTIVATIONS,
     "model.text.pooling": TEXT_POOLINGS,
+    "model.fusion.kind": FUSIONS,
 }
 
 
@@ -109,10 +114,13 @@ def combination_faults(config: ConfigDict) -> Iterator[str]:
         )
     if vision.stem == "conv" and len(vision.stem_widths) != len(vision.stem_blocks):
         yield "config.model.vision.stem_widths and stem_blocks must have one entry a stage each"
+    if config.model.attention == "cudnn" and config.model.dtype == "float32":
+        yield "config.model.attention is 'cudnn', which computes in 16 bits; set config.model.dtype to bfloat16"
     for name, width, heads in (
         ("vision.width", vision.width, vision.heads),
         ("vision.output_width", vision.output_width, vision.integration_heads),
         ("text.width", text.width, text.heads),
+        ("fusion.width", config.model.fusion.width, config.model.fusion.heads),
     ):
         if heads > 0 and width % heads:
             yield f"config.model.{name} {width} is no multiple of its {heads} heads"

@@ -21,6 +21,7 @@ PARAMETER_RULES = (
     (r"/down/kernel$", PartitionSpec("tensor", "fsdp")),
     (r"/(message_fc|project|pooler)/kernel$", PartitionSpec("fsdp", None)),
     (r"fusion/\w+/\w+/linear/kernel$", PartitionSpec("fsdp", None)),
+    (r"fusion/\w+/(frames|words)/kernel$", PartitionSpec("fsdp", None)),
     (r"/words/embedding$", PartitionSpec(None, "fsdp")),
     (r"/stem/.*kernel$", PartitionSpec(None, None, None, "fsdp")),
     # Large only where a model is very deep or its images have many patches; whole on every device.

@@ -28,6 +28,7 @@ def make_model(config: ConfigDict, *, vocab_size: int, rngs: nnx.Rngs) -> CopeMo
     return CopeModel(
         embedding=config.model.embedding,
         **encoder_settings(config, vocab_size=vocab_size),
+        fusion=config.model.fusion.to_dict(),
         text_domains=config.model.text_domains,
         head_norm=config.model.head_norm,
         compute=Compute(

@@ -36,6 +36,7 @@ TEXT = {
     "pooling": "pooler",
     "dropout": 0.0,
 }
+FUSION = {"kind": "linear", "width": 14, "depth": 2, "heads": 2}
 
 
 @pytest.fixture(scope="session")
@@ -49,12 +50,20 @@ def make_cope():
     """A function that makes the tiny model with some settings changed."""
 
     def make(
-        *, vision=None, text=None, text_domains=("page", "video", "live"), head_norm="none", **compute
+        *,
+        vision=None,
+        text=None,
+        fusion="linear",
+        text_domains=("page", "video", "live"),
+        head_norm="none",
+        noise=0.3,
+        **compute,
     ) -> CopeModel:
         model = CopeModel(
             embedding=6,
             vision=VISION | (vision or {}),
             text=TEXT | (text or {}),
+            fusion=FUSION | {"kind": fusion},
             text_domains=text_domains,
             head_norm=head_norm,
             compute=Compute(**{"dtype": jnp.dtype("float32")} | compute),
@@ -63,7 +72,7 @@ def make_cope():
         # Fresh biases are 0, and a bias that gets past a mask would not show.
         rng = np.random.default_rng(0)
         graphdef, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
-        noisy = jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), params)
+        noisy = jax.tree.map(lambda x: x + noise * rng.normal(size=x.shape).astype(np.float32), params)
         return nnx.merge(graphdef, noisy, statistics)
 
     return make

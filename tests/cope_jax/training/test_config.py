@@ -71,6 +71,11 @@ def test_all_faults_are_reported_together():
         ("data.frames.live", 0, "config.data.frames.live is 0; it must be above 0"),
         ("model.text_domains", ("page", "shop"), "names 'shop'; choose from page, video, live"),
         ("model.vision.stem", "resnet", "choose one of patch, conv"),
+        ("model.vision.activation", "relu", "choose one of gelu, quick_gelu"),
+        ("model.fusion.kind", "sum", "choose one of linear, transformer"),
+        ("model.fusion.heads", 5, "config.model.fusion.width 256 is no multiple of its 5 heads"),
+        ("model.remat", "all", "choose one of none, block, dots"),
+        ("model.attention", "cudnn", "computes in 16 bits; set config.model.dtype to bfloat16"),
         ("eval.ways", 1, "few-shot needs 2 classes or more"),
         ("eval.episodes", 9, "an interval needs 10 or more"),
     ],
@@ -98,6 +103,7 @@ def test_a_work_directory_keeps_its_run(tmp_path):
     save_config(config, tmp_path)
     config.mesh.fsdp = 2
     config.train.log_every = 7
+    config.model.scan_layers, config.model.remat = False, "block"
     save_config(config, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["mesh"]["fsdp"] == 2
     config.train.batch_size = 64

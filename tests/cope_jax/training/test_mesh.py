@@ -28,13 +28,23 @@ def test_sizes_that_do_not_make_the_devices_are_refused(sizes):
 
 def test_every_rule_serves_the_full_model_and_covers_it():
     config = default.get_config()
-    for stem in ("patch", "conv"):
-        config.model.vision.stem = stem
+    used = set()
+    for stem, fusion in (("patch", "linear"), ("conv", "transformer")):
+        config.model.vision.stem, config.model.fusion.kind = stem, fusion
         _, initialise = split_model(config, vocab_size=100)
         params = {"model": jax.eval_shape(initialise).params, "loss": {"log_t": shape(), "bias": shape()}}
         parameter_shardings(params, make_mesh(data=2, fsdp=2, tensor=2))
-        # Raises where a rule is of no use.
-        apply_rules(PARAMETER_RULES, params, what="rules", exempt=lambda leaf: leaf.size < LARGE)
+        values = jax.tree.leaves(
+            apply_rules(
+                [(pattern, i) for i, (pattern, _) in enumerate(PARAMETER_RULES)],
+                params,
+                what="rules",
+                require_all_used=False,
+                exempt=lambda leaf: leaf.size < LARGE,
+            )
+        )
+        used |= set(values)
+    assert used == set(range(len(PARAMETER_RULES)))
 
 
 def test_kernels_are_cut_as_the_rules_say():
