@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -49,11 +50,9 @@ def compare(reference: Reference) -> tuple[Differences, Differences]:
         params, shift, reference.inputs, reference.cotangents
     )
     forward = {name: difference(outputs[name], wanted) for name, wanted in reference.outputs.items()}
-    for k, wanted in enumerate(reference.hidden, start=1):
-        first = {"blocks": jax.tree.map(lambda x, k=k: x[:k], params["blocks"])}
-        # Operation by operation: compiled, each depth would be another program.
-        ours = hidden(nnx.merge(unrolled, params | first), reference.inputs, reference.mask)
-        forward[f"block {k}"] = difference(ours, wanted)
+    behind = hidden(nnx.merge(unrolled, params), reference)
+    for k, (x, wanted) in enumerate(zip(behind, reference.hidden, strict=True), start=1):
+        forward[f"block {k}"] = difference(x, wanted)
     wanted = flatten_dict(loaded(reference, reference.gradients, fresh), sep="/")
     flat = flatten_dict(gradients, sep="/")
     gradient = {path: difference(flat[path], wanted[path]) for path in wanted}
@@ -85,11 +84,20 @@ def run(
     return {"words": jnp.where(mask[..., None], text.words, 0.0), "vector": text.vector}
 
 
-def hidden(encoder: VisionEncoder | TextEncoder, inputs: jax.Array, mask: np.ndarray) -> jax.Array:
-    """What comes out of the last block, 0 at padding."""
+def hidden(encoder: VisionEncoder | TextEncoder, reference: Reference) -> list[jax.Array]:
+    """What comes out of each block of an encoder whose layers are unrolled; 0 at padding."""
+    block, outputs = type(encoder.blocks), []
+    call = block.__call__
+
+    def keep(*args: Any, **kwargs: Any) -> jax.Array:
+        outputs.append(call(*args, **kwargs))
+        return outputs[-1]
+
+    with mock.patch.object(block, "__call__", keep):
+        run(encoder, reference.inputs, jnp.zeros(reference.input_gradient.shape), reference.mask)
     if isinstance(encoder, VisionEncoder):
-        return encoder.frame_tokens(inputs, mask, rngs=None)
-    return jnp.where(mask[..., None], encoder.encode(encoder.words(inputs), mask).words, 0.0)
+        return outputs
+    return [jnp.where(reference.mask[..., None], x, 0.0) for x in outputs]
 
 
 def difference(ours: jax.Array, wanted: np.ndarray) -> float:
