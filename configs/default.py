@@ -38,6 +38,8 @@ def get_config() -> ConfigDict:
     model.head_norm = "none"  # of the fusion heads: "none" (the authors') or "batch", to train from scratch
 
     model.vision = vision = ConfigDict()
+    vision.init_from = ""  # folder or hub repository of X-CLIP, CLIP or Chinese-CLIP weights; "" starts fresh
+    vision.init_cut = False  # whether to take the first layers of a source that is deeper than this model
     vision.stem = "patch"  # "patch" (ViT) or "conv" (convolutional network, to train from scratch)
     vision.patch_size = 16  # pixels; of a conv stem 4·2^(stages − 1)
     vision.stem_widths = (64, 128, 256)  # conv stem: channels of its stages, fine to coarse
@@ -54,6 +56,8 @@ def get_config() -> ConfigDict:
     vision.drop_path = 0.0  # stochastic depth of the last block, rising from 0
 
     model.text = text = ConfigDict()
+    text.init_from = ""  # folder or hub repository of BERT or Chinese-CLIP weights; "" starts fresh
+    text.init_cut = False  # whether to take the first layers of a source that is deeper than this model
     text.width = 768  # of the tokens
     text.depth = 3  # transformer blocks; 3 is RBT3
     text.heads = 12  # of attention; divides width

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 # BERT's order: the padding id is 0, as the batches need it.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -44,6 +44,9 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
       FileNotFoundError: neither a folder here nor a name that the hub (or its cache) answers to.
       ValueError: it is no fast tokenizer, its padding id is not 0 or it has no separator.
     """
+    # Not at the top: this import takes torch along wherever that is installed, seconds that nothing else needs.
+    from transformers import AutoTokenizer
+
     name = str(name_or_folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)

@@ -19,8 +19,11 @@ from cope_jax.training.inputs import evaluation_batches
 from cope_jax.training.loop import check_batch_sizes
 from cope_jax.training.mesh import make_mesh, parameter_shardings, replicated, with_shardings
 from cope_jax.training.model import ModelState, split_model
+from cope_jax.training.weights import load_weights, prepare_weights
 
-UNTRAINED = 0  # the step of the initial parameters, which need no checkpoint: the seed makes them anew
+# The step of the initial parameters, which need no checkpoint: the seed makes them anew, and the published weights that
+# the run started from, where there are any.
+UNTRAINED = 0
 
 
 def evaluate(
@@ -38,7 +41,7 @@ def evaluate(
         The metrics as `evaluation.report.collect` lays them out, and under "evaluated" what they are of.
 
     Raises:
-        FileNotFoundError: no such work directory, checkpoint or array records.
+        FileNotFoundError: no such work directory, checkpoint or array records; for step 0 also: no such weights.
         ValueError: the data lack the split, or the embeddings are broken.
     """
     config = load_config(workdir)
@@ -91,7 +94,9 @@ def embed_split(
         parameter_shardings(shapes.params, mesh), jax.tree.map(lambda _: replicated(mesh), shapes.statistics)
     )
     if step == UNTRAINED:
+        weights = prepare_weights(config, shapes.params, vocab_size=len(tokenizer))
         model = jax.jit(initialise, out_shardings=shardings)()
+        model = model._replace(params=load_weights(weights, model.params))
     else:
         model = checkpoints.restore_model(step, with_shardings(shapes, shardings))
     embed = embed_function(graphdef, shardings, mesh)

@@ -124,6 +124,7 @@ def combination_faults(config: ConfigDict) -> Iterator[str]:
     ):
         if heads > 0 and width % heads:
             yield f"config.model.{name} {width} is no multiple of its {heads} heads"
+    yield from weight_faults(config)
     if config.optimizer.warmup_steps >= config.train.steps:
         yield (
             f"config.optimizer.warmup_steps {config.optimizer.warmup_steps} must be less than "
@@ -133,6 +134,17 @@ def combination_faults(config: ConfigDict) -> Iterator[str]:
         yield f"config.eval.ways is {config.eval.ways}; few-shot needs 2 classes or more"
     if config.eval.episodes < 10:
         yield f"config.eval.episodes is {config.eval.episodes}; an interval needs 10 or more"
+
+
+def weight_faults(config: ConfigDict) -> Iterator[str]:
+    """Faults of what encoders start from that show without looking at the weights."""
+    vision, text = config.model.vision, config.model.text
+    if vision.init_from and vision.stem != "patch":
+        yield f"config.model.vision.init_from needs model.vision.stem 'patch'; it is {vision.stem!r}"
+    if text.init_from and not config.data.tokenizer:
+        yield "config.model.text.init_from needs config.data.tokenizer, a folder or hub name with the weights' own"
+    if text.init_from and not config.model.text_domains:
+        yield "config.model.text.init_from is set, and no domain of config.model.text_domains uses text"
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:

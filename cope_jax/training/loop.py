@@ -30,6 +30,7 @@ from cope_jax.training.model import split_model
 from cope_jax.training.optimizer import make_optimizer
 from cope_jax.training.progress import Progress
 from cope_jax.training.step import TrainState, make_train_step
+from cope_jax.training.weights import load_weights, prepare_weights
 
 
 class Stopped(Exception):
@@ -60,8 +61,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """Trains until config.train.steps, going on from the newest checkpoint of the work directory.
 
     Raises:
-        ValueError: a fault in the config, or a work directory that holds another run.
-        FileNotFoundError: array records or tokenizer are missing.
+        ValueError: a fault in the config, a work directory that holds another run, or weights of another model.
+        FileNotFoundError: array records, tokenizer or weights are missing.
         Stopped: a signal came; the state is saved.
     """
     validate(config)
@@ -98,7 +99,7 @@ def check_batch_sizes(config: ConfigDict, mesh: Mesh) -> None:
 def start(
     config: ConfigDict, mesh: Mesh, checkpoints: Checkpoints, *, vocab_size: int
 ) -> tuple[TrainState, Callable[[TrainState, Any], Any]]:
-    """The state to begin with, from the newest checkpoint or fresh, and the compiled step for it."""
+    """The state to begin with, from the newest checkpoint or the initial one, and the compiled step for it."""
     graphdef, initialise = split_model(config, vocab_size=vocab_size)
 
     scalars = init_scalars(temperature=config.loss.temperature, bias=config.loss.bias)
@@ -120,7 +121,10 @@ def start(
     )
     newest = checkpoints.latest()
     if newest is None:
-        return jax.jit(initial_state, out_shardings=shardings)(), step_function
+        weights = prepare_weights(config, shapes["model"], vocab_size=vocab_size)
+        state = jax.jit(initial_state, out_shardings=shardings)()
+        params = state.params | {"model": load_weights(weights, state.params["model"])}
+        return state.replace(params=params), step_function
     print(f"going on from step {newest}")
     return checkpoints.restore(
         newest, with_shardings(jax.eval_shape(initial_state), shardings)

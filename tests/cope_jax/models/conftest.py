@@ -40,6 +40,12 @@ FUSION = {"kind": "linear", "width": 14, "depth": 2, "heads": 2}
 
 
 @pytest.fixture(scope="session")
+def encoder_settings():
+    """The arguments of the tiny model's encoders."""
+    return {"vision": VISION, "text": TEXT}
+
+
+@pytest.fixture(scope="session")
 def make_cope():
     """A function that makes the tiny model with some settings changed."""
 
