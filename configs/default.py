@@ -62,7 +62,10 @@ def get_config() -> ConfigDict:
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.rate = 1e-3  # peak learning rate of AdamW
-    optimizer.rate_factors = ()  # ((regex over parameter paths, factor), …), first match wins; () = 1 everywhere
+    # Factors on the rate: ((regex over parameter paths, factor), …); the first match wins, all must match; 0 freezes.
+    optimizer.groups = (
+        ("", 1.0),
+    )  # paths begin with model/vision/, model/text/, model/fusion/<domain>/ or loss/
     optimizer.warmup_steps = 1000  # linear from 0; then a cosine to 0 at train.steps
     optimizer.b1 = 0.9  # decay of the mean of gradients
     optimizer.b2 = 0.98  # decay of the mean of their squares

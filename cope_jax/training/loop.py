@@ -113,7 +113,9 @@ def start(
 
     shardings = state_shardings(jax.eval_shape(initial_state), optimizer, mesh)
     step_function = jax.jit(
-        make_train_step(graphdef=graphdef, optimizer=optimizer, seed=config.seed),
+        make_train_step(
+            graphdef=graphdef, optimizer=optimizer, groups=config.optimizer.groups, seed=config.seed
+        ),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
@@ -132,10 +134,12 @@ def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, 
     params = parameter_shardings(state.params, mesh)
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        # A frozen parameter has no moments, but a place where they would be.
+        lambda moment, sharding: moment if isinstance(moment, optax.MaskedNode) else sharding,
         state.opt_state,
         params,
         transform_non_params=lambda _: replicated(mesh),
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
     statistics = jax.tree.map(lambda _: replicated(mesh), state.statistics)
     return TrainState(step=replicated(mesh), params=params, statistics=statistics, opt_state=opt_state)

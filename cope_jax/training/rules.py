@@ -22,7 +22,7 @@ def apply_rules(
     Args:
         rules: (regex, value) in order of precedence.
         tree: any pytree; only its structure matters.
-        what: what the rules are, for the errors: "config.optimizer.rate_factors".
+        what: what the rules are, for the errors: "config.optimizer.groups".
         require_all_used: whether a rule that no path is left for is an error.
 
     Returns:

@@ -71,6 +71,12 @@ def test_all_faults_are_reported_together():
         ("data.frames.live", 0, "config.data.frames.live is 0; it must be above 0"),
         ("model.text_domains", ("page", "shop"), "names 'shop'; choose from page, video, live"),
         ("model.vision.stem", "resnet", "choose one of patch, conv"),
+        ("optimizer.groups", (("(", 1.0),), r"has the regex '\(', which does not parse: missing \)"),
+        (
+            "optimizer.groups",
+            (("text", -1.0),),
+            r"gives 'text' the factor -1.0; it must be 0 \(frozen\) or more",
+        ),
         ("eval.ways", 1, "few-shot needs 2 classes or more"),
         ("eval.episodes", 9, "an interval needs 10 or more"),
     ],
