@@ -31,10 +31,15 @@ def get_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.embedding = 128  # width of the shared space
     model.dtype = "float32"  # of the computation: "float32" or "bfloat16"; parameters stay float32
+    model.attention = "auto"  # "xla", "cudnn" (flash attention) or "auto": cuDNN on a GPU where it fits
+    model.scan_layers = True  # one compiled block in a loop; False compiles longer, may run a little faster
+    model.remat = "none"  # recomputed for gradients: "none", "block" (all in it) or "dots" (but no products)
     model.text_domains = ("page", "video", "live")  # whose texts are used; the authors' release: ("page",)
     model.head_norm = "none"  # of the fusion heads: "none" (the authors') or "batch", to train from scratch
 
     model.vision = vision = ConfigDict()
+    vision.init_from = ""  # folder or hub repository of X-CLIP, CLIP or Chinese-CLIP weights; "" starts fresh
+    vision.init_cut = False  # whether to take the first layers of a source that is deeper than this model
     vision.stem = "patch"  # "patch" (ViT) or "conv" (convolutional network, to train from scratch)
     vision.patch_size = 16  # pixels; of a conv stem 4·2^(stages − 1)
     vision.stem_widths = (64, 128, 256)  # conv stem: channels of its stages, fine to coarse
@@ -43,6 +48,7 @@ def get_config() -> ConfigDict:
     vision.depth = 12  # transformer blocks
     vision.heads = 12  # of attention; divides width
     vision.pooling = "class"  # a frame's vector: "class" token (CLIP) or "mean" of its patches
+    vision.activation = "quick_gelu"  # "quick_gelu" (CLIP) or "gelu"
     vision.cross_frame = True  # message tokens between the frames of a clip
     vision.integration_depth = 1  # transformer blocks over frame embeddings; 0 = their mean
     vision.integration_heads = 8  # of attention over frames; divides output_width
@@ -50,11 +56,19 @@ def get_config() -> ConfigDict:
     vision.drop_path = 0.0  # stochastic depth of the last block, rising from 0
 
     model.text = text = ConfigDict()
+    text.init_from = ""  # folder or hub repository of BERT or Chinese-CLIP weights; "" starts fresh
+    text.init_cut = False  # whether to take the first layers of a source that is deeper than this model
     text.width = 768  # of the tokens
     text.depth = 3  # transformer blocks; 3 is RBT3
     text.heads = 12  # of attention; divides width
     text.pooling = "pooler"  # "pooler" (BERT's), "class" or "mean"
     text.dropout = 0.1  # on embeddings and residual branches
+
+    model.fusion = fusion = ConfigDict()
+    fusion.kind = "linear"  # "linear" (the release's) or "transformer" over a query, frame and word vectors
+    fusion.width = 256  # of the transformer's tokens
+    fusion.depth = 2  # its blocks
+    fusion.heads = 4  # of its attention; divides width
 
     config.loss = loss = ConfigDict()
     loss.temperature = 10.0  # t of the sigmoid loss at the start (learnable)
@@ -62,10 +76,8 @@ def get_config() -> ConfigDict:
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.rate = 1e-3  # peak learning rate of AdamW
-    # Factors on the rate: ((regex over parameter paths, factor), …); the first match wins, all must match; 0 freezes.
-    optimizer.groups = (
-        ("", 1.0),
-    )  # paths begin with model/vision/, model/text/, model/fusion/<domain>/ or loss/
+    # Factors on the rate by parameter path, as ./run.sh train --dry_run lists them; each must match one, 0 freezes.
+    optimizer.groups = (("", 1.0),)  # ((regex, factor), …), first match wins
     optimizer.warmup_steps = 1000  # linear from 0; then a cosine to 0 at train.steps
     optimizer.b1 = 0.9  # decay of the mean of gradients
     optimizer.b2 = 0.98  # decay of the mean of their squares

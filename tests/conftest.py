@@ -78,6 +78,8 @@ def _tiny_config(data_dir):
             "model.text.width": 16,
             "model.text.depth": 1,
             "model.text.heads": 2,
+            "model.fusion.width": 16,
+            "model.fusion.heads": 2,
             "optimizer.warmup_steps": 2,
             "train.batch_size": 8,
             "train.steps": 6,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 # BERT's order: the padding id is 0, as the batches need it.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -35,18 +35,22 @@ class TextAugment:
         return "".join(characters)
 
 
-def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(name_or_folder: str | Path, *, download: bool = True) -> PreTrainedTokenizerFast:
     """The fast tokenizer in a folder (tokenizer.json or vocab.txt), or of a model on the Hugging Face hub.
 
-    Truncation and padding that the files ask for are turned off: `encode` does both.
+    Truncation and padding that the files ask for are turned off: `encode` does both. Without `download` the hub is
+    not asked, its cache on this machine alone.
 
     Raises:
       FileNotFoundError: neither a folder here nor a name that the hub (or its cache) answers to.
       ValueError: it is no fast tokenizer, its padding id is not 0 or it has no separator.
     """
+    # Not at the top: this import takes torch along wherever that is installed, seconds that nothing else needs.
+    from transformers import AutoTokenizer
+
     name = str(name_or_folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=not download)
     except (OSError, ValueError) as error:  # ValueError: the folder or model is there but holds no tokenizer
         raise FileNotFoundError(
             f"no tokenizer {name!r}: it is no folder with a tokenizer, and the Hugging Face hub gave none. "

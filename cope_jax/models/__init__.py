@@ -1,1 +1,1 @@
-"""The COPE architecture. Knows arrays and plain values only: no files, no flags, no configs."""
+"""The COPE architecture. Knows arrays and plain values only: no flags, no configs, and no files but in `pretrained`."""

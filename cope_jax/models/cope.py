@@ -8,11 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cope_jax.domains import DOMAINS
-from cope_jax.models.fusion import Embeddings, Features, FusionHead
+from cope_jax.models.compute import Compute
+from cope_jax.models.fusion import Embeddings, Features, LinearFusion
+from cope_jax.models.fusion_transformer import TransformerFusion
 from cope_jax.models.text import PAD_ID, TextEncoder
 from cope_jax.models.vision import VisionEncoder
 
 Batch = Mapping[str, Any]
+FUSIONS = ("linear", "transformer")
 
 
 class CopeModel(nnx.Module):
@@ -20,11 +23,12 @@ class CopeModel(nnx.Module):
 
     Args:
         embedding: width E of the shared space.
-        vision: arguments of `VisionEncoder`, without dtype and rngs.
-        text: arguments of `TextEncoder`, without dtype and rngs.
+        vision: arguments of `VisionEncoder`, without compute and rngs.
+        text: arguments of `TextEncoder`, without compute and rngs.
+        fusion: {"kind": "linear" (the release's) or "transformer", "width": …, "depth": …, "heads": … of the latter}.
         text_domains: the domains whose texts are used; the others are their frames alone.
         head_norm: of the fusion heads' layers: "none" (the authors') or "batch", to train from scratch.
-        dtype: of the computation; parameters and embeddings are float32.
+        compute: how it is computed.
     """
 
     def __init__(
@@ -33,24 +37,26 @@ class CopeModel(nnx.Module):
         embedding: int,
         vision: Mapping[str, Any],
         text: Mapping[str, Any],
+        fusion: Mapping[str, Any],
         text_domains: Sequence[str],
         head_norm: str,
-        dtype: jnp.dtype,
+        compute: Compute,
         rngs: nnx.Rngs,
     ):
         if unknown := set(text_domains) - set(DOMAINS):
             raise ValueError(f"unknown text domains {sorted(unknown)}: choose from {', '.join(DOMAINS)}")
         self.text_domains = tuple(domain for domain in DOMAINS if domain in text_domains)
-        self.vision = VisionEncoder(**vision, dtype=dtype, rngs=rngs)
-        self.text = TextEncoder(**text, dtype=dtype, rngs=rngs) if self.text_domains else None
+        self.vision = VisionEncoder(**vision, compute=compute, rngs=rngs)
+        self.text = TextEncoder(**text, compute=compute, rngs=rngs) if self.text_domains else None
         self.fusion = nnx.Dict(
             {
-                domain: FusionHead(
+                domain: make_fusion(
                     vision["output_width"],
                     text["width"] if domain in self.text_domains else None,
                     embedding,
                     head_norm,
-                    dtype=dtype,
+                    **fusion,
+                    compute=compute,
                     rngs=rngs,
                 )
                 for domain in DOMAINS
@@ -99,16 +105,25 @@ class CopeModel(nnx.Module):
         texts = {d: (i["text"],) for d, i in items.items() if d in self.text_domains}
         text = encode_together(texts, self.text, rngs)
         return {
-            domain: Features(
-                vision[domain], item["frame_mask"].any(-1), text.get(domain), (item["text"] != PAD_ID).any(-1)
-            )
+            domain: Features(vision[domain], item["frame_mask"], text.get(domain), item["text"] != PAD_ID)
             for domain, item in items.items()
         }
 
 
+def make_fusion(
+    *sizes: Any, kind: str, width: int, depth: int, heads: int, compute: Compute, rngs: nnx.Rngs
+) -> LinearFusion | TransformerFusion:
+    """One domain's fusion head of a kind in FUSIONS; `sizes` as both kinds take them."""
+    if kind == "linear":
+        return LinearFusion(*sizes, dtype=compute.dtype, rngs=rngs)
+    if kind == "transformer":
+        return TransformerFusion(*sizes, width=width, depth=depth, heads=heads, compute=compute, rngs=rngs)
+    raise ValueError(f"unknown fusion {kind!r}: choose one of {', '.join(FUSIONS)}")
+
+
 def encode_together(
     inputs: Mapping[str, tuple[jax.Array, ...]], encoder: nnx.Module | None, rngs: nnx.Rngs | None
-) -> dict[str, jax.Array]:
+) -> dict[str, Any]:
     """Runs an encoder over the inputs of several domains, concatenating those whose shapes agree but for B.
 
     Fewer, larger matrix products and fewer copies of the encoder to compile: video and live usually share a shape.
@@ -120,7 +135,9 @@ def encode_together(
     for domains in groups.values():
         columns = zip(*(inputs[domain] for domain in domains), strict=True)
         joined = encoder(*(jnp.concatenate(column) for column in columns), rngs=rngs)
-        sizes = [len(inputs[domain][0]) for domain in domains]
+        sizes = [inputs[domain][0].shape[0] for domain in domains]  # len would refuse a symbolic B
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-        outputs.update(zip(domains, jnp.split(joined, ends), strict=True))
+        leaves, structure = jax.tree.flatten(joined)
+        parts = zip(*(jnp.split(leaf, ends) for leaf in leaves), strict=True)
+        outputs.update(zip(domains, map(structure.unflatten, parts), strict=True))
     return outputs

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cope_jax.models.compute import Compute
+
 EMBEDDING_INIT = nnx.initializers.normal(0.02)  # BERT and CLIP alike
 
 
@@ -28,35 +30,37 @@ def layer_norm(width: int, *, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs) 
 
 
 def dropout(
-    x: jax.Array, rate: float, rngs: nnx.Rngs | None, *, shape: tuple[int, ...] | None = None
+    x: jax.Array, rate: float | jax.Array, rngs: nnx.Rngs | None, *, shape: tuple[int, ...] | None = None
 ) -> jax.Array:
     """Zeroes entries with probability `rate` and rescales the others; the identity without `rngs`.
 
     Args:
         x: any shape, float.
-        rate: probability of a zero, in [0, 1).
+        rate: probability of a zero, in [0, 1); an array float32[] where it is data.
         rngs: holds the stream `dropout`; None means evaluation.
         shape: shape of the drawn mask, broadcast against `x`; None draws one value an entry.
     """
-    if rngs is None or rate == 0.0:
+    if rngs is None or (isinstance(rate, float) and rate == 0.0):
         return x
     keep = jax.random.bernoulli(rngs.dropout(), 1.0 - rate, x.shape if shape is None else shape)
-    return jnp.where(keep, x / (1.0 - rate), 0.0)
+    return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), 0.0)
 
 
-def drop_path(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
+def drop_path(x: jax.Array, rate: float | jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
     """Stochastic depth (arXiv 1603.09382): drops a residual branch for whole examples of the leading axis."""
     return dropout(x, rate, rngs, shape=x.shape[:1] + (1,) * (x.ndim - 1))
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with one kernel for queries, keys and values."""
+    """Multi-head self-attention with one kernel for queries, keys and values; its softmax is float32."""
 
-    def __init__(self, width: int, heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, compute: Compute, rngs: nnx.Rngs):
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of the number of heads {heads}")
+        dtype = compute.dtype
         self.qkv = nnx.LinearGeneral(width, (3, heads, width // heads), dtype=dtype, rngs=rngs)
         self.out = nnx.LinearGeneral((heads, width // heads), width, axis=(-2, -1), dtype=dtype, rngs=rngs)
+        self.compute = compute
 
     def __call__(self, x_BND: jax.Array, mask_BN: jax.Array | None = None) -> jax.Array:
         """Attends over the second-last axis.
@@ -71,7 +75,13 @@ class Attention(nnx.Module):
         """
         qkv = self.qkv(x_BND)
         mask = None if mask_BN is None else mask_BN[:, None, None, :]
-        attended = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask=mask)
+        attended = jax.nn.dot_product_attention(
+            qkv[:, :, 0],
+            qkv[:, :, 1],
+            qkv[:, :, 2],
+            mask=mask,
+            implementation=self.compute.attention_implementation(qkv.shape[-1], masked=mask is not None),
+        )
         return self.out(attended)
 
 
@@ -93,21 +103,23 @@ class Mlp(nnx.Module):
 class PreNormBlock(nnx.Module):
     """The transformer block of ViT and CLIP: normalise, transform, add."""
 
-    def __init__(
-        self, width: int, heads: int, *, activation: str, drop_path: float, dtype: jnp.dtype, rngs: nnx.Rngs
-    ):
-        self.norm1 = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
-        self.norm2 = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(width, 4 * width, activation, dtype=dtype, rngs=rngs)
-        self.drop_path = drop_path
+    def __init__(self, width: int, heads: int, *, activation: str, compute: Compute, rngs: nnx.Rngs):
+        self.norm1 = layer_norm(width, epsilon=1e-5, dtype=compute.dtype, rngs=rngs)
+        self.attention = Attention(width, heads, compute=compute, rngs=rngs)
+        self.norm2 = layer_norm(width, epsilon=1e-5, dtype=compute.dtype, rngs=rngs)
+        self.mlp = Mlp(width, 4 * width, activation, dtype=compute.dtype, rngs=rngs)
 
     def __call__(
-        self, x_BND: jax.Array, mask_BN: jax.Array | None = None, *, rngs: nnx.Rngs | None
+        self,
+        x_BND: jax.Array,
+        mask_BN: jax.Array | None = None,
+        *,
+        drop_path_rate: float | jax.Array = 0.0,
+        rngs: nnx.Rngs | None,
     ) -> jax.Array:
         """float[B, N, D], bool[B, N] or None → float[B, N, D]."""
-        x_BND = x_BND + drop_path(self.attention(self.norm1(x_BND), mask_BN), self.drop_path, rngs)
-        return x_BND + drop_path(self.mlp(self.norm2(x_BND)), self.drop_path, rngs)
+        x_BND = x_BND + drop_path(self.attention(self.norm1(x_BND), mask_BN), drop_path_rate, rngs)
+        return x_BND + drop_path(self.mlp(self.norm2(x_BND)), drop_path_rate, rngs)
 
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:

@@ -11,7 +11,10 @@ from ml_collections import ConfigDict
 
 from cope_jax.data.frames import SHORT_CLIPS
 from cope_jax.domains import DOMAINS
-from cope_jax.models.fusion import HEAD_NORMS
+from cope_jax.models.compute import ATTENTIONS, REMATS
+from cope_jax.models.cope import FUSIONS
+from cope_jax.models.layers import ACTIVATIONS
+from cope_jax.models.projection import HEAD_NORMS
 from cope_jax.models.stems import conv_patch_size
 from cope_jax.models.text import POOLINGS as TEXT_POOLINGS
 from cope_jax.models.vision import POOLINGS as VISION_POOLINGS
@@ -36,6 +39,9 @@ POSITIVE = [
     "model.text.width",
     "model.text.depth",
     "model.text.heads",
+    "model.fusion.width",
+    "model.fusion.depth",
+    "model.fusion.heads",
     "loss.temperature",
     "optimizer.rate",
     "train.batch_size",
@@ -54,10 +60,14 @@ FRACTIONS = ["data.colour_jitter", "data.text_noise", "model.vision.drop_path", 
 CHOICES = {
     "data.short_clips": SHORT_CLIPS,
     "model.dtype": DTYPES,
+    "model.attention": ATTENTIONS,
+    "model.remat": REMATS,
     "model.head_norm": HEAD_NORMS,
     "model.vision.stem": STEMS,
     "model.vision.pooling": VISION_POOLINGS,
+    "model.vision.activation": ACTIVATIONS,
     "model.text.pooling": TEXT_POOLINGS,
+    "model.fusion.kind": FUSIONS,
 }
 
 
@@ -106,13 +116,17 @@ def combination_faults(config: ConfigDict) -> Iterator[str]:
         )
     if vision.stem == "conv" and len(vision.stem_widths) != len(vision.stem_blocks):
         yield "config.model.vision.stem_widths and stem_blocks must have one entry a stage each"
+    if config.model.attention == "cudnn" and config.model.dtype == "float32":
+        yield "config.model.attention is 'cudnn', which computes in 16 bits; set config.model.dtype to bfloat16"
     for name, width, heads in (
         ("vision.width", vision.width, vision.heads),
         ("vision.output_width", vision.output_width, vision.integration_heads),
         ("text.width", text.width, text.heads),
+        ("fusion.width", config.model.fusion.width, config.model.fusion.heads),
     ):
         if heads > 0 and width % heads:
             yield f"config.model.{name} {width} is no multiple of its {heads} heads"
+    yield from weight_faults(config)
     if config.optimizer.warmup_steps >= config.train.steps:
         yield (
             f"config.optimizer.warmup_steps {config.optimizer.warmup_steps} must be less than "
@@ -136,6 +150,17 @@ def group_faults(groups: Sequence[tuple[str, float]]) -> Iterator[str]:
             yield f"config.optimizer.groups gives {pattern!r} the factor {factor}; it must be 0 (frozen) or more"
 
 
+def weight_faults(config: ConfigDict) -> Iterator[str]:
+    """Faults of what encoders start from that show without looking at the weights."""
+    vision, text = config.model.vision, config.model.text
+    if vision.init_from and vision.stem != "patch":
+        yield f"config.model.vision.init_from needs model.vision.stem 'patch'; it is {vision.stem!r}"
+    if text.init_from and not config.data.tokenizer:
+        yield "config.model.text.init_from needs config.data.tokenizer, a folder or hub name with the weights' own"
+    if text.init_from and not config.model.text_domains:
+        yield "config.model.text.init_from is set, and no domain of config.model.text_domains uses text"
+
+
 def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
     """(dotted key, value) of every field."""
     for key in config:
@@ -149,8 +174,8 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]
 def save_config(config: ConfigDict, workdir: Path) -> None:
     """Writes the resolved config to `config.json`, or checks it against the one that is there.
 
-    A run may go on with more steps, another mesh, another log or checkpoint interval or other evaluation settings;
-    what would make it another run is refused.
+    A run may go on with more steps, another mesh, another way of computing the same, another log or checkpoint
+    interval or other evaluation settings; what would make it another run is refused.
 
     Raises:
         ValueError: lists the fields that differ.
@@ -179,6 +204,9 @@ def save_config(config: ConfigDict, workdir: Path) -> None:
 MAY_CHANGE = (
     "mesh.",
     "eval.",
+    "model.attention",
+    "model.scan_layers",
+    "model.remat",
     "data.data_dir",
     "data.threads",
     "data.eval_split",

@@ -12,8 +12,8 @@ from cope_jax.training.rules import apply_rules, paths
 
 AXES = ("data", "fsdp", "tensor")
 
-# Parameter paths → how their axes are cut. Biases, norms, positions and scalars are small: every device holds them
-# whole. `tensor` cuts heads and hidden layers, so that a block communicates once behind attention and once behind MLP.
+# Parameter paths → how their last axes are cut; axes in front of those, which stack layers, stay whole. `tensor` cuts
+# heads and hidden layers, so that a block communicates once behind attention and once behind MLP.
 PARAMETER_RULES = (
     (r"/qkv/kernel$", PartitionSpec("fsdp", None, "tensor", None)),
     (r"/out/kernel$", PartitionSpec("tensor", None, "fsdp")),
@@ -21,9 +21,14 @@ PARAMETER_RULES = (
     (r"/down/kernel$", PartitionSpec("tensor", "fsdp")),
     (r"/(message_fc|project|pooler)/kernel$", PartitionSpec("fsdp", None)),
     (r"fusion/\w+/\w+/linear/kernel$", PartitionSpec("fsdp", None)),
+    (r"fusion/\w+/(frames|words)/kernel$", PartitionSpec("fsdp", None)),
     (r"/words/embedding$", PartitionSpec(None, "fsdp")),
     (r"/stem/.*kernel$", PartitionSpec(None, None, None, "fsdp")),
-    (r"(^|/)(bias|scale|position|segment|class_token|log_t)$", PartitionSpec()),
+    # Large only where a model is very deep or its images have many patches; whole on every device.
+    (r"/(bias|scale|position)$", PartitionSpec()),
+)
+LARGE = (
+    65_536  # elements from which on a parameter must have a rule; smaller ones without are whole everywhere
 )
 
 
@@ -54,11 +59,18 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
         params: tree of arrays or shapes.
 
     Raises:
-        ValueError: a parameter that no rule covers, or that its rule cannot cut evenly on this mesh; all are listed.
+        ValueError: large parameters that no rule covers, or some that their rules cannot cut evenly on this mesh; all
+            are listed.
     """
     specs = apply_rules(
-        PARAMETER_RULES, params, what="PARAMETER_RULES in training/mesh.py", require_all_used=False
+        PARAMETER_RULES,
+        params,
+        what="PARAMETER_RULES in training/mesh.py",
+        require_all_used=False,
+        exempt=lambda leaf: leaf.size < LARGE,
+        default=PartitionSpec(),
     )
+    specs = jax.tree.map(lambda leaf, spec: trailing(spec, len(leaf.shape)), params, specs)
     uneven = [
         f"{path} {leaf.shape} by {spec}"
         for path, leaf, spec in zip(*map(jax.tree.leaves, (paths(params), params, specs)), strict=True)
@@ -69,6 +81,11 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
             f"the mesh {dict(mesh.shape)} does not divide these parameters evenly: {'; '.join(uneven)}"
         )
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
+def trailing(spec: PartitionSpec, ndim: int) -> PartitionSpec:
+    """A spec moved to the last of `ndim` axes: PartitionSpec("fsdp") and 2 give PartitionSpec(None, "fsdp")."""
+    return PartitionSpec(*[None] * (ndim - len(spec)), *spec)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

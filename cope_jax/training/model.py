@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from cope_jax.models.compute import Compute
 from cope_jax.models.cope import CopeModel
 
 
@@ -26,17 +27,32 @@ def make_model(config: ConfigDict, *, vocab_size: int, rngs: nnx.Rngs) -> CopeMo
     """The model that a config describes, with the vocabulary of the run's tokenizer."""
     return CopeModel(
         embedding=config.model.embedding,
-        vision={
-            **config.model.vision.to_dict(),
-            "image_size": config.data.image_size,
-            "max_frames": max(*config.data.frames.values(), *config.eval.frames.values()),
-        },
-        text={**config.model.text.to_dict(), "vocab_size": vocab_size, "max_length": config.data.text_length},
+        **encoder_settings(config, vocab_size=vocab_size),
+        fusion=config.model.fusion.to_dict(),
         text_domains=config.model.text_domains,
         head_norm=config.model.head_norm,
-        dtype=jnp.dtype(config.model.dtype),
+        compute=Compute(
+            dtype=jnp.dtype(config.model.dtype),
+            attention=config.model.attention,
+            scan_layers=config.model.scan_layers,
+            remat=config.model.remat,
+        ),
         rngs=rngs,
     )
+
+
+def encoder_settings(config: ConfigDict, *, vocab_size: int) -> dict[str, dict[str, Any]]:
+    """The arguments of the encoders: {"vision": …, "text": …}, without compute and rngs."""
+    vision, text = (
+        {key: value for key, value in section.to_dict().items() if not key.startswith("init_")}
+        for section in (config.model.vision, config.model.text)
+    )
+    vision |= {
+        "image_size": config.data.image_size,
+        "max_frames": max(*config.data.frames.values(), *config.eval.frames.values()),
+    }
+    text |= {"vocab_size": vocab_size, "max_length": config.data.text_length}
+    return {"vision": vision, "text": text}
 
 
 def split_model(config: ConfigDict, *, vocab_size: int) -> tuple[nnx.GraphDef, Callable[[], ModelState]]:

@@ -1,7 +1,7 @@
 """Rules over parameter paths: (regex, value), the first match wins."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,15 +15,23 @@ def paths(tree: Any) -> Any:
 
 
 def apply_rules(
-    rules: Sequence[tuple[str, Any]], tree: Any, *, what: str, require_all_used: bool = True
+    rules: Sequence[tuple[str, Any]],
+    tree: Any,
+    *,
+    what: str,
+    require_all_used: bool = True,
+    exempt: Callable[[Any], bool] = lambda leaf: False,
+    default: Any = None,
 ) -> Any:
     """Gives each leaf the value of the first rule whose regex is found in its path.
 
     Args:
         rules: (regex, value) in order of precedence.
-        tree: any pytree; only its structure matters.
+        tree: any pytree.
         what: what the rules are, for the errors: "config.optimizer.groups".
         require_all_used: whether a rule that no path is left for is an error.
+        exempt: says of a leaf whether it may go without a rule.
+        default: the value of such leaves.
 
     Returns:
         The tree of values.
@@ -31,18 +39,18 @@ def apply_rules(
     Raises:
         ValueError: some paths match no rule, or some rules match no path; all of them are listed.
     """
-    used = set()
+    used, uncovered = set(), []
 
-    def value(path: str) -> Any:
+    def value(path: str, leaf: Any) -> Any:
         for i, (pattern, result) in enumerate(rules):
             if re.search(pattern, path):
                 used.add(i)
                 return result
-        uncovered.append(path)
-        return None
+        if not exempt(leaf):
+            uncovered.append(path)
+        return default
 
-    uncovered: list[str] = []
-    values = jax.tree.map(value, paths(tree))
+    values = jax.tree.map(value, paths(tree), tree)
     if uncovered:
         raise ValueError(f"{what}: no rule matches the parameters {', '.join(uncovered)}; add one for them")
     unused = [pattern for i, (pattern, _) in enumerate(rules) if i not in used]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cope_jax.models.compute import Compute
 from cope_jax.models.cope import CopeModel
 
 VISION = {
@@ -18,6 +19,7 @@ VISION = {
     "depth": 2,
     "heads": 3,
     "pooling": "class",
+    "activation": "quick_gelu",
     "cross_frame": True,
     "integration_depth": 1,
     "integration_heads": 2,
@@ -34,6 +36,13 @@ TEXT = {
     "pooling": "pooler",
     "dropout": 0.0,
 }
+FUSION = {"kind": "linear", "width": 14, "depth": 2, "heads": 2}
+
+
+@pytest.fixture(scope="session")
+def encoder_settings():
+    """The arguments of the tiny model's encoders."""
+    return {"vision": VISION, "text": TEXT}
 
 
 @pytest.fixture(scope="session")
@@ -41,21 +50,29 @@ def make_cope():
     """A function that makes the tiny model with some settings changed."""
 
     def make(
-        *, vision=None, text=None, text_domains=("page", "video", "live"), head_norm="none"
+        *,
+        vision=None,
+        text=None,
+        fusion="linear",
+        text_domains=("page", "video", "live"),
+        head_norm="none",
+        noise=0.3,
+        **compute,
     ) -> CopeModel:
         model = CopeModel(
             embedding=6,
             vision=VISION | (vision or {}),
             text=TEXT | (text or {}),
+            fusion=FUSION | {"kind": fusion},
             text_domains=text_domains,
             head_norm=head_norm,
-            dtype=jnp.float32,
+            compute=Compute(**{"dtype": jnp.dtype("float32")} | compute),
             rngs=nnx.Rngs(params=3),
         )
         # Fresh biases are 0, and a bias that gets past a mask would not show.
         rng = np.random.default_rng(0)
         graphdef, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
-        noisy = jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), params)
+        noisy = jax.tree.map(lambda x: x + noise * rng.normal(size=x.shape).astype(np.float32), params)
         return nnx.merge(graphdef, noisy, statistics)
 
     return make

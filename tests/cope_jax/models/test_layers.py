@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cope_jax.models.compute import Compute
 from cope_jax.models.layers import (
     Attention,
     Mlp,
@@ -17,6 +18,8 @@ from cope_jax.models.layers import (
     quick_gelu,
 )
 
+FLOAT32 = Compute(jnp.dtype("float32"))
+
 
 def rngs() -> nnx.Rngs:
     return nnx.Rngs(params=0)
@@ -24,7 +27,7 @@ def rngs() -> nnx.Rngs:
 
 def test_attention_equals_softmax_by_hand():
     B, N, D, K = 2, 5, 12, 3
-    attention = Attention(D, K, dtype=jnp.float32, rngs=rngs())
+    attention = Attention(D, K, compute=FLOAT32, rngs=rngs())
     x = np.random.default_rng(0).normal(size=(B, N, D)).astype(np.float32)
     mask = np.array([[True, True, False, True, False], [True, False, True, True, True]])
     kernel, out = np.asarray(attention.qkv.kernel[...]), np.asarray(attention.out.kernel[...])
@@ -76,7 +79,7 @@ def test_layer_norm_statistics_are_float32_under_bfloat16():
 
 def test_unfit_sizes_and_names_are_named():
     with pytest.raises(ValueError, match="width 10 is not a multiple of the number of heads 3"):
-        Attention(10, 3, dtype=jnp.float32, rngs=rngs())
+        Attention(10, 3, compute=FLOAT32, rngs=rngs())
     with pytest.raises(ValueError, match="unknown activation 'swish': choose one of gelu, quick_gelu"):
         Mlp(4, 8, "swish", dtype=jnp.float32, rngs=rngs())
     assert jax.config.jax_numpy_rank_promotion == "raise"

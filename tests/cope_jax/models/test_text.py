@@ -8,7 +8,7 @@ TOKENS = np.array([[2, 7, 9, 3, 0, 0, 0], [2, 9, 7, 3, 0, 0, 0], [0, 0, 0, 0, 0,
 
 @pytest.mark.parametrize("pooling", ["pooler", "class", "mean"])
 def test_order_matters_and_missing_texts_are_zero(call, make_cope, pooling):
-    vectors = call(make_cope(text={"pooling": pooling}).text, TOKENS)
+    vectors = call(make_cope(text={"pooling": pooling}).text, TOKENS).vector
     assert vectors.shape == (3, 8)
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
     np.testing.assert_array_equal(vectors[2], np.zeros(8))
@@ -19,8 +19,8 @@ def test_the_pooler_is_a_dense_layer_and_tanh_on_the_class_token(call, make_cope
     kernel, bias = np.asarray(pooled.pooler.kernel[...]), np.asarray(pooled.pooler.bias[...])
     first.words, first.position, first.segment = pooled.words, pooled.position, pooled.segment
     first.norm, first.blocks = pooled.norm, pooled.blocks
-    expected = np.tanh(np.asarray(call(first, TOKENS))[:2] @ kernel + bias)
-    np.testing.assert_allclose(call(pooled, TOKENS)[:2], expected, rtol=2e-4, atol=1e-5)
+    expected = np.tanh(np.asarray(call(first, TOKENS).vector)[:2] @ kernel + bias)
+    np.testing.assert_allclose(call(pooled, TOKENS).vector[:2], expected, rtol=2e-4, atol=1e-5)
 
 
 def test_an_unknown_pooling_is_refused(make_cope):

@@ -11,7 +11,11 @@ import configs.demo
 import configs.grocery
 from cope_jax.training.config import flatten, load_config, save_config, validate
 
-EXPERIMENTS = (configs.default, configs.demo, configs.grocery)
+EXPERIMENTS = (
+    configs.default,
+    configs.demo,
+    configs.grocery,
+)
 ROOT = Path(__file__).parents[3]
 
 
@@ -77,6 +81,11 @@ def test_all_faults_are_reported_together():
             (("text", -1.0),),
             r"gives 'text' the factor -1.0; it must be 0 \(frozen\) or more",
         ),
+        ("model.vision.activation", "relu", "choose one of gelu, quick_gelu"),
+        ("model.fusion.kind", "sum", "choose one of linear, transformer"),
+        ("model.fusion.heads", 5, "config.model.fusion.width 256 is no multiple of its 5 heads"),
+        ("model.remat", "all", "choose one of none, block, dots"),
+        ("model.attention", "cudnn", "computes in 16 bits; set config.model.dtype to bfloat16"),
         ("eval.ways", 1, "few-shot needs 2 classes or more"),
         ("eval.episodes", 9, "an interval needs 10 or more"),
     ],
@@ -104,6 +113,7 @@ def test_a_work_directory_keeps_its_run(tmp_path):
     save_config(config, tmp_path)
     config.mesh.fsdp = 2
     config.train.log_every = 7
+    config.model.scan_layers, config.model.remat = False, "block"
     save_config(config, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["mesh"]["fsdp"] == 2
     config.train.batch_size = 64

@@ -115,8 +115,16 @@ def test_a_finished_run_is_left_alone(finished, tiny_config, capsys):
     assert (finished / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 4, 2), (2, 2, 2)])
-def test_every_mesh_trains_the_same(finished, tiny_config, tmp_path, sizes):
+@pytest.mark.parametrize(
+    ("sizes", "changed"),
+    [
+        ((8, 1, 1), {}),
+        ((1, 4, 2), {"model.fusion.kind": "transformer", "model.remat": "dots", "model.head_norm": "none"}),
+        ((2, 2, 2), {"model.scan_layers": False, "model.remat": "block"}),
+    ],
+)
+def test_every_mesh_trains_the_same(finished, tiny_config, tmp_path, sizes, changed):
+    tiny_config.update_from_flattened_dict({"model.vision.depth": 2} | changed)
     tokenizer = run_tokenizer(tiny_config, finished)
     meshes = (
         make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1]),

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
 
 from configs import default
-from cope_jax.training.mesh import PARAMETER_RULES, make_mesh, parameter_shardings, to_devices
+from cope_jax.training.mesh import LARGE, PARAMETER_RULES, make_mesh, parameter_shardings, to_devices
 from cope_jax.training.model import split_model
 from cope_jax.training.rules import apply_rules
 
@@ -29,12 +28,23 @@ def test_sizes_that_do_not_make_the_devices_are_refused(sizes):
 
 def test_every_rule_serves_the_full_model_and_covers_it():
     config = default.get_config()
-    for stem in ("patch", "conv"):
-        config.model.vision.stem = stem
+    used = set()
+    for stem, fusion in (("patch", "linear"), ("conv", "transformer")):
+        config.model.vision.stem, config.model.fusion.kind = stem, fusion
         _, initialise = split_model(config, vocab_size=100)
         params = {"model": jax.eval_shape(initialise).params, "loss": {"log_t": shape(), "bias": shape()}}
-        specs = apply_rules(PARAMETER_RULES, params, what="rules")  # raises where a rule is of no use
-        assert all(isinstance(spec, PartitionSpec) for spec in jax.tree.leaves(specs))
+        parameter_shardings(params, make_mesh(data=2, fsdp=2, tensor=2))
+        values = jax.tree.leaves(
+            apply_rules(
+                [(pattern, i) for i, (pattern, _) in enumerate(PARAMETER_RULES)],
+                params,
+                what="rules",
+                require_all_used=False,
+                exempt=lambda leaf: leaf.size < LARGE,
+            )
+        )
+        used |= set(values)
+    assert used == set(range(len(PARAMETER_RULES)))
 
 
 def test_kernels_are_cut_as_the_rules_say():
@@ -43,6 +53,26 @@ def test_kernels_are_cut_as_the_rules_say():
     found = parameter_shardings(params, mesh)["b"]["qkv"]
     assert found["kernel"].shard_shape((8, 3, 4, 2)) == (4, 3, 2, 2)
     assert found["bias"].shard_shape((3, 4, 2)) == (3, 4, 2)
+
+
+def test_the_axis_that_stacks_layers_stays_whole():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    params = {"blocks": {"qkv": {"kernel": shape(4, 8, 3, 6, 2)}, "up": {"kernel": shape(4, 8, 6)}}}
+    found = parameter_shardings(params, mesh)["blocks"]
+    assert found["qkv"]["kernel"].shard_shape((4, 8, 3, 6, 2)) == (4, 4, 3, 3, 2)
+    assert found["up"]["kernel"].shard_shape((4, 8, 6)) == (4, 4, 3)
+
+
+def test_every_large_parameter_needs_a_rule_and_small_ones_are_whole():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    params = {"a": shape(256, 255), "b": shape()}
+    assert all(where.is_fully_replicated for where in jax.tree.leaves(parameter_shardings(params, mesh)))
+    params |= {"c": shape(256, 256), "d": {"kernel": shape(1, 65536)}}
+    with pytest.raises(
+        ValueError,
+        match=r"PARAMETER_RULES in training/mesh.py: no rule matches the parameters c, d/kernel; add",
+    ):
+        parameter_shardings(params, mesh)
 
 
 def test_all_uneven_cuts_are_listed():

@@ -109,14 +109,17 @@ def test_groups_must_fit_the_parameters():
         updates(gradients(), groups=(("^c/", 0.1), ("", 1.0)))
 
 
-def test_of_the_full_model_matrices_and_word_vectors_decay():
-    _, initialise = split_model(default.get_config(), vocab_size=100)
-    params = {
-        "model": jax.eval_shape(initialise).params,
-        "loss": {"log_t": jnp.zeros(()), "bias": jnp.zeros(())},
-    }
+@pytest.mark.parametrize(
+    ("fusion", "more"), [("linear", set()), ("transformer", {"query", "modality"})], ids=lambda value: str(value)
+)
+def test_of_the_full_model_matrices_and_word_vectors_decay(fusion, more):
+    config = default.get_config()
+    config.model.fusion.kind = fusion
+    _, initialise = split_model(config, vocab_size=100)
+    scalars = {"log_t": jnp.zeros(()), "bias": jnp.zeros(())}
+    params = {"model": jax.eval_shape(initialise).params, "loss": scalars}
     names = {True: set(), False: set()}
     for path, decay in zip(jax.tree.leaves(paths(params)), jax.tree.leaves(decays(params)), strict=True):
         names[decay].add(path.split("/")[-1])
     assert names[True] == {"kernel", "embedding"}
-    assert names[False] == {"bias", "scale", "position", "segment", "class_token", "log_t"}
+    assert names[False] == {"bias", "scale", "position", "segment", "class_token", "log_t"} | more

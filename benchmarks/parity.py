@@ -1,0 +1,121 @@
+"""How far our encoders with loaded weights are from torch's: `python -m benchmarks.parity`, with torch installed.
+
+Random models of transformers are saved, loaded by our code and given the same inputs, all in float32. The last line is
+JSON: for each model the largest difference of outputs and of gradients, relative to the largest value of each.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.traverse_util import flatten_dict
+
+from benchmarks.torch_references import REFERENCES, Reference
+from cope_jax.models.compute import Compute
+from cope_jax.models.pretrained import prepare
+from cope_jax.models.text import TextEncoder
+from cope_jax.models.vision import VisionEncoder
+
+ENCODERS = {"vision": VisionEncoder, "text": TextEncoder}
+FORWARD, GRADIENT = 1e-4, 1e-3  # the bounds
+
+Differences = dict[str, float]
+
+
+def compare(reference: Reference) -> tuple[Differences, Differences]:
+    """Relative differences of all outputs, and of the gradients of all parameters and of the input."""
+
+    def make() -> nnx.Module:
+        compute = Compute(dtype=jnp.dtype("float32"))
+        return ENCODERS[reference.encoder](**reference.settings, compute=compute, rngs=nnx.Rngs(params=0))
+
+    graphdef = nnx.graphdef(nnx.eval_shape(make))
+    fresh = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make(), nnx.Param)))()
+    params = loaded(reference, reference.weights, fresh)
+    shift = jnp.zeros(reference.input_gradient.shape)
+
+    def product(params: Any, shift: jax.Array, inputs: jax.Array, cotangents: Any) -> tuple[jax.Array, Any]:
+        outputs = run(nnx.merge(graphdef, params), inputs, shift, reference.mask)
+        return sum((outputs[name] * cotangents[name]).sum() for name in outputs), outputs
+
+    (gradients, input_gradient), outputs = jax.jit(jax.grad(product, argnums=(0, 1), has_aux=True))(
+        params, shift, reference.inputs, reference.cotangents
+    )
+    forward = {name: difference(outputs[name], wanted) for name, wanted in reference.outputs.items()}
+    behind = jax.jit(lambda params, inputs: hidden(nnx.merge(graphdef, params), inputs, reference.mask))
+    for k, wanted in enumerate(reference.hidden, start=1):
+        first = {"blocks": jax.tree.map(lambda x, k=k: x[:k], params["blocks"])}
+        forward[f"block {k}"] = difference(behind(params | first, reference.inputs), wanted)
+    wanted = flatten_dict(loaded(reference, reference.gradients, fresh), sep="/")
+    flat = flatten_dict(gradients, sep="/")
+    gradient = {path: difference(flat[path], wanted[path]) for path in wanted}
+    return forward, gradient | {"input": difference(input_gradient, reference.input_gradient)}
+
+
+def loaded(reference: Reference, folder: Path, fresh: Any) -> Any:
+    """The encoder's parameters from a folder, by the code under test."""
+    weights = prepare(
+        str(folder), reference.encoder, fresh, settings=reference.settings, cut=False, section="reference"
+    )
+    if weights.fresh:
+        raise ValueError(f"the reference does not fill {', '.join(weights.fresh)}")
+    return weights.load(fresh)
+
+
+def run(
+    encoder: VisionEncoder | TextEncoder, inputs: jax.Array, shift: jax.Array, mask: np.ndarray
+) -> dict[str, jax.Array]:
+    """The outputs of an encoder, by the names of the reference's.
+
+    Args:
+        shift: zeros, added to normalised pixels or embedded words: what to differentiate by.
+    """
+    if isinstance(encoder, VisionEncoder):
+        clip = encoder.encode(inputs + shift, mask)
+        return {"frames": clip.frames, "vector": clip.vector}
+    text = encoder.encode(encoder.words(inputs) + shift, mask)
+    return {"words": jnp.where(mask[..., None], text.words, 0.0), "vector": text.vector}
+
+
+def hidden(encoder: VisionEncoder | TextEncoder, inputs: jax.Array, mask: np.ndarray) -> jax.Array:
+    """What comes out of the last block, 0 at padding."""
+    if isinstance(encoder, VisionEncoder):
+        return encoder.frame_tokens(inputs, mask, rngs=None)
+    return jnp.where(mask[..., None], encoder.encode(encoder.words(inputs), mask).words, 0.0)
+
+
+def difference(ours: jax.Array, wanted: np.ndarray) -> float:
+    """The largest difference, relative to the largest wanted value."""
+    wanted = np.asarray(wanted)
+    if ours.shape != wanted.shape:
+        raise ValueError(f"shapes differ: {ours.shape} here, {wanted.shape} in the reference")
+    return float(np.abs(np.asarray(ours) - wanted).max() / max(np.abs(wanted).max(), 1e-30))
+
+
+def worst(differences: Mapping[str, float]) -> str:
+    """The name of the largest one."""
+    return max(differences, key=differences.__getitem__)
+
+
+def main() -> None:
+    """Compares all references; the exit code is 1 if one is out of bounds."""
+    result: dict[str, dict[str, float]] = {"forward": {}, "gradient": {}}
+    for name, make in REFERENCES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            forward, gradient = compare(make(Path(folder)))
+        result["forward"][name], result["gradient"][name] = max(forward.values()), max(gradient.values())
+        print(f"{name}: outputs {max(forward.values()):.1e} ({worst(forward)}), ", end="")
+        print(f"gradients {max(gradient.values()):.1e} ({worst(gradient)})")
+    print(json.dumps(result))
+    if max(result["forward"].values()) > FORWARD or max(result["gradient"].values()) > GRADIENT:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""What torch and transformers make of random weights and inputs: what our encoders must agree with."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import save_file
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A torch model's answers, all float32.
+
+    Attributes:
+        encoder: "vision" or "text".
+        settings: of our encoder of the same shape.
+        weights: folder that `save_pretrained` wrote.
+        gradients: folder of the same form: the gradients of all parameters in their places.
+        inputs: float[B, T, H, W, 3] normalised pixels, or int[B, L] tokens.
+        mask: bool[B, T] or bool[B, L], False for padding.
+        hidden: the outputs of the blocks; 0 at padding.
+        outputs: by name: "frames" and "vector" of clips, "words" (0 at padding) and "vector" of texts.
+        cotangents: the gradients are those of the sum of all products of an output and its cotangent.
+        input_gradient: of that sum with respect to the pixels, or to the embedded words, float[B, L, D].
+    """
+
+    encoder: str
+    settings: Mapping[str, Any]
+    weights: Path
+    gradients: Path
+    inputs: np.ndarray
+    mask: np.ndarray
+    hidden: Sequence[np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+    cotangents: Mapping[str, np.ndarray]
+    input_gradient: np.ndarray
+
+
+def spread(model: torch.nn.Module) -> torch.nn.Module:
+    """Gives all parameters random values that matter: fresh ones are small, and biases 0."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim >= 2:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+            else:
+                parameter.add_(0.2 * noise)
+    return model.eval()
+
+
+def watch(layers: torch.nn.ModuleList) -> list[torch.Tensor]:
+    """The outputs of layers, filled in when the model runs."""
+    outputs: list[torch.Tensor] = []
+    for layer in layers:
+        layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    return outputs
+
+
+def reference(
+    model: torch.nn.Module,
+    folder: Path,
+    *,
+    encoder: str,
+    settings: Mapping[str, Any],
+    inputs: torch.Tensor,
+    ours: np.ndarray,
+    to_ours: Callable[[torch.Tensor], torch.Tensor],
+    mask: np.ndarray,
+    hidden: Sequence[torch.Tensor],
+    outputs: Mapping[str, torch.Tensor],
+) -> Reference:
+    """Saves a model that has run and the gradients of its outputs.
+
+    Args:
+        inputs: pixels or embedded words, as the model takes them.
+        ours: the inputs of our encoder.
+        to_ours: from the form of `inputs` to that of `Reference.input_gradient`.
+    """
+    generator = torch.Generator().manual_seed(1)
+    cotangents = {name: torch.randn(x.shape, generator=generator) / x.numel() ** 0.5 for name, x in outputs.items()}
+    model.zero_grad()
+    inputs.retain_grad()
+    sum((outputs[name] * cotangents[name]).sum() for name in outputs).backward()
+    model.save_pretrained(folder / "weights")
+    (folder / "gradients").mkdir()
+    shutil.copy(folder / "weights" / "config.json", folder / "gradients")
+    gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    save_file(gradients, folder / "gradients" / "model.safetensors")
+    return Reference(
+        encoder=encoder,
+        settings=settings,
+        weights=folder / "weights",
+        gradients=folder / "gradients",
+        inputs=ours,
+        mask=mask,
+        hidden=[x.detach().numpy() for x in hidden],
+        outputs={name: x.detach().numpy() for name, x in outputs.items()},
+        cotangents={name: x.numpy() for name, x in cotangents.items()},
+        input_gradient=to_ours(inputs.grad).numpy(),
+    )
+
+
+def vision_reference(
+    model: torch.nn.Module, folder: Path, *, clips: int, frames: int, integration: bool, settings: Mapping[str, Any]
+) -> Reference:
+    """Runs the vision side of a model of the CLIP family on random clips."""
+    spread(model)
+    vision = model.config.vision_config
+    hidden = watch(model.vision_model.encoder.layers)
+    side = vision.image_size
+    ours = np.random.default_rng(2).normal(size=(clips, frames, side, side, 3)).astype(np.float32)
+    pixels = torch.tensor(ours).permute(0, 1, 4, 2, 3).reshape(-1, 3, side, side).requires_grad_()
+    vectors = model.visual_projection(model.vision_model(pixels).pooler_output).reshape(clips, frames, -1)
+    outputs = {"frames": vectors, "vector": vectors.mean(dim=1)}
+    if integration:
+        mixed = model.mit(vectors)
+        outputs = {"frames": mixed.last_hidden_state, "vector": mixed.pooler_output}
+    shape = {
+        "image_size": side,
+        "stem": "patch",
+        "patch_size": vision.patch_size,
+        "stem_widths": (),
+        "stem_blocks": (),
+        "width": vision.hidden_size,
+        "depth": vision.num_hidden_layers,
+        "heads": vision.num_attention_heads,
+        "pooling": "class",
+        "activation": vision.hidden_act,
+        "cross_frame": integration,
+        "integration_depth": vision.mit_num_hidden_layers if integration else 0,
+        "integration_heads": vision.mit_num_attention_heads if integration else 1,
+        "output_width": model.config.projection_dim,
+        "max_frames": frames,
+        "drop_path": 0.0,
+    }
+    return reference(
+        model,
+        folder,
+        encoder="vision",
+        settings=shape | dict(settings),
+        inputs=pixels,
+        ours=ours,
+        to_ours=lambda x: x.reshape(clips, frames, 3, side, side).permute(0, 1, 3, 4, 2),
+        mask=np.ones((clips, frames), bool),
+        hidden=[x.reshape(clips, frames, *x.shape[1:]) for x in hidden],
+        outputs=outputs,
+    )
+
+
+def text_reference(
+    model: torch.nn.Module, text: torch.nn.Module, folder: Path, *, lengths: tuple[int, ...], pooling: str
+) -> Reference:
+    """Runs a BERT, or the one within a model, on random texts of these lengths."""
+    spread(model)
+    config = text.config
+    hidden = watch(text.encoder.layer)
+    mask = np.arange(max(lengths)) < np.asarray(lengths)[:, None]
+    ids = np.random.default_rng(2).integers(1, config.vocab_size, mask.shape) * mask
+    words = text.embeddings.word_embeddings(torch.tensor(ids))
+    answer = text(inputs_embeds=words, attention_mask=torch.tensor(mask.astype(int)))
+    real = torch.tensor(mask)[..., None]
+    vector = answer.pooler_output if pooling == "pooler" else answer.last_hidden_state[:, 0]
+    settings = {
+        "vocab_size": config.vocab_size,
+        "max_length": mask.shape[1],
+        "width": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "pooling": pooling,
+        "dropout": 0.0,
+    }
+    return reference(
+        model,
+        folder,
+        encoder="text",
+        settings=settings,
+        inputs=words,
+        ours=ids,
+        to_ours=lambda x: x,
+        mask=mask,
+        hidden=[x * real for x in hidden],
+        outputs={"words": answer.last_hidden_state * real, "vector": vector},
+    )
+
+
+# The sides that are not looked at are tiny.
+TINY_TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 20,
+    "max_position_embeddings": 8,
+}
+TINY_CLIP_TEXT = TINY_TEXT | {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
+TINY_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
+
+
+def xclip(folder: Path, *, frames: int) -> Reference:
+    """X-CLIP B/16 of two blocks: vision, projection and the transformer over frames."""
+    vision = {"num_hidden_layers": 2, "patch_size": 16, "num_frames": frames}
+    config = transformers.XCLIPConfig(text_config=TINY_CLIP_TEXT, vision_config=vision)
+    model = transformers.XCLIPModel(config)
+    return vision_reference(model, folder, clips=2, frames=frames, integration=True, settings={})
+
+
+def clip(folder: Path) -> Reference:
+    """CLIP B/32 of two blocks."""
+    config = transformers.CLIPConfig(text_config=TINY_CLIP_TEXT, vision_config={"num_hidden_layers": 2})
+    return vision_reference(transformers.CLIPModel(config), folder, clips=3, frames=2, integration=False, settings={})
+
+
+def chinese_clip_vision(folder: Path) -> Reference:
+    """Chinese-CLIP B/16 of two blocks, with the activation of its largest model."""
+    vision = {"num_hidden_layers": 2, "patch_size": 16, "hidden_act": "gelu"}
+    config = transformers.ChineseCLIPConfig(text_config=TINY_TEXT, vision_config=vision)
+    model = transformers.ChineseCLIPModel(config)
+    return vision_reference(model, folder, clips=3, frames=1, integration=False, settings={})
+
+
+def chinese_clip_text(folder: Path) -> Reference:
+    """Chinese-CLIP's RoBERTa of two layers, with padding."""
+    text = {"num_hidden_layers": 2, "vocab_size": 500}
+    config = transformers.ChineseCLIPConfig(text_config=text, vision_config=TINY_VISION)
+    model = transformers.ChineseCLIPModel(config)
+    return text_reference(model, model.text_model, folder, lengths=(32, 9, 2), pooling="class")
+
+
+def bert(folder: Path, *, depth: int, width: int) -> Reference:
+    """BERT of any depth with its pooler, with padding."""
+    config = transformers.BertConfig(
+        num_hidden_layers=depth, hidden_size=width, intermediate_size=4 * width, vocab_size=500
+    )
+    model = transformers.BertModel(config)
+    return text_reference(model, model, folder, lengths=(32, 17, 1), pooling="pooler")
+
+
+REFERENCES: dict[str, Callable[[Path], Reference]] = {
+    "xclip_1_frame": lambda folder: xclip(folder, frames=1),
+    "xclip_4_frames": lambda folder: xclip(folder, frames=4),
+    "xclip_8_frames": lambda folder: xclip(folder, frames=8),
+    "clip": clip,
+    "chinese_clip_vision": chinese_clip_vision,
+    "chinese_clip_text": chinese_clip_text,
+    "bert_3_layers": lambda folder: bert(folder, depth=3, width=768),
+    "bert_12_layers": lambda folder: bert(folder, depth=12, width=384),
+}

@@ -1,0 +1,178 @@
+"""Our encoders with weights that torch and transformers wrote, against torch and transformers.
+
+Where CI=true torch must be there; elsewhere these tests are skipped without it.
+"""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from cope_jax.models.compute import Compute
+from cope_jax.models.pretrained_files import CONVERT, open_weights
+from cope_jax.models.pretrained_layouts import resize_grid, resize_line
+from cope_jax.models.text import TextEncoder
+from cope_jax.models.vision import VisionEncoder
+
+if os.environ.get("CI") != "true":
+    pytest.importorskip("torch")
+
+import torch
+import transformers
+
+from benchmarks import parity
+from benchmarks.torch_references import REFERENCES
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_outputs_and_gradients_are_torchs(name, tmp_path):
+    forward, gradient = parity.compare(REFERENCES[name](tmp_path))
+    assert max(forward.values()) < parity.FORWARD, parity.worst(forward)
+    assert max(gradient.values()) < parity.GRADIENT, parity.worst(gradient)
+
+
+@pytest.mark.parametrize(("old", "new"), [(14, 24), (24, 14), (7, 8), (2, 5)])
+def test_positions_are_interpolated_as_torch_does(old, new):
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(1 + old * old, 6)).astype(np.float32)
+    grid = torch.tensor(table[1:]).reshape(1, old, old, 6).permute(0, 3, 1, 2)
+    wanted = torch.nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    ours = resize_grid(table, 1 + new * new)
+    np.testing.assert_allclose(ours[1:], wanted.permute(0, 2, 3, 1).reshape(-1, 6), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(ours[0], table[0])
+    line = torch.tensor(table[:old].T[None])
+    wanted = torch.nn.functional.interpolate(line, size=new, mode="linear", align_corners=False)[0].T
+    np.testing.assert_allclose(resize_line(table[:old], new), wanted, rtol=1e-4, atol=1e-5)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(tree, nnx.Param))))
+
+
+def torch_count(*modules):
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+LARGE = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+}
+# The published configs, as their config.json say.
+XCLIPS = {
+    "microsoft/xclip-base-patch32": ({"patch_size": 32}, 512),
+    "microsoft/xclip-base-patch16": ({"patch_size": 16}, 512),
+    "microsoft/xclip-large-patch14": (LARGE | {"mit_hidden_size": 768, "mit_intermediate_size": 3072}, 768),
+    "microsoft/xclip-large-patch14-16-frames": (
+        LARGE | {"mit_hidden_size": 768, "mit_intermediate_size": 3072, "image_size": 336, "num_frames": 16},
+        768,
+    ),
+}
+CLIPS = {
+    "openai/clip-vit-base-patch32": ({"patch_size": 32}, 512),
+    "openai/clip-vit-base-patch16": ({"patch_size": 16}, 512),
+    "openai/clip-vit-large-patch14": (LARGE, 768),
+}
+BERTS = {
+    "hfl/rbt3": {"num_hidden_layers": 3, "vocab_size": 21128},
+    "hfl/rbt6": {"num_hidden_layers": 6, "vocab_size": 21128},
+    "hfl/chinese-roberta-wwm-ext": {"vocab_size": 21128},
+    "nreimers/MiniLM-L6-H384-uncased": {
+        "num_hidden_layers": 6,
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+    },
+}
+
+
+def our_vision(vision, *, projection, cross_frame, mit):
+    """Our encoder of a published shape, by shape alone."""
+    return nnx.eval_shape(
+        lambda: VisionEncoder(
+            image_size=vision.image_size,
+            stem="patch",
+            patch_size=vision.patch_size,
+            stem_widths=(),
+            stem_blocks=(),
+            width=vision.hidden_size,
+            depth=vision.num_hidden_layers,
+            heads=vision.num_attention_heads,
+            pooling="class",
+            activation=vision.hidden_act,
+            cross_frame=cross_frame,
+            integration_depth=vision.mit_num_hidden_layers if mit else 0,
+            integration_heads=vision.mit_num_attention_heads if mit else 1,
+            output_width=projection,
+            max_frames=vision.num_frames if mit else 1,
+            drop_path=0.0,
+            compute=Compute(dtype=np.dtype("float32")),
+            rngs=nnx.Rngs(params=0),
+        )
+    )
+
+
+@pytest.mark.parametrize("name", XCLIPS)
+def test_full_size_xclips_have_as_many_parameters(name):
+    vision, projection = XCLIPS[name]
+    config = transformers.XCLIPConfig(vision_config=vision, projection_dim=projection)
+    with torch.device("meta"):
+        model = transformers.XCLIPModel(config)
+    ours = our_vision(config.vision_config, projection=projection, cross_frame=True, mit=True)
+    assert count(ours) == torch_count(model.vision_model, model.visual_projection, model.mit)
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_full_size_clips_have_as_many_parameters(name):
+    vision, projection = CLIPS[name]
+    config = transformers.CLIPConfig(vision_config=vision, projection_dim=projection)
+    with torch.device("meta"):
+        model = transformers.CLIPModel(config)
+    ours = our_vision(config.vision_config, projection=projection, cross_frame=False, mit=False)
+    assert count(ours) == torch_count(model.vision_model, model.visual_projection)
+
+
+@pytest.mark.parametrize("name", BERTS)
+def test_full_size_berts_have_as_many_parameters(name):
+    config = transformers.BertConfig(**BERTS[name])
+    with torch.device("meta"):
+        model = transformers.BertModel(config)
+    ours = nnx.eval_shape(
+        lambda: TextEncoder(
+            vocab_size=config.vocab_size,
+            max_length=config.max_position_embeddings,
+            width=config.hidden_size,
+            depth=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            pooling="pooler",
+            dropout=0.0,
+            compute=Compute(dtype=np.dtype("float32")),
+            rngs=nnx.Rngs(params=0),
+        )
+    )
+    assert count(ours) == torch_count(model)
+
+
+def test_full_size_chinese_clip_has_as_many_parameters():
+    """OFA-Sys/chinese-clip-vit-base-patch16: RoBERTa without a pooler."""
+    config = transformers.ChineseCLIPConfig(text_config={"vocab_size": 21128}, vision_config={"patch_size": 16})
+    with torch.device("meta"):
+        model = transformers.ChineseCLIPModel(config)
+    ours = our_vision(config.vision_config, projection=512, cross_frame=False, mit=False)
+    assert count(ours) == torch_count(model.vision_model, model.visual_projection)
+
+
+def test_the_conversion_that_the_error_shows_works(tmp_path):
+    """Tensors that share their memory included, as tied layers do."""
+    shared = torch.arange(6.0).reshape(2, 3)
+    torch.save({"a": shared, "b": shared.T, "n": torch.arange(3)}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text("{}")
+    subprocess.run([sys.executable, "-c", CONVERT], cwd=tmp_path, check=True, timeout=300)
+    weights = open_weights(str(tmp_path), key="key")
+    np.testing.assert_array_equal(weights.read("b"), shared.T)
+    assert set(weights.tensors) == {"a", "b", "n"}
