@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 
+import configs.cope_rope
+import configs.cope_rope_sigmoid
 import configs.default
 import configs.demo
 import configs.grocery
 from cope_jax.training.config import flatten, load_config, save_config, validate
 
 EXPERIMENTS = (
+    configs.cope_rope,
+    configs.cope_rope_sigmoid,
     configs.default,
     configs.demo,
     configs.grocery,
