@@ -14,7 +14,9 @@ help() {
 ./run.sh build --release=DIR …         release → array records (TFDS, without TensorFlow)
 ./run.sh tfds build …                  the same by TFDS's own command
 ./run.sh train --config=FILE …         train; the same command goes on where a run stopped
+                                       with --dry_run it only tells what that takes: parameters, memory, arithmetic
 ./run.sh eval --workdir=DIR …          retrieval and few-shot tables of a run
+./run.sh export --workdir=DIR --out=…  weights and programs of a run, to serve without this code
 ./run.sh lint | test [OPTION…]         ruff | the tests (options go to pytest)
 
 Each takes --help. Options of demo and grocery go to training: ./run.sh demo --config.train.steps=200
@@ -125,6 +127,7 @@ case $command in
   demo | grocery) setup requirements.txt; "$command" "$@" ;;
   train) setup requirements.txt; run cope_jax.train "$@" ;;
   eval) setup requirements.txt; run cope_jax.evaluate "$@" ;;
+  export) setup requirements.txt; run cope_jax.export "$@" ;;
   synthetic | build) setup requirements.txt; run "data_prep.$command" "$@" ;;
   tfds)
     [ "${1:-}" = build ] || fail "of TFDS's commands only 'build' works without TensorFlow: ./run.sh tfds build …"

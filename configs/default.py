@@ -76,7 +76,8 @@ def get_config() -> ConfigDict:
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.rate = 1e-3  # peak learning rate of AdamW
-    optimizer.rate_factors = ()  # ((regex over parameter paths, factor), …), first match wins; () = 1 everywhere
+    # Factors on the rate by parameter path, as ./run.sh train --dry_run lists them; each must match one, 0 freezes.
+    optimizer.groups = (("", 1.0),)  # ((regex, factor), …), first match wins
     optimizer.warmup_steps = 1000  # linear from 0; then a cosine to 0 at train.steps
     optimizer.b1 = 0.9  # decay of the mean of gradients
     optimizer.b2 = 0.98  # decay of the mean of their squares

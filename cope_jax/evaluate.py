@@ -6,7 +6,8 @@ from absl import flags
 
 from cope_jax import entry
 from cope_jax.evaluation.report import tables
-from cope_jax.evaluation.run import UNTRAINED, evaluate, metrics_path
+from cope_jax.evaluation.run import evaluate, metrics_path
+from cope_jax.training.checkpoints import UNTRAINED
 
 FLAGS = flags.FLAGS
 LATEST = "latest"

@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from cope_jax import entry
+from cope_jax.training.dry_run import dry_run, pretend_devices
 from cope_jax.training.loop import Stopped, train
 
 FLAGS = flags.FLAGS
@@ -22,6 +23,12 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "Experiment: a file of configs/.", lock_config=True)
     flags.DEFINE_string("workdir", None, "Folder of the run: config, checkpoints, metrics. Made if missing.")
     flags.DEFINE_bool(
+        "dry_run",
+        False,
+        "Print parameters, operations and memory of each device for the config's mesh, and train nothing. Needs no "
+        "data, no work directory and none of the devices.",
+    )
+    flags.DEFINE_bool(
         "distributed", False, "This is one process of several: join them by jax.distributed first."
     )
     flags.DEFINE_string("coordinator", None, "host:port of process 0; not needed where the cluster tells it.")
@@ -29,11 +36,17 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "process", None, "Number of this process, from 0; not needed where the cluster tells it."
     )
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flags_as_required(["config"])
 
 
 def main() -> None:
-    """Joins the cluster where there is one, and trains."""
+    """Joins the cluster where there is one, and trains; or tells what that would take."""
+    if FLAGS.dry_run:
+        pretend_devices(FLAGS.config)
+        print(dry_run(FLAGS.config))
+        return
+    if not FLAGS.workdir:
+        raise ValueError("--workdir is missing: name the folder of the run, which is made if need be")
     if FLAGS.distributed:
         jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     config = FLAGS.config

@@ -42,7 +42,14 @@ def test_data_prep_stays_free_of_jax_and_of_cope_jax():
 
 @pytest.mark.parametrize(
     "command",
-    ["cope_jax.train", "cope_jax.evaluate", "data_prep.synthetic", "data_prep.grocery", "data_prep.build"],
+    [
+        "cope_jax.train",
+        "cope_jax.evaluate",
+        "cope_jax.export",
+        "data_prep.synthetic",
+        "data_prep.grocery",
+        "data_prep.build",
+    ],
 )
 def test_every_command_explains_itself(command):
     done = subprocess.run(

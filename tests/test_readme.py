@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,14 @@ from data_prep.synthetic import write_release
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+(EXAMPLE,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
 COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
 TINY_RUN = [
     "--config.data.image_size=32",
     "--config.data.vocab_size=300",
+    "--config.data.tokenizer=",
+    "--config.model.vision.init_from=",
+    "--config.model.text.init_from=",
     "--config.model.vision.width=32",
     "--config.model.vision.depth=1",
     "--config.model.vision.heads=2",
@@ -77,6 +83,8 @@ def places(tmp_path_factory):
         "--data_dir=data/rope": f"--data_dir={folder}/data",
         "--config.data.data_dir=data/rope": f"--config.data.data_dir={folder}/data",
         "--workdir=runs/rope": f"--workdir={folder}/run",
+        "--out=exports/rope": f"--out={folder}/exports/rope",
+        "exports": str(folder / "exports"),
         "root": str(folder / "root"),
     }
 
@@ -93,6 +101,8 @@ def words_of(command: str, places: dict[str, str]) -> list[str]:
         return [*words, f"--root={places['root']}", *TINY_RUN]
     if words[0] == "test":
         return [*words, "tests/test_domains.py"]
+    if "--dry_run" in words:
+        return [*words, *TINY_RUN, "--config.train.batch_size=16"]
     return [*words, *TINY_RUN] if words[0] == "train" else words
 
 
@@ -104,6 +114,7 @@ def test_the_readme_shows_the_main_commands():
         "build",
         "train",
         "eval",
+        "export",
         "tfds",
     }
 
@@ -113,6 +124,16 @@ def test_a_command_of_the_readme_runs(run_sh, places, command):
     """In the README's order: later commands find what earlier ones made."""
     done = run_sh(*words_of(command, places))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_example_of_the_readme_runs(places):
+    """As a program of its own that a user would write, on what the export command above it left."""
+    code = (
+        EXAMPLE.replace("exports/rope", f"{places['exports']}/rope")
+        + "print(similarity.round(3).diagonal())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[1. 1.]\n", done.stderr
 
 
 def test_two_processes_train_as_one(start_run_sh, places, tmp_path):

@@ -35,10 +35,11 @@ class TextAugment:
         return "".join(characters)
 
 
-def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(name_or_folder: str | Path, *, download: bool = True) -> PreTrainedTokenizerFast:
     """The fast tokenizer in a folder (tokenizer.json or vocab.txt), or of a model on the Hugging Face hub.
 
-    Truncation and padding that the files ask for are turned off: `encode` does both.
+    Truncation and padding that the files ask for are turned off: `encode` does both. Without `download` the hub is
+    not asked, its cache on this machine alone.
 
     Raises:
       FileNotFoundError: neither a folder here nor a name that the hub (or its cache) answers to.
@@ -49,7 +50,7 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
 
     name = str(name_or_folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=not download)
     except (OSError, ValueError) as error:  # ValueError: the folder or model is there but holds no tokenizer
         raise FileNotFoundError(
             f"no tokenizer {name!r}: it is no folder with a tokenizer, and the Hugging Face hub gave none. "

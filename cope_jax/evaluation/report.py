@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from cope_jax.tables import aligned
+
 _RETRIEVAL = (("R@1", "r1"), ("R@5", "r5"), ("R@10", "r10"), ("mAP", "map"))
 
 Results = Mapping[str, Mapping[str, float | int]]  # direction → metric → value
@@ -50,10 +52,10 @@ def tables(
     return "\n".join(
         [
             f"Cross-domain retrieval{suffix}",
-            _aligned(_retrieval_rows(results)),
+            aligned(_retrieval_rows(results)),
             "",
             f"Few-shot classification{suffix}",
-            _aligned(_few_shot_rows(results)),
+            aligned(_few_shot_rows(results)),
         ]
     )
 
@@ -87,17 +89,3 @@ def _arrow(name: str) -> str:
     """ "p2v" → "P → V"."""
     source, target = name.upper().split("2")
     return f"{source} → {target}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    ]
-    return "\n".join([lines[0], "─" * len(lines[0]), *(line.rstrip() for line in lines[1:])])

@@ -13,17 +13,11 @@ from cope_jax.domains import DOMAINS
 from cope_jax.evaluation import few_shot, retrieval
 from cope_jax.evaluation.embed import embed_function, embed_items
 from cope_jax.evaluation.report import collect, write_metrics
-from cope_jax.training.checkpoints import Checkpoints
+from cope_jax.training.checkpoints import Checkpoints, load_model
 from cope_jax.training.config import load_config
 from cope_jax.training.inputs import evaluation_batches
 from cope_jax.training.loop import check_batch_sizes
-from cope_jax.training.mesh import make_mesh, parameter_shardings, replicated, with_shardings
-from cope_jax.training.model import ModelState, split_model
-from cope_jax.training.weights import load_weights, prepare_weights
-
-# The step of the initial parameters, which need no checkpoint: the seed makes them anew, and the published weights that
-# the run started from, where there are any.
-UNTRAINED = 0
+from cope_jax.training.mesh import make_mesh
 
 
 def evaluate(
@@ -49,11 +43,7 @@ def evaluate(
         with config.unlocked():
             config.data.data_dir = str(data_dir.absolute())
     with Checkpoints(workdir) as checkpoints:
-        step = checkpoints.latest() if step is None else step
-        if step is None:
-            raise FileNotFoundError(
-                f"no checkpoint in {checkpoints.folder}: train first, or ask for --step=0"
-            )
+        step = checkpoints.newest() if step is None else step
         evaluated = {
             "data_dir": config.data.data_dir,
             "split": config.data.eval_split,
@@ -88,18 +78,8 @@ def embed_split(
     mesh = make_mesh(**config.mesh)
     check_batch_sizes(config, mesh)
     tokenizer = load_tokenizer(workdir / "tokenizer")
-    graphdef, initialise = split_model(config, vocab_size=len(tokenizer))
-    shapes = jax.eval_shape(initialise)
-    shardings = ModelState(
-        parameter_shardings(shapes.params, mesh), jax.tree.map(lambda _: replicated(mesh), shapes.statistics)
-    )
-    if step == UNTRAINED:
-        weights = prepare_weights(config, shapes.params, vocab_size=len(tokenizer))
-        model = jax.jit(initialise, out_shardings=shardings)()
-        model = model._replace(params=load_weights(weights, model.params))
-    else:
-        model = checkpoints.restore_model(step, with_shardings(shapes, shardings))
-    embed = embed_function(graphdef, shardings, mesh)
+    graphdef, model = load_model(config, checkpoints, step, mesh, vocab_size=len(tokenizer))
+    embed = embed_function(graphdef, jax.tree.map(lambda leaf: leaf.sharding, model), mesh)
     embeddings = {}
     for domain in DOMAINS:
         batches = evaluation_batches(config, tokenizer, domain=domain, batch_size=config.eval.batch_size)

@@ -135,7 +135,7 @@ def encode_together(
     for domains in groups.values():
         columns = zip(*(inputs[domain] for domain in domains), strict=True)
         joined = encoder(*(jnp.concatenate(column) for column in columns), rngs=rngs)
-        sizes = [len(inputs[domain][0]) for domain in domains]
+        sizes = [inputs[domain][0].shape[0] for domain in domains]  # len would refuse a symbolic B
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
         leaves, structure = jax.tree.flatten(joined)
         parts = zip(*(jnp.split(leaf, ends) for leaf in leaves), strict=True)

@@ -1,8 +1,10 @@
 """Checks of a config before anything starts, and the resolved config of a work directory."""
 
 import json
+import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -130,10 +132,22 @@ def combination_faults(config: ConfigDict) -> Iterator[str]:
             f"config.optimizer.warmup_steps {config.optimizer.warmup_steps} must be less than "
             f"config.train.steps {config.train.steps}"
         )
+    yield from group_faults(config.optimizer.groups)
     if config.eval.ways < 2:
         yield f"config.eval.ways is {config.eval.ways}; few-shot needs 2 classes or more"
     if config.eval.episodes < 10:
         yield f"config.eval.episodes is {config.eval.episodes}; an interval needs 10 or more"
+
+
+def group_faults(groups: Sequence[tuple[str, float]]) -> Iterator[str]:
+    """Faults of the optimiser's groups that show without the parameters."""
+    for pattern, factor in groups:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"config.optimizer.groups has the regex {pattern!r}, which does not parse: {error}"
+        if not 0 <= factor < math.inf:
+            yield f"config.optimizer.groups gives {pattern!r} the factor {factor}; it must be 0 (frozen) or more"
 
 
 def weight_faults(config: ConfigDict) -> Iterator[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
@@ -56,6 +57,23 @@ def training_batches(
         threads=data.threads,
         start_step=start_step,
     )
+
+
+def training_batch_shapes(config: ConfigDict) -> dict[str, Any]:
+    """Shapes and types of a global training batch, without data."""
+    B, data = config.train.batch_size, config.data
+
+    def leaf(T: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return {
+            "frames": jax.ShapeDtypeStruct((B, T, data.image_size, data.image_size, 3), np.uint8),
+            "frame_mask": jax.ShapeDtypeStruct((B, T), bool),
+            "text": jax.ShapeDtypeStruct((B, data.text_length), np.int32),
+            "present": jax.ShapeDtypeStruct((B,), bool),
+            "products": jax.ShapeDtypeStruct((B, data.max_products), np.int32),
+        }
+
+    leaves = {domain: leaf(T) for domain, T in data.frames.items()}
+    return {"product_id": jax.ShapeDtypeStruct((B,), np.int32), **leaves}
 
 
 def evaluation_batches(

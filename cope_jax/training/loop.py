@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from cope_jax.training.metrics import MetricsLog, Reporter
 from cope_jax.training.model import split_model
 from cope_jax.training.optimizer import make_optimizer
 from cope_jax.training.progress import Progress
-from cope_jax.training.step import TrainState, make_train_step
+from cope_jax.training.step import StepFunction, TrainState, make_train_step
 from cope_jax.training.weights import load_weights, prepare_weights
 
 
@@ -96,10 +96,22 @@ def check_batch_sizes(config: ConfigDict, mesh: Mesh) -> None:
             )
 
 
-def start(
-    config: ConfigDict, mesh: Mesh, checkpoints: Checkpoints, *, vocab_size: int
-) -> tuple[TrainState, Callable[[TrainState, Any], Any]]:
-    """The state to begin with, from the newest checkpoint or the initial one, and the compiled step for it."""
+class Plan(NamedTuple):
+    """All that a run computes with, before anything is allocated.
+
+    Attributes:
+        initial_state: the fresh state, a function to jit.
+        state: its shapes, with shardings.
+        step: the jitted training step, which donates its state.
+    """
+
+    initial_state: Callable[[], TrainState]
+    state: TrainState
+    step: StepFunction
+
+
+def plan(config: ConfigDict, mesh: Mesh, *, vocab_size: int) -> Plan:
+    """What the run of a config computes on a mesh."""
     graphdef, initialise = split_model(config, vocab_size=vocab_size)
 
     scalars = init_scalars(temperature=config.loss.temperature, bias=config.loss.bias)
@@ -112,23 +124,33 @@ def start(
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, params, model.statistics, optimizer.init(params))
 
-    shardings = state_shardings(jax.eval_shape(initial_state), optimizer, mesh)
-    step_function = jax.jit(
-        make_train_step(graphdef=graphdef, optimizer=optimizer, seed=config.seed),
+    state = jax.eval_shape(initial_state)
+    shardings = state_shardings(state, optimizer, mesh)
+    step = jax.jit(
+        make_train_step(
+            graphdef=graphdef, optimizer=optimizer, groups=config.optimizer.groups, seed=config.seed
+        ),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
+    return Plan(initial_state, with_shardings(state, shardings), step)
+
+
+def start(
+    config: ConfigDict, mesh: Mesh, checkpoints: Checkpoints, *, vocab_size: int
+) -> tuple[TrainState, StepFunction]:
+    """The state to begin with, from the newest checkpoint or the initial one, and the compiled step for it."""
+    run = plan(config, mesh, vocab_size=vocab_size)
     newest = checkpoints.latest()
     if newest is None:
-        weights = prepare_weights(config, shapes["model"], vocab_size=vocab_size)
-        state = jax.jit(initial_state, out_shardings=shardings)()
+        weights = prepare_weights(config, run.state.params["model"], vocab_size=vocab_size)
+        shardings = jax.tree.map(lambda shape: shape.sharding, run.state)
+        state = jax.jit(run.initial_state, out_shardings=shardings)()
         params = state.params | {"model": load_weights(weights, state.params["model"])}
-        return state.replace(params=params), step_function
+        return state.replace(params=params), run.step
     print(f"going on from step {newest}")
-    return checkpoints.restore(
-        newest, with_shardings(jax.eval_shape(initial_state), shardings)
-    ), step_function
+    return checkpoints.restore(newest, run.state), run.step
 
 
 def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -136,10 +158,12 @@ def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, 
     params = parameter_shardings(state.params, mesh)
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        # A frozen parameter has no moments, but a place where they would be.
+        lambda moment, sharding: moment if isinstance(moment, optax.MaskedNode) else sharding,
         state.opt_state,
         params,
         transform_non_params=lambda _: replicated(mesh),
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
     statistics = jax.tree.map(lambda _: replicated(mesh), state.statistics)
     return TrainState(step=replicated(mesh), params=params, statistics=statistics, opt_state=opt_state)
@@ -149,7 +173,7 @@ def run_steps(
     config: ConfigDict,
     mesh: Mesh,
     state: TrainState,
-    step_function: Callable[[TrainState, Any], Any],
+    step_function: StepFunction,
     batches: Iterator[Any],
     checkpoints: Checkpoints,
     log: MetricsLog | None,

@@ -28,7 +28,7 @@ def apply_rules(
     Args:
         rules: (regex, value) in order of precedence.
         tree: any pytree.
-        what: what the rules are, for the errors: "config.optimizer.rate_factors".
+        what: what the rules are, for the errors: "config.optimizer.groups".
         require_all_used: whether a rule that no path is left for is an error.
         exempt: says of a leaf whether it may go without a rule.
         default: the value of such leaves.

@@ -11,6 +11,7 @@ from flax import nnx, struct
 from cope_jax.domains import DOMAINS
 from cope_jax.losses.domain_pairs import domain_pairs_loss
 from cope_jax.training.metrics import Mean
+from cope_jax.training.optimizer import Groups, hold_frozen
 
 
 @struct.dataclass
@@ -34,17 +35,19 @@ StepFunction = Callable[[TrainState, Any], tuple[TrainState, dict[str, Mean]]]
 
 
 def make_train_step(
-    *, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, seed: int
+    *, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, groups: Groups, seed: int
 ) -> StepFunction:
     """The function to jit.
 
     Args:
         graphdef: of the `CopeModel`, split once outside.
         optimizer: whose state `TrainState.opt_state` is.
+        groups: its groups, to leave out the gradients of frozen parameters.
         seed: of dropout and stochastic depth.
     """
 
     def loss_and_metrics(params: Any, statistics: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        params = hold_frozen(params, groups)
         model = nnx.merge(graphdef, params["model"], statistics)
         embeddings = model(batch, rngs=nnx.Rngs(dropout=key))
         loss, watched = domain_pairs_loss(

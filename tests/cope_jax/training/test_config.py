@@ -6,12 +6,20 @@ from pathlib import Path
 
 import pytest
 
+import configs.cope_rope
+import configs.cope_rope_sigmoid
 import configs.default
 import configs.demo
 import configs.grocery
 from cope_jax.training.config import flatten, load_config, save_config, validate
 
-EXPERIMENTS = (configs.default, configs.demo, configs.grocery)
+EXPERIMENTS = (
+    configs.cope_rope,
+    configs.cope_rope_sigmoid,
+    configs.default,
+    configs.demo,
+    configs.grocery,
+)
 ROOT = Path(__file__).parents[3]
 
 
@@ -71,6 +79,12 @@ def test_all_faults_are_reported_together():
         ("data.frames.live", 0, "config.data.frames.live is 0; it must be above 0"),
         ("model.text_domains", ("page", "shop"), "names 'shop'; choose from page, video, live"),
         ("model.vision.stem", "resnet", "choose one of patch, conv"),
+        ("optimizer.groups", (("(", 1.0),), r"has the regex '\(', which does not parse: missing \)"),
+        (
+            "optimizer.groups",
+            (("text", -1.0),),
+            r"gives 'text' the factor -1.0; it must be 0 \(frozen\) or more",
+        ),
         ("model.vision.activation", "relu", "choose one of gelu, quick_gelu"),
         ("model.fusion.kind", "sum", "choose one of linear, transformer"),
         ("model.fusion.heads", 5, "config.model.fusion.width 256 is no multiple of its 5 heads"),

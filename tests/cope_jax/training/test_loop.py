@@ -79,6 +79,24 @@ def test_a_stopped_run_ends_bit_for_bit_where_an_unstopped_one_does(finished, ti
     assert losses(tmp_path) == losses(finished)
 
 
+def test_a_frozen_encoder_keeps_its_values_over_a_restart(tiny_config, tmp_path):
+    tiny_config.optimizer.groups = (("^model/text/", 0.0), ("", 1.0))
+    tiny_config.train.steps = 3
+    tiny_config.train.checkpoint_every = 1
+    train(tiny_config, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints/3")
+    train(tiny_config, tmp_path)
+    first, last = (stored(tmp_path, step)["params"]["model"] for step in (2, 3))
+    mesh = make_mesh(**tiny_config.mesh)
+    with Checkpoints(tmp_path / "fresh") as none:
+        vocabulary = len(run_tokenizer(tiny_config, tmp_path))
+        fresh = start(tiny_config, mesh, none, vocab_size=vocabulary)[0].params["model"]
+    jax.tree.map(np.testing.assert_array_equal, *map(jax.tree.leaves, (last["text"], fresh["text"])))
+    for before, after in ((fresh, first), (first, last)):
+        moved = jax.tree.map(np.array_equal, *(tree["vision"]["project"] for tree in (before, after)))
+        assert not any(jax.tree.leaves(moved))
+
+
 def test_a_lost_checkpoint_is_trained_again(finished, tiny_config, tmp_path, capsys):
     """As after a kill between two checkpoints: the log has lines of steps that come again."""
     shutil.copytree(finished, tmp_path / "run")

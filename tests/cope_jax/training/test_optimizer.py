@@ -1,10 +1,14 @@
-"""AdamW against its formula, with decay, factors and clipping where they belong."""
+"""AdamW against its formula, with decay, groups and clipping where they belong."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cope_jax.training.optimizer import make_optimizer, rate_schedule
+from configs import default
+from cope_jax.training.model import split_model
+from cope_jax.training.optimizer import decays, hold_frozen, make_optimizer, rate_schedule
+from cope_jax.training.rules import paths
 
 PARAMS = {
     "a": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full((3,), 2.0)},
@@ -12,7 +16,7 @@ PARAMS = {
 }
 SETTINGS = {
     "rate": 0.1,
-    "rate_factors": (),
+    "groups": (("", 1.0),),
     "warmup_steps": 2,
     "steps": 10,
     "b1": 0.9,
@@ -20,6 +24,9 @@ SETTINGS = {
     "weight_decay": 0.5,
     "clip_norm": 0.0,
 }
+
+
+FROZEN_BIAS = (("a/bias", 0.0), ("", 1.0))
 
 
 def updates(gradients, **changed):
@@ -50,8 +57,8 @@ def test_matrices_decay_and_biases_do_not():
     np.testing.assert_allclose(found["b"]["kernel"], np.full(4, -0.05 * (1 - 0.5)), rtol=1e-5)
 
 
-def test_rate_factors_scale_the_whole_step():
-    plain, scaled = updates(gradients()), updates(gradients(), rate_factors=(("^a/", 0.1), ("", 3.0)))
+def test_group_factors_scale_the_whole_step():
+    plain, scaled = updates(gradients()), updates(gradients(), groups=(("^a/", 0.1), ("", 3.0)))
     np.testing.assert_allclose(scaled["a"]["kernel"], 0.1 * plain["a"]["kernel"], rtol=1e-5)
     np.testing.assert_allclose(scaled["b"]["kernel"], 3.0 * plain["b"]["kernel"], rtol=1e-5)
 
@@ -67,8 +74,52 @@ def test_clipping_bounds_the_gradient_before_its_moments():
     np.testing.assert_allclose(found["a"]["bias"], np.full(3, 0.05), rtol=1e-4)  # both clipped to the same
 
 
-def test_rules_must_fit_the_parameters():
-    with pytest.raises(
-        ValueError, match=r"config.optimizer.rate_factors: no rule matches the parameters b/kernel"
-    ):
-        updates(gradients(), rate_factors=(("^a/", 0.1),))
+def test_a_frozen_group_has_no_update_no_decay_and_no_moments():
+    frozen = (("^a/", 0.0), ("", 1.0))
+    found = updates(gradients(), groups=frozen)
+    assert not any(leaf.any() for leaf in found["a"].values())
+    np.testing.assert_allclose(found["b"]["kernel"], updates(gradients())["b"]["kernel"], rtol=1e-5)
+    state = make_optimizer(PARAMS, **(SETTINGS | {"groups": frozen})).init(PARAMS)
+    assert sorted(leaf.shape for leaf in jax.tree.leaves(state)) == [
+        (),
+        (),
+        (4,),
+        (4,),
+    ]  # two counters, mu, nu
+
+
+def test_a_frozen_group_stays_even_where_its_gradient_is_broken():
+    broken = gradients() | {"a": jax.tree.map(lambda g: g * np.nan, gradients()["a"])}
+    found = updates(broken, groups=(("^a/", 0.0), ("", 1.0)), clip_norm=1.0)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+def test_frozen_parameters_get_no_gradient():
+    found = jax.grad(
+        lambda params: sum(jnp.square(p).sum() for p in jax.tree.leaves(hold_frozen(params, FROZEN_BIAS)))
+    )(PARAMS)
+    assert not found["a"]["bias"].any()
+    np.testing.assert_allclose(found["b"]["kernel"], np.full(4, -2.0))
+
+
+def test_groups_must_fit_the_parameters():
+    with pytest.raises(ValueError, match=r"config.optimizer.groups: no rule matches the parameters b/kernel"):
+        updates(gradients(), groups=(("^a/", 0.1),))
+    with pytest.raises(ValueError, match=r"config.optimizer.groups: no parameter is left for '\^c/' among"):
+        updates(gradients(), groups=(("^c/", 0.1), ("", 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("fusion", "more"), [("linear", set()), ("transformer", {"query", "modality"})], ids=lambda value: str(value)
+)
+def test_of_the_full_model_matrices_and_word_vectors_decay(fusion, more):
+    config = default.get_config()
+    config.model.fusion.kind = fusion
+    _, initialise = split_model(config, vocab_size=100)
+    scalars = {"log_t": jnp.zeros(()), "bias": jnp.zeros(())}
+    params = {"model": jax.eval_shape(initialise).params, "loss": scalars}
+    names = {True: set(), False: set()}
+    for path, decay in zip(jax.tree.leaves(paths(params)), jax.tree.leaves(decays(params)), strict=True):
+        names[decay].add(path.split("/")[-1])
+    assert names[True] == {"kernel", "embedding"}
+    assert names[False] == {"bias", "scale", "position", "segment", "class_token", "log_t"} | more

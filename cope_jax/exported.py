@@ -1,0 +1,118 @@
+"""Loads what `cope_jax.export` wrote and embeds items with it.
+
+Needs jax, numpy, safetensors and tokenizers, and nothing else of this package: the file can be taken along alone.
+
+    model = load("exports/rope")
+    vectors = model.embed("page", frames, ["a red dress"])    # uint8[1, 1, 224, 224, 3] → float32[1, 128]
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+FORMAT = "cope-jax export, version 1"
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
+Program = Callable[[Mapping[str, Any], Any, Any, Any], jax.Array]
+
+
+def program_file(domain: str) -> str:
+    """Name of a domain's program: weights, uint8[B, T, H, W, 3], bool[B, T], int32[B, L] → float32[B, E]."""
+    return f"{domain}.stablehlo"
+
+
+def load(folder: str | Path) -> "Exported":
+    """The model in a folder that `cope_jax.export` wrote, on the device that jax prefers.
+
+    Raises:
+        FileNotFoundError: a file of an export is missing.
+        ValueError: the folder is of another format.
+    """
+    folder = Path(folder)
+    path = folder / CONFIG
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: name a folder that `python -m cope_jax.export` wrote")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{path} has the format {config.get('format')!r}; this loader reads {FORMAT!r}")
+    files = [WEIGHTS, f"{TOKENIZER}/tokenizer.json", *map(program_file, config["domains"])]
+    if missing := [name for name in files if not (folder / name).exists()]:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: export again")
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    programs = {
+        domain: jax.jit(export.deserialize(bytearray((folder / program_file(domain)).read_bytes())).call)
+        for domain in config["domains"]
+    }
+    return Exported(config, jax.device_put(load_file(folder / WEIGHTS)), tokenizer, programs)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A trained model without its code.
+
+    Attributes:
+        config: {"domains": {"page": {"frames": T, "image_size": H, "text_length": L}, …}, "embedding": E, …}.
+        weights: name → array.
+        tokenizer: of the texts.
+        programs: one a domain, compiled once for each number of items.
+    """
+
+    config: Mapping[str, Any]
+    weights: Mapping[str, jax.Array]
+    tokenizer: Tokenizer
+    programs: Mapping[str, Program]
+
+    def embed(
+        self, domain: str, frames: np.ndarray, texts: Sequence[str], frame_mask: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Embeds items of a domain.
+
+        Args:
+            domain: "page", "video" or "live".
+            frames: uint8[B, T, H, W, 3], RGB, resized to the model's square.
+            texts: B texts, "" where an item has none.
+            frame_mask: bool[B, T], False where a place holds no frame; None means that all do.
+
+        Returns:
+            float32[B, E], of length 1.
+
+        Raises:
+            ValueError: an unknown domain, or arrays of another shape than the model takes.
+        """
+        if domain not in self.config["domains"]:
+            raise ValueError(f"unknown domain {domain!r}: choose one of {', '.join(self.config['domains'])}")
+        sizes = self.config["domains"][domain]
+        wanted = (len(texts), sizes["frames"], sizes["image_size"], sizes["image_size"], 3)
+        if frames.shape != wanted or frames.dtype != np.uint8:
+            raise ValueError(
+                f"{domain} frames are {frames.dtype}{list(frames.shape)}; {len(texts)} texts go with "
+                f"uint8{list(wanted)}"
+            )
+        if frame_mask is None:
+            frame_mask = np.ones(wanted[:2], bool)
+        if frame_mask.shape != wanted[:2] or frame_mask.dtype != bool:
+            raise ValueError(
+                f"frame_mask is {frame_mask.dtype}{list(frame_mask.shape)}; it must be bool{list(wanted[:2])}"
+            )
+        tokens = self.tokens(texts, sizes["text_length"])
+        return np.asarray(self.programs[domain](self.weights, frames, frame_mask, tokens))
+
+    def tokens(self, texts: Sequence[str], length: int) -> np.ndarray:
+        """Token ids int32[B, length], padded with 0; a text too long keeps its separator, "" is all 0."""
+        ids = np.zeros((len(texts), length), np.int32)
+        for row, text in enumerate(texts):
+            if text:
+                found = self.tokenizer.encode(text).ids
+                ids[row, : len(found)] = found[:length]
+                if len(found) > length:
+                    ids[row, -1] = self.config["separator"]
+        return ids

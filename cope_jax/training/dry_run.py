@@ -1,0 +1,219 @@
+"""What a run would take, told before hardware is rented: parameters, arithmetic and memory of each device.
+
+Nothing is allocated: shapes are traced, and the step is compiled for as many pretended CPU devices as the mesh has.
+What XLA plans for one of them stands in for the accelerator that is not there.
+"""
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
+
+from cope_jax.data.tokenizer import load_tokenizer
+from cope_jax.domains import DOMAINS
+from cope_jax.tables import aligned
+from cope_jax.training.config import validate
+from cope_jax.training.inputs import training_batch_shapes
+from cope_jax.training.loop import Plan, check_batch_sizes, plan
+from cope_jax.training.mesh import AXES, make_mesh
+from cope_jax.training.optimizer import decays, rate_factors
+from cope_jax.training.rules import apply_rules, paths
+
+GIB = 2**30
+
+
+class Parameter(NamedTuple):
+    """A row of the parameter table.
+
+    Attributes:
+        group: number of its group among config.optimizer.groups.
+        decays: whether weight decay applies.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    size: int
+    group: int
+    decays: bool
+    spec: PartitionSpec
+
+
+class Costs(NamedTuple):
+    """What a training step takes.
+
+    Attributes:
+        operations: floating-point operations over all devices, forward and backward, each layer once: what
+            rematerialisation repeats is left out.
+        parameters, optimizer, batch: bytes that a device holds between steps.
+        temporary: bytes that a device needs beside those within a step: activations, gradients, buffers.
+    """
+
+    operations: float
+    parameters: int
+    optimizer: int
+    batch: int
+    temporary: int
+
+
+def pretend_devices(config: ConfigDict) -> None:
+    """Gives this process as many CPU devices as the config's mesh has; before anything has asked for devices."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", prod(mesh_sizes(config).values()))
+
+
+def mesh_sizes(config: ConfigDict) -> dict[str, int]:
+    """The config's mesh, where an open axis (−1) stands for one device: there is nothing to take the rest of.
+
+    Raises:
+        ValueError: a size is neither −1 nor a number of devices.
+    """
+    for axis in AXES:
+        if config.mesh[axis] != -1 and config.mesh[axis] < 1:
+            raise ValueError(
+                f"config.mesh.{axis} is {config.mesh[axis]}; it must be -1 or a number of devices"
+            )
+    return {axis: 1 if config.mesh[axis] == -1 else config.mesh[axis] for axis in AXES}
+
+
+def dry_run(config: ConfigDict) -> str:
+    """The report on a config, which needs as many devices as its mesh has, of any kind.
+
+    Raises:
+        ValueError: a fault in the config, or a mesh that does not fit the batch or the parameters.
+    """
+    validate(config)
+    mesh = make_mesh(**mesh_sizes(config), devices=jax.devices()[: prod(mesh_sizes(config).values())])
+    check_batch_sizes(config, mesh)
+    vocab_size, origin = vocabulary(config)
+    run = plan(config, mesh, vocab_size=vocab_size)
+    rows = list(parameters(run.state.params, config))
+    costs = step_costs(config, run, step_operations(config, vocab_size))
+    return "\n\n".join(
+        [
+            parameter_table(rows),
+            group_table(rows, config),
+            setting(config, vocab_size, origin),
+            cost_table(costs, config),
+        ]
+    )
+
+
+def vocabulary(config: ConfigDict) -> tuple[int, str]:
+    """The number of words and where it is from: the tokenizer where this machine has it, else the config."""
+    name, key = config.data.tokenizer, "config.data.vocab_size"
+    if not name:
+        return config.data.vocab_size, key
+    try:
+        return len(load_tokenizer(name, download=False)), name
+    except FileNotFoundError:
+        return config.data.vocab_size, f"{key}: {name} is not on this machine"
+
+
+def parameters(params: Any, config: ConfigDict) -> Iterator[Parameter]:
+    """The rows of a tree of shapes with shardings."""
+    groups = config.optimizer.groups
+    numbered = apply_rules(
+        [(pattern, i) for i, (pattern, _) in enumerate(groups)], params, what="config.optimizer.groups"
+    )
+    columns = (paths(params), params, numbered, rate_factors(groups, params), decays(params))
+    for path, leaf, group, factor, decay in zip(*map(jax.tree.leaves, columns), strict=True):
+        yield Parameter(path, leaf.shape, leaf.size, group, bool(factor and decay), leaf.sharding.spec)
+
+
+def step_operations(config: ConfigDict, vocab_size: int) -> float:
+    """Floating-point operations of a step, as XLA counts them in the program before it optimises.
+
+    Of the step with layers unrolled, as XLA counts the body of a loop once, and with nothing rematerialised.
+    """
+    plain = config.copy_and_resolve_references()
+    plain.update_from_flattened_dict({"model.scan_layers": False, "model.remat": "none"})
+    mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    run = plan(plain, mesh, vocab_size=vocab_size)
+    return run.step.lower(run.state, training_batch_shapes(plain)).cost_analysis()["flops"]
+
+
+def step_costs(config: ConfigDict, run: Plan, operations: float) -> Costs:
+    """Compiles the step and reads what a device holds and needs."""
+    memory = run.step.lower(run.state, training_batch_shapes(config)).compile().memory_analysis()
+    return Costs(
+        operations,
+        parameters=device_bytes(run.state.params),
+        optimizer=device_bytes(run.state.opt_state),
+        batch=memory.argument_size_in_bytes - device_bytes(run.state),
+        temporary=memory.temp_size_in_bytes,
+    )
+
+
+def device_bytes(shapes: Any) -> int:
+    """Bytes of one device's part of a tree of shapes with shardings."""
+    return sum(
+        prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)
+    )
+
+
+def parameter_table(rows: list[Parameter]) -> str:
+    """One line a parameter. Axes that the mesh cuts are named with their place: "1: fsdp" for the second one."""
+    cells = [["parameter", "shape", "values", "group", "decay", "cut by"]]
+    for row in rows:
+        cut = ", ".join(f"{i}: {axis}" for i, axis in enumerate(row.spec) if axis is not None)
+        shape = "×".join(map(str, row.shape)) or "1"
+        cells.append(
+            [row.path, shape, f"{row.size:,}", str(row.group), "yes" if row.decays else "no", cut or "–"]
+        )
+    return aligned(cells)
+
+
+def group_table(rows: list[Parameter], config: ConfigDict) -> str:
+    """One line a group of the optimiser, and their total."""
+    cells = [["group", "parameters", "values", "peak rate"]]
+    for number, (pattern, factor) in enumerate(config.optimizer.groups):
+        sizes = [row.size for row in rows if row.group == number]
+        rate = f"{config.optimizer.rate * factor:g}" if factor else "frozen"
+        cells.append([f"{number}: {pattern or 'all others'}", str(len(sizes)), f"{sum(sizes):,}", rate])
+    return aligned([*cells, ["total", str(len(rows)), f"{sum(row.size for row in rows):,}", ""]])
+
+
+def setting(config: ConfigDict, vocab_size: int, origin: str) -> str:
+    """What the numbers are of."""
+    sizes, data, B = mesh_sizes(config), config.data, config.train.batch_size
+    axes = " × ".join(f"{axis} {size}" for axis, size in sizes.items())
+    frames = " + ".join(str(data.frames[domain]) for domain in DOMAINS)
+    lines = [
+        f"mesh        {axes} = {prod(sizes.values())} devices in all",
+        f"batch       {B} products, {B // (sizes['data'] * sizes['fsdp'])} a share; of each {frames} frames of "
+        f"{data.image_size}×{data.image_size}, texts of {data.text_length} tokens",
+        f"vocabulary  {vocab_size:,} (from {origin})",
+        f"computing   in {config.model.dtype}, layers {'scanned' if config.model.scan_layers else 'unrolled'}, "
+        f"remat {config.model.remat!r}",
+    ]
+    if -1 in config.mesh.values():
+        lines[0] += " (an open axis counts as one here)"
+    return "\n".join(lines)
+
+
+def cost_table(costs: Costs, config: ConfigDict) -> str:
+    """Arithmetic and memory."""
+    kept = costs.parameters + costs.optimizer + costs.batch
+    memory = {
+        "parameters": costs.parameters,
+        "optimizer state": costs.optimizer,
+        "batch": costs.batch,
+        "activations, gradients, buffers": costs.temporary,
+        "total": kept + costs.temporary,
+    }
+    rows = [["memory of a device", "GiB"], *([name, f"{size / GIB:.2f}"] for name, size in memory.items())]
+    return "\n".join(
+        [
+            aligned(rows),
+            "Activations are as XLA plans them for a CPU, which keeps bfloat16 products in float32 and has no flash",
+            "attention: an accelerator needs less.",
+            "",
+            f"operations  {costs.operations / config.train.batch_size / 1e9:,.1f} GFLOP an example, "
+            f"{costs.operations / 1e12:,.2f} TFLOP a step, {costs.operations * config.train.steps / 1e18:,.3f} EFLOP "
+            f"in {config.train.steps:,} steps",
+            "            forward and backward; what rematerialisation computes again is not counted",
+        ]
+    )

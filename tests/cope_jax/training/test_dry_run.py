@@ -1,0 +1,133 @@
+"""What a dry run tells, against formulas and against what real arrays take."""
+
+import jax
+import pytest
+
+from configs import default
+from cope_jax.data.tokenizer import load_tokenizer
+from cope_jax.training.dry_run import (
+    device_bytes,
+    dry_run,
+    mesh_sizes,
+    parameters,
+    step_costs,
+    step_operations,
+    vocabulary,
+)
+from cope_jax.training.inputs import run_tokenizer, training_batch_shapes, training_batches
+from cope_jax.training.loop import plan
+from cope_jax.training.mesh import make_mesh, to_devices
+
+
+@pytest.fixture
+def frozen_config(tiny_config):
+    """A tiny config with a frozen text encoder and a mesh that cuts in every way."""
+    tiny_config.optimizer.groups = (("^model/text/", 0.0), ("/vision/", 0.5), ("", 1.0))
+    tiny_config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
+    return tiny_config
+
+
+def test_two_more_layers_cost_what_their_matrices_say():
+    """Forward 2 operations a product and sum, backward twice that; norms and activations are the few percent left."""
+    config = default.get_config()
+    config.model.text.depth = 1
+    counts = []
+    for depth in (1, 3):
+        config.model.vision.depth = depth
+        counts.append(step_operations(config, 100))
+    D, tokens = 768, 198  # 196 patches, the class token and the message
+    layer = tokens * 2 * 12 * D**2 + 2 * 2 * tokens**2 * D + 2 * 5 * D**2
+    assert counts[1] - counts[0] == pytest.approx(2 * 3 * 17 * 128 * layer, rel=0.03)
+    config.model.remat = "block"
+    config.model.scan_layers = True
+    assert step_operations(config, 100) == counts[1]
+
+
+def test_bytes_are_those_of_real_arrays(frozen_config, tmp_path):
+    tokenizer = run_tokenizer(frozen_config, tmp_path)
+    mesh = make_mesh(**frozen_config.mesh)
+    run = plan(frozen_config, mesh, vocab_size=len(tokenizer))
+    costs = step_costs(frozen_config, run, operations=1.0)
+
+    def held(tree):
+        return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+
+    state = jax.jit(run.initial_state, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, run.state))()
+    batches = training_batches(frozen_config, tokenizer, start_step=0)
+    batch = to_devices(next(batches), mesh)
+    batches.close()
+    assert costs.parameters == held(state.params)
+    assert costs.optimizer == held(state.opt_state)
+    # XLA leaves out what the step does not read: the products' own ids.
+    assert costs.batch == held({domain: batch[domain] for domain in ("page", "video", "live")})
+    assert costs.temporary > costs.parameters
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), training_batch_shapes(frozen_config))
+    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), batch)
+
+
+def test_frozen_parameters_have_no_optimizer_state_and_no_decay(frozen_config):
+    run = plan(frozen_config, make_mesh(**frozen_config.mesh), vocab_size=50)
+    trained = {name: leaf for name, leaf in run.state.params["model"].items() if name != "text"}
+    moments = device_bytes({"model": trained, "loss": run.state.params["loss"]})
+    assert device_bytes(run.state.opt_state) == 2 * moments + 2 * 4  # and two counters
+    rows = {row.path: row for row in parameters(run.state.params, frozen_config)}
+    text, vision = rows["model/text/words/embedding"], rows["model/vision/project/kernel"]
+    assert (text.group, text.decays) == (0, False)
+    assert (vision.group, vision.decays) == (1, True)
+    assert rows["loss/bias"].group == 2
+    assert not rows["model/vision/position"].decays
+
+
+def test_the_report_has_every_part(frozen_config):
+    report = dry_run(frozen_config)
+    for part in (
+        "mesh        data 2 × fsdp 2 × tensor 2 = 8 devices in all\n",
+        "batch       8 products, 2 a share; of each 1 + 2 + 2 frames of 16×16, texts of 12 tokens",
+        "vocabulary  300 (from config.data.vocab_size)",
+        "0: ^model/text/",
+        "frozen",
+        "activations, gradients, buffers",
+        "GFLOP an example",
+    ):
+        assert part in report
+    (row,) = [line for line in report.splitlines() if line.startswith("model/text/words/embedding")]
+    assert row.split() == ["model/text/words/embedding", "300×16", "4,800", "0", "no", "1:", "fsdp"]
+
+
+def test_a_command_line_needs_no_data_devices_or_work_directory(run_sh, tmp_path):
+    tiny = ["image_size=32", "vocab_size=99", "tokenizer=nobody/nothing", "data_dir=/nowhere"]
+    sizes = ["vision.depth=2", "vision.width=24", "text.depth=1", "text.width=12"]
+    done = run_sh(
+        "train",
+        "--config=configs/cope_rope.py",
+        "--dry_run",
+        "--config.mesh.data=16",
+        *(f"--config.data.{setting}" for setting in tiny),
+        *(f"--config.model.{setting}" for setting in sizes),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "= 16 devices in all\nbatch       128 products, 8 a share" in done.stdout
+    assert "99 (from config.data.vocab_size: nobody/nothing is not on this machine)" in done.stdout
+
+
+def test_training_needs_a_work_directory(run_sh):
+    done = run_sh("train", "--config=configs/demo.py")
+    assert done.returncode != 0
+    assert "train: --workdir is missing: name the folder of the run" in done.stderr
+
+
+def test_an_open_axis_is_one_device_and_others_must_be_sizes(tiny_config):
+    tiny_config.mesh.update({"data": -1, "fsdp": 3})
+    assert mesh_sizes(tiny_config) == {"data": 1, "fsdp": 3, "tensor": 1}
+    tiny_config.mesh.fsdp = 0
+    with pytest.raises(ValueError, match=r"config.mesh.fsdp is 0; it must be -1 or a number of devices"):
+        mesh_sizes(tiny_config)
+
+
+def test_the_vocabulary_is_the_tokenizers_where_there_is_one(tiny_config, tmp_path):
+    run_tokenizer(tiny_config, tmp_path)
+    tiny_config.data.tokenizer = str(tmp_path / "tokenizer")
+    tiny_config.data.vocab_size = 77
+    words = len(load_tokenizer(tmp_path / "tokenizer"))
+    assert vocabulary(tiny_config) == (words, str(tmp_path / "tokenizer"))
+    assert words != 77
