@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +32,12 @@ Differences = dict[str, float]
 def compare(reference: Reference) -> tuple[Differences, Differences]:
     """Relative differences of all outputs, and of the gradients of all parameters and of the input."""
 
-    def make() -> nnx.Module:
-        compute = Compute(dtype=jnp.dtype("float32"))
+    def make(scan_layers: bool = True) -> nnx.Module:
+        compute = Compute(dtype=jnp.dtype("float32"), scan_layers=scan_layers)
         return ENCODERS[reference.encoder](**reference.settings, compute=compute, rngs=nnx.Rngs(params=0))
 
     graphdef = nnx.graphdef(nnx.eval_shape(make))
+    unrolled = nnx.graphdef(nnx.eval_shape(lambda: make(scan_layers=False)))
     fresh = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make(), nnx.Param)))()
     params = loaded(reference, reference.weights, fresh)
     shift = jnp.zeros(reference.input_gradient.shape)
@@ -48,10 +50,9 @@ def compare(reference: Reference) -> tuple[Differences, Differences]:
         params, shift, reference.inputs, reference.cotangents
     )
     forward = {name: difference(outputs[name], wanted) for name, wanted in reference.outputs.items()}
-    behind = jax.jit(lambda params, inputs: hidden(nnx.merge(graphdef, params), inputs, reference.mask))
-    for k, wanted in enumerate(reference.hidden, start=1):
-        first = {"blocks": jax.tree.map(lambda x, k=k: x[:k], params["blocks"])}
-        forward[f"block {k}"] = difference(behind(params | first, reference.inputs), wanted)
+    behind = hidden(nnx.merge(unrolled, params), reference)
+    for k, (x, wanted) in enumerate(zip(behind, reference.hidden, strict=True), start=1):
+        forward[f"block {k}"] = difference(x, wanted)
     wanted = flatten_dict(loaded(reference, reference.gradients, fresh), sep="/")
     flat = flatten_dict(gradients, sep="/")
     gradient = {path: difference(flat[path], wanted[path]) for path in wanted}
@@ -63,8 +64,7 @@ def loaded(reference: Reference, folder: Path, fresh: Any) -> Any:
     weights = prepare(
         str(folder), reference.encoder, fresh, settings=reference.settings, cut=False, section="reference"
     )
-    if weights.fresh:
-        raise ValueError(f"the reference does not fill {', '.join(weights.fresh)}")
+    assert not weights.fresh, f"the reference does not fill {', '.join(weights.fresh)}"
     return weights.load(fresh)
 
 
@@ -83,18 +83,26 @@ def run(
     return {"words": jnp.where(mask[..., None], text.words, 0.0), "vector": text.vector}
 
 
-def hidden(encoder: VisionEncoder | TextEncoder, inputs: jax.Array, mask: np.ndarray) -> jax.Array:
-    """What comes out of the last block, 0 at padding."""
+def hidden(encoder: VisionEncoder | TextEncoder, reference: Reference) -> list[jax.Array]:
+    """What comes out of each block of an encoder whose layers are unrolled; 0 at padding."""
+    block, outputs = type(encoder.blocks), []
+    call = block.__call__
+
+    def keep(*args: Any, **kwargs: Any) -> jax.Array:
+        outputs.append(call(*args, **kwargs))
+        return outputs[-1]
+
+    with mock.patch.object(block, "__call__", keep):
+        run(encoder, reference.inputs, jnp.zeros(reference.input_gradient.shape), reference.mask)
     if isinstance(encoder, VisionEncoder):
-        return encoder.frame_tokens(inputs, mask, rngs=None)
-    return jnp.where(mask[..., None], encoder.encode(encoder.words(inputs), mask).words, 0.0)
+        return outputs
+    return [jnp.where(reference.mask[..., None], x, 0.0) for x in outputs]
 
 
 def difference(ours: jax.Array, wanted: np.ndarray) -> float:
     """The largest difference, relative to the largest wanted value."""
     wanted = np.asarray(wanted)
-    if ours.shape != wanted.shape:
-        raise ValueError(f"shapes differ: {ours.shape} here, {wanted.shape} in the reference")
+    assert ours.shape == wanted.shape, f"shapes differ: {ours.shape} here, {wanted.shape} in the reference"
     return float(np.abs(np.asarray(ours) - wanted).max() / max(np.abs(wanted).max(), 1e-30))
 
 
@@ -108,7 +116,7 @@ def main() -> None:
     result: dict[str, dict[str, float]] = {"forward": {}, "gradient": {}}
     for name, make in REFERENCES.items():
         with tempfile.TemporaryDirectory() as folder:
-            forward, gradient = compare(make(Path(folder)))
+            forward, gradient = compare(make(Path(folder), 224))
         result["forward"][name], result["gradient"][name] = max(forward.values()), max(gradient.values())
         print(f"{name}: outputs {max(forward.values()):.1e} ({worst(forward)}), ", end="")
         print(f"gradients {max(gradient.values()):.1e} ({worst(gradient)})")

@@ -106,9 +106,7 @@ def reference(
     )
 
 
-def vision_reference(
-    model: torch.nn.Module, folder: Path, *, clips: int, frames: int, integration: bool, settings: Mapping[str, Any]
-) -> Reference:
+def vision_reference(model: torch.nn.Module, folder: Path, *, clips: int, frames: int, integration: bool) -> Reference:
     """Runs the vision side of a model of the CLIP family on random clips."""
     spread(model)
     vision = model.config.vision_config
@@ -121,7 +119,7 @@ def vision_reference(
     if integration:
         mixed = model.mit(vectors)
         outputs = {"frames": mixed.last_hidden_state, "vector": mixed.pooler_output}
-    shape = {
+    settings = {
         "image_size": side,
         "stem": "patch",
         "patch_size": vision.patch_size,
@@ -143,7 +141,7 @@ def vision_reference(
         model,
         folder,
         encoder="vision",
-        settings=shape | dict(settings),
+        settings=settings,
         inputs=pixels,
         ours=ours,
         to_ours=lambda x: x.reshape(clips, frames, 3, side, side).permute(0, 1, 3, 4, 2),
@@ -209,26 +207,27 @@ TINY_VISION = {
 }
 
 
-def xclip(folder: Path, *, frames: int) -> Reference:
+def xclip(folder: Path, side: int, *, frames: int) -> Reference:
     """X-CLIP B/16 of two blocks: vision, projection and the transformer over frames."""
-    vision = {"num_hidden_layers": 2, "patch_size": 16, "num_frames": frames}
+    vision = {"num_hidden_layers": 2, "patch_size": 16, "image_size": side, "num_frames": frames}
     config = transformers.XCLIPConfig(text_config=TINY_CLIP_TEXT, vision_config=vision)
     model = transformers.XCLIPModel(config)
-    return vision_reference(model, folder, clips=2, frames=frames, integration=True, settings={})
+    return vision_reference(model, folder, clips=2, frames=frames, integration=True)
 
 
-def clip(folder: Path) -> Reference:
+def clip(folder: Path, side: int) -> Reference:
     """CLIP B/32 of two blocks."""
-    config = transformers.CLIPConfig(text_config=TINY_CLIP_TEXT, vision_config={"num_hidden_layers": 2})
-    return vision_reference(transformers.CLIPModel(config), folder, clips=3, frames=2, integration=False, settings={})
+    vision = {"num_hidden_layers": 2, "patch_size": 32, "image_size": side}
+    config = transformers.CLIPConfig(text_config=TINY_CLIP_TEXT, vision_config=vision)
+    return vision_reference(transformers.CLIPModel(config), folder, clips=3, frames=2, integration=False)
 
 
-def chinese_clip_vision(folder: Path) -> Reference:
+def chinese_clip_vision(folder: Path, side: int) -> Reference:
     """Chinese-CLIP B/16 of two blocks, with the activation of its largest model."""
-    vision = {"num_hidden_layers": 2, "patch_size": 16, "hidden_act": "gelu"}
+    vision = {"num_hidden_layers": 2, "patch_size": 16, "image_size": side, "hidden_act": "gelu"}
     config = transformers.ChineseCLIPConfig(text_config=TINY_TEXT, vision_config=vision)
     model = transformers.ChineseCLIPModel(config)
-    return vision_reference(model, folder, clips=3, frames=1, integration=False, settings={})
+    return vision_reference(model, folder, clips=3, frames=1, integration=False)
 
 
 def chinese_clip_text(folder: Path) -> Reference:
@@ -248,13 +247,14 @@ def bert(folder: Path, *, depth: int, width: int) -> Reference:
     return text_reference(model, model, folder, lengths=(32, 17, 1), pooling="pooler")
 
 
-REFERENCES: dict[str, Callable[[Path], Reference]] = {
-    "xclip_1_frame": lambda folder: xclip(folder, frames=1),
-    "xclip_4_frames": lambda folder: xclip(folder, frames=4),
-    "xclip_8_frames": lambda folder: xclip(folder, frames=8),
+# Each takes a folder to write to and the side of its images in pixels, if it has any.
+REFERENCES: dict[str, Callable[[Path, int], Reference]] = {
+    "xclip_1_frame": lambda folder, side: xclip(folder, side, frames=1),
+    "xclip_4_frames": lambda folder, side: xclip(folder, side, frames=4),
+    "xclip_8_frames": lambda folder, side: xclip(folder, side, frames=8),
     "clip": clip,
     "chinese_clip_vision": chinese_clip_vision,
-    "chinese_clip_text": chinese_clip_text,
-    "bert_3_layers": lambda folder: bert(folder, depth=3, width=768),
-    "bert_12_layers": lambda folder: bert(folder, depth=12, width=384),
+    "chinese_clip_text": lambda folder, side: chinese_clip_text(folder),
+    "bert_3_layers": lambda folder, side: bert(folder, depth=3, width=768),
+    "bert_12_layers": lambda folder, side: bert(folder, depth=12, width=384),
 }

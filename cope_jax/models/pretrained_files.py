@@ -22,7 +22,7 @@ FILES = ("config.json", WHOLE, INDEX, "model-*-of-*.safetensors")
 CONVERT = (
     "import torch, safetensors.torch as s; "
     "w = torch.load('pytorch_model.bin', map_location='cpu', weights_only=True); "
-    "s.save_file({name: tensor.clone() for name, tensor in w.items()}, 'model.safetensors')"
+    "s.save_file({name: x.contiguous().clone() for name, x in w.items()}, 'model.safetensors')"
 )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import struct
-from tensorboardX import SummaryWriter
 
 from cope_jax.training.progress import Progress
 
@@ -47,6 +46,9 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, *, step: int):
         """Continues the log of a run at `step`: lines of later steps, which will be written again, go."""
+        # Not at the top: this import takes torch along wherever that is installed, seconds that nothing else needs.
+        from tensorboardX import SummaryWriter
+
         self.path = workdir / "metrics.jsonl"
         keep_lines_until(self.path, step)
         self.file = self.path.open("a", encoding="utf-8")
