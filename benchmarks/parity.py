@@ -64,8 +64,7 @@ def loaded(reference: Reference, folder: Path, fresh: Any) -> Any:
     weights = prepare(
         str(folder), reference.encoder, fresh, settings=reference.settings, cut=False, section="reference"
     )
-    if weights.fresh:
-        raise ValueError(f"the reference does not fill {', '.join(weights.fresh)}")
+    assert not weights.fresh, f"the reference does not fill {', '.join(weights.fresh)}"
     return weights.load(fresh)
 
 
@@ -103,8 +102,7 @@ def hidden(encoder: VisionEncoder | TextEncoder, reference: Reference) -> list[j
 def difference(ours: jax.Array, wanted: np.ndarray) -> float:
     """The largest difference, relative to the largest wanted value."""
     wanted = np.asarray(wanted)
-    if ours.shape != wanted.shape:
-        raise ValueError(f"shapes differ: {ours.shape} here, {wanted.shape} in the reference")
+    assert ours.shape == wanted.shape, f"shapes differ: {ours.shape} here, {wanted.shape} in the reference"
     return float(np.abs(np.asarray(ours) - wanted).max() / max(np.abs(wanted).max(), 1e-30))
 
 

@@ -47,6 +47,15 @@ def clip_vision(name: str, depth: int, *, pre_norm: str) -> Shapes:
     return shapes
 
 
+def messages(name: str, depth: int) -> Shapes:
+    shapes = {}
+    for i in range(depth):
+        layer = f"{name}encoder.layers.{i}"
+        shapes |= linear(f"{layer}.message_fc", 12, 12) | norm(f"{layer}.message_ln", 12)
+        shapes |= clip_attention(f"{layer}.message_attn", 12)
+    return shapes
+
+
 VISION_CONFIG = {
     "hidden_size": 12,
     "intermediate_size": 48,
@@ -68,13 +77,16 @@ def xclip(depth: int = 2) -> tuple[Shapes, dict]:
         **clip_layer("text_model.encoder.layers.0", 6),
         "text_projection.weight": (10, 6),
     }
-    for i in range(depth):
-        layer = f"vision_model.encoder.layers.{i}"
-        shapes |= linear(f"{layer}.message_fc", 12, 12) | norm(f"{layer}.message_ln", 12)
-        shapes |= clip_attention(f"{layer}.message_attn", 12)
+    shapes |= messages("vision_model.", depth)
     mit = {"mit_hidden_size": 10, "mit_intermediate_size": 40, "mit_num_attention_heads": 2, "num_frames": 4}
     vision = VISION_CONFIG | mit | {"num_hidden_layers": depth}
     return shapes, {"model_type": "xclip", "projection_dim": 10, "vision_config": vision, "text_config": {}}
+
+
+def xclip_vision_model(depth: int = 2, *, prefix: str = "") -> tuple[Shapes, dict]:
+    """XCLIPVisionModel, which has neither projection nor integration; older versions of transformers wrote a prefix."""
+    shapes = clip_vision(prefix, depth, pre_norm="pre_layernorm") | messages(prefix, depth)
+    return shapes, VISION_CONFIG | {"model_type": "xclip_vision_model", "num_hidden_layers": depth}
 
 
 def clip(depth: int = 2) -> tuple[Shapes, dict]:
@@ -90,10 +102,13 @@ def clip(depth: int = 2) -> tuple[Shapes, dict]:
     return shapes, {"model_type": "clip", "projection_dim": 10, "vision_config": vision, "text_config": {}}
 
 
-def clip_vision_model(depth: int = 2) -> tuple[Shapes, dict]:
-    """CLIPVisionModel, which has no projection."""
-    shapes = clip_vision("", depth, pre_norm="pre_layrnorm")
-    return shapes, VISION_CONFIG | {"model_type": "clip_vision_model", "num_hidden_layers": depth}
+def clip_vision_model(depth: int = 2, *, prefix: str = "", projection: bool = False) -> tuple[Shapes, dict]:
+    """CLIPVisionModel, or CLIPVisionModelWithProjection."""
+    shapes = clip_vision(prefix, depth, pre_norm="pre_layrnorm")
+    if projection:
+        shapes["visual_projection.weight"] = (10, 12)
+    sizes = {"num_hidden_layers": depth, "projection_dim": 10 if projection else 512}
+    return shapes, VISION_CONFIG | sizes | {"model_type": "clip_vision_model"}
 
 
 def bert(depth: int = 2, *, prefix: str = "", vocab_size: int = 23) -> tuple[Shapes, dict]:
@@ -120,6 +135,7 @@ def bert(depth: int = 2, *, prefix: str = "", vocab_size: int = 23) -> tuple[Sha
 
 KINDS: dict[str, Callable[..., tuple[Shapes, dict]]] = {
     "xclip": xclip,
+    "xclip_vision_model": xclip_vision_model,
     "clip": clip,
     "clip_vision_model": clip_vision_model,
     "bert": bert,

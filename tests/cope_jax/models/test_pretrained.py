@@ -81,12 +81,22 @@ def test_an_image_model_leaves_what_joins_frames_fresh(start):
     assert "starting fresh: blocks/message_attention, " in weights.report()
 
 
-def test_a_vision_model_alone_leaves_the_projection_fresh(start):
-    weights, _, fresh, new = loaded(
-        start, "clip_vision_model", "vision", changed={"cross_frame": False, "integration_depth": 0}
-    )
+@pytest.mark.parametrize("prefix", ["", "vision_model."])
+@pytest.mark.parametrize(("kind", "frames"), [("clip_vision_model", False), ("xclip_vision_model", True)])
+def test_a_vision_model_alone_leaves_the_projection_fresh(start, kind, frames, prefix):
+    changed = {"cross_frame": frames, "integration_depth": 0}
+    weights, _, fresh, new = loaded(start, kind, "vision", changed=changed, prefix=prefix)
     assert unchanged(fresh, new) == {"project/kernel"}
     assert weights.fresh == ("project",)
+
+
+def test_a_vision_model_with_a_projection_fills_it(start):
+    changed = {"cross_frame": False, "integration_depth": 0}
+    sizes = {"prefix": "vision_model.", "projection": True}
+    _, _, fresh, new = loaded(start, "clip_vision_model", "vision", changed=changed, **sizes)
+    assert unchanged(fresh, new) == set()
+    with pytest.raises(ValueError, match=r"output_width is 14; its projection_dim is 10"):
+        start("clip_vision_model", "vision", changed=changed | {"output_width": 14}, **sizes)
 
 
 def test_parts_that_the_model_has_not_are_left_out(start):

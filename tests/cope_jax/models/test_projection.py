@@ -38,9 +38,7 @@ def test_a_missing_row_changes_neither_outputs_nor_statistics():
         x = rows()
         x[2] = value
         norm = MaskedBatchNorm(4)
-        results.append(
-            (norm(jnp.asarray(x), jnp.asarray(MASK), train=True), norm.mean[...], norm.variance[...])
-        )
+        results.append((norm(jnp.asarray(x), jnp.asarray(MASK), train=True), norm.mean[...], norm.variance[...]))
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
 

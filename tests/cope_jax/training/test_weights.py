@@ -93,9 +93,7 @@ def test_the_untrained_model_of_a_run_is_what_it_started_from(config, tmp_path, 
 
 
 def test_weights_of_another_vocabulary_are_refused_before_anything_starts(config, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"tokenizer has 17 entries, and it has vectors for 31: set config\.data"
-    ):
+    with pytest.raises(ValueError, match=r"tokenizer has 17 entries, and it has vectors for 31: set config\.data"):
         start_here(config, tmp_path, vocab_size=17)
 
 
