@@ -3,9 +3,9 @@
     ./run.sh train --config=configs/cope_rope.py --dry_run --config.mesh.data=16
     ./run.sh train --config=configs/cope_rope.py --workdir=runs/cope_rope --config.data.data_dir=data/rope
 
-The authors trained on 16 GPUs with 8 products each. Two things differ: their losses (InfoNCE over the pairs, and a
-classification of the training products) are not built yet, so the sigmoid loss over the pairs stands in; and the
-transformer over frames has one layer, as in the published X-CLIP, where their release has four. Not yet run at length.
+The authors trained on 16 GPUs with 8 products each. One thing differs: their losses (InfoNCE over the pairs, and a
+classification of the training products) are not built yet, so the sigmoid loss over the pairs stands in. Not yet run
+at length.
 """
 
 from ml_collections import ConfigDict
@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
             "data.vocab_size": 21128,  # of that tokenizer, for a dry run where it is not at hand
             "model.dtype": "bfloat16",  # the authors' mixed precision
             "model.text_domains": ("page",),
+            "model.vision.integration_depth": 4,  # the published weights have 1; the others start fresh
             "model.vision.init_from": "microsoft/xclip-base-patch16-kinetics-600",
             "model.text.init_from": "hfl/rbt3",
             "optimizer.rate": 5e-3,
