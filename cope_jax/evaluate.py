@@ -16,14 +16,10 @@ LATEST = "latest"
 def define_flags() -> None:
     """Defines the flags of the command; not at import, where those of two commands would collide."""
     flags.DEFINE_string("workdir", None, "Folder of a training run.")
-    flags.DEFINE_string(
-        "step", LATEST, f"Checkpoint to evaluate: a step or {LATEST!r}; 0 is the untrained model."
-    )
+    flags.DEFINE_string("step", LATEST, f"Checkpoint to evaluate: a step or {LATEST!r}; 0 is the untrained model.")
     flags.DEFINE_string("data_dir", None, "Array records to evaluate on instead of the run's own.")
     flags.DEFINE_bool("baseline", True, "Show the untrained model's numbers beside the checkpoint's.")
-    flags.DEFINE_bool(
-        "reuse", False, "Take what an earlier evaluation of the same step and data wrote, if any."
-    )
+    flags.DEFINE_bool("reuse", False, "Take what an earlier evaluation of the same step and data wrote, if any.")
     flags.mark_flags_as_required(["workdir"])
 
 
@@ -35,9 +31,7 @@ def main() -> None:
     step = None if FLAGS.step == LATEST else int(FLAGS.step)
     data_dir = Path(FLAGS.data_dir) if FLAGS.data_dir else None
     metrics = evaluate(workdir, step=step, data_dir=data_dir, reuse=FLAGS.reuse)
-    beside = (
-        evaluate(workdir, step=UNTRAINED, data_dir=data_dir, reuse=FLAGS.reuse) if FLAGS.baseline else None
-    )
+    beside = evaluate(workdir, step=UNTRAINED, data_dir=data_dir, reuse=FLAGS.reuse) if FLAGS.baseline else None
     print(tables(metrics, beside))
     print(f"\nwritten to {metrics_path(workdir, metrics['step'])}")
 

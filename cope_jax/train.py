@@ -28,14 +28,10 @@ def define_flags() -> None:
         "Print parameters, operations and memory of each device for the config's mesh, and train nothing. Needs no "
         "data, no work directory and none of the devices.",
     )
-    flags.DEFINE_bool(
-        "distributed", False, "This is one process of several: join them by jax.distributed first."
-    )
+    flags.DEFINE_bool("distributed", False, "This is one process of several: join them by jax.distributed first.")
     flags.DEFINE_string("coordinator", None, "host:port of process 0; not needed where the cluster tells it.")
     flags.DEFINE_integer("processes", None, "Number of processes; not needed where the cluster tells it.")
-    flags.DEFINE_integer(
-        "process", None, "Number of this process, from 0; not needed where the cluster tells it."
-    )
+    flags.DEFINE_integer("process", None, "Number of this process, from 0; not needed where the cluster tells it.")
     flags.mark_flags_as_required(["config"])
 
 

@@ -63,8 +63,7 @@ def build(
         for builder in builders.values():
             builder.download_and_prepare()
     summary = {
-        split: {name: builder.info.metadata[split] for name, builder in builders.items()}
-        for split in inputs.splits
+        split: {name: builder.info.metadata[split] for name, builder in builders.items()} for split in inputs.splits
     }
     records.write_text(summary_path, json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
     report(f"built {summary_path.parent}; summary in {summary_path}")
@@ -123,9 +122,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenProcessPool:
-        print(
-            "error: a worker was killed, perhaps for want of memory; run this again to go on", file=sys.stderr
-        )
+        print("error: a worker was killed, perhaps for want of memory; run this again to go on", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; run this again to go on", file=sys.stderr)

@@ -87,9 +87,7 @@ class Look:
         return shots
 
 
-def drift(
-    low: float, high: float, frames: int, rng: np.random.Generator, *, jitter: float = 0.15
-) -> np.ndarray:
+def drift(low: float, high: float, frames: int, rng: np.random.Generator, *, jitter: float = 0.15) -> np.ndarray:
     """float [frames] from one value within the limits to another, unsteadily."""
     steady = np.linspace(*rng.uniform(low, high, 2), frames)
     return np.clip(steady + rng.uniform(-jitter, jitter, frames) * (high - low), low, high)
@@ -102,9 +100,7 @@ def pan(ground: Image.Image, frames: int, side: int, rng: np.random.Generator) -
     return [ground.crop((x, y, x + side, y + side)) for x, y in corners]
 
 
-def place(
-    canvas: Image.Image, attributes: Attributes, pose: Pose, *, ink: tuple[int, int, int] | None = None
-) -> None:
+def place(canvas: Image.Image, attributes: Attributes, pose: Pose, *, ink: tuple[int, int, int] | None = None) -> None:
     """Draws a product onto a square canvas; with `ink`, only its shadow in that colour."""
     size = pose.size * canvas.width
     sprite = sprites(attributes, canvas.width)[size < 0.55 * canvas.width]

@@ -243,9 +243,7 @@ def _write_split(
         lines[f"product_{domain}s_pair"] = [f"{run[0].product_id}, {item_id}" for item_id, run in items]
         lines[f"{domain}_asrs"] = [f"{item_id}, {_MISSING_TEXT}" for item_id, _ in items]
         lines[f"{domain}_{frames}"] = [
-            f"{item_id}, {photo.number * step}, {_image_name(photo.image)}"
-            for item_id, run in items
-            for photo in run
+            f"{item_id}, {photo.number * step}, {_image_name(photo.image)}" for item_id, run in items for photo in run
         ]
     for name, rows in lines.items():
         text = "".join(f"{row}\n" for row in rows)
@@ -256,9 +254,7 @@ def _write_split(
 def main(_: Sequence[str]) -> None:
     options, out = flags.FLAGS, Path(flags.FLAGS.out)
     try:
-        written = write_release(
-            Path(options.checkout), out, run_length=options.run_length, test_list=options.test_list
-        )
+        written = write_release(Path(options.checkout), out, run_length=options.run_length, test_list=options.test_list)
     except (OSError, ValueError) as error:
         raise SystemExit(f"grocery: {error}") from error
     record = json.loads((out / RECORD).read_text())
@@ -271,7 +267,5 @@ if __name__ == "__main__":  # Flags only here: other commands have an --out too,
     flags.DEFINE_string("checkout", None, "Folder of the GroceryStoreDataset checkout.", required=True)
     flags.DEFINE_string("out", None, "Folder to write the release to.", required=True)
     flags.DEFINE_integer("run_length", 4, "Most photos a clip.", lower_bound=1)
-    flags.DEFINE_enum(
-        "test_list", "auto", TEST_LISTS, "Test photos; auto: test.txt if present, else val.txt."
-    )
+    flags.DEFINE_enum("test_list", "auto", TEST_LISTS, "Test photos; auto: test.txt if present, else val.txt.")
     app.run(main)

@@ -104,9 +104,7 @@ def paper(rng: np.random.Generator) -> tuple[int, int, int]:
 
 
 def _gradient(side: int, top: tuple, bottom: tuple) -> Image.Image:
-    return Image.fromarray(np.array([[top], [bottom]], np.uint8)).resize(
-        (side, side), Image.Resampling.BILINEAR
-    )
+    return Image.fromarray(np.array([[top], [bottom]], np.uint8)).resize((side, side), Image.Resampling.BILINEAR)
 
 
 def _colour(rng: np.random.Generator) -> tuple[int, int, int]:

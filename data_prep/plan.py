@@ -54,9 +54,7 @@ def plan_release(train_products: int, test_products: int, seed: int) -> Plan:
     shelves = {split: _shelf(members, generator(seed, "shelf", split)) for split, members in products.items()}
     owners = {
         domain: [
-            (split, shown)
-            for split, members in products.items()
-            for shown in _owners(members, domain, seed, split)
+            (split, shown) for split, members in products.items() for shown in _owners(members, domain, seed, split)
         ]
         for domain in DOMAINS
     }
@@ -64,8 +62,7 @@ def plan_release(train_products: int, test_products: int, seed: int) -> Plan:
     for domain, owned in owners.items():
         ids = generator(seed, "item ids", domain).permutation(len(owned)) + 1
         items += [
-            _item(split, domain, int(item_id), shown, seed)
-            for item_id, (split, shown) in zip(ids, owned, strict=True)
+            _item(split, domain, int(item_id), shown, seed) for item_id, (split, shown) in zip(ids, owned, strict=True)
         ]
     # One product's items together: its sprites are then drawn once.
     items.sort(key=lambda item: (item.split, item.products[0].product_id))
@@ -103,8 +100,6 @@ def _item(split: str, domain: str, item_id: int, products: tuple[Product, ...], 
 def _times(domain: str, rng: np.random.Generator) -> list[int]:
     if domain == "page":
         return [0]
-    count = rng.integers(
-        *CLIP_FRAMES, size=2, endpoint=True
-    ).min()  # short clips are the rule: 6.5 on average
+    count = rng.integers(*CLIP_FRAMES, size=2, endpoint=True).min()  # short clips are the rule: 6.5 on average
     start, step = ((0, 600), VIDEO_STEP) if domain == "video" else (LIVE_START, LIVE_STEP)
     return (rng.integers(*start) + np.cumsum(rng.integers(*step, count))).tolist()

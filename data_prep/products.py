@@ -92,9 +92,7 @@ def sample_products(train: int, test: int, seed: int) -> tuple[list[Product], li
     return products[:train], products[train:]
 
 
-def _sample_split(
-    count: int, rng: np.random.Generator, taken: set[Attributes]
-) -> list[tuple[Attributes, str]]:
+def _sample_split(count: int, rng: np.random.Generator, taken: set[Attributes]) -> list[tuple[Attributes, str]]:
     """`count` new combinations with their brands in random order; adds them to `taken`."""
     families = list(_family_sizes(round(count * NEAR_DUPLICATES), rng))
     sizes = families + [1] * (count - sum(families))
@@ -132,9 +130,7 @@ def _founders(count: int, rng: np.random.Generator) -> Iterator[Attributes]:
         yield attributes
 
 
-def _relatives(
-    founder: Attributes, count: int, rng: np.random.Generator, taken: set[Attributes]
-) -> list[Attributes]:
+def _relatives(founder: Attributes, count: int, rng: np.random.Generator, taken: set[Attributes]) -> list[Attributes]:
     """`count` new combinations that differ from the founder and one another in the same attribute."""
     for name in rng.permutation(list(VALUES)):
         changed = [dataclasses.replace(founder, **{str(name): value}) for value in VALUES[name]]

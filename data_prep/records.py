@@ -35,9 +35,7 @@ def product_features() -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict({"product_id": np.int64, **rows})
 
 
-def write_records(
-    path: Path, features: tfds.features.FeaturesDict, examples: Iterable[Mapping[str, Any]]
-) -> int:
+def write_records(path: Path, features: tfds.features.FeaturesDict, examples: Iterable[Mapping[str, Any]]) -> int:
     """Writes an ArrayRecord file of `examples` in their order and returns its size in bytes.
 
     The file appears under `path` only when it is complete. Same examples, same bytes.

@@ -149,9 +149,7 @@ def _read_texts(domain: str, path: Path, known: Iterable[int]) -> tuple[dict[int
             ignored += 1
         elif texts.setdefault(item_id, text) != text:
             # Rows have no order, so that neither text is the right one.
-            raise ReleaseError(
-                f"{path}:{line}: a second, different text for {domain} {item_id}: {text!r}; keep one"
-            )
+            raise ReleaseError(f"{path}:{line}: a second, different text for {domain} {item_id}: {text!r}; keep one")
     return texts, ignored
 
 
@@ -171,9 +169,7 @@ def _read_frames(domain: str, path: Path, known: Iterable[int]) -> tuple[dict[in
     return frames, ignored
 
 
-def _rows(
-    path: Path, columns: tuple[str, ...], *, first_comma_only: bool = False
-) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: Path, columns: tuple[str, ...], *, first_comma_only: bool = False) -> Iterator[tuple[int, list[str]]]:
     """Yields (line number, fields without the blanks around them) for each line that is not blank."""
     with path.open("rb") as file:  # as bytes, lines end at \n alone; texts may hold U+2028 or U+0085
         for number, line in enumerate(file, start=1):
@@ -181,16 +177,13 @@ def _rows(
                 row = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError as error:
                 seen = error.object[error.start : error.start + 8]
-                raise ReleaseError(
-                    f"{path}:{number}: bytes {seen!r} are not UTF-8; save the file as UTF-8"
-                ) from error
+                raise ReleaseError(f"{path}:{number}: bytes {seen!r} are not UTF-8; save the file as UTF-8") from error
             if not row:
                 continue
             fields = row.split(",", maxsplit=1 if first_comma_only else -1)
             if len(fields) != len(columns):
                 raise ReleaseError(
-                    f"{path}:{number}: {len(fields)} fields in {row!r}, "
-                    f"wanted {len(columns)}: {', '.join(columns)}"
+                    f"{path}:{number}: {len(fields)} fields in {row!r}, wanted {len(columns)}: {', '.join(columns)}"
                 )
             yield number, [field.strip() for field in fields]
 

@@ -15,12 +15,8 @@ from data_prep.products import Attributes
 
 PAGE_SIZE = (0.72, 0.92)  # of the frame's side
 PAGE_ANGLE = 3  # degrees
-VIDEO_MOTION = Motion(
-    size=(0.50, 0.85), offset=0.10, angle=20, turn=0.75, shear=0.15, blanks=0.15, covered=0.30
-)
-LIVE_MOTION = Motion(
-    size=(0.44, 0.64), offset=0.08, angle=12, turn=0.82, shear=0.08, blanks=0.12, covered=0.15
-)
+VIDEO_MOTION = Motion(size=(0.50, 0.85), offset=0.10, angle=20, turn=0.75, shear=0.15, blanks=0.15, covered=0.30)
+LIVE_MOTION = Motion(size=(0.44, 0.64), offset=0.08, angle=12, turn=0.82, shear=0.08, blanks=0.12, covered=0.15)
 PAIR_SHARE, PAIR_OFFSET = 0.66, 0.24  # an item of two products shows them beside each other, each smaller
 
 LOOKS = {
@@ -89,9 +85,7 @@ def _page(shown: Sequence[Attributes], side: int, rng: np.random.Generator) -> I
     return canvas
 
 
-def _video(
-    shown: Sequence[Attributes], frames: int, side: int, rng: np.random.Generator
-) -> list[Image.Image]:
+def _video(shown: Sequence[Attributes], frames: int, side: int, rng: np.random.Generator) -> list[Image.Image]:
     cut = int(rng.integers(1, frames)) if frames > 1 and rng.random() < VIDEO_CUTS else frames
     canvases = [
         canvas

@@ -107,9 +107,7 @@ def write_shard(shard: Shard) -> ShardReport:
     return report
 
 
-def _read_frames(
-    item: Item, folder: Path, dropped: collections.Counter[str]
-) -> tuple[list[int], list[bytes]]:
+def _read_frames(item: Item, folder: Path, dropped: collections.Counter[str]) -> tuple[list[int], list[bytes]]:
     """Returns times and bytes of the frames that decode, and counts the others in `dropped`."""
     times, frames = [], []
     for frame in item.frames:

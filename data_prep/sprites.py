@@ -69,9 +69,7 @@ def _darker(colour: tuple[int, int, int]) -> tuple[int, int, int]:
     return tuple(int(0.62 * channel) for channel in colour)
 
 
-def _print_mark(
-    pen: ImageDraw.ImageDraw, mark: str, place: tuple[float, float], base: tuple, side: int
-) -> None:
+def _print_mark(pen: ImageDraw.ImageDraw, mark: str, place: tuple[float, float], base: tuple, side: int) -> None:
     """Prints a mark in a light or dark colour, whichever stands out, on a rim of the other."""
     ink, rim = (DARK, LIGHT) if sum(base) > 360 else (LIGHT, DARK)
     for outline, fill in zip(MARK_OUTLINES[mark], (ink, rim), strict=False):

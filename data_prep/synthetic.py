@@ -119,9 +119,7 @@ def _is_written(directory: Path, options: dict[str, int]) -> bool:
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return False
     if not (directory / OPTIONS_FILE).is_file():
-        raise SyntheticError(
-            f"{directory} exists and is no synthetic release; choose another --out or remove it"
-        )
+        raise SyntheticError(f"{directory} exists and is no synthetic release; choose another --out or remove it")
     found = json.loads((directory / OPTIONS_FILE).read_text())
     if found != options:
         raise SyntheticError(
@@ -141,9 +139,7 @@ def text_files(plan: Plan, seed: int) -> Iterator[tuple[str, list[str]]]:
         for domain in PAIR_FILES:
             items = [item for item in plan.items if (item.split, item.domain) == (split, domain)]
             tables = {
-                PAIR_FILES[domain]: [
-                    f"{p.product_id}, {item.item_id}" for item in items for p in item.products
-                ],
+                PAIR_FILES[domain]: [f"{p.product_id}, {item.item_id}" for item in items for p in item.products],
                 TEXT_FILES[domain]: [f"{item.item_id}, {item.text}" for item in items],
                 FRAME_FILES[domain]: [row for item in items for row in _frame_rows(item)],
             }
@@ -185,9 +181,7 @@ def draw_batch(batch: Batch) -> int:
     count = 0
     for item in batch.items:
         rng = generator(batch.seed, "scene", item.domain, item.item_id)
-        frames = draw_item(
-            item.domain, item.shown, batch.shelf, frames=len(item.frames), side=batch.side, rng=rng
-        )
+        frames = draw_item(item.domain, item.shown, batch.shelf, frames=len(item.frames), side=batch.side, rng=rng)
         for (_, name), encoded in zip(item.frames, frames, strict=True):
             (batch.images / name).write_bytes(encoded)
             count += 1
@@ -231,7 +225,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("test_products", 220, "Products of the test split, none of them in training.")
     flags.DEFINE_integer("image_side", 96, "Width and height of the images in pixels.")
     flags.DEFINE_integer("seed", 0, "Another seed gives another release.")
-    flags.DEFINE_integer(
-        "processes", os.cpu_count() or 1, "Processes that draw; the result is the same for any."
-    )
+    flags.DEFINE_integer("processes", os.cpu_count() or 1, "Processes that draw; the result is the same for any.")
     app.run(main)

@@ -32,9 +32,7 @@ def data_dir(tmp_path_factory):
     from data_prep.synthetic import write_release
 
     folder = tmp_path_factory.mktemp("synthetic")
-    release = write_release(
-        folder / "release", train_products=24, test_products=12, image_side=32, seed=0, processes=1
-    )
+    release = write_release(folder / "release", train_products=24, test_products=12, image_side=32, seed=0, processes=1)
     build(Inputs(release), folder / "data", processes=1, report=lambda line: None)
     return folder / "data"
 
@@ -96,9 +94,7 @@ def _tiny_config(data_dir):
 
 ROOT = Path(__file__).parents[1]
 # One device a process, as users have it; and no fake ones from here.
-ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {
-    "COPE_PYTHON": sys.executable
-}
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"COPE_PYTHON": sys.executable}
 
 
 @pytest.fixture(scope="session")
@@ -108,9 +104,7 @@ def start_run_sh():
     def start(*words: str, **kwargs) -> subprocess.Popen:
         command = ["bash", "run.sh", *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | kwargs
-        return subprocess.Popen(
-            command, cwd=ROOT, env=ENVIRONMENT, text=True, start_new_session=True, **pipes
-        )
+        return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, start_new_session=True, **pipes)
 
     return start
 

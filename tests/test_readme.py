@@ -128,10 +128,7 @@ def test_a_command_of_the_readme_runs(run_sh, places, command):
 
 def test_the_example_of_the_readme_runs(places):
     """As a program of its own that a user would write, on what the export command above it left."""
-    code = (
-        EXAMPLE.replace("exports/rope", f"{places['exports']}/rope")
-        + "print(similarity.round(3).diagonal())\n"
-    )
+    code = EXAMPLE.replace("exports/rope", f"{places['exports']}/rope") + "print(similarity.round(3).diagonal())\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout == "[1. 1.]\n", done.stderr
 
@@ -145,9 +142,7 @@ def test_two_processes_train_as_one(start_run_sh, places, tmp_path):
         output, errors = process.communicate(timeout=300)
         assert process.returncode == 0, output + errors
     run = Path(places["--workdir=runs/rope"].removeprefix("--workdir="))
-    one, two = (
-        json.loads((place / "metrics.jsonl").read_text().splitlines()[-1]) for place in (run, tmp_path)
-    )
+    one, two = (json.loads((place / "metrics.jsonl").read_text().splitlines()[-1]) for place in (run, tmp_path))
     assert one.keys() == two.keys()
     for name, value in one.items():
         assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name

@@ -104,7 +104,5 @@ def kept_products(product_ids: Sequence[int], drawn: int | None, limit: int) -> 
 def checked_id(product: int) -> int:
     """The id itself, or a ValueError where a batch's i32 ids cannot hold it."""
     if not 0 <= product <= LARGEST_ID:
-        raise ValueError(
-            f"product id {product} is outside 0 … {LARGEST_ID}, which batches can hold; renumber it"
-        )
+        raise ValueError(f"product id {product} is outside 0 … {LARGEST_ID}, which batches can hold; renumber it")
     return product

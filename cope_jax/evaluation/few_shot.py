@@ -60,8 +60,7 @@ def few_shot(
     support, query = np.asarray(support), np.asarray(query)
     support_rows, query_rows = _rows_by_product(support_products), _rows_by_product(query_products)
     generators = [
-        np.random.default_rng([zlib.crc32(f"few_shot {name}".encode()), seed, episode])
-        for episode in range(episodes)
+        np.random.default_rng([zlib.crc32(f"few_shot {name}".encode()), seed, episode]) for episode in range(episodes)
     ]
     drawn = [_draw_classes(rng, support_rows, query_rows, ways=ways, shots=shots) for rng in generators]
     ways = min(len(classes) for classes in drawn)
@@ -143,9 +142,7 @@ def _draw_classes(
     rng: np.random.Generator, support_rows: _Rows, query_rows: _Rows, *, ways: int, shots: int
 ) -> list[int]:
     """Up to `ways` products in random order that leave each other enough items; so do the first n of them."""
-    eligible = [
-        p for p in sorted(support_rows) if len(support_rows[p]) >= shots and len(query_rows.get(p, ())) >= 1
-    ]
+    eligible = [p for p in sorted(support_rows) if len(support_rows[p]) >= shots and len(query_rows.get(p, ())) >= 1]
     classes = []
     for product in rng.permutation(np.array(eligible, np.int64)).tolist():
         if len(classes) == ways:

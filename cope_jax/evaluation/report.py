@@ -20,8 +20,7 @@ def collect(retrieval: Results, few_shot: Results, *, step: int) -> dict[str, ob
       "retrieval_mean": {"mean_r1": …, "mean_r5": …, "mean_r10": …, "mean_map": …}}
     """
     means = {
-        f"mean_{key}": sum(metrics[key] for metrics in retrieval.values()) / len(retrieval)
-        for _, key in _RETRIEVAL
+        f"mean_{key}": sum(metrics[key] for metrics in retrieval.values()) / len(retrieval) for _, key in _RETRIEVAL
     }
     return {"step": step, "retrieval": dict(retrieval), "retrieval_mean": means, "few_shot": dict(few_shot)}
 

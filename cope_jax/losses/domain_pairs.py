@@ -31,9 +31,7 @@ def domain_pairs_loss(
     for a, b in PAIRS:
         positive = same_product(products[a], products[b])
         both = present[a][:, None] & present[b][None, :]
-        loss = sigmoid_loss(
-            embeddings[a], embeddings[b], positive_BB=positive, present_BB=both, scalars=scalars
-        )
+        loss = sigmoid_loss(embeddings[a], embeddings[b], positive_BB=positive, present_BB=both, scalars=scalars)
         total += loss
         similarity = jax.lax.stop_gradient(pair_similarity(embeddings[a], embeddings[b]))
         name = f"{a}_{b}"
@@ -49,9 +47,7 @@ def masked_sum(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array
     return jnp.where(mask, values, 0.0).sum(), mask.sum().astype(jnp.float32)
 
 
-def nearest_is_positive(
-    similarity: jax.Array, positive: jax.Array, present: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def nearest_is_positive(similarity: jax.Array, positive: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Over the rows that have a positive: how many have one as their most similar column, and how many rows."""
     nearest = jnp.where(present, similarity, -jnp.inf).argmax(axis=-1)
     hit = jnp.take_along_axis(positive, nearest[:, None], axis=-1)[:, 0]

@@ -41,10 +41,5 @@ class Compute:
         """
         if self.attention == "xla" or masked:
             return "xla"
-        fits = (
-            jax.default_backend() == "gpu"
-            and self.dtype.itemsize == 2
-            and head_size % 8 == 0
-            and head_size <= 128
-        )
+        fits = jax.default_backend() == "gpu" and self.dtype.itemsize == 2 and head_size % 8 == 0 and head_size <= 128
         return "cudnn" if self.attention == "cudnn" or fits else "xla"

@@ -99,9 +99,7 @@ class CopeModel(nnx.Module):
     def features(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> dict[str, Features]:
         """What the encoders make of the domains of a batch (as in `__call__`), before fusion."""
         items = {domain: batch[domain] for domain in DOMAINS if domain in batch}
-        vision = encode_together(
-            {d: (i["frames"], i["frame_mask"]) for d, i in items.items()}, self.vision, rngs
-        )
+        vision = encode_together({d: (i["frames"], i["frame_mask"]) for d, i in items.items()}, self.vision, rngs)
         texts = {d: (i["text"],) for d, i in items.items() if d in self.text_domains}
         text = encode_together(texts, self.text, rngs)
         return {

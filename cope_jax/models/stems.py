@@ -37,9 +37,7 @@ class ResidualBlock(nnx.Module):
 class ConvStage(nnx.Module):
     """Joins patches into coarser ones, normalises them and refines them with residual blocks."""
 
-    def __init__(
-        self, channels: int, width: int, *, patch_size: int, blocks: int, dtype: jnp.dtype, rngs: nnx.Rngs
-    ):
+    def __init__(self, channels: int, width: int, *, patch_size: int, blocks: int, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.patches = patches(channels, width, patch_size, dtype=dtype, rngs=rngs)
         self.norm = layer_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([ResidualBlock(width, dtype=dtype, rngs=rngs) for _ in range(blocks)])
@@ -95,6 +93,4 @@ def patches(
 ) -> nnx.Conv:
     """A linear map of each size × size patch."""
     side = (size, size)
-    return nnx.Conv(
-        channels, width, side, strides=side, padding="VALID", use_bias=use_bias, dtype=dtype, rngs=rngs
-    )
+    return nnx.Conv(channels, width, side, strides=side, padding="VALID", use_bias=use_bias, dtype=dtype, rngs=rngs)

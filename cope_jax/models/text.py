@@ -73,9 +73,7 @@ class TextEncoder(nnx.Module):
         self.pooling = pooling
         self.dropout = dropout
         self.compute = compute
-        self.words = nnx.Embed(
-            vocab_size, width, embedding_init=EMBEDDING_INIT, dtype=compute.dtype, rngs=rngs
-        )
+        self.words = nnx.Embed(vocab_size, width, embedding_init=EMBEDDING_INIT, dtype=compute.dtype, rngs=rngs)
         self.position = nnx.Param(EMBEDDING_INIT(rngs.params(), (max_length, width)))
         # BERT knows two segments; ours is always the first, kept for its published weights.
         self.segment = nnx.Param(EMBEDDING_INIT(rngs.params(), (2, width)))
@@ -105,9 +103,7 @@ class TextEncoder(nnx.Module):
             mask_BL: bool[B, L], False for padding.
             rngs: as in `__call__`.
         """
-        x = words_BLD + (self.position[None, : words_BLD.shape[1]] + self.segment[None, :1]).astype(
-            words_BLD.dtype
-        )
+        x = words_BLD + (self.position[None, : words_BLD.shape[1]] + self.segment[None, :1]).astype(words_BLD.dtype)
         x = dropout(self.norm(x), self.dropout, rngs)
         x = run_stack(self.blocks, x, mask_BL, compute=self.compute, rngs=rngs)
         return Text(self.pool(x, mask_BL), x)

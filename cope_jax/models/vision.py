@@ -182,9 +182,7 @@ class VisionEncoder(nnx.Module):
         self.project = nnx.Linear(width, output_width, use_bias=False, dtype=dtype, rngs=rngs)
         sizes = (output_width, integration_heads, integration_depth, max_frames)
         self.integration = (
-            FrameIntegration(*sizes, activation=activation, compute=compute, rngs=rngs)
-            if integration_depth
-            else None
+            FrameIntegration(*sizes, activation=activation, compute=compute, rngs=rngs) if integration_depth else None
         )
 
     def __call__(self, frames_BTHWC: jax.Array, mask_BT: jax.Array, *, rngs: nnx.Rngs | None = None) -> Clip:
@@ -208,16 +206,12 @@ class VisionEncoder(nnx.Module):
         if self.max_frames < T:
             raise ValueError(f"clips of {T} frames exceed max_frames = {self.max_frames}")
         x = self.frame_tokens(pixels_BTHWC, mask_BT, rngs=rngs)
-        frames = self.project(
-            self.post_norm(x[:, :, 0] if self.pooling == "class" else x[:, :, 1:].mean(axis=-2))
-        )
+        frames = self.project(self.post_norm(x[:, :, 0] if self.pooling == "class" else x[:, :, 1:].mean(axis=-2)))
         if self.integration is not None:
             frames = self.integration(frames, mask_BT)
         return Clip(masked_mean(frames, mask_BT), frames)
 
-    def frame_tokens(
-        self, pixels_BTHWC: jax.Array, mask_BT: jax.Array, *, rngs: nnx.Rngs | None
-    ) -> jax.Array:
+    def frame_tokens(self, pixels_BTHWC: jax.Array, mask_BT: jax.Array, *, rngs: nnx.Rngs | None) -> jax.Array:
         """The last block's tokens, class token first: float[B, T, H, W, 3] → float[B, T, N + 1, D]."""
         B, T, *image = pixels_BTHWC.shape
         patches = self.stem(pixels_BTHWC.reshape(B * T, *image).astype(self.compute.dtype))

@@ -72,9 +72,7 @@ def mesh_sizes(config: ConfigDict) -> dict[str, int]:
     """
     for axis in AXES:
         if config.mesh[axis] != -1 and config.mesh[axis] < 1:
-            raise ValueError(
-                f"config.mesh.{axis} is {config.mesh[axis]}; it must be -1 or a number of devices"
-            )
+            raise ValueError(f"config.mesh.{axis} is {config.mesh[axis]}; it must be -1 or a number of devices")
     return {axis: 1 if config.mesh[axis] == -1 else config.mesh[axis] for axis in AXES}
 
 
@@ -149,9 +147,7 @@ def step_costs(config: ConfigDict, run: Plan, operations: float) -> Costs:
 
 def device_bytes(shapes: Any) -> int:
     """Bytes of one device's part of a tree of shapes with shardings."""
-    return sum(
-        prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)
-    )
+    return sum(prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def parameter_table(rows: list[Parameter]) -> str:
@@ -160,9 +156,7 @@ def parameter_table(rows: list[Parameter]) -> str:
     for row in rows:
         cut = ", ".join(f"{i}: {axis}" for i, axis in enumerate(row.spec) if axis is not None)
         shape = "×".join(map(str, row.shape)) or "1"
-        cells.append(
-            [row.path, shape, f"{row.size:,}", str(row.group), "yes" if row.decays else "no", cut or "–"]
-        )
+        cells.append([row.path, shape, f"{row.size:,}", str(row.group), "yes" if row.decays else "no", cut or "–"])
     return aligned(cells)
 
 

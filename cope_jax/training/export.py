@@ -133,9 +133,7 @@ def describe(config: ConfigDict, step: int, *, separator: int) -> dict[str, Any]
     }
 
 
-def check(
-    folder: Path, graphdef: nnx.GraphDef, model: ModelState, config: ConfigDict, *, vocab_size: int
-) -> float:
+def check(folder: Path, graphdef: nnx.GraphDef, model: ModelState, config: ConfigDict, *, vocab_size: int) -> float:
     """Loads both forms back and compares their embeddings of random items with the model's own.
 
     Returns:

@@ -33,9 +33,7 @@ def run_tokenizer(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerFast:
     return load_tokenizer(folder)
 
 
-def training_batches(
-    config: ConfigDict, tokenizer: PreTrainedTokenizerFast, *, start_step: int
-) -> Iterator[Any]:
+def training_batches(config: ConfigDict, tokenizer: PreTrainedTokenizerFast, *, start_step: int) -> Iterator[Any]:
     """This host's share of the training batches from `start_step` on, without end."""
     data = config.data
     return train_batches(
@@ -44,9 +42,7 @@ def training_batches(
         batch_size=config.train.batch_size,
         seed=config.seed,
         frames=data.frames.to_dict(),
-        view=TrainView(
-            size=data.image_size, scale=data.crop_scale, flip=data.flip, colour_jitter=data.colour_jitter
-        ),
+        view=TrainView(size=data.image_size, scale=data.crop_scale, flip=data.flip, colour_jitter=data.colour_jitter),
         text_length=data.text_length,
         tokenizer=tokenizer,
         max_products=data.max_products,

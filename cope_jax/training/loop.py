@@ -42,9 +42,7 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         self.asked = False
-        self.previous = {
-            number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        self.previous = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def note(self, number: int, frame: FrameType | None) -> None:
@@ -91,9 +89,7 @@ def check_batch_sizes(config: ConfigDict, mesh: Mesh) -> None:
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     for key, size in (("train", config.train.batch_size), ("eval", config.eval.batch_size)):
         if size % shares:
-            raise ValueError(
-                f"config.{key}.batch_size {size} is no multiple of the {shares} devices that share it"
-            )
+            raise ValueError(f"config.{key}.batch_size {size} is no multiple of the {shares} devices that share it")
 
 
 class Plan(NamedTuple):
@@ -127,9 +123,7 @@ def plan(config: ConfigDict, mesh: Mesh, *, vocab_size: int) -> Plan:
     state = jax.eval_shape(initial_state)
     shardings = state_shardings(state, optimizer, mesh)
     step = jax.jit(
-        make_train_step(
-            graphdef=graphdef, optimizer=optimizer, groups=config.optimizer.groups, seed=config.seed
-        ),
+        make_train_step(graphdef=graphdef, optimizer=optimizer, groups=config.optimizer.groups, seed=config.seed),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
@@ -190,6 +184,4 @@ def run_steps(
             reporter.flush()
             checkpoints.save(step, state)
         if stop.asked and step < steps:
-            raise Stopped(
-                f"stopped at step {step} of {steps}, which is saved; the same command goes on from there"
-            )
+            raise Stopped(f"stopped at step {step} of {steps}, which is saved; the same command goes on from there")

@@ -27,9 +27,7 @@ PARAMETER_RULES = (
     # Large only where a model is very deep or its images have many patches; whole on every device.
     (r"/(bias|scale|position)$", PartitionSpec()),
 )
-LARGE = (
-    65_536  # elements from which on a parameter must have a rule; smaller ones without are whole everywhere
-)
+LARGE = 65_536  # elements from which on a parameter must have a rule; smaller ones without are whole everywhere
 
 
 def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -43,12 +41,8 @@ def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device
     known = prod(size for size in sizes.values() if size > 0)
     sizes = {axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()}
     if prod(sizes.values()) != len(devices) or min(sizes.values()) < 1:
-        wanted = ", ".join(
-            f"mesh.{axis}={size}" for axis, size in zip(AXES, (data, fsdp, tensor), strict=True)
-        )
-        raise ValueError(
-            f"{wanted} do not multiply to {len(devices)} devices; set one to −1 to take what is left"
-        )
+        wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, (data, fsdp, tensor), strict=True))
+        raise ValueError(f"{wanted} do not multiply to {len(devices)} devices; set one to −1 to take what is left")
     return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), AXES)
 
 
@@ -77,9 +71,7 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
         if any(axis is not None and leaf.shape[i] % mesh.shape[axis] for i, axis in enumerate(spec))
     ]
     if uneven:
-        raise ValueError(
-            f"the mesh {dict(mesh.shape)} does not divide these parameters evenly: {'; '.join(uneven)}"
-        )
+        raise ValueError(f"the mesh {dict(mesh.shape)} does not divide these parameters evenly: {'; '.join(uneven)}")
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
@@ -100,9 +92,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
     """A tree of shapes with its shardings written into it, as restoring a checkpoint wants it."""
-    return jax.tree.map(
-        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings
-    )
+    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)
 
 
 def to_devices(batch: Any, mesh: Mesh) -> Any:

@@ -56,9 +56,7 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the values of one report."""
-        rounded = {
-            name: float(f"{value:.6g}") if np.isfinite(value) else None for name, value in values.items()
-        }
+        rounded = {name: float(f"{value:.6g}") if np.isfinite(value) else None for name, value in values.items()}
         self.file.write(json.dumps({"step": step, **rounded}) + "\n")
         self.file.flush()
         for name, value in values.items():

@@ -9,9 +9,7 @@ import jax
 
 def paths(tree: Any) -> Any:
     """The same tree with each leaf replaced by its path, keys joined by "/"."""
-    return jax.tree.map_with_path(
-        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree
-    )
+    return jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree)
 
 
 def apply_rules(

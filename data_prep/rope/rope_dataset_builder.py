@@ -77,9 +77,7 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
             metadata=tfds.core.MetadataDict(),
         )
 
-    def download_and_prepare(
-        self, *, download_config: tfds.download.DownloadConfig | None = None, **kwargs
-    ) -> None:
+    def download_and_prepare(self, *, download_config: tfds.download.DownloadConfig | None = None, **kwargs) -> None:
         """As TFDS's, but data built from other inputs are an error, where TFDS would take them silently."""
         inputs = self._inputs
         if inputs is None and download_config is not None and download_config.manual_dir:
@@ -149,8 +147,7 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         num_bytes = 0
         for path, chunk in zip(self._shard_paths(folder, split, len(chunks)), chunks, strict=True):
             examples = (
-                {"product_id": p, **{f"{domain}_rows": rows[domain].get(p, ()) for domain in DOMAINS}}
-                for p in chunk
+                {"product_id": p, **{f"{domain}_rows": rows[domain].get(p, ()) for domain in DOMAINS}} for p in chunk
             )
             num_bytes += records.write_records(path, records.product_features(), examples)
         self._report(f"{split} product: {len(products)}/{len(release.products)} products")
@@ -164,9 +161,7 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         """Returns the folder of the finished items of `domain`."""
         folder = Path(self.data_dir_root) / self.name / domain / str(self.version)
         if not folder.is_dir() or read_fingerprint(folder) != inputs.fingerprint:
-            raise BuildError(
-                f"{self.name}/product needs the rows of {self.name}/{domain}: build that one first"
-            )
+            raise BuildError(f"{self.name}/product needs the rows of {self.name}/{domain}: build that one first")
         return folder
 
     def _shard_paths(self, folder: Path, split: str, count: int) -> list[Path]:

@@ -84,13 +84,9 @@ def rows(release: Path, name: str, fields: int) -> list[tuple[str, ...]]:
 def clips(release: Path, split: str, domain: str) -> list[tuple[int, list[tuple[int, bytes]]]]:
     """(product, [(frame number or time, image bytes), …]) of each clip, in the order of their ids."""
     frames = collections.defaultdict(list)
-    for item, time, image in rows(
-        release, f"{split}_{domain}_{'frames' if domain == 'video' else 'clips'}.txt", 3
-    ):
+    for item, time, image in rows(release, f"{split}_{domain}_{'frames' if domain == 'video' else 'clips'}.txt", 3):
         frames[int(item)].append((int(time), (release / "images" / image).read_bytes()))
-    pairs = [
-        (int(item), int(product)) for product, item in rows(release, f"{split}_product_{domain}s_pair.txt", 2)
-    ]
+    pairs = [(int(item), int(product)) for product, item in rows(release, f"{split}_product_{domain}s_pair.txt", 2)]
     assert len(frames) == len(pairs) == len(dict(pairs))
     return [(product, frames[item]) for item, product in sorted(pairs)]
 
@@ -115,11 +111,7 @@ def test_runs_become_videos_and_lives_in_turn(checkout, tmp_path):
     ]
     assert clips(out, "test", "video") == [clip("val", 0, [1, 2])]
     assert clips(out, "test", "live") == [clip("val", 2, [4, 5, 6], 1000)]
-    ids = [
-        int(item)
-        for split in ("training", "test")
-        for _, item in rows(out, f"{split}_product_videos_pair.txt", 2)
-    ]
+    ids = [int(item) for split in ("training", "test") for _, item in rows(out, f"{split}_product_videos_pair.txt", 2)]
     assert len(ids) == len(set(ids))
     record = json.loads((out / grocery.RECORD).read_text())
     assert record["counts"]["training"] == {"page": 3, "video": 3, "live": 3}

@@ -73,8 +73,6 @@ def test_seeds_give_other_products_and_the_same_seed_the_same():
 
 def test_exhausted_neighbourhoods_are_an_error():
     founder = Attributes("bag", "red", "navy", "dots", "star", "tall")
-    taken = {
-        dataclasses.replace(founder, **{name: value}) for name, values in VALUES.items() for value in values
-    }
+    taken = {dataclasses.replace(founder, **{name: value}) for name, values in VALUES.items() for value in values}
     with pytest.raises(ValueError, match=r"no 2 free combinations are left beside .*bag"):
         products._relatives(founder, 2, np.random.default_rng(0), taken)

@@ -238,9 +238,7 @@ def test_changed_inputs_are_noticed(release, own_copy, tmp_path, change):
     else:
         image.write_bytes(encode(11, side=12))
     before = contents(own_copy)
-    with pytest.raises(
-        BuildError, match=r"page/1\.0\.0 was built from other inputs .* remove .*rope or take"
-    ):
+    with pytest.raises(BuildError, match=r"page/1\.0\.0 was built from other inputs .* remove .*rope or take"):
         quiet_build(changed, own_copy)
     download_config = tfds.download.DownloadConfig(manual_dir=changed)
     with pytest.raises(BuildError, match="was built from other inputs"):
@@ -281,9 +279,7 @@ def test_a_report_without_its_whole_shard_does_not_count(release, built, tmp_pat
 
 
 def test_shards_are_cut_between_items():
-    items = [
-        Item(i, "", (1,), tuple(Frame(t, "a") for t in range(n))) for i, n in enumerate((2, 2, 1, 5, 0, 0))
-    ]
+    items = [Item(i, "", (1,), tuple(Frame(t, "a") for t in range(n))) for i, n in enumerate((2, 2, 1, 5, 0, 0))]
     wanted = [range(0, 2), range(2, 3), range(3, 4), range(4, 6)]
     assert shards.plan_shards(items, max_frames=4) == wanted
     assert shards.plan_shards(items) == [range(0, 6)]
@@ -389,9 +385,7 @@ def test_faults_name_the_remedy(release, tmp_path):
     with pytest.raises(BuildError, match="rope/product needs the rows of rope/page: build that one first"):
         Builder(config="product", data_dir=tmp_path).download_and_prepare(download_config=config)
     with pytest.raises(BuildError, match="file format tfrecord not supported: only array_record"):
-        Builder(config="page", data_dir=tmp_path, file_format="tfrecord").download_and_prepare(
-            download_config=config
-        )
+        Builder(config="page", data_dir=tmp_path, file_format="tfrecord").download_and_prepare(download_config=config)
     config = tfds.download.DownloadConfig(manual_dir=release, max_examples_per_split=1)
     with pytest.raises(BuildError, match="max_examples_per_split is not supported"):
         Builder(config="page", data_dir=tmp_path).download_and_prepare(download_config=config)

@@ -28,9 +28,7 @@ def marked(monkeypatch):
     def sprites(attributes, side):
         if attributes != THING:
             return original(attributes, side)
-        return tuple(
-            Sprite(Image.new("RGB", (s, s), MAGENTA), Image.new("L", (s, s), 255)) for s in (side, side // 2)
-        )
+        return tuple(Sprite(Image.new("RGB", (s, s), MAGENTA), Image.new("L", (s, s), 255)) for s in (side, side // 2))
 
     monkeypatch.setattr(camera, "sprites", sprites)
     plain = {"light": (1.0, 1.0), "tint": 0, "slope": 0, "noise": 0, "quality": (95, 96)}
@@ -80,8 +78,7 @@ def test_live_shows_other_products_than_video(marked):
     """Without its shelf a live looks different; a video never does."""
     for domain, differ in (("video", False), ("live", True)):
         with_shelf, without = (
-            draw_item(domain, (THING,), shelf, frames=4, side=96, rng=np.random.default_rng(1))
-            for shelf in (SHELF, [])
+            draw_item(domain, (THING,), shelf, frames=4, side=96, rng=np.random.default_rng(1)) for shelf in (SHELF, [])
         )
         assert (with_shelf[0] != without[0]) is differ
 
@@ -104,8 +101,7 @@ def test_lives_are_of_lower_quality():
 @pytest.mark.parametrize("domain", ["page", "video", "live"])
 def test_an_item_depends_on_its_generator_alone(domain):
     one, again, other = (
-        draw_item(domain, (THING,), SHELF, frames=3, side=32, rng=np.random.default_rng(seed))
-        for seed in (1, 1, 2)
+        draw_item(domain, (THING,), SHELF, frames=3, side=32, rng=np.random.default_rng(seed)) for seed in (1, 1, 2)
     )
     assert one == again
     assert all(a != b for a, b in zip(one, other, strict=True))

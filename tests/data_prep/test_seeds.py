@@ -21,8 +21,6 @@ def test_draws_stay_the_same_from_version_to_version():
 
 
 def test_image_names_look_like_the_real_ones_and_do_not_repeat():
-    names = {
-        image_name(0, domain, item, i) for domain in ("page", "live") for item in range(50) for i in range(4)
-    }
+    names = {image_name(0, domain, item, i) for domain in ("page", "live") for item in range(50) for i in range(4)}
     assert len(names) == 400
     assert all(re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.jpg", name) for name in names)

@@ -134,9 +134,7 @@ def test_sizes_of_the_image_files_find_no_product(tmp_path):
     plan = plan_release(8, 180, SEED)
     items = {d: [i for i in plan.items if (i.split, i.domain) == ("test", d)] for d in DOMAINS}
     sizes = {
-        domain: [
-            np.mean([(directory / "images" / name).stat().st_size for _, name in i.frames]) for i in group
-        ]
+        domain: [np.mean([(directory / "images" / name).stat().st_size for _, name in i.frames]) for i in group]
         for domain, group in items.items()
     }
     for query, gallery in PAIRS:

@@ -65,9 +65,7 @@ def test_odd_colour_modes():
 def test_crop_is_pillows_crop_of_the_whole_image(side):
     image = picture(side, side * 3 // 2)
     box = (0.25, 0.1, 0.5, 0.8)
-    crop = image.crop(
-        (round(0.1 * image.width), round(0.25 * side), round(0.9 * image.width), round(0.75 * side))
-    )
+    crop = image.crop((round(0.1 * image.width), round(0.25 * side), round(0.9 * image.width), round(0.75 * side)))
     reference = np.asarray(crop.resize((32, 32), Image.Resampling.LANCZOS)).astype(int)
     frame = crop_resize(encoded(image), box, 32)
     assert frame.shape == (32, 32, 3)
@@ -119,9 +117,7 @@ def test_flip_is_fair_and_the_same_over_a_clip():
 
 def test_random_boxes_lie_inside_with_area_and_shape_in_range():
     rng = np.random.default_rng(0)
-    boxes = np.array(
-        [random_box(300, 400, scale=(0.3, 0.8), ratio=(3 / 4, 4 / 3), rng=rng) for _ in range(500)]
-    )
+    boxes = np.array([random_box(300, 400, scale=(0.3, 0.8), ratio=(3 / 4, 4 / 3), rng=rng) for _ in range(500)])
     top, left, height, width = boxes.T
     assert boxes.min() >= 0
     assert (top + height).max() <= 1 + 1e-12

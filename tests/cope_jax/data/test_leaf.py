@@ -43,9 +43,7 @@ def test_ids_that_do_not_fit_are_refused():
 def test_a_short_clip_is_masked_behind_its_frames(maker, image):
     leaf = maker([Example(item([100, 200], image)), None, Example(item([0, 50, 100, 150, 200, 250], image))])
     np.testing.assert_array_equal(leaf["frame_mask"], [[1, 1, 0, 0], [0] * 4, [1] * 4])
-    np.testing.assert_allclose(
-        leaf["frames"][:, :, 3, 3, 2], [[100, 200, 0, 0], [0] * 4, [0, 100, 150, 250]], atol=2
-    )
+    np.testing.assert_allclose(leaf["frames"][:, :, 3, 3, 2], [[100, 200, 0, 0], [0] * 4, [0, 100, 150, 250]], atol=2)
     assert not leaf["frames"][0, 2:].any()
     np.testing.assert_array_equal(leaf["present"], [True, False, True])
 

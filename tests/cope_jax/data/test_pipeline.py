@@ -190,9 +190,7 @@ def test_a_domain_draws_the_same_without_the_others(train):
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 50])
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_evaluation_covers_each_item_once_in_row_order(
-    evaluate, content, tokenizer, green, domain, batch_size
-):
+def test_evaluation_covers_each_item_once_in_row_order(evaluate, content, tokenizer, green, domain, batch_size):
     items = content.items[domain]
     batches = evaluate(domain, batch_size=batch_size, threads=batch_size % 3)
     assert len(batches) == -(-len(items) // batch_size)

@@ -58,9 +58,7 @@ def test_newest_version_is_read_and_unfinished_ones_are_not(data_dir, tmp_path):
 
 def test_absent_data_sets_are_all_named_with_the_remedy(data_dir, tmp_path):
     shutil.copytree(data_dir / "rope" / "page", tmp_path / "rope" / "page")
-    with pytest.raises(
-        FileNotFoundError, match=r"rope/video, .*rope/live, .*rope/product; .*\./run\.sh build"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"rope/video, .*rope/live, .*rope/product; .*\./run\.sh build"):
         open_records(tmp_path, "train")
 
 

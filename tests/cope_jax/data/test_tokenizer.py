@@ -87,9 +87,7 @@ def test_a_saved_truncation_or_padding_is_not_obeyed(trained, tmp_path):
     copy.backend_tokenizer.enable_truncation(3)
     copy.backend_tokenizer.enable_padding(length=9, pad_id=1)
     save_tokenizer(copy, tmp_path / "cut")
-    np.testing.assert_array_equal(
-        encode(load_tokenizer(tmp_path / "cut"), TEXTS, 8), encode(trained, TEXTS, 8)
-    )
+    np.testing.assert_array_equal(encode(load_tokenizer(tmp_path / "cut"), TEXTS, 8), encode(trained, TEXTS, 8))
 
 
 def test_a_bert_vocabulary_in_a_folder_loads(tmp_path):

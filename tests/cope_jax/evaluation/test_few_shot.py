@@ -123,9 +123,7 @@ def test_only_products_with_enough_items():
     """Product 2 lacks a second support item, product 3 a query: two of four are left of ten ways."""
     support_products, query_products = column([0, 0, 1, 1, 2, 3, 3]), column([0, 1, 2])
     eye = np.eye(4)
-    result = run(
-        eye[support_products[:, 0]], eye[query_products[:, 0]], support_products, query_products, ways=10
-    )
+    result = run(eye[support_products[:, 0]], eye[query_products[:, 0]], support_products, query_products, ways=10)
     assert (result["ways"], result["accuracy"]) == (2, 1.0)
 
 

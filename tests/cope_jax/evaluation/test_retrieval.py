@@ -162,9 +162,7 @@ def test_faults():
         retrieval.retrieval(queries, gallery[:, :4], products[:2], products)
     with pytest.raises(ValueError, match=r"queries: embeddings \(2, 5\) and products \(3, 1\)"):
         retrieval.retrieval(queries, gallery, products, products)
-    with pytest.raises(
-        ValueError, match="none of 2 queries has a product in common with the 3 gallery items"
-    ):
+    with pytest.raises(ValueError, match="none of 2 queries has a product in common with the 3 gallery items"):
         retrieval.retrieval(queries, gallery, products[:2] + 10, products)
     broken = gallery.copy()
     broken[1, 2] = np.nan

@@ -46,9 +46,7 @@ def test_a_missing_domain_cannot_change_loss_or_gradient():
     def loss_of(embeddings):
         return domain_pairs_loss(embeddings, products, present, SCALARS)[0]
 
-    (before, gradient), (after, changed_gradient) = (
-        jax.value_and_grad(loss_of)(e) for e in (embeddings, changed)
-    )
+    (before, gradient), (after, changed_gradient) = (jax.value_and_grad(loss_of)(e) for e in (embeddings, changed))
     np.testing.assert_array_equal(before, after)
     for domain in DOMAINS:
         np.testing.assert_array_equal(gradient[domain], changed_gradient[domain])

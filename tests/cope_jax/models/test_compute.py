@@ -39,15 +39,11 @@ def scanned(make_cope, items):
 
 
 @pytest.mark.parametrize(("scan_layers", "remat"), [(False, "dots"), (True, "block")])
-def test_the_whole_model_trains_the_same_whichever_way_its_layers_run(
-    make_cope, items, scanned, scan_layers, remat
-):
+def test_the_whole_model_trains_the_same_whichever_way_its_layers_run(make_cope, items, scanned, scan_layers, remat):
     value, gradients = loss_and_gradients(make_cope(**PARTS, scan_layers=scan_layers, remat=remat), items)
     assert value == pytest.approx(scanned[0], rel=1e-5)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6 * largest), gradients, scanned[1]
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6 * largest), gradients, scanned[1])
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -71,9 +67,7 @@ def test_bfloat16_embeddings_point_where_float32_ones_do(call, make_cope, random
 
 def test_cudnn_is_used_where_it_fits(monkeypatch):
     def choice(head_size=64, *, dtype="bfloat16", attention="auto", masked=False):
-        return Compute(jnp.dtype(dtype), attention=attention).attention_implementation(
-            head_size, masked=masked
-        )
+        return Compute(jnp.dtype(dtype), attention=attention).attention_implementation(head_size, masked=masked)
 
     assert choice() == "xla"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

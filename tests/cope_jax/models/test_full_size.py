@@ -27,9 +27,7 @@ def vision_settings(shape: str) -> dict[str, object]:
     return {f"model__vision__{key}": value for key, value in SHAPES[shape].items()}
 
 
-@pytest.mark.parametrize(
-    ("shape", "published"), [("B/32", 87_849_216), ("B/16", 86_192_640), ("L/14", 303_966_208)]
-)
+@pytest.mark.parametrize(("shape", "published"), [("B/32", 87_849_216), ("B/16", 86_192_640), ("L/14", 303_966_208)])
 def test_without_messages_and_integration_vision_is_clip_s(shape, published):
     """The numbers of parameters of OpenAI's visual encoders."""
     plain = {"model__vision__cross_frame": False, "model__vision__integration_depth": 0}

@@ -78,9 +78,7 @@ def test_a_stack_is_its_layers_one_after_another(stack, inputs, scan_layers, rem
 
     expected_gradients, expected = jax.grad(by_hand, has_aux=True)(params)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, expected_gradients
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, expected_gradients)
 
 
 def test_dropout_is_the_same_whichever_way_the_layers_run(stack, inputs):

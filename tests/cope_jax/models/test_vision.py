@@ -36,9 +36,7 @@ def test_without_integration_a_clip_is_the_mean_of_its_frames(call, make_cope, r
     assert encoder.integration is None
     frames, mask = frames_of(random_items(2, 3))
     alone = [call(encoder, frames[:, t : t + 1], mask[:, t : t + 1]).vector for t in range(3)]
-    np.testing.assert_allclose(
-        call(encoder, frames, mask).vector, np.mean(alone, axis=0), rtol=2e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(call(encoder, frames, mask).vector, np.mean(alone, axis=0), rtol=2e-4, atol=1e-5)
 
 
 def test_the_order_of_frames_matters_with_integration(call, cope, random_items):

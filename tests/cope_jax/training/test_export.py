@@ -93,9 +93,7 @@ def test_the_loader_works_alone(folder, tmp_path):
         "vectors = loader.load('moved').embed('page', np.zeros((2, 1, 16, 16, 3), np.uint8), ['a', ''])\n"
         "print(vectors.shape, {'cope_jax', 'flax', 'transformers'} & set(sys.modules))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.stdout == "(2, 16) set()\n", done.stderr
 
 
@@ -135,9 +133,7 @@ def test_weights_that_embed_otherwise_are_not_left(workdir, tmp_path, monkeypatc
         return weights | {"vision/project/kernel": weights["vision/project/kernel"] + 0.1}
 
     monkeypatch.setattr(export, "load_file", shifted)
-    with pytest.raises(
-        ValueError, match=r"model.safetensors gives page embeddings that differ from the run's by"
-    ):
+    with pytest.raises(ValueError, match=r"model.safetensors gives page embeddings that differ from the run's by"):
         export.export_run(workdir, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -149,9 +145,7 @@ def test_a_program_that_embeds_otherwise_is_not_left(workdir, tmp_path, monkeypa
         return original(graphdef, model, "video" if domain == "live" else domain, config)
 
     monkeypatch.setattr(export, "stablehlo", swapped)
-    with pytest.raises(
-        ValueError, match=r"live.stablehlo gives live embeddings that differ from the run's by"
-    ):
+    with pytest.raises(ValueError, match=r"live.stablehlo gives live embeddings that differ from the run's by"):
         export.export_run(workdir, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

@@ -67,9 +67,7 @@ def test_clipping_bounds_the_gradient_before_its_moments():
     """Adam is blind to a constant scale, so the first gradient alone is made too large."""
     optimizer = make_optimizer(PARAMS, **(SETTINGS | {"clip_norm": 1.0, "weight_decay": 0.0}))
     state = optimizer.init(PARAMS)
-    _, state = optimizer.update(
-        {k: {n: 1000 * g for n, g in v.items()} for k, v in gradients().items()}, state, PARAMS
-    )
+    _, state = optimizer.update({k: {n: 1000 * g for n, g in v.items()} for k, v in gradients().items()}, state, PARAMS)
     found = optimizer.update(gradients(), state, PARAMS)[0]
     np.testing.assert_allclose(found["a"]["bias"], np.full(3, 0.05), rtol=1e-4)  # both clipped to the same
 

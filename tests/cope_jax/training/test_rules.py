@@ -24,9 +24,7 @@ def test_the_first_match_wins():
 
 
 def test_uncovered_paths_are_listed():
-    with pytest.raises(
-        ValueError, match=r"rules: no rule matches the parameters loss/bias, model/blocks/0/bias; add"
-    ):
+    with pytest.raises(ValueError, match=r"rules: no rule matches the parameters loss/bias, model/blocks/0/bias; add"):
         apply_rules([("kernel", 1)], TREE, what="rules")
 
 
