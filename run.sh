@@ -132,7 +132,7 @@ case $command in
   tfds)
     [ "${1:-}" = build ] || fail "of TFDS's commands only 'build' works without TensorFlow: ./run.sh tfds build …"
     shift; setup requirements.txt; run data_prep.tfds_build "$@" ;;
-  lint) setup requirements-dev.txt; run ruff check .; run ruff format --check --quiet . ;;
+  lint) setup requirements-dev.txt; run ruff check .; run ruff format --check . ;;
   test) setup requirements-dev.txt; run pytest "$@" ;;
   help | --help | -h) help ;;
   *) help >&2; fail "unknown command '$command'" ;;
