@@ -35,4 +35,4 @@ def get_config() -> ConfigDict:
             "eval.batch_size": 64,
         }
     )
-    return config
+    return config.lock()

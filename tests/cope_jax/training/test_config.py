@@ -11,6 +11,7 @@ import configs.cope_rope_sigmoid
 import configs.default
 import configs.demo
 import configs.grocery
+import configs.scratch
 from cope_jax.training.config import flatten, load_config, save_config, validate
 
 EXPERIMENTS = (
@@ -19,6 +20,7 @@ EXPERIMENTS = (
     configs.default,
     configs.demo,
     configs.grocery,
+    configs.scratch,
 )
 ROOT = Path(__file__).parents[3]
 
