@@ -133,7 +133,8 @@ case $command in
     [ "${1:-}" = build ] || fail "of TFDS's commands only 'build' works without TensorFlow: ./run.sh tfds build …"
     shift; setup requirements.txt; run data_prep.tfds_build "$@" ;;
   lint) setup requirements-dev.txt; run ruff check .; run ruff format --check . ;;
-  test) setup requirements-dev.txt; run pytest "$@" ;;
+  # Two workers, each with whole files: their tests share what was built for the first of them.
+  test) setup requirements-dev.txt; run pytest --numprocesses=2 --dist=loadfile "$@" ;;
   help | --help | -h) help ;;
   *) help >&2; fail "unknown command '$command'" ;;
 esac

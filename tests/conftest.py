@@ -8,7 +8,11 @@ from pathlib import Path
 # Before the first import of jax.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".cache/jax"))
+# A cache for each of pytest's workers: JAX writes entries in place, and another worker could read half of one.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".cache/jax")),
+    os.environ.get("PYTEST_XDIST_WORKER", ""),
+)
 
 import jax
 import pytest
