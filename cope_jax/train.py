@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from cope_jax import entry
+from cope_jax.training.config import make_paths_absolute
 from cope_jax.training.dry_run import dry_run, pretend_devices
 from cope_jax.training.loop import Stopped, train
 
@@ -45,11 +46,9 @@ def main() -> None:
         raise ValueError("--workdir is missing: name the folder of the run, which is made if need be")
     if FLAGS.distributed:
         jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
-    config = FLAGS.config
-    # The work directory keeps the path; evaluation may start from elsewhere.
-    config.data.data_dir = str(Path(config.data.data_dir).absolute())
+    make_paths_absolute(FLAGS.config)
     try:
-        train(config, Path(FLAGS.workdir))
+        train(FLAGS.config, Path(FLAGS.workdir))
     except Stopped as stopped:
         print(stopped)
         sys.exit(STOPPED)

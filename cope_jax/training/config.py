@@ -56,7 +56,8 @@ POSITIVE = [
     "eval.shots",
     "eval.queries",
 ]
-FRACTIONS = ["data.colour_jitter", "data.text_noise", "model.vision.drop_path", "model.text.dropout"]
+FRACTIONS = ["data.colour_jitter", "data.text_noise"]
+DROP_RATES = ["model.vision.drop_path", "model.text.dropout"]
 CHOICES = {
     "data.short_clips": SHORT_CLIPS,
     "model.dtype": DTYPES,
@@ -91,6 +92,9 @@ def value_faults(config: ConfigDict) -> Iterator[str]:
     for key in FRACTIONS:
         if not 0 <= fields[key] <= 1:
             yield f"config.{key} is {fields[key]}; it must lie between 0 and 1"
+    for key in DROP_RATES:
+        if not 0 <= fields[key] < 1:
+            yield f"config.{key} is {fields[key]}; it must be at least 0 and below 1, which would drop everything"
     for key, choices in CHOICES.items():
         if fields[key] not in choices:
             yield f"config.{key} is {fields[key]!r}; choose one of {', '.join(choices)}"
@@ -169,6 +173,19 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+FOLDER_OR_HUB = ("data.tokenizer", "model.vision.init_from", "model.text.init_from")
+
+
+def make_paths_absolute(config: ConfigDict) -> None:
+    """Changes local paths so that they hold from anywhere: evaluation may start in another folder than training.
+
+    A tokenizer or weights whose name is no folder here are the hub's and stay.
+    """
+    fields = dict(flatten(config))
+    folders = [key for key in FOLDER_OR_HUB if fields[key] and Path(fields[key]).is_dir()]
+    config.update_from_flattened_dict({key: str(Path(fields[key]).absolute()) for key in ["data.data_dir", *folders]})
 
 
 def save_config(config: ConfigDict, workdir: Path) -> None:

@@ -12,7 +12,7 @@ import configs.default
 import configs.demo
 import configs.grocery
 import configs.scratch
-from cope_jax.training.config import flatten, load_config, save_config, validate
+from cope_jax.training.config import flatten, load_config, make_paths_absolute, save_config, validate
 
 EXPERIMENTS = (
     configs.cope_rope,
@@ -56,7 +56,7 @@ def test_all_faults_are_reported_together():
     config.data.short_clips = "loop"
     config.model.vision.heads = 7
     config.optimizer.warmup_steps = 60_000
-    config.model.text.dropout = 1.5
+    config.data.text_noise = 1.5
     config.train.batch_size = 0
     with pytest.raises(ValueError, match="the config has faults") as caught:
         validate(config)
@@ -66,7 +66,7 @@ def test_all_faults_are_reported_together():
         "config.data.short_clips is 'loop'; choose one of repeat, mask",
         "config.model.vision.width 768 is no multiple of its 7 heads",
         "config.optimizer.warmup_steps 60000 must be less than config.train.steps 50000",
-        "config.model.text.dropout is 1.5; it must lie between 0 and 1",
+        "config.data.text_noise is 1.5; it must lie between 0 and 1",
         "config.train.batch_size is 0; it must be above 0",
     ):
         assert part in text
@@ -80,6 +80,7 @@ def test_all_faults_are_reported_together():
         ("data.text_length", 2, r"must be 3 or more: \[CLS\], a token, \[SEP\]"),
         ("data.frames.live", 0, "config.data.frames.live is 0; it must be above 0"),
         ("model.text_domains", ("page", "shop"), "names 'shop'; choose from page, video, live"),
+        ("model.text.dropout", 1.0, "config.model.text.dropout is 1.0; it must be at least 0 and below 1"),
         ("model.vision.stem", "resnet", "choose one of patch, conv"),
         ("optimizer.groups", (("(", 1.0),), r"has the regex '\(', which does not parse: missing \)"),
         (
@@ -132,3 +133,17 @@ def test_a_work_directory_keeps_its_run(tmp_path):
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="--workdir must name the folder that a training run wrote"):
         load_config(tmp_path)
+
+
+def test_folders_become_absolute_and_names_of_the_hub_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    config = configs.default.get_config()
+    config.data.data_dir = "data"
+    config.model.vision.init_from = "weights"
+    config.model.text.init_from = "hfl/rbt3"
+    make_paths_absolute(config)
+    assert config.data.data_dir == str(tmp_path / "data")
+    assert config.model.vision.init_from == str(tmp_path / "weights")
+    assert config.model.text.init_from == "hfl/rbt3"
+    assert config.data.tokenizer == ""
