@@ -21,6 +21,7 @@ TINY_RUN = [
     "--config.data.image_size=32",
     "--config.data.vocab_size=300",
     "--config.data.tokenizer=",
+    "--config.model.dtype=float32",  # for a close comparison of runs; bfloat16 rounds at the third digit
     "--config.model.vision.init_from=",
     "--config.model.text.init_from=",
     "--config.model.vision.width=32",
