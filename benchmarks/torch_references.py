@@ -121,6 +121,7 @@ def vision_reference(model: torch.nn.Module, folder: Path, *, clips: int, frames
         outputs = {"frames": mixed.last_hidden_state, "vector": mixed.pooler_output}
     settings = {
         "image_size": side,
+        "normalisation": "imagenet" if integration else "clip",
         "stem": "patch",
         "patch_size": vision.patch_size,
         "stem_widths": (),

@@ -1,4 +1,4 @@
-"""Our recipe on ROPE: the authors' model, where every domain uses its text and the loss sees eight times as many pairs.
+"""Our recipe on ROPE: the authors' model, where every domain uses its text and the batch is eight times as large.
 
     ./run.sh train --config=configs/cope_rope_sigmoid.py --dry_run --config.mesh.data=8
     ./run.sh train --config=configs/cope_rope_sigmoid.py --workdir=runs/sigmoid --config.data.data_dir=data/rope
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
             "data.text_length": 64,  # speech is longer than titles
             "model.remat": "block",  # a third more arithmetic; 128 products then fit on a device of 80 GB
             "model.text_domains": ("page", "video", "live"),
-            "optimizer.rate": 1e-2,  # about √8 times the authors', as for Adam and eight times the batch
+            "optimizer.rate": 1e-2,  # twice the authors' for eight times the batch
             "train.batch_size": 1024,
             "train.steps": 12_500,  # 12.8 million products: twice as many as the authors' 50,000 steps
         }

@@ -40,6 +40,7 @@ def get_config() -> ConfigDict:
     model.vision = vision = ConfigDict()
     vision.init_from = ""  # folder or hub repository of X-CLIP, CLIP or Chinese-CLIP weights; "" starts fresh
     vision.init_cut = False  # whether to take the first layers of a source that is deeper than this model
+    vision.normalisation = "imagenet"  # of pixels: "imagenet" (the authors, X-CLIP) or "clip" (CLIP, Chinese-CLIP)
     vision.stem = "patch"  # "patch" (ViT) or "conv" (convolutional network, to train from scratch)
     vision.patch_size = 16  # pixels; of a conv stem 4·2^(stages − 1)
     vision.stem_widths = (64, 128, 256)  # conv stem: channels of its stages, fine to coarse

@@ -1,6 +1,7 @@
 """Evaluates a run: `python -m cope_jax.evaluate --workdir=runs/demo` prints both tables and writes them as JSON."""
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -31,9 +32,18 @@ def main() -> None:
     step = None if FLAGS.step == LATEST else int(FLAGS.step)
     data_dir = Path(FLAGS.data_dir) if FLAGS.data_dir else None
     metrics = evaluate(workdir, step=step, data_dir=data_dir, reuse=FLAGS.reuse)
-    beside = evaluate(workdir, step=UNTRAINED, data_dir=data_dir, reuse=FLAGS.reuse) if FLAGS.baseline else None
+    beside = untrained(workdir, data_dir) if FLAGS.baseline else None
     print(tables(metrics, beside))
     print(f"\nwritten to {metrics_path(workdir, metrics['step'])}")
+
+
+def untrained(workdir: Path, data_dir: Path | None) -> dict[str, Any] | None:
+    """The untrained model's metrics; None, with the reason printed, where the weights it starts from are elsewhere."""
+    try:
+        return evaluate(workdir, step=UNTRAINED, data_dir=data_dir, reuse=FLAGS.reuse)
+    except FileNotFoundError as error:
+        print(f"without the untrained model beside it: {error}")
+        return None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Loads what `cope_jax.export` wrote and embeds items with it.
 
-Needs jax, numpy, safetensors and tokenizers, and nothing else of this package: the file can be taken along alone.
+Needs jax, flatbuffers, numpy, safetensors and tokenizers, and nothing else of this package: the file can be taken
+along alone.
 
     model = load("exports/rope")
     vectors = model.embed("page", frames, ["a red dress"])    # uint8[1, 1, 224, 224, 3] → float32[1, 128]

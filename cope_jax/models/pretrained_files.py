@@ -87,7 +87,7 @@ def open_weights(name: str, *, key: str) -> Weights:
             if spelling in tensors:
                 raise ValueError(f"{name!r} has two tensors {spelling}: in {tensors[spelling].file} and in {file}")
             tensors[spelling] = tensor
-    return Weights(name, json.loads(config.read_text(encoding="utf-8")), tensors)
+    return Weights(name, read_json(config), tensors)
 
 
 def find_folder(name: str, *, key: str) -> Path:
@@ -112,8 +112,7 @@ def tensor_files(folder: Path, *, name: str, key: str) -> list[Path]:
     if (folder / WHOLE).exists():
         return [folder / WHOLE]
     if (folder / INDEX).exists():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        files = [folder / file for file in sorted(set(index["weight_map"].values()))]
+        files = [folder / Path(file).name for file in sorted(set(read_json(folder / INDEX)["weight_map"].values()))]
         if missing := [file.name for file in files if not file.exists()]:
             raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which its {INDEX} names; download them")
         return files
@@ -123,6 +122,14 @@ def tensor_files(folder: Path, *, name: str, key: str) -> list[Path]:
         f"as a pull request: try {key}={name}@refs/pr/1. Or convert it where torch is installed, in a folder with "
         f'pytorch_model.bin and config.json: python -c "{CONVERT}"'
     )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON file that came with the weights."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}); download it again") from error
 
 
 def headers(file: Path) -> list[Tensor]:

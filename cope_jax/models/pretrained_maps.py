@@ -201,9 +201,10 @@ def bert(text: Any, prefix: str) -> Fills:
     }
 
 
-def vision_settings(vision: Any) -> tuple[Setting, ...]:
+def vision_settings(vision: Any, normalisation: str) -> tuple[Setting, ...]:
     """What CLIP's ViT and ours must agree in; `vision` is its part of the config."""
     return (
+        Setting("normalisation", "family's", normalisation),
         Setting("width", "hidden_size", vision.hidden_size),
         Setting("heads", "num_attention_heads", vision.num_attention_heads),
         Setting("patch_size", "patch_size", vision.patch_size),
@@ -238,7 +239,7 @@ def xclip(config: Any, names: Collection[str]) -> Source:
         },
         depths={"blocks": vision.num_hidden_layers, "integration/blocks": vision.mit_num_hidden_layers},
         settings=(
-            *vision_settings(vision),
+            *vision_settings(vision, "imagenet"),
             Setting("output_width", "projection_dim", config.projection_dim),
             Setting("integration_heads", "mit_num_attention_heads", vision.mit_num_attention_heads),
         ),
@@ -253,7 +254,7 @@ def xclip_vision(config: Any, names: Collection[str]) -> Source:
     return Source(
         fills={**clip_vision(config, prefix, pre_norm="pre_layernorm"), **messages(prefix)},
         depths={"blocks": config.num_hidden_layers},
-        settings=vision_settings(config),
+        settings=vision_settings(config, "imagenet"),
         odd=tuple(oddities(config, epsilon=1e-5)),
         ignored=CLIP_IGNORED,
         fresh=(r"^project/", r"^integration/"),
@@ -266,7 +267,10 @@ def clip(config: Any, names: Collection[str]) -> Source:
     return Source(
         fills={**clip_vision(vision, "vision_model.", pre_norm="pre_layrnorm"), **PROJECT},  # sic
         depths={"blocks": vision.num_hidden_layers},
-        settings=(*vision_settings(vision), Setting("output_width", "projection_dim", config.projection_dim)),
+        settings=(
+            *vision_settings(vision, "clip"),
+            Setting("output_width", "projection_dim", config.projection_dim),
+        ),
         odd=tuple(oddities(vision, epsilon=1e-5)),
         ignored=CLIP_IGNORED,
         fresh=NO_FRAMES,
@@ -280,7 +284,7 @@ def clip_vision_only(config: Any, names: Collection[str]) -> Source:
     return Source(
         fills={**clip_vision(config, prefix, pre_norm="pre_layrnorm"), **PROJECT},
         depths={"blocks": config.num_hidden_layers},
-        settings=(*vision_settings(config), *((width,) if "visual_projection.weight" in names else ())),
+        settings=(*vision_settings(config, "clip"), *((width,) if "visual_projection.weight" in names else ())),
         odd=tuple(oddities(config, epsilon=1e-5)),
         ignored=CLIP_IGNORED,
         fresh=(*NO_FRAMES, r"^project/"),

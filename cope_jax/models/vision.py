@@ -11,9 +11,12 @@ from cope_jax.models.layers import EMBEDDING_INIT, Attention, PreNormBlock, drop
 from cope_jax.models.stack import make_stack, run_stack
 from cope_jax.models.stems import ConvStem, PatchStem
 
-# ImageNet's channel statistics on the 0–255 scale, as the authors normalise.
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
+# Mean and deviation of the channels on the 0–255 scale: ImageNet's, as the authors and X-CLIP normalise, and those of
+# CLIP's own training data, which CLIP and Chinese-CLIP weights expect.
+NORMALISATIONS = {
+    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "clip": ((122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305)),
+}
 
 POOLINGS = ("class", "mean")
 
@@ -30,9 +33,10 @@ class Clip(NamedTuple):
     frames: jax.Array
 
 
-def normalise(frames_BTHWC: jax.Array) -> jax.Array:
-    """uint8[B, T, H, W, 3], 0–255 → float32[B, T, H, W, 3] of mean 0 and variance 1 over ImageNet."""
-    return (frames_BTHWC.astype(jnp.float32) - jnp.asarray([[[[MEAN]]]])) / jnp.asarray([[[[STD]]]])
+def normalise(frames_BTHWC: jax.Array, normalisation: str) -> jax.Array:
+    """uint8[B, T, H, W, 3], 0–255 → float32[B, T, H, W, 3] of mean 0 and variance 1 over the data of that name."""
+    mean, deviation = (jnp.asarray([[[[values]]]]) for values in NORMALISATIONS[normalisation])
+    return (frames_BTHWC.astype(jnp.float32) - mean) / deviation
 
 
 class CrossFrameBlock(nnx.Module):
@@ -118,7 +122,8 @@ class VisionEncoder(nnx.Module):
 
     Args:
         image_size: side of the square input, pixels.
-        stem: "patch" (ViT) or "conv" (a small convolutional network; its patch size is 2^len(stem_widths)).
+        normalisation: of pixels, a name in NORMALISATIONS.
+        stem: "patch" (ViT) or "conv" (a small convolutional network, whose patch size is 4·2^(stages − 1)).
         patch_size: side of a patch, pixels.
         stem_widths, stem_blocks: channels and residual blocks of the conv stem's stages, fine to coarse.
         width, depth, heads: of the ViT.
@@ -137,6 +142,7 @@ class VisionEncoder(nnx.Module):
         self,
         *,
         image_size: int,
+        normalisation: str,
         stem: str,
         patch_size: int,
         stem_widths: tuple[int, ...],
@@ -157,6 +163,9 @@ class VisionEncoder(nnx.Module):
     ):
         if pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
+        if normalisation not in NORMALISATIONS:
+            raise ValueError(f"unknown normalisation {normalisation!r}: choose one of {', '.join(NORMALISATIONS)}")
+        self.normalisation = normalisation
         self.compute, dtype = compute, compute.dtype
         self.pooling = pooling
         self.max_frames = max_frames
@@ -176,7 +185,7 @@ class VisionEncoder(nnx.Module):
             rngs=rngs,
         )
         # Rates of 0 are left out, so that no masks are drawn for them.
-        rates = tuple(drop_path * i / max(depth - 1, 1) for i in range(depth))
+        rates = tuple(drop_path * (1 - i / max(depth - 1, 1)) for i in reversed(range(depth)))
         self.drop_path_rates = rates if any(rates) else None
         self.post_norm = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.project = nnx.Linear(width, output_width, use_bias=False, dtype=dtype, rngs=rngs)
@@ -193,7 +202,7 @@ class VisionEncoder(nnx.Module):
             mask_BT: bool[B, T]; a False frame has no influence on its clip, a clip of False frames gives 0.
             rngs: holds the stream `dropout` for training; None means evaluation.
         """
-        return self.encode(normalise(frames_BTHWC), mask_BT, rngs=rngs)
+        return self.encode(normalise(frames_BTHWC, self.normalisation), mask_BT, rngs=rngs)
 
     def encode(self, pixels_BTHWC: jax.Array, mask_BT: jax.Array, *, rngs: nnx.Rngs | None = None) -> Clip:
         """Encodes clips whose pixels are normalised already.

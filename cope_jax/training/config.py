@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cope_jax.models.layers import ACTIVATIONS
 from cope_jax.models.projection import HEAD_NORMS
 from cope_jax.models.stems import conv_patch_size
 from cope_jax.models.text import POOLINGS as TEXT_POOLINGS
+from cope_jax.models.vision import NORMALISATIONS
 from cope_jax.models.vision import POOLINGS as VISION_POOLINGS
 
 DTYPES = ("float32", "bfloat16")
@@ -57,6 +59,12 @@ POSITIVE = [
     "eval.queries",
 ]
 FRACTIONS = ["data.colour_jitter", "data.text_noise"]
+NOT_NEGATIVE = [
+    "model.vision.integration_depth",
+    "optimizer.warmup_steps",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+]
 DROP_RATES = ["model.vision.drop_path", "model.text.dropout"]
 CHOICES = {
     "data.short_clips": SHORT_CLIPS,
@@ -64,6 +72,7 @@ CHOICES = {
     "model.attention": ATTENTIONS,
     "model.remat": REMATS,
     "model.head_norm": HEAD_NORMS,
+    "model.vision.normalisation": NORMALISATIONS,
     "model.vision.stem": STEMS,
     "model.vision.pooling": VISION_POOLINGS,
     "model.vision.activation": ACTIVATIONS,
@@ -89,6 +98,9 @@ def value_faults(config: ConfigDict) -> Iterator[str]:
     for key in POSITIVE:
         if fields[key] <= 0:
             yield f"config.{key} is {fields[key]}; it must be above 0"
+    for key in NOT_NEGATIVE:
+        if fields[key] < 0:
+            yield f"config.{key} is {fields[key]}; it must not be negative"
     for key in FRACTIONS:
         if not 0 <= fields[key] <= 1:
             yield f"config.{key} is {fields[key]}; it must lie between 0 and 1"
@@ -159,6 +171,15 @@ def weight_faults(config: ConfigDict) -> Iterator[str]:
     vision, text = config.model.vision, config.model.text
     if vision.init_from and vision.stem != "patch":
         yield f"config.model.vision.init_from needs model.vision.stem 'patch'; it is {vision.stem!r}"
+    longest, trained = (max(section.frames.values()) for section in (config.eval, config.data))
+    if vision.init_from and vision.integration_depth and longest > trained:
+        yield (
+            f"config.eval.frames go to {longest}, config.data.frames to {trained}: the published positions of frames "
+            "would be stretched over places that training never sees"
+        )
+    for name, section in (("vision", vision), ("text", text)):
+        if section.init_cut and not section.init_from:
+            yield f"config.model.{name}.init_cut is True, and config.model.{name}.init_from names no weights to cut"
     if text.init_from and not config.data.tokenizer:
         yield "config.model.text.init_from needs config.data.tokenizer, a folder or hub name with the weights' own"
     if text.init_from and not config.model.text_domains:
@@ -191,8 +212,9 @@ def make_paths_absolute(config: ConfigDict) -> None:
 def save_config(config: ConfigDict, workdir: Path) -> None:
     """Writes the resolved config to `config.json`, or checks it against the one that is there.
 
-    A run may go on with more steps, another mesh, another way of computing the same, another log or checkpoint
-    interval or other evaluation settings; what would make it another run is refused.
+    A run may go on with another mesh, another way of computing the same, another log or checkpoint interval or other
+    evaluation settings; what would make it another run is refused. Before the first checkpoint there is no run yet,
+    and all may change: the tokenizer that an earlier start left is made anew.
 
     Raises:
         ValueError: lists the fields that differ.
@@ -205,11 +227,13 @@ def save_config(config: ConfigDict, workdir: Path) -> None:
             for key in sorted(old.keys() | new.keys())
             if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)
         ]
-        if changed:
+        if changed and any((workdir / "checkpoints").glob("[0-9]*")):
             raise ValueError(
                 f"{workdir} holds a run with another config; choose another --workdir or restore:\n"
                 + "\n".join(changed)
             )
+        if changed:
+            shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
     text = config.to_json(indent=2) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
@@ -220,7 +244,11 @@ def save_config(config: ConfigDict, workdir: Path) -> None:
 
 MAY_CHANGE = (
     "mesh.",
-    "eval.",
+    "eval.batch_size",
+    "eval.ways",
+    "eval.shots",
+    "eval.queries",
+    "eval.episodes",
     "model.attention",
     "model.scan_layers",
     "model.remat",

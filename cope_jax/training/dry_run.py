@@ -83,6 +83,8 @@ def dry_run(config: ConfigDict) -> str:
         ValueError: a fault in the config, or a mesh that does not fit the batch or the parameters.
     """
     validate(config)
+    config = config.copy_and_resolve_references()
+    config.model.attention = "xla"  # pretended devices have no cuDNN
     mesh = make_mesh(**mesh_sizes(config), devices=jax.devices()[: prod(mesh_sizes(config).values())])
     check_batch_sizes(config, mesh)
     vocab_size, origin = vocabulary(config)

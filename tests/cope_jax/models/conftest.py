@@ -11,6 +11,7 @@ from cope_jax.models.cope import CopeModel
 
 VISION = {
     "image_size": 16,
+    "normalisation": "imagenet",
     "stem": "patch",
     "patch_size": 8,
     "stem_widths": (),

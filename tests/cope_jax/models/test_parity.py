@@ -97,6 +97,7 @@ def our_vision(vision, *, projection, cross_frame, mit):
     return nnx.eval_shape(
         lambda: VisionEncoder(
             image_size=vision.image_size,
+            normalisation="imagenet",
             stem="patch",
             patch_size=vision.patch_size,
             stem_widths=(),

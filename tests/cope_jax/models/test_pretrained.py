@@ -20,7 +20,8 @@ def start(tmp_path, write_checkpoint, encoder_settings):
     """A function that writes a checkpoint and prepares the tiny model's encoder to start from it."""
 
     def run(kind, encoder, *, cut=False, changed=None, **checkpoint):
-        settings = encoder_settings[encoder] | (changed or {})
+        own = {"normalisation": "clip"} if "clip" in kind.split("_") else {}
+        settings = encoder_settings[encoder] | (own if encoder == "vision" else {}) | (changed or {})
         tensors = write_checkpoint(tmp_path, kind, **checkpoint)
         compute = Compute(dtype=jnp.dtype("float32"))
         shapes = nnx.eval_shape(lambda: ENCODERS[encoder](**settings, compute=compute, rngs=nnx.Rngs(params=0)))
@@ -200,6 +201,16 @@ def test_settings_that_differ_are_listed_together_with_their_keys(start):
         "its layer_norm_eps is 1e-06; ours is always 1e-05; it cannot be used",
     ):
         assert f"\n  {line}" in str(caught.value)
+
+
+def test_pixels_of_another_scale_are_refused(start):
+    """CLIP's weights expect CLIP's own mean and deviation; X-CLIP's, ImageNet's."""
+    wrong = {"clip": "imagenet", "clip_vision_model": "imagenet", "xclip": "clip"}
+    for kind, normalisation in wrong.items():
+        right = {"clip": "imagenet", "imagenet": "clip"}[normalisation]
+        message = f"config.model.vision.normalisation is '{normalisation}'; its family's is '{right}'"
+        with pytest.raises(ValueError, match=message):
+            start(kind, "vision", changed={"normalisation": normalisation})
 
 
 def test_texts_that_differ_are_listed_with_their_keys(start):

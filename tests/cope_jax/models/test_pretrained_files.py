@@ -87,6 +87,21 @@ def test_a_folder_without_a_config_is_refused(tmp_path):
         open_weights(folder, key=KEY)
 
 
+@pytest.mark.parametrize("file", ["config.json", INDEX])
+def test_a_damaged_json_file_is_named(tmp_path, file):
+    folder = write(tmp_path, {"part.safetensors": {"a": np.ones(1)}}, index={"a": "part.safetensors"})
+    (tmp_path / file).write_text('{"cut": ')
+    with pytest.raises(ValueError, match=rf"{file} is no JSON .*; download it again"):
+        open_weights(folder, key=KEY)
+
+
+def test_an_index_cannot_name_files_elsewhere(tmp_path):
+    write(tmp_path / "other", {"part.safetensors": {"a": np.ones(1)}})
+    folder = write(tmp_path / "weights", {}, index={"a": "../other/part.safetensors"})
+    with pytest.raises(FileNotFoundError, match=r"lacks part\.safetensors, which its"):
+        open_weights(folder, key=KEY)
+
+
 @pytest.mark.parametrize("name", ["no-one/no-such-model", "./no/such/folder", "no-one/no-such-model@refs/pr/1"])
 def test_without_network_the_error_says_what_to_download_and_where_to_put_it(name, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

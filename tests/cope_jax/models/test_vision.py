@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from cope_jax.models.stems import ConvStem, PatchStem, conv_patch_size
 from cope_jax.models.vision import normalise
@@ -16,7 +17,7 @@ def frames_of(items):
 @nnx.jit
 def last_tokens(encoder, frames, mask):
     """Tokens behind the last block."""
-    return encoder.frame_tokens(normalise(frames), mask, rngs=None)
+    return encoder.frame_tokens(normalise(frames, "imagenet"), mask, rngs=None)
 
 
 def test_frames_speak_to_each_other_only_with_messages_or_integration(make_cope, random_items):
@@ -66,10 +67,13 @@ def test_conv_stem_sees_beyond_a_patch(call):
 
 
 def test_pixels_are_normalised_per_channel():
-    white = normalise(np.full((1, 1, 1, 1, 3), 255, np.uint8))
-    np.testing.assert_allclose(
-        white[0, 0, 0, 0], [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225], rtol=1e-5
-    )
+    white = np.full((1, 1, 1, 1, 3), 255, np.uint8)
+    for name, mean, deviation in (
+        ("imagenet", IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+        ("clip", OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+    ):
+        wanted = (1 - np.array(mean)) / deviation
+        np.testing.assert_allclose(normalise(white, name)[0, 0, 0, 0], wanted, rtol=1e-5)
 
 
 def test_a_clip_that_is_too_long_is_refused(cope, random_items):

@@ -81,6 +81,9 @@ def test_all_faults_are_reported_together():
         ("data.frames.live", 0, "config.data.frames.live is 0; it must be above 0"),
         ("model.text_domains", ("page", "shop"), "names 'shop'; choose from page, video, live"),
         ("model.text.dropout", 1.0, "config.model.text.dropout is 1.0; it must be at least 0 and below 1"),
+        ("model.vision.normalisation", "zero", "choose one of imagenet, clip"),
+        ("model.vision.integration_depth", -1, "config.model.vision.integration_depth is -1; it must not be negative"),
+        ("model.text.init_cut", True, "config.model.text.init_from names no weights to cut"),
         ("model.vision.stem", "resnet", "choose one of patch, conv"),
         ("optimizer.groups", (("(", 1.0),), r"has the regex '\(', which does not parse: missing \)"),
         (
@@ -124,10 +127,41 @@ def test_a_work_directory_keeps_its_run(tmp_path):
     save_config(config, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["mesh"]["fsdp"] == 2
     config.train.batch_size = 64
+    (tmp_path / "checkpoints/1000").mkdir(parents=True)
     with pytest.raises(
         ValueError, match=r"holds a run with another config.*\n  config.train.batch_size: 128 there, 64 now"
     ):
         save_config(config, tmp_path)
+
+
+def test_a_start_that_failed_may_start_again_with_another_config(tmp_path):
+    """Its tokenizer may be of the old config."""
+    config = configs.default.get_config()
+    save_config(config, tmp_path)
+    (tmp_path / "tokenizer").mkdir()
+    save_config(config, tmp_path)
+    assert (tmp_path / "tokenizer").exists()
+    config.data.vocab_size = 77
+    save_config(config, tmp_path)
+    assert load_config(tmp_path).data.vocab_size == 77
+    assert not (tmp_path / "tokenizer").exists()
+
+
+@pytest.mark.parametrize("frames", ["eval.frames.live", "data.frames.live"])
+def test_frames_stay_as_they_are_once_positions_are_trained(tmp_path, frames):
+    config = configs.default.get_config()
+    save_config(config, tmp_path)
+    (tmp_path / "checkpoints/1000").mkdir(parents=True)
+    config.update_from_flattened_dict({frames: 16})
+    with pytest.raises(ValueError, match=f"config.{frames}: 8 there, 16 now"):
+        save_config(config, tmp_path)
+
+
+def test_published_positions_of_frames_are_not_stretched_beyond_training():
+    config = configs.cope_rope.get_config()
+    config.eval.frames.video = 16
+    with pytest.raises(ValueError, match=r"config.eval.frames go to 16, config.data.frames to 8"):
+        validate(config)
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

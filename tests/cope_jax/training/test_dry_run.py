@@ -79,6 +79,8 @@ def test_frozen_parameters_have_no_optimizer_state_and_no_decay(frozen_config):
 
 
 def test_the_report_has_every_part(frozen_config):
+    """Also of a run with cuDNN's attention, which pretended devices have not."""
+    frozen_config.model.dtype, frozen_config.model.attention = "bfloat16", "cudnn"
     report = dry_run(frozen_config)
     for part in (
         "mesh        data 2 × fsdp 2 × tensor 2 = 8 devices in all\n",
