@@ -84,3 +84,8 @@ def test_a_clip_that_is_too_long_is_refused(cope, random_items):
 def test_an_unknown_stem_is_refused(make_cope):
     with pytest.raises(ValueError, match="unknown stem 'resnet': choose 'patch' or 'conv'"):
         make_cope(vision={"stem": "resnet"})
+
+
+@pytest.mark.parametrize(("depth", "rates"), [(1, (0.3,)), (3, (0.0, 0.15, 0.3))])
+def test_drop_path_rises_to_its_rate_at_the_last_block(make_cope, depth, rates):
+    assert make_cope(vision={"depth": depth, "drop_path": 0.3}).vision.drop_path_rates == pytest.approx(rates)
