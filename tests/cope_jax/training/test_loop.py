@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 import signal
+from contextlib import closing
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
@@ -166,3 +168,19 @@ def test_training_lowers_the_loss(tiny_config, tmp_path):
     train(tiny_config, tmp_path)
     values = [loss for _, loss in losses(tmp_path)]
     assert values[-1] < 0.8 * values[0]
+
+
+def test_random_draws_depend_on_the_step(finished, tiny_config, tmp_path):
+    """On one batch with one state: dropout is the same at the same step, and another at the next."""
+    tokenizer = run_tokenizer(tiny_config, finished)
+    mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    with Checkpoints(tmp_path) as checkpoints:
+        state, step_function = start(tiny_config, mesh, checkpoints, vocab_size=len(tokenizer))
+    with closing(training_batches(tiny_config, tokenizer, start_step=0)) as batches:
+        batch = to_devices(next(batches), mesh)
+
+    def loss_at(step):
+        at = jax.tree.map(jnp.copy, state).replace(step=jnp.asarray(step, jnp.int32))
+        return merge_all([jax.device_get(step_function(at, batch)[1])])["loss"]
+
+    assert loss_at(0) == loss_at(0) != loss_at(1)
