@@ -71,9 +71,25 @@ def get_config() -> ConfigDict:
     fusion.depth = 2  # its blocks
     fusion.heads = 4  # of its attention; divides width
 
-    config.loss = loss = ConfigDict()
-    loss.temperature = 10.0  # t of the sigmoid loss at the start (learnable)
-    loss.bias = -10.0  # β of the sigmoid loss at the start (learnable)
+    config.losses = losses = ConfigDict()  # terms of the loss; a weight of 0 leaves one out
+    losses.sigmoid = sigmoid = ConfigDict()  # SigLIP's, over the three pairs of domains
+    sigmoid.weight = 1.0  # of the term in the loss
+    sigmoid.temperature = 10.0  # t at the start (learnable)
+    sigmoid.bias = -10.0  # β at the start (learnable)
+    sigmoid.page_text = 0.0  # weight of the further pairs of pages' texts alone with videos and lives
+    sigmoid.page_vision = 0.0  # the same of pages' images alone
+    losses.infonce = infonce = ConfigDict()  # the authors', symmetric
+    infonce.weight = 0.0  # of the term in the loss
+    infonce.temperature = 0.05  # divides similarities
+    infonce.smoothing = 0.1  # of labels
+    infonce.page_text = 1.0  # weight of the further pairs of pages' texts alone, as above
+    infonce.page_vision = 1.0  # the same of pages' images alone
+    losses.classifier = classifier = ConfigDict()  # the authors', of all training products: Partial FC with CosFace
+    classifier.weight = 0.0  # of the term in the loss
+    classifier.scale = 64.0  # of cosines
+    classifier.margin = 0.4  # taken off the right product's cosine
+    classifier.rate = 1.0  # share of the classes that are compared in a step; sampling pays above some millions
+    classifier.classes = 0  # training products; 0 counts them, a dry run has to be told
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.rate = 1e-3  # peak learning rate of AdamW
@@ -87,6 +103,7 @@ def get_config() -> ConfigDict:
 
     config.train = train = ConfigDict()
     train.batch_size = 128  # products a step, over all hosts
+    train.microbatch = 0  # products embedded at once, over all hosts, where memory is short; 0 = all (gradient caching)
     train.steps = 50_000  # batches; also where the learning rate reaches 0
     train.log_every = 50  # steps a line of metrics.jsonl averages over
     train.checkpoint_every = 1000  # steps; the last step is always saved

@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
             "model.text.heads": 2,
             "model.text.pooling": "mean",
             # β where a model that knows nothing is already right on average: −log of the batch's negatives.
-            "loss.bias": -4.0,
+            "losses.sigmoid.bias": -4.0,
             "optimizer.warmup_steps": 30,
             "optimizer.clip_norm": 1.0,
             "train.batch_size": 64,

@@ -20,6 +20,7 @@ from cope_jax.models.stems import conv_patch_size
 from cope_jax.models.text import POOLINGS as TEXT_POOLINGS
 from cope_jax.models.vision import NORMALISATIONS
 from cope_jax.models.vision import POOLINGS as VISION_POOLINGS
+from cope_jax.training.losses import active_terms
 
 DTYPES = ("float32", "bfloat16")
 STEMS = ("patch", "conv")
@@ -44,7 +45,10 @@ POSITIVE = [
     "model.fusion.width",
     "model.fusion.depth",
     "model.fusion.heads",
-    "loss.temperature",
+    "losses.sigmoid.temperature",
+    "losses.infonce.temperature",
+    "losses.classifier.scale",
+    "losses.classifier.rate",
     "optimizer.rate",
     "train.batch_size",
     "train.steps",
@@ -58,8 +62,18 @@ POSITIVE = [
     "eval.shots",
     "eval.queries",
 ]
-FRACTIONS = ["data.colour_jitter", "data.text_noise"]
+FRACTIONS = ["data.colour_jitter", "data.text_noise", "losses.infonce.smoothing", "losses.classifier.rate"]
 NOT_NEGATIVE = [
+    "losses.sigmoid.weight",
+    "losses.sigmoid.page_text",
+    "losses.sigmoid.page_vision",
+    "losses.infonce.weight",
+    "losses.infonce.page_text",
+    "losses.infonce.page_vision",
+    "losses.classifier.weight",
+    "losses.classifier.margin",
+    "losses.classifier.classes",
+    "train.microbatch",
     "model.vision.integration_depth",
     "optimizer.warmup_steps",
     "optimizer.weight_decay",
@@ -143,6 +157,7 @@ def combination_faults(config: ConfigDict) -> Iterator[str]:
         if heads > 0 and width % heads:
             yield f"config.model.{name} {width} is no multiple of its {heads} heads"
     yield from weight_faults(config)
+    yield from loss_faults(config)
     if config.optimizer.warmup_steps >= config.train.steps:
         yield (
             f"config.optimizer.warmup_steps {config.optimizer.warmup_steps} must be less than "
@@ -153,6 +168,21 @@ def combination_faults(config: ConfigDict) -> Iterator[str]:
         yield f"config.eval.ways is {config.eval.ways}; few-shot needs 2 classes or more"
     if config.eval.episodes < 10:
         yield f"config.eval.episodes is {config.eval.episodes}; an interval needs 10 or more"
+
+
+def loss_faults(config: ConfigDict) -> Iterator[str]:
+    """Faults of the loss's terms and of the way it is computed."""
+    if not active_terms(config):
+        yield "config.losses gives no term a weight; set one above 0, such as config.losses.sigmoid.weight=1"
+    for name in ("sigmoid", "infonce"):
+        term = config.losses[name]
+        if term.weight and term.page_text and "page" not in config.model.text_domains:
+            yield f"config.losses.{name}.page_text is {term.page_text}, and config.model.text_domains has no 'page'"
+    size, part = config.train.batch_size, config.train.microbatch
+    if part > 0 and size % part:
+        yield f"config.train.batch_size {size} is no multiple of config.train.microbatch {part}"
+    if part not in (0, size) and config.model.head_norm == "batch":
+        yield "config.model.head_norm 'batch' needs whole batches; set it to 'none' or config.train.microbatch to 0"
 
 
 def group_faults(groups: Sequence[tuple[str, float]]) -> Iterator[str]:
@@ -258,6 +288,7 @@ MAY_CHANGE = (
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.microbatch",
 )
 
 

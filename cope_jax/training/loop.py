@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -13,10 +14,10 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cope_jax.losses.sigmoid import init_scalars
 from cope_jax.training.checkpoints import Checkpoints
 from cope_jax.training.config import save_config, validate
 from cope_jax.training.inputs import run_tokenizer, training_batches
+from cope_jax.training.losses import init_losses, make_loss
 from cope_jax.training.mesh import (
     batch_sharding,
     make_mesh,
@@ -87,9 +88,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
 def check_batch_sizes(config: ConfigDict, mesh: Mesh) -> None:
     """Raises a ValueError where a batch does not divide over the devices that share it."""
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    for key, size in (("train", config.train.batch_size), ("eval", config.eval.batch_size)):
+    sizes = {
+        "train.batch_size": config.train.batch_size,
+        "train.microbatch": config.train.microbatch,
+        "eval.batch_size": config.eval.batch_size,
+    }
+    for key, size in sizes.items():
         if size % shares:
-            raise ValueError(f"config.{key}.batch_size {size} is no multiple of the {shares} devices that share it")
+            raise ValueError(f"config.{key} {size} is no multiple of the {shares} devices that share it")
 
 
 class Plan(NamedTuple):
@@ -110,20 +116,27 @@ def plan(config: ConfigDict, mesh: Mesh, *, vocab_size: int) -> Plan:
     """What the run of a config computes on a mesh."""
     graphdef, initialise = split_model(config, vocab_size=vocab_size)
 
-    scalars = init_scalars(temperature=config.loss.temperature, bias=config.loss.bias)
-    shapes = {"model": jax.eval_shape(initialise).params, "loss": scalars}
+    shapes = {"model": jax.eval_shape(initialise).params, "loss": jax.eval_shape(partial(init_losses, config))}
     optimizer = make_optimizer(shapes, steps=config.train.steps, **config.optimizer)
 
     def initial_state() -> TrainState:
         model = initialise()
-        params = {"model": model.params, "loss": scalars}
+        params = {"model": model.params, "loss": init_losses(config)}
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, params, model.statistics, optimizer.init(params))
 
     state = jax.eval_shape(initial_state)
     shardings = state_shardings(state, optimizer, mesh)
     step = jax.jit(
-        make_train_step(graphdef=graphdef, optimizer=optimizer, groups=config.optimizer.groups, seed=config.seed),
+        make_train_step(
+            graphdef=graphdef,
+            loss_of=make_loss(config, mesh),
+            optimizer=optimizer,
+            groups=config.optimizer.groups,
+            seed=config.seed,
+            parts=config.train.batch_size // (config.train.microbatch or config.train.batch_size),
+            mesh=mesh,
+        ),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,

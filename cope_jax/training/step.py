@@ -1,15 +1,16 @@
 """The training step: a pure function of the state and a batch."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx, struct
+from jax.sharding import Mesh
 
-from cope_jax.domains import DOMAINS
-from cope_jax.losses.domain_pairs import domain_pairs_loss
+from cope_jax.training.gradients import batch_gradients, cached_gradients
+from cope_jax.training.losses import LossFunction
 from cope_jax.training.metrics import Mean
 from cope_jax.training.optimizer import Groups, hold_frozen
 
@@ -35,44 +36,44 @@ StepFunction = Callable[[TrainState, Any], tuple[TrainState, dict[str, Mean]]]
 
 
 def make_train_step(
-    *, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, groups: Groups, seed: int
+    *,
+    graphdef: nnx.GraphDef,
+    loss_of: LossFunction,
+    optimizer: optax.GradientTransformation,
+    groups: Groups,
+    seed: int,
+    parts: int,
+    mesh: Mesh,
 ) -> StepFunction:
     """The function to jit.
 
     Args:
         graphdef: of the `CopeModel`, split once outside.
+        loss_of: what is minimised.
         optimizer: whose state `TrainState.opt_state` is.
         groups: its groups, to leave out the gradients of frozen parameters.
-        seed: of dropout and stochastic depth.
+        seed: of dropout, stochastic depth and sampled classes.
+        parts: micro-batches that a batch is embedded in; 1 is all at once.
+        mesh: that batches are cut over.
     """
 
-    def loss_and_metrics(params: Any, statistics: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-        params = hold_frozen(params, groups)
-        model = nnx.merge(graphdef, params["model"], statistics)
-        embeddings = model(batch, rngs=nnx.Rngs(dropout=key))
-        loss, watched = domain_pairs_loss(
-            {domain: embeddings[domain].fused for domain in DOMAINS},
-            {domain: batch[domain]["products"] for domain in DOMAINS},
-            {domain: batch[domain]["present"] for domain in DOMAINS},
-            params["loss"],
-        )
-        moved = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-        return loss, (moved, {name: Mean(*value) for name, value in watched.items()})
+    def embed(model: Any, statistics: Any, batch: Any, key: jax.Array) -> Any:
+        merged = nnx.merge(graphdef, hold_frozen({"model": model}, groups)["model"], statistics)
+        embeddings = merged(batch, rngs=nnx.Rngs(dropout=key))
+        return embeddings, nnx.to_pure_dict(nnx.state(merged, nnx.BatchStat))
+
+    gradients_of = batch_gradients if parts == 1 else partial(cached_gradients, parts=parts, mesh=mesh)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Mean]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        (loss, (statistics, metrics)), gradients = jax.value_and_grad(loss_and_metrics, has_aux=True)(
-            state.params, state.statistics, batch, key
-        )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        metrics |= {
-            "loss": Mean.of(loss),
-            "gradient_norm": Mean.of(optax.tree.norm(gradients)),
-            "t": Mean.of(jnp.exp(state.params["loss"]["log_t"])),
-            "bias": Mean.of(state.params["loss"]["bias"]),
+        found = gradients_of(embed, loss_of, state.params, state.statistics, batch, key)
+        updates, opt_state = optimizer.update(found.params, state.opt_state, state.params)
+        metrics = found.metrics | {
+            "loss": Mean.of(found.loss),
+            "gradient_norm": Mean.of(optax.tree.norm(found.params)),
         }
         params = optax.apply_updates(state.params, updates)
-        state = TrainState(step=state.step + 1, params=params, statistics=statistics, opt_state=opt_state)
+        state = TrainState(step=state.step + 1, params=params, statistics=found.statistics, opt_state=opt_state)
         return state, metrics
 
     return train_step

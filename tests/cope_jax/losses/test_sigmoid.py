@@ -1,73 +1,77 @@
-"""The sigmoid loss against a float64 double loop."""
+"""The sigmoid loss on a ring of devices against the formula in float64."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cope_jax.losses.sigmoid import init_scalars, same_product, sigmoid_loss
+from cope_jax.losses import ring
+from cope_jax.losses.sides import Pair, join_vectors, split_vectors
+from cope_jax.losses.sigmoid import init_scalars, sigmoid_loss
+from cope_jax.training.mesh import batch_sharding, make_mesh
 
-B, E, M = 7, 5, 3
-PRODUCTS_A = np.array(
-    [[1, -1, -1], [2, 9, -1], [3, -1, -1], [1, -1, -1], [5, -1, -1], [6, 8, -1], [7, -1, -1]], np.int32
-)
-PRODUCTS_B = np.array(
-    [[1, -1, -1], [2, -1, -1], [9, 3, -1], [4, -1, -1], [5, -1, -1], [8, -1, -1], [7, 6, 1]], np.int32
-)
+from .conftest import PAIRS, as_float64, shared
 
-
-def drawn(seed: int) -> np.ndarray:
-    x = np.random.default_rng(seed).normal(size=(B, E))
-    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+T, BETA = 7.0, -2.5
 
 
-def double_loop(a, b, present_a, present_b, t, beta):
-    """Σ over pairs in float64, with its gradients by hand."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    loss, grad_a, grad_b, grad_t, grad_beta = 0.0, np.zeros_like(a), np.zeros_like(b), 0.0, 0.0
-    for i in range(B):
-        for j in range(B):
-            if not (present_a[i] and present_b[j]):
-                continue
-            shared = set(PRODUCTS_A[i].tolist()) & set(PRODUCTS_B[j].tolist()) - {-1}
-            z = 1.0 if shared else -1.0
-            s = a[i] @ b[j]
-            logit = t * s + beta
-            loss += np.log1p(np.exp(-z * logit)) / B
-            slope = -z / (1 + np.exp(z * logit)) / B
-            grad_a[i] += slope * t * b[j]
-            grad_b[j] += slope * t * a[i]
-            grad_t += slope * s * t  # with respect to log t
-            grad_beta += slope
-    return loss, grad_a, grad_b, grad_t, grad_beta
+def formula(sides):
+    """Loss, and its gradients by vectors, log t and β: the whole matrix of each pair, with derivatives by hand."""
+    sides = as_float64(sides)
+    gradients = {name: np.zeros_like(side.vectors) for name, side in sides.items()}
+    total, log_t, bias = 0.0, 0.0, 0.0
+    for pair in PAIRS:
+        a, b = sides[pair.a], sides[pair.b]
+        z = np.where(shared(a, b), 1.0, -1.0)
+        s = a.vectors @ b.vectors.T
+        factor = pair.weight / len(s) * np.outer(a.present, b.present)
+        exponent = -z * (T * s + BETA)
+        total += (factor * np.log1p(np.exp(exponent))).sum()
+        slope = factor * -z / (1 + np.exp(-exponent))
+        gradients[pair.a] += T * slope @ b.vectors
+        gradients[pair.b] += T * slope.T @ a.vectors
+        log_t += (slope * s).sum() * T
+        bias += slope.sum()
+    return total, gradients, {"log_t": log_t, "bias": bias}
 
 
-@pytest.mark.parametrize("missing", [False, True])
-def test_loss_and_gradients_equal_the_double_loop(missing):
-    a, b = drawn(1), drawn(2)
-    present_a, present_b = np.ones(B, bool), np.ones(B, bool)
-    if missing:
-        present_a[2], present_b[[0, 5]] = False, False
-    scalars = init_scalars(temperature=7.0, bias=-2.5)
-    both = jnp.asarray(present_a[:, None] & present_b[None, :])
-    positive = same_product(jnp.asarray(PRODUCTS_A), jnp.asarray(PRODUCTS_B))
+def loss_and_gradients(sides, mesh, *, factor=1.0, pairs=PAIRS):
+    vectors, rest = split_vectors(sides)
 
-    def loss_of(a, b, scalars):
-        return sigmoid_loss(a, b, positive_BB=positive, present_BB=both, scalars=scalars)
+    def loss(vectors, scalars):
+        value, watched = sigmoid_loss(join_vectors(vectors, rest), scalars, pairs=pairs, mesh=mesh)
+        return factor * value, watched
 
-    loss, (grad_a, grad_b, grad_scalars) = jax.value_and_grad(loss_of, argnums=(0, 1, 2))(a, b, scalars)
-    expected = double_loop(a, b, present_a, present_b, 7.0, -2.5)
-    found = (loss, grad_a, grad_b, grad_scalars["log_t"], grad_scalars["bias"])
-    for value, reference in zip(found, expected, strict=True):
-        np.testing.assert_allclose(value, reference, rtol=2e-5, atol=1e-6)
+    scalars = init_scalars(temperature=T, bias=BETA)
+    (value, watched), (gradients, of_scalars) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(
+        vectors, scalars
+    )
+    return value, gradients, of_scalars, watched
 
 
-def test_same_product_knows_every_shared_id_and_no_padding():
-    found = np.asarray(same_product(jnp.asarray(PRODUCTS_A), jnp.asarray(PRODUCTS_B)))
-    expected = [[bool(set(x.tolist()) & set(y.tolist()) - {-1}) for y in PRODUCTS_B] for x in PRODUCTS_A]
-    np.testing.assert_array_equal(found, expected)
-    # By hand: rows of product 1 meet columns 0 and 6 each; (2, 9), (3), (5), (6, 8) and (7) meet 2, 1, 1, 2 and 1.
-    assert found.sum(axis=1).tolist() == [2, 2, 1, 2, 1, 2, 1]
+@pytest.mark.parametrize("tile", [2, 5, 256])
+def test_loss_and_gradients_equal_the_formula(make_sides, mesh, tile, monkeypatch):
+    monkeypatch.setattr(ring, "TILE", tile)
+    sides = make_sides(24)
+    expected = formula(sides)
+    for value, reference in zip(loss_and_gradients(sides, mesh), expected, strict=False):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), value, reference)
+
+
+def test_the_gradient_takes_the_factor_of_what_follows(make_sides, one_device):
+    sides = make_sides(6)
+    once, thrice = (loss_and_gradients(sides, one_device, factor=factor)[:3] for factor in (1.0, 3.0))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(3 * x, y, rtol=1e-6), once, thrice)
+
+
+def test_a_missing_item_cannot_change_loss_or_gradient(make_sides, one_device):
+    sides = make_sides(6, missing=False)
+    present = sides["video"].present.at[2].set(False)
+    sides["video"] = sides["video"]._replace(present=present)
+    changed = sides | {"video": sides["video"]._replace(vectors=sides["video"].vectors.at[2].set(9.0))}
+    before, after = (loss_and_gradients(s, one_device) for s in (sides, changed))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    np.testing.assert_array_equal(before[1]["video"][2], np.zeros(5))
 
 
 def test_start_values_are_those_of_the_paper():
@@ -75,15 +79,29 @@ def test_start_values_are_those_of_the_paper():
     np.testing.assert_allclose([jnp.exp(scalars["log_t"]), scalars["bias"]], [10.0, -10.0], rtol=1e-6)
 
 
-def test_the_loss_does_not_overflow():
-    a = jnp.asarray(drawn(1))
-    everything = jnp.ones((B, B), bool)
-    loss = sigmoid_loss(
-        a,
-        -a,
-        positive_BB=jnp.eye(B, dtype=bool),
-        present_BB=everything,
-        scalars=init_scalars(temperature=1e4, bias=0.0),
-    )
+def test_the_loss_does_not_overflow(make_sides, one_device):
+    sides = make_sides(6, missing=False)
+    sides["video"] = sides["page"]._replace(vectors=-sides["page"].vectors)
+    scalars = init_scalars(temperature=1e4, bias=0.0)
+    loss, _ = sigmoid_loss(sides, scalars, pairs=[Pair("page", "video")], mesh=one_device)
     assert np.isfinite(loss)
     assert loss > 1e3
+
+
+def test_nothing_that_a_device_holds_grows_with_the_devices(make_sides):
+    """The chunk of each of eight devices has three rows; the program of one knows no array of all 24."""
+    sides = make_sides(24, E=7)
+    mesh = make_mesh(data=8, fsdp=1, tensor=1)
+    sharding = batch_sharding(mesh)
+
+    def loss(vectors, rest):
+        sides = join_vectors(vectors, rest)
+        return sigmoid_loss(sides, init_scalars(temperature=T, bias=BETA), pairs=PAIRS, mesh=mesh)[0]
+
+    gradient = jax.jit(jax.grad(loss), in_shardings=(sharding, sharding), out_shardings=sharding)
+    program = gradient.lower(*split_vectors(sides))
+    text = program.compile().as_text()
+    assert "collective-permute" in text
+    assert "[3,7]" in text
+    assert "[24," not in text
+    assert "all-gather" not in text

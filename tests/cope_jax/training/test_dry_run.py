@@ -74,7 +74,7 @@ def test_frozen_parameters_have_no_optimizer_state_and_no_decay(frozen_config):
     text, vision = rows["model/text/words/embedding"], rows["model/vision/project/kernel"]
     assert (text.group, text.decays) == (0, False)
     assert (vision.group, vision.decays) == (1, True)
-    assert rows["loss/bias"].group == 2
+    assert rows["loss/sigmoid/bias"].group == 2
     assert not rows["model/vision/position"].decays
 
 

@@ -163,7 +163,7 @@ def test_a_batch_that_does_not_divide_is_refused(tiny_config, tmp_path):
 def test_training_lowers_the_loss(tiny_config, tmp_path):
     tiny_config.train.steps = 40
     tiny_config.optimizer.rate = 1e-2
-    tiny_config.loss.bias = -2.0
+    tiny_config.losses.sigmoid.bias = -2.0
     tiny_config.train.log_every = 10
     train(tiny_config, tmp_path)
     values = [loss for _, loss in losses(tmp_path)]
