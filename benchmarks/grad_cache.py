@@ -1,0 +1,107 @@
+"""Memory and time of gradient caching: `python -m benchmarks.grad_cache`.
+
+A training step on 1, 4 and 16 micro-batches of 8 products, beside the plain step on one micro-batch and, where memory
+is no matter, on the whole batch. Peak memory is as XLA plans it for one device: state, batch, and all that is needed
+within the step. The last line is JSON: for each ratio of batch to micro-batch the bytes, the seconds (medians of
+steps taken in turn), bytes over the micro-batch's own step, and time over the plain step on the same batch.
+"""
+
+import json
+import time
+from statistics import median
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from configs import default
+from cope_jax.training.inputs import training_batch_shapes
+from cope_jax.training.loop import Plan, plan
+from cope_jax.training.mesh import make_mesh, to_devices
+
+MICROBATCH, RATIOS, VOCABULARY = 8, (1, 4, 16), 1000
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("rounds", 5, "Times that each step is timed.", lower_bound=1)
+
+
+def make_config(batch_size: int, microbatch: int) -> ConfigDict:
+    """A small X-CLIP and BERT, four frames a clip."""
+    config = default.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.image_size": 64,
+            "data.frames.video": 4,
+            "data.frames.live": 4,
+            "model.vision.width": 256,
+            "model.vision.depth": 4,
+            "model.vision.heads": 4,
+            "model.vision.output_width": 256,
+            "model.text.width": 256,
+            "model.text.heads": 4,
+            "train.batch_size": batch_size,
+            "train.microbatch": microbatch,
+        }
+    )
+    return config
+
+
+class Step(NamedTuple):
+    """A compiled step and what it is given."""
+
+    program: Any
+    run: Plan
+    batch: Any
+
+    def bytes(self) -> int:
+        """Of all that exists at once at the worst moment."""
+        memory = self.program.memory_analysis()
+        held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        return held + memory.temp_size_in_bytes
+
+    def seconds(self) -> float:
+        """Of one step from the initial state."""
+        state = jax.jit(self.run.initial_state)()
+        jax.block_until_ready(state)
+        start = time.perf_counter()
+        jax.block_until_ready(self.program(state, self.batch))
+        return time.perf_counter() - start
+
+
+def make_step(batch_size: int, microbatch: int) -> Step:
+    """Compiles the step of a batch size; microbatch 0 is the plain one."""
+    config = make_config(batch_size, microbatch)
+    mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    run, shapes = plan(config, mesh, vocab_size=VOCABULARY), training_batch_shapes(config)
+    program = run.step.lower(run.state, shapes).compile()
+    rng = np.random.default_rng(0)
+    batch = jax.tree.map(lambda leaf: rng.integers(0, 2, leaf.shape).astype(leaf.dtype), shapes)
+    return Step(program, run, to_devices(batch, mesh))
+
+
+def main(_: list[str]) -> None:
+    """Measures and prints."""
+    own = make_step(MICROBATCH, 0)
+    steps = {ratio: (make_step(MICROBATCH * ratio, MICROBATCH), make_step(MICROBATCH * ratio, 0)) for ratio in RATIOS}
+    rows = []
+    for ratio, (cached, plain) in steps.items():
+        pairs = [(cached.seconds(), plain.seconds()) for _ in range(FLAGS.rounds + 1)][1:]  # the first one warms up
+        rows.append(
+            {
+                "ratio": ratio,
+                "cached_bytes": cached.bytes(),
+                "plain_bytes": plain.bytes(),
+                "cached_over_microbatch_bytes": round(cached.bytes() / own.bytes(), 3),
+                "cached_seconds": round(median(seconds for seconds, _ in pairs), 3),
+                "plain_seconds": round(median(seconds for _, seconds in pairs), 3),
+                "cached_over_plain_time": round(median(cached / plain for cached, plain in pairs), 3),
+            }
+        )
+        print(rows[-1], flush=True)
+    print(json.dumps({"microbatch_bytes": own.bytes(), "table": rows}))
+
+
+if __name__ == "__main__":
+    app.run(main)
