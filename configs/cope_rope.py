@@ -3,9 +3,8 @@
     ./run.sh train --config=configs/cope_rope.py --dry_run --config.mesh.data=16
     ./run.sh train --config=configs/cope_rope.py --workdir=runs/cope_rope --config.data.data_dir=data/rope
 
-The authors trained on 16 GPUs with 8 products each. One thing differs: their losses (InfoNCE over the pairs, and a
-classification of the training products) are not built yet, so the sigmoid loss over the pairs stands in. Not yet run
-at length.
+The authors trained on 16 GPUs with 8 products each. Their losses: InfoNCE over the pairs of domains and of pages' texts
+and images alone with videos and lives, and a classification of all training products. Not yet run at length.
 """
 
 from ml_collections import ConfigDict
@@ -25,6 +24,10 @@ def get_config() -> ConfigDict:
             "model.vision.integration_depth": 4,  # the published weights have 1; the others start fresh
             "model.vision.init_from": "microsoft/xclip-base-patch16-kinetics-600",
             "model.text.init_from": "hfl/rbt3",
+            "losses.sigmoid.weight": 0.0,
+            "losses.infonce.weight": 1.0,  # temperature, smoothing and pairs are the default's
+            "losses.classifier.weight": 1.0,  # scale and margin likewise
+            "losses.classifier.classes": 187_431,
             "optimizer.rate": 5e-3,
             "optimizer.groups": ((r"^model/vision/", 2e-3), (r"^model/text/", 1e-3), (r"", 1.0)),
         }

@@ -4,6 +4,7 @@ records    opens the four data sets of a split: rope/page, rope/video, rope/live
 frames     which frames of a clip are taken
 images     encoded bytes → square uint8 frames: decoding, crop, flip, colour jitter
 tokenizer  text → token ids; WordPiece vocabularies trained from the records
+classes    product ids → classes of the product classifier
 leaf       items of one domain → that domain's arrays
 pipeline   the Grain chains: training batches that depend on (seed, step) alone, evaluation batches
 
@@ -15,5 +16,6 @@ A batch has a *leaf* for each domain, with M = max_products:
     "present"     bool[B]            False where the example has no item of this domain
     "products"    i32[B, M]          ids of the products the item belongs to, filled up with -1
 
+With the product classifier, training batches also have "product_class" i32[B] and in each leaf "classes" i32[B, M].
 What is missing is 0 (-1 in products) and masked. Two examples show the same product where their lists meet.
 """

@@ -12,6 +12,7 @@ import grain
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from cope_jax.data.classes import to_classes
 from cope_jax.data.images import EvalView, TrainView
 from cope_jax.data.leaf import Example, LeafMaker, checked_id
 from cope_jax.data.records import Product, Records, open_records
@@ -38,6 +39,7 @@ def train_batches(
     hosts: int = 1,
     threads: int = 2,
     start_step: int = 0,
+    class_ids: np.ndarray | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Endless training batches from `start_step` on; of each global batch, this host's slice.
 
@@ -60,9 +62,11 @@ def train_batches(
       host, hosts: which slice of the global batch.
       threads: batches made at once, and as many held ready; 0 makes each when asked for it.
       start_step: step of the first batch.
+      class_ids: as `classes.product_ids` gives them; batches then tell the classes of products.
 
     Returns:
-      Iterator of {"product_id": i32[B], domain: leaf, …}, see `cope_jax.data`. `close()` stops its threads.
+      Iterator of {"product_id": i32[B], domain: leaf, …}, see `cope_jax.data`, with class_ids also "product_class":
+      i32[B] and in every leaf "classes": i32[B, M]. `close()` stops its threads.
 
     Raises:
       FileNotFoundError, ValueError: from `open_records`.
@@ -88,7 +92,7 @@ def train_batches(
         .map_with_index(lambda number, row: (number, row))  # after repeat: an example's number never returns
         .batch(batch_size)  # of indices only, so cutting out the host's share costs nothing
         .map(lambda indices: tuple(column[share] for column in indices))
-        .map(_TrainLoader(records, makers, seed))
+        .map(_TrainLoader(records, makers, seed, class_ids))
     )
     iterator = iter(chain.to_iter_dataset(_read_options(threads)))
     iterator.set_state({"next_index": start_step})
@@ -145,6 +149,7 @@ class _TrainLoader:
     records: Records
     makers: Mapping[str, LeafMaker]
     seed: int
+    class_ids: np.ndarray | None
 
     def __call__(self, indices: tuple[np.ndarray, np.ndarray]) -> Batch:
         numbers, rows = indices
@@ -154,6 +159,10 @@ class _TrainLoader:
             batch[domain] = maker(
                 [self._draw(domain, int(n), product) for n, product in zip(numbers, products, strict=True)]
             )
+        if self.class_ids is not None:
+            batch["product_class"] = to_classes(batch["product_id"], self.class_ids)
+            for domain in self.makers:
+                batch[domain]["classes"] = to_classes(batch[domain]["products"], self.class_ids)
         return batch
 
     def _draw(self, domain: str, number: int, product: Product) -> Example | None:

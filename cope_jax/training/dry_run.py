@@ -85,6 +85,8 @@ def dry_run(config: ConfigDict) -> str:
     validate(config)
     config = config.copy_and_resolve_references()
     config.model.attention = "xla"  # pretended devices have no cuDNN
+    if config.losses.classifier.weight and not config.losses.classifier.classes:
+        raise ValueError("config.losses.classifier.classes is 0: a dry run counts no products; tell how many there are")
     mesh = make_mesh(**mesh_sizes(config), devices=jax.devices()[: prod(mesh_sizes(config).values())])
     check_batch_sizes(config, mesh)
     vocab_size, origin = vocabulary(config)
@@ -129,7 +131,7 @@ def step_operations(config: ConfigDict, vocab_size: int) -> float:
     Of the step with layers unrolled, as XLA counts the body of a loop once, and with nothing rematerialised.
     """
     plain = config.copy_and_resolve_references()
-    plain.update_from_flattened_dict({"model.scan_layers": False, "model.remat": "none"})
+    plain.update_from_flattened_dict({"model.scan_layers": False, "model.remat": "none", "train.microbatch": 0})
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     run = plan(plain, mesh, vocab_size=vocab_size)
     return run.step.lower(run.state, training_batch_shapes(plain)).cost_analysis()["flops"]
@@ -156,7 +158,8 @@ def parameter_table(rows: list[Parameter]) -> str:
     """One line a parameter. Axes that the mesh cuts are named with their place: "1: fsdp" for the second one."""
     cells = [["parameter", "shape", "values", "group", "decay", "cut by"]]
     for row in rows:
-        cut = ", ".join(f"{i}: {axis}" for i, axis in enumerate(row.spec) if axis is not None)
+        cuts = [(i, [axes] if isinstance(axes, str) else axes) for i, axes in enumerate(row.spec) if axes]
+        cut = ", ".join(f"{i}: {' × '.join(axes)}" for i, axes in cuts)
         shape = "×".join(map(str, row.shape)) or "1"
         cells.append([row.path, shape, f"{row.size:,}", str(row.group), "yes" if row.decays else "no", cut or "–"])
     return aligned(cells)

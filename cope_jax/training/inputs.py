@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
+from cope_jax.data.classes import product_ids
 from cope_jax.data.images import EvalView, TrainView
 from cope_jax.data.pipeline import eval_batches, train_batches
 from cope_jax.data.records import open_records, sample_texts
@@ -33,7 +34,27 @@ def run_tokenizer(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerFast:
     return load_tokenizer(folder)
 
 
-def training_batches(config: ConfigDict, tokenizer: PreTrainedTokenizerFast, *, start_step: int) -> Iterator[Any]:
+def training_classes(config: ConfigDict) -> np.ndarray | None:
+    """The ids of all training products in the order of their classes, where the classifier has a weight; else None.
+
+    Raises:
+        ValueError: config.losses.classifier.classes is another number.
+    """
+    term = config.losses.classifier
+    if not term.weight:
+        return None
+    ids = product_ids(open_records(config.data.data_dir, config.data.train_split))
+    if term.classes not in (0, len(ids)):
+        raise ValueError(
+            f"config.losses.classifier.classes is {term.classes}, but the split {config.data.train_split!r} of "
+            f"{config.data.data_dir} has {len(ids)} products; set it to that, or to 0 to count them"
+        )
+    return ids
+
+
+def training_batches(
+    config: ConfigDict, tokenizer: PreTrainedTokenizerFast, *, start_step: int, class_ids: np.ndarray | None = None
+) -> Iterator[Any]:
     """This host's share of the training batches from `start_step` on, without end."""
     data = config.data
     return train_batches(
@@ -52,6 +73,7 @@ def training_batches(config: ConfigDict, tokenizer: PreTrainedTokenizerFast, *, 
         hosts=jax.process_count(),
         threads=data.threads,
         start_step=start_step,
+        class_ids=class_ids,
     )
 
 
@@ -59,17 +81,22 @@ def training_batch_shapes(config: ConfigDict) -> dict[str, Any]:
     """Shapes and types of a global training batch, without data."""
     B, data = config.train.batch_size, config.data
 
+    products = jax.ShapeDtypeStruct((B, data.max_products), np.int32)
+    classified = bool(config.losses.classifier.weight)
+
     def leaf(T: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {
             "frames": jax.ShapeDtypeStruct((B, T, data.image_size, data.image_size, 3), np.uint8),
             "frame_mask": jax.ShapeDtypeStruct((B, T), bool),
             "text": jax.ShapeDtypeStruct((B, data.text_length), np.int32),
             "present": jax.ShapeDtypeStruct((B,), bool),
-            "products": jax.ShapeDtypeStruct((B, data.max_products), np.int32),
+            "products": products,
+            **({"classes": products} if classified else {}),
         }
 
+    names = ("product_id", "product_class") if classified else ("product_id",)
     leaves = {domain: leaf(T) for domain, T in data.frames.items()}
-    return {"product_id": jax.ShapeDtypeStruct((B,), np.int32), **leaves}
+    return {**{name: jax.ShapeDtypeStruct((B,), np.int32) for name in names}, **leaves}
 
 
 def evaluation_batches(

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from cope_jax.training.checkpoints import Checkpoints
 from cope_jax.training.config import save_config, validate
-from cope_jax.training.inputs import run_tokenizer, training_batches
+from cope_jax.training.inputs import run_tokenizer, training_batches, training_classes
 from cope_jax.training.losses import init_losses, make_loss
 from cope_jax.training.mesh import (
     batch_sharding,
@@ -67,6 +67,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
     validate(config)
     mesh = make_mesh(**config.mesh)
     check_batch_sizes(config, mesh)
+    class_ids = training_classes(config)
+    if class_ids is not None:
+        config.losses.classifier.classes = len(class_ids)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         save_config(config, workdir)
@@ -80,7 +83,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         first = int(state.step)
         with (
             MetricsLog(workdir, step=first) if jax.process_index() == 0 else nullcontext() as log,
-            closing(training_batches(config, tokenizer, start_step=first)) as batches,
+            closing(training_batches(config, tokenizer, start_step=first, class_ids=class_ids)) as batches,
         ):
             run_steps(config, mesh, state, step_function, batches, checkpoints, log, stop)
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cope_jax.domains import DOMAINS, PAIRS
+from cope_jax.losses.classifier import classifier_loss, init_table
 from cope_jax.losses.infonce import infonce_loss
 from cope_jax.losses.sides import Pair, Side
 from cope_jax.losses.sigmoid import init_scalars, sigmoid_loss
@@ -35,6 +36,10 @@ def init_losses(config: ConfigDict) -> dict[str, Any]:
         term = config.losses[name]
         if name == "sigmoid":
             params[name] = init_scalars(temperature=term.temperature, bias=term.bias)
+        elif name == "classifier":
+            key = jax.random.fold_in(jax.random.key(config.seed), 1)  # the model has the seed's own
+            table = init_table(key, classes=term.classes, embedding=config.model.embedding)
+            params[name] = {"table": table}
     return params
 
 
@@ -43,12 +48,16 @@ def make_loss(config: ConfigDict, mesh: Mesh) -> LossFunction:
 
     def term_loss(name: str, params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Watched]:
         term = config.losses[name]
+        if name == "classifier":
+            settings = {"classes": term.classes, "scale": term.scale, "margin": term.margin, "rate": term.rate}
+            items = classified_items(embeddings, batch)
+            return classifier_loss(params[name]["table"], *items, key=key, mesh=mesh, **settings)
         sides, pairs = make_sides(embeddings, batch), make_pairs(term)
-        if name == "sigmoid":
-            loss, watched = sigmoid_loss(sides, params[name], pairs=pairs, mesh=mesh)
-            t, bias = jnp.exp(params[name]["log_t"]), params[name]["bias"]
-            return loss, watched | {"t": (t, jnp.ones(())), "bias": (bias, jnp.ones(()))}
-        return infonce_loss(sides, pairs=pairs, temperature=term.temperature, smoothing=term.smoothing, mesh=mesh)
+        if name == "infonce":
+            return infonce_loss(sides, pairs=pairs, temperature=term.temperature, smoothing=term.smoothing, mesh=mesh)
+        loss, watched = sigmoid_loss(sides, params[name], pairs=pairs, mesh=mesh)
+        scalars = {"t": jnp.exp(params[name]["log_t"]), "bias": params[name]["bias"]}
+        return loss, watched | {what: (value, jnp.ones(())) for what, value in scalars.items()}
 
     def loss_and_metrics(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> Any:
         total, metrics = jnp.zeros(()), {}
@@ -76,9 +85,25 @@ def make_sides(embeddings: Mapping[str, Embeddings], batch: Mapping[str, Any]) -
     for domain in DOMAINS:
         items, e = batch[domain], embeddings[domain]
         example = jnp.arange(len(e.fused), dtype=jnp.int32)
-        views = {domain: (e.fused, e.has_vision | e.has_text)}
+        views = {domain: (e.fused, known(e))}
         if domain == "page":
             views |= {"page_text": (e.text, e.has_text), "page_vision": (e.vision, e.has_vision)}
-        for name, (vectors, known) in views.items():
-            sides[name] = Side(vectors, items["products"], items["present"] & known, example)
+        for name, (vectors, there) in views.items():
+            sides[name] = Side(vectors, items["products"], items["present"] & there, example)
     return sides
+
+
+def classified_items(embeddings: Mapping[str, Embeddings], batch: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """What the classifier is given: embeddings per domain, targets, all classes per domain, what is present."""
+    items = {domain: batch[domain] for domain in DOMAINS}
+    return (
+        {domain: embeddings[domain].fused for domain in DOMAINS},
+        batch["product_class"],
+        {domain: item["classes"] for domain, item in items.items()},
+        {domain: item["present"] & known(embeddings[domain]) for domain, item in items.items()},
+    )
+
+
+def known(embeddings: Embeddings) -> jax.Array:
+    """bool[B], whether an item has a frame or a text to know it by."""
+    return embeddings.has_vision | embeddings.has_text

@@ -24,6 +24,7 @@ PARAMETER_RULES = (
     (r"fusion/\w+/(frames|words)/kernel$", PartitionSpec("fsdp", None)),
     (r"/words/embedding$", PartitionSpec(None, "fsdp")),
     (r"/stem/.*kernel$", PartitionSpec(None, None, None, "fsdp")),
+    (r"^loss/classifier/table$", PartitionSpec(("data", "fsdp", "tensor"), None)),
     # Large only where a model is very deep or its images have many patches; whole on every device.
     (r"/(bias|scale|position)$", PartitionSpec()),
 )
@@ -68,11 +69,16 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
     uneven = [
         f"{path} {leaf.shape} by {spec}"
         for path, leaf, spec in zip(*map(jax.tree.leaves, (paths(params), params, specs)), strict=True)
-        if any(axis is not None and leaf.shape[i] % mesh.shape[axis] for i, axis in enumerate(spec))
+        if any(leaf.shape[i] % parts(axes, mesh) for i, axes in enumerate(spec))
     ]
     if uneven:
         raise ValueError(f"the mesh {dict(mesh.shape)} does not divide these parameters evenly: {'; '.join(uneven)}")
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
+def parts(axes: str | Sequence[str] | None, mesh: Mesh) -> int:
+    """In how many parts an entry of a PartitionSpec cuts its axis."""
+    return prod(mesh.shape[axis] for axis in ([axes] if isinstance(axes, str) else axes or ()))
 
 
 def trailing(spec: PartitionSpec, ndim: int) -> PartitionSpec:
