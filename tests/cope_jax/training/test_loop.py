@@ -153,8 +153,8 @@ def test_every_mesh_trains_the_same(finished, tiny_config, tmp_path, sizes, chan
                 if step == 2:
                     # Gradients and not parameters: Adam's step has full length even where the gradient is 0 but for
                     # rounding (biases of attention keys, or in front of a batch normalisation): the last bits decide.
-                    gradients = jax.device_get(optax.tree.get(state.opt_state, "mu"))
-        results.append((gradients, jax.device_get(state.statistics), curve))
+                    early = jax.device_get((optax.tree.get(state.opt_state, "mu"), state.statistics))
+        results.append((*early, curve))
     (gradients, statistics, curve), (cut_gradients, cut_statistics, cut_curve) = results
     jax.tree.map(assert_close_to_largest, gradients, cut_gradients)
     # Columns vary by about 1; a mean that is such a bias alone is as undecided as the bias.
