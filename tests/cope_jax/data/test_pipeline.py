@@ -101,6 +101,19 @@ def test_examples_show_the_product_they_are_of(train, content, green):
                 assert leaf["frame_mask"][b].all()
 
 
+def test_classes_are_told_where_asked(train, content):
+    """Of products 3, 5, … each its place in the list; products that are not on it have none."""
+    ids = np.sort([product.product_id for product in content["train"].products])[1:].astype(np.int32)
+    (batch,) = train(1, class_ids=ids)
+    place = {int(number): i for i, number in enumerate(ids)}
+    assert batch["product_class"].tolist() == [place.get(number, -1) for number in batch["product_id"].tolist()]
+    assert batch["product_class"].dtype == np.int32
+    for domain in DOMAINS:
+        expected = [[place.get(number, -1) for number in row] for row in batch[domain]["products"].tolist()]
+        assert batch[domain]["classes"].tolist() == expected
+    assert "classes" not in train(1)[0]["page"]
+
+
 def test_missing_domains_and_texts(train):
     found = {b: i for i, batch in enumerate(train(3)) for b in batch["product_id"].tolist()}
     batches = train(3, augment=None)

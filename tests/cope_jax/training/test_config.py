@@ -96,6 +96,10 @@ def test_all_faults_are_reported_together():
         ("model.fusion.heads", 5, "config.model.fusion.width 256 is no multiple of its 5 heads"),
         ("model.remat", "all", "choose one of none, block, dots"),
         ("model.attention", "cudnn", "computes in 16 bits; set config.model.dtype to bfloat16"),
+        ("losses.sigmoid.weight", 0.0, "config.losses gives no term a weight"),
+        ("losses.infonce.weight", -1.0, "config.losses.infonce.weight is -1.0; it must not be negative"),
+        ("losses.classifier.rate", 1.5, "config.losses.classifier.rate is 1.5; it must lie between 0 and 1"),
+        ("train.microbatch", 48, "config.train.batch_size 128 is no multiple of config.train.microbatch 48"),
         ("eval.ways", 1, "few-shot needs 2 classes or more"),
         ("eval.episodes", 9, "an interval needs 10 or more"),
     ],
@@ -104,6 +108,20 @@ def test_a_fault_names_its_key(key, value, message):
     config = configs.default.get_config()
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
+        validate(config)
+
+
+def test_terms_and_micro_batches_fit_the_model():
+    config = configs.default.get_config()
+    config.losses.infonce.weight = 1.0
+    config.train.microbatch = 32
+    validate(config)
+    config.model.text_domains = ("video",)
+    config.model.head_norm = "batch"
+    with pytest.raises(
+        ValueError,
+        match=r"infonce.page_text is 1.0, and config.model.text_domains has no 'page'\n.*'batch' needs whole batches",
+    ):
         validate(config)
 
 

@@ -112,6 +112,28 @@ def test_a_command_line_needs_no_data_devices_or_work_directory(run_sh, tmp_path
     assert "99 (from config.data.vocab_size: nobody/nothing is not on this machine)" in done.stdout
 
 
+def test_ten_million_classes_are_cut_over_all_devices(frozen_config):
+    """The stress: table and moments an eighth a device, and a step that needs a fraction of the logits of all."""
+    plain = dry_run_costs(frozen_config)
+    frozen_config.losses.classifier.update({"weight": 1.0, "classes": 10_000_000, "rate": 0.1})
+    costs = dry_run_costs(frozen_config)
+    table = 10_002_432 * frozen_config.model.embedding * 4 // 8
+    assert costs.parameters == plain.parameters + table
+    assert costs.optimizer == plain.optimizer + 2 * table
+    assert costs.temporary < 6 * table
+
+
+def dry_run_costs(config):
+    return step_costs(config, plan(config, make_mesh(**config.mesh), vocab_size=50), operations=1.0)
+
+
+def test_the_number_of_classes_must_be_told(tiny_config):
+    tiny_config.losses.classifier.weight = 1.0
+    tiny_config.mesh.data = 8
+    with pytest.raises(ValueError, match="config.losses.classifier.classes is 0: a dry run counts no products"):
+        dry_run(tiny_config)
+
+
 def test_training_needs_a_work_directory(run_sh):
     done = run_sh("train", "--config=configs/demo.py")
     assert done.returncode != 0

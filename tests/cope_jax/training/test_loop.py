@@ -14,7 +14,9 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from configs import cope_rope
 from cope_jax.training.checkpoints import Checkpoints
+from cope_jax.training.config import flatten, load_config
 from cope_jax.training.inputs import run_tokenizer, training_batches, training_classes
 from cope_jax.training.loop import Stopped, start, train
 from cope_jax.training.mesh import make_mesh, to_devices
@@ -178,6 +180,39 @@ def test_training_lowers_the_loss(tiny_config, tmp_path):
     train(tiny_config, tmp_path)
     values = [loss for _, loss in losses(tmp_path)]
     assert values[-1] < 0.8 * values[0]
+
+
+@pytest.fixture
+def small_authors(tiny_config):
+    """The authors' recipe at the size of the other tests, from fresh weights."""
+    config = cope_rope.get_config()
+    sizes = {key: value for key, value in flatten(tiny_config) if key.startswith(("data.", "train.", "eval."))}
+    shape = ("width", "depth", "heads", "patch_size", "integration_heads", "output_width")
+    sizes |= {key: value for key, value in flatten(tiny_config) if key.startswith("model.") and key.endswith(shape)}
+    weights = {"data.tokenizer": "", "model.vision.init_from": "", "model.text.init_from": ""}
+    # Two thousandths of the rate serve published weights, and a warm-up of thousands of steps.
+    rates = {"optimizer.groups": (("", 1.0),), "optimizer.warmup_steps": 2, "losses.classifier.classes": 0}
+    config.update_from_flattened_dict(sizes | weights | rates | {"train.steps": 30, "train.log_every": 10})
+    return config
+
+
+def test_the_authors_recipe_trains(small_authors, tmp_path):
+    train(small_authors, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    first, last = lines[0], lines[-1]
+    assert last["infonce/loss"] < first["infonce/loss"]
+    assert last["classifier/loss"] < 0.9 * first["classifier/loss"]
+    assert last["loss"] == pytest.approx(last["infonce/loss"] + last["classifier/loss"], rel=1e-5)
+    assert {"infonce/loss/page_text_video", "infonce/loss/page_vision_live", "classifier/accuracy/live"} <= last.keys()
+    assert not any(name.startswith("sigmoid/") for name in last)
+    assert load_config(tmp_path).losses.classifier.classes == 24
+    assert stored(tmp_path, 30)["params"]["loss"]["classifier"]["table"].shape == (3072, 128)
+
+
+def test_a_wrong_number_of_classes_is_refused(small_authors, tmp_path):
+    small_authors.losses.classifier.classes = 25
+    with pytest.raises(ValueError, match=r"classifier.classes is 25, but the split 'train' of .* has 24 products"):
+        train(small_authors, tmp_path)
 
 
 def test_random_draws_depend_on_the_step(finished, tiny_config, tmp_path):

@@ -32,7 +32,7 @@ def test_every_rule_serves_the_full_model_and_covers_it():
     for stem, fusion in (("patch", "linear"), ("conv", "transformer")):
         config.model.vision.stem, config.model.fusion.kind = stem, fusion
         _, initialise = split_model(config, vocab_size=100)
-        params = {"model": jax.eval_shape(initialise).params, "loss": {"log_t": shape(), "bias": shape()}}
+        params = {"model": jax.eval_shape(initialise).params, "loss": {"classifier": {"table": shape(3072, 128)}}}
         parameter_shardings(params, make_mesh(data=2, fsdp=2, tensor=2))
         values = jax.tree.leaves(
             apply_rules(
