@@ -122,12 +122,11 @@ def _sample(softmax: MarginSoftmax, target_B: jax.Array, ids_C: jax.Array, key: 
 
 
 def _tiles(items: jax.Array) -> jax.Array:
-    """[D, B, …] → [T, R, …], as few tiles as R ≤ TILE allows, filled up with zeros or, in integers, −1."""
+    """[D, B, …] → [T, R, …], as few tiles as R ≤ TILE allows; items of zeros, which weigh nothing, fill the last."""
     items = items.reshape(-1, *items.shape[2:])
     size = -(-len(items) // -(-len(items) // TILE))
-    fill = -1 if jnp.issubdtype(items.dtype, jnp.integer) else 0
     padding = [(0, -len(items) % size)] + [(0, 0)] * (items.ndim - 1)
-    return jnp.pad(items, padding, constant_values=fill).reshape(-1, size, *items.shape[1:])
+    return jnp.pad(items, padding).reshape(-1, size, *items.shape[1:])
 
 
 def _tile(

@@ -180,6 +180,8 @@ def test_a_sample_holds_all_targets_and_the_loss_is_that_of_the_kept_classes(bat
     negatives, other_negatives = set(kept) - set(shown), set(others) - set(shown)
     # Of a device's rest about 3 in 10 are drawn, and of those 3 in 10 again.
     assert 0.1 < len(negatives & other_negatives) / len(negatives) < 0.4
+    first, second = (set(kept[kept // per_device == device] % per_device) for device in (0, 1))
+    assert len(first & second) < 0.6 * len(first)  # each device draws for itself
     assert_close(found, reference(*batch, scale=4.0, margin=0.4, considered=kept))
     jax.tree.map(np.testing.assert_array_equal, found, again)
 
@@ -214,6 +216,12 @@ def test_a_row_of_zeros_is_safe(batch, run):
     (loss, _), gradients = run((table, *rest))
     assert np.isfinite(loss)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+def test_ties_count_against_the_model(batch, run):
+    table, *rest = batch
+    (_, watched), _ = run((np.zeros_like(table), *rest))
+    assert [watched[f"accuracy/{domain}"][0] for domain in DOMAINS] == [0, 0, 0]
 
 
 def test_no_device_gathers_the_table_nor_holds_all_logits_of_its_classes():
