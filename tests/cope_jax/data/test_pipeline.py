@@ -103,7 +103,7 @@ def test_examples_show_the_product_they_are_of(train, content, green):
 
 def test_classes_are_told_where_asked(train, content):
     """Of products 3, 5, … each its place in the list; products that are not on it have none."""
-    ids = np.sort([product.product_id for product in content["train"].products])[1:].astype(np.int32)
+    ids = np.array(sorted(content.products)[1:], np.int32)
     (batch,) = train(1, class_ids=ids)
     place = {int(number): i for i, number in enumerate(ids)}
     assert batch["product_class"].tolist() == [place.get(number, -1) for number in batch["product_id"].tolist()]

@@ -130,7 +130,7 @@ def dry_run_costs(config):
 def test_the_number_of_classes_must_be_told(tiny_config):
     tiny_config.losses.classifier.weight = 1.0
     tiny_config.mesh.data = 8
-    with pytest.raises(ValueError, match="config.losses.classifier.classes is 0: a dry run counts no products"):
+    with pytest.raises(ValueError, match=r"config.losses.classifier.classes is 0: a dry run counts no products"):
         dry_run(tiny_config)
 
 
