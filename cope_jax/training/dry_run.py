@@ -18,6 +18,7 @@ from cope_jax.tables import aligned
 from cope_jax.training.config import validate
 from cope_jax.training.inputs import training_batch_shapes
 from cope_jax.training.loop import Plan, check_batch_sizes, plan
+from cope_jax.training.losses import active_terms
 from cope_jax.training.mesh import AXES, make_mesh
 from cope_jax.training.optimizer import decays, rate_factors
 from cope_jax.training.rules import apply_rules, paths
@@ -184,10 +185,13 @@ def setting(config: ConfigDict, vocab_size: int, origin: str) -> str:
         f"mesh        {axes} = {prod(sizes.values())} devices in all",
         f"batch       {B} products, {B // (sizes['data'] * sizes['fsdp'])} a share; of each {frames} frames of "
         f"{data.image_size}×{data.image_size}, texts of {data.text_length} tokens",
+        f"losses      {', '.join(f'{name} × {config.losses[name].weight:g}' for name in active_terms(config))}",
         f"vocabulary  {vocab_size:,} (from {origin})",
         f"computing   in {config.model.dtype}, layers {'scanned' if config.model.scan_layers else 'unrolled'}, "
         f"remat {config.model.remat!r}",
     ]
+    if config.train.microbatch:
+        lines[1] += f"; {config.train.microbatch} products embedded at a time"
     if -1 in config.mesh.values():
         lines[0] += " (an open axis counts as one here)"
     return "\n".join(lines)
