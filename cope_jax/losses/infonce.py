@@ -78,7 +78,7 @@ class Picks:
     """What the gradient needs of each item of a side. float32[B] each.
 
     Attributes:
-        lse: of its candidates; +inf where it picks nothing, which gives all candidates the probability 0.
+        lse: of its candidates.
         even: smoothing / number of candidates.
         share: of its cross-entropy in the mean; 0 where it picks nothing.
     """
@@ -141,7 +141,7 @@ def pick(met: Candidates, partner_B: jax.Array, picking_B: jax.Array, smoothing:
     count = jnp.maximum(met.count, 1)
     entropy = met.lse - (1 - smoothing) * partner_B - smoothing * met.total / count
     value = jax.lax.psum(jnp.where(picking_B, share * entropy, 0.0).sum(), AXES)
-    return value, Picks(jnp.where(picking_B, met.lse, jnp.inf), smoothing / count, share)
+    return value, Picks(met.lse, smoothing / count, share)
 
 
 def add_candidates(a: Side, b: Side, temperature: float, own: tuple, its: tuple) -> tuple[tuple, tuple]:
