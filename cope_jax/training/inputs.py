@@ -33,9 +33,16 @@ def run_tokenizer(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerFast:
     return load_tokenizer(folder)
 
 
-def training_batches(config: ConfigDict, tokenizer: PreTrainedTokenizerFast, *, start_step: int) -> Iterator[Any]:
-    """This host's share of the training batches from `start_step` on, without end."""
+def training_batches(
+    config: ConfigDict, tokenizer: PreTrainedTokenizerFast, *, start_step: int, share: tuple[int, int] = (0, 1)
+) -> Iterator[Any]:
+    """Training batches from `start_step` on, without end.
+
+    Args:
+        share: which share of each batch, and how many there are, as `batch_share` tells.
+    """
     data = config.data
+    host, hosts = share
     return train_batches(
         data_dir=data.data_dir,
         split=data.train_split,
@@ -48,8 +55,8 @@ def training_batches(config: ConfigDict, tokenizer: PreTrainedTokenizerFast, *, 
         max_products=data.max_products,
         short_clips=data.short_clips,
         augment=TextAugment(probability=data.text_noise) if data.text_noise else None,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
+        host=host,
+        hosts=hosts,
         threads=data.threads,
         start_step=start_step,
     )
