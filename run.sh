@@ -125,7 +125,8 @@ command=${1:-help}
 [ $# -gt 0 ] && shift
 case $command in
   demo | grocery) setup requirements.txt; "$command" "$@" ;;
-  train) setup requirements.txt; run cope_jax.train "$@" ;;
+  # In place of this shell, which would take a scheduler's SIGTERM instead of it, and end before it has saved.
+  train) setup requirements.txt; exec "$PYTHON" -m cope_jax.train "$@" ;;
   eval) setup requirements.txt; run cope_jax.evaluate "$@" ;;
   export) setup requirements.txt; run cope_jax.export "$@" ;;
   synthetic | build) setup requirements.txt; run "data_prep.$command" "$@" ;;

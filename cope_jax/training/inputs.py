@@ -53,10 +53,21 @@ def training_classes(config: ConfigDict) -> np.ndarray | None:
 
 
 def training_batches(
-    config: ConfigDict, tokenizer: PreTrainedTokenizerFast, *, start_step: int, class_ids: np.ndarray | None = None
+    config: ConfigDict,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    start_step: int,
+    share: tuple[int, int] = (0, 1),
+    class_ids: np.ndarray | None = None,
 ) -> Iterator[Any]:
-    """This host's share of the training batches from `start_step` on, without end."""
+    """Training batches from `start_step` on, without end.
+
+    Args:
+        share: which share of each batch, and how many there are, as `batch_share` tells.
+        class_ids: as `training_classes` gives them.
+    """
     data = config.data
+    host, hosts = share
     return train_batches(
         data_dir=data.data_dir,
         split=data.train_split,
@@ -69,8 +80,8 @@ def training_batches(
         max_products=data.max_products,
         short_clips=data.short_clips,
         augment=TextAugment(probability=data.text_noise) if data.text_noise else None,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
+        host=host,
+        hosts=hosts,
         threads=data.threads,
         start_step=start_step,
         class_ids=class_ids,

@@ -1,5 +1,6 @@
 """A training run: from a config and a work directory to its last checkpoint."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -20,6 +22,7 @@ from cope_jax.training.inputs import run_tokenizer, training_batches, training_c
 from cope_jax.training.losses import init_losses, make_loss
 from cope_jax.training.mesh import (
     batch_sharding,
+    batch_share,
     make_mesh,
     parameter_shardings,
     replicated,
@@ -39,17 +42,28 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """Turns the first SIGTERM or SIGINT into a flag that the loop looks at between steps; the second one kills."""
+    """Turns the first SIGTERM or SIGINT into a flag that the loop looks at between steps; the second one kills.
+
+    Of several processes each may get the signal, at another step or not at all, so they must agree. JAX has them do so
+    and catches SIGTERM itself for it.
+    """
 
     def __enter__(self) -> "StopSignal":
-        self.asked = False
-        self.previous = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.asked, self.alone = False, jax.process_count() == 1
+        numbers = (signal.SIGTERM, signal.SIGINT) if self.alone else (signal.SIGINT,)
+        self.previous = {number: signal.signal(number, self.note) for number in numbers}
         return self
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The handler."""
         self.asked = True
         signal.signal(number, signal.SIG_DFL)
+        if not self.alone:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def behind(self, step: int) -> bool:
+        """Whether to stop behind this step, the same in all processes; each must ask at every step."""
+        return self.asked if self.alone else multihost_utils.reached_preemption_sync_point(step)
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self.previous.items():
@@ -67,6 +81,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     validate(config)
     mesh = make_mesh(**config.mesh)
     check_batch_sizes(config, mesh)
+    share = batch_share(mesh)
     class_ids = training_classes(config)
     if class_ids is not None:
         config.losses.classifier.classes = len(class_ids)
@@ -83,7 +98,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         first = int(state.step)
         with (
             MetricsLog(workdir, step=first) if jax.process_index() == 0 else nullcontext() as log,
-            closing(training_batches(config, tokenizer, start_step=first, class_ids=class_ids)) as batches,
+            closing(training_batches(config, tokenizer, start_step=first, share=share, class_ids=class_ids)) as batches,
         ):
             run_steps(config, mesh, state, step_function, batches, checkpoints, log, stop)
 
@@ -196,8 +211,9 @@ def run_steps(
     for step in range(first + 1, steps + 1):
         state, metrics = step_function(state, to_devices(next(batches), mesh))
         reporter.add(step, metrics)
-        if step == steps or step % config.train.checkpoint_every == 0 or stop.asked:
+        stopped = stop.behind(step)
+        if step == steps or step % config.train.checkpoint_every == 0 or stopped:
             reporter.flush()
             checkpoints.save(step, state)
-        if stop.asked and step < steps:
+        if stopped and step < steps:
             raise Stopped(f"stopped at step {step} of {steps}, which is saved; the same command goes on from there")

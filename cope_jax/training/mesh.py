@@ -101,7 +101,33 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)
 
 
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """Which share of each batch this process reads, and how many shares there are.
+
+    Raises:
+        ValueError: the devices of some processes do not make up whole shares.
+    """
+    owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    return share_of(jax.process_index(), owners.reshape(-1, mesh.shape["tensor"]))
+
+
+def share_of(process: int, owners: np.ndarray) -> tuple[int, int]:
+    """`batch_share` of a process: [[0, 0], [1, 1]] gives it its own share; in [[0, 1], [0, 1]] both read everything.
+
+    Args:
+        owners: i32[rows of a batch's devices, tensor], the process that each device belongs to.
+    """
+    rows = {int(owner): tuple(np.flatnonzero((owners == owner).any(-1)).tolist()) for owner in np.unique(owners)}
+    shares = sorted(set(rows.values()))
+    if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != len(owners):
+        raise ValueError(
+            f"config.mesh.tensor={owners.shape[1]} does not fit processes of {np.sum(owners == process)} devices: one "
+            "must be a multiple of the other"
+        )
+    return shares.index(rows[process]), len(shares)
+
+
 def to_devices(batch: Any, mesh: Mesh) -> Any:
-    """This host's share of a batch (numpy, leading axis B / hosts) → the global, sharded arrays."""
+    """This process's share of a batch (numpy, leading axis B / shares) → the global, sharded arrays."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
