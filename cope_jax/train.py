@@ -6,7 +6,6 @@ Fields of the config are flags: `--config.train.batch_size=64`. The same command
 import sys
 from pathlib import Path
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -29,10 +28,7 @@ def define_flags() -> None:
         "Print parameters, operations and memory of each device for the config's mesh, and train nothing. Needs no "
         "data, no work directory and none of the devices.",
     )
-    flags.DEFINE_bool("distributed", False, "This is one process of several: join them by jax.distributed first.")
-    flags.DEFINE_string("coordinator", None, "host:port of process 0; not needed where the cluster tells it.")
-    flags.DEFINE_integer("processes", None, "Number of processes; not needed where the cluster tells it.")
-    flags.DEFINE_integer("process", None, "Number of this process, from 0; not needed where the cluster tells it.")
+    entry.define_cluster_flags()
     flags.mark_flags_as_required(["config"])
 
 
@@ -44,8 +40,7 @@ def main() -> None:
         return
     if not FLAGS.workdir:
         raise ValueError("--workdir is missing: name the folder of the run, which is made if need be")
-    if FLAGS.distributed:
-        jax.distributed.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+    entry.join_cluster()
     make_paths_absolute(FLAGS.config)
     try:
         train(FLAGS.config, Path(FLAGS.workdir))
