@@ -16,6 +16,8 @@ help() {
 ./run.sh train --config=FILE …         train; the same command goes on where a run stopped
                                        with --dry_run it only tells what that takes: parameters, memory, arithmetic
 ./run.sh eval --workdir=DIR …          retrieval and few-shot tables of a run
+./run.sh compare RUN RUN…              metrics of evaluated runs, and which differ by more than chance explains
+./run.sh embed --workdir=DIR --out=…   embeddings of all items as Parquet
 ./run.sh export --workdir=DIR --out=…  weights and programs of a run, to serve without this code
 ./run.sh lint | test [OPTION…]         ruff | the tests (options go to pytest)
 
@@ -128,7 +130,7 @@ case $command in
   # In place of this shell, which would take a scheduler's SIGTERM instead of it, and end before it has saved.
   train) setup requirements.txt; exec "$PYTHON" -m cope_jax.train "$@" ;;
   eval) setup requirements.txt; run cope_jax.evaluate "$@" ;;
-  export) setup requirements.txt; run cope_jax.export "$@" ;;
+  compare | embed | export) setup requirements.txt; run "cope_jax.$command" "$@" ;;
   synthetic | build) setup requirements.txt; run "data_prep.$command" "$@" ;;
   tfds)
     [ "${1:-}" = build ] || fail "of TFDS's commands only 'build' works without TensorFlow: ./run.sh tfds build …"

@@ -7,40 +7,54 @@ from absl import flags
 
 from cope_jax import entry
 from cope_jax.evaluation.report import tables
-from cope_jax.evaluation.run import evaluate, metrics_path
+from cope_jax.evaluation.run import BEST, LATEST, evaluate, metrics_path
 from cope_jax.training.checkpoints import UNTRAINED
 
 FLAGS = flags.FLAGS
-LATEST = "latest"
 
 
 def define_flags() -> None:
     """Defines the flags of the command; not at import, where those of two commands would collide."""
     flags.DEFINE_string("workdir", None, "Folder of a training run.")
-    flags.DEFINE_string("step", LATEST, f"Checkpoint to evaluate: a step or {LATEST!r}; 0 is the untrained model.")
+    flags.DEFINE_string(
+        "step",
+        LATEST,
+        f"Checkpoint to evaluate: a step, {LATEST!r}, or {BEST!r}, the one with the highest mean R@1 of those "
+        "evaluated so far; 0 is the untrained model.",
+    )
     flags.DEFINE_string("data_dir", None, "Array records to evaluate on instead of the run's own.")
+    flags.DEFINE_integer(
+        "subset", None, "Evaluate that many random products alone: for a quick look; the task is easier.", lower_bound=1
+    )
     flags.DEFINE_bool("baseline", True, "Show the untrained model's numbers beside the checkpoint's.")
     flags.DEFINE_bool("reuse", False, "Take what an earlier evaluation of the same step and data wrote, if any.")
+    entry.define_cluster_flags()
     flags.mark_flags_as_required(["workdir"])
 
 
 def main() -> None:
     """Evaluates and prints."""
-    if FLAGS.step != LATEST and not FLAGS.step.isdigit():
-        raise ValueError(f"--step is {FLAGS.step!r}; it must be {LATEST!r} or a number of steps")
+    step = entry.parse_step(FLAGS.step, words=(LATEST, BEST))
     workdir = Path(FLAGS.workdir)
-    step = None if FLAGS.step == LATEST else int(FLAGS.step)
-    data_dir = Path(FLAGS.data_dir) if FLAGS.data_dir else None
-    metrics = evaluate(workdir, step=step, data_dir=data_dir, reuse=FLAGS.reuse)
-    beside = untrained(workdir, data_dir) if FLAGS.baseline else None
+    with entry.this_process({f"--{name}": FLAGS[name].value for name in ("workdir", "step", "data_dir", "subset")}):
+        metrics = evaluate(workdir, step=step, **options())
+        beside = untrained(workdir) if FLAGS.baseline else None
+    if FLAGS.subset:
+        print(f"Of {FLAGS.subset} random products alone, among whose items it is easier to find the right one")
     print(tables(metrics, beside))
-    print(f"\nwritten to {metrics_path(workdir, metrics['step'])}")
+    print(f"\nwritten to {metrics_path(workdir, metrics['step'], FLAGS.subset)}")
 
 
-def untrained(workdir: Path, data_dir: Path | None) -> dict[str, Any] | None:
+def options() -> dict[str, Any]:
+    """What the evaluations of both models have in common."""
+    data_dir = Path(FLAGS.data_dir) if FLAGS.data_dir else None
+    return {"data_dir": data_dir, "subset": FLAGS.subset, "reuse": FLAGS.reuse}
+
+
+def untrained(workdir: Path) -> dict[str, Any] | None:
     """The untrained model's metrics; None, with the reason printed, where the weights it starts from are elsewhere."""
     try:
-        return evaluate(workdir, step=UNTRAINED, data_dir=data_dir, reuse=FLAGS.reuse)
+        return evaluate(workdir, step=UNTRAINED, **options())
     except FileNotFoundError as error:
         print(f"without the untrained model beside it: {error}")
         return None

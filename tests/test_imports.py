@@ -45,6 +45,8 @@ def test_data_prep_stays_free_of_jax_and_of_cope_jax():
     [
         "cope_jax.train",
         "cope_jax.evaluate",
+        "cope_jax.compare",
+        "cope_jax.embed",
         "cope_jax.export",
         "data_prep.synthetic",
         "data_prep.grocery",

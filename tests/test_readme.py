@@ -15,7 +15,7 @@ from data_prep.synthetic import write_release
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-(EXAMPLE,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
 COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
 TINY_RUN = [
     "--config.data.image_size=32",
@@ -85,8 +85,12 @@ def places(tmp_path_factory):
         "--data_dir=data/rope": f"--data_dir={folder}/data",
         "--config.data.data_dir=data/rope": f"--config.data.data_dir={folder}/data",
         "--workdir=runs/rope": f"--workdir={folder}/run",
+        "runs/rope": f"{folder}/run",
+        "runs/rope_sigmoid": f"{folder}/run",
+        "--out=comparison.csv": f"--out={folder}/comparison.csv",
+        "--out=embeddings/rope": f"--out={folder}/embeddings/rope",
         "--out=exports/rope": f"--out={folder}/exports/rope",
-        "exports": str(folder / "exports"),
+        "folder": str(folder),
         "root": str(folder / "root"),
     }
 
@@ -116,6 +120,8 @@ def test_the_readme_shows_the_main_commands():
         "build",
         "train",
         "eval",
+        "compare",
+        "embed",
         "export",
         "tfds",
     }
@@ -128,11 +134,31 @@ def test_a_command_of_the_readme_runs(run_sh, places, command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_example_of_the_readme_runs(places):
-    """As a program of its own that a user would write, on what the export command above it left."""
-    code = EXAMPLE.replace("exports/rope", f"{places['exports']}/rope") + "print(similarity.round(3).diagonal())\n"
+def run_example(name: str, ending: str, places: dict[str, str]) -> str:
+    """What the example that names a folder prints, with one more line, as a program that a user would write."""
+    (example,) = [code for code in EXAMPLES if f'"{name}' in code]
+    code = example.replace(name, f"{places['folder']}/{name}") + ending
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "[1. 1.]\n", done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_exported_model_of_the_readme_embeds(places):
+    assert run_example("exports/rope", "print(similarity.round(3).diagonal())\n", places) == "[1. 1.]\n"
+
+
+def test_pandas_polars_and_duckdb_read_the_embeddings_as_the_readme_says(places):
+    manifest = json.loads((Path(places["folder"]) / "embeddings/rope/manifest.json").read_text())
+    items = manifest["items"]
+    printed = run_example(
+        "embeddings/rope", "print(scores.shape, abs(scores).max() < 1.001, counts.fetchall())\n", places
+    )
+    expected = [(domain, items[domain]) for domain in sorted(items)]
+    assert printed == f"{(items['page'], items['video'])} True {expected}\n"
+
+
+def test_every_example_of_the_readme_is_run():
+    assert len(EXAMPLES) == 2
 
 
 def test_two_processes_train_as_one(start_run_sh, places, tmp_path):

@@ -106,6 +106,7 @@ def test_metrics_have_the_promised_keys(demo):
                 "map",
                 "median_rank",
                 "queries",
+                "left_out",
                 "gallery",
             }
             assert {"accuracy", "ci95", "ways", "shots"} <= metrics["few_shot"][direction].keys()

@@ -4,7 +4,7 @@ A chain carries indices up to its last step, where one call reads, decodes and t
 its arrays; Grain's threads make several batches at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +111,7 @@ def eval_batches(
     tokenizer: PreTrainedTokenizerFast,
     max_products: int = 4,
     short_clips: str = "repeat",
+    rows: Sequence[int] | None = None,
     host: int = 0,
     hosts: int = 1,
     threads: int = 2,
@@ -119,22 +120,23 @@ def eval_batches(
 
     The last batch is filled up with examples that are not present. Hosts take consecutive slices of each
     global batch and all yield the same number. Arguments and errors as in `train_batches`; frames is the
-    domain's T.
+    domain's T; rows are the items to yield, in this order, all of them if None.
 
     Returns:
-      Iterator of {"item_id": i64[B], "row": i64[B], domain: leaf}, both −1 where an example fills up.
+      Iterator of {"item_id": i64[B], "row": i64[B], "frame_count": i32[B], domain: leaf}. item_id and row are −1
+      where an example fills up; frame_count is the number of frames that the item has.
     """
     share = _host_slice(batch_size, host, hosts)
     T = _checked_frames({domain: frames})[domain]
     records = open_records(data_dir, split)
-    items = len(records.items[domain])
+    wanted = np.arange(len(records.items[domain])) if rows is None else np.asarray(rows, np.int64)
 
     def rows_of(batch: int) -> np.ndarray:
-        rows = np.arange(batch * batch_size, (batch + 1) * batch_size)[share]
-        return np.where(rows < items, rows, -1)
+        taken = wanted[batch * batch_size : (batch + 1) * batch_size]
+        return np.pad(taken, (0, batch_size - len(taken)), constant_values=-1)[share]
 
     maker = LeafMaker(domain, T, view, text_length, tokenizer, max_products, short_clips)
-    chain = grain.MapDataset.range(-(-items // batch_size)).map(rows_of).map(_EvalLoader(records, maker))
+    chain = grain.MapDataset.range(-(-len(wanted) // batch_size)).map(rows_of).map(_EvalLoader(records, maker))
     return iter(chain.to_iter_dataset(_read_options(threads)))
 
 
@@ -188,6 +190,7 @@ class _EvalLoader:
         return {
             "item_id": np.array([example.item.item_id if example else -1 for example in examples], np.int64),
             "row": rows,
+            "frame_count": np.array([len(example.item.frames) if example else 0 for example in examples], np.int32),
             self.maker.domain: self.maker(examples),
         }
 

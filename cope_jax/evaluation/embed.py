@@ -1,6 +1,7 @@
-"""Embeds every item of a split with a run's model."""
+"""Embeds the items of a split with a run's model."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -8,11 +9,34 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from cope_jax.evaluation.hosts import from_all
+from cope_jax.evaluation.progress import Progress
 from cope_jax.training.mesh import batch_sharding, replicated, to_devices
 from cope_jax.training.model import ModelState
 
 MODEL_INPUTS = ("frames", "frame_mask", "text")
 EmbedFunction = Callable[[ModelState, dict[str, Any]], jax.Array]
+
+
+@dataclass(frozen=True)
+class Items:
+    """Embedded items of a domain, in the order they were asked for.
+
+    Attributes:
+      vectors: f32[N, E] of length 1.
+      products: i32[N, M] ids of their products, padded with -1.
+      rows: i64[N] in the domain's records.
+      item_ids: i64[N].
+      frames: i32[N], how many frames each has.
+      has_text: bool[N].
+    """
+
+    vectors: np.ndarray
+    products: np.ndarray
+    rows: np.ndarray
+    item_ids: np.ndarray
+    frames: np.ndarray
+    has_text: np.ndarray
 
 
 def embed_function(graphdef: nnx.GraphDef, shardings: ModelState, mesh: Mesh) -> EmbedFunction:
@@ -29,30 +53,48 @@ def embed_function(graphdef: nnx.GraphDef, shardings: ModelState, mesh: Mesh) ->
 
 
 def embed_items(
-    batches: Iterable[dict[str, Any]], domain: str, embed: EmbedFunction, model: ModelState, mesh: Mesh
-) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings and products of all items of a domain.
+    batches: Iterable[dict[str, Any]],
+    domain: str,
+    embed: EmbedFunction,
+    model: ModelState,
+    mesh: Mesh,
+    progress: Progress | None = None,
+) -> Items:
+    """Embeds all items of some batches; every host gets those of all hosts.
 
     Args:
-        batches: from `eval_batches`, the last one padded.
+        batches: from `eval_batches`, this host's share of each, the last one padded.
 
     Returns:
-        float32[N, E] and int32[N, M], one row an item in row order, padding left out.
+        One row an item, padding left out.
 
     Raises:
-        ValueError: an embedding is zero or not finite; names the rows.
+        ValueError: an embedding is zero or not finite; names the items.
     """
-    rows, vectors, products = [], [], []
+    vectors, columns = [], []
     for batch, vector in late(dispatch(batches, domain, embed, model, mesh)):
-        real = batch["row"] >= 0
-        rows.append(batch["row"][real])
-        products.append(batch[domain]["products"][real])
-        vectors.append(np.asarray(vector)[real])
-    rows, vectors, products = map(np.concatenate, (rows, vectors, products))
-    lengths = np.linalg.norm(vectors, axis=-1)
-    if len(bad := rows[~(np.abs(lengths - 1) < 1e-3)]):
-        raise ValueError(f"{len(bad)} {domain} embeddings do not have length 1, of rows {bad[:10].tolist()}")
-    return vectors, products
+        leaf = batch[domain]
+        vectors.append(np.asarray(vector))
+        columns.append([leaf["products"], batch["row"], batch["item_id"], batch["frame_count"], leaf["text"].any(-1)])
+        if progress:
+            progress.add(len(vector))
+    items = Items(np.concatenate(vectors), *(whole(np.stack(column)) for column in zip(*columns, strict=True)))
+    items = taken(items, items.rows >= 0)
+    lengths = np.linalg.norm(items.vectors, axis=-1)
+    if len(bad := items.item_ids[~(np.abs(lengths - 1) < 1e-3)]):
+        raise ValueError(f"{len(bad)} {domain} embeddings do not have length 1, of items {bad[:10].tolist()}")
+    return items
+
+
+def whole(shares: np.ndarray) -> np.ndarray:
+    """This host's shares [batches, B / hosts, …] of some batches → all of them in order, [batches · B, …]."""
+    by_batch = np.moveaxis(from_all(shares), 0, 1)
+    return by_batch.reshape(-1, *shares.shape[2:])
+
+
+def taken(items: Items, which: np.ndarray) -> Items:
+    """Some of the items, by a mask or by places."""
+    return Items(*(column[which] for column in vars(items).values()))
 
 
 def dispatch(

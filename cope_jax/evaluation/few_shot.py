@@ -5,16 +5,21 @@ Runs on the host in numpy: an episode is small.
 
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 
 from cope_jax import domains
-from cope_jax.evaluation.retrieval import similarity
 
-MIN_EPISODES = 10  # Fewer make a 95% interval that says nothing.
+MIN_EPISODES = 10  # Fewer make a 95% interval that says nothing. Of episodes with every product they are enough.
+ALL_SHOTS = (1, 5)  # support items of a class where every product is one
+BLOCK = 1024  # queries compared at once
 
 _Rows = Mapping[int, Sequence[int]]  # product → the rows of its items
+
+
+class TooFewProducts(ValueError):
+    """There are fewer than two classes to tell apart."""
 
 
 def few_shot(
@@ -50,7 +55,8 @@ def few_shot(
       accuracy, ci95, and ways (as drawn), shots and episodes.
 
     Raises:
-      ValueError: an option is out of range, or there are fewer than two classes.
+      ValueError: an option is out of range.
+      TooFewProducts: a ValueError: there are fewer than two classes.
     """
     for option, value, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1)):
         if value < least:
@@ -62,10 +68,11 @@ def few_shot(
     generators = [
         np.random.default_rng([zlib.crc32(f"few_shot {name}".encode()), seed, episode]) for episode in range(episodes)
     ]
-    drawn = [_draw_classes(rng, support_rows, query_rows, ways=ways, shots=shots) for rng in generators]
+    sharing = _sharing(support_rows) | _sharing(query_rows)
+    drawn = [_draw_classes(rng, support_rows, query_rows, sharing, ways=ways, shots=shots) for rng in generators]
     ways = min(len(classes) for classes in drawn)
     if ways < 2:
-        raise ValueError(
+        raise TooFewProducts(
             f"few-shot {name}: needs 2 products with {shots} support items and a query item, found {ways}; "
             f"lower the number of shots or take more items"
         )
@@ -85,6 +92,41 @@ def few_shot(
         "shots": shots,
         "episodes": episodes,
     }
+
+
+def every_product(
+    embeddings: Mapping[str, tuple[np.ndarray, np.ndarray]], *, queries: int, seed: int
+) -> dict[str, dict[str, dict[str, float | int] | None]]:
+    """`few_shot` with all products as classes, for each of ALL_SHOTS.
+
+    Args:
+      embeddings, queries, seed: as for `six_directions`.
+
+    Returns:
+      The metrics by shots and direction, {"1": {"p2v": …, …}, "5": …}; None where fewer than two products have so many
+      support items.
+    """
+    results = {str(shots): {} for shots in ALL_SHOTS}
+    for shots in ALL_SHOTS:
+        for source, target in domains.DIRECTIONS:
+            (support, support_products), (query, query_products) = embeddings[source], embeddings[target]
+            name = domains.direction_name(source, target)
+            try:
+                results[str(shots)][name] = few_shot(
+                    support,
+                    query,
+                    support_products,
+                    query_products,
+                    name=name,
+                    ways=max(len(support), 2),  # all there are: each needs an item of its own
+                    shots=shots,
+                    queries=queries,
+                    episodes=MIN_EPISODES,
+                    seed=seed,
+                )
+            except TooFewProducts:
+                results[str(shots)][name] = None
+    return results
 
 
 def six_directions(
@@ -139,19 +181,31 @@ def _own_rows(rows_of: _Rows, classes: Sequence[int]) -> dict[int, list[int]]:
 
 
 def _draw_classes(
-    rng: np.random.Generator, support_rows: _Rows, query_rows: _Rows, *, ways: int, shots: int
+    rng: np.random.Generator, support_rows: _Rows, query_rows: _Rows, sharing: Container[int], *, ways: int, shots: int
 ) -> list[int]:
-    """Up to `ways` products in random order that leave each other enough items; so do the first n of them."""
+    """Up to `ways` products in random order that leave each other enough items; so do the first n of them.
+
+    Only those of `sharing` are looked at for that: among thousands of products, all would take hours.
+    """
     eligible = [p for p in sorted(support_rows) if len(support_rows[p]) >= shots and len(query_rows.get(p, ())) >= 1]
-    classes = []
+    classes, entangled = [], []
     for product in rng.permutation(np.array(eligible, np.int64)).tolist():
         if len(classes) == ways:
             break
-        tried = [*classes, product]
-        enough_support = all(len(rows) >= shots for rows in _own_rows(support_rows, tried).values())
-        if enough_support and all(_own_rows(query_rows, tried).values()):
-            classes = tried
+        if product in sharing:
+            tried = [*entangled, product]
+            enough_support = all(len(rows) >= shots for rows in _own_rows(support_rows, tried).values())
+            if not (enough_support and all(_own_rows(query_rows, tried).values())):
+                continue
+            entangled = tried
+        classes.append(product)
     return classes
+
+
+def _sharing(rows_of: _Rows) -> set[int]:
+    """The products that have an item in common with another one."""
+    owners = Counter(row for rows in rows_of.values() for row in rows)
+    return {product for product, rows in rows_of.items() if any(owners[row] > 1 for row in rows)}
 
 
 def _accuracy(support: Sequence[np.ndarray], query: Sequence[np.ndarray]) -> float:
@@ -160,6 +214,18 @@ def _accuracy(support: Sequence[np.ndarray], query: Sequence[np.ndarray]) -> flo
     lengths = np.linalg.norm(means, axis=-1, keepdims=True)
     prototypes = means / np.maximum(lengths, np.finfo(np.float32).tiny)  # Opposite items can have mean 0.
     labels = np.repeat(np.arange(len(query)), [len(rows) for rows in query])
-    scores = similarity(np.concatenate(query), prototypes)
-    own = np.take_along_axis(scores, labels[:, None], axis=-1)
-    return float(np.mean((scores >= own).sum(axis=-1) == 1))
+    queries, right = np.concatenate(query), 0
+    for start in range(0, len(queries), BLOCK):
+        scores = _similarity(queries[start : start + BLOCK], prototypes)
+        own = np.take_along_axis(scores, labels[start : start + BLOCK, None], axis=-1)
+        right += ((scores >= own).sum(axis=-1) == 1).sum()
+    return float(right / len(queries))
+
+
+def _similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Dot products f32[A, B] of the rows of a [A, E] and b [B, E], rounded from float64.
+
+    A float32 product may differ in the last bit with a row's place in the block, so that equal embeddings
+    would not tie. Rounding from float64 makes a score depend on its two rows alone.
+    """
+    return (np.asarray(a, np.float64) @ np.asarray(b, np.float64).T).astype(np.float32)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cope_jax.tables import aligned
 
-_RETRIEVAL = (("R@1", "r1"), ("R@5", "r5"), ("R@10", "r10"), ("mAP", "map"))
+METRICS = (("R@1", "r1"), ("R@5", "r5"), ("R@10", "r10"), ("mAP", "map"))
 
 Results = Mapping[str, Mapping[str, float | int]]  # direction → metric → value
 
@@ -19,9 +19,7 @@ def collect(retrieval: Results, few_shot: Results, *, step: int) -> dict[str, ob
       {"step": …, "retrieval": {"p2v": {"r1": …, …}, …}, "few_shot": {"p2v": {"accuracy": …, …}, …},
       "retrieval_mean": {"mean_r1": …, "mean_r5": …, "mean_r10": …, "mean_map": …}}
     """
-    means = {
-        f"mean_{key}": sum(metrics[key] for metrics in retrieval.values()) / len(retrieval) for _, key in _RETRIEVAL
-    }
+    means = {f"mean_{key}": sum(metrics[key] for metrics in retrieval.values()) / len(retrieval) for _, key in METRICS}
     return {"step": step, "retrieval": dict(retrieval), "retrieval_mean": means, "few_shot": dict(few_shot)}
 
 
@@ -42,7 +40,7 @@ def tables(
     """The retrieval and the few-shot table as text.
 
     Args:
-      metrics: a result of `collect`.
+      metrics: as `evaluation.run.measure` makes them.
       beside: another one of the same data, shown in every cell after a slash.
       names: what the two results are, for the titles.
     """
@@ -60,15 +58,17 @@ def tables(
 
 
 def _retrieval_rows(results: Sequence[Mapping[str, Results]]) -> list[list[str]]:
-    rows = [["direction", "queries", "gallery", *(title for title, _ in _RETRIEVAL), "median rank"]]
+    rows = [["direction", "queries", "gallery", *(title for title, _ in METRICS), "median rank"]]
     for name, first in results[0]["retrieval"].items():
         each = [result["retrieval"][name] for result in results]
-        shares = [_cell(f"{metrics[key]:.3f}" for metrics in each) for _, key in _RETRIEVAL]
+        shares = [_cell(f"{metrics[key]:.3f}" for metrics in each) for _, key in METRICS]
         ranks = _cell(f"{metrics['median_rank']:g}" for metrics in each)
-        rows.append([_arrow(name), str(first["queries"]), str(first["gallery"]), *shares, ranks])
+        rows.append([arrow(name), str(first["queries"]), str(first["gallery"]), *shares, ranks])
     means = [result["retrieval_mean"] for result in results]
-    shares = [_cell(f"{mean[f'mean_{key}']:.3f}" for mean in means) for _, key in _RETRIEVAL]
-    return [*rows, ["mean", "", "", *shares, ""]]
+    shares = [_cell(f"{mean[f'mean_{key}']:.3f}" for mean in means) for _, key in METRICS]
+    bounds = [result["intervals"]["retrieval_mean"] for result in results]
+    halves = [_cell(f"±{half_width(bound[f'mean_{key}']):.3f}" for bound in bounds) for _, key in METRICS]
+    return [*rows, ["mean", "", "", *shares, ""], ["95% interval", "", "", *halves, ""]]
 
 
 def _few_shot_rows(results: Sequence[Mapping[str, Results]]) -> list[list[str]]:
@@ -76,15 +76,21 @@ def _few_shot_rows(results: Sequence[Mapping[str, Results]]) -> list[list[str]]:
     for name, first in results[0]["few_shot"].items():
         each = [result["few_shot"][name] for result in results]
         accuracies = _cell(f"{metrics['accuracy']:.3f} ± {metrics['ci95']:.3f}" for metrics in each)
-        rows.append([_arrow(name), *(str(first[key]) for key in ("ways", "shots", "episodes")), accuracies])
+        rows.append([arrow(name), *(str(first[key]) for key in ("ways", "shots", "episodes")), accuracies])
     return rows
+
+
+def half_width(bounds: Sequence[float]) -> float:
+    """Half of an interval [low, high]."""
+    low, high = bounds
+    return (high - low) / 2
 
 
 def _cell(values: Iterable[str]) -> str:
     return " / ".join(values)
 
 
-def _arrow(name: str) -> str:
+def arrow(name: str) -> str:
     """ "p2v" → "P → V"."""
     source, target = name.upper().split("2")
     return f"{source} → {target}"

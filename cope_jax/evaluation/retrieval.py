@@ -1,25 +1,58 @@
 """Cross-domain retrieval: does an item find the items of its product in another domain?
 
-Runs on the host in numpy, exactly, over blocks of queries: the whole similarity matrix is never in memory.
+And beside it: in its own domain, and among the items of all domains. Exact, and in tiles: the whole similarity matrix
+is never in memory.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping
 
 import numpy as np
 
 from cope_jax import domains
+from cope_jax.evaluation.ranks import Ranks, ranks_between, ranks_within
 
 RECALLS = (1, 5, 10)
+SHARES = (*(f"r{k}" for k in RECALLS), "map")  # metrics that are means over queries
+
+# Of each domain its items' embeddings f32[N, E] and products i32[N, M], padded with -1.
+Embeddings = Mapping[str, tuple[np.ndarray, np.ndarray]]
+Metrics = dict[str, float | int]
 
 
-def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Dot products f32[A, B] of the rows of a [A, E] and b [B, E], rounded from float64.
+def shares(ranks: Ranks) -> np.ndarray:
+    """What each query with a positive adds to the means: f64[queries, len(SHARES)]."""
+    first = ranks.first
+    return np.stack([*(first <= k for k in RECALLS), ranks.precision], axis=-1).astype(np.float64)
 
-    A float32 product may differ in the last bit with a row's place in the block, so that equal embeddings
-    would not tie. Rounding from float64 makes a score depend on its two rows alone.
+
+def summary(ranks: Ranks, chosen: np.ndarray | None = None) -> Metrics:
+    """The metrics of all queries, or of the chosen ones: bool[Q].
+
+        r1, r5, r10  = mean over queries of [rank_1 ≤ 1], [rank_1 ≤ 5], [rank_1 ≤ 10]
+        map          = mean over queries of (1/P) Σ_k k / rank_k
+        median_rank  = median over queries of rank_1
+
+    Returns:
+      These, the number of `queries` with a positive, which they are of, the number of those `left_out` for want of
+      one, and the number of `gallery` items.
+
+    Raises:
+      ValueError: no query has a positive.
     """
-    return (np.asarray(a, np.float64) @ np.asarray(b, np.float64).T).astype(np.float32)
+    chosen = np.ones(len(ranks.asked), bool) if chosen is None else chosen
+    used = chosen[ranks.asked]
+    if not used.any():
+        raise ValueError(
+            f"none of {chosen.sum()} queries has a product in common with the {ranks.gallery} gallery items"
+        )
+    means = shares(ranks)[used].mean(axis=0)
+    return {
+        **dict(zip(SHARES, means.tolist(), strict=True)),
+        "median_rank": float(np.median(ranks.first[used])),
+        "queries": int(used.sum()),
+        "left_out": int(chosen.sum() - used.sum()),
+        "gallery": ranks.gallery,
+    }
 
 
 def retrieval(
@@ -28,90 +61,76 @@ def retrieval(
     query_products: np.ndarray,
     gallery_products: np.ndarray,
     *,
-    block: int = 256,
-) -> dict[str, float | int]:
-    """Ranks the gallery for every query by the embeddings' dot product and summarises the ranks.
-
-    A gallery item is *positive* for a query when they have a product in common. Queries without a positive
-    are left out. Ties count against the model: among equal scores, positives come last. So with a query's P
-    positive scores s_1 ≥ … ≥ s_P, the k-th positive has rank_k = k + |{non-positives with score ≥ s_k}|, and
-
-        r1, r5, r10  = mean over queries of [rank_1 ≤ 1], [rank_1 ≤ 5], [rank_1 ≤ 10]
-        map          = mean over queries of (1/P) Σ_k k / rank_k
-        median_rank  = median over queries of rank_1
-
-    For example, scores 0.9, 0.8⁺, 0.8, 0.3⁺ (⁺ positive) have the ranks 3 and 4 for their positives: r5 = 1,
-    map = (1/3 + 2/4) / 2, median_rank = 3.
-
-    Args:
-      queries: f32[Q, E] embeddings.
-      gallery: f32[G, E] embeddings.
-      query_products: i32[Q, M] ids of the products each query belongs to, padded with -1.
-      gallery_products: i32[G, N] the same for the gallery; N may differ from M.
-      block: queries compared at once; memory grows with block × G, results are the same.
-
-    Returns:
-      r1, r5, r10, map, median_rank, and the numbers of queries (with a positive) and gallery items.
+    block: int | None = None,
+) -> Metrics:
+    """The `summary` of one direction; arguments as of `ranks_between`.
 
     Raises:
       ValueError: the shapes do not fit, an embedding is not finite, or no query has a positive.
     """
-    queries, gallery, query_products, gallery_products = map(
-        np.asarray, (queries, gallery, query_products, gallery_products)
-    )
-    _check(queries, query_products, "queries")
-    _check(gallery, gallery_products, "gallery")
+    check(queries, query_products, "queries")
+    check(gallery, gallery_products, "gallery")
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"queries have {queries.shape[1]} dimensions, but the gallery {gallery.shape[1]}")
-    positives = _positives(query_products, gallery_products)
-    used = [row for row, found in enumerate(positives) if found.size]
-    if not used:
-        raise ValueError(
-            f"none of {len(queries)} queries has a product in common with the {len(gallery)} gallery items"
-        )
-    first_ranks, precisions = [], []
-    for start in range(0, len(used), block):
-        rows = used[start : start + block]
-        for scores, row in zip(similarity(queries[rows], gallery), rows, strict=True):
-            ranks = _ranks(scores, positives[row])
-            first_ranks.append(ranks[0])
-            precisions.append(np.mean(np.arange(1, len(ranks) + 1) / ranks))
-    recalls = {f"r{k}": float(np.mean(np.array(first_ranks) <= k)) for k in RECALLS}
-    return recalls | {
-        "map": float(np.mean(precisions)),
-        "median_rank": float(np.median(first_ranks)),
-        "queries": len(used),
-        "gallery": len(gallery),
-    }
+    return summary(ranks_between(queries, gallery, query_products, gallery_products, block=block)[0])
 
 
-def six_directions(
-    embeddings: Mapping[str, tuple[np.ndarray, np.ndarray]], *, block: int = 256
-) -> dict[str, dict[str, float | int]]:
-    """`retrieval` for every ordered pair of domains.
-
-    Args:
-      embeddings: for each domain, all its items: f32[N, E] embeddings and i32[N, M] products padded with -1.
-      block: as for `retrieval`.
-
-    Returns:
-      The metrics of each direction by name: {"p2v": {"r1": …, …}, "v2p": …}, queries before gallery.
+def direction_ranks(embeddings: Embeddings, *, block: int | None = None) -> dict[str, Ranks]:
+    """The ranks of every ordered pair of domains by name: {"p2v": …, "v2p": …, …}, queries before gallery.
 
     Raises:
-      ValueError: as `retrieval`; the message begins with the direction.
+      ValueError: the shapes do not fit, or an embedding is not finite.
+    """
+    for domain, (vectors, products) in embeddings.items():
+        check(vectors, products, domain)
+    ranks = {}
+    for source, target in domains.PAIRS:
+        (a, a_products), (b, b_products) = embeddings[source], embeddings[target]
+        there, back = ranks_between(a, b, a_products, b_products, block=block)
+        ranks[domains.direction_name(source, target)] = there
+        ranks[domains.direction_name(target, source)] = back
+    return ranks
+
+
+def six_directions(ranks: Mapping[str, Ranks]) -> dict[str, Metrics]:
+    """The `summary` of each direction.
+
+    Raises:
+      ValueError: no query of a direction has a positive.
     """
     results = {}
-    for source, target in domains.DIRECTIONS:
-        name = domains.direction_name(source, target)
-        (queries, query_products), (gallery, gallery_products) = embeddings[source], embeddings[target]
+    for name, of_direction in ranks.items():
         try:
-            results[name] = retrieval(queries, gallery, query_products, gallery_products, block=block)
+            results[name] = summary(of_direction)
         except ValueError as error:
             raise ValueError(f"retrieval {name}: {error}") from error
     return results
 
 
-def _check(embeddings: np.ndarray, products: np.ndarray, role: str) -> None:
+def same_domain(embeddings: Embeddings) -> dict[str, Metrics | None]:
+    """Retrieval among the other items of a query's own domain; None where no two of them share a product."""
+    return {domain: _if_any(ranks_within(*items)) for domain, items in embeddings.items()}
+
+
+def all_domains(embeddings: Embeddings) -> dict[str, Metrics | None]:
+    """Retrieval among the other items of all domains, by the domain of the query; None as in `same_domain`."""
+    width = max(products.shape[1] for _, products in embeddings.values())
+    vectors = np.concatenate([vectors for vectors, _ in embeddings.values()])
+    products = np.concatenate(
+        [np.pad(own, ((0, 0), (0, width - own.shape[1])), constant_values=-1) for _, own in embeddings.values()]
+    )
+    ranks = ranks_within(vectors, products)
+    whose = np.repeat(list(embeddings), [len(own) for _, own in embeddings.values()])
+    return {domain: _if_any(ranks, whose == domain) for domain in embeddings}
+
+
+def _if_any(ranks: Ranks, chosen: np.ndarray | None = None) -> Metrics | None:
+    asked = ranks.asked if chosen is None else ranks.asked & chosen
+    return summary(ranks, chosen) if asked.any() else None
+
+
+def check(embeddings: np.ndarray, products: np.ndarray, role: str) -> None:
+    """Raises a ValueError where shapes do not fit or an embedding is not finite."""
     if embeddings.ndim != 2 or products.ndim != 2 or len(embeddings) != len(products):
         raise ValueError(
             f"{role}: embeddings {embeddings.shape} and products {products.shape}, wanted [N, E] and [N, M]"
@@ -119,26 +138,3 @@ def _check(embeddings: np.ndarray, products: np.ndarray, role: str) -> None:
     faulty = np.flatnonzero(~np.isfinite(embeddings).all(axis=-1))
     if faulty.size:  # A NaN is neither above nor below a score: such an item would count for the model.
         raise ValueError(f"{role}: {faulty.size} embeddings are not finite, the first in row {faulty[0]}")
-
-
-def _positives(query_products: np.ndarray, gallery_products: np.ndarray) -> list[np.ndarray]:
-    """For each query the gallery rows that have a product in common with it, each row once."""
-    rows_of = defaultdict(set)
-    for row, products in enumerate(gallery_products.tolist()):
-        for product in products:
-            if product >= 0:
-                rows_of[product].add(row)
-    none = frozenset()
-    return [
-        np.array(sorted(set().union(*(rows_of.get(product, none) for product in products))), np.int64)
-        for products in query_products.tolist()
-    ]
-
-
-def _ranks(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """Ranks i64[P], ascending, of the positives among scores f32[G]; see `retrieval`."""
-    wanted = np.sort(scores[positives])[::-1]
-    others = np.delete(scores, positives)
-    # P passes over the scores: positives are few, and this is far cheaper than sorting them all.
-    ahead = np.array([np.count_nonzero(others >= score) for score in wanted])
-    return np.arange(1, len(wanted) + 1) + ahead

@@ -1,6 +1,7 @@
 """Evaluates a checkpoint of a work directory, which is all it needs."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,92 +9,171 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cope_jax.data.tokenizer import load_tokenizer
-from cope_jax.domains import DOMAINS
-from cope_jax.evaluation import few_shot, retrieval
-from cope_jax.evaluation.embed import embed_function, embed_items
+from cope_jax.data.records import fingerprint, open_records
+from cope_jax.domains import DIRECTIONS, DOMAINS, direction_name
+from cope_jax.evaluation import bootstrap, breakdown, few_shot, retrieval
+from cope_jax.evaluation.embed import Items
+from cope_jax.evaluation.loaded import LoadedRun, load_run
+from cope_jax.evaluation.progress import Progress
 from cope_jax.evaluation.report import collect, write_metrics
-from cope_jax.training.checkpoints import Checkpoints, load_model
+from cope_jax.training.checkpoints import Checkpoints
 from cope_jax.training.config import load_config
-from cope_jax.training.inputs import evaluation_batches
-from cope_jax.training.loop import check_batch_sizes
-from cope_jax.training.mesh import make_mesh
+
+LATEST, BEST = "latest", "best"
 
 
 def evaluate(
-    workdir: Path, *, step: int | None = None, data_dir: Path | None = None, reuse: bool = False
+    workdir: Path,
+    *,
+    step: int | str = LATEST,
+    data_dir: Path | None = None,
+    subset: int | None = None,
+    reuse: bool = False,
 ) -> dict[str, Any]:
     """Retrieval and few-shot metrics of a checkpoint, also written to `eval/<step>/metrics.json`.
 
     Args:
         workdir: of a training run.
-        step: of the checkpoint; None is the newest, 0 the untrained model.
+        step: of the checkpoint; 0 is the untrained model, "latest" the newest one, "best" as `best_step` says.
         data_dir: array records to use instead of those of the run's config.
+        subset: evaluate that many random products alone, the same ones each time; None is all. Easier than all of
+            them, and written beside: to `metrics-of-<subset>.json`.
         reuse: whether metrics that are there, of the same step, data and settings, are taken as they are.
 
     Returns:
-        The metrics as `evaluation.report.collect` lays them out, and under "evaluated" what they are of.
+        The metrics as `measure` lays them out, "step", and under "evaluated" what they are of.
 
     Raises:
         FileNotFoundError: no such work directory, checkpoint or array records; for step 0 also: no such weights.
-        ValueError: the data lack the split, or the embeddings are broken.
+        ValueError: the data lack the split or so many products, or the embeddings are broken.
     """
     config = load_config(workdir)
     if data_dir is not None:
         with config.unlocked():
             config.data.data_dir = str(data_dir.absolute())
+    evaluated = what_is_evaluated(config, subset)
     with Checkpoints(workdir) as checkpoints:
-        step = checkpoints.newest() if step is None else step
-        evaluated = {
-            "data_dir": config.data.data_dir,
-            "split": config.data.eval_split,
-            **config.eval.to_dict(),
-        }
-        known = known_metrics(workdir, step) if reuse else None
+        step = resolve_step(step, checkpoints, workdir, evaluated)
+        known = known_metrics(workdir, step, subset) if reuse else None
         if known is not None and known["evaluated"] == evaluated:
             return known
-        embeddings = embed_split(config, workdir, checkpoints, step)
-    metrics = collect(
-        retrieval.six_directions(embeddings),
-        few_shot.six_directions(
-            embeddings,
-            ways=config.eval.ways,
-            shots=config.eval.shots,
-            queries=config.eval.queries,
-            episodes=config.eval.episodes,
-            seed=config.seed,
-        ),
-        step=step,
-    )
+        rows = subset_rows(config, subset)
+        items = embed_split(load_run(config, workdir, checkpoints, step), step=step, rows=rows)
+    metrics = measure(items, config, step=step)
     metrics["evaluated"] = evaluated
     if jax.process_index() == 0:
-        write_metrics(metrics_path(workdir, step), metrics)
+        write_metrics(metrics_path(workdir, step, subset), metrics)
     return metrics
 
 
-def embed_split(
-    config: ConfigDict, workdir: Path, checkpoints: Checkpoints, step: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Per domain the embeddings float32[N, E] and products int32[N, M] of all items of the evaluation split."""
-    mesh = make_mesh(**config.mesh)
-    check_batch_sizes(config, mesh)
-    tokenizer = load_tokenizer(workdir / "tokenizer")
-    graphdef, model = load_model(config, checkpoints, step, mesh, vocab_size=len(tokenizer))
-    embed = embed_function(graphdef, jax.tree.map(lambda leaf: leaf.sharding, model), mesh)
-    embeddings = {}
+def what_is_evaluated(config: ConfigDict, subset: int | None) -> dict[str, Any]:
+    """All that metrics of a checkpoint depend on; "data" is the same for the same records wherever they lie."""
+    return {
+        "data": fingerprint(config.data.data_dir, config.data.eval_split),
+        "data_dir": config.data.data_dir,
+        "split": config.data.eval_split,
+        "subset": subset,
+        **config.eval.to_dict(),
+    }
+
+
+def resolve_step(step: int | str, checkpoints: Checkpoints, workdir: Path, evaluated: Mapping[str, Any]) -> int:
+    """The number of a step, "latest" or "best"."""
+    if step == LATEST:
+        return checkpoints.newest()
+    return best_step(workdir, evaluated) if step == BEST else int(step)
+
+
+def best_step(workdir: Path, evaluated: Mapping[str, Any]) -> int:
+    """The trained step with the highest mean R@1 among those evaluated on the same items; the newest of equals.
+
+    Raises:
+        FileNotFoundError: none was.
+    """
+    found = {}
+    for folder in (workdir / "eval").glob("[1-9]*"):
+        metrics = known_metrics(workdir, int(folder.name), evaluated["subset"])
+        same = metrics is not None and all(
+            metrics["evaluated"].get(key) == evaluated[key] for key in ("data", "split", "subset")
+        )
+        if same:
+            found[int(folder.name)] = metrics["retrieval_mean"]["mean_r1"]
+    if not found:
+        raise FileNotFoundError(
+            f"no step of {workdir} was evaluated on split {evaluated['split']!r} of {evaluated['data_dir']}, so none "
+            f"is the best; evaluate some first: --step=N for each checkpoint in {workdir / 'checkpoints'}"
+        )
+    return max(found, key=lambda step: (found[step], step))
+
+
+def subset_rows(config: ConfigDict, subset: int | None) -> dict[str, np.ndarray] | None:
+    """Rows of each domain that belong to that many products, drawn by the config's seed; None where all are wanted.
+
+    Raises:
+        ValueError: there are fewer products, or the drawn ones lack a domain.
+    """
+    if subset is None:
+        return None
+    products = open_records(config.data.data_dir, config.data.eval_split).products
+    if not 1 <= subset <= len(products):
+        raise ValueError(f"--subset is {subset}; the split {config.data.eval_split!r} has {len(products)} products")
+    drawn = np.sort(np.random.default_rng(config.seed).choice(len(products), subset, replace=False))
+    chosen = [products[int(index)] for index in drawn]
+    rows = {domain: np.unique(np.concatenate([product.rows[domain] for product in chosen])) for domain in DOMAINS}
+    if lacking := [domain for domain in DOMAINS if not len(rows[domain])]:
+        raise ValueError(f"{subset} random products have no {' and no '.join(lacking)} items; choose a larger --subset")
+    return rows
+
+
+def embed_split(run: LoadedRun, *, step: int, rows: Mapping[str, np.ndarray] | None = None) -> dict[str, Items]:
+    """The embedded items of each domain of the evaluation split: those of some rows, or all."""
+    records = open_records(run.config.data.data_dir, run.config.data.eval_split)
+    items = {}
     for domain in DOMAINS:
-        batches = evaluation_batches(config, tokenizer, domain=domain, batch_size=config.eval.batch_size)
-        embeddings[domain] = embed_items(batches, domain, embed, model, mesh)
-        print(f"step {step}: embedded {len(embeddings[domain][0])} {domain} items", flush=True)
-    return embeddings
+        wanted = np.arange(len(records.items[domain])) if rows is None else rows[domain]
+        items[domain] = run.items(domain, wanted, Progress(f"step {step}: embedded {domain} items", len(wanted)))
+    return items
 
 
-def metrics_path(workdir: Path, step: int) -> Path:
+def measure(items: Mapping[str, Items], config: ConfigDict, *, step: int) -> dict[str, Any]:
+    """All metrics of embedded items.
+
+    Returns:
+        As `evaluation.report.collect`, and beside them, by direction or by the domain of the query,
+        "intervals": of `bootstrap.intervals`;
+        "macro": each product counts once;
+        "same_domain", "all_domains": other galleries, without the query itself;
+        "by_frames", "by_text": the six directions by the query's number of frames, and with and without text;
+        "few_shot_all": every product a class, by shots.
+    """
+    embeddings = {domain: (own.vectors, own.products) for domain, own in items.items()}
+    queries = {direction_name(source, target): items[source] for source, target in DIRECTIONS}
+    ranks = retrieval.direction_ranks(embeddings)
+    products = {name: bootstrap.first_product(own.products) for name, own in queries.items()}
+    settings = {key: config.eval[key] for key in ("ways", "shots", "queries", "episodes")}
+    return {
+        **collect(
+            retrieval.six_directions(ranks),
+            few_shot.six_directions(embeddings, **settings, seed=config.seed),
+            step=step,
+        ),
+        "intervals": bootstrap.intervals(ranks, products, seed=config.seed),
+        "macro": bootstrap.macro(ranks, products),
+        "same_domain": retrieval.same_domain(embeddings),
+        "all_domains": retrieval.all_domains(embeddings),
+        "by_frames": breakdown.by_frames(ranks, {name: own.frames for name, own in queries.items()}),
+        "by_text": breakdown.by_text(ranks, {name: own.has_text for name, own in queries.items()}),
+        "few_shot_all": few_shot.every_product(embeddings, queries=config.eval.queries, seed=config.seed),
+    }
+
+
+def metrics_path(workdir: Path, step: int, subset: int | None = None) -> Path:
     """Where the metrics of a step are kept."""
-    return workdir / "eval" / str(step) / "metrics.json"
+    name = "metrics.json" if subset is None else f"metrics-of-{subset}.json"
+    return workdir / "eval" / str(step) / name
 
 
-def known_metrics(workdir: Path, step: int) -> dict[str, Any] | None:
+def known_metrics(workdir: Path, step: int, subset: int | None = None) -> dict[str, Any] | None:
     """The metrics that an earlier evaluation wrote, or None."""
-    path = metrics_path(workdir, step)
+    path = metrics_path(workdir, step, subset)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

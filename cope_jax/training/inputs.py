@@ -1,6 +1,6 @@
 """From a config to what feeds the model: tokenizer, training batches, evaluation batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +111,14 @@ def training_batch_shapes(config: ConfigDict) -> dict[str, Any]:
 
 
 def evaluation_batches(
-    config: ConfigDict, tokenizer: PreTrainedTokenizerFast, *, domain: str, batch_size: int
+    config: ConfigDict,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    domain: str,
+    batch_size: int,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Any]:
-    """This host's share of all items of a domain of the evaluation split, in row order."""
+    """This host's share of the items of a domain of the evaluation split: of some rows, or of all in row order."""
     data = config.data
     return eval_batches(
         data_dir=data.data_dir,
@@ -126,6 +131,7 @@ def evaluation_batches(
         tokenizer=tokenizer,
         max_products=data.max_products,
         short_clips=data.short_clips,
+        rows=rows,
         host=jax.process_index(),
         hosts=jax.process_count(),
         threads=data.threads,

@@ -163,3 +163,25 @@ def test_options_out_of_range(option, message):
     products = column([0, 0, 1, 1])
     with pytest.raises(ValueError, match=f"few-shot p2v: {message}"):
         run(np.eye(4), np.eye(4), products, products, **option)
+
+
+def test_every_product_is_a_class():
+    """Seven axes: 7 ways with one shot; with five, only domains whose products have five items can teach."""
+    embeddings = {}
+    for domain, size in zip(DOMAINS, (35, 14, 21), strict=True):
+        products = np.arange(size) % 7
+        embeddings[domain] = np.eye(7, dtype=np.float32)[products], column(products)
+    results = few_shot.every_product(embeddings, queries=3, seed=0)
+    assert results["1"]["v2l"] == {"accuracy": 1.0, "ci95": 0.0, "ways": 7, "shots": 1, "episodes": 10}
+    assert {name for name, metrics in results["5"].items() if metrics} == {"p2v", "p2l"}
+    assert results["5"]["p2l"]["ways"] == 7
+
+
+def test_blocks_of_queries_change_nothing(monkeypatch):
+    rng = np.random.default_rng(1)
+    products = column(np.arange(80) % 8)
+    problem = rng.normal(size=(80, 6)), rng.normal(size=(80, 6)), products, products
+    whole = run(*problem)
+    monkeypatch.setattr(few_shot, "BLOCK", 5)
+    assert run(*problem) == whole
+    assert 0 < whole["accuracy"] < 1

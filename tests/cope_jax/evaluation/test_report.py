@@ -16,7 +16,9 @@ def result(scale: float) -> dict:
         retrieval[name] = {"r1": share, "r5": share + 0.1, "r10": share + 0.2, "map": share + 0.05}
         retrieval[name] |= {"median_rank": 1.5, "queries": 1000 + number, "gallery": 20 + number}
         few_shot[name] = {"accuracy": share, "ci95": 0.0123, "ways": 20, "shots": 5, "episodes": 100}
-    return report.collect(retrieval, few_shot, step=300)
+    metrics = report.collect(retrieval, few_shot, step=300)
+    bounds = {f"mean_{key}": [scale * 0.1, scale * 0.2 + i * 0.02] for i, key in enumerate(("r1", "r5", "r10", "map"))}
+    return metrics | {"intervals": {"retrieval_mean": bounds}}
 
 
 def words(line: str) -> str:
@@ -55,15 +57,16 @@ def test_tables():
     assert words(lines[3]) == "P → V 1001 21 0.100 0.200 0.300 0.150 1.5"
     assert words(lines[8]) == "L → V 1006 26 0.600 0.700 0.800 0.650 1.5"
     assert words(lines[9]) == "mean 0.350 0.450 0.550 0.400"
-    assert lines[11] == "Few-shot classification"
-    assert words(lines[12]) == "direction ways shots episodes accuracy"
-    assert words(lines[15]) == "V → P 20 5 100 0.200 ± 0.012"
-    assert len(lines) == 20
+    assert words(lines[10]) == "95% interval ±0.050 ±0.060 ±0.070 ±0.080"
+    assert lines[12] == "Few-shot classification"
+    assert words(lines[13]) == "direction ways shots episodes accuracy"
+    assert words(lines[16]) == "V → P 20 5 100 0.200 ± 0.012"
+    assert len(lines) == 21
 
 
 def test_tables_are_aligned():
     lines = report.tables(result(1), result(0.01)).splitlines()
-    for table in (lines[1:9], lines[12:20]):
+    for table in (lines[1:9], lines[13:21]):
         assert len({len(line) for line in table}) == 1
     assert lines[9].index("0.350 / 0.003") == lines[3].index("0.100 / 0.001")
     assert lines[3].index("1001") + 4 == lines[1].index("queries") + len("queries")
@@ -72,6 +75,7 @@ def test_tables_are_aligned():
 def test_tables_beside_each_other():
     lines = report.tables(result(1), result(0.1), names=("new", "old")).splitlines()
     assert lines[0] == "Cross-domain retrieval (new / old)"
-    assert "0.100 / 0.010  0.200 / 0.110  0.300 / 0.210  0.150 / 0.060    1.5 / 1.5" in lines[3]
+    assert "0.100 / 0.010    0.200 / 0.110    0.300 / 0.210    0.150 / 0.060    1.5 / 1.5" in lines[3]
     assert words(lines[9]) == "mean 0.350 / 0.035 0.450 / 0.135 0.550 / 0.235 0.400 / 0.085"
-    assert lines[14].endswith("0.100 ± 0.012 / 0.010 ± 0.012")
+    assert words(lines[10]).startswith("95% interval ±0.050 / ±0.005")
+    assert lines[15].endswith("0.100 ± 0.012 / 0.010 ± 0.012")

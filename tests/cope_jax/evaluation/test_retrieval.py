@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
 
 from cope_jax.domains import DOMAINS
 from cope_jax.evaluation import retrieval
+from cope_jax.evaluation.ranks import ranks_between, ranks_within
 
 
 def ids(*rows: tuple[int, ...]) -> np.ndarray:
@@ -15,6 +17,10 @@ def ids(*rows: tuple[int, ...]) -> np.ndarray:
 def unit(rng: np.random.Generator, rows: int, dimensions: int) -> np.ndarray:
     vectors = rng.normal(size=(rows, dimensions))
     return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def six_directions(embeddings):
+    return retrieval.six_directions(retrieval.direction_ranks(embeddings))
 
 
 def by_brute_force(queries, gallery, query_products, gallery_products) -> dict[str, float]:
@@ -38,14 +44,14 @@ def by_brute_force(queries, gallery, query_products, gallery_products) -> dict[s
     recalls = {f"r{k}": sum(rank <= k for rank in first) / len(first) for k in (1, 5, 10)}
     first.sort()
     median = (first[(len(first) - 1) // 2] + first[len(first) // 2]) / 2
-    sizes = {"queries": len(first), "gallery": len(gallery)}
+    sizes = {"queries": len(first), "left_out": len(queries) - len(first), "gallery": len(gallery)}
     return recalls | {"map": sum(precisions) / len(precisions), "median_rank": median} | sizes
 
 
 @st.composite
 def problems(draw):
     """Embeddings of small integers, so scores are exact and often tie; one to three products an item."""
-    sizes = [draw(st.integers(1, 14)), draw(st.integers(1, 17))]
+    sizes = [draw(st.integers(1, 14)), draw(st.integers(1, 17))]  # one-item galleries, too
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
     embeddings = [rng.integers(-2, 3, (size, 3)).astype(np.float32) for size in sizes]
     products = []
@@ -60,6 +66,33 @@ def problems(draw):
 @given(problem=problems(), block=st.integers(1, 6))
 def test_equals_brute_force(problem, block):
     assert retrieval.retrieval(*problem, block=block) == pytest.approx(by_brute_force(*problem), rel=1e-12)
+
+
+@settings(deadline=None, max_examples=100)
+@given(problem=problems(), block=st.integers(1, 6))
+def test_within_equals_brute_force_without_the_query_itself(problem, block):
+    """Each item asks a gallery of the others; asked one at a time, as the brute force has no notion of itself."""
+    _, items, _, products = problem
+    ranks = ranks_within(items, products, block=block)
+    expected = []
+    for own in range(len(items)):
+        others = np.arange(len(items)) != own
+        shared = [bool({*products[own]} & {*other} - {-1}) for other in products[others].tolist()]
+        if any(shared):
+            alone = items[own : own + 1], items[others], products[own : own + 1], products[others]
+            expected.append(by_brute_force(*alone)["map"])
+    assert ranks.gallery == len(items) - 1
+    np.testing.assert_allclose(ranks.precision, expected, rtol=1e-12)
+
+
+def test_average_precision_is_scikit_learns():
+    rng = np.random.default_rng(8)
+    queries, gallery = unit(rng, 30, 6), unit(rng, 70, 6)
+    query_products, gallery_products = rng.integers(0, 8, (30, 1)), rng.integers(0, 8, (70, 1))
+    scores = queries.astype(np.float64) @ gallery.T.astype(np.float64)
+    expected = [average_precision_score(query_products[q] == gallery_products[:, 0], scores[q]) for q in range(30)]
+    ranks, _ = ranks_between(queries, gallery, query_products, gallery_products)
+    np.testing.assert_allclose(ranks.precision, expected, rtol=1e-12)
 
 
 def test_equals_brute_force_on_real_scores():
@@ -90,6 +123,7 @@ def test_hand_drawn_matrix():
         "map": pytest.approx((5 / 6 + 1 / 3 + 7 / 12 + 1) / 4),
         "median_rank": 1.5,
         "queries": 4,
+        "left_out": 1,
         "gallery": 4,
     }
 
@@ -134,7 +168,7 @@ def test_oracle_is_perfect_in_six_directions():
         vectors = axes / np.linalg.norm(axes, axis=-1, keepdims=True)
         order = rng.permutation(size)
         embeddings[domain] = vectors[order].astype(np.float32), products[order]
-    results = retrieval.six_directions(embeddings)
+    results = six_directions(embeddings)
     assert list(results) == ["p2v", "v2p", "p2l", "l2p", "v2l", "l2v"]
     sizes = dict(zip("pvl", (11, 17, 23), strict=True))
     for name, metrics in results.items():
@@ -150,7 +184,7 @@ def test_directions_are_not_swapped():
         "video": (eye[[0, 1]], ids((1,), (1,))),
         "live": (eye, ids((2,), (1,))),
     }
-    results = retrieval.six_directions(embeddings)
+    results = six_directions(embeddings)
     assert (results["p2v"]["queries"], results["v2p"]["queries"]) == (1, 2)
     assert (results["p2v"]["map"], results["v2p"]["r1"]) == (1.0, 0.5)
 
@@ -169,7 +203,7 @@ def test_faults():
     with pytest.raises(ValueError, match="gallery: 1 embeddings are not finite, the first in row 1"):
         retrieval.retrieval(queries, broken, products[:2], products)
     with pytest.raises(ValueError, match="retrieval p2l: none of 2 queries"):
-        retrieval.six_directions(
+        six_directions(
             {"page": (queries, products[:2]), "video": (gallery, products), "live": (gallery, products + 10)}
         )
 
@@ -180,3 +214,25 @@ def test_padding_is_no_product():
     assert (result["queries"], result["map"]) == (2, 1.0)
     result = retrieval.retrieval(eye, eye, ids((1,), (2, 3)), ids((1,), (5, 4)))
     assert result["queries"] == 1
+
+
+def test_own_domain_and_all_domains():
+    """Product 1: two pages and a video; product 2: a page and a live; the page of product 2 looks like its live."""
+    axes = np.eye(3, dtype=np.float32)
+    embeddings = {
+        "page": (axes[[0, 1, 2]], ids((1,), (1,), (2,))),
+        "video": (axes[[0]], ids((1,))),
+        "live": (axes[[2]], ids((2,))),
+    }
+    own = retrieval.same_domain(embeddings)
+    assert (own["video"], own["live"]) == (None, None)
+    # Each page of product 1 ties with that of product 2 when it looks for the other one.
+    counts = {"queries": 2, "left_out": 1, "gallery": 2}
+    assert own["page"] == {"r1": 0, "r5": 1, "r10": 1, "map": 0.5, "median_rank": 2} | counts
+    every = retrieval.all_domains(embeddings)
+    # Page 0: video 1st, page 1 last of the three others that tie. Page 1: all four tie. Page 2: its live is first.
+    precisions = [(1 / 1 + 2 / 4) / 2, (1 / 3 + 2 / 4) / 2, 1]
+    assert every["page"]["map"] == pytest.approx(np.mean(precisions))
+    assert every["page"]["r1"] == pytest.approx(2 / 3)
+    assert (every["live"]["r1"], every["live"]["gallery"], every["live"]["queries"]) == (1, 4, 1)
+    assert every["video"]["map"] == pytest.approx((1 + 2 / 4) / 2)

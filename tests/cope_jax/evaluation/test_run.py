@@ -1,19 +1,24 @@
 """Evaluating a work directory."""
 
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from cope_jax.evaluation.run import evaluate, known_metrics, metrics_path
-from cope_jax.training.loop import train
+from cope_jax.data.records import open_records
+from cope_jax.evaluation.parquet import embed_to_parquet
+from cope_jax.evaluation.run import best_step, evaluate, known_metrics, metrics_path, subset_rows
+from cope_jax.training.config import load_config
 
-
-@pytest.fixture(scope="module")
-def workdir(make_tiny_config, tmp_path_factory):
-    """A work directory of a tiny run."""
-    folder = tmp_path_factory.mktemp("run")
-    train(make_tiny_config(), folder)
-    return folder
+ROOT = Path(__file__).parents[3]
+DIRECTIONS = {"p2v", "v2p", "p2l", "l2p", "v2l", "l2v"}
 
 
 def test_the_newest_checkpoint_is_evaluated_and_written(workdir):
@@ -40,12 +45,116 @@ def test_evaluation_repeats_itself_and_knows_what_it_was_of(workdir, make_tiny_c
     assert known_metrics(workdir, 6) == first
 
 
-def test_the_batch_size_does_not_matter(workdir):
+def test_the_batch_size_does_not_matter(workdir, tmp_path):
     first = evaluate(workdir)
+    shutil.copytree(workdir, tmp_path / "copy")
     config = json.loads((workdir / "config.json").read_text())
     config["eval"]["batch_size"] = 24
-    (workdir / "config.json").write_text(json.dumps(config))
-    assert evaluate(workdir)["retrieval"] == first["retrieval"]
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
+    assert evaluate(tmp_path / "copy")["retrieval"] == first["retrieval"]
+
+
+def test_all_that_stands_beside_the_six_directions(workdir):
+    metrics = evaluate(workdir, reuse=True)
+    for name, values in metrics["retrieval"].items():
+        low, high = metrics["intervals"]["retrieval"][name]["map"]
+        assert low <= values["map"] <= high
+        for parts in (metrics["by_frames"][name], metrics["by_text"][name]):
+            assert sum(part["queries"] for part in parts.values()) == values["queries"]
+        assert list(metrics["by_frames"][name]) == ["1"] or name[0] != "p"  # pages have one image
+    assert any("without" in parts for parts in metrics["by_text"].values())
+    sizes = {domain: metrics["retrieval"][f"v2{domain[0]}"]["gallery"] for domain in ("page", "live")}
+    sizes["video"] = metrics["retrieval"]["p2v"]["gallery"]
+    assert {domain: part["gallery"] + 1 for domain, part in metrics["same_domain"].items()} == sizes
+    assert {part["gallery"] + 1 for part in metrics["all_domains"].values()} == {sum(sizes.values())}
+    assert metrics["macro"].keys() == metrics["few_shot_all"]["1"].keys() == DIRECTIONS
+    assert metrics["few_shot_all"]["1"]["p2v"]["ways"] > metrics["few_shot"]["p2v"]["ways"] == 3
+
+
+def test_a_subset_is_some_products_with_all_their_items(workdir):
+    config = load_config(workdir)
+    records = open_records(config.data.data_dir, "test")
+    rows = subset_rows(config, 7)
+    owners = {product for row in rows["live"] for product in records.items["live"][int(row)].product_ids}
+    drawn = [p for p in (records.products[i] for i in range(12)) if p.product_id in owners]
+    assert {domain: part.tolist() for domain, part in subset_rows(config, 7).items()} == {
+        domain: part.tolist() for domain, part in rows.items()
+    }
+    assert len(drawn) >= 5
+    metrics = evaluate(workdir, subset=7)
+    assert metrics["retrieval"]["p2l"]["gallery"] == len(rows["live"]) < len(records.items["live"])
+    assert metrics["evaluated"]["subset"] == 7
+    assert json.loads((workdir / "eval/6/metrics-of-7.json").read_text()) == metrics
+    with pytest.raises(ValueError, match="--subset is 13; the split 'test' has 12 products"):
+        evaluate(workdir, subset=13)
+
+
+def test_the_best_step_is_that_of_the_highest_mean_on_the_same_data(workdir, tmp_path):
+    evaluated = {"data": "d1", "split": "test", "subset": None, "data_dir": "data"}
+
+    def put(step: int, mean: float, **changes) -> None:
+        path = metrics_path(tmp_path, step)
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"retrieval_mean": {"mean_r1": mean}, "evaluated": evaluated | changes}))
+
+    with pytest.raises(FileNotFoundError, match=r"no step of .* was evaluated on split 'test' of data.*--step=N"):
+        best_step(tmp_path, evaluated)
+    put(0, 0.9)  # the untrained model is no candidate
+    put(4, 0.5)
+    put(6, 0.5, data_dir="moved")
+    put(8, 0.8, data="d2")
+    put(10, 0.3)
+    assert best_step(tmp_path, evaluated) == 6
+    evaluate(workdir, step=4)
+    evaluate(workdir, step=6)
+    assert evaluate(workdir, step="best", reuse=True)["step"] in (4, 6)
+
+
+TWO = """
+import sys
+from pathlib import Path
+import jax
+jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+from cope_jax.evaluation.parquet import embed_to_parquet
+from cope_jax.evaluation.run import evaluate
+evaluate(Path(sys.argv[3]))
+embed_to_parquet(Path(sys.argv[3]), Path(sys.argv[4]), split="test", rows=7)
+"""
+
+
+def test_two_processes_evaluate_and_embed_as_one(workdir, tmp_path):
+    """Each embeds half of every batch, counts every other block and writes every other file."""
+    alone = evaluate(workdir, reuse=True)
+    embed_to_parquet(workdir, tmp_path / "one", split="test", rows=7)
+    shutil.copytree(workdir, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "eval")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    words = [sys.executable, "-c", TWO, port]
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    processes = [
+        subprocess.Popen(
+            [*words, str(i), tmp_path / "copy", tmp_path / "two"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            cwd=ROOT,
+        )
+        for i in range(2)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    together = known_metrics(tmp_path / "copy", 6)
+    assert together["retrieval"] == alone["retrieval"]
+    assert together["all_domains"] == alone["all_domains"]
+    for path in (tmp_path / "one").rglob("*.parquet"):
+        one, two = pq.read_table(path), pq.read_table(tmp_path / "two" / path.relative_to(tmp_path / "one"))
+        assert one.drop_columns("embedding").equals(two.drop_columns("embedding"))
+        vectors = [np.array(table["embedding"].to_pylist()) for table in (one, two)]
+        np.testing.assert_allclose(*vectors, atol=1e-5)
 
 
 def test_a_missing_checkpoint_is_named_with_those_there_are(workdir):

@@ -1,0 +1,104 @@
+"""How long exact retrieval takes at ROPE's test size, beside faiss's exact index: `python -m benchmarks.retrieval`.
+
+Random embeddings of length 1. Ours: all ranks of all positives and R@1, R@5, R@10, mAP and median rank in six
+directions. faiss: the ten nearest by IndexFlatIP in the same six, which is less than mAP and median rank need. Both
+in turn, each in a process of its own, so that the memory is ours alone. The last line is JSON: medians of `seconds` and
+`faiss_seconds`, their `ratio`, the largest `peak_rss_bytes` of ours, and `growth`: our seconds of page → video and back
+with 1, 2 and 4 times as many videos.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from cope_jax import domains
+from cope_jax.evaluation import retrieval
+
+SIZES = {"page": 31_388, "video": 29_810, "live": 30_981}
+PRODUCTS, WIDTH = 2_527, 128
+ROUNDS = 3
+GROWTH = (1, 2, 4)
+
+
+def items(scale: int) -> retrieval.Embeddings:
+    """Each domain's embeddings and products; with `scale`, that many times as many items and products."""
+    rng = np.random.default_rng(0)
+    made = {}
+    for domain, size in SIZES.items():
+        vectors = rng.normal(size=(size * scale, WIDTH)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+        made[domain] = vectors, rng.integers(0, PRODUCTS * scale, (size * scale, 1), np.int32)
+    return made
+
+
+def ours(embeddings: retrieval.Embeddings) -> float:
+    """Seconds of the six directions."""
+    started = time.perf_counter()
+    retrieval.six_directions(retrieval.direction_ranks(embeddings))
+    return time.perf_counter() - started
+
+
+def growing(scale: int) -> float:
+    """Seconds of page → video with `scale` times as many videos, of as many times the products."""
+    pages, videos = items(1)["page"], items(scale)["video"]
+    started = time.perf_counter()
+    retrieval.retrieval(pages[0], videos[0], pages[1], videos[1])
+    return time.perf_counter() - started
+
+
+def by_faiss(embeddings: retrieval.Embeddings) -> float:
+    """Seconds of faiss's exact top ten in the six directions, indexing included."""
+    import faiss
+
+    started = time.perf_counter()
+    for source, target in domains.DIRECTIONS:
+        index = faiss.IndexFlatIP(WIDTH)
+        index.add(embeddings[target][0])
+        index.search(embeddings[source][0], 10)
+    return time.perf_counter() - started
+
+
+def alone(*words: str) -> dict[str, float]:
+    """This program with some words, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.retrieval", *words]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def measure(what: str, scale: int) -> dict[str, float]:
+    """Seconds of one of the above, and the most memory this process had."""
+    seconds = {"ours": lambda: ours(items(1)), "faiss": lambda: by_faiss(items(1)), "growing": lambda: growing(scale)}
+    measured = seconds[what]()
+    return {"seconds": measured, "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def main() -> None:
+    """Measures in turn, and prints."""
+    rounds = []
+    for _ in range(ROUNDS):
+        rounds.append((alone("ours", "1"), alone("faiss", "1")))
+        print(f"ours {rounds[-1][0]['seconds']:.2f} s, faiss {rounds[-1][1]['seconds']:.2f} s", flush=True)
+    seconds, faiss_seconds = (statistics.median(each["seconds"] for each in side) for side in zip(*rounds, strict=True))
+    growth = {
+        f"x{scale}": statistics.median(alone("growing", str(scale))["seconds"] for _ in range(ROUNDS))
+        for scale in GROWTH
+    }
+    result = {
+        "seconds": round(seconds, 2),
+        "faiss_seconds": round(faiss_seconds, 2),
+        "ratio": round(seconds / faiss_seconds, 3),
+        "peak_rss_bytes": int(max(each["bytes"] for each, _ in rounds)),
+        "growth": {name: round(value, 2) for name, value in growth.items()},
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
+    else:
+        main()

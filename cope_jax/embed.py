@@ -1,0 +1,53 @@
+"""Embeds all items of a split: `python -m cope_jax.embed --workdir=runs/demo --split=test --out=embeddings/demo`.
+
+Writes Parquet files, `page/00000-of-00004.parquet` and so on. The same command goes on where it was stopped.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from cope_jax import entry
+from cope_jax.evaluation.parquet import TYPES, embed_to_parquet
+from cope_jax.evaluation.run import BEST, LATEST
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of the command; not at import, where those of two commands would collide."""
+    flags.DEFINE_string("workdir", None, "Folder of a training run.")
+    flags.DEFINE_string("out", None, "Folder to write.")
+    flags.DEFINE_string("split", "test", "Split to embed.")
+    flags.DEFINE_string("data_dir", None, "Array records to embed instead of the run's own.")
+    flags.DEFINE_string(
+        "step",
+        LATEST,
+        f"Checkpoint: a step, {LATEST!r}, or {BEST!r}, the one with the highest mean R@1 of those evaluated so far; 0 "
+        "is the untrained model.",
+    )
+    flags.DEFINE_enum("dtype", "float32", list(TYPES), "Of the embeddings.")
+    entry.define_cluster_flags()
+    flags.mark_flags_as_required(["workdir", "out"])
+
+
+def main() -> None:
+    """Embeds and says how many."""
+    flags_of_all = ("workdir", "out", "split", "data_dir", "step", "dtype")
+    with entry.this_process({f"--{name}": FLAGS[name].value for name in flags_of_all}):
+        sizes = embed_to_parquet(
+            Path(FLAGS.workdir),
+            Path(FLAGS.out),
+            split=FLAGS.split,
+            data_dir=Path(FLAGS.data_dir) if FLAGS.data_dir else None,
+            step=entry.parse_step(FLAGS.step, words=(LATEST, BEST)),
+            dtype=FLAGS.dtype,
+        )
+    print(
+        f"{FLAGS.out} holds the embeddings of {', '.join(f'{size} {domain} items' for domain, size in sizes.items())}"
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    entry.run("embed", main)

@@ -1,0 +1,52 @@
+"""A checkpoint of a run, loaded and compiled: turns rows of the records into embedded items."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerFast
+
+from cope_jax.data.tokenizer import load_tokenizer
+from cope_jax.evaluation.embed import EmbedFunction, Items, embed_function, embed_items
+from cope_jax.evaluation.progress import Progress
+from cope_jax.training.checkpoints import Checkpoints, load_model
+from cope_jax.training.inputs import evaluation_batches
+from cope_jax.training.loop import check_batch_sizes
+from cope_jax.training.mesh import make_mesh
+from cope_jax.training.model import ModelState
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """The model of a step with all that it needs; the config says which records and split are read."""
+
+    config: ConfigDict
+    tokenizer: PreTrainedTokenizerFast
+    mesh: Mesh
+    embed: EmbedFunction
+    model: ModelState
+
+    def items(self, domain: str, rows: Sequence[int], progress: Progress | None = None) -> Items:
+        """Embeds some rows of a domain; all hosts take part and get all."""
+        batches = evaluation_batches(
+            self.config, self.tokenizer, domain=domain, batch_size=self.config.eval.batch_size, rows=rows
+        )
+        return embed_items(batches, domain, self.embed, self.model, self.mesh, progress)
+
+
+def load_run(config: ConfigDict, workdir: Path, checkpoints: Checkpoints, step: int) -> LoadedRun:
+    """Loads a step of a work directory.
+
+    Raises:
+        FileNotFoundError: no such step; for step 0 also: no such weights to start from.
+        ValueError: batches do not divide over the devices.
+    """
+    mesh = make_mesh(**config.mesh)
+    check_batch_sizes(config, mesh)
+    tokenizer = load_tokenizer(workdir / "tokenizer")
+    graphdef, model = load_model(config, checkpoints, step, mesh, vocab_size=len(tokenizer))
+    embed = embed_function(graphdef, jax.tree.map(lambda leaf: leaf.sharding, model), mesh)
+    return LoadedRun(config, tokenizer, mesh, embed, model)
