@@ -67,18 +67,15 @@ def start(*words, devices=1):
     )
 
 
-def ends(processes, timeout=200):
+def ends(processes, timeout=500):
     """(exit code, output, errors) of each; none is left."""
-    results = []
     try:
-        for process in processes:
-            output, errors = process.communicate(timeout=timeout)
-            results.append((process.returncode, output, errors))
+        texts = [process.communicate(timeout=timeout) for process in processes]
     finally:
         for process in processes:
             process.kill()
             process.communicate()
-    return results
+    return [(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]
 
 
 def members(number, *, actor, act, code=MEMBER, silence=cluster.SILENCE):
@@ -93,6 +90,12 @@ def start_training(make_tiny_config, tmp_path_factory):
     config = make_tiny_config()
     config.train.log_every = 1
     config.model.vision.heads = config.model.text.heads = 4
+    # Quick to compile, which is all that these runs take time for.
+    config.model.vision.cross_frame, config.model.vision.integration_depth, config.model.vision.drop_path = (
+        False,
+        0,
+        0.0,
+    )
     path = tmp_path_factory.mktemp("processes") / "config.py"
     path.write_text(
         "from configs import default\n"
@@ -114,8 +117,7 @@ def start_training(make_tiny_config, tmp_path_factory):
 
 def test_any_number_of_processes_trains_the_same(start_training, tmp_path):
     """Also where groups of the tensor axis lie in several processes, which then read the same examples."""
-    one, two = start_training(tmp_path / "1", 1), start_training(tmp_path / "2", 2)
-    results = [*ends(one), *ends(two)]
+    results = ends([*start_training(tmp_path / "1", 1), *start_training(tmp_path / "2", 2)])
     results += ends(start_training(tmp_path / "4", 4, "--config.mesh.fsdp=2", "--config.mesh.tensor=4"))
     for code, output, errors in results:
         assert code == 0, output + errors
@@ -140,7 +142,7 @@ def test_a_signal_to_one_process_stops_all_behind_the_same_step():
 @pytest.mark.parametrize("actor", [0, 1])
 def test_a_killed_process_ends_the_others_with_its_name(actor):
     processes = members(3, actor=actor, act="os.kill(os.getpid(), signal.SIGKILL)")
-    processes[actor].wait(200)
+    processes[actor].wait(500)
     killed = time.monotonic()
     results = ends(processes)
     assert time.monotonic() - killed < 60
