@@ -134,7 +134,7 @@ def test_a_command_of_the_readme_runs(run_sh, places, command):
 
 
 def run_example(name: str, ending: str, places: dict[str, str]) -> str:
-    """What the example that names a folder prints with one more line, as a program of its own that a user would write."""
+    """What the example that names a folder prints with one more line, as a program of its own which a user writes."""
     (example,) = [code for code in EXAMPLES if f'"{name}' in code]
     code = example.replace(name, f"{places['folder']}/{name}") + ending
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
