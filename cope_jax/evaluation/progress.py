@@ -28,6 +28,7 @@ class Progress:
             return
         self.printed = now
         seconds, done = now - self.began[0], self.done - self.began[1]
-        speed = f"{done / seconds:.1f} items/s  {clock((self.total - self.done) * seconds / done)} left" if done else ""
-        line = f"{self.what} {self.done:>{len(str(self.total))}}/{self.total}  {speed}".rstrip()
+        speed = f"  {done / seconds:.1f} items/s" if done else ""
+        left = f"  {clock((self.total - self.done) * seconds / done)} left" if done and not last else ""
+        line = f"{self.what} {self.done:>{len(str(self.total))}}/{self.total}{speed}{left}"
         print(f"\r{line}   " if self.terminal else line, end="\n" if last or not self.terminal else "", flush=True)
