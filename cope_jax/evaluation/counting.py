@@ -53,7 +53,7 @@ class Block:
       vectors: f32[n, E].
       thresholds: f32[P, n], filled up with infinity, which no score reaches.
       reach: of each p, how many items have more than p thresholds.
-      counts: i64[P, n], what has been counted.
+      counts: i64[P, n], what has been counted; where a threshold is infinite it means nothing.
     """
 
     items: np.ndarray
@@ -128,11 +128,12 @@ def host_tiles(rows: Block, columns: Sequence[Block]) -> None:
     """Counts with numpy: each core multiplies some rows with a block, and counts while they are in its cache."""
     left = rows.vectors.astype(np.float64)
     # Products are on one core each: BLAS's own threads would wait for each other, spinning, while others count.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
         for block in columns:
             tile = partial(_host_tile, left, rows, block.vectors.astype(np.float64).T, block)
             for counts in pool.map(tile, range(0, len(left), HOST_ROWS)):
-                block.counts[...] += counts
+                if block is not rows:  # to whose counts others may be adding at this moment
+                    block.counts[...] += counts
 
 
 def _host_tile(left: np.ndarray, rows: Block, right: np.ndarray, columns: Block, start: int) -> np.ndarray:
@@ -164,10 +165,7 @@ def _host_tile(left: np.ndarray, rows: Block, right: np.ndarray, columns: Block,
             np.greater_equal(strip[:, :k], columns.thresholds[p, :k], out=reached[:n, :k])
             eights = -(-k // 8)
             sums[p, :eights] += np.add.reduce(bytes_of_eight[:n, :eights], axis=0)
-    counts = sums.view(np.uint8)[:, :m].astype(np.int64)
-    for p, k in enumerate(columns.reach):
-        counts[p, k:] = 0
-    return counts
+    return sums.view(np.uint8)[:, :m].astype(np.int64)  # of columns without a p-th threshold anything
 
 
 def device_tiles(rows: Block, columns: Sequence[Block]) -> None:

@@ -212,6 +212,7 @@ def test_evaluation_covers_each_item_once_in_row_order(evaluate, content, tokeni
     np.testing.assert_array_equal(flat["row"], [*range(n), *[-1] * padding])
     np.testing.assert_array_equal(flat["item_id"], [*(100 + 7 * r % 23 for r in range(n)), *[-1] * padding])
     assert flat["item_id"].dtype == np.int64
+    np.testing.assert_array_equal(flat["frame_count"], [*(count for _, _, count in items), *[0] * padding])
     np.testing.assert_array_equal(flat[f"{domain}.present"], [True] * n + [False] * padding)
     assert not flat[f"{domain}.frames"][n:].any()
     assert not flat[f"{domain}.frame_mask"][n:].any()
@@ -221,6 +222,15 @@ def test_evaluation_covers_each_item_once_in_row_order(evaluate, content, tokeni
     np.testing.assert_array_equal(frame, [centres(count, 3) for _, _, count in items])
     expected = encode(tokenizer, [text for text, _, _ in items], 7)
     np.testing.assert_array_equal(flat[f"{domain}.text"][:n], expected)
+
+
+def test_evaluation_of_some_rows_is_that_of_all(evaluate):
+    (whole,) = evaluate("live", batch_size=12)
+    batches = evaluate("live", batch_size=2, rows=[1, 4, 9])
+    assert [batch["row"].tolist() for batch in batches] == [[1, 4], [9, -1]]
+    for name, value in leaves(whole).items():
+        parts = np.concatenate([leaves(batch)[name] for batch in batches])
+        np.testing.assert_array_equal(parts[:3], value[[1, 4, 9]], err_msg=name)
 
 
 def test_evaluation_masks_short_clips_where_asked(evaluate, content):

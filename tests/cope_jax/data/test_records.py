@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from cope_jax.data.records import open_records, sample_texts
+from cope_jax.data.records import fingerprint, open_records, sample_texts
 from cope_jax.domains import DOMAINS
 
 
@@ -42,6 +42,17 @@ def test_records_read_as_tfds_reads_them(records, data_dir):
         assert list(item.frames) == list(reference["frames"])
         np.testing.assert_array_equal(item.product_ids, reference["product_ids"])
         np.testing.assert_array_equal(item.frame_times, reference["frame_times"])
+
+
+def test_the_fingerprint_is_that_of_the_records_wherever_they_lie(data_dir, tmp_path):
+    shutil.copytree(data_dir / "rope", tmp_path / "rope")
+    own = fingerprint(data_dir, "train")
+    assert fingerprint(tmp_path, "train") == own
+    changed = max((tmp_path / "rope" / "live" / "1.0.0").glob("*-train.array_record-*"))
+    content = bytearray(changed.read_bytes())
+    content[len(content) // 2] ^= 1
+    changed.write_bytes(content)
+    assert fingerprint(tmp_path, "train") != own
 
 
 def test_newest_version_is_read_and_unfinished_ones_are_not(data_dir, tmp_path):
