@@ -7,7 +7,12 @@ from pathlib import Path
 
 # Before the first import of jax.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    # Models this small take time only to compile: quickly then, rather than well.
+    + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    + " --xla_force_host_platform_device_count=8"
+)
 # A cache for each of pytest's workers: JAX writes entries in place, and another worker could read half of one.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(
     os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".cache/jax")),
@@ -98,7 +103,10 @@ def _tiny_config(data_dir):
 
 ROOT = Path(__file__).parents[1]
 # One device a process, as users have it; and no fake ones from here.
-ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"COPE_PYTHON": sys.executable}
+ENVIRONMENT = os.environ | {
+    "COPE_PYTHON": sys.executable,
+    "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", ""),
+}
 
 
 @pytest.fixture(scope="session")
