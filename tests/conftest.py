@@ -10,7 +10,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     # Models this small take time only to compile: quickly then, rather than well.
-    + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    + " --xla_llvm_disable_expensive_passes=true"
     + " --xla_force_host_platform_device_count=8"
 )
 # A cache for each of pytest's workers: JAX writes entries in place, and another worker could read half of one.
