@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from cope_jax import exported
 from cope_jax.data.tokenizer import encode, load_tokenizer
 from cope_jax.domains import DOMAINS
+from cope_jax.evaluation.loaded import load_run
 from cope_jax.evaluation.run import embed_split
 from cope_jax.training import export
 from cope_jax.training.checkpoints import Checkpoints
@@ -47,12 +48,13 @@ def test_evaluation_items_embed_as_in_the_run(workdir, folder):
     """By evaluation's own code: sharded over eight devices there, one device here, and from texts."""
     config, tokenizer = load_config(workdir), load_tokenizer(workdir / "tokenizer")
     with Checkpoints(workdir) as checkpoints:
-        expected = embed_split(config, workdir, checkpoints, checkpoints.newest())
+        step = checkpoints.newest()
+        expected = embed_split(load_run(config, workdir, checkpoints, step), step=step)
     model = exported.load(folder)
     for domain in DOMAINS:
         batch = next(iter(evaluation_batches(config, tokenizer, domain=domain, batch_size=5)))[domain]
         found = model.programs[domain](model.weights, batch["frames"], batch["frame_mask"], batch["text"])
-        np.testing.assert_allclose(found, expected[domain][0][:5], atol=1e-5)
+        np.testing.assert_allclose(found, expected[domain].vectors[:5], atol=1e-5)
 
 
 def test_weights_carry_their_paths(workdir, folder):
