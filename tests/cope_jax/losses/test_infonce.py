@@ -1,5 +1,7 @@
 """InfoNCE on a ring of devices against loops in float64, and against torch on a case that it knows."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -59,7 +61,10 @@ def test_loss_and_gradients_equal_the_formula(make_sides, mesh, tile, monkeypatc
 
 
 def test_one_item_a_product_is_torchs_cross_entropy(make_sides, one_device):
-    torch = pytest.importorskip("torch")
+    if os.environ.get("CI") != "true":  # there its absence is an error
+        pytest.importorskip("torch")
+    import torch
+
     sides = make_sides(10, missing=False)
     alone = np.arange(10, dtype=np.int32)[:, None]
     sides = {name: side._replace(products=jax.numpy.asarray(alone)) for name, side in sides.items()}
