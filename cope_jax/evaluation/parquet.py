@@ -94,12 +94,10 @@ def embed_to_parquet(
         claim(out, manifest)
         shards = [shard for domain, size in sizes.items() for shard in shards_of(out, domain, size, rows)]
         # Process 0 decides for all: they compute together, and may see a shared folder at different times.
-        todo = from_all(np.array([not shard.path.exists() for shard in shards], bool))[0]
-        if todo.any():
-            run = load_run(config, workdir, checkpoints, step)
-            write_shards(
-                [shard for shard, open_ in zip(shards, todo, strict=True) if open_], run, records.products, dtype
-            )
+        written = from_all(np.array([shard.path.exists() for shard in shards], bool))[0]
+        todo = [shard for shard, there in zip(shards, written, strict=True) if not there]
+        if todo:
+            write_shards(todo, load_run(config, workdir, checkpoints, step), records.products, dtype)
     wait_for_all("embedded")
     check_rows(shards)
     return sizes
@@ -107,11 +105,9 @@ def embed_to_parquet(
 
 def checkpoint_fingerprint(workdir: Path, step: int) -> str:
     """Tells a checkpoint from one of the same step of another training, wherever the work directory lies."""
-    digest = hashlib.sha256((workdir / "config.json").read_bytes())
     saved = workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"  # Orbax writes times of saving into it
-    if saved.exists():  # The untrained model has no checkpoint.
-        digest.update(saved.read_bytes())
-    return digest.hexdigest()[:16]
+    # The untrained model has no checkpoint: the config makes it.
+    return hashlib.sha256((saved if saved.exists() else workdir / "config.json").read_bytes()).hexdigest()[:16]
 
 
 def claim(out: Path, manifest: Mapping[str, Any]) -> None:
@@ -132,13 +128,15 @@ def claim(out: Path, manifest: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{out} holds other embeddings; choose another --out, or remove it:\n" + "\n".join(differing)
             )
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(not child.name.startswith(".") for child in out.iterdir()):
         raise ValueError(f"{out} is not empty and has no {MANIFEST}; choose another --out")
     wait_for_all("looked")  # before one of them writes
-    if jax.process_index() == 0 and not path.exists():
+    if jax.process_index() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        if not path.exists():  # before anything else: a folder without it is not ours
+            write_whole(path, (json.dumps(manifest, indent=2) + "\n").encode())
         for domain in DOMAINS:
-            (out / domain).mkdir(parents=True, exist_ok=True)
-        write_whole(path, (json.dumps(manifest, indent=2) + "\n").encode())
+            (out / domain).mkdir(exist_ok=True)
     wait_for_all("claimed")
 
 

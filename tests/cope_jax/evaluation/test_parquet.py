@@ -56,6 +56,8 @@ def test_embeddings_are_those_of_evaluation(written, workdir):
 def test_a_killed_job_keeps_its_finished_files_and_ends_as_others(workdir, written, tmp_path, monkeypatch):
     reference, _ = written
     out, written_files = tmp_path / "out", []
+    out.mkdir()
+    (out / ".manifest.json.partial").touch()  # as an even earlier kill leaves it
 
     def dies_late(path, content):
         if len(written_files) == 3:
