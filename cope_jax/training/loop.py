@@ -113,7 +113,10 @@ def check_batch_sizes(config: ConfigDict, mesh: Mesh) -> None:
     }
     for key, size in sizes.items():
         if size % shares:
-            raise ValueError(f"config.{key} {size} is no multiple of the {shares} devices that share it")
+            raise ValueError(
+                f"config.{key} {size} is no multiple of the {shares} devices that share it (mesh.data × mesh.fsdp); "
+                f"make it {-(-size // shares) * shares}, say, or change config.mesh"
+            )
 
 
 class Plan(NamedTuple):

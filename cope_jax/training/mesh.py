@@ -43,7 +43,10 @@ def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device
     sizes = {axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()}
     if prod(sizes.values()) != len(devices) or min(sizes.values()) < 1:
         wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, (data, fsdp, tensor), strict=True))
-        raise ValueError(f"{wanted} do not multiply to {len(devices)} devices; set one to −1 to take what is left")
+        raise ValueError(
+            f"config.{wanted} do not multiply to {len(devices)} devices; set one to −1 to take what is left, and the "
+            f"others so that they divide {len(devices)}"
+        )
     return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), AXES)
 
 
