@@ -18,7 +18,7 @@ from data_prep.release import DOMAINS
 MEMORY_LIMIT = "3GB"  # of DuckDB; parsing and writing beside it take about 1 GB more
 MAX_REJECTED = 0.001
 _MAX_THREADS = 8  # each sorts in memory of its own: with many, a limit that is enough for few is none
-_SPILL, _DATABASE = "spill", "catalog.duckdb"
+_SPILL = "spill"
 
 # Gives a split's sources, domain → rows. The connection is for those that keep their rows in the database.
 SplitSources = Callable[[duckdb.DuckDBPyConnection, str], Mapping[str, DomainSources]]
@@ -74,9 +74,7 @@ def make(
                 split: _make_split(con, folder, split, sources(con, split), max_rejected, report) for split in splits
             }
             finish(con, folder)
-        for name in (_SPILL, _DATABASE, f"{_DATABASE}.wal"):
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        shutil.rmtree(folder / _SPILL, ignore_errors=True)
         write_summary(folder, summary, source=source)
         folder.replace(out)
     return Catalog(out)
@@ -121,7 +119,7 @@ def _unfinished_folder(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _database(folder: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Gives a database in `folder` that spills into it, and says in our words what stops it."""
+    """Gives a database in memory that spills into `folder`, and says in our words what stops it."""
     config = {
         "memory_limit": memory_limit,
         "temp_directory": str(folder / _SPILL),
@@ -129,7 +127,7 @@ def _database(folder: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnec
         "preserve_insertion_order": False,
     }
     try:
-        con = duckdb.connect(folder / _DATABASE, config=config)
+        con = duckdb.connect(config=config)
     except duckdb.Error as error:
         raise CatalogError(f"--memory_limit={memory_limit}: {error}") from error
     try:

@@ -86,8 +86,8 @@ def make(folder: Path, *, max_rejected: float = 1.0, **changed: str | bytes) -> 
 
 
 def rejected(catalog: Catalog) -> list[dict]:
-    path = catalog.folder / "rejected.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with (catalog.folder / "rejected.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def assert_is_reference(catalog: Catalog, release: Path, prefix: str = "training_", split: str = "train") -> None:
@@ -228,7 +228,7 @@ def lines_of(last):
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(files=st.fixed_dictionaries({name: lines_of(last) for name, last in LASTS.items()}), block=st.integers(4, 400))
 def test_no_mangling_crashes_loses_a_good_row_or_keeps_a_bad_one_silently(files, block):
     files["product_pages_pair"] += b"\n1, 1\n"  # a split has a product
@@ -239,7 +239,7 @@ def test_no_mangling_crashes_loses_a_good_row_or_keeps_a_bad_one_silently(files,
         assert_is_reference(catalog, Path(folder) / "release")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(last=st.sampled_from(sorted(set(LASTS.values()))), data=st.data(), block=st.integers(4, 400))
 def test_lines_are_read_all_at_once_as_one_by_one(last, data, block):
     content = data.draw(lines_of(last))
@@ -273,7 +273,7 @@ def test_ordinary_lines_do_not_go_one_by_one(monkeypatch):
 
 def test_blanks_are_those_of_python():
     """Arrow trims all lines' fields, Python those of odd ones: both must mean the same by a blank."""
-    characters = [chr(code) for code in range(1, 0x110000) if not 0xD800 <= code < 0xE000]
+    characters = [chr(code) for code in (*range(1, 0x3100), *range(0xFE00, 0x10000))]
     trimmed = pc.utf8_trim_whitespace(pa.array(characters)).to_pylist()
     assert trimmed == [character.strip() for character in characters]
 
