@@ -19,7 +19,7 @@ from PIL import Image
 
 from data_prep import images, shards
 from data_prep.build import build, format_summary
-from data_prep.inputs import BuildError, Inputs
+from data_prep.inputs import BuildError, Inputs, release_inputs
 from data_prep.release import DOMAINS, Frame, Item, ReleaseError
 from data_prep.rope.rope_dataset_builder import Builder
 
@@ -109,7 +109,7 @@ def release(tmp_path_factory) -> Path:
 
 def quiet_build(release: Path, data_dir: Path, processes: int = 1) -> tuple[dict, list[str]]:
     lines: list[str] = []
-    return build(Inputs(release), data_dir, processes=processes, report=lines.append), lines
+    return build(release_inputs(release, data_dir), data_dir, processes=processes, report=lines.append), lines
 
 
 @pytest.fixture(scope="module")
