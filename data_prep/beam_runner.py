@@ -1,4 +1,4 @@
-"""Finishes shards on Apache Beam, for those with a cluster (Dataflow, Flink, Spark); all workers see the same folders."""
+"""Finishes shards on Apache Beam, for those with a cluster: Dataflow, Flink, Spark. Its workers see the same folders."""
 
 from collections.abc import Iterator, Sequence
 
@@ -18,7 +18,7 @@ def beam_runner(options: Sequence[str]) -> Runner:
     """
 
     def run(orders: Sequence[Shard]) -> Iterator[tuple[int, ShardReport, bool]]:
-        done = {index for index, shard in enumerate(orders) if shard.report_path.exists()}
+        done = {index for index, shard in enumerate(orders) if shards.report_path(shard.path).exists()}
         with beam.Pipeline(options=PipelineOptions([f"--{option}" for option in options])) as pipeline:
             _ = (
                 pipeline
@@ -27,7 +27,7 @@ def beam_runner(options: Sequence[str]) -> Runner:
                 | beam.Map(_finish)
             )
         for index, shard in enumerate(orders):
-            yield index, shards.read_report(shard.report_path), index in done
+            yield index, shards.read_report(shards.report_path(shard.path)), index in done
 
     return run
 

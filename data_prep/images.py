@@ -76,7 +76,9 @@ def _other_fault(data: bytes) -> Fault | None:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     return Fault.TOO_LARGE
-                image.convert("RGBA" if image.has_transparency_data else "RGB")
+                image.load()
+                if not image.mode.startswith("I"):  # 16-bit grey, which training turns to RGB itself
+                    image.convert("RGBA" if image.has_transparency_data else "RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return Fault.TOO_LARGE
     except Image.UnidentifiedImageError:

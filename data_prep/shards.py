@@ -23,9 +23,9 @@ NO_FRAMES = "no frames listed"
 NO_FRAMES_LEFT = "no frames left"
 
 
-def reports_folder(folder: Path) -> Path:
-    """Returns where the reports of the shards in `folder` lie."""
-    return folder / "reports"
+def report_path(path: Path) -> Path:
+    """Returns where the report of the shard `path` lies."""
+    return path.parent / "reports" / f"{path.name}.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +56,6 @@ class Shard:
     span: Span
     places: Path
     sources: tuple[Path, ...]
-
-    @property
-    def report_path(self) -> Path:
-        return reports_folder(self.path.parent) / f"{self.path.name}.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,9 +143,9 @@ def write_shard(shard: Shard) -> ShardReport:
         dropped_items=dict(sorted(dropped_items.items())),
         dropped_frames=dict(sorted(dropped_frames.items())),
     )
-    shard.report_path.parent.mkdir(exist_ok=True)
     # Last, for the report is what makes the shard a finished one.
-    records.write_text(shard.report_path, json.dumps(dataclasses.asdict(report)))
+    report_path(shard.path).parent.mkdir(exist_ok=True)
+    records.write_text(report_path(shard.path), json.dumps(dataclasses.asdict(report)))
     return report
 
 
@@ -184,7 +180,7 @@ def read_report(path: Path) -> ShardReport:
 
 def report_paths(folder: Path, split: str) -> list[Path]:
     """Returns the paths of the reports of a split's finished shards in `folder`, in row order."""
-    return sorted(reports_folder(folder).glob(f"*-{split}.*.json"))
+    return sorted((folder / "reports").glob(f"*-{split}.*.json"))
 
 
 def finished(shard: Shard) -> ShardReport | None:
@@ -193,7 +189,7 @@ def finished(shard: Shard) -> ShardReport | None:
     The shard is read whole: after a power cut a file system may hold the report and not all of the shard.
     """
     try:
-        report = read_report(shard.report_path)
+        report = read_report(report_path(shard.path))
         # Another version of `plan_shards` may have given this name to other items.
         same_items = report.span == shard.span
         return report if same_items and checksum(shard.path) == report.sha256 else None
