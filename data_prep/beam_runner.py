@@ -1,4 +1,4 @@
-"""Finishes shards on Apache Beam, for those with a cluster: Dataflow, Flink, Spark. Its workers see the same folders."""
+"""Finishes shards on Apache Beam, for those with a cluster: Dataflow, Flink, Spark. Its workers see our folders."""
 
 from collections.abc import Iterator, Sequence
 

@@ -64,6 +64,7 @@ def build(
             )
             for name in (*DOMAINS, "product")
         }
+        inputs.check()
         # All are asked before one is built: nothing is added to the data of other inputs.
         built = [builder.is_built_from(inputs) for builder in builders.values()]
         summary_path = data_dir / Builder.name / SUMMARY_FILE

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_prep import image_sources
 from data_prep.catalog_files import Catalog, write_catalog
-from data_prep.release import PREFIXES, read_release
+from data_prep.release import DOMAINS, PREFIXES, read_release
 
 VERSION = 1  # raise when the same inputs give other records
 
@@ -38,9 +38,16 @@ class Inputs:
         if not self.images:
             raise BuildError("no source of images: name at least one with --images")
 
-    @property
+    @functools.cached_property
     def opened(self) -> Catalog:
         return Catalog(self.catalog)
+
+    def check(self) -> None:
+        """Raises CatalogError or BuildError where a split or a domain's items lack, before hours go into others."""
+        for split in self.splits:
+            for domain in DOMAINS:
+                if not self.opened.count(split, domain):
+                    raise BuildError(f"split {split!r} of {self.catalog} has no {domain} items")
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, str]:
@@ -49,7 +56,7 @@ class Inputs:
         Images are not opened: `image_sources.fingerprint`.
 
         Raises:
-          CatalogError: no finished catalog, or one without the splits.
+          CatalogError: no finished catalog.
           ImageSourceError: a missing folder of images, or a tar without a ledger.
         """
         digests = [image_sources.fingerprint(source) for source in self.images]

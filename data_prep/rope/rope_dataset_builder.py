@@ -118,6 +118,7 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         if self.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
             raise BuildError(f"file format {self.info.file_format.value} not supported: only {FILE_FORMAT}")
         inputs = self._inputs or self._read_release(Path(dl_manager.manual_dir))
+        inputs.check()
         incomplete = Path(self.data_dir)  # TFDS's folder, renamed when done; has a new name at every try
         write_split = self._write_products if self.builder_config_name == "product" else self._write_items
         with _unfinished_folder(incomplete, inputs, self._report) as folder:
@@ -129,8 +130,6 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
     def _write_items(self, folder: Path, inputs: Inputs, split: str) -> tfds.core.SplitInfo:
         domain = self.builder_config_name
         spans = _plan(inputs.opened, split, domain)
-        if not spans:
-            raise BuildError(f"split {split!r} of {inputs.catalog} has no {domain} items")
         index = self._index_folder(inputs)
         with _locked(index):  # builds of the other domains use it too
             image_index.write_index(index, inputs.opened, inputs.splits, inputs.images)
