@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import images
@@ -175,7 +176,7 @@ def _read_ledger(path: Path) -> dict[str, tuple[str, str]]:
         # img2dataset's checksums are of bytes that it did not look at.
         checked = "sha256" in schema.names and (schema.metadata or {}).get(RULES_KEY) == images.RULES.encode()
         table = pq.read_table(path, columns=["key", "url", *(["sha256"] if checked else [])])
-    except (OSError, pq.pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowInvalid) as error:
         raise ImageSourceError(f"{path} cannot be read ({error}): fetch this shard again") from error
     sums = table["sha256"].to_pylist() if checked else [None] * len(table)
     rows = zip(table["key"].to_pylist(), table["url"].to_pylist(), sums, strict=True)

@@ -98,7 +98,10 @@ def _records(path: Path, damages: list[str]) -> Iterator[tuple[int, bytes]]:
             yield number, reader.read([number])[0]
         except RuntimeError as error:
             damages.append(f"record {number}: cannot be read: {error}")
-    reader.close()
+    try:
+        reader.close()
+    except RuntimeError as error:  # a file that could not be opened says so only here
+        damages.append(f"cannot be read: {error}")
 
 
 def _features(record: bytes, damages: list[str], number: int) -> Mapping:

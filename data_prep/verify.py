@@ -6,6 +6,7 @@ Exit code 0: every file has its checksum, every record parses, every frame decod
 summary, and products and items point at each other. 1: something does not, a line each.
 """
 
+import collections
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -96,6 +97,7 @@ def _find_wrong_links(
     said = [check.links["item"] + [start, 0] for (_, check), start in zip(files, starts, strict=False)]
     pointed = [check.links[domain] for _, check in products]
     missing, wrong = unmatched(np.concatenate([NO_LINKS, *said]), np.concatenate([NO_LINKS, *pointed]))
+    damages: dict[Path, list[str]] = collections.defaultdict(list)
     for links, text in (
         (missing, "no product record {} points at it"),
         (wrong, "is none of product {}, which points at it"),
@@ -103,9 +105,11 @@ def _find_wrong_links(
         for row, product in links.tolist():
             number = int(np.searchsorted(starts, row, side="right")) - 1
             if 0 <= number < len(files):
-                yield files[number][0], [f"record {row - starts[number]}: {text.format(product)}"]
+                damages[files[number][0]].append(f"record {row - starts[number]}: {text.format(product)}")
             else:
-                yield products[0][0].parent, [f"product {product} points at {domain} row {row} of {starts[-1]}"]
+                folder = products[0][0].parent
+                damages[folder].append(f"product {product} points at {domain} row {row} of {starts[-1]}")
+    yield from damages.items()
 
 
 def define_flags() -> None:
