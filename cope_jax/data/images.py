@@ -65,7 +65,7 @@ class EvalView:
 def image_size(data: bytes) -> tuple[int, int]:
     """(height, width) of an encoded image as it is to be seen, from its header. ValueError where it has none."""
     if data.startswith(JPEG_START):
-        height, width = simplejpeg.decode_jpeg_header(data, strict=False)[:2]
+        height, width = _jpeg_header(data)[:2]
         orientation = jpeg_orientation(data)
     else:
         with _open(data) as image:
@@ -178,10 +178,14 @@ def _turn_hue(angle: float) -> np.ndarray:
 
 def _is_rgb_jpeg(data: bytes) -> bool:
     # Pillow takes CMYK for Adobe's, inverted, whatever its markers say, as browsers do.
-    return data.startswith(JPEG_START) and simplejpeg.decode_jpeg_header(data, strict=False)[2] not in (
-        "CMYK",
-        "YCCK",
-    )
+    return data.startswith(JPEG_START) and _jpeg_header(data)[2] not in ("CMYK", "YCCK")
+
+
+def _jpeg_header(data: bytes) -> tuple:
+    try:
+        return simplejpeg.decode_jpeg_header(data, strict=False)
+    except KeyError as error:  # a header that ends before it says how colours are coded
+        raise ValueError(f"image of {len(data)} bytes does not decode: its header is cut") from error
 
 
 def _open(data: bytes) -> Image.Image:

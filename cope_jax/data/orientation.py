@@ -11,11 +11,10 @@ _TAG, _SHORT = 0x0112, 3
 def jpeg_orientation(data: bytes) -> int:
     """The EXIF orientation of a JPEG, 1 to 8; 1, upright, where it has none or a broken one."""
     place = 2
-    while data[place : place + 1] == b"\xff":
-        marker = data[place + 1]
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
         if marker == 0xDA:  # the image begins
             break
-        length = int.from_bytes(data[place + 2 : place + 4], "big")
         if marker == 0xE1 and data.startswith(b"Exif\0\0", place + 4):
             return exif_orientation(data[place + 4 : place + 2 + length])
         place += 2 + length
