@@ -16,7 +16,7 @@ class ImageReader:
 
     def __init__(self, sources: Sequence[Path]):
         self._sources = sources
-        self._tar: tuple[Path, int] | None = None
+        self._tar: tuple[tuple[int, str], int] | None = None  # source and path, and what it is open as
 
     def __enter__(self) -> "ImageReader":
         return self
@@ -34,19 +34,19 @@ class ImageReader:
         """
         if place.source is None:
             return b"", Fault.MISSING
-        path = self._sources[place.source] / place.path
         if place.start == WHOLE_FILE:
-            return images.read_image(path)
+            return images.read_image(self._sources[place.source] / place.path)
         if place.size > images.MAX_BYTES:
             return b"", Fault.TOO_LARGE
-        data = os.pread(self._open(path), place.size, place.start)
+        data = os.pread(self._open(place), place.size, place.start)
         fault = _find_change(data, place.sha256) if place.sha256 else images.find_fault(data)
         return (data, None) if fault is None else (b"", fault)
 
-    def _open(self, path: Path) -> int:
-        if self._tar is None or self._tar[0] != path:
+    def _open(self, place: Place) -> int:
+        tar = place.source, place.path
+        if self._tar is None or self._tar[0] != tar:
             self.__exit__()
-            self._tar = path, os.open(path, os.O_RDONLY)
+            self._tar = tar, os.open(self._sources[place.source] / place.path, os.O_RDONLY)
         return self._tar[1]
 
 

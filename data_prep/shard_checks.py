@@ -9,7 +9,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data_prep import images, shards
+from data_prep import images, records, shards
 from data_prep.release import DOMAINS
 
 NO_LINKS = np.zeros((0, 2), np.int64)
@@ -36,18 +36,18 @@ def check_items(path: Path) -> Check:
     """Reads a shard of items and compares it with the report of the one who wrote it."""
     damages: list[str] = []
     report = _read_report(path, damages)
-    if report is not None and path.exists() and shards.checksum(path) != report.sha256:
-        damages.append("other bytes than were written (sha256 differs)")
-    rows, frames, links = 0, 0, []
+    tally, frames, links = records.Tally(), 0, []
     for number, record in _records(path, damages):
-        rows += 1
+        tally.add(record)
         item = _features(record, damages, number)
         damages += [f"record {number}: {fault}" for fault in _item_faults(item)]
         frames += len(_bytes(item, "frames"))
         links += [(number, product) for product in _integers(item, "product_ids")]
-    if report is not None and (rows, frames) != (report.rows, report.frames):
-        damages.append(f"{rows} records with {frames} frames, wanted {report.rows} with {report.frames}")
-    return Check(rows, frames, damages, {"item": _array(links)})
+    if report is not None and (tally.count, frames) != (report.rows, report.frames):
+        damages.append(f"{tally.count} records with {frames} frames, wanted {report.rows} with {report.frames}")
+    elif report is not None and tally.crc32 != report.crc32:
+        damages.append("other records than were written: the checksum differs")
+    return Check(tally.count, frames, damages, {"item": _array(links)})
 
 
 def check_products(path: Path) -> Check:
@@ -79,11 +79,10 @@ def unmatched(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _read_report(path: Path, damages: list[str]) -> shards.ShardReport | None:
-    report_path = shards.report_path(path)
     try:
-        return shards.read_report(report_path)
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        damages.append(f"its report {report_path} cannot be read: {error!r}")
+        return shards.read_report(shards.report_path(path))
+    except (FileNotFoundError, shards.ReportError) as error:
+        damages.append(f"its report cannot be read: {error}")
         return None
 
 

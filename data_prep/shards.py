@@ -6,7 +6,6 @@ others has: rows count the kept items of one shard after the other.
 
 import collections
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,10 @@ from data_prep.release import Item
 MIN_FRAMES, MAX_FRAMES, SHARDS = 64, 4096, 16
 NO_FRAMES = "no frames listed"
 NO_FRAMES_LEFT = "no frames left"
+
+
+class ReportError(ValueError):
+    """A file that is no report of a shard."""
 
 
 def report_path(path: Path) -> Path:
@@ -66,7 +69,8 @@ class ShardReport:
       span: the items in order.
       dropped_rows: those of them that were left out, ascending.
       frames: how many were kept.
-      num_bytes, sha256: of the file.
+      num_bytes: of the file.
+      crc32: of the records, `records.Tally`.
       dropped_items, dropped_frames: reason → count.
     """
 
@@ -74,7 +78,7 @@ class ShardReport:
     dropped_rows: tuple[int, ...]
     frames: int
     num_bytes: int
-    sha256: str
+    crc32: int
     dropped_items: Mapping[str, int]
     dropped_frames: Mapping[str, int]
 
@@ -133,13 +137,13 @@ def write_shard(shard: Shard) -> ShardReport:
                 fields = {"item_id": item.item_id, "text": item.text, "product_ids": item.product_ids}
                 yield {**fields, "frames": frames, "frame_times": times}
 
-    num_bytes = records.write_records(shard.path, records.item_features(), examples())
+    tally = records.write_records(shard.path, examples())
     report = ShardReport(
         span=shard.span,
         dropped_rows=tuple(dropped_rows),
         frames=kept_frames,
-        num_bytes=num_bytes,
-        sha256=checksum(shard.path),
+        num_bytes=shard.path.stat().st_size,
+        crc32=tally.crc32,
         dropped_items=dict(sorted(dropped_items.items())),
         dropped_frames=dict(sorted(dropped_frames.items())),
     )
@@ -164,18 +168,19 @@ def _read_frames(
     return times, frames
 
 
-def checksum(path: Path) -> str:
-    """Returns the hex sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_report(path: Path) -> ShardReport:
-    """Reads a shard's report. ValueError, KeyError or TypeError where it is none, as after a power cut."""
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    return ShardReport(
-        **{**fields, "span": Span(**fields["span"]), "dropped_rows": tuple(fields["dropped_rows"])},
-    )
+    """Reads a shard's report.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ReportError: it is not whole, as after a power cut, or of another version.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        more = {"span": Span(**fields["span"]), "dropped_rows": tuple(fields["dropped_rows"])}
+        return ShardReport(**{**fields, **more})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReportError(f"{path} is no report of a shard: {error!r}") from error
 
 
 def report_paths(folder: Path, split: str) -> list[Path]:
@@ -190,11 +195,13 @@ def finished(shard: Shard) -> ShardReport | None:
     """
     try:
         report = read_report(report_path(shard.path))
-        # Another version of `plan_shards` may have given this name to other items.
-        same_items = report.span == shard.span
-        return report if same_items and checksum(shard.path) == report.sha256 else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        size = shard.path.stat().st_size
+        tally = records.tally_records(shard.path)
+    except (FileNotFoundError, ReportError, RuntimeError):
         return None
+    # Another version of `plan_shards` may have given this name to other items.
+    same_items, same_size = report.span == shard.span, size == report.num_bytes
+    return report if same_items and same_size and tally == records.Tally(report.rows, report.crc32) else None
 
 
 def finish_shard(shard: Shard) -> tuple[ShardReport, bool]:

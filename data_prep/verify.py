@@ -2,8 +2,8 @@
 
     python -m data_prep.verify --data_dir=DIR [--processes=N]
 
-Exit code 0: every file has its checksum, every record parses, every frame decodes, the counts are those of the
-summary, and products and items point at each other. 1: something does not, a line each.
+Exit code 0: the records are those that were written (by their checksums), every one parses, every frame decodes, the
+counts are those of the summary, and products and items point at each other. 1: something is wrong, a line each.
 """
 
 import collections

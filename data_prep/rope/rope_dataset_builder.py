@@ -163,7 +163,8 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         )
         num_bytes = 0
         for path, length in zip(self._shard_paths(folder, split, len(lengths)), lengths, strict=True):
-            num_bytes += records.write_records(path, records.product_features(), itertools.islice(examples, length))
+            records.write_records(path, itertools.islice(examples, length))
+            num_bytes += path.stat().st_size
         total = catalog.count(split, "product")
         self._report(f"{split} product: {count}/{total} products")
         self.info.metadata[split] = {"products": {"in": total, "kept": count}, "bytes": num_bytes}

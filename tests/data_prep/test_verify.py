@@ -12,6 +12,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_prep import shards
+from data_prep.records import tally_records
 from data_prep.shard_checks import unmatched
 from data_prep.verify import verify
 
@@ -47,7 +48,7 @@ def change(path: Path, number: int, edit, *, reported: bool = True) -> None:
         report_path = shards.report_path(path)
         if report_path.exists():
             report = json.loads(report_path.read_text())
-            report_path.write_text(json.dumps(report | {"sha256": shards.checksum(path)}))
+            report_path.write_text(json.dumps(report | {"crc32": tally_records(path).crc32}))
 
 
 def test_whole_data_pass_in_any_number_of_processes(built):
@@ -65,8 +66,8 @@ def test_a_damaged_file_is_named_with_its_record(own_copy):
     path.write_bytes(data)
     lines = damages(own_copy)
     name = f"video/1.0.0/{path.name}"
-    assert lines[0] == f"{name}: other bytes than were written (sha256 differs)"
-    assert lines[1].startswith(f"{name}: record 3: cannot be read: Corrupted")
+    assert lines[0].startswith(f"{name}: record 3: cannot be read: Corrupted")
+    assert lines[1].startswith(f"{name}: 10 records with 5")
 
 
 def test_lost_and_cut_files(own_copy):
@@ -76,7 +77,7 @@ def test_lost_and_cut_files(own_copy):
     train.write_bytes(train.read_bytes()[:-70_000])
     lines = damages(own_copy)
     assert "live/1.0.0/rope-test.array_record-00000-of-00001: not found" in lines
-    assert f"live/1.0.0/{train.name}: other bytes than were written (sha256 differs)" in lines
+    assert f"live/1.0.0/{train.name}: cannot be read: ArrayRecord file should be at least 64KB big" in lines
     assert f"live/1.0.0/{train.name}: 0 records with 0 frames, wanted 2 with 4" in lines
     assert "live/1.0.0: split 'test' has 0 items, wanted 1" in lines
     assert "product/1.0.0: product 501 points at live row 0 of 0" in lines
@@ -98,6 +99,12 @@ def test_records_that_were_written_wrong(own_copy, edit, damage):
     change(path, 2, edit)
     lines = damages(own_copy)
     assert lines[0].startswith(f"video/1.0.0/{path.name}: {damage}"), lines
+
+
+def test_a_record_that_was_changed_afterwards(own_copy):
+    path = own_copy / "rope/page/1.0.0/rope-train.array_record-00000-of-00001"
+    change(path, 0, lambda f: f["item_id"].int64_list.value.__setitem__(0, 99), reported=False)
+    assert damages(own_copy) == [f"page/1.0.0/{path.name}: other records than were written: the checksum differs"]
 
 
 def test_records_that_do_not_parse(own_copy):
@@ -132,7 +139,9 @@ def test_reports_and_summaries_that_lack_or_tell_otherwise(own_copy):
     (own_copy / "rope/live/1.0.0/fingerprint").write_text("{}")
     lines = damages(own_copy)
     assert f"live/1.0.0: built from other inputs than {own_copy}/rope/build_summary.json says" in lines
-    assert any(line.startswith(f"page/1.0.0/{report.stem}: its report {report} cannot be read") for line in lines)
+    assert any(
+        line.startswith(f"page/1.0.0/{report.stem}: its report cannot be read: {report} is no") for line in lines
+    )
     (own_copy / "rope/live/1.0.0/dataset_info.json").unlink()
     assert damages(own_copy)[-1] == "live/1.0.0: no finished data set"
     (own_copy / "rope/build_summary.json").unlink()
