@@ -12,7 +12,8 @@ help() {
 ./run.sh grocery PATH [OPTION…]        the same on a checkout of GroceryStoreDataset: real photos
 ./run.sh synthetic --out=DIR …         write a synthetic release
 ./run.sh build --release=DIR …         release → array records (TFDS, without TensorFlow); or from a --catalog
-./run.sh verify --data_dir=DIR         reads array records whole and reports damage
+./run.sh verify --data_dir=DIR         read array records whole and report damage
+./run.sh inspect --data_dir=DIR        a table and a page of what is in them; --check_split: what train and test share
 ./run.sh tfds build …                  the same by TFDS's own command
 ./run.sh train --config=FILE …         train; the same command goes on where a run stopped
                                        with --dry_run it only tells what that takes: parameters, memory, arithmetic
@@ -132,7 +133,7 @@ case $command in
   train) setup requirements.txt; exec "$PYTHON" -m cope_jax.train "$@" ;;
   eval) setup requirements.txt; run cope_jax.evaluate "$@" ;;
   compare | embed | export) setup requirements.txt; run "cope_jax.$command" "$@" ;;
-  synthetic | verify) setup requirements.txt; run "data_prep.$command" "$@" ;;
+  synthetic | verify | inspect) setup requirements.txt; run "data_prep.$command" "$@" ;;
   build)
     case "$*" in *--beam_pipeline_options*) setup requirements-beam.txt ;; *) setup requirements.txt ;; esac
     run data_prep.build "$@" ;;
