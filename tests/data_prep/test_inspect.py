@@ -101,8 +101,10 @@ def test_check_split_finds_planted_products_and_images(own_small, built, tmp_pat
     none = check_split(built, processes=1)
     assert (none.products, none.images) == (0, 0)
     train, test = own_small.splits["train"], own_small.splits["test"]
-    test["page"].append(own_small.Wanted(6, [20, 501], "", [(0, train["page"][1].frames[0][1])]))  # product and image
-    test["live"][0].frames[0] = (4, train["video"][13].frames[2][1])  # in another domain
+    train["page"][1].frames = [(0, own_small.encode(9001))]
+    test["page"].append(own_small.Wanted(6, [20, 501], "", train["page"][1].frames))  # a product and its image
+    train["video"][13].frames[2] = (14, own_small.encode(9002))
+    test["live"][0].frames = [(4, own_small.encode(9002)), (5, own_small.encode(9003))]  # in another domain
     train["video"][3].frames[1] = train["video"][3].frames[0]  # twice in one split only
     own_small.build(own_small.write(tmp_path), tmp_path / "data")
     found = check_split(tmp_path / "data", processes=1)
