@@ -88,8 +88,10 @@ def build(
 def _runner(processes: int | None, beam_options: Sequence[str] | None):
     if beam_options is None:
         return local_runner(processes)
-    from data_prep.beam_runner import beam_runner  # apache-beam is for those with a cluster: requirements-beam.txt
-
+    try:
+        from data_prep.beam_runner import beam_runner
+    except ModuleNotFoundError as error:
+        raise BuildError("--beam_pipeline_options needs Apache Beam: pip install -r requirements-beam.txt") from error
     return contextlib.nullcontext(beam_runner(beam_options))
 
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from data_prep import image_sources
-from data_prep.catalog_files import Catalog, write_catalog
-from data_prep.release import DOMAINS, PREFIXES, read_release
+from data_prep.catalog import make_catalog
+from data_prep.catalog_files import Catalog
+from data_prep.release import DOMAINS, PREFIXES
 
 VERSION = 1  # raise when the same inputs give other records
 
@@ -93,11 +94,8 @@ def release_inputs(
       report: takes lines of progress.
 
     Raises:
-      ReleaseError: the release cannot be read.
+      ReleaseError, CatalogError: the release cannot be read, or the catalog there is another's.
     """
     inputs = Inputs(data_dir / "catalog", tuple(images) or (release / "images",), tuple(splits))
-    write_catalog(
-        inputs.catalog,
-        {split: read_release(release, split, prefix=(prefixes or {}).get(split)).items for split in splits},
-    )
+    make_catalog(release, inputs.catalog, splits=inputs.splits, prefixes=prefixes, report=report)
     return inputs

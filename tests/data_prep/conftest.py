@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from data_prep.build import build
-from data_prep.catalog_files import write_catalog
+from data_prep.catalog_files import Catalog, write_catalog
 from data_prep.images import RULES
 from data_prep.inputs import Inputs
 from data_prep.release import DOMAINS, Frame, Item
@@ -233,3 +233,26 @@ def write_download():
             pq.write_table(table.replace_schema_metadata(rules), folder / f"{number:05}.parquet")
 
     return write
+
+
+@pytest.fixture(scope="session")
+def release(small, inputs, tmp_path_factory) -> Path:
+    """The small catalog's items as a release, rows last to first."""
+    folder = tmp_path_factory.mktemp("release")
+    (folder / "images").symlink_to(inputs.images[0])
+    catalog = Catalog(inputs.catalog)
+    names = {
+        "page": ("product_pages_pair", "page_titles", "page_images"),
+        "video": ("product_videos_pair", "video_asrs", "video_frames"),
+        "live": ("product_lives_pair", "live_asrs", "live_clips"),
+    }
+    for split, prefix in (("train", "training_"), ("test", "test_")):
+        for domain in DOMAINS:
+            items = list(catalog.items(split, domain))
+            pairs = [f"{product}, {item.item_id}\n" for item in items for product in item.product_ids]
+            texts = [f"{item.item_id}, {item.text or '空'}\n" for item in items]
+            clocks = "{}, {}, {} \n" if domain != "page" else "{0}, {2} \n"
+            frames = [clocks.format(item.item_id, frame.time, frame.name) for item in items for frame in item.frames]
+            for name, rows in zip(names[domain], (pairs, texts, frames), strict=True):
+                (folder / f"{prefix}{name}.txt").write_text("".join(reversed(rows)), encoding="utf-8")
+    return folder

@@ -18,7 +18,7 @@ from data_prep import images, shards
 from data_prep.build import format_summary
 from data_prep.catalog_files import Catalog, CatalogError
 from data_prep.image_sources import ImageSourceError
-from data_prep.inputs import BuildError, Inputs
+from data_prep.inputs import BuildError, Inputs, release_inputs
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,6 +75,31 @@ def test_images_may_lie_anywhere(small, inputs, built, tmp_path, write_download,
             assert small.read(tmp_path / "data", config, split) == wanted
     if kind != "checked shards":
         assert summary["splits"] == json.loads((built / "rope" / "build_summary.json").read_text())["splits"]
+
+
+def test_a_release_is_built_by_way_of_its_catalog(small, release, built, tmp_path):
+    lines: list[str] = []
+    inputs = release_inputs(release, tmp_path / "data", report=lines.append)
+    small.build(inputs, tmp_path / "data")
+    for config in ("page", "video", "live", "product"):
+        assert small.read(tmp_path / "data", config, "train") == small.read(built, config, "train")
+    again = release_inputs(shutil.copytree(release, tmp_path / "copy"), tmp_path / "data", report=lines.append)
+    assert lines[-1].endswith(f"is the finished catalog of {tmp_path / 'copy'}: nothing to do")
+    assert small.build(again, tmp_path / "data")[1][-1].endswith("nothing to do")
+    with (tmp_path / "copy" / "training_page_titles.txt").open("a") as file:
+        file.write("3, new\n")
+    with pytest.raises(CatalogError, match=r"catalog of another source \(train page texts differ\)"):
+        release_inputs(tmp_path / "copy", tmp_path / "data")
+
+
+def test_prefixes_and_images_folder_can_be_given(small, release, inputs, tmp_path):
+    (tmp_path / "release").mkdir()
+    for path in release.glob("training_*.txt"):
+        shutil.copy(path, tmp_path / "release" / path.name.replace("training_", "dev_"))
+    own = release_inputs(
+        tmp_path / "release", tmp_path, images=inputs.images, splits=("train",), prefixes={"train": "dev_"}, report=str
+    )
+    assert small.build(own, tmp_path)[0]["splits"]["train"]["page"]["items"]["kept"] == 3
 
 
 def test_second_run_does_nothing(small, inputs, own_copy, monkeypatch):
@@ -230,6 +255,13 @@ def test_faults_name_the_remedy(small, inputs, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(BuildError, match=r"no page item with an image that decodes in .*'missing file': 3"):
         small.build(Inputs(inputs.catalog, (tmp_path / "empty",)), tmp_path)
+
+
+def test_a_missing_beam_is_named(small, inputs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    monkeypatch.delitem(sys.modules, "data_prep.beam_runner", raising=False)
+    with pytest.raises(BuildError, match=r"needs Apache Beam: pip install -r requirements-beam.txt"):
+        small.build(inputs, tmp_path, beam_options=[])
 
 
 def test_two_builds_at_once_are_refused(small, inputs, tmp_path):

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
-from data_prep.catalog_files import Catalog
 from data_prep.inputs import BuildError
 from data_prep.release import DOMAINS
 from data_prep.rope import rope_dataset_builder
@@ -63,29 +62,6 @@ def test_tfds_opens_the_data_by_name(small, built):
     assert small.plain(source[1]) == small.expected("train", "page")[1]
     splits = tfds.builder("rope/product", data_dir=built).info.splits
     assert {name: split.num_examples for name, split in splits.items()} == {"train": 7, "test": 1}
-
-
-@pytest.fixture(scope="module")
-def release(small, inputs, tmp_path_factory) -> Path:
-    """The small catalog's items as a release, rows last to first."""
-    folder = tmp_path_factory.mktemp("release")
-    (folder / "images").symlink_to(inputs.images[0])
-    catalog = Catalog(inputs.catalog)
-    names = {
-        "page": ("product_pages_pair", "page_titles", "page_images"),
-        "video": ("product_videos_pair", "video_asrs", "video_frames"),
-        "live": ("product_lives_pair", "live_asrs", "live_clips"),
-    }
-    for split, prefix in (("train", "training_"), ("test", "test_")):
-        for domain in DOMAINS:
-            items = list(catalog.items(split, domain))
-            pairs = [f"{product}, {item.item_id}\n" for item in items for product in item.product_ids]
-            texts = [f"{item.item_id}, {item.text or '空'}\n" for item in items]
-            clocks = "{}, {}, {} \n" if domain != "page" else "{0}, {2} \n"
-            frames = [clocks.format(item.item_id, frame.time, frame.name) for item in items for frame in item.frames]
-            for name, rows in zip(names[domain], (pairs, texts, frames), strict=True):
-                (folder / f"{prefix}{name}.txt").write_text("".join(reversed(rows)), encoding="utf-8")
-    return folder
 
 
 def test_tfds_build_makes_the_same_records_from_the_release_without_tensorflow(release, built, tmp_path):
