@@ -28,6 +28,7 @@ def define_flags() -> None:
         "Print parameters, operations and memory of each device for the config's mesh, and train nothing. Needs no "
         "data, no work directory and none of the devices.",
     )
+    flags.DEFINE_bool("accept_other_data", False, "Go on with other training data than the run began with.")
     entry.define_cluster_flags()
     flags.mark_flags_as_required(["config"])
 
@@ -45,7 +46,7 @@ def main() -> None:
     with entry.this_process({"--workdir": FLAGS.workdir, **fields}):
         make_paths_absolute(FLAGS.config)
         try:
-            train(FLAGS.config, Path(FLAGS.workdir))
+            train(FLAGS.config, Path(FLAGS.workdir), accept_other_data=FLAGS.accept_other_data)
         except Stopped as stopped:  # in all processes at the same step
             print(stopped)
             code = STOPPED

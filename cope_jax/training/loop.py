@@ -2,8 +2,9 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -11,14 +12,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cope_jax.training.checkpoints import Checkpoints
+from cope_jax.data.faults import Faults
+from cope_jax.training.checkpoints import Checkpoints, Window, set_aside_damaged
 from cope_jax.training.config import save_config, validate
 from cope_jax.training.inputs import run_tokenizer, training_batches, training_classes
+from cope_jax.training.lock import locked
 from cope_jax.training.losses import init_losses, make_loss
 from cope_jax.training.mesh import (
     batch_sharding,
@@ -33,8 +37,12 @@ from cope_jax.training.metrics import MetricsLog, Reporter
 from cope_jax.training.model import split_model
 from cope_jax.training.optimizer import make_optimizer
 from cope_jax.training.progress import Progress
+from cope_jax.training.starts import circumstances, record_start
 from cope_jax.training.step import StepFunction, TrainState, make_train_step
+from cope_jax.training.watchdog import Watchdog
 from cope_jax.training.weights import load_weights, prepare_weights
+
+SHARED_SECONDS = 30.0  # shared file systems may show a new file that late
 
 
 class Stopped(Exception):
@@ -70,12 +78,19 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
-    """Trains until config.train.steps, going on from the newest checkpoint of the work directory.
+def train(config: ConfigDict, workdir: Path, *, accept_other_data: bool = False) -> None:
+    """Trains until config.train.steps, going on from the newest sound checkpoint of the work directory.
+
+    Args:
+        config: of the run.
+        workdir: made if missing.
+        accept_other_data: whether a run may go on with other training data than it began with.
 
     Raises:
-        ValueError: a fault in the config, a work directory that holds another run, or weights of another model.
+        ValueError: a fault in the config, a work directory that holds another run or that another process trains in,
+            weights of another model, other data, no sound checkpoint left, too many numbers that are not finite.
         FileNotFoundError: array records, tokenizer or weights are missing.
+        OSError: the last checkpoint could not be saved.
         Stopped: a signal came; the state is saved.
     """
     validate(config)
@@ -85,22 +100,65 @@ def train(config: ConfigDict, workdir: Path) -> None:
     class_ids = training_classes(config)
     if class_ids is not None:
         config.losses.classifier.classes = len(class_ids)
+    with held(workdir), Watchdog(config.train.stall_seconds) as watchdog, StopSignal() as stop:
+        if jax.process_index() == 0:
+            save_config(config, workdir)
+            set_aside_damaged(workdir)
+        tokenizer = run_tokenizer(config, workdir)
+        with Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
+            newest = checkpoints.latest() or 0
+            if newest >= config.train.steps:
+                print(f"{workdir} has its {newest} steps already")
+                return
+            if jax.process_index() == 0:
+                for change in record_start(workdir, newest, circumstances(config), accept_other_data=accept_other_data):
+                    print(f"since the last start: {change}")
+            state, window, step_function = start(config, mesh, checkpoints, vocab_size=len(tokenizer))
+            faults = Faults()
+            batches = training_batches(
+                config, tokenizer, start_step=newest, share=share, class_ids=class_ids, faults=faults
+            )
+            log = MetricsLog(workdir, step=newest) if jax.process_index() == 0 else nullcontext()
+            with log as log, closing(batches):
+                run_steps(config, mesh, state, window, step_function, batches, faults, checkpoints, log, stop, watchdog)
+
+
+@contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """Makes the work directory and holds it for this run alone.
+
+    Raises:
+        ValueError: another process trains in it, or other hosts of this run do not see it.
+    """
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        save_config(config, workdir)
-    tokenizer = run_tokenizer(config, workdir)
-    with StopSignal() as stop, Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
-        newest = checkpoints.latest()
-        if newest is not None and newest >= config.train.steps:
-            print(f"{workdir} has its {newest} steps already")
-            return
-        state, step_function = start(config, mesh, checkpoints, vocab_size=len(tokenizer))
-        first = int(state.step)
-        with (
-            MetricsLog(workdir, step=first) if jax.process_index() == 0 else nullcontext() as log,
-            closing(training_batches(config, tokenizer, start_step=first, share=share, class_ids=class_ids)) as batches,
-        ):
-            run_steps(config, mesh, state, step_function, batches, checkpoints, log, stop)
+    with locked(workdir) if jax.process_index() == 0 else nullcontext():
+        check_shared(workdir)
+        yield
+
+
+def check_shared(workdir: Path) -> None:
+    """Finds out in seconds whether all processes see the same work directory.
+
+    Raises:
+        ValueError: some do not; names them.
+    """
+    if jax.process_count() == 1:
+        return
+    path = workdir / ".shared"
+    token = str(multihost_utils.broadcast_one_to_all(np.uint32(time.time_ns() & 0xFFFFFFFF)))
+    if jax.process_index() == 0:
+        path.write_text(token, encoding="utf-8")
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not (seen := path.exists() and path.read_text(encoding="utf-8") == token) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    seen = multihost_utils.process_allgather(np.array(seen))
+    if not seen.all():
+        blind = ", ".join(map(str, np.flatnonzero(~seen)))
+        raise ValueError(
+            f"process {blind} of {len(seen)} does not see what process 0 writes in {workdir.absolute()}: --workdir "
+            "must be on storage that all hosts share, under the same path"
+        )
 
 
 def check_batch_sizes(config: ConfigDict, mesh: Mesh) -> None:
@@ -167,8 +225,8 @@ def plan(config: ConfigDict, mesh: Mesh, *, vocab_size: int) -> Plan:
 
 def start(
     config: ConfigDict, mesh: Mesh, checkpoints: Checkpoints, *, vocab_size: int
-) -> tuple[TrainState, StepFunction]:
-    """The state to begin with, from the newest checkpoint or the initial one, and the compiled step for it."""
+) -> tuple[TrainState, Window, StepFunction]:
+    """The state and report window to begin with, of the newest checkpoint or fresh, and the step to jit for it."""
     run = plan(config, mesh, vocab_size=vocab_size)
     newest = checkpoints.latest()
     if newest is None:
@@ -176,9 +234,9 @@ def start(
         shardings = jax.tree.map(lambda shape: shape.sharding, run.state)
         state = jax.jit(run.initial_state, out_shardings=shardings)()
         params = state.params | {"model": load_weights(weights, state.params["model"])}
-        return state.replace(params=params), run.step
+        return state.replace(params=params), {}, run.step
     print(f"going on from step {newest}")
-    return checkpoints.restore(newest, run.state), run.step
+    return *checkpoints.restore(newest, run.state), run.step
 
 
 def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -201,22 +259,57 @@ def run_steps(
     config: ConfigDict,
     mesh: Mesh,
     state: TrainState,
+    window: Window,
     step_function: StepFunction,
     batches: Iterator[Any],
+    faults: Faults,
     checkpoints: Checkpoints,
     log: MetricsLog | None,
     stop: StopSignal,
+    watchdog: Watchdog,
 ) -> None:
     """Takes the steps that are left; saves on schedule, at the end and when asked to stop."""
-    first, steps = int(state.step), config.train.steps
-    progress = Progress(start=first, steps=steps, batch_size=config.train.batch_size)
-    reporter = Reporter(log, progress, every=config.train.log_every, last=steps)
+    settings = config.train
+    first, steps = int(state.step), settings.steps
+    progress = Progress(start=first, steps=steps, batch_size=settings.batch_size)
+    reporter = Reporter(
+        log,
+        progress,
+        every=settings.log_every,
+        last=steps,
+        max_skipped=settings.max_skipped,
+        max_bad_fraction=config.data.max_bad_fraction,
+        faults=faults,
+        window=window,
+    )
     for step in range(first + 1, steps + 1):
-        state, metrics = step_function(state, to_devices(next(batches), mesh))
-        reporter.add(step, metrics)
+        watchdog.begin(f"the batch of step {step}")
+        batch = next(batches)
+        watchdog.begin(f"the compiling of step {step}" if step == first + 1 else f"step {step - 1}")
+        state, metrics = step_function(state, to_devices(batch, mesh))
+        reporter.add(step, metrics, batch["product_id"])
+        watchdog.finished = step - 1
+        watchdog.begin(f"the other processes at step {step}")
         stopped = stop.behind(step)
-        if step == steps or step % config.train.checkpoint_every == 0 or stopped:
+        if step == steps or step % settings.checkpoint_every == 0 or stopped:
             reporter.flush()
-            checkpoints.save(step, state)
+            watchdog.begin(f"the saving of step {step}")
+            checkpoints.save(step, state, reporter.open_window())
+            watchdog.saved = checkpoints.latest()
+        if stopped or step == steps:
+            save_at_last(checkpoints)
         if stopped and step < steps:
             raise Stopped(f"stopped at step {step} of {steps}, which is saved; the same command goes on from there")
+
+
+def save_at_last(checkpoints: Checkpoints) -> None:
+    """Waits for the save behind which the process ends.
+
+    Raises:
+        OSError: it failed.
+    """
+    if not checkpoints.settle():
+        raise OSError(
+            f"the last checkpoint could not be written to {checkpoints.folder}, for the reason above; mend that and "
+            f"start again: the run goes on from step {checkpoints.latest() or 0}"
+        )
