@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 FILE = "manifest.json"
+FORMAT = 1  # of checkpoints: parts `state` and `window`, as training/checkpoints.py writes them
 # Written or changed behind the manifest, when Orbax commits the checkpoint.
 UNLISTED = (FILE, "_CHECKPOINT_METADATA", "commit_success.txt")
 THREADS = 8  # hashing releases the GIL
@@ -13,7 +14,7 @@ THREADS = 8  # hashing releases the GIL
 
 def write_manifest(folder: Path) -> None:
     """Lists the files of a checkpoint that is whole but not committed yet."""
-    text = json.dumps({"files": describe(folder)}, indent=1)
+    text = json.dumps({"format": FORMAT, "files": describe(folder)}, indent=1)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
 
@@ -23,11 +24,14 @@ def find_damage(folder: Path) -> list[str]:
     A copy is as good as its original, also one without the empty folders that buckets do not keep.
     """
     try:
-        listed = json.loads((folder / FILE).read_text(encoding="utf-8"))["files"]
+        manifest = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        version, listed = manifest["format"], manifest["files"]
     except FileNotFoundError:
         return [f"{FILE} is missing"]
     except (ValueError, KeyError, TypeError) as error:
         return [f"{FILE} does not parse ({error})"]
+    if version != FORMAT:
+        return [f"it has the format {version}, which this version of the code does not know"]
     found = describe(folder)
     return [
         f"{name} is missing"

@@ -151,7 +151,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory, content: Plan) -> Path:
 
 @pytest.fixture(scope="session")
 def write_broken(content: Plan):
-    """A function that writes the same records to a folder, but for some items (domain, row), whose frames are broken."""
+    """A function that writes the same records, but for some items (domain, row), whose frames are broken."""
 
     def write(folder: Path, broken: set[tuple[str, int]]) -> Path:
         def frame(domain: str, row: int, number: int) -> bytes:

@@ -213,15 +213,15 @@ def rotten(data_dir, tmp_path):
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)
-    pages, broken = open_records(tmp_path / "rotten", "train").items["page"], []
+    pages, faults = open_records(tmp_path / "rotten", "train").items["page"], {}
     for row in range(len(pages)):
         try:
             pages[row]
         except ValueError as error:
-            broken.append(row)
-            assert str(path) in str(error)
-    assert len(broken) == 1
-    return tmp_path / "rotten", broken[0]
+            faults[row] = str(error)
+    ((row, fault),) = faults.items()
+    assert fault.startswith(f"record {row - len(pages) // 2} of {path} is broken: ")
+    return tmp_path / "rotten", row
 
 
 def test_another_page_of_the_product_stands_for_a_rotten_one(train, rotten, content):

@@ -4,15 +4,20 @@ import json
 import resource
 import shutil
 import signal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import app
 
+from cope_jax.checkpoints import main as verify
 from cope_jax.training.checkpoints import Checkpoints, set_aside_damaged
 from cope_jax.training.manifest import find_damage
 from cope_jax.training.step import TrainState
+
+GOLDEN = Path(__file__).parent / "golden"  # one checkpoint for each format
 
 
 def make_state(value, *, width=3):
@@ -196,3 +201,39 @@ def test_a_manifest_lists_every_file_that_holds_data(tmp_path):
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     unlisted = {name.rpartition("/")[2] for name in present - listed.keys()}
     assert unlisted == {"manifest.json", "_CHECKPOINT_METADATA", "commit_success.txt"}
+
+
+def test_verify_tells_which_checkpoint_is_damaged(tmp_path, capsys):
+    save_steps(tmp_path, 9, 10)
+    truncate(tmp_path / "checkpoints/10")
+    for folder in (tmp_path, tmp_path / "checkpoints"):
+        with pytest.raises(SystemExit) as ended:
+            verify("verify", str(folder))
+        assert ended.value.code == 1
+        sound, damaged = capsys.readouterr().out.splitlines()
+        assert sound == f"{tmp_path / 'checkpoints/9'}: as it was written"
+        assert damaged.startswith(f"{tmp_path / 'checkpoints/10'}: state/")
+    with pytest.raises(SystemExit) as ended:
+        verify("verify", str(tmp_path / "checkpoints/9"))
+    assert ended.value.code == 0
+    with pytest.raises(FileNotFoundError, match=r"no checkpoints in .*: name a work directory"):
+        verify("verify", str(tmp_path / "checkpoints/9/state"))
+    with pytest.raises(app.UsageError, match="verify DIR"):
+        verify("mend", str(tmp_path))
+
+
+@pytest.mark.parametrize("version", [path.name for path in sorted(GOLDEN.iterdir())])
+def test_checkpoints_of_every_format_load(version, tmp_path):
+    """As `save_steps(…, 3)` wrote them when the format was new."""
+    shutil.copytree(GOLDEN / version, tmp_path / "checkpoints/3")
+    set_aside_damaged(tmp_path)
+    state, window = restored(tmp_path, 3)
+    jax.tree.map(np.testing.assert_array_equal, state, make_state(3))
+    assert window == {"loss": (1.0, 1.0)}
+
+
+def test_a_format_of_the_future_is_told(tmp_path):
+    save_steps(tmp_path, 1)
+    path = tmp_path / "checkpoints/1/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    assert find_damage(path.parent) == ["it has the format 99, which this version of the code does not know"]
