@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,10 @@ import numpy as np
 from flax import struct
 
 from cope_jax.data.faults import Faults
+from cope_jax.domains import DOMAINS
 from cope_jax.training.progress import Progress
+
+SHOWN = 4  # examples that TensorBoard shows at the start
 
 
 @struct.dataclass
@@ -63,12 +67,19 @@ class MetricsLog:
         self.file = self.path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, write_to_disk=True)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds the values of one report."""
+    def show(self, step: int, batch: Mapping[str, Any]) -> None:
+        """Adds the first examples of a batch to TensorBoard: a picture of page, video and live, as the model sees them."""
+        for example in range(min(SHOWN, len(batch["product_id"]))):
+            clips = [np.concatenate(list(batch[domain]["frames"][example]), axis=1) for domain in DOMAINS]
+            name = f"batch/product {batch['product_id'][example]}: page, video, live"
+            self.board.add_image(name, np.concatenate(clips, axis=1), step, dataformats="HWC")
+
+    def write(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
+        """Adds the values of one report; its speed, which no two runs have in common, to TensorBoard alone."""
         rounded = {name: float(f"{value:.6g}") if np.isfinite(value) else None for name, value in values.items()}
         self.file.write(json.dumps({"step": step, **rounded}) + "\n")
         self.file.flush()
-        for name, value in values.items():
+        for name, value in (*values.items(), *((f"speed/{name}", value) for name, value in speed.items())):
             self.board.add_scalar(name, value, step)
 
     def __enter__(self) -> "MetricsLog":
@@ -112,6 +123,11 @@ class Reporter:
         self.window = {name: Mean(np.float32(total), np.float32(count)) for name, (total, count) in window.items()}
         self.late: tuple[int, dict[str, Mean], np.ndarray] | None = None
 
+    def show(self, step: int, batch: Mapping[str, Any]) -> None:
+        """Shows what is learned from."""
+        if self.log is not None:
+            self.log.show(step, batch)
+
     def add(self, step: int, metrics: dict[str, Mean], product_ids: np.ndarray) -> None:
         """Takes the metrics of a step that may still be running, and the products of its batch."""
         self.flush()
@@ -134,7 +150,8 @@ class Reporter:
             self.progress.update(step, metrics["loss"].compute())
         if step % self.every == 0 or step == self.last:
             if self.log is not None:
-                self.log.write(step, {name: mean.compute() for name, mean in self.window.items()})
+                means = {name: mean.compute() for name, mean in self.window.items()}
+                self.log.write(step, means, self.progress.speed(step))
             bad, self.window = self.window["bad_items"].compute(), {}
             if bad > self.max_bad_fraction:
                 raise ValueError(

@@ -19,10 +19,11 @@ from cope_jax.training.checkpoints import Checkpoints
 from cope_jax.training.config import flatten, load_config
 from cope_jax.training.inputs import run_tokenizer, training_batches, training_classes
 from cope_jax.training.lock import locked
-from cope_jax.training.loop import Stopped, start, train
+from cope_jax.training.loop import start, train
 from cope_jax.training.mesh import make_mesh, to_devices
 from cope_jax.training.metrics import merge_all
 from cope_jax.training.progress import Progress
+from cope_jax.training.stop import Stopped
 
 
 def stored(workdir, step):

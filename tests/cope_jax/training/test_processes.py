@@ -37,7 +37,7 @@ with cluster.joined(coordinator, int(processes), int(process), facts={}, seconds
 """
 STOPPABLE = MEMBER.replace("facts={}, seconds=100):", "facts={}, seconds=100), StopSignal() as stop:")
 STOPPABLE = STOPPABLE.replace(
-    "jax.training import cluster", "jax.training import cluster\nfrom cope_jax.training.loop import StopSignal"
+    "jax.training import cluster", "jax.training import cluster\nfrom cope_jax.training.stop import StopSignal"
 )
 STOPPABLE += """
         if stop.behind(step):
