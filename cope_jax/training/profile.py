@@ -26,9 +26,7 @@ class Profile:
         if self.running and step >= self.last:
             jax.block_until_ready(result)
             self.close()
-            print(
-                f"\nthe trace of steps {self.first} to {self.last} is in {self.folder}: tensorboard --logdir, or Perfetto"
-            )
+            print(f"\ntrace of steps {self.first} to {self.last} in {self.folder}: tensorboard --logdir={self.folder}")
 
     def close(self) -> None:
         """Ends a trace that is under way."""
