@@ -68,7 +68,7 @@ class MetricsLog:
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, write_to_disk=True)
 
     def show(self, step: int, batch: Mapping[str, Any]) -> None:
-        """Adds the first examples of a batch, as the model sees them, to TensorBoard: page, video, live in a picture."""
+        """Adds the first examples of a batch, as the model sees them: page, video and live in a picture."""
         for example in range(min(SHOWN, len(batch["product_id"]))):
             clips = [np.concatenate(list(batch[domain]["frames"][example]), axis=1) for domain in DOMAINS]
             name = f"batch/product {batch['product_id'][example]}: page, video, live"
