@@ -7,6 +7,10 @@ SHOWN = 20  # faults told one by one; the metrics count all
 KEPT = 5
 
 
+class BadItem(ValueError):
+    """A record or image that cannot be read; the message names it. A mistake in a setting is another ValueError."""
+
+
 class Faults:
     """Tells of the first faults and keeps the last few, from any thread."""
 
@@ -14,7 +18,7 @@ class Faults:
         """None yet."""
         self.lock, self.count, self.last = threading.Lock(), 0, deque(maxlen=KEPT)
 
-    def add(self, fault: ValueError) -> None:
+    def add(self, fault: BadItem) -> None:
         """Takes note of an item that another one stands for."""
         with self.lock:
             self.count += 1

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from cope_jax.data.faults import BadItem
 from cope_jax.data.frames import choose
 from cope_jax.data.images import EvalView, TrainView
 from cope_jax.data.records import Item
@@ -44,7 +45,7 @@ class LeafMaker:
     def __call__(
         self,
         candidates: Sequence[Iterable[Example]],
-        on_fault: Callable[[int, ValueError], None] | None = None,
+        on_fault: Callable[[int, BadItem], None] | None = None,
     ) -> dict[str, np.ndarray]:
         """Makes the leaf.
 
@@ -55,7 +56,8 @@ class LeafMaker:
             fault is raised.
 
         Raises:
-          ValueError: an image does not decode, a product id needs more than 32 bits.
+          BadItem: an image does not decode.
+          ValueError: a product id needs more than 32 bits.
         """
         B, size = len(candidates), self.view.size
         frames = np.zeros((B, self.T, size, size, 3), np.uint8)
@@ -67,7 +69,7 @@ class LeafMaker:
             for example in own:
                 try:
                     clip = self._clip(example)
-                except ValueError as error:
+                except BadItem as error:
                     if on_fault is None:
                         raise
                     on_fault(b, error)
@@ -98,7 +100,7 @@ class LeafMaker:
         try:
             return self.view([item.frames[position] for position in taken], rng)[place]
         except ValueError as error:
-            raise ValueError(
+            raise BadItem(
                 f"{self.domain} item {item.item_id}{example.place and f', {example.place}'}: {error}"
             ) from error
 

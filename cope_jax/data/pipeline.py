@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data.classes import to_classes
-from cope_jax.data.faults import Faults
+from cope_jax.data.faults import BadItem, Faults
 from cope_jax.data.images import EvalView, TrainView
 from cope_jax.data.leaf import Example, LeafMaker, checked_id
 from cope_jax.data.records import Product, Records, open_records
@@ -165,7 +165,7 @@ class _TrainLoader:
         products = [self.records.products[int(row)] for row in rows]
         bad_items = np.zeros(len(rows), np.int32)
 
-        def on_fault(b: int, fault: ValueError) -> None:
+        def on_fault(b: int, fault: BadItem) -> None:
             bad_items[b] += 1
             self.faults.add(fault)
 
@@ -186,7 +186,7 @@ class _TrainLoader:
         return batch
 
     def _draw(
-        self, domain: str, number: int, product: Product, on_fault: Callable[[ValueError], None]
+        self, domain: str, number: int, product: Product, on_fault: Callable[[BadItem], None]
     ) -> Iterator[Example]:
         """One random item of the product, and behind it those that may stand for it; nothing without the domain."""
         rows, items, first = product.rows[domain], self.records.items[domain], 0
@@ -197,7 +197,7 @@ class _TrainLoader:
             row = int(rows[(first + turn) % len(rows)])
             try:
                 item = items[row]
-            except ValueError as fault:
+            except BadItem as fault:
                 on_fault(fault)
             else:
                 yield Example(item, product.product_id, rng, items.place(row))

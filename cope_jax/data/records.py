@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
+from cope_jax.data.faults import BadItem
 from cope_jax.domains import DOMAINS
 
 SAMPLE = 1 << 16  # bytes at both ends of a file that its fingerprint is made from
@@ -57,7 +58,7 @@ class ItemRecords:
         """Reads an item.
 
         Raises:
-          ValueError: the record is broken; names its file.
+          BadItem: the record is broken; names its file.
         """
         try:
             features = _features(self.source[row])
@@ -70,7 +71,7 @@ class ItemRecords:
             )
         # Of array_record (a hash that does not match), protobuf, a field without value, text that is no UTF-8.
         except (RuntimeError, DecodeError, IndexError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.place(row)} is broken: {error}") from error
+            raise BadItem(f"{self.place(row)} is broken: {error}") from error
 
     def place(self, row: int) -> str:
         """Where a row lies: "record 3 of /data/rope/page/1.0.0/rope-train.array_record-00001-of-00016"."""

@@ -94,7 +94,7 @@ def _write(folder: Path, features: tfds.features.FeaturesDict, splits: Mapping[s
         parts = [records[: len(records) // 2], records[len(records) // 2 :]]
         for shard, part in enumerate(parts):
             path = template.sharded_filepath(shard_index=shard, num_shards=len(parts))
-            writer = ArrayRecordWriter(str(path), "group_size:1")
+            writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
             for record in part:
                 writer.write(features.serialize_example(features.encode_example(record)))
             writer.close()

@@ -130,7 +130,7 @@ def test_progress_tells_speed_waits_and_time_left(capsys, clock_hand):
     progress.update(5, 0.25)
     first, second = capsys.readouterr().out.splitlines()
     assert first.split() == ["step", "1/9", "loss", "0.2500", "–", "examples/s", "–", "left"]
-    assert second.split("  ")[-5:] == [" 1.6 examples/s", "10 s/step", "data 25%", "MFU 25%", "0:40 left"]
+    assert second.split("  ")[-5:] == ["1.6 examples/s", "10 s/step", "data 25%", "MFU 25%", "0:40 left"]
 
 
 def test_a_run_that_waits_for_data_is_told_so_once(capsys, clock_hand):
