@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 
 from configs import default
 from cope_jax.training.inputs import training_batch_shapes
-from cope_jax.training.loop import Plan, plan
 from cope_jax.training.mesh import make_mesh, to_devices
+from cope_jax.training.plan import Plan, plan
 
 MICROBATCH, RATIOS, VOCABULARY = 8, (1, 4, 16), 1000
 

@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     data.text_length = 32  # tokens, [CLS] and [SEP] included
     data.text_noise = 0.0  # probability that a training text of 10 or more characters is noised
     data.max_products = 4  # products of one item that are looked at, for items in several
+    data.max_bad_fraction = 0.001  # of the items of a log window that may be unreadable; others stand for them
     data.threads = 16  # reading and decoding threads a host
 
     config.model = model = ConfigDict()
@@ -108,6 +109,10 @@ def get_config() -> ConfigDict:
     train.log_every = 50  # steps a line of metrics.jsonl averages over
     train.checkpoint_every = 1000  # steps; the last step is always saved
     train.keep_checkpoints = 3  # newest ones kept
+    train.max_skipped = 10  # steps in a row whose loss or gradient is not finite, and that are skipped, before it ends
+    train.stall_seconds = (
+        1800.0  # without anything done, after which the run ends and says what it waited for; 0 = never
+    )
 
     config.mesh = mesh = ConfigDict()  # devices = data × fsdp × tensor; −1 (one of them) takes what is left
     mesh.data = -1  # copies of the model, each with its share of the batch

@@ -54,7 +54,7 @@ def parse_step(step: str, *, words: Sequence[str]) -> int | str:
 def run(name: str, main: Callable[..., None], *, positional: bool = False) -> None:
     """Parses the flags and calls `main`.
 
-    A ValueError or FileNotFoundError, which is how the package says that a flag, a config or a file is wrong, ends
+    A ValueError or OSError, which is how the package says that a flag, a config, a file or a disk is wrong, ends
     the process with its text and exit code 1; `--verbosity=0` shows where it came from, and all that libraries log.
 
     Args:
@@ -71,7 +71,7 @@ def run(name: str, main: Callable[..., None], *, positional: bool = False) -> No
             logging.set_verbosity(logging.WARNING)
         try:
             main(*argv[1:])
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             if loud:
                 raise
             sys.exit(f"{name}: {error}")

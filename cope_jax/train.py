@@ -12,7 +12,9 @@ from ml_collections import config_flags
 from cope_jax import entry
 from cope_jax.training.config import flatten, make_paths_absolute
 from cope_jax.training.dry_run import dry_run, pretend_devices
-from cope_jax.training.loop import Stopped, train
+from cope_jax.training.loop import train
+from cope_jax.training.profile import parse_steps
+from cope_jax.training.stop import Stopped
 
 FLAGS = flags.FLAGS
 STOPPED = 75  # exit code: stopped by a signal, all work saved (EX_TEMPFAIL: call again)
@@ -28,6 +30,10 @@ def define_flags() -> None:
         "Print parameters, operations and memory of each device for the config's mesh, and train nothing. Needs no "
         "data, no work directory and none of the devices.",
     )
+    flags.DEFINE_bool("accept_other_data", False, "Go on with other training data than the run began with.")
+    flags.DEFINE_string(
+        "profile_steps", "", "FIRST:LAST, such as 10:15: writes a profiler trace of these steps to <workdir>/profile."
+    )
     entry.define_cluster_flags()
     flags.mark_flags_as_required(["config"])
 
@@ -40,12 +46,17 @@ def main() -> None:
         return
     if not FLAGS.workdir:
         raise ValueError("--workdir is missing: name the folder of the run, which is made if need be")
-    code = 0
+    code, profile_steps = 0, parse_steps(FLAGS.profile_steps)
     fields = {f"config.{key}": value for key, value in flatten(FLAGS.config)}
     with entry.this_process({"--workdir": FLAGS.workdir, **fields}):
         make_paths_absolute(FLAGS.config)
         try:
-            train(FLAGS.config, Path(FLAGS.workdir))
+            train(
+                FLAGS.config,
+                Path(FLAGS.workdir),
+                accept_other_data=FLAGS.accept_other_data,
+                profile_steps=profile_steps,
+            )
         except Stopped as stopped:  # in all processes at the same step
             print(stopped)
             code = STOPPED

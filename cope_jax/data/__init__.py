@@ -6,6 +6,7 @@ images     encoded bytes → square uint8 frames: decoding, crop, flip, colour j
 tokenizer  text → token ids; WordPiece vocabularies trained from the records
 classes    product ids → classes of the product classifier
 leaf       items of one domain → that domain's arrays
+faults     records and images that could not be read
 pipeline   the Grain chains: training batches that depend on (seed, step) alone, evaluation batches
 
 A batch has a *leaf* for each domain, with M = max_products:
@@ -16,6 +17,8 @@ A batch has a *leaf* for each domain, with M = max_products:
     "present"     bool[B]            False where the example has no item of this domain
     "products"    i32[B, M]          ids of the products the item belongs to, filled up with -1
 
-With the product classifier, training batches also have "product_class" i32[B] and in each leaf "classes" i32[B, M].
+Training batches also have "product_id" i32[B], and "bad_items" i32[B], the items that could not be read for an example,
+for which others of the same product stand. With the product classifier, they
+also have "product_class" i32[B] and in each leaf "classes" i32[B, M].
 What is missing is 0 (-1 in products) and masked. Two examples show the same product where their lists meet.
 """

@@ -1,11 +1,12 @@
 """Items of one domain → the domain's arrays of a batch (the leaf described in `cope_jax.data`)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from cope_jax.data.faults import BadItem
 from cope_jax.data.frames import choose
 from cope_jax.data.images import EvalView, TrainView
 from cope_jax.data.records import Item
@@ -17,11 +18,12 @@ LARGEST_ID = np.iinfo(np.int32).max
 
 @dataclass(frozen=True)
 class Example:
-    """An item, the product it was drawn for and its random numbers; both None in evaluation."""
+    """An item, the product it was drawn for and its random numbers, both None in evaluation; place is of its record."""
 
     item: Item
     product: int | None = None
     rng: np.random.Generator | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,29 +42,49 @@ class LeafMaker:
     short_clips: str
     augment: TextAugment | None = None
 
-    def __call__(self, examples: Sequence[Example | None]) -> dict[str, np.ndarray]:
-        """Examples, None where the domain is missing → the leaf.
+    def __call__(
+        self,
+        candidates: Sequence[Iterable[Example]],
+        on_fault: Callable[[int, BadItem], None] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Makes the leaf.
+
+        Args:
+          candidates: for each place of the batch the examples that may stand there: the first whose images decode
+            does. None where the domain is missing.
+          on_fault: called with the place and the fault of each example that is passed over; without it the first
+            fault is raised.
 
         Raises:
-          ValueError: an image does not decode, a product id needs more than 32 bits.
+          BadItem: an image does not decode.
+          ValueError: a product id needs more than 32 bits.
         """
-        B, size = len(examples), self.view.size
+        B, size = len(candidates), self.view.size
         frames = np.zeros((B, self.T, size, size, 3), np.uint8)
         frame_mask = np.zeros((B, self.T), bool)
         products = np.full((B, self.max_products), NO_PRODUCT, np.int32)
-        for b, example in enumerate(examples):
-            if example is None:
-                continue
-            clip = self._clip(example)
-            frames[b, : len(clip)] = clip
-            frame_mask[b, : len(clip)] = True
-            kept = kept_products(example.item.product_ids, example.product, self.max_products)
-            products[b, : len(kept)] = kept
+        present = np.zeros(B, bool)
+        texts = [""] * B
+        for b, own in enumerate(candidates):
+            for example in own:
+                try:
+                    clip = self._clip(example)
+                except BadItem as error:
+                    if on_fault is None:
+                        raise
+                    on_fault(b, error)
+                    continue
+                frames[b, : len(clip)] = clip
+                frame_mask[b, : len(clip)] = True
+                kept = kept_products(example.item.product_ids, example.product, self.max_products)
+                products[b, : len(kept)] = kept
+                present[b], texts[b] = True, self._text(example)
+                break
         return {
             "frames": frames,
             "frame_mask": frame_mask,
-            "text": encode(self.tokenizer, [self._text(example) for example in examples], self.text_length),
-            "present": np.array([example is not None for example in examples]),
+            "text": encode(self.tokenizer, texts, self.text_length),
+            "present": present,
             "products": products,
         }
 
@@ -78,11 +100,11 @@ class LeafMaker:
         try:
             return self.view([item.frames[position] for position in taken], rng)[place]
         except ValueError as error:
-            raise ValueError(f"{self.domain} item {item.item_id}: {error}") from error
+            raise BadItem(
+                f"{self.domain} item {item.item_id}{example.place and f', {example.place}'}: {error}"
+            ) from error
 
-    def _text(self, example: Example | None) -> str:
-        if example is None:
-            return ""
+    def _text(self, example: Example) -> str:
         text = example.item.text
         return self.augment(text, example.rng) if self.augment and example.rng else text
 

@@ -4,8 +4,9 @@ A chain carries indices up to its last step, where one call reads, decodes and t
 its arrays; Grain's threads make several batches at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grain
@@ -13,6 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data.classes import to_classes
+from cope_jax.data.faults import BadItem, Faults
 from cope_jax.data.images import EvalView, TrainView
 from cope_jax.data.leaf import Example, LeafMaker, checked_id
 from cope_jax.data.records import Product, Records, open_records
@@ -40,6 +42,7 @@ def train_batches(
     threads: int = 2,
     start_step: int = 0,
     class_ids: np.ndarray | None = None,
+    faults: Faults | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Endless training batches from `start_step` on; of each global batch, this host's slice.
 
@@ -63,15 +66,18 @@ def train_batches(
       threads: batches made at once, and as many held ready; 0 makes each when asked for it.
       start_step: step of the first batch.
       class_ids: as `classes.product_ids` gives them; batches then tell the classes of products.
+      faults: takes note of records and images that cannot be read. Another item of the same product and domain stands
+        for such a one, the next of its rows that can be read, so that batch s still is a function of (seed, s) and
+        the records; where there is none, the example lacks the domain.
 
     Returns:
-      Iterator of {"product_id": i32[B], domain: leaf, …}, see `cope_jax.data`, with class_ids also "product_class":
-      i32[B] and in every leaf "classes": i32[B, M]. `close()` stops its threads.
+      Iterator of {"product_id": i32[B], "bad_items": i32[B], domain: leaf, …}, see `cope_jax.data`, with class_ids
+      also "product_class": i32[B] and in every leaf "classes": i32[B, M]. `close()` stops its threads.
 
     Raises:
       FileNotFoundError, ValueError: from `open_records`.
       ValueError: batch_size is no multiple of hosts; an unknown domain or T < 1; a negative seed; no
-        products. While iterating: an image that does not decode, a product id of more than 32 bits.
+        products. While iterating: a product id of more than 32 bits, a product's record that cannot be read.
     """
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0")
@@ -92,7 +98,7 @@ def train_batches(
         .map_with_index(lambda number, row: (number, row))  # after repeat: an example's number never returns
         .batch(batch_size)  # of indices only, so cutting out the host's share costs nothing
         .map(lambda indices: tuple(column[share] for column in indices))
-        .map(_TrainLoader(records, makers, seed, class_ids))
+        .map(_TrainLoader(records, makers, seed, class_ids, faults or Faults()))
     )
     iterator = iter(chain.to_iter_dataset(_read_options(threads)))
     iterator.set_state({"next_index": start_step})
@@ -152,29 +158,49 @@ class _TrainLoader:
     makers: Mapping[str, LeafMaker]
     seed: int
     class_ids: np.ndarray | None
+    faults: Faults
 
     def __call__(self, indices: tuple[np.ndarray, np.ndarray]) -> Batch:
         numbers, rows = indices
         products = [self.records.products[int(row)] for row in rows]
-        batch: Batch = {"product_id": np.array([checked_id(p.product_id) for p in products], np.int32)}
+        bad_items = np.zeros(len(rows), np.int32)
+
+        def on_fault(b: int, fault: BadItem) -> None:
+            bad_items[b] += 1
+            self.faults.add(fault)
+
+        batch: Batch = {
+            "product_id": np.array([checked_id(p.product_id) for p in products], np.int32),
+            "bad_items": bad_items,
+        }
         for domain, maker in self.makers.items():
-            batch[domain] = maker(
-                [self._draw(domain, int(n), product) for n, product in zip(numbers, products, strict=True)]
-            )
+            candidates = [
+                self._draw(domain, int(n), product, partial(on_fault, b))
+                for b, (n, product) in enumerate(zip(numbers, products, strict=True))
+            ]
+            batch[domain] = maker(candidates, on_fault)
         if self.class_ids is not None:
             batch["product_class"] = to_classes(batch["product_id"], self.class_ids)
             for domain in self.makers:
                 batch[domain]["classes"] = to_classes(batch[domain]["products"], self.class_ids)
         return batch
 
-    def _draw(self, domain: str, number: int, product: Product) -> Example | None:
-        """One random item of the product, None where it has none in this domain."""
-        rows = product.rows[domain]
-        if not len(rows):
-            return None
-        rng = np.random.default_rng([self.seed, number, DOMAINS.index(domain)])
-        item = self.records.items[domain][int(rows[rng.integers(len(rows))])]
-        return Example(item, product.product_id, rng)
+    def _draw(
+        self, domain: str, number: int, product: Product, on_fault: Callable[[BadItem], None]
+    ) -> Iterator[Example]:
+        """One random item of the product, and behind it those that may stand for it; nothing without the domain."""
+        rows, items, first = product.rows[domain], self.records.items[domain], 0
+        for turn in range(len(rows)):
+            rng = np.random.default_rng([self.seed, number, DOMAINS.index(domain), *([turn] if turn else [])])
+            if not turn:
+                first = rng.integers(len(rows))
+            row = int(rows[(first + turn) % len(rows)])
+            try:
+                item = items[row]
+            except BadItem as fault:
+                on_fault(fault)
+            else:
+                yield Example(item, product.product_id, rng, items.place(row))
 
 
 @dataclass(frozen=True)
@@ -186,11 +212,11 @@ class _EvalLoader:
 
     def __call__(self, rows: np.ndarray) -> Batch:
         items = self.records.items[self.maker.domain]
-        examples = [Example(items[int(row)]) if row >= 0 else None for row in rows]
+        examples = [[Example(items[int(row)], place=items.place(int(row)))] if row >= 0 else [] for row in rows]
         return {
-            "item_id": np.array([example.item.item_id if example else -1 for example in examples], np.int64),
+            "item_id": np.array([own[0].item.item_id if own else -1 for own in examples], np.int64),
             "row": rows,
-            "frame_count": np.array([len(example.item.frames) if example else 0 for example in examples], np.int32),
+            "frame_count": np.array([len(own[0].item.frames) if own else 0 for own in examples], np.int32),
             self.maker.domain: self.maker(examples),
         }
 

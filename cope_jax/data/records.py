@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
+from cope_jax.data.faults import BadItem
 from cope_jax.domains import DOMAINS
 
 SAMPLE = 1 << 16  # bytes at both ends of a file that its fingerprint is made from
@@ -40,23 +42,44 @@ class Product:
 
 @dataclass(frozen=True)
 class ItemRecords:
-    """The items of one domain; `records[row]` reads one, nothing is held in memory."""
+    """The items of one domain; `records[row]` reads one, nothing is held in memory.
+
+    files: path → number of records, in row order.
+    """
 
     domain: str
     source: Sequence
+    files: Mapping[Path, int]
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, row: int) -> Item:
-        features = _features(self.source[row])
-        return Item(
-            item_id=features["item_id"].int64_list.value[0],
-            text=features["text"].bytes_list.value[0].decode("utf-8"),
-            product_ids=tuple(sorted(features["product_ids"].int64_list.value)),
-            frames=tuple(features["frames"].bytes_list.value),
-            frame_times=np.array(features["frame_times"].int64_list.value, np.int64),
-        )
+        """Reads an item.
+
+        Raises:
+          BadItem: the record is broken; names its file.
+        """
+        try:
+            features = _features(self.source[row])
+            return Item(
+                item_id=features["item_id"].int64_list.value[0],
+                text=features["text"].bytes_list.value[0].decode("utf-8"),
+                product_ids=tuple(sorted(features["product_ids"].int64_list.value)),
+                frames=tuple(features["frames"].bytes_list.value),
+                frame_times=np.array(features["frame_times"].int64_list.value, np.int64),
+            )
+        # Of array_record (a hash that does not match), protobuf, a field without value, text that is no UTF-8.
+        except (RuntimeError, DecodeError, IndexError, UnicodeDecodeError) as error:
+            raise BadItem(f"{self.place(row)} is broken: {error}") from error
+
+    def place(self, row: int) -> str:
+        """Where a row lies: "record 3 of /data/rope/page/1.0.0/rope-train.array_record-00001-of-00016"."""
+        for path, count in self.files.items():
+            if row < count:
+                return f"record {row} of {path}"
+            row -= count
+        raise IndexError(f"row {row} is behind the last {self.domain} record")
 
 
 @dataclass(frozen=True)
@@ -106,7 +129,7 @@ def open_records(data_dir: str | Path, split: str) -> Records:
         for config, builder in builders.items()
     }
     return Records(
-        items={domain: ItemRecords(domain, sources[domain]) for domain in DOMAINS},
+        items={domain: ItemRecords(domain, sources[domain], _files(builders[domain], split)) for domain in DOMAINS},
         products=ProductRecords(sources["product"]),
     )
 
@@ -153,6 +176,12 @@ def _builders(data_dir: str | Path, split: str) -> dict[str, tfds.core.DatasetBu
             f"`./run.sh build --release=RELEASE --data_dir={data_dir} --splits={split}`"
         )
     return builders
+
+
+def _files(builder: tfds.core.DatasetBuilder, split: str) -> dict[Path, int]:
+    """Path → number of records of each file of a split."""
+    info = builder.info.splits[split]
+    return dict(zip(map(Path, info.filepaths), info.shard_lengths, strict=True))
 
 
 def sample_texts(records: Records, *, limit: int) -> list[str]:

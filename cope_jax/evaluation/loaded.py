@@ -14,9 +14,9 @@ from cope_jax.evaluation.embed import EmbedFunction, Items, embed_function, embe
 from cope_jax.evaluation.progress import Progress
 from cope_jax.training.checkpoints import Checkpoints, load_model
 from cope_jax.training.inputs import evaluation_batches
-from cope_jax.training.loop import check_batch_sizes
 from cope_jax.training.mesh import make_mesh
 from cope_jax.training.model import ModelState
+from cope_jax.training.plan import check_batch_sizes
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,10 @@
-"""Orbax checkpoints of a run: asynchronous, the newest few kept, restored onto any mesh."""
+"""Orbax checkpoints of a run: asynchronous, the newest few kept, restored onto any mesh, checked by their manifests."""
 
 import dataclasses
+import os
+import shutil
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +12,10 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
+from jax.tree_util import keystr
 from ml_collections import ConfigDict
 
+from cope_jax.training.manifest import find_damage, write_manifest
 from cope_jax.training.mesh import parameter_shardings, replicated, with_shardings
 from cope_jax.training.model import ModelState, split_model
 from cope_jax.training.step import TrainState
@@ -18,25 +24,41 @@ from cope_jax.training.weights import load_weights, prepare_weights
 # The step of the initial parameters, which need no checkpoint: the seed makes them anew, and the published weights that
 # the run started from, where there are any.
 UNTRAINED = 0
+# The parts of a checkpoint: the training state, and the sums of the report window that was open (JSON).
+STATE, WINDOW = "state", "window"
+UNFINISHED = "*.orbax-checkpoint-tmp*"
+
+Window = Mapping[str, tuple[float, float]]  # metric → (total, count)
 
 
 class Checkpoints:
     """The folder `checkpoints/` of a work directory.
 
-    A context manager: leaving it waits for the saves under way. A save is written beside and renamed when whole, so a
-    killed process leaves no half checkpoint that passes for one.
+    A context manager: leaving it waits for the save under way. A save is written beside, gets its manifest and is
+    renamed, so a killed process leaves no half checkpoint that passes for one.
     """
 
     def __init__(self, workdir: Path, *, keep: int | None = None):
-        """Opens the folder; `keep` newest checkpoints stay, None keeps all (to read)."""
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        """Opens the folder; `keep` newest checkpoints stay, None is for readers, which change nothing."""
         self.folder = workdir.absolute() / "checkpoints"
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        self.saving: int | None = None
+        if keep is not None and jax.process_index() == 0:
+            self.remove_unfinished()
+        self.manager = ocp.CheckpointManager(
+            self.folder,
+            item_handlers={STATE: ocp.StandardCheckpointHandler(), WINDOW: ocp.JsonCheckpointHandler()},
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self.seal),
+            ),
+        )
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.settle()
         self.manager.close()
 
     def latest(self) -> int | None:
@@ -54,32 +76,124 @@ class Checkpoints:
             raise FileNotFoundError(f"no checkpoint in {self.folder}: train first, or ask for --step=0")
         return step
 
-    def save(self, step: int, state: TrainState) -> None:
-        """Saves in the background; returns when the arrays are copied to the host."""
-        self.manager.save(step, args=ocp.args.StandardSave(as_tree(state)))
+    def save(self, step: int, state: TrainState, window: Window) -> None:
+        """Saves in the background; returns when the arrays are copied to the host.
 
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of a step, laid out as `like` (arrays or shapes with shardings)."""
-        tree = self.manager.restore(step, args=ocp.args.StandardRestore(as_tree(like)))
-        return TrainState(**tree)
+        A save that fails, say for want of disk space, is reported at the next one or when the folder is closed: the
+        run goes on and the checkpoints before stay.
+        """
+        self.settle()
+        self.saving = step
+        items = {STATE: ocp.args.StandardSave(as_tree(state)), WINDOW: ocp.args.JsonSave(dict(window))}
+        try:
+            self.manager.save(step, args=ocp.args.Composite(**items))
+        except (OSError, ValueError) as error:
+            self.report_failure(error)
+
+    def settle(self) -> bool:
+        """Waits for the save under way; whether there was none or it succeeded."""
+        try:
+            self.manager.wait_until_finished()
+        except (OSError, ValueError) as error:  # tensorstore's errors of the disk are ValueErrors
+            self.report_failure(error)
+        else:
+            self.saving = None
+        return self.saving is None
+
+    def report_failure(self, error: Exception) -> None:
+        """Tells of a failed save and frees the space that it took; several processes cannot go on after one."""
+        if jax.process_count() > 1:
+            raise error
+        print(f"\nsaving step {self.saving} in {self.folder} failed: {error}", file=sys.stderr, flush=True)
+        self.remove_unfinished()
+
+    def remove_unfinished(self) -> None:
+        """Removes what killed or failed saves left."""
+        for left in self.folder.glob(UNFINISHED):
+            shutil.rmtree(left)
+
+    def seal(self) -> None:
+        """Writes the manifest of the save under way, which Orbax then commits."""
+        if jax.process_index() == 0:
+            (unfinished,) = self.folder.glob(UNFINISHED)
+            write_manifest(unfinished)
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, Window]:
+        """The state of a step, laid out as `like` (arrays or shapes with shardings), and the open report window.
+
+        Raises:
+            ValueError: the checkpoint holds other parameters; lists them.
+        """
+        wanted = as_tree(like)
+        stored = self.manager.item_metadata(step)[STATE].tree
+        if differences := differing_shapes(stored, wanted):
+            raise ValueError(
+                f"the checkpoint of step {step} in {self.folder} is of another model or optimizer than the config:\n"
+                + "\n".join(f"  {difference}" for difference in differences)
+            )
+        items = {STATE: ocp.args.StandardRestore(wanted), WINDOW: ocp.args.JsonRestore()}
+        restored = self.manager.restore(step, args=ocp.args.Composite(**items))
+        return TrainState(**restored[STATE]), {name: tuple(pair) for name, pair in restored[WINDOW].items()}
 
     def restore_model(self, step: int, like: ModelState) -> ModelState:
         """The model alone, laid out as `like`: what evaluation needs.
 
         Raises:
             FileNotFoundError: no such step; lists those there are.
+            ValueError: its files are not as they were written; lists them.
         """
         if step not in self.manager.all_steps():
             raise FileNotFoundError(
                 f"no checkpoint of step {step} in {self.folder}; there are {self.manager.all_steps()}"
             )
+        if damage := find_damage(self.folder / str(step)):
+            raise ValueError(f"{self.folder / str(step)} is damaged, choose another --step: {'; '.join(damage)}")
         tree = {"params": {"model": like.params}, "statistics": like.statistics}
         args = ocp.args.PyTreeRestore(
             item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
         )
-        with ocp.CheckpointManager(self.folder, item_handlers=ocp.PyTreeCheckpointHandler()) as reader:
-            tree = reader.restore(step, args=args)
+        with ocp.CheckpointManager(self.folder, item_handlers={STATE: ocp.PyTreeCheckpointHandler()}) as reader:
+            tree = reader.restore(step, args=ocp.args.Composite(**{STATE: args}))[STATE]
         return ModelState(tree["params"]["model"], tree["statistics"])
+
+
+def set_aside_damaged(workdir: Path) -> None:
+    """Moves checkpoints that are not as they were written to `damaged/`, newest first, until one is sound.
+
+    Raises:
+        ValueError: none is sound, or an earlier start found that and nothing has been done about it.
+    """
+    folder, aside = workdir / "checkpoints", workdir / "damaged"
+    steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
+    for step in steps:
+        damage = find_damage(folder / str(step))
+        if not damage:
+            return
+        aside.mkdir(exist_ok=True)
+        place = aside / f"{step}-{len(list(aside.iterdir()))}"
+        os.rename(folder / str(step), place)
+        print(f"the checkpoint of step {step} is damaged, moved to {place}: {'; '.join(damage)}", flush=True)
+    if aside.exists() and any(aside.iterdir()):
+        raise ValueError(
+            f"no sound checkpoint is left in {folder}, damaged ones are in {aside}: copy a good one back, or remove "
+            f"{aside} to train again from step 0"
+        )
+
+
+def differing_shapes(stored: Any, wanted: Any) -> list[str]:
+    """Which leaves two trees of arrays or shapes do not have in common, a sentence each."""
+    there, here = shapes_by_path(stored), shapes_by_path(wanted)
+    return [
+        f"{path}: {there.get(path, 'nothing')} in the checkpoint, {here.get(path, 'nothing')} by the config"
+        for path in sorted(there.keys() | here.keys())
+        if there.get(path) != here.get(path)
+    ]
+
+
+def shapes_by_path(tree: Any) -> dict[str, str]:
+    """params/model/… → "float32[3, 4]" for every leaf that has a shape."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 
 
 def load_model(

@@ -62,7 +62,13 @@ POSITIVE = [
     "eval.shots",
     "eval.queries",
 ]
-FRACTIONS = ["data.colour_jitter", "data.text_noise", "losses.infonce.smoothing", "losses.classifier.rate"]
+FRACTIONS = [
+    "data.colour_jitter",
+    "data.text_noise",
+    "data.max_bad_fraction",
+    "losses.infonce.smoothing",
+    "losses.classifier.rate",
+]
 NOT_NEGATIVE = [
     "losses.sigmoid.weight",
     "losses.sigmoid.page_text",
@@ -73,7 +79,9 @@ NOT_NEGATIVE = [
     "losses.classifier.weight",
     "losses.classifier.margin",
     "losses.classifier.classes",
+    "train.max_skipped",
     "train.microbatch",
+    "train.stall_seconds",
     "model.vision.integration_depth",
     "optimizer.warmup_steps",
     "optimizer.weight_decay",
@@ -284,11 +292,14 @@ MAY_CHANGE = (
     "model.remat",
     "data.data_dir",
     "data.threads",
+    "data.max_bad_fraction",
     "data.eval_split",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.max_skipped",
     "train.microbatch",
+    "train.stall_seconds",
 )
 
 

@@ -17,10 +17,10 @@ from cope_jax.domains import DOMAINS
 from cope_jax.tables import aligned
 from cope_jax.training.config import validate
 from cope_jax.training.inputs import training_batch_shapes
-from cope_jax.training.loop import Plan, check_batch_sizes, plan
 from cope_jax.training.losses import active_terms
 from cope_jax.training.mesh import AXES, make_mesh
 from cope_jax.training.optimizer import decays, rate_factors
+from cope_jax.training.plan import Plan, check_batch_sizes, plan, step_operations
 from cope_jax.training.rules import apply_rules, paths
 
 GIB = 2**30
@@ -124,18 +124,6 @@ def parameters(params: Any, config: ConfigDict) -> Iterator[Parameter]:
     columns = (paths(params), params, numbered, rate_factors(groups, params), decays(params))
     for path, leaf, group, factor, decay in zip(*map(jax.tree.leaves, columns), strict=True):
         yield Parameter(path, leaf.shape, leaf.size, group, bool(factor and decay), leaf.sharding.spec)
-
-
-def step_operations(config: ConfigDict, vocab_size: int) -> float:
-    """Floating-point operations of a step, as XLA counts them in the program before it optimises.
-
-    Of the step with layers unrolled, as XLA counts the body of a loop once, and with nothing rematerialised.
-    """
-    plain = config.copy_and_resolve_references()
-    plain.update_from_flattened_dict({"model.scan_layers": False, "model.remat": "none", "train.microbatch": 0})
-    mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
-    run = plan(plain, mesh, vocab_size=vocab_size)
-    return run.step.lower(run.state, training_batch_shapes(plain)).cost_analysis()["flops"]
 
 
 def step_costs(config: ConfigDict, run: Plan, operations: float) -> Costs:

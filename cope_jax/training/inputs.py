@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data.classes import product_ids
+from cope_jax.data.faults import Faults
 from cope_jax.data.images import EvalView, TrainView
 from cope_jax.data.pipeline import eval_batches, train_batches
 from cope_jax.data.records import open_records, sample_texts
@@ -59,12 +60,14 @@ def training_batches(
     start_step: int,
     share: tuple[int, int] = (0, 1),
     class_ids: np.ndarray | None = None,
+    faults: Faults | None = None,
 ) -> Iterator[Any]:
     """Training batches from `start_step` on, without end.
 
     Args:
         share: which share of each batch, and how many there are, as `batch_share` tells.
         class_ids: as `training_classes` gives them.
+        faults: takes note of what cannot be read.
     """
     data = config.data
     host, hosts = share
@@ -85,6 +88,7 @@ def training_batches(
         threads=data.threads,
         start_step=start_step,
         class_ids=class_ids,
+        faults=faults,
     )
 
 
@@ -105,7 +109,7 @@ def training_batch_shapes(config: ConfigDict) -> dict[str, Any]:
             **({"classes": products} if classified else {}),
         }
 
-    names = ("product_id", "product_class") if classified else ("product_id",)
+    names = ("product_id", "bad_items", *(("product_class",) if classified else ()))
     leaves = {domain: leaf(T) for domain, T in data.frames.items()}
     return {**{name: jax.ShapeDtypeStruct((B,), np.int32) for name in names}, **leaves}
 

@@ -2,14 +2,21 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from cope_jax.data.faults import Faults
+from cope_jax.domains import DOMAINS
 from cope_jax.training.progress import Progress
+
+SHOWN = 4  # examples that TensorBoard shows at the start
 
 
 @struct.dataclass
@@ -28,17 +35,23 @@ class Mean:
         """The mean over both."""
         return Mean(self.total + other.total, self.count + other.count)
 
+    def where(self, kept: jax.Array) -> "Mean":
+        """The same where `kept` (bool[]) holds, else the mean of nothing."""
+        return Mean(jnp.where(kept, self.total, 0), jnp.where(kept, self.count, 0))
+
     def compute(self) -> float:
         """The mean; NaN of nothing."""
         return float(self.total) / float(self.count) if float(self.count) else float("nan")
 
 
-def merge_all(windows: list[Mapping[str, Mean]]) -> dict[str, float]:
-    """Means over the steps of a report window."""
-    merged = dict(windows[0])
-    for window in windows[1:]:
-        merged = {name: mean.merge(window[name]) for name, mean in merged.items()}
-    return {name: mean.compute() for name, mean in merged.items()}
+def merge(window: Mapping[str, Mean], metrics: Mapping[str, Mean]) -> dict[str, Mean]:
+    """A report window with the metrics of one more step; an empty window becomes these."""
+    return {name: window[name].merge(mean) if window else mean for name, mean in metrics.items()}
+
+
+def merge_all(steps: Iterable[Mapping[str, Mean]]) -> dict[str, float]:
+    """Means over some steps."""
+    return {name: mean.compute() for name, mean in reduce(merge, steps, {}).items()}
 
 
 class MetricsLog:
@@ -54,12 +67,19 @@ class MetricsLog:
         self.file = self.path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, write_to_disk=True)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds the values of one report."""
+    def show(self, step: int, batch: Mapping[str, Any]) -> None:
+        """Adds the first examples of a batch, as the model sees them: page, video and live in a picture."""
+        for example in range(min(SHOWN, len(batch["product_id"]))):
+            clips = [np.concatenate(list(batch[domain]["frames"][example]), axis=1) for domain in DOMAINS]
+            name = f"batch/product {batch['product_id'][example]}: page, video, live"
+            self.board.add_image(name, np.concatenate(clips, axis=1), step, dataformats="HWC")
+
+    def write(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
+        """Adds the values of one report; its speed, which no two runs have in common, to TensorBoard alone."""
         rounded = {name: float(f"{value:.6g}") if np.isfinite(value) else None for name, value in values.items()}
         self.file.write(json.dumps({"step": step, **rounded}) + "\n")
         self.file.flush()
-        for name, value in values.items():
+        for name, value in (*values.items(), *((f"speed/{name}", value) for name, value in speed.items())):
             self.board.add_scalar(name, value, step)
 
     def __enter__(self) -> "MetricsLog":
@@ -73,31 +93,94 @@ class MetricsLog:
 class Reporter:
     """Brings a run's metrics to the log and the progress line, one step late so that the device never waits."""
 
-    def __init__(self, log: MetricsLog | None, progress: Progress, *, every: int, last: int):
-        """Reports windows that end at multiples of `every` and at step `last`; without a log, nothing."""
-        self.log, self.progress, self.every, self.last = log, progress, every, last
-        self.window: list[dict[str, Mean]] = []
-        self.late: tuple[int, dict[str, Mean]] | None = None
+    def __init__(
+        self,
+        log: MetricsLog | None,
+        progress: Progress,
+        *,
+        every: int,
+        last: int,
+        max_skipped: int,
+        max_bad_fraction: float,
+        faults: Faults,
+        window: Mapping[str, tuple[float, float]],
+    ):
+        """Reports windows that end at multiples of `every` and at step `last`; without a log only to the limit.
 
-    def add(self, step: int, metrics: dict[str, Mean]) -> None:
-        """Takes the metrics of a step that may still be running."""
+        Args:
+            log: None in all processes but the first, which reports for all.
+            progress: the progress line.
+            every: steps a window.
+            last: step of the run.
+            max_skipped: steps that may be skipped in a row.
+            max_bad_fraction: of a window's items that may be unreadable.
+            faults: what could not be read.
+            window: the open one of the run that goes on, as `open_window` gave it.
+        """
+        self.log, self.progress, self.every, self.last = log, progress, every, last
+        self.max_skipped, self.skipped = max_skipped, 0
+        self.max_bad_fraction, self.faults = max_bad_fraction, faults
+        self.window = {name: Mean(np.float32(total), np.float32(count)) for name, (total, count) in window.items()}
+        self.late: tuple[int, dict[str, Mean], np.ndarray] | None = None
+
+    def show(self, step: int, batch: Mapping[str, Any]) -> None:
+        """Shows what is learned from."""
+        if self.log is not None:
+            self.log.show(step, batch)
+
+    def add(self, step: int, metrics: dict[str, Mean], product_ids: np.ndarray) -> None:
+        """Takes the metrics of a step that may still be running, and the products of its batch."""
         self.flush()
-        self.late = step, metrics
+        self.late = step, metrics, product_ids
 
     def flush(self) -> None:
-        """Waits for the step last added and reports what it completes."""
+        """Waits for the step last added and reports what it completes.
+
+        Raises:
+            ValueError: too many steps in a row had a loss or gradients that were not finite, or too many items of a
+                window could not be read.
+        """
         if self.late is None:
             return
-        step, metrics = self.late
-        self.late = None
-        self.window.append(jax.device_get(metrics))
-        if self.log is None:  # one process of several reports for all
-            self.window = []
-            return
-        self.progress.update(step, self.window[-1]["loss"].compute())
+        (step, metrics, product_ids), self.late = self.late, None
+        metrics = jax.device_get(metrics)
+        self.count_skipped(step, metrics, product_ids)
+        self.window = merge(self.window, metrics)
+        if self.log is not None:
+            self.progress.update(step, metrics["loss"].compute())
         if step % self.every == 0 or step == self.last:
-            self.log.write(step, merge_all(self.window))
-            self.window = []
+            if self.log is not None:
+                means = {name: mean.compute() for name, mean in self.window.items()}
+                self.log.write(step, means, self.progress.speed(step))
+            bad, self.window = self.window["bad_items"].compute(), {}
+            if bad > self.max_bad_fraction:
+                raise ValueError(
+                    f"{bad:.2%} of the items of the {self.every} steps until {step} could not be read; "
+                    f"config.data.max_bad_fraction allows {self.max_bad_fraction:.2%}. Verify or rebuild the data; the "
+                    f"last ones here: {'; '.join(self.faults.last) or 'see the other hosts'}"
+                )
+
+    def count_skipped(self, step: int, metrics: Mapping[str, Mean], product_ids: np.ndarray) -> None:
+        """Tells of a skipped step and what was in it; ends a run of them."""
+        if not metrics["skipped"].compute():
+            self.skipped = 0
+            return
+        self.skipped += 1
+        print(
+            f"\nstep {step} skipped: its loss or gradients were not finite; products of the batch: "
+            f"{', '.join(map(str, product_ids))}",
+            flush=True,
+        )
+        if self.skipped > self.max_skipped:
+            raise ValueError(
+                f"{self.skipped} steps in a row had a loss or gradients that were not finite, the last one step "
+                f"{step}; config.train.max_skipped allows less. Lower config.optimizer.rate or "
+                "config.optimizer.clip_norm, or look at the products named above; the newest checkpoint is from before"
+            )
+
+    def open_window(self) -> dict[str, tuple[float, float]]:
+        """(total, count) of each metric in the window that is not reported yet."""
+        return {name: (float(mean.total), float(mean.count)) for name, mean in self.window.items()}
 
 
 def keep_lines_until(path: Path, step: int) -> None:

@@ -1,37 +1,93 @@
-"""The progress line of a run: step, loss, examples a second, time left."""
+"""The progress line of a run: step, loss, speed, what it waits for, time left."""
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+HUNGRY = 0.2  # share of the time spent waiting for batches from which on that is worth a warning
+LOOKS = 60.0  # seconds of training before that is judged
 
 
 class Progress:
     """Rewrites one line on a terminal; elsewhere prints a line every half minute."""
 
-    def __init__(self, *, start: int, steps: int, batch_size: int):
-        """A run that begins at step `start` of `steps`."""
-        self.start, self.steps, self.batch_size = start, steps, batch_size
+    def __init__(self, *, start: int, steps: int, batch_size: int, peak_seconds: float = 0.0):
+        """A run that begins at step `start` of `steps`.
+
+        Args:
+            start: the last step that is done.
+            steps: of the run.
+            batch_size: examples a step.
+            peak_seconds: that a step would take at the devices' peak; 0 where that is not known.
+        """
+        self.start, self.steps, self.batch_size, self.peak_seconds = start, steps, batch_size, peak_seconds
         self.terminal = sys.stdout.isatty()
         self.interval = 0.5 if self.terminal else 30.0
         # The clock starts behind the first step, which compiles.
         self.began: float | None = None
-        self.printed = 0.0
+        self.printed = self.waited = 0.0
+        self.warned = False
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Round what waits for a batch."""
+        since = time.monotonic()
+        yield
+        self.waited += time.monotonic() - since
+
+    def speed(self, step: int) -> dict[str, float]:
+        """Examples a second, seconds a step, the share of the time spent waiting for data; MFU where it is known.
+
+        Empty until a step behind the first one is done.
+        """
+        done = step - self.start
+        if self.began is None or done < 1:
+            return {}
+        seconds = (time.monotonic() - self.began) / done
+        waited = self.waited / done / seconds
+        speed = {"examples_per_s": self.batch_size / seconds, "step_s": seconds, "data_wait": waited}
+        return speed | ({"mfu": self.peak_seconds / seconds} if self.peak_seconds else {})
 
     def update(self, step: int, loss: float) -> None:
         """Tells that `step` steps are done; prints where it is time to."""
         now = time.monotonic()
         if self.began is None:
-            self.began, self.start = now, step
+            self.began, self.start, self.waited = now, step, 0.0
         last = step == self.steps
         if now - self.printed < self.interval and not last:
             return
         self.printed = now
-        done, seconds = step - self.start, now - self.began
-        rate = f"{done * self.batch_size / seconds:7.1f}" if done else "      –"
-        left = clock((self.steps - step) * seconds / done) if done else "–"
-        line = f"step {step:>6}/{self.steps}  loss {loss:8.4f}  {rate} examples/s  {left} left"
+        line = f"step {step:>6}/{self.steps}  loss {loss:8.4f}  {self.describe(step)}"
         print(
             f"\r{line}   " if self.terminal else line,
             end="\n" if last or not self.terminal else "",
+            flush=True,
+        )
+        self.warn(step)
+
+    def describe(self, step: int) -> str:
+        """The part of the line that tells speed and time left."""
+        speed = self.speed(step)
+        if not speed:
+            return "      – examples/s  – left"
+        mfu = f"  MFU {speed['mfu']:.0%}" if "mfu" in speed else ""
+        return (
+            f"{speed['examples_per_s']:7.1f} examples/s  {speed['step_s']:.3g} s/step  "
+            f"data {speed['data_wait']:.0%}{mfu}  {clock((self.steps - step) * speed['step_s'])} left"
+        )
+
+    def warn(self, step: int) -> None:
+        """Tells once where devices wait for data."""
+        assert self.began is not None
+        speed = self.speed(step)
+        if self.warned or time.monotonic() - self.began < LOOKS or speed.get("data_wait", 0.0) < HUNGRY:
+            return
+        self.warned = True
+        print(
+            f"\nthe input pipeline is the bottleneck: {speed['data_wait']:.0%} of the time goes into waiting for "
+            "batches. config.data.threads beyond the cores helps little; smaller images on disk, fewer frames or more "
+            "hosts do",
             flush=True,
         )
 

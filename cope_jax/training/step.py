@@ -5,10 +5,12 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx, struct
 from jax.sharding import Mesh
 
+from cope_jax.domains import DOMAINS
 from cope_jax.training.gradients import batch_gradients, cached_gradients
 from cope_jax.training.losses import LossFunction
 from cope_jax.training.metrics import Mean
@@ -45,7 +47,7 @@ def make_train_step(
     parts: int,
     mesh: Mesh,
 ) -> StepFunction:
-    """The function to jit.
+    """The function to jit. A step whose loss or gradient is not finite changes nothing but its number.
 
     Args:
         graphdef: of the `CopeModel`, split once outside.
@@ -68,12 +70,26 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         found = gradients_of(embed, loss_of, state.params, state.statistics, batch, key)
         updates, opt_state = optimizer.update(found.params, state.opt_state, state.params)
+        gradient_norm = optax.tree.norm(found.params)
         metrics = found.metrics | {
             "loss": Mean.of(found.loss),
-            "gradient_norm": Mean.of(optax.tree.norm(found.params)),
+            "gradient_norm": Mean.of(gradient_norm),
+            "update_norm": Mean.of(optax.tree.norm(updates)),
+            "bad_items": share_of_bad_items(batch),
         }
         params = optax.apply_updates(state.params, updates)
-        state = TrainState(step=state.step + 1, params=params, statistics=found.statistics, opt_state=opt_state)
-        return state, metrics
+        changed = state.replace(params=params, statistics=found.statistics, opt_state=opt_state)
+        # One bad batch would make every parameter NaN for good. The loss is of all devices, so all skip it or none.
+        finite = jnp.isfinite(found.loss) & jnp.isfinite(gradient_norm)
+        state = jax.tree.map(partial(jnp.where, finite), changed, state)
+        metrics = {name: mean.where(finite) for name, mean in metrics.items()}
+        return state.replace(step=state.step + 1), metrics | {"skipped": Mean.of(1 - finite.astype(jnp.float32))}
 
     return train_step
+
+
+def share_of_bad_items(batch: Any) -> Mean:
+    """The share of the items tried for a batch that could not be read."""
+    bad = jnp.sum(batch["bad_items"])
+    found = sum(jnp.sum(batch[domain]["present"]) for domain in DOMAINS)
+    return Mean(bad.astype(jnp.float32), (bad + found).astype(jnp.float32))

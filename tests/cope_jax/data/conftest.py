@@ -53,6 +53,11 @@ def jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels, np.uint8), quality, "RGB", "444")
 
 
+def plain_frame(domain: str, row: int, frame: int) -> bytes:
+    """An image of that colour."""
+    return jpeg(np.broadcast_to(np.array(colour(domain, row, frame)), (24, 32, 3)))
+
+
 def plan() -> Plan:
     """13 products 1000, 1003, … 1036 with two pages, one video and one live of 1 to 6 frames each.
 
@@ -89,7 +94,7 @@ def _write(folder: Path, features: tfds.features.FeaturesDict, splits: Mapping[s
         parts = [records[: len(records) // 2], records[len(records) // 2 :]]
         for shard, part in enumerate(parts):
             path = template.sharded_filepath(shard_index=shard, num_shards=len(parts))
-            writer = ArrayRecordWriter(str(path), "group_size:1")
+            writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
             for record in part:
                 writer.write(features.serialize_example(features.encode_example(record)))
             writer.close()
@@ -113,7 +118,7 @@ def _write(folder: Path, features: tfds.features.FeaturesDict, splits: Mapping[s
 
 def write_records(data_dir: Path, content: Plan, frame=None) -> Path:
     """rope/{page,video,live,product} with a split "train"; frame(domain, row, i) → encoded bytes."""
-    frame = frame or (lambda *place: jpeg(np.broadcast_to(np.array(colour(*place)), (24, 32, 3))))
+    frame = frame or plain_frame
     for domain, items in content.items.items():
         records = [
             {
@@ -142,6 +147,19 @@ def content() -> Plan:
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory, content: Plan) -> Path:
     return write_records(tmp_path_factory.mktemp("records"), content)
+
+
+@pytest.fixture(scope="session")
+def write_broken(content: Plan):
+    """A function that writes the same records, but for some items (domain, row), whose frames are broken."""
+
+    def write(folder: Path, broken: set[tuple[str, int]]) -> Path:
+        def frame(domain: str, row: int, number: int) -> bytes:
+            return b"no image" if (domain, row) in broken else plain_frame(domain, row, number)
+
+        return write_records(folder, content, frame)
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def test_ids_that_do_not_fit_are_refused():
 
 
 def test_a_short_clip_is_masked_behind_its_frames(maker, image):
-    leaf = maker([Example(item([100, 200], image)), None, Example(item([0, 50, 100, 150, 200, 250], image))])
+    leaf = maker([[Example(item([100, 200], image))], [], [Example(item([0, 50, 100, 150, 200, 250], image))]])
     np.testing.assert_array_equal(leaf["frame_mask"], [[1, 1, 0, 0], [0] * 4, [1] * 4])
     np.testing.assert_allclose(leaf["frames"][:, :, 3, 3, 2], [[100, 200, 0, 0], [0] * 4, [0, 100, 150, 250]], atol=2)
     assert not leaf["frames"][0, 2:].any()
@@ -49,7 +49,7 @@ def test_a_short_clip_is_masked_behind_its_frames(maker, image):
 
 
 def test_what_is_missing_is_zero_and_masked(maker, image):
-    leaf = maker([None, Example(item([], image, text=""))])
+    leaf = maker([[], [Example(item([], image, text=""))]])
     np.testing.assert_array_equal(leaf["present"], [False, True])
     assert not leaf["frame_mask"].any()
     assert not leaf["frames"].any()
@@ -66,7 +66,7 @@ def test_what_is_missing_is_zero_and_masked(maker, image):
 
 def test_repeated_frames_follow_the_positions(tokenizer, image):
     maker = LeafMaker("live", 5, EvalView(6), 5, tokenizer, 3, "repeat")
-    leaf = maker([Example(item([50, 150, 250], image))])
+    leaf = maker([[Example(item([50, 150, 250], image))]])
     np.testing.assert_allclose(leaf["frames"][0, :, 3, 3, 2], [50, 50, 150, 250, 250], atol=2)
     assert leaf["frame_mask"].all()
 
@@ -75,12 +75,24 @@ def test_texts_are_augmented_with_an_rng_only(tokenizer, image):
     noisy = TextAugment(probability=1.0, fraction=1.0, min_length=1)
     maker = LeafMaker("page", 1, EvalView(6), 8, tokenizer, 3, "repeat", noisy)
     page = item([9], image, text="红红红红红红")
-    plain = maker([Example(page)])["text"]
-    assert (plain == maker([Example(page)])["text"]).all()
-    assert (plain != maker([Example(page, 3, np.random.default_rng(0))])["text"]).any()
+    plain = maker([[Example(page)]])["text"]
+    assert (plain == maker([[Example(page)]])["text"]).all()
+    assert (plain != maker([[Example(page, 3, np.random.default_rng(0))]])["text"]).any()
 
 
 def test_a_broken_image_names_its_item(maker, image):
     broken = Item(7, "", (3,), (image(np.zeros((8, 8, 3))), b"no image"), np.arange(2))
-    with pytest.raises(ValueError, match=r"video item 7: 8 bytes that start with b'no image' are no image"):
-        maker([Example(broken)])
+    with pytest.raises(ValueError, match=r"video item 7, record 4 of x: 8 bytes that start with b'no image' are no"):
+        maker([[Example(broken, place="record 4 of x")]])
+
+
+def test_the_next_candidate_stands_for_a_broken_one(maker, image):
+    broken, good = Item(7, "红", (3,), (b"no image",), np.arange(1)), item([100], image, item_id=8, product_ids=(4,))
+    faults = []
+    candidates = [[Example(good)], iter([Example(broken), Example(broken), Example(good)]), [Example(broken)]]
+    leaf = maker(candidates, lambda b, fault: faults.append((b, str(fault)[:12])))
+    assert faults == [(1, "video item 7"), (1, "video item 7"), (2, "video item 7")]
+    np.testing.assert_array_equal(leaf["present"], [True, True, False])
+    for name, part in leaf.items():
+        np.testing.assert_array_equal(part[1], part[0], err_msg=name)
+        assert (part[2] == (-1 if name == "products" else 0)).all(), name

@@ -1,11 +1,14 @@
+import shutil
 from itertools import islice
 
 import numpy as np
 import pytest
 
+from cope_jax.data.faults import Faults
 from cope_jax.data.frames import centres
 from cope_jax.data.images import EvalView, TrainView
 from cope_jax.data.pipeline import eval_batches, train_batches
+from cope_jax.data.records import open_records
 from cope_jax.data.tokenizer import TextAugment, encode
 from cope_jax.domains import DOMAINS
 
@@ -197,8 +200,67 @@ def test_hosts_slices_make_the_global_batch(train):
 
 def test_a_domain_draws_the_same_without_the_others(train):
     alone = train(3, frames={"live": 2})
-    assert [sorted(batch) for batch in alone] == [["live", "product_id"]] * 3
+    assert [sorted(batch) for batch in alone] == [["bad_items", "live", "product_id"]] * 3
     assert_equal([batch["live"] for batch in alone], [batch["live"] for batch in train(3)])
+
+
+@pytest.fixture
+def rotten(data_dir, tmp_path):
+    """The records with a few flipped bytes, and the row of the page that they broke, found by reading them all."""
+    shutil.copytree(data_dir, tmp_path / "rotten")
+    (path,) = (tmp_path / "rotten/rope/page").rglob("*-00001-of-00002")
+    content = path.read_bytes()
+    # In an image, which is compressed no further, and not in what tells where records lie.
+    place = content.index(b"\xff\xd9") - 8
+    path.write_bytes(content[:place] + b"rotten" + content[place + 6 :])
+    pages, faults = open_records(tmp_path / "rotten", "train").items["page"], {}
+    for row in range(len(pages)):
+        try:
+            pages[row]
+        except ValueError as error:
+            faults[row] = str(error)
+    ((row, fault),) = faults.items()
+    assert fault.startswith(f"record {row - len(pages) // 2} of {path} is broken: ")
+    return tmp_path / "rotten", row
+
+
+def test_another_page_of_the_product_stands_for_a_rotten_one(train, rotten, content):
+    folder, bad = rotten
+    ((product, rows),) = [(product, rows["page"]) for product, rows in content.products.items() if bad in rows["page"]]
+    (other,) = set(rows) - {bad}
+    faults = Faults()
+    clean, found = train(13), train(13, data_dir=folder, faults=faults)
+    assert_equal(found, train(13, data_dir=folder, threads=0))
+    hit = 0
+    for before, after in zip(clean, found, strict=True):
+        for b in range(6):
+            wanted = seen(before["page"]["frames"])[0][b, 0] == bad and before["product_id"][b] == product
+            assert after["bad_items"][b] == wanted
+            assert before["bad_items"][b] == 0
+            hit += wanted
+            if wanted:
+                assert seen(after["page"]["frames"])[0][b, 0] == other
+                assert after["page"]["present"][b]
+            else:
+                for name, part in leaves(before).items():
+                    np.testing.assert_array_equal(leaves(after)[name][b], part[b], err_msg=name)
+    assert hit
+    assert faults.count >= hit  # threads are ahead
+    assert all("-00001-of-00002 is broken" in fault for fault in faults.last)
+
+
+def test_a_product_without_a_readable_item_lacks_the_domain(train, content, write_broken, tmp_path):
+    """Pages of one product are no images; both are tried."""
+    product = list(content.products)[5]
+    bad = content.products[product]["page"]
+    folder, faults = write_broken(tmp_path, {("page", row) for row in bad}), Faults()
+    for batch in train(3, data_dir=folder, faults=faults):
+        of_product = batch["product_id"] == product
+        np.testing.assert_array_equal(batch["bad_items"], 2 * of_product)
+        assert not batch["page"]["present"][of_product].any()
+        assert batch["video"]["present"][of_product].all()
+    assert "page item" in faults.last[0]
+    assert "are no image" in faults.last[0]
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 50])

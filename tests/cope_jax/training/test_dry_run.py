@@ -11,12 +11,11 @@ from cope_jax.training.dry_run import (
     mesh_sizes,
     parameters,
     step_costs,
-    step_operations,
     vocabulary,
 )
 from cope_jax.training.inputs import run_tokenizer, training_batch_shapes, training_batches
-from cope_jax.training.loop import plan
 from cope_jax.training.mesh import make_mesh, to_devices
+from cope_jax.training.plan import plan, step_operations
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def test_bytes_are_those_of_real_arrays(frozen_config, tmp_path):
     assert costs.parameters == held(state.params)
     assert costs.optimizer == held(state.opt_state)
     # XLA leaves out what the step does not read: the products' own ids.
-    assert costs.batch == held({domain: batch[domain] for domain in ("page", "video", "live")})
+    assert costs.batch == held({part: batch[part] for part in ("page", "video", "live", "bad_items")})
     assert costs.temporary > costs.parameters
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), training_batch_shapes(frozen_config))
     assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), batch)

@@ -18,16 +18,18 @@ from configs import cope_rope
 from cope_jax.training.checkpoints import Checkpoints
 from cope_jax.training.config import flatten, load_config
 from cope_jax.training.inputs import run_tokenizer, training_batches, training_classes
-from cope_jax.training.loop import Stopped, start, train
+from cope_jax.training.lock import locked
+from cope_jax.training.loop import start, train
 from cope_jax.training.mesh import make_mesh, to_devices
 from cope_jax.training.metrics import merge_all
 from cope_jax.training.progress import Progress
+from cope_jax.training.stop import Stopped
 
 
 def stored(workdir, step):
     """The whole state of a checkpoint as numpy."""
     with ocp.StandardCheckpointer() as reader:
-        return jax.tree.map(np.asarray, reader.restore(workdir.absolute() / f"checkpoints/{step}/default"))
+        return jax.tree.map(np.asarray, reader.restore(workdir.absolute() / f"checkpoints/{step}/state"))
 
 
 def assert_equal_trees(a, b):
@@ -54,7 +56,9 @@ def finished(make_tiny_config, tmp_path_factory):
 
 def test_a_run_leaves_a_whole_work_directory(finished, tiny_config):
     assert {path.name for path in finished.iterdir()} == {
+        ".lock",
         "config.json",
+        "starts.jsonl",
         "tokenizer",
         "checkpoints",
         "metrics.jsonl",
@@ -68,13 +72,13 @@ def test_a_run_leaves_a_whole_work_directory(finished, tiny_config):
 def test_a_stopped_run_ends_bit_for_bit_where_an_unstopped_one_does(finished, tiny_config, tmp_path, monkeypatch):
     report = Progress.update
 
-    def stop_at_three(self, step, loss):
+    def stop_at_two(self, step, loss):
         report(self, step, loss)
-        if step == 3:
+        if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Progress, "update", stop_at_three)
-    with pytest.raises(Stopped, match="stopped at step 4 of 6, which is saved"):
+    monkeypatch.setattr(Progress, "update", stop_at_two)
+    with pytest.raises(Stopped, match="stopped at step 3 of 6, which is saved"):  # inside a report window
         train(tiny_config, tmp_path)
     monkeypatch.setattr(Progress, "update", report)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -109,6 +113,55 @@ def test_a_lost_checkpoint_is_trained_again(finished, tiny_config, tmp_path, cap
     assert "going on from step 4" in capsys.readouterr().out
     assert_equal_trees(stored(tmp_path / "run", 6), stored(finished, 6))
     assert losses(tmp_path / "run") == losses(finished)
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(finished, tiny_config, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run/checkpoints/6/state/manifest.ocdbt").write_bytes(b"")
+    train(tiny_config, tmp_path / "run")
+    assert "the checkpoint of step 6 is damaged" in capsys.readouterr().out
+    assert_equal_trees(stored(tmp_path / "run", 6), stored(finished, 6))
+    assert losses(tmp_path / "run") == losses(finished)
+
+
+def test_two_runs_in_one_work_directory_are_refused(finished, tiny_config):
+    with locked(finished), pytest.raises(ValueError, match=rf"process {os.getpid()} on .* trains in"):
+        train(tiny_config, finished)
+
+
+def test_a_last_checkpoint_that_cannot_be_saved_is_an_error(finished, tiny_config, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/6")
+
+    def fail(self):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Checkpoints, "seal", fail)
+    with pytest.raises(OSError, match=r"could not be written .* the run goes on from step 4"):
+        train(tiny_config, tmp_path / "run")
+
+
+def test_a_step_without_finite_numbers_changes_nothing(finished, tiny_config, tmp_path):
+    tokenizer = run_tokenizer(tiny_config, finished)
+    mesh = make_mesh(**tiny_config.mesh)
+    with Checkpoints(tmp_path) as checkpoints:
+        state, _, step_function = start(tiny_config, mesh, checkpoints, vocab_size=len(tokenizer))
+    state.params["loss"]["sigmoid"]["bias"] *= np.nan
+    before = jax.device_get(state)
+    with closing(training_batches(tiny_config, tokenizer, start_step=0)) as batches:
+        state, metrics = step_function(state, to_devices(next(batches), mesh))
+    assert_equal_trees(jax.device_get(state), before.replace(step=np.int32(1)))
+    assert float(metrics["skipped"].compute()) == 1
+    assert np.isnan(metrics["loss"].compute())
+    assert float(metrics["loss"].count) == 0
+
+
+def test_too_many_numbers_that_are_not_finite_end_the_run(tiny_config, tmp_path, capsys):
+    """The rate throws the parameters out of all bounds at the first step; the state before that is kept."""
+    tiny_config.update_from_flattened_dict({"optimizer.rate": 1e38, "train.max_skipped": 2, "train.steps": 20})
+    with pytest.raises(ValueError, match=r"3 steps in a row .* Lower config.optimizer.rate"):
+        train(tiny_config, tmp_path)
+    assert "skipped: its loss or gradients were not finite; products of the batch:" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_left_alone(finished, tiny_config, capsys):
@@ -146,7 +199,7 @@ def test_every_mesh_trains_the_same(finished, tiny_config, tmp_path, sizes, chan
     results = []
     for number, mesh in enumerate(meshes):
         with Checkpoints(tmp_path / str(number)) as checkpoints:
-            state, step_function = start(tiny_config, mesh, checkpoints, vocab_size=len(tokenizer))
+            state, _, step_function = start(tiny_config, mesh, checkpoints, vocab_size=len(tokenizer))
         curve = []
         with closing(training_batches(tiny_config, tokenizer, start_step=0, class_ids=class_ids)) as batches:
             for step in range(20):
@@ -222,7 +275,7 @@ def test_random_draws_depend_on_the_step(finished, tiny_config, tmp_path):
     tokenizer = run_tokenizer(tiny_config, finished)
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     with Checkpoints(tmp_path) as checkpoints:
-        state, step_function = start(tiny_config, mesh, checkpoints, vocab_size=len(tokenizer))
+        state, _, step_function = start(tiny_config, mesh, checkpoints, vocab_size=len(tokenizer))
     with closing(training_batches(tiny_config, tokenizer, start_step=0)) as batches:
         batch = to_devices(next(batches), mesh)
 

@@ -1,16 +1,31 @@
 """Means that merge, and a log that goes on where a run does."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from cope_jax.data.faults import Faults
 from cope_jax.training.metrics import Mean, MetricsLog, Reporter, keep_lines_until, merge_all
 from cope_jax.training.progress import Progress, clock
 
 
 def mean(total: float, count: float) -> Mean:
     return Mean(np.float32(total), np.float32(count))
+
+
+PRODUCTS = np.array([3, 5])
+
+
+def step_metrics(loss, skipped=0, bad=0):
+    return {"loss": mean(loss, 1), "skipped": mean(skipped, 1), "bad_items": mean(bad, 10)}
+
+
+def report_to(log, *, steps, every=2, window=(), **changes):
+    values = {"every": every, "last": steps, "max_skipped": 0, "max_bad_fraction": 0.1, "faults": Faults()}
+    progress = Progress(start=0, steps=steps, batch_size=2)
+    return Reporter(log, progress, window=dict(window), **values | changes)
 
 
 def lines(path):
@@ -24,16 +39,60 @@ def test_merging_weighs_by_count():
 
 def test_windows_are_reported_a_step_late_and_flushed(tmp_path):
     with MetricsLog(tmp_path, step=0) as log:
-        reporter = Reporter(log, Progress(start=0, steps=5, batch_size=2), every=2, last=5)
+        reporter = report_to(log, steps=5)
         for step, loss in enumerate([1.0, 3.0, 5.0, 9.0, 4.0], start=1):
-            reporter.add(step, {"loss": mean(loss, 1)})
+            reporter.add(step, step_metrics(loss), PRODUCTS)
             assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [2, 4][: (step - 1) // 2]
         reporter.flush()
     assert lines(tmp_path / "metrics.jsonl") == [
-        {"step": 2, "loss": 2.0},
-        {"step": 4, "loss": 7.0},
-        {"step": 5, "loss": 4.0},
+        {"step": 2, "loss": 2.0, "skipped": 0.0, "bad_items": 0.0},
+        {"step": 4, "loss": 7.0, "skipped": 0.0, "bad_items": 0.0},
+        {"step": 5, "loss": 4.0, "skipped": 0.0, "bad_items": 0.0},
     ]
+
+
+def test_a_window_goes_on_in_another_process_to_the_last_bit(tmp_path):
+    """Thirds, whose sums depend on their order."""
+    values = [1 / 3, 1e4 / 3, 1e-3 / 3]
+    for name, cut in (("whole", ()), ("stopped", (1, 2))):
+        window = {}
+        (tmp_path / name).mkdir()
+        with MetricsLog(tmp_path / name, step=0) as log:
+            reporter = report_to(log, steps=3, every=3)
+            for step, loss in enumerate(values, start=1):
+                reporter.add(step, step_metrics(loss), PRODUCTS)
+                if step in cut:
+                    reporter.flush()
+                    window = json.loads(json.dumps(reporter.open_window()))
+                    reporter = report_to(log, steps=3, every=3, window=window)
+            reporter.flush()
+    assert window["loss"][1] == 2
+    assert lines(tmp_path / "whole/metrics.jsonl") == lines(tmp_path / "stopped/metrics.jsonl") != []
+
+
+def test_skipped_steps_are_told_and_too_many_in_a_row_end_the_run(capsys):
+    reporter = report_to(None, steps=9, max_skipped=1)
+    for step, skipped in enumerate([1, 0, 1], start=1):
+        reporter.add(step, step_metrics(1.0, skipped), PRODUCTS)
+    reporter.add(4, step_metrics(1.0, 1), np.array([8, 9]))
+    assert (
+        capsys.readouterr().out.count("skipped: its loss or gradients were not finite; products of the batch: 3, 5")
+        == 2
+    )
+    with pytest.raises(ValueError, match=r"2 steps in a row .* the last one step 4; config.train.max_skipped"):
+        reporter.flush()
+    assert "step 4 skipped" in capsys.readouterr().out
+
+
+def test_too_many_bad_items_end_the_run_and_are_named():
+    faults = Faults()
+    faults.add(ValueError("record 3 of page-file"))
+    reporter = report_to(None, steps=9, faults=faults)
+    for step, bad in enumerate([0, 2, 1], start=1):  # a tenth of the first window's items: just allowed
+        reporter.add(step, step_metrics(1.0, bad=bad), PRODUCTS)
+    reporter.add(4, step_metrics(1.0, bad=2), PRODUCTS)
+    with pytest.raises(ValueError, match=r"15.00% of the items .* until 4 .* allows 10.00%.* record 3 of page-file"):
+        reporter.flush()
 
 
 def test_a_resumed_log_drops_what_will_be_written_again(tmp_path):
@@ -42,7 +101,7 @@ def test_a_resumed_log_drops_what_will_be_written_again(tmp_path):
     keep_lines_until(path, 3)
     assert lines(path) == [{"step": 2, "loss": 1}]
     with MetricsLog(tmp_path, step=3) as log:
-        log.write(4, {"loss": 0.5, "empty": float("nan")})
+        log.write(4, {"loss": 0.5, "empty": float("nan")}, {"step_s": 3.0})
     assert lines(path)[1] == {"step": 4, "loss": 0.5, "empty": None}
 
 
@@ -53,16 +112,36 @@ def test_a_cut_off_line_goes_even_when_its_step_may_stay(tmp_path):
     assert lines(path) == [{"step": 2, "loss": 1}]
 
 
-def test_progress_tells_rate_and_time_left(capsys, monkeypatch):
-    seconds = iter([100.0, 140.0, 160.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(seconds))
-    progress = Progress(start=0, steps=9, batch_size=16)
-    for step in (1, 5, 9):
-        progress.update(step, 0.25)
-    first, second, last = capsys.readouterr().out.splitlines()
+@pytest.fixture
+def clock_hand(monkeypatch):
+    """A clock that stands still but for what a test adds to its time."""
+    hand = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("time.monotonic", lambda: hand.now)
+    return hand
+
+
+def test_progress_tells_speed_waits_and_time_left(capsys, clock_hand):
+    """Four steps of 16 examples in 40 s behind the first one, 10 of them spent waiting, and four to go."""
+    progress = Progress(start=0, steps=9, batch_size=16, peak_seconds=2.5)
+    progress.update(1, 0.25)
+    with progress.waiting():
+        clock_hand.now += 10
+    clock_hand.now += 30
+    progress.update(5, 0.25)
+    first, second = capsys.readouterr().out.splitlines()
     assert first.split() == ["step", "1/9", "loss", "0.2500", "–", "examples/s", "–", "left"]
-    assert second.split()[-4:] == ["1.6", "examples/s", "0:40", "left"]  # 4 steps of 16 in 40 s, 4 to go
-    assert last.split()[-2:] == ["0:00", "left"]
+    assert second.split("  ")[-5:] == ["1.6 examples/s", "10 s/step", "data 25%", "MFU 25%", "0:40 left"]
+
+
+def test_a_run_that_waits_for_data_is_told_so_once(capsys, clock_hand):
+    progress = Progress(start=0, steps=9, batch_size=16)
+    progress.update(1, 0.25)
+    for step in (2, 3, 4):
+        with progress.waiting():
+            clock_hand.now += 30
+        clock_hand.now += 10
+        progress.update(step, 0.25)
+    assert capsys.readouterr().out.count("the input pipeline is the bottleneck: 75% of the time") == 1
 
 
 def test_clock():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,7 +37,7 @@ with cluster.joined(coordinator, int(processes), int(process), facts={}, seconds
 """
 STOPPABLE = MEMBER.replace("facts={}, seconds=100):", "facts={}, seconds=100), StopSignal() as stop:")
 STOPPABLE = STOPPABLE.replace(
-    "jax.training import cluster", "jax.training import cluster\nfrom cope_jax.training.loop import StopSignal"
+    "jax.training import cluster", "jax.training import cluster\nfrom cope_jax.training.stop import StopSignal"
 )
 STOPPABLE += """
         if stop.behind(step):
@@ -115,12 +116,15 @@ def start_training(make_tiny_config, tmp_path_factory):
     return start_processes
 
 
-def test_any_number_of_processes_trains_the_same(start_training, tmp_path):
+def test_any_number_of_processes_trains_the_same_and_goes_on_with_it(start_training, tmp_path):
     """Also where groups of the tensor axis lie in several processes, which then read the same examples."""
     results = ends([*start_training(tmp_path / "1", 1), *start_training(tmp_path / "2", 2)])
+    shutil.copytree(tmp_path / "2", tmp_path / "4")
+    shutil.rmtree(tmp_path / "4/checkpoints/6")  # as when the run was killed behind step 4
     results += ends(start_training(tmp_path / "4", 4, "--config.mesh.fsdp=2", "--config.mesh.tensor=4"))
     for code, output, errors in results:
         assert code == 0, output + errors
+    assert all("going on from step 4" in output for _, output, _ in results[3:])
     curves = []
     for processes in ("1", "2", "4"):
         lines = (tmp_path / processes / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

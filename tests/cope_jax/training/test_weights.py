@@ -79,7 +79,7 @@ def test_a_run_that_goes_on_does_not_need_the_weights(config, sources, tmp_path)
     config.model.vision.init_from = str(copy)
     state = start_here(config, tmp_path)
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state)
+        checkpoints.save(1, state, {})
     shutil.rmtree(copy)
     again = start_here(config, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, again.params, state.params)

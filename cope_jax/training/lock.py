@@ -1,0 +1,33 @@
+"""One run at a time in a work directory."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FILE = ".lock"
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds a work directory; the lock goes with the process, however that ends.
+
+    Raises:
+        ValueError: another process holds it; names that.
+    """
+    handle = os.open(workdir / FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(handle, 200).decode("utf-8", "replace").strip()
+            raise ValueError(
+                f"{owner or 'another process'} trains in {workdir}: wait for it, stop it, or choose another --workdir"
+            ) from error
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,108 @@
+"""What a run computes with, worked out before anything is allocated."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cope_jax.training.inputs import training_batch_shapes
+from cope_jax.training.losses import init_losses, make_loss
+from cope_jax.training.mesh import batch_sharding, make_mesh, parameter_shardings, replicated, with_shardings
+from cope_jax.training.model import split_model
+from cope_jax.training.optimizer import make_optimizer
+from cope_jax.training.step import StepFunction, TrainState, make_train_step
+
+
+def check_batch_sizes(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises a ValueError where a batch does not divide over the devices that share it."""
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    sizes = {
+        "train.batch_size": config.train.batch_size,
+        "train.microbatch": config.train.microbatch,
+        "eval.batch_size": config.eval.batch_size,
+    }
+    for key, size in sizes.items():
+        if size % shares:
+            raise ValueError(
+                f"config.{key} {size} is no multiple of the {shares} devices that share it (mesh.data × mesh.fsdp); "
+                f"make it {-(-size // shares) * shares}, say, or change config.mesh"
+            )
+
+
+class Plan(NamedTuple):
+    """All that a run computes with, before anything is allocated.
+
+    Attributes:
+        initial_state: the fresh state, a function to jit.
+        state: its shapes, with shardings.
+        step: the jitted training step, which donates its state.
+    """
+
+    initial_state: Callable[[], TrainState]
+    state: TrainState
+    step: StepFunction
+
+
+def plan(config: ConfigDict, mesh: Mesh, *, vocab_size: int) -> Plan:
+    """What the run of a config computes on a mesh."""
+    graphdef, initialise = split_model(config, vocab_size=vocab_size)
+
+    shapes = {"model": jax.eval_shape(initialise).params, "loss": jax.eval_shape(partial(init_losses, config))}
+    optimizer = make_optimizer(shapes, steps=config.train.steps, **config.optimizer)
+
+    def initial_state() -> TrainState:
+        model = initialise()
+        params = {"model": model.params, "loss": init_losses(config)}
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, params, model.statistics, optimizer.init(params))
+
+    state = jax.eval_shape(initial_state)
+    shardings = state_shardings(state, optimizer, mesh)
+    step = jax.jit(
+        make_train_step(
+            graphdef=graphdef,
+            loss_of=make_loss(config, mesh),
+            optimizer=optimizer,
+            groups=config.optimizer.groups,
+            seed=config.seed,
+            parts=config.train.batch_size // (config.train.microbatch or config.train.batch_size),
+            mesh=mesh,
+        ),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+    return Plan(initial_state, with_shardings(state, shardings), step)
+
+
+def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shardings of a whole state (shapes): the optimiser's moments lie as their parameters do, counters everywhere."""
+    params = parameter_shardings(state.params, mesh)
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        # A frozen parameter has no moments, but a place where they would be.
+        lambda moment, sharding: moment if isinstance(moment, optax.MaskedNode) else sharding,
+        state.opt_state,
+        params,
+        transform_non_params=lambda _: replicated(mesh),
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+    )
+    statistics = jax.tree.map(lambda _: replicated(mesh), state.statistics)
+    return TrainState(step=replicated(mesh), params=params, statistics=statistics, opt_state=opt_state)
+
+
+def step_operations(config: ConfigDict, vocab_size: int) -> float:
+    """Floating-point operations of a step, as XLA counts them in the program before it optimises.
+
+    Of the step with layers unrolled, as XLA counts the body of a loop once, and with nothing rematerialised.
+    """
+    plain = config.copy_and_resolve_references()
+    plain.update_from_flattened_dict({"model.scan_layers": False, "model.remat": "none", "train.microbatch": 0})
+    mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    run = plan(plain, mesh, vocab_size=vocab_size)
+    return run.step.lower(run.state, training_batch_shapes(plain)).cost_analysis()["flops"]

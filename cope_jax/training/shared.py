@@ -1,0 +1,52 @@
+"""The work directory of a run: held by one run at a time, and seen by all its hosts."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from cope_jax.training.lock import locked
+
+SHARED_SECONDS = 30.0  # shared file systems may show a new file that late
+
+
+@contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """Makes the work directory and holds it for this run alone.
+
+    Raises:
+        ValueError: another process trains in it, or other hosts of this run do not see it.
+    """
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+    with locked(workdir) if jax.process_index() == 0 else nullcontext():
+        check_shared(workdir)
+        yield
+
+
+def check_shared(workdir: Path) -> None:
+    """Finds out in seconds whether all processes see the same work directory.
+
+    Raises:
+        ValueError: some do not; names them.
+    """
+    if jax.process_count() == 1:
+        return
+    path = workdir / ".shared"
+    token = str(multihost_utils.broadcast_one_to_all(np.uint32(time.time_ns() & 0xFFFFFFFF)))
+    if jax.process_index() == 0:
+        path.write_text(token, encoding="utf-8")
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not (seen := path.exists() and path.read_text(encoding="utf-8") == token) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    seen = multihost_utils.process_allgather(np.array(seen))
+    if not seen.all():
+        blind = ", ".join(map(str, np.flatnonzero(~seen)))
+        raise ValueError(
+            f"process {blind} of {len(seen)} does not see what process 0 writes in {workdir.absolute()}: --workdir "
+            "must be on storage that all hosts share, under the same path"
+        )

@@ -1,0 +1,78 @@
+"""What a run was started with, one line of `starts.jsonl` a start: so that a result can be made again."""
+
+import json
+import subprocess
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from cope_jax.data.records import fingerprint
+
+FILE = "starts.jsonl"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
+SECONDS = 20  # for a slow disk to answer git
+
+
+def circumstances(config: ConfigDict) -> dict[str, Any]:
+    """All that a run's numbers depend on beside its config."""
+    kinds = Counter(device.device_kind for device in jax.devices())
+    return {
+        "code": commit(Path(__file__).parent),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "devices": {kind: count for kind, count in sorted(kinds.items())},
+        "processes": jax.process_count(),
+        "data": fingerprint(config.data.data_dir, config.data.train_split),
+    }
+
+
+def commit(folder: Path) -> str:
+    """The git commit of the code in a folder, "+ changes" behind it where files differ; "unknown" without git."""
+    try:
+        name, changes = (
+            subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=SECONDS, check=True
+            ).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return f"{name} + changes" if changes else name
+
+
+def record_start(workdir: Path, step: int, now: dict[str, Any], *, accept_other_data: bool) -> list[str]:
+    """Adds a start at a step to `starts.jsonl`; returns what changed since the start before, a phrase each.
+
+    Raises:
+        ValueError: the run would go on with other training data than it began with, and that is not accepted.
+    """
+    path = workdir / FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    before = json.loads(lines[-1]) if lines and step else None
+    changes = differences(before, now) if before else []
+    if before and before["data"] != now["data"] and not accept_other_data:
+        raise ValueError(
+            f"the training data are not those that {workdir} began with (fingerprint {before['data']} there, "
+            f"{now['data']} now): set config.data.data_dir to them, or --accept_other_data to go on with these"
+        )
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, **now}) + "\n")
+    return changes
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """["packages.jax is 0.10.2, was 0.10.1", …]"""
+    old, new = flat(before), flat(now)
+    return [f"{key} is {new.get(key)}, was {old.get(key)}" for key in sorted(new) if new[key] != old.get(key)]
+
+
+def flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """Two levels of a dictionary as one, keys joined by dots."""
+    return {
+        f"{key}.{name}" if name else key: value
+        for key, part in tree.items()
+        for name, value in (part.items() if isinstance(part, dict) else (("", part),))
+    }

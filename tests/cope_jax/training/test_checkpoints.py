@@ -1,0 +1,240 @@
+"""Checkpoints on bad days: damaged, unfinished, copied, of another model, on a full disk."""
+
+import json
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import app
+
+from cope_jax.checkpoints import main as verify
+from cope_jax.training.checkpoints import Checkpoints, set_aside_damaged
+from cope_jax.training.manifest import find_damage
+from cope_jax.training.step import TrainState
+
+GOLDEN = Path(__file__).parent / "golden"  # one checkpoint for each format
+
+
+def make_state(value, *, width=3):
+    params = {"model": {"a": jnp.full((width, 4), value, jnp.float32)}, "loss": {"t": jnp.float32(value)}}
+    return TrainState(
+        step=jnp.asarray(int(value), jnp.int32), params=params, statistics={"mean": jnp.zeros(2)}, opt_state=[params]
+    )
+
+
+def save_steps(workdir, *steps, keep=3):
+    with Checkpoints(workdir, keep=keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, make_state(step), {"loss": (step / 3, 1.0)})
+
+
+def restored(workdir, step):
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.restore(step, make_state(0))
+
+
+def largest_file(folder):
+    """Of those that hold the arrays."""
+    return max((path for path in (folder / "state").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncate(folder):
+    path = largest_file(folder)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(folder):
+    largest_file(folder).write_bytes(b"")
+
+
+def flip_a_bit(folder):
+    path = largest_file(folder)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def delete_half(folder):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file())[::2]:
+        path.unlink()
+
+
+def delete_the_manifest(folder):
+    (folder / "manifest.json").unlink()
+
+
+DAMAGES = [truncate, empty, flip_a_bit, delete_half, delete_the_manifest]
+
+
+def test_state_and_window_come_back_to_the_last_bit(tmp_path):
+    save_steps(tmp_path, 1, 2)
+    state, window = restored(tmp_path, 2)
+    jax.tree.map(np.testing.assert_array_equal, state, make_state(2))
+    assert window == {"loss": (2 / 3, 1.0)}
+    assert find_damage(tmp_path / "checkpoints/2") == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, capsys, damage):
+    save_steps(tmp_path, 1, 2)
+    damage(tmp_path / "checkpoints/2")
+    set_aside_damaged(tmp_path)
+    assert "the checkpoint of step 2 is damaged, moved to" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["2-0"]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 1
+    assert int(restored(tmp_path, 1)[0].step) == 1
+
+
+def test_damage_is_told_file_by_file(tmp_path):
+    save_steps(tmp_path, 1)
+    folder = tmp_path / "checkpoints/1"
+    path = largest_file(folder)
+    name, size = path.relative_to(folder).as_posix(), path.stat().st_size
+    truncate(folder)
+    assert find_damage(folder) == [f"{name} has {size - 1} bytes, not {size}"]
+    path.unlink()
+    assert find_damage(folder) == [f"{name} is missing"]
+    (folder / "manifest.json").write_text("{")
+    assert "manifest.json does not parse" in find_damage(folder)[0]
+
+
+def test_without_a_sound_checkpoint_the_run_stops_at_every_start(tmp_path):
+    save_steps(tmp_path, 1, 2)
+    for step in (1, 2):
+        empty(tmp_path / f"checkpoints/{step}")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"no sound checkpoint is left in .*checkpoints.* or remove .*damaged"):
+            set_aside_damaged(tmp_path)
+    shutil.rmtree(tmp_path / "damaged")
+    set_aside_damaged(tmp_path)
+
+
+def test_evaluation_refuses_a_damaged_checkpoint(tmp_path):
+    save_steps(tmp_path, 1)
+    flip_a_bit(tmp_path / "checkpoints/1")
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match=r"checkpoints/1 is damaged, choose another --step: .* has other content"),
+    ):
+        checkpoints.restore_model(1, None)
+
+
+def test_a_copy_as_buckets_keep_it_is_restored(tmp_path):
+    """Files alone: no empty folders, times or modes."""
+    save_steps(tmp_path / "here", 1)
+    source, target = tmp_path / "here/checkpoints/1", tmp_path / "there/checkpoints/1"
+    for path in source.rglob("*"):
+        if path.is_file():
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    assert find_damage(target) == []
+    jax.tree.map(np.testing.assert_array_equal, restored(tmp_path / "there", 1)[0], make_state(1))
+
+
+def test_another_model_is_refused_with_all_that_differs(tmp_path):
+    save_steps(tmp_path, 1)
+    other = make_state(0, width=5)
+    other.params["model"]["b"] = jnp.zeros(2)
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match="of another model or optimizer") as raised,
+    ):
+        checkpoints.restore(1, other)
+    text = str(raised.value)
+    assert "params/model/a: float32[3, 4] in the checkpoint, float32[5, 4] by the config" in text
+    assert "params/model/b: nothing in the checkpoint, float32[2] by the config" in text
+    assert "opt_state/0/model/a" in text
+    assert "statistics" not in text
+
+
+def test_what_a_killed_save_left_goes(tmp_path):
+    save_steps(tmp_path, 1)
+    left = tmp_path / "checkpoints/2.orbax-checkpoint-tmp"
+    (left / "state").mkdir(parents=True)
+    with Checkpoints(tmp_path) as checkpoints:  # a reader changes nothing
+        assert checkpoints.latest() == 1
+    assert left.exists()
+    save_steps(tmp_path, 3)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "3"]
+
+
+@pytest.fixture
+def full_disk():
+    """A function that lets files have at most that many bytes, as a full disk would; afterwards none has a limit."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves an event loop behind
+def test_a_failed_save_is_told_and_the_next_one_tries_again(tmp_path, capfd, full_disk):
+    """The rest stays: the checkpoints before, and no remains of the failed one."""
+    state = make_state(2)
+    # Random, or it would be compressed to nothing.
+    state.params["model"]["a"] = jax.random.normal(jax.random.key(0), (100_000, 4))
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state, {})
+        assert checkpoints.settle()
+        full_disk(100_000)
+        checkpoints.save(2, state, {})
+        assert not checkpoints.settle()
+        assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["1"]
+        full_disk(resource.RLIM_INFINITY)
+        checkpoints.save(3, state, {})
+        assert checkpoints.settle()
+        assert checkpoints.latest() == 3
+    assert "saving step 2 in" in capfd.readouterr().err
+
+
+def test_a_manifest_lists_every_file_that_holds_data(tmp_path):
+    save_steps(tmp_path, 1)
+    folder = tmp_path / "checkpoints/1"
+    listed = json.loads((folder / "manifest.json").read_text())["files"]
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    unlisted = {name.rpartition("/")[2] for name in present - listed.keys()}
+    assert unlisted == {"manifest.json", "_CHECKPOINT_METADATA", "commit_success.txt"}
+
+
+def test_verify_tells_which_checkpoint_is_damaged(tmp_path, capsys):
+    save_steps(tmp_path, 9, 10)
+    truncate(tmp_path / "checkpoints/10")
+    for folder in (tmp_path, tmp_path / "checkpoints"):
+        with pytest.raises(SystemExit) as ended:
+            verify("verify", str(folder))
+        assert ended.value.code == 1
+        sound, damaged = capsys.readouterr().out.splitlines()
+        assert sound == f"{tmp_path / 'checkpoints/9'}: as it was written"
+        assert damaged.startswith(f"{tmp_path / 'checkpoints/10'}: state/")
+    with pytest.raises(SystemExit) as ended:
+        verify("verify", str(tmp_path / "checkpoints/9"))
+    assert ended.value.code == 0
+    with pytest.raises(FileNotFoundError, match=r"no checkpoints in .*: name a work directory"):
+        verify("verify", str(tmp_path / "checkpoints/9/state"))
+    with pytest.raises(app.UsageError, match="verify DIR"):
+        verify("mend", str(tmp_path))
+
+
+@pytest.mark.parametrize("version", [path.name for path in sorted(GOLDEN.iterdir())])
+def test_checkpoints_of_every_format_load(version, tmp_path):
+    """As `save_steps(…, 3)` wrote them when the format was new."""
+    shutil.copytree(GOLDEN / version, tmp_path / "checkpoints/3")
+    set_aside_damaged(tmp_path)
+    state, window = restored(tmp_path, 3)
+    jax.tree.map(np.testing.assert_array_equal, state, make_state(3))
+    assert window == {"loss": (1.0, 1.0)}
+
+
+def test_a_format_of_the_future_is_told(tmp_path):
+    save_steps(tmp_path, 1)
+    path = tmp_path / "checkpoints/1/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    assert find_damage(path.parent) == ["it has the format 99, which this version of the code does not know"]

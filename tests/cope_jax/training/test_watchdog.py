@@ -1,0 +1,41 @@
+"""A run that stands still ends, and says where."""
+
+import subprocess
+import sys
+import time
+
+from cope_jax.training.cluster import LOST
+from cope_jax.training.watchdog import Watchdog
+
+STUCK = """
+import time
+from cope_jax.training.watchdog import Watchdog
+
+def wait_for_ever():
+    time.sleep(600)
+
+with Watchdog(0.5) as watchdog:
+    watchdog.finished, watchdog.saved = 7, 5
+    watchdog.begin("the batch of step 8")
+    wait_for_ever()
+"""
+
+
+def test_a_stuck_run_ends_with_its_stacks_and_what_it_waited_for():
+    ended = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=100)
+    assert ended.returncode == LOST
+    assert "in wait_for_ever" in ended.stderr
+    assert "while waiting for the batch of step 8; the last finished step is 7, the last saved one 5" in ended.stderr
+
+
+def test_a_run_that_moves_is_left_alone():
+    """Each part takes less than the limit, all of them more."""
+    with Watchdog(1.0) as watchdog:
+        for step in range(4):
+            watchdog.begin(f"step {step}")
+            time.sleep(0.3)
+
+
+def test_without_a_limit_nothing_is_watched():
+    with Watchdog(0) as watchdog:
+        watchdog.begin("nothing")
