@@ -65,7 +65,7 @@ class Options:
     placeholders: Sequence[str] = ()
     preflight: bool = True
     contact: str = ""
-    limits: Limits = Limits()
+    limits: Limits = dataclasses.field(default_factory=Limits)
 
     def __post_init__(self):
         try:
@@ -137,12 +137,8 @@ def _settle(out: Path, catalog: Catalog, options: Options) -> None:
     }
     path = out / SETTINGS_FILE
     if not path.exists():
-        if others := sorted(
-            path.name for path in out.iterdir() if path.name not in (LOCK_FILE, f"{SETTINGS_FILE}.tmp")
-        ):
-            raise DownloadError(
-                f"{out} holds {', '.join(others[:3])} and no {SETTINGS_FILE}: give --out another folder"
-            )
+        if others := {path.name for path in out.iterdir()} - {LOCK_FILE, f"{SETTINGS_FILE}.tmp"}:
+            raise DownloadError(f"{out} holds {min(others)} and no {SETTINGS_FILE}: give --out another folder")
         with replaced(path) as file:
             file.write(json.dumps(wanted, indent=2).encode() + b"\n")
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -265,6 +261,5 @@ class _Run:
             self._say()
 
     def _say(self) -> None:
-        self._report(
-            self._progress.line(limit=self._fetcher.rate(self._options.url_prefix), paused=self._fetcher.pause)
-        )
+        limit = self._fetcher.rate(self._options.url_prefix)
+        self._report(self._progress.line(limit=limit, paused=self._fetcher.pause))

@@ -1,5 +1,6 @@
 """A shard: some items of a domain, and the tar of their images. The tar's bytes depend on the images alone."""
 
+import contextlib
 import io
 import json
 import tarfile
@@ -145,31 +146,21 @@ class Shard:
         return position in self._earlier and self._earlier[position].ok
 
     def _write_tar(self, rows: Sequence[Row]) -> None:
-        old = _Members(self.path) if self._earlier else None
-        with replaced(self.path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        with contextlib.ExitStack() as stack:
+            old = stack.enter_context(tarfile.open(self.path)) if self._earlier else ()
+            members = {member.name: member for member in old}
+            file = stack.enter_context(replaced(self.path))
+            tar = stack.enter_context(tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT))
             for position, row in enumerate(rows):
                 if not row.ok:
                     continue
-                body = self._journal.body(position) if position in self._journal.rows else old.body(row)
-                _add(tar, f"{row.key}.{row.extension}", body)
+                image = f"{row.key}.{row.extension}"
+                if position in self._journal.rows:
+                    _add(tar, image, self._journal.body(position))
+                else:
+                    _add(tar, image, old.extractfile(members[image]).read())
                 told = {key: getattr(row, key) for key in _TOLD}
                 _add(tar, f"{row.key}.json", json.dumps(told, ensure_ascii=False).encode())
-        if old is not None:
-            old.close()
-
-
-class _Members:
-    """The images of a tar, by row."""
-
-    def __init__(self, path: Path):
-        self._tar = tarfile.open(path)
-        self._members = {member.name: member for member in self._tar.getmembers()}
-
-    def body(self, row: Row) -> bytes:
-        return self._tar.extractfile(self._members[f"{row.key}.{row.extension}"]).read()
-
-    def close(self) -> None:
-        self._tar.close()
 
 
 def make_url(url_prefix: str, name: str) -> str:
