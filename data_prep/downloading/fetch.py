@@ -89,7 +89,7 @@ class Fetcher:
         self._paces: dict[str, Pace] = collections.defaultdict(lambda: Pace(limits.rate))
         window = max(200, 4 * limits.concurrency)  # all that is under way may fail at once, and be a hiccup
         self._breaker = Breaker(window=window, pause=limits.pause, pauses=limits.pauses)
-        self._backoff = wait_exponential_jitter(limits.backoff, MAX_BACKOFF, jitter=limits.backoff)
+        self._backoff = wait_exponential_jitter(multiplier=limits.backoff, max=MAX_BACKOFF, jitter=limits.backoff)
         self._paused_until = 0.0
 
     def rate(self, url: str) -> float:
