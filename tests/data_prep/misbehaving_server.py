@@ -79,9 +79,9 @@ def image(name: str, side: int = 24) -> bytes:
 def draw_behaviours(names: Iterable[str], seed: int) -> dict[str, str]:
     """Returns name → behaviour: each behaviour at least once if there are names enough, else fine or any."""
     names, rng = list(names), random.Random(seed)
-    drawn = [*BEHAVIOURS, *rng.choices(list(BEHAVIOURS), [20, *[1] * (len(BEHAVIOURS) - 1)], k=len(names))][
-        : len(names)
-    ]
+    # Retry-After halts everything for a second, and each complaint halves the rate: once each is enough.
+    weights = [100 if each == "fine" else not each.startswith("busy") for each in BEHAVIOURS]
+    drawn = [*BEHAVIOURS, *rng.choices(list(BEHAVIOURS), weights, k=len(names))][: len(names)]
     rng.shuffle(drawn)
     return dict(zip(names, drawn, strict=True))
 
