@@ -80,7 +80,7 @@ def draw_behaviours(names: Iterable[str], seed: int) -> dict[str, str]:
     """Returns name → behaviour: each behaviour at least once if there are names enough, else fine or any."""
     names, rng = list(names), random.Random(seed)
     # Retry-After halts everything for a second, and each complaint halves the rate: once each is enough.
-    weights = [100 if each == "fine" else not each.startswith("busy") for each in BEHAVIOURS]
+    weights = [300 if each == "fine" else not each.startswith("busy") for each in BEHAVIOURS]
     drawn = [*BEHAVIOURS, *rng.choices(list(BEHAVIOURS), weights, k=len(names))][: len(names)]
     rng.shuffle(drawn)
     return dict(zip(names, drawn, strict=True))
@@ -170,6 +170,8 @@ class Server:
             case "busy_once":
                 date = email.utils.formatdate(time.time() + 1, usegmt=True)
                 return self._send(writer, 503, headers=f"Retry-After: {date}\r\n")
+            case "busy_for_a_day":  # not drawn: it ends a download
+                return self._send(writer, 429, headers="Retry-After: 86400\r\n")
             case "busy_seconds":
                 return self._send(writer, 429, headers="Retry-After: 1\r\n")
             case "html":
