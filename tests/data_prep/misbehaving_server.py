@@ -3,7 +3,7 @@
 It speaks HTTP by hand, for no library lets one break it like that. In a thread of the test (`Server`), or as a
 process of its own, which prints its URL:
 
-    python -m tests.data_prep.misbehaving_server [--limit=N]
+    python -m tests.data_prep.misbehaving_server [--photos=SIDE]
 """
 
 import argparse
@@ -11,6 +11,7 @@ import asyncio
 import collections
 import email.utils
 import functools
+import json
 import random
 import threading
 import time
@@ -95,18 +96,25 @@ class Server:
       headers: those of the latest request.
     """
 
-    def __init__(self, behaviours: Mapping[str, str] | None = None, *, limit: int | None = None, default="not_found"):
-        """`limit` is how many requests a second are served; the rest of the second is 429 with Retry-After.
-
-        `default` is what names that `behaviours` does not know get.
+    def __init__(
+        self, behaviours: Mapping[str, str] | None = None, *, limit: int | None = None, default="not_found", photos=0
+    ):
+        """
+        Args:
+          behaviours: name, as it is quoted in URLs → one of `BEHAVIOURS`.
+          limit: how many requests a second are served; the rest of the second is 429 with Retry-After.
+          default: what names get that `behaviours` does not know.
+          photos: if not 0, all names share a few images of this side, for a benchmark not to wait for their drawing.
         """
         self.behaviours = dict(behaviours or {})
         self.limit = limit
         self.default = default
+        self.photos = [image(str(number), photos) for number in range(64)] if photos else ()
         self.requests: collections.Counter[str] = collections.Counter()
         self.answers: collections.Counter[int] = collections.Counter()
         self.headers = ""
         self._served: collections.Counter[int] = collections.Counter()  # by second
+        self._first = self._latest = 0.0
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self.serve()), daemon=True)
 
@@ -150,15 +158,25 @@ class Server:
 
     async def _answer(self, name: str, writer: asyncio.StreamWriter) -> bool:
         """Answers one request; returns whether the connection stays."""
+        if name == "times":  # when the first and the latest request came, for benchmarks
+            times, self._first = [self._first, self._latest], 0.0
+            return self._send(writer, 200, json.dumps(times).encode())
+        self._latest = time.monotonic()
+        self._first = self._first or self._latest
         self.requests[name] += 1
-        second = int(time.monotonic())
+        second = int(self._latest)
         self._served[second] += 1
         if self.limit is not None and self._served[second] > self.limit:
             return self._send(writer, 429, headers="Retry-After: 1\r\n")
-        behaviour = self.behaviours.get(name, self.default)
+        # "fine" is for images that there are, and not for the name that the preflight makes up.
+        default = "not_found" if self.default == "fine" and name.endswith("-is-no-image.jpg") else self.default
+        behaviour = self.behaviours.get(name, default)
         if self.requests[name] > _TIMES.get(behaviour, self.requests[name]):
             behaviour = "fine"
-        body = image(PLACEHOLDER_NAME if behaviour == "placeholder" else name)
+        if self.photos:
+            body = self.photos[zlib.crc32(name.encode()) % len(self.photos)]
+        else:
+            body = image(PLACEHOLDER_NAME if behaviour == "placeholder" else name)
         match behaviour:
             case "fine" | "placeholder":
                 return self._send(writer, 200, body, "Content-Type: image/jpeg\r\n")
@@ -230,5 +248,5 @@ class Server:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--limit", type=int)
-    asyncio.run(Server(limit=parser.parse_args().limit, default="fine").serve())
+    parser.add_argument("--photos", type=int, default=0)
+    asyncio.run(Server(photos=parser.parse_args().photos, default="fine").serve())

@@ -166,7 +166,6 @@ def test_a_placeholder_found_later_is_asked_for_again(tmp_path):
     names = [quoted(name) for name in names_of(catalog)]
     lines = []
     with Server(dict.fromkeys(names[:25], "placeholder"), default="fine") as server:
-        # "fine" for all other names too: what is sent for a name that cannot be differs each time, and helps nothing.
         fetch(catalog, tmp_path / "out", server, shard_frames=100, lines=lines)
         sha256 = hashlib.sha256(image(PLACEHOLDER_NAME)).hexdigest()
         assert any(f"25 of {len(names)} images have sha256 {sha256}" in line for line in lines)
