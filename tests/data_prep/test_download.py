@@ -17,9 +17,10 @@ import pytest
 import simplejpeg
 
 from data_prep.catalog_files import Catalog, write_catalog
-from data_prep.downloading import coverage, run
+from data_prep.downloading import coverage, ledger, run, shard
 from data_prep.downloading.failures import DownloadError, PreflightError, Unavailable
 from data_prep.downloading.fetch import Limits
+from data_prep.downloading.journal import Journal
 from data_prep.release import DOMAINS, Frame, Item
 from tests.data_prep.misbehaving_server import BEHAVIOURS, MAX_BYTES, PLACEHOLDER_NAME, Server, draw_behaviours, image
 
@@ -321,6 +322,44 @@ def test_killed_at_any_instant_it_ends_with_the_same_bytes(tmp_path):
     assert ours == theirs
     left = [path.name for path in (tmp_path / "out/train/video").iterdir() if path.suffix not in (".tar", ".parquet")]
     assert not left
+
+
+@pytest.mark.parametrize("retried", [False, True])
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [(shard.Shard, "_write_tar"), (ledger, "write"), (Journal, "remove")],
+    ids=["before the tar", "between tar and ledger", "after the ledger"],
+)
+def test_stopped_while_a_shard_is_written_it_ends_with_the_same_bytes_and_asks_nothing(
+    tmp_path, monkeypatch, owner, step, retried
+):
+    catalog = make_catalog(tmp_path / "catalog", {"video": 24})
+    names = [quoted(name) for name in names_of(catalog)]
+    with Server({names[2]: "half", names[9]: "not_found"}, default="fine") as server:
+        if retried:
+            fetch(catalog, tmp_path / "out", server)
+            server.behaviours.clear()
+        fetch(catalog, tmp_path / "straight", server)
+        with monkeypatch.context() as broken:
+            broken.setattr(owner, step, lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+            with pytest.raises(OSError, match="the disk is full"):
+                fetch(catalog, tmp_path / "out", server, retry=["gone", "corrupt"])
+        server.requests.clear()
+        summary = fetch(catalog, tmp_path / "out", server)
+        assert not server.requests
+    assert tar_bytes(tmp_path / "out") == tar_bytes(tmp_path / "straight")
+    assert summary["splits"]["train"]["video"]["frames"]["ok"] == len(names) - (0 if retried else 2)
+    assert not list(tmp_path.glob("out/**/*.journal"))
+
+
+def test_exit_codes_tell_a_server_that_never_served_from_one_that_stopped(tmp_path):
+    catalog = make_catalog(tmp_path / "catalog", {"video": 9})
+    with Server(default="busy_for_a_day") as server:
+        stopped = start(catalog, tmp_path / "stopped", server)
+        absent = start(catalog, tmp_path / "absent", server, "--url_prefix=http://no-such-host.invalid/")
+        assert "left alone for 86400 s; run this again later" in stopped.communicate(timeout=60)[1]
+        assert "does not resolve" in absent.communicate(timeout=60)[1]
+    assert (absent.returncode, stopped.returncode) == (3, 4)
 
 
 def test_ctrl_c_keeps_what_has_arrived_and_the_exit_code_tells(tmp_path):
