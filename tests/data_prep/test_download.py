@@ -265,7 +265,7 @@ def test_a_second_process_on_the_folder_is_refused(tmp_path):
     catalog = make_catalog(tmp_path / "catalog", {"page": 4})
     (tmp_path / "out").mkdir()
     with (tmp_path / "out/.lock").open("w") as held, Server(default="fine") as server:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        fcntl.flock(held, fcntl.LOCK_SH)  # even a lock that others may share
         with pytest.raises(DownloadError, match="another process downloads to"):
             fetch(catalog, tmp_path / "out", server)
 
