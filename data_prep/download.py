@@ -90,6 +90,8 @@ async def download_until_stopped(catalog: Catalog, out: Path, options: run.Optio
         print("stopped; run this again to go on", file=sys.stderr)
         return 128 + stopped_by[0]
     print(coverage.format_summary(summary))
+    if hint := coverage.retry_hint(summary):
+        print(hint)
     return 0
 
 

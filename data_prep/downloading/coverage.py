@@ -8,6 +8,7 @@ from typing import Any
 from data_prep.catalog_files import Catalog
 from data_prep.downloading import ledger
 from data_prep.downloading.durable import replaced
+from data_prep.downloading.failures import TRANSIENT, Failure
 from data_prep.downloading.plan import count_frames
 from data_prep.release import DOMAINS
 
@@ -76,3 +77,14 @@ def format_summary(summary: dict[str, Any]) -> str:
                 + (", ".join(f"{reason} {count:,}" for reason, count in failed.items()) or "none")
             )
     return "\n".join(lines)
+
+
+def retry_hint(summary: dict[str, Any]) -> str:
+    """Returns a line that says which `--retry` may yet bring images, "" where none may."""
+    failed: collections.Counter[str] = collections.Counter()
+    for domains in summary["splits"].values():
+        for counts in domains.values():
+            failed.update(counts["frames"]["failed"])
+    classes = [failure for failure in Failure if failure in TRANSIENT and failed[failure]]
+    count = sum(failed[failure] for failure in classes)
+    return f"{count:,} of these failures may pass: try again later with --retry={','.join(classes)}" if classes else ""
