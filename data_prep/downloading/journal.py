@@ -4,9 +4,9 @@ A line of JSON that says which positions are asked, then for each answer a line 
 not synced: after a power cut, checksums tell which answers reached the disk.
 """
 
-import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,11 +23,11 @@ class Journal:
         self._places: dict[int, int] = {}  # position → where its bytes begin
         self.rows: dict[int, Row] = {}
         self.asked = frozenset(asked)
-        end = self._read()
-        self._file.truncate(end)
-        self._file.seek(end)
-        if not end:
-            self._file.write(json.dumps(list(asked)).encode() + b"\n")
+        self._end = self._read()
+        self._file.truncate(self._end)
+        self._file.seek(self._end)
+        if not self._end:
+            self._end = self._file.write(json.dumps(list(asked)).encode() + b"\n")
 
     def _read(self) -> int:
         """Reads what is whole, and returns where that ends."""
@@ -51,17 +51,17 @@ class Journal:
 
     def append(self, position: int, row: Row, body: bytes) -> None:
         """Adds an answer; `body` is empty where no image arrived."""
-        line = json.dumps([position, dataclasses.asdict(row)]).encode() + b"\n"
-        place = self._file.tell() + len(line)
+        line = json.dumps([position, vars(row)]).encode() + b"\n"
+        place = self._end + len(line)
         entry = memoryview(line + body)
         while entry:  # unbuffered, so that a kill loses nothing; then a write may be of a part
             entry = entry[self._file.write(entry) :]
+        self._end = place + len(body)
         self.rows[position], self._places[position] = row, place
 
     def body(self, position: int) -> bytes:
         """Returns the bytes of an image that arrived."""
-        self._file.seek(self._places[position])
-        return self._file.read(self.rows[position].bytes)
+        return os.pread(self._file.fileno(), self.rows[position].bytes, self._places[position])
 
     def close(self) -> None:
         self._file.close()
