@@ -2,7 +2,7 @@
 
 import asyncio
 
-# 429 at rate N costs about N/2 requests a minute, and one more complaint a minute is below 1% from 2 requests/s on.
+# From N/2 to N in a minute: a host that allows N a second complains once for some 43 N requests that it serves.
 DOUBLING_SECONDS = 60.0
 MIN_RATE = 0.5
 # Sleeps are longer than asked for; what they lose is caught up with, but no more than this.

@@ -25,7 +25,7 @@ from data_prep.release import DOMAINS, Frame, Item
 from tests.data_prep.misbehaving_server import BEHAVIOURS, MAX_BYTES, PLACEHOLDER_NAME, Server, draw_behaviours, image
 
 ROOT = Path(__file__).parents[2]
-LIMITS = Limits(rate=2000, concurrency=32, deadline=1.0, max_bytes=MAX_BYTES, tries=3, backoff=0.02)
+LIMITS = Limits(rate=2000, concurrency=32, deadline=2.0, max_bytes=MAX_BYTES, tries=3, backoff=0.02)
 
 
 def make_catalog(folder: Path, counts: dict[str, int], *, split="train", frames=3) -> Catalog:
