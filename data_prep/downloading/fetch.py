@@ -18,8 +18,8 @@ from data_prep.downloading.pace import Pace
 
 MAX_REDIRECTS = 5
 MAX_BACKOFF = 60.0
-# A server that wants to be left alone for longer is not waited for.
-MAX_RETRY_AFTER = 3600.0
+# What a busy server wants that does not say how long it wants to be left alone; and how long is not waited for.
+MIN_RETRY_AFTER, MAX_RETRY_AFTER = 1.0, 3600.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GONE = frozenset({404, 410})
 _BUSY = frozenset({429, 503})
@@ -194,7 +194,9 @@ def _target(response: aiohttp.ClientResponse) -> URL:
 
 def _refusal(response: aiohttp.ClientResponse, pace: Pace, sent: float) -> FetchError:
     status = response.status
-    retry_after = parse_retry_after(response.headers.get("Retry-After"), time.time()) if status in _BUSY else 0.0
+    retry_after = 0.0
+    if status in _BUSY:
+        retry_after = max(MIN_RETRY_AFTER, parse_retry_after(response.headers.get("Retry-After"), time.time()))
     if retry_after > MAX_RETRY_AFTER:
         raise Unavailable(f"{response.url.host} answers {status} and wants to be left alone for {retry_after:.0f} s")
     if status in _BUSY:
