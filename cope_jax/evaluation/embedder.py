@@ -19,7 +19,7 @@ from cope_jax.data.records import Item
 from cope_jax.data.tokenizer import load_tokenizer
 from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed import MODEL_INPUTS, check_lengths, embed_function, late
-from cope_jax.evaluation.run import BEST, LATEST, resolve_step, what_is_evaluated
+from cope_jax.evaluation.run import LATEST, step_number
 from cope_jax.training.checkpoints import Checkpoints, load_model
 from cope_jax.training.config import load_config
 from cope_jax.training.mesh import make_mesh, to_devices
@@ -74,17 +74,13 @@ class Embedder:
             FileNotFoundError: no such work directory or step.
             ValueError: step is another word.
         """
-        if isinstance(step, str) and step not in (LATEST, BEST):
-            raise ValueError(f"step is {step!r}; it must be {LATEST!r}, {BEST!r} or a number of steps")
         workdir = Path(path)
         config = load_config(workdir)
         tokenizer = load_tokenizer(workdir / "tokenizer")
+        number = step_number(workdir, step, config)
         mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
         with Checkpoints(workdir) as checkpoints:
-            # The best step is that of some records; the newest is known without them.
-            evaluated = what_is_evaluated(config, None) if step == BEST else {}
-            step = resolve_step(step, checkpoints, workdir, evaluated)
-            graphdef, model = load_model(config, checkpoints, step, mesh, vocab_size=len(tokenizer))
+            graphdef, model = load_model(config, checkpoints, number, mesh, vocab_size=len(tokenizer))
         embed = embed_function(graphdef, jax.tree.map(lambda leaf: leaf.sharding, model), mesh)
         return cls(config, tokenizer, lambda domain, inputs: embed(model, {domain: to_devices(inputs, mesh)}))
 

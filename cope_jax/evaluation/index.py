@@ -20,7 +20,7 @@ import numpy as np
 
 from cope_jax.data.records import add_file
 from cope_jax.domains import DOMAINS
-from cope_jax.evaluation.parquet import MANIFEST, read_manifest, vectors_at, vectors_of
+from cope_jax.evaluation.parquet import MANIFEST, check_rows, read_manifest, shards_of, vectors_at, vectors_of
 
 FORMAT = "cope-jax index, version 1"
 DESCRIPTION = "index.json"
@@ -74,6 +74,7 @@ def build_index(
         raise ValueError(
             f"an IVF-PQ index needs {PQ_ITEMS} items a domain, not {', '.join(small)}: choose flat or hnsw"
         )
+    check_finished(embeddings, manifest)
     queries = sample(embeddings, sizes, SAMPLE)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -168,9 +169,17 @@ def filled(kind: str, embeddings: Path, domain: str, size: int, width: int) -> f
         index.train(vectors_at(embeddings, domain, rows))
     for _, vectors in vectors_of(embeddings, domain):
         index.add(vectors)
-    if index.ntotal != size:
-        raise ValueError(f"{embeddings} has {index.ntotal} {domain} embeddings of {size}: finish embedding first")
     return index
+
+
+def check_finished(embeddings: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises a ValueError where a file of embeddings is missing or has lost rows."""
+    shards = [
+        s for domain in DOMAINS for s in shards_of(embeddings, domain, manifest["items"][domain], manifest["rows"])
+    ]
+    if missing := [str(shard.path.relative_to(embeddings)) for shard in shards if not shard.path.exists()]:
+        raise ValueError(f"{embeddings} lacks {', '.join(missing[:10])}: finish embedding first")
+    check_rows(shards)
 
 
 def sample(embeddings: Path, sizes: Mapping[str, int], count: int) -> np.ndarray:
