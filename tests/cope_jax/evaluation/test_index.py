@@ -9,9 +9,9 @@ import pytest
 
 from cope_jax.domains import DOMAINS
 from cope_jax.evaluation import index as index_module
-from cope_jax.evaluation.embed import Items
 from cope_jax.evaluation.index import PQ_ITEMS, build_index, exact_search, kind_for, open_index
-from cope_jax.evaluation.parquet import MANIFEST, as_table, shards_of, table_bytes, vectors_at
+from cope_jax.evaluation.parquet import MANIFEST, vectors_at
+from tests.shop import write_embeddings
 
 WIDTH, ROWS = 16, 900
 SIZES = {"page": 1_510, "video": 2_003, "live": 1_600}
@@ -33,17 +33,8 @@ def vectors():
 
 @pytest.fixture(scope="module")
 def embeddings(vectors, tmp_path_factory):
-    """A folder of embeddings in two files a domain."""
-    folder = tmp_path_factory.mktemp("embeddings")
-    (folder / MANIFEST).write_text(json.dumps({"items": SIZES, "rows": ROWS, "width": WIDTH}))
-    for domain, own in vectors.items():
-        (folder / domain).mkdir()
-        for shard in shards_of(folder, domain, len(own), ROWS):
-            rows = np.arange(shard.start, shard.stop)
-            none = np.zeros(len(rows), np.int32)
-            items = Items(own[rows], none[:, None], rows, 1000 + rows, none, none)
-            shard.path.write_bytes(table_bytes(as_table(domain, items, {}, "float32")))
-    return folder
+    """A folder of embeddings in two or three files a domain."""
+    return write_embeddings(tmp_path_factory.mktemp("embeddings") / "of 100 products", vectors, rows=ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +157,8 @@ def test_what_cannot_be_built_is_said(embeddings, tmp_path):
         build_index(tmp_path, tmp_path / "out")
     few = tmp_path / "few"
     shutil.copytree(embeddings, few)
-    (few / MANIFEST).write_text(json.dumps({"items": SIZES | {"live": 9}, "rows": ROWS, "width": WIDTH}))
+    manifest = json.loads((few / MANIFEST).read_text())
+    (few / MANIFEST).write_text(json.dumps(manifest | {"items": SIZES | {"live": 9}}))
     with pytest.raises(ValueError, match=f"an IVF-PQ index needs {PQ_ITEMS} items a domain, not 9 live items"):
         build_index(few, tmp_path / "out", kind="ivfpq")
     (few / MANIFEST).write_text((embeddings / MANIFEST).read_text())
@@ -176,9 +168,7 @@ def test_what_cannot_be_built_is_said(embeddings, tmp_path):
 
 
 def test_a_domain_without_items_has_an_index(tmp_path):
-    folder = tmp_path / "embeddings"
-    folder.mkdir()
-    (folder / MANIFEST).write_text(json.dumps({"items": dict.fromkeys(DOMAINS, 0), "rows": 5, "width": 3}))
+    folder = write_embeddings(tmp_path / "none", dict.fromkeys(DOMAINS, np.zeros((0, 3), np.float32)), rows=5)
     build_index(folder, tmp_path / "index", report=lambda line: None)
     _, rows = open_index(tmp_path / "index", folder).search(np.zeros((1, 3), np.float32), "page", 2)
     assert rows.tolist() == [[-1, -1]]
