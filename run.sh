@@ -18,7 +18,7 @@ help() {
 ./run.sh eval --workdir=DIR …          retrieval and few-shot tables of a run
 ./run.sh compare RUN RUN…              metrics of evaluated runs, and which differ by more than chance explains
 ./run.sh embed --workdir=DIR --out=…   embeddings of all items as Parquet
-./run.sh search --workdir=DIR …         items like others, by id, pictures or text: a table and a page with the pictures;
+./run.sh search --workdir=DIR …        items like others, by id, pictures or text: a table and a page with the pictures;
                                        ./run.sh search serve --workdir=DIR: a search page on this machine
 ./run.sh export --workdir=DIR --out=…  weights and programs of a run, to serve without this code
 ./run.sh lint | test [OPTION…]         ruff | the tests (options go to pytest)
