@@ -18,6 +18,7 @@ from cope_jax.evaluation.parquet import MANIFEST, as_table, shards_of, table_byt
 from cope_jax.evaluation.search import Library
 
 PRODUCTS = 6
+TILTS = {"page": 0.0, "video": 0.1, "live": 0.3}
 FRAMES = {"page": 1, "video": 3, "live": 5}
 HOSTILE = "<script>document.title='stolen'</script>\"><img src=x onerror=\"document.title='stolen'\"> \x1b[31m"
 
@@ -62,11 +63,10 @@ def embedding(product: int, tilt: float = 0.0) -> np.ndarray:
 def make_shop(folder: Path) -> Library:
     """Of each product a page, a video and a live, in this order of rows; page 102's text is HOSTILE.
 
-    Pages lie on their product's direction, videos are tilted by 0.1, lives by 0.2.
+    Each domain is tilted from its products' directions by its angle in TILTS.
     """
     vectors = {
-        domain: np.stack([embedding(product, 0.1 * number) for product in range(PRODUCTS)])
-        for number, domain in enumerate(DOMAINS)
+        domain: np.stack([embedding(product, TILTS[domain]) for product in range(PRODUCTS)]) for domain in DOMAINS
     }
     embeddings = write_embeddings(folder / "embeddings", vectors, rows=4)
     build_index(embeddings, folder / "index", report=lambda line: None)

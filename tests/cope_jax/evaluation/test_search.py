@@ -26,11 +26,11 @@ def found(answer) -> list[tuple[str, int]]:
 
 
 def test_an_item_finds_its_product_and_not_itself(shop):
-    """Page 103 lies on its product; its video is 0.1 away, its live 0.2, the live of the one before π/2 − 0.2."""
+    """Page 103 lies on its product; its video is 0.1 away, its live 0.3, the live of the one before π/2 − 0.3."""
     answer = shop.by_item("page", 103, top=3)
     assert found(answer) == [("video", 103), ("live", 103), ("live", 102)]
     scores = [hit.score for hit in answer.hits]
-    np.testing.assert_allclose(scores, [np.cos(0.1), np.cos(0.2), np.sin(0.2)], rtol=1e-5)
+    np.testing.assert_allclose(scores, [np.cos(0.1), np.cos(0.3), np.sin(0.3)], rtol=1e-5)
     assert [hit.same_product for hit in answer.hits] == [True, True, False]
     assert (answer.query.domain, answer.query.item_id, answer.query.product_ids) == ("page", 103, (1003,))
     assert len(answer.hits[1].card.frames) == 4  # of five
@@ -38,7 +38,7 @@ def test_an_item_finds_its_product_and_not_itself(shop):
 
 def test_only_the_domains_asked_for_are_searched(shop):
     assert {domain for domain, _ in found(shop.by_item("video", 103, among=["page"], top=6))} == {"page"}
-    assert found(shop.by_item("video", 103, among=["video"], top=2)) == [("video", 102), ("video", 104)]
+    assert set(found(shop.by_item("video", 103, among=["video"], top=2))) == {("video", 102), ("video", 104)}
     assert shop.by_item("page", 101, among=("live", "page")).searched == ("page", "live")
 
 
@@ -80,7 +80,7 @@ def test_hostile_texts_stay_texts_on_the_page(shop):
     html = answers_page([shop.by_item("video", 102, top=3)], HOSTILE)
     assert re.findall(r"<script|<img src=x", html) == []
     assert html.count("&lt;script&gt;document.title=&#39;stolen&#39;&lt;/script&gt;") >= 2
-    assert html.count('src="data:image/jpeg;base64,') == 3 + 1 + 3 + 4  # the query's, its page, a live of 4, a video
+    assert html.count('src="data:image/jpeg;base64,') == 3 + 1 + 4 + 4  # the query's, its page, two lives
 
 
 @pytest.fixture

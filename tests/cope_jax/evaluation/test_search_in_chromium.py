@@ -96,7 +96,7 @@ def test_an_oversized_file_gives_a_clear_message_without_script_too(browser, add
     try:
         browser.get(address)
         browser.find_element(By.ID, "pictures").send_keys(str(tmp_path / "huge.jpg"))
-        browser.find_element(By.ID, "go").submit()
+        browser.find_element(By.ID, "go").click()
         assert until(browser, ".problem").text == "huge.jpg has 10.2 MB: at most 10.0 MB a picture."
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
