@@ -77,7 +77,7 @@ class Pages:
 
     async def search(self, request: Request) -> Response:
         """The items nearest to what was sent."""
-        async with await limited_form(request) as form:
+        async with limited_form(request) as form:
             pictures = await read_pictures(form)
             text, domain = (str(form.get(name, "")) for name in ("text", "domain"))
             search = [str(value) for value in form.getlist("search")]

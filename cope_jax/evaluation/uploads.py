@@ -1,5 +1,8 @@
 """Forms with pictures from people who may send anything: limits on the request, its files and their pixels."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -17,8 +20,9 @@ MAX_TEXT = 2_000  # characters
 MAX_FIELDS = 10
 
 
-async def limited_form(request: Request) -> FormData:
-    """The form of a request, which is never held beyond MAX_REQUEST, whatever it says of its length.
+@asynccontextmanager
+async def limited_form(request: Request) -> AsyncIterator[FormData]:
+    """The form of a request, for a block: never held beyond MAX_REQUEST, whatever the request says of its length.
 
     Raises:
         HTTPException: 413, it is larger; 400, it is no form, or one of too many parts.
@@ -40,7 +44,8 @@ async def limited_form(request: Request) -> FormData:
     async def replay() -> Message:
         return {"type": "http.request", "body": bytes(body), "more_body": False}
 
-    return await Request(request.scope, replay).form(max_files=MAX_FILES, max_fields=MAX_FIELDS)
+    async with Request(request.scope, replay).form(max_files=MAX_FILES, max_fields=MAX_FIELDS) as form:
+        yield form
 
 
 async def read_pictures(form: FormData) -> list[tuple[str, bytes]]:
