@@ -20,6 +20,8 @@ help() {
 ./run.sh eval --workdir=DIR …          retrieval and few-shot tables of a run
 ./run.sh compare RUN RUN…              metrics of evaluated runs, and which differ by more than chance explains
 ./run.sh embed --workdir=DIR --out=…   embeddings of all items as Parquet
+./run.sh search --workdir=DIR …        items like others, by id, pictures or text: a table and a page with the pictures;
+                                       ./run.sh search serve --workdir=DIR: a search page on this machine
 ./run.sh export --workdir=DIR --out=…  weights and programs of a run, to serve without this code
 ./run.sh lint | test [OPTION…]         ruff | the tests (options go to pytest)
 
@@ -132,7 +134,7 @@ case $command in
   # In place of this shell, which would take a scheduler's SIGTERM instead of it, and end before it has saved.
   train) setup requirements.txt; exec "$PYTHON" -m cope_jax.train "$@" ;;
   eval) setup requirements.txt; run cope_jax.evaluate "$@" ;;
-  compare | embed | export) setup requirements.txt; run "cope_jax.$command" "$@" ;;
+  compare | embed | search | export) setup requirements.txt; run "cope_jax.$command" "$@" ;;
   synthetic | verify | inspect) setup requirements.txt; run "data_prep.$command" "$@" ;;
   build)
     case "$*" in *--beam_pipeline_options*) setup requirements-beam.txt ;; *) setup requirements.txt ;; esac

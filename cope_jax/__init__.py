@@ -9,4 +9,22 @@ Dimension letters used in docstrings and in names such as `tokens_BND`:
 
 Data flows one way: `data` makes uint8 batches, `models` turns them into embeddings, `losses` compares those,
 `training` and `evaluation` put the pieces together from a config.
+
+`cope_jax.Embedder` embeds photos, clips and texts of one's own with a trained model.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cope_jax.evaluation.embedder import Embedder
+
+__all__ = ["Embedder"]
+
+
+def __getattr__(name: str) -> Any:
+    """`from cope_jax import Embedder`, imported when asked for: a command that needs no model starts without jax."""
+    if name == "Embedder":
+        from cope_jax.evaluation.embedder import Embedder
+
+        return Embedder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

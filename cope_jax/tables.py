@@ -1,18 +1,16 @@
 """Tables of text for people."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells under the first one as title; the first column is flush left, the others flush right."""
+def aligned(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:
+    """Rows of cells under the first one as title; the columns of `left` are flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-            ]
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     ]
-    return "\n".join([lines[0], "─" * len(lines[0]), *(line.rstrip() for line in lines[1:])])
+    return "\n".join([lines[0].rstrip(), "─" * len(lines[0]), *(line.rstrip() for line in lines[1:])])

@@ -48,6 +48,7 @@ def test_data_prep_stays_free_of_jax_and_of_cope_jax():
         "cope_jax.compare",
         "cope_jax.embed",
         "cope_jax.export",
+        "cope_jax.search",
         "data_prep.synthetic",
         "data_prep.grocery",
         "data_prep.build",

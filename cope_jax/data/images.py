@@ -7,7 +7,9 @@ resize release the GIL, so the pipeline's threads scale. Everything else goes th
 
 import io
 import math
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +21,10 @@ from cope_jax.data.orientation import exif_orientation, is_sideways, jpeg_orient
 # simplejpeg.is_jpeg also wants the end marker at the end, which padded files lack.
 JPEG_START = b"\xff\xd8\xff"
 WHOLE = (0.0, 0.0, 1.0, 1.0)
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what is built into records; some of Pillow's others start programs
+# What Pillow raises on broken data, and its own guard against images that are huge once decoded.
+TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the latter where warnings are errors
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, *TOO_LARGE)
 # Luma weights (ITU-R BT.601), as in Pillow's "L" and the usual colour jitter.
 GREY = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -68,7 +74,7 @@ def image_size(data: bytes) -> tuple[int, int]:
         height, width = _jpeg_header(data)[:2]
         orientation = jpeg_orientation(data)
     else:
-        with _open(data) as image:
+        with open_image(data) as image:
             height, width = image.height, image.width
             orientation = exif_orientation(image.info.get("exif", b""))
     return (width, height) if is_sideways(orientation) else (height, width)
@@ -93,16 +99,14 @@ def decode(data: bytes, *, min_height: int = 0, min_width: int = 0) -> np.ndarra
             data, "RGB", min_height=min_height, min_width=min_width, min_factor=2, strict=False
         )
     else:
-        with _open(data) as image:
-            try:
-                pixels = _rgb(image)
-            except OSError as error:
-                raise ValueError(f"image of {len(data)} bytes does not decode: {error}") from error
+        with open_image(data) as image:
+            pixels = on_white(image)
             orientation = exif_orientation(image.info.get("exif", b""))  # a PNG may have it behind the pixels
     return turn_upright(pixels, orientation)
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def on_white(image: Image.Image) -> np.ndarray:
+    """A Pillow image → RGB u8[H, W, 3]; transparent parts lie on white, 16-bit grey keeps its upper bits."""
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=-1)
@@ -117,8 +121,13 @@ def crop_resize(data: bytes, box: tuple[float, float, float, float], size: int) 
 
     box is (top, left, height, width) in shares of the image, so that frames of different sizes are cut alike.
     """
+    _, _, height, width = box
+    return resize(decode(data, min_height=math.ceil(size / height), min_width=math.ceil(size / width)), box, size)
+
+
+def resize(pixels: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
+    """The part `box` of u8[H, W, 3], as `crop_resize` has it of an encoded image: u8[size, size, 3]."""
     top, left, height, width = box
-    pixels = decode(data, min_height=math.ceil(size / height), min_width=math.ceil(size / width))
     H, W = pixels.shape[:2]
     corners = (left * W, top * H, min((left + width) * W, W), min((top + height) * H, H))
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=corners))
@@ -188,8 +197,17 @@ def _jpeg_header(data: bytes) -> tuple:
         raise ValueError(f"image of {len(data)} bytes does not decode: its header is cut") from error
 
 
-def _open(data: bytes) -> Image.Image:
+@contextmanager
+def open_image(data: bytes) -> Iterator[Image.Image]:
+    """An encoded image in Pillow, for a block in which it is decoded.
+
+    Raises:
+      ValueError: it is none of FORMATS; the block's work on it fails.
+    """
     try:
-        return Image.open(io.BytesIO(data))
-    except OSError as error:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            yield image
+    except Image.UnidentifiedImageError as error:
         raise ValueError(f"{len(data)} bytes that start with {data[:8]!r} are no image: {error}") from error
+    except BROKEN as error:
+        raise ValueError(f"image of {len(data)} bytes does not decode: {error}") from error

@@ -145,13 +145,18 @@ def fingerprint(data_dir: str | Path, split: str) -> str:
     digest = hashlib.sha256()
     for config, builder in _builders(data_dir, split).items():
         for path in map(Path, builder.info.splits[split].filepaths):
-            size = path.stat().st_size
-            digest.update(f"{config} {path.name} {size}\n".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(SAMPLE))
-                file.seek(max(size - SAMPLE, 0))
-                digest.update(file.read(SAMPLE))
+            add_file(digest, path, config)
     return digest.hexdigest()[:16]
+
+
+def add_file(digest: "hashlib._Hash", path: Path, kind: str) -> None:
+    """Adds a file's kind, name, size, beginning and end to a fingerprint."""
+    size = path.stat().st_size
+    digest.update(f"{kind} {path.name} {size}\n".encode())
+    with path.open("rb") as file:
+        digest.update(file.read(SAMPLE))
+        file.seek(max(size - SAMPLE, 0))
+        digest.update(file.read(SAMPLE))
 
 
 def _builders(data_dir: str | Path, split: str) -> dict[str, tfds.core.DatasetBuilder]:

@@ -80,10 +80,15 @@ def embed_items(
             progress.add(len(vector))
     items = Items(np.concatenate(vectors), *(whole(np.stack(column)) for column in zip(*columns, strict=True)))
     items = taken(items, items.rows >= 0)
-    lengths = np.linalg.norm(items.vectors, axis=-1)
-    if len(bad := items.item_ids[~(np.abs(lengths - 1) < 1e-3)]):
-        raise ValueError(f"{len(bad)} {domain} embeddings do not have length 1, of items {bad[:10].tolist()}")
+    check_lengths(items.vectors, domain, items.item_ids)
     return items
+
+
+def check_lengths(vectors: np.ndarray, domain: str, item_ids: np.ndarray) -> None:
+    """Raises a ValueError that names the items whose embeddings f32[N, E] are zero or not finite."""
+    lengths = np.linalg.norm(vectors, axis=-1)
+    if len(bad := item_ids[~(np.abs(lengths - 1) < 1e-3)]):
+        raise ValueError(f"{len(bad)} {domain} embeddings do not have length 1, of items {bad[:10].tolist()}")
 
 
 def whole(shares: np.ndarray) -> np.ndarray:

@@ -126,10 +126,10 @@ def claim(out: Path, manifest: Mapping[str, Any]) -> None:
         ]
         if differing:
             raise ValueError(
-                f"{out} holds other embeddings; choose another --out, or remove it:\n" + "\n".join(differing)
+                f"{out} holds other embeddings; choose another folder, or remove it:\n" + "\n".join(differing)
             )
     elif out.exists() and any(not child.name.startswith(".") for child in out.iterdir()):
-        raise ValueError(f"{out} is not empty and has no {MANIFEST}; choose another --out")
+        raise ValueError(f"{out} is not empty and has no {MANIFEST}; choose another folder")
     wait_for_all("looked")  # before one of them writes
     if jax.process_index() == 0:
         out.mkdir(parents=True, exist_ok=True)
@@ -224,6 +224,34 @@ def check_rows(shards: list[Shard]) -> None:
 def vectors_of(out: Path, domain: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The item ids i64[n] and embeddings f32[n, E] of a domain, a file at a time, in row order."""
     for path in sorted((out / domain).glob("*.parquet")):
-        table = pq.read_table(path, columns=["item_id", "embedding"])
-        flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-        yield table["item_id"].to_numpy(), flat.reshape(len(table), -1)
+        yield read_shard(path)
+
+
+def read_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The item ids i64[n] and embeddings f32[n, E] of a file."""
+    table = pq.read_table(path, columns=["item_id", "embedding"])
+    flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    return table["item_id"].to_numpy(), flat.reshape(len(table), -1)
+
+
+def vectors_at(out: Path, domain: str, rows: np.ndarray) -> np.ndarray:
+    """The embeddings f32[n, E] of some rows i64[n] of a domain, in their order; reads the files they lie in."""
+    manifest = read_manifest(out)
+    vectors = np.zeros((len(rows), manifest["width"]), np.float32)
+    files = shards_of(out, domain, manifest["items"][domain], manifest["rows"])
+    for number in np.unique(rows // manifest["rows"]):
+        inside = rows // manifest["rows"] == number
+        vectors[inside] = read_shard(files[number].path)[1][rows[inside] - files[number].start]
+    return vectors
+
+
+def read_manifest(out: Path) -> dict[str, Any]:
+    """What a folder of embeddings is of.
+
+    Raises:
+        FileNotFoundError: it is none.
+    """
+    path = out / MANIFEST
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: name a folder that `python -m cope_jax.embed` wrote")
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -84,6 +84,19 @@ def resolve_step(step: int | str, checkpoints: Checkpoints, workdir: Path, evalu
     return best_step(workdir, evaluated) if step == BEST else int(step)
 
 
+def step_number(workdir: Path, step: int | str, config: ConfigDict) -> int:
+    """`resolve_step` where the records are needed for "best" alone: that is of what was evaluated on them.
+
+    Raises:
+        FileNotFoundError: no checkpoint, or none was evaluated.
+        ValueError: step is another word.
+    """
+    if isinstance(step, str) and step not in (LATEST, BEST):
+        raise ValueError(f"step is {step!r}; it must be {LATEST!r}, {BEST!r} or a number of steps")
+    with Checkpoints(workdir) as checkpoints:
+        return resolve_step(step, checkpoints, workdir, what_is_evaluated(config, None) if step == BEST else {})
+
+
 def best_step(workdir: Path, evaluated: Mapping[str, Any]) -> int:
     """The trained step with the highest mean R@1 among those evaluated on the same items; the newest of equals.
 

@@ -1,0 +1,87 @@
+// The form works without this; here are drag and drop, previews, checks before anything is sent, answers in place.
+"use strict";
+
+const form = document.getElementById("form");
+const input = document.getElementById("pictures");
+const drop = document.getElementById("drop");
+const previews = document.getElementById("previews");
+const clear = document.getElementById("clear");
+const go = document.getElementById("go");
+const maxFile = Number(form.dataset.maxFile);
+const maxFiles = Number(form.dataset.maxFiles);
+const megabytes = (bytes) => (bytes / 1e6).toFixed(1) + " MB";
+
+function results() {
+  return document.getElementById("results");
+}
+
+function complain(text) {
+  const problem = document.createElement("p");
+  problem.className = "problem";
+  problem.setAttribute("role", "alert");
+  problem.textContent = text;
+  results().replaceChildren(problem);
+}
+
+// What is wrong with the chosen files, or "".
+function fault(files) {
+  if (files.length > maxFiles) return `${files.length} pictures are too many: ${maxFiles} at most.`;
+  const large = files.find((file) => file.size > maxFile);
+  return large ? `${large.name} has ${megabytes(large.size)}: ${megabytes(maxFile)} at most.` : "";
+}
+
+function showChosen() {
+  for (const image of previews.children) URL.revokeObjectURL(image.src);
+  const files = [...input.files];
+  const wrong = fault(files);
+  if (wrong) {
+    input.value = "";
+    complain(wrong);
+  }
+  previews.replaceChildren(
+    ...(wrong ? [] : files).map((file) => {
+      const image = document.createElement("img");
+      image.src = URL.createObjectURL(file);
+      image.alt = file.name;
+      return image;
+    }),
+  );
+  clear.hidden = !input.files.length;
+}
+
+async function ask() {
+  results().setAttribute("aria-busy", "true");
+  go.disabled = true;
+  try {
+    const response = await fetch(form.action, { method: "POST", body: new FormData(form) });
+    const page = new DOMParser().parseFromString(await response.text(), "text/html");
+    const found = page.getElementById("results");
+    if (!found) throw new Error(`the server answered ${response.status}`);
+    results().replaceWith(document.adoptNode(found));
+    results().scrollIntoView({ block: "nearest" });
+  } catch (error) {
+    complain(`No answer: ${error.message}. Is the server still running?`);
+  } finally {
+    results().removeAttribute("aria-busy");
+    go.disabled = false;
+  }
+}
+
+input.addEventListener("change", showChosen);
+clear.addEventListener("click", () => {
+  input.value = "";
+  showChosen();
+  input.focus();
+});
+for (const name of ["dragenter", "dragover"]) drop.addEventListener(name, () => drop.classList.add("over"));
+for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  ask();
+});
+document.getElementById("text").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    form.requestSubmit();
+  }
+});
