@@ -6,8 +6,8 @@ from typing import Any
 from absl import flags
 
 from cope_jax import entry
-from cope_jax.evaluation.report import tables
 from cope_jax.evaluation.run import BEST, LATEST, evaluate, metrics_path
+from cope_jax.evaluation.tables import tables
 from cope_jax.training.checkpoints import UNTRAINED
 
 FLAGS = flags.FLAGS

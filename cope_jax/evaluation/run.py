@@ -15,7 +15,7 @@ from cope_jax.evaluation import bootstrap, breakdown, few_shot, retrieval
 from cope_jax.evaluation.embed import Items
 from cope_jax.evaluation.loaded import LoadedRun, load_run
 from cope_jax.evaluation.progress import Progress
-from cope_jax.evaluation.report import collect, write_metrics
+from cope_jax.evaluation.tables import collect, write_metrics
 from cope_jax.training.checkpoints import Checkpoints
 from cope_jax.training.config import load_config
 
@@ -139,7 +139,7 @@ def measure(items: Mapping[str, Items], config: ConfigDict, *, step: int) -> dic
     """All metrics of embedded items.
 
     Returns:
-        As `evaluation.report.collect`, and beside them, by direction or by the domain of the query,
+        As `evaluation.tables.collect`, and beside them, by direction or by the domain of the query,
         "intervals": of `bootstrap.intervals`;
         "macro": each product counts once;
         "same_domain", "all_domains": other galleries, without the query itself;

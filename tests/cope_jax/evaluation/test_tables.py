@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from cope_jax.evaluation import report
+from cope_jax.evaluation import tables
 
 NAMES = ("p2v", "v2p", "p2l", "l2p", "v2l", "l2v")
 
@@ -16,7 +16,7 @@ def result(scale: float) -> dict:
         retrieval[name] = {"r1": share, "r5": share + 0.1, "r10": share + 0.2, "map": share + 0.05}
         retrieval[name] |= {"median_rank": 1.5, "queries": 1000 + number, "gallery": 20 + number}
         few_shot[name] = {"accuracy": share, "ci95": 0.0123, "ways": 20, "shots": 5, "episodes": 100}
-    metrics = report.collect(retrieval, few_shot, step=300)
+    metrics = tables.collect(retrieval, few_shot, step=300)
     bounds = {f"mean_{key}": [scale * 0.1, scale * 0.2 + i * 0.02] for i, key in enumerate(("r1", "r5", "r10", "map"))}
     return metrics | {"intervals": {"retrieval_mean": bounds}}
 
@@ -32,8 +32,8 @@ def test_means():
 
 def test_metrics_file(tmp_path):
     path = tmp_path / "eval" / "300" / "metrics.json"
-    report.write_metrics(path, {"step": 1})
-    report.write_metrics(path, result(1))
+    tables.write_metrics(path, {"step": 1})
+    tables.write_metrics(path, result(1))
     read = json.loads(path.read_text())
     assert read == result(1)
     assert read["step"] == 300
@@ -44,14 +44,14 @@ def test_metrics_file(tmp_path):
 
 def test_metrics_file_without_nan(tmp_path):
     path = tmp_path / "metrics.json"
-    report.write_metrics(path, {"step": 1})
+    tables.write_metrics(path, {"step": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        report.write_metrics(path, {"step": math.nan})
+        tables.write_metrics(path, {"step": math.nan})
     assert json.loads(path.read_text()) == {"step": 1}
 
 
 def test_tables():
-    lines = report.tables(result(1)).splitlines()
+    lines = tables.tables(result(1)).splitlines()
     assert lines[0] == "Cross-domain retrieval"
     assert words(lines[1]) == "direction queries gallery R@1 R@5 R@10 mAP median rank"
     assert words(lines[3]) == "P → V 1001 21 0.100 0.200 0.300 0.150 1.5"
@@ -65,7 +65,7 @@ def test_tables():
 
 
 def test_tables_are_aligned():
-    lines = report.tables(result(1), result(0.01)).splitlines()
+    lines = tables.tables(result(1), result(0.01)).splitlines()
     for table in (lines[1:9], lines[13:21]):
         assert len({len(line) for line in table}) == 1
     assert lines[9].index("0.350 / 0.003") == lines[3].index("0.100 / 0.001")
@@ -73,7 +73,7 @@ def test_tables_are_aligned():
 
 
 def test_tables_beside_each_other():
-    lines = report.tables(result(1), result(0.1), names=("new", "old")).splitlines()
+    lines = tables.tables(result(1), result(0.1), names=("new", "old")).splitlines()
     assert lines[0] == "Cross-domain retrieval (new / old)"
     assert "0.100 / 0.010    0.200 / 0.110    0.300 / 0.210    0.150 / 0.060    1.5 / 1.5" in lines[3]
     assert words(lines[9]) == "mean 0.350 / 0.035 0.450 / 0.135 0.550 / 0.235 0.400 / 0.085"
