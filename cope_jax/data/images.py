@@ -6,7 +6,9 @@ resize release the GIL, so the pipeline's threads scale. Everything else goes th
 
 import io
 import math
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +16,10 @@ import simplejpeg
 from PIL import Image
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what is built into records; some of Pillow's others start programs
+# What Pillow raises on broken data, and its own guard against images that are huge once decoded.
+TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the latter where warnings are errors
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, *TOO_LARGE)
 # Luma weights (ITU-R BT.601), as in Pillow's "L" and the usual colour jitter.
 GREY = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -61,7 +67,7 @@ def image_size(data: bytes) -> tuple[int, int]:
     """(height, width) of an encoded image, from its header. ValueError where it has none."""
     if simplejpeg.is_jpeg(data):
         return simplejpeg.decode_jpeg_header(data, strict=False)[:2]
-    with _open(data) as image:
+    with open_image(data) as image:
         return image.height, image.width
 
 
@@ -80,14 +86,16 @@ def decode(data: bytes, *, min_height: int = 0, min_width: int = 0) -> np.ndarra
         return simplejpeg.decode_jpeg(
             data, "RGB", min_height=min_height, min_width=min_width, min_factor=2, strict=False
         )
-    with _open(data) as image:
-        try:
-            if image.has_transparency_data:
-                ground = Image.new("RGBA", image.size, "white")
-                return np.asarray(Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB"))
-            return np.asarray(image.convert("RGB"))
-        except OSError as error:
-            raise ValueError(f"image of {len(data)} bytes does not decode: {error}") from error
+    with open_image(data) as image:
+        return on_white(image)
+
+
+def on_white(image: Image.Image) -> np.ndarray:
+    """A Pillow image → RGB u8[H, W, 3]; transparent parts lie on white."""
+    if image.has_transparency_data:
+        ground = Image.new("RGBA", image.size, "white")
+        return np.asarray(Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB"))
+    return np.asarray(image.convert("RGB"))
 
 
 def crop_resize(data: bytes, box: tuple[float, float, float, float], size: int) -> np.ndarray:
@@ -95,8 +103,13 @@ def crop_resize(data: bytes, box: tuple[float, float, float, float], size: int) 
 
     box is (top, left, height, width) in shares of the image, so that frames of different sizes are cut alike.
     """
+    _, _, height, width = box
+    return resize(decode(data, min_height=math.ceil(size / height), min_width=math.ceil(size / width)), box, size)
+
+
+def resize(pixels: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
+    """The part `box` of u8[H, W, 3], as `crop_resize` has it of an encoded image: u8[size, size, 3]."""
     top, left, height, width = box
-    pixels = decode(data, min_height=math.ceil(size / height), min_width=math.ceil(size / width))
     H, W = pixels.shape[:2]
     corners = (left * W, top * H, min((left + width) * W, W), min((top + height) * H, H))
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=corners))
@@ -162,8 +175,17 @@ def _is_rgb_jpeg(data: bytes) -> bool:
     )
 
 
-def _open(data: bytes) -> Image.Image:
+@contextmanager
+def open_image(data: bytes) -> Iterator[Image.Image]:
+    """An encoded image in Pillow, for a block in which it is decoded.
+
+    Raises:
+      ValueError: it is none of FORMATS; the block's work on it fails.
+    """
     try:
-        return Image.open(io.BytesIO(data))
-    except OSError as error:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            yield image
+    except Image.UnidentifiedImageError as error:
         raise ValueError(f"{len(data)} bytes that start with {data[:8]!r} are no image: {error}") from error
+    except BROKEN as error:
+        raise ValueError(f"image of {len(data)} bytes does not decode: {error}") from error
