@@ -1,4 +1,4 @@
-"""Curves → what a template needs to draw them as SVG: places in pixels, ticks, and a description for those who cannot see."""
+"""Curves → what a template needs to draw them as SVG: places in pixels, ticks, and a description in words."""
 
 import math
 from collections.abc import Sequence

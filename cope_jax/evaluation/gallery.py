@@ -1,4 +1,4 @@
-"""Queries with what they found, to look at: the worst misses, those that were nearly right, and some that were right."""
+"""Queries with what they found, to look at: the worst misses, those that were nearly right, some that were right."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

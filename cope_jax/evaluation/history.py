@@ -26,9 +26,8 @@ def read_history(workdir: Path) -> list[dict[str, Any]]:
 def losses(history: list[dict[str, Any]]) -> Curves:
     """The whole loss, and where it has several terms each of them, without its weight."""
     terms = sorted({name for line in history for name in line if name.endswith("/loss")})
-    return {
-        name.removesuffix("/loss"): _curve(history, [name]) for name in ["loss", *(terms if len(terms) > 1 else [])]
-    }
+    names = ["loss", *(terms if len(terms) > 1 else [])]
+    return {name.removesuffix("/loss"): _curve(history, [name]) for name in names}
 
 
 def accuracies(history: list[dict[str, Any]]) -> dict[str, Curves]:

@@ -30,11 +30,17 @@ class Plane:
     explained: float
 
 
-def plane(items: Mapping[str, Items], *, seed: int, limit: int = POINTS) -> Plane:
-    """Principal components of all items; shown are random products until there are `limit` items."""
-    vectors = [items[domain].vectors.astype(np.float64) for domain in DOMAINS]
-    centre = np.concatenate(vectors).mean(axis=0)
-    centred = {domain: own - centre for domain, own in zip(DOMAINS, vectors, strict=True)}
+def plane(items: Mapping[str, Items], *, seed: int, each_centred: bool, limit: int = POINTS) -> Plane:
+    """Principal components of all items; shown are random products until there are `limit` items.
+
+    Args:
+      items: of each domain.
+      seed: of the products.
+      each_centred: whether each domain's own mean is taken away, instead of that of all: where domains lie apart, this
+        shows whether they are arranged alike.
+      limit: of items; a single product may have more.
+    """
+    centred = centred_vectors(items, each=each_centred)
     values, axes = np.linalg.eigh(sum(own.T @ own for own in centred.values()))  # rising
     axes = axes[:, :-3:-1]
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])  # either sign would do; always the same one
@@ -44,6 +50,13 @@ def plane(items: Mapping[str, Items], *, seed: int, limit: int = POINTS) -> Plan
         rows=rows,
         explained=float(values[-2:].sum() / values.sum()) if values.sum() > 0 else 0.0,
     )
+
+
+def centred_vectors(items: Mapping[str, Items], *, each: bool) -> dict[str, np.ndarray]:
+    """The embeddings f64[N, E] of each domain, without the mean of the domain's own, or of all."""
+    vectors = {domain: items[domain].vectors.astype(np.float64) for domain in DOMAINS}
+    common = np.concatenate(list(vectors.values())).mean(axis=0)
+    return {domain: own - (own.mean(axis=0) if each else common) for domain, own in vectors.items()}
 
 
 def shown_rows(items: Mapping[str, Items], rng: np.random.Generator, limit: int) -> dict[str, np.ndarray]:
