@@ -50,6 +50,7 @@ def write_report(workdir: Path, judged: Judged, beside: Mapping[str, Any] | None
 def contents(workdir: Path, judged: Judged, beside: Mapping[str, Any] | None) -> dict[str, Any]:
     """All that the template shows, by the names it knows; arguments as of `write_report`."""
     config, items, ranks = judged.config, judged.items, judged.ranks
+    trained = load_config(workdir)
     records = open_records(config.data.data_dir, config.data.eval_split)
     names = [direction_name(*direction) for direction in DIRECTIONS]
     guessed = {name: guessed_curve(ranks[name], min(UPTO, ranks[name].gallery)) for name in names}
@@ -63,7 +64,10 @@ def contents(workdir: Path, judged: Judged, beside: Mapping[str, Any] | None) ->
     return {
         "run": workdir.resolve().name,
         "step": judged.step,
-        "facts": facts(load_config(workdir), config),
+        "facts": facts(trained, config),
+        "batch_size": trained.train.batch_size,
+        "trained_on": _data(trained, trained.data.train_split),
+        "judged_on": _data(config, config.data.eval_split),
         "metrics": judged.metrics,
         "beside": beside,
         "columns": METRICS,
@@ -93,22 +97,22 @@ def facts(trained: ConfigDict, judged: ConfigDict) -> list[tuple[str, str]]:
     model, train = trained.model, trained.train
     weights = {"from scratch" if not part.init_from else part.init_from for part in (model.vision, model.text)}
     terms = [f"{name} × {term.weight:g}" for name, term in trained.losses.items() if term.weight]
-    frames = ", ".join(f"{count} of a {domain}" for domain, count in judged.eval.frames.items())
+    frames = ", ".join(f"{judged.eval.frames[domain]} of a {domain}" for domain in DOMAINS)
     return [
-        ("Trained on", f"{_data(trained)}, split {trained.data.train_split}"),
+        ("Trained on", _data(trained, trained.data.train_split)),
         ("Training", f"{train.steps} steps planned of {train.batch_size} products each, seed {trained.seed}"),
         ("Loss", ", ".join(terms)),
         ("Started", ", ".join(sorted(weights))),
         ("Embedding", f"{model.embedding} numbers, fused by {model.fusion.kind}"),
         ("Texts read of", ", ".join(model.text_domains) or "no domain"),
         ("Images", f"{trained.data.image_size} × {trained.data.image_size} pixels"),
-        ("Judged on", f"{_data(judged)}, split {judged.data.eval_split}"),
+        ("Judged on", _data(judged, judged.data.eval_split)),
         ("Frames looked at", frames),
     ]
 
 
-def _data(config: ConfigDict) -> str:
-    return Path(config.data.data_dir).name
+def _data(config: ConfigDict, split: str) -> str:
+    return f"{Path(config.data.data_dir).name}, split {split}"
 
 
 def parts(breakdown: Mapping[str, Mapping[str, Any]]) -> list[str]:

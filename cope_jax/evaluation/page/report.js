@@ -74,7 +74,7 @@
 
   function outcome(answer) {
     if (answer.rank === 1) return "the first item is right";
-    const apart = answer.confused ? `, ${answer.gap.toFixed(3)} behind a wrong one` : "";
+    const apart = answer.confused ? `, only ${answer.gap.toFixed(4)} behind a wrong one` : "";
     return `the right answer is number ${answer.rank}${apart}`;
   }
 
