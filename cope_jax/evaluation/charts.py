@@ -95,12 +95,12 @@ def path(curve: Curve, x: Axis, y: Axis) -> str:
 
 def across(place: float) -> float:
     """0 … 1 → pixels from the left."""
-    return round(LEFT + place * (WIDTH - LEFT - RIGHT), 1)
+    return round(float(LEFT + place * (WIDTH - LEFT - RIGHT)), 1)
 
 
 def down(place: float) -> float:
     """0 … 1 → pixels from the top."""
-    return round(HEIGHT - BOTTOM - place * (HEIGHT - TOP - BOTTOM), 1)
+    return round(float(HEIGHT - BOTTOM - place * (HEIGHT - TOP - BOTTOM)), 1)
 
 
 def course(curve: Curve) -> str:

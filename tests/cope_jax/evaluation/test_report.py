@@ -19,7 +19,7 @@ from cope_jax.evaluation.embed import Items
 from cope_jax.evaluation.rendering import FOLDER, percent
 from cope_jax.evaluation.report import parts, write_report
 from cope_jax.evaluation.retrieval import direction_ranks
-from cope_jax.evaluation.run import Judged, embeddings_of, judge, measure
+from cope_jax.evaluation.run import Judged, embeddings_of, measure
 from cope_jax.evaluation.thumbnails import placeholder
 from cope_jax.training.config import save_config
 from tests.browser import DESKTOP, PHONE, chromium, complaints, look, needs_chromium
@@ -248,21 +248,6 @@ def test_parts_are_in_the_order_of_their_sizes():
 
 def test_percent():
     assert [percent(share) for share in (0, 0.0047, 0.0349, 0.734, 1)] == ["0%", "0.5%", "3.5%", "73%", "100%"]
-
-
-def test_a_run_is_evaluated_with_its_report_which_is_kept(workdir):
-    arguments = {"step": 6, "data_dir": None, "subset": None, "needs_report": True}
-    first = judge(workdir, reuse=True, **arguments)
-    write_report(workdir, first)
-    path = workdir / "eval/6/report.html"
-    assert "step 6" in path.read_text(encoding="utf-8")
-    assert len(data_of(path.read_text(encoding="utf-8"))["answers"]) > 20
-    assert judge(workdir, reuse=True, **arguments).items is None
-    path.unlink()
-    assert judge(workdir, reuse=True, **arguments).items is not None
-    path.write_text("of an earlier evaluation")
-    judge(workdir, reuse=False, **arguments)
-    assert not path.exists()
 
 
 @pytest.fixture(scope="module")
