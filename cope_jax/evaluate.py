@@ -1,4 +1,4 @@
-"""Evaluates a run: `python -m cope_jax.evaluate --workdir=runs/demo` prints both tables and writes them as JSON."""
+"""Evaluates a run: `python -m cope_jax.evaluate --workdir=runs/demo` prints both tables and writes a report."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 from absl import flags
 
 from cope_jax import entry
-from cope_jax.evaluation.report import tables
-from cope_jax.evaluation.run import BEST, LATEST, evaluate, metrics_path
+from cope_jax.evaluation.report import write_report
+from cope_jax.evaluation.run import BEST, LATEST, evaluate, judge, metrics_path, report_path
+from cope_jax.evaluation.tables import tables
 from cope_jax.training.checkpoints import UNTRAINED
 
 FLAGS = flags.FLAGS
@@ -28,21 +29,26 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool("baseline", True, "Show the untrained model's numbers beside the checkpoint's.")
     flags.DEFINE_bool("reuse", False, "Take what an earlier evaluation of the same step and data wrote, if any.")
+    flags.DEFINE_bool("report", True, "Write report.html, too: tables, curves, a map, a gallery of queries and hits.")
     entry.define_cluster_flags()
     flags.mark_flags_as_required(["workdir"])
 
 
 def main() -> None:
-    """Evaluates and prints."""
+    """Evaluates, prints and writes."""
     step = entry.parse_step(FLAGS.step, words=(LATEST, BEST))
     workdir = Path(FLAGS.workdir)
     with entry.this_process({f"--{name}": FLAGS[name].value for name in ("workdir", "step", "data_dir", "subset")}):
-        metrics = evaluate(workdir, step=step, **options())
+        judged = judge(workdir, step=step, needs_report=FLAGS.report, **options())
         beside = untrained(workdir) if FLAGS.baseline else None
+        if FLAGS.report and judged.items is not None:
+            write_report(workdir, judged, beside)
     if FLAGS.subset:
         print(f"Of {FLAGS.subset} random products alone, among whose items it is easier to find the right one")
-    print(tables(metrics, beside))
-    print(f"\nwritten to {metrics_path(workdir, metrics['step'], FLAGS.subset)}")
+    print(tables(judged.metrics, beside))
+    print(f"\nwritten to {metrics_path(workdir, judged.step, FLAGS.subset)}")
+    if FLAGS.report:
+        print(f"report: {report_path(workdir, judged.step, FLAGS.subset)}")
 
 
 def options() -> dict[str, Any]:

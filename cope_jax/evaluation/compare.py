@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cope_jax.evaluation.report import METRICS, arrow, half_width
 from cope_jax.evaluation.run import BEST, LATEST, known_metrics
+from cope_jax.evaluation.tables import METRICS, arrow, half_width
 from cope_jax.tables import aligned
 
 SAME = ("data", "split", "subset")  # of what was evaluated: where these differ, differences say little

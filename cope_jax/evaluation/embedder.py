@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cope_jax import exported
 from cope_jax.data.images import WHOLE, crop_resize, on_white, resize
+from cope_jax.data.orientation import exif_orientation, turn_upright
 from cope_jax.data.leaf import Example, LeafMaker
 from cope_jax.data.records import Item
 from cope_jax.data.tokenizer import load_tokenizer
@@ -189,7 +190,8 @@ def square(picture: Picture, size: int, number: int) -> np.ndarray:
         ValueError: it cannot be read; names its path, or its number in the clip.
     """
     if isinstance(picture, Image.Image):
-        return resize(on_white(picture), WHOLE, size)
+        pixels = turn_upright(on_white(picture), exif_orientation(picture.info.get("exif", b"")))
+        return resize(pixels, WHOLE, size)
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
             raise ValueError(f"picture {number} is {picture.dtype}{list(picture.shape)}; it must be uint8[H, W, 3]")

@@ -36,6 +36,10 @@ class Ranks:
         """bool[Q]: queries with a positive."""
         return np.diff(self.offsets) > 0
 
+    def positives(self, query: int) -> np.ndarray:
+        """i64[n]: gallery rows of a query's positives, best first."""
+        return self.rows[self.offsets[query] : self.offsets[query + 1]]
+
     @property
     def first(self) -> np.ndarray:
         """i64[queries with a positive]: the rank of the best one."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,31 @@ from cope_jax.evaluation import bootstrap, breakdown, few_shot, retrieval
 from cope_jax.evaluation.embed import Items
 from cope_jax.evaluation.loaded import LoadedRun, load_run
 from cope_jax.evaluation.progress import Progress
-from cope_jax.evaluation.report import collect, write_metrics
+from cope_jax.evaluation.ranks import Ranks
+from cope_jax.evaluation.tables import collect, write_metrics
 from cope_jax.training.checkpoints import Checkpoints
 from cope_jax.training.config import load_config
 
 LATEST, BEST = "latest", "best"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An evaluated checkpoint.
+
+    Attributes:
+        config: of the run, with the data that it was evaluated on.
+        step: of the checkpoint.
+        metrics: as `evaluate` returns them.
+        items: what they are of, by domain; None where they were taken as they are.
+        ranks: of the positives, by direction; None where items is.
+    """
+
+    config: ConfigDict
+    step: int
+    metrics: dict[str, Any]
+    items: dict[str, Items] | None = None
+    ranks: dict[str, Ranks] | None = None
 
 
 def evaluate(
@@ -47,6 +68,23 @@ def evaluate(
         FileNotFoundError: no such work directory, checkpoint or array records; for step 0 also: no such weights.
         ValueError: the data lack the split or so many products, or the embeddings are broken.
     """
+    return judge(workdir, step=step, data_dir=data_dir, subset=subset, reuse=reuse).metrics
+
+
+def judge(
+    workdir: Path,
+    *,
+    step: int | str,
+    data_dir: Path | None,
+    subset: int | None,
+    reuse: bool,
+    needs_report: bool = False,
+) -> Judged:
+    """`evaluate`, with what a report is made of.
+
+    Args, errors: as of `evaluate`, and
+        needs_report: whether metrics are taken as they are only where their report is there, too.
+    """
     config = load_config(workdir)
     if data_dir is not None:
         with config.unlocked():
@@ -54,16 +92,19 @@ def evaluate(
     evaluated = what_is_evaluated(config, subset)
     with Checkpoints(workdir) as checkpoints:
         step = resolve_step(step, checkpoints, workdir, evaluated)
-        known = known_metrics(workdir, step, subset) if reuse else None
+        lacking = needs_report and not report_path(workdir, step, subset).exists()
+        known = known_metrics(workdir, step, subset) if reuse and not lacking else None
         if known is not None and known["evaluated"] == evaluated:
-            return known
+            return Judged(config, step, known)
         rows = subset_rows(config, subset)
         items = embed_split(load_run(config, workdir, checkpoints, step), step=step, rows=rows)
-    metrics = measure(items, config, step=step)
+    ranks = retrieval.direction_ranks(embeddings_of(items))
+    metrics = measure(items, ranks, config, step=step)
     metrics["evaluated"] = evaluated
     if jax.process_index() == 0:
+        report_path(workdir, step, subset).unlink(missing_ok=True)  # of an earlier evaluation
         write_metrics(metrics_path(workdir, step, subset), metrics)
-    return metrics
+    return Judged(config, step, metrics, items, ranks)
 
 
 def what_is_evaluated(config: ConfigDict, subset: int | None) -> dict[str, Any]:
@@ -148,20 +189,24 @@ def embed_split(run: LoadedRun, *, step: int, rows: Mapping[str, np.ndarray] | N
     return items
 
 
-def measure(items: Mapping[str, Items], config: ConfigDict, *, step: int) -> dict[str, Any]:
-    """All metrics of embedded items.
+def embeddings_of(items: Mapping[str, Items]) -> retrieval.Embeddings:
+    """What retrieval and few-shot classification need of the items."""
+    return {domain: (own.vectors, own.products) for domain, own in items.items()}
+
+
+def measure(items: Mapping[str, Items], ranks: Mapping[str, Ranks], config: ConfigDict, *, step: int) -> dict[str, Any]:
+    """All metrics of embedded items, whose ranks in the six directions are known.
 
     Returns:
-        As `evaluation.report.collect`, and beside them, by direction or by the domain of the query,
+        As `evaluation.tables.collect`, and beside them, by direction or by the domain of the query,
         "intervals": of `bootstrap.intervals`;
         "macro": each product counts once;
         "same_domain", "all_domains": other galleries, without the query itself;
         "by_frames", "by_text": the six directions by the query's number of frames, and with and without text;
         "few_shot_all": every product a class, by shots.
     """
-    embeddings = {domain: (own.vectors, own.products) for domain, own in items.items()}
+    embeddings = embeddings_of(items)
     queries = {direction_name(source, target): items[source] for source, target in DIRECTIONS}
-    ranks = retrieval.direction_ranks(embeddings)
     products = {name: bootstrap.first_product(own.products) for name, own in queries.items()}
     settings = {key: config.eval[key] for key in ("ways", "shots", "queries", "episodes")}
     return {
@@ -184,6 +229,12 @@ def metrics_path(workdir: Path, step: int, subset: int | None = None) -> Path:
     """Where the metrics of a step are kept."""
     name = "metrics.json" if subset is None else f"metrics-of-{subset}.json"
     return workdir / "eval" / str(step) / name
+
+
+def report_path(workdir: Path, step: int, subset: int | None = None) -> Path:
+    """Where the report of a step is kept: beside its metrics."""
+    name = "report.html" if subset is None else f"report-of-{subset}.html"
+    return metrics_path(workdir, step, subset).with_name(name)
 
 
 def known_metrics(workdir: Path, step: int, subset: int | None = None) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ import functools
 import io
 from dataclasses import dataclass
 
-from PIL import ExifTags, Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from cope_jax.data.frames import choose
 from cope_jax.data.images import on_white, open_image
@@ -66,16 +66,11 @@ def data_uri(image: bytes, side: int = SIDE) -> str:
             if opened.width * opened.height > MAX_PIXELS:
                 return placeholder(side)
             opened.draft("RGB", (side, side))  # a JPEG decodes at a reduced scale, four times as fast
-            picture = Image.fromarray(on_white(upright(opened) or opened))
+            picture = Image.fromarray(on_white(ImageOps.exif_transpose(opened)))
     except ValueError:
         return placeholder(side)
     picture.thumbnail((side, side))
     return _uri(picture)
-
-
-def upright(image: Image.Image) -> Image.Image | None:
-    """An image turned as its EXIF says, decoded; None where it is upright as it is."""
-    return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else None
 
 
 @functools.cache

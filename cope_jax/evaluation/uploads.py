@@ -9,8 +9,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from cope_jax.data.images import open_image
-from cope_jax.evaluation.embedder import Picture
-from cope_jax.evaluation.thumbnails import MAX_PIXELS, upright
+from cope_jax.evaluation.thumbnails import MAX_PIXELS
 
 MAX_FILE = 10_000_000  # bytes
 MAX_FILES = 16
@@ -68,10 +67,8 @@ async def read_pictures(form: FormData) -> list[tuple[str, bytes]]:
     return pictures
 
 
-def checked(name: str, data: bytes) -> Picture:
-    """An uploaded picture that is known to decode, turned as its EXIF says: people send what their phones took.
-
-    One that need not be turned stays as it is, and so embeds as it would from records.
+def checked(name: str, data: bytes) -> bytes:
+    """An uploaded picture that is known to decode.
 
     Raises:
         HTTPException: 415, it is no picture of a known format or is broken; 413, it has too many pixels.
@@ -83,9 +80,6 @@ def checked(name: str, data: bytes) -> Picture:
                     413,
                     f"{name} has {image.width} × {image.height} pixels: at most {MAX_PIXELS // 1_000_000} million.",
                 )
-            turned = upright(image)
-            if turned is not None:
-                return turned
             image.load()
     except ValueError as error:
         raise HTTPException(415, f"{name} cannot be read as a picture (JPEG, PNG, WebP, GIF or BMP).") from error

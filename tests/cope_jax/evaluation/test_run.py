@@ -14,7 +14,8 @@ import pytest
 
 from cope_jax.data.records import open_records
 from cope_jax.evaluation.parquet import embed_to_parquet
-from cope_jax.evaluation.run import best_step, evaluate, known_metrics, metrics_path, subset_rows
+from cope_jax.evaluation.report import write_report
+from cope_jax.evaluation.run import best_step, evaluate, judge, known_metrics, metrics_path, subset_rows
 from cope_jax.training.config import load_config
 
 ROOT = Path(__file__).parents[3]
@@ -69,6 +70,21 @@ def test_all_that_stands_beside_the_six_directions(workdir):
     assert {part["gallery"] + 1 for part in metrics["all_domains"].values()} == {sum(sizes.values())}
     assert metrics["macro"].keys() == metrics["few_shot_all"]["1"].keys() == DIRECTIONS
     assert metrics["few_shot_all"]["1"]["p2v"]["ways"] > metrics["few_shot"]["p2v"]["ways"] == 3
+
+
+def test_a_run_is_evaluated_with_its_report_which_is_kept(workdir):
+    arguments = {"step": 6, "data_dir": None, "subset": None, "needs_report": True}
+    first = judge(workdir, reuse=True, **arguments)
+    write_report(workdir, first)
+    path = workdir / "eval/6/report.html"
+    assert "step 6" in path.read_text(encoding="utf-8")
+    assert path.stat().st_size > 100_000
+    assert judge(workdir, reuse=True, **arguments).items is None
+    path.unlink()
+    assert judge(workdir, reuse=True, **arguments).items is not None
+    path.write_text("of an earlier evaluation")
+    judge(workdir, reuse=False, **arguments)
+    assert not path.exists()
 
 
 def test_a_subset_is_some_products_with_all_their_items(workdir):
