@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from cope_jax import exported
 from cope_jax.data.images import WHOLE, crop_resize, on_white, resize
-from cope_jax.data.orientation import exif_orientation, turn_upright
 from cope_jax.data.leaf import Example, LeafMaker
+from cope_jax.data.orientation import exif_orientation, turn_upright
 from cope_jax.data.records import Item
 from cope_jax.data.tokenizer import load_tokenizer
 from cope_jax.domains import DOMAINS
@@ -176,9 +176,9 @@ class Embedder:
         with ThreadPoolExecutor(self.config.data.threads or 1) as pool:
             for start in range(0, len(items), full):
                 batch = items[start : start + full]
-                leaves = list(pool.map(lambda item: maker([Example(item)]), batch))
+                leaves = list(pool.map(lambda item: maker([[Example(item)]]), batch))
                 size = min(1 << (len(batch) - 1).bit_length(), full)
-                leaves += [maker([None] * (size - len(batch)))] if size > len(batch) else []
+                leaves += [maker([[]] * (size - len(batch)))] if size > len(batch) else []
                 inputs = {name: np.concatenate([leaf[name] for leaf in leaves]) for name in MODEL_INPUTS}
                 yield len(batch), self.program(maker.domain, inputs)
 
