@@ -110,9 +110,7 @@ def get_config() -> ConfigDict:
     train.checkpoint_every = 1000  # steps; the last step is always saved
     train.keep_checkpoints = 3  # newest ones kept
     train.max_skipped = 10  # steps in a row whose loss or gradient is not finite, and that are skipped, before it ends
-    train.stall_seconds = (
-        1800.0  # without anything done, after which the run ends and says what it waited for; 0 = never
-    )
+    train.stall_seconds = 1800.0  # without anything done, after which the run ends and tells why; 0 = never
 
     config.mesh = mesh = ConfigDict()  # devices = data × fsdp × tensor; −1 (one of them) takes what is left
     mesh.data = -1  # copies of the model, each with its share of the batch
