@@ -9,15 +9,17 @@ set; bare_mb_per_s; their ratio; peak_rss_bytes over all processes of it and rss
 `shards` are those of a download whose ledger vouches for the images; from a folder each one is decoded to check it.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -100,20 +102,48 @@ def write_shards(folder: Path, names: list[str], images: list[bytes]) -> None:
         pq.write_table(table, stem.with_suffix(".parquet"))
 
 
+class Memory:
+    """Adds up the peaks of this process and of its children, looked at five times a second while they live."""
+
+    def __enter__(self) -> "Memory":
+        self._peaks: dict[str, int] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def peak(self) -> int:
+        """Bytes."""
+        return sum(self._peaks.values())
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.2):
+            children = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
+            for pid in [str(os.getpid()), *(child for some in children for child in some)]:
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    # Not getrusage's: a child's would begin at what its parent had.
+                    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+                    self._peaks[pid] = max(self._peaks.get(pid, 0), 1024 * int(found[1]) if found else 0)
+
+
 def measure_build(folder: Path, processes: int) -> dict[str, float]:
     """Builds in this process and returns items, bytes, seconds and the peak of memory over all processes."""
     inputs = Inputs(folder / "catalog", (folder / "images",), ("train",))
     start = time.perf_counter()
-    summary = build(inputs, folder / "data", processes=processes, report=lambda line: None)
+    with Memory() as memory:
+        summary = build(inputs, folder / "data", processes=processes, report=lambda line: None)
     seconds = time.perf_counter() - start
     counts = [summary["splits"]["train"][domain] for domain in DOMAINS]
-    own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {
         "items": sum(count["items"]["kept"] for count in counts),
         "bytes": sum(count["bytes"] for count in counts),
         "seconds": seconds,
-        # Of the children the largest counts for each; one process is this one.
-        "peak_rss_bytes": 1024 * (own + (processes * child if processes > 1 else 0)),
+        "peak_rss_bytes": memory.peak,
     }
 
 

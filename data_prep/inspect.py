@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import tensorflow_datasets as tfds
-from absl import app, flags
+from absl import app, flags, logging
 
 from data_prep import inspect_page
 from data_prep.inspect_page import ShownItem, ShownProduct, Side, Split
@@ -141,6 +141,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    logging.set_verbosity(logging.ERROR)  # TFDS tells of each data set that it opens
     data_dir = Path(FLAGS.data_dir)
     try:
         if FLAGS.check_split:

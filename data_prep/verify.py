@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import app, flags
+from absl import app, flags, logging
 from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME
 
 from data_prep.build import SUMMARY_FILE
@@ -121,6 +121,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    logging.set_verbosity(logging.ERROR)  # TFDS tells of each data set that it opens
     try:
         damages = verify(Path(FLAGS.data_dir), processes=FLAGS.processes)
     except OSError as error:
