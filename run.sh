@@ -135,7 +135,8 @@ case $command in
   train) setup requirements.txt; exec "$PYTHON" -m cope_jax.train "$@" ;;
   eval) setup requirements.txt; run cope_jax.evaluate "$@" ;;
   compare | embed | search | export) setup requirements.txt; run "cope_jax.$command" "$@" ;;
-  synthetic | verify | inspect) setup requirements.txt; run "data_prep.$command" "$@" ;;
+  synthetic | catalog | table | verify | inspect) setup requirements.txt; run "data_prep.$command" "$@" ;;
+  download) setup requirements-download.txt; exec "$PYTHON" -m data_prep.download "$@" ;;
   build)
     case "$*" in *--beam_pipeline_options*) setup requirements-beam.txt ;; *) setup requirements.txt ;; esac
     run data_prep.build "$@" ;;

@@ -25,12 +25,12 @@ from data_prep.release import DOMAINS
 class Source:
     """Rows of one kind, in any order, and where those that are left out are noted.
 
-    Columns are `product_id, item_id` for pairs, `item_id, text` for texts, `item_id, time, name` for frames (pages
-    may lack `time`), each with `line`: where two rows contradict one another, the smaller line wins.
+    `feed` makes them the table `source` of a connection. Its columns are `product_id, item_id` for pairs,
+    `item_id, text` for texts, `item_id, time, name` for frames (pages may lack `time`), each with `line`: where two
+    rows contradict one another, the smaller line wins.
     """
 
-    schema: pa.Schema
-    batches: Callable[[], Iterator[pa.RecordBatch]]
+    feed: Callable[[duckdb.DuckDBPyConnection], object]
     rejects: Rejects
 
 
@@ -130,9 +130,9 @@ def _write_domain(
 
 def _number_items(con: duckdb.DuckDBPyConnection, domain: str, pairs: Source) -> int:
     """Makes the tables `pairs_<domain>`, and `items_<domain>` with every item's row; returns the number of items."""
-    _feed(con, pairs)
-    con.execute(f"CREATE OR REPLACE TABLE pairs_{domain} AS SELECT product_id, item_id, line FROM source")
-    con.unregister("source")
+    cursor = con.cursor()  # what is named `source` is its own
+    pairs.feed(cursor)
+    cursor.execute(f"CREATE OR REPLACE TABLE pairs_{domain} AS SELECT product_id, item_id, line FROM source")
     con.execute(
         f"CREATE OR REPLACE TABLE items_{domain} AS "
         "SELECT item_id, row_number() OVER (ORDER BY first, item_id) - 1 AS row "
@@ -152,8 +152,8 @@ def _ordered(
 ) -> OrderedRows:
     """Returns a source's rows with their items' rows, in order; those of no item come last, as row `count`."""
     cursor = con.cursor()  # of its own: another query on it would end this one
-    _feed(cursor, source)
-    given = set(source.schema.names)
+    source.feed(cursor)
+    given = set(cursor.table("source").columns)
     chosen = ", ".join(column if column in given else f"0::BIGINT AS {column}" for column in columns)
     query = (
         f"SELECT coalesce(items.row, {count}) AS place, {chosen}, line "
@@ -161,10 +161,6 @@ def _ordered(
     )
     ordered = cursor.sql(f"SELECT place AS row, * EXCLUDE (place) FROM ({query}) ORDER BY place, {', '.join(by)}")
     return OrderedRows(ordered.to_arrow_reader())
-
-
-def _feed(con: duckdb.DuckDBPyConnection, source: Source) -> None:
-    con.register("source", pa.RecordBatchReader.from_batches(source.schema, source.batches()))
 
 
 def _item_batches(

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 from absl import app, flags
 
@@ -100,7 +101,12 @@ def _source(split: str, path: Path, layout: lines.Layout, report: Callable[[str]
     with path.open("rb") as file:
         bom = file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
     rejects = Rejects(split, path.name, partial(blocks.read_lines, path), bom=bom)
-    return Source(blocks.schema(layout), partial(_read, path, layout, rejects, report), rejects)
+
+    def feed(con: duckdb.DuckDBPyConnection) -> None:
+        batches = _read(path, layout, rejects, report)
+        con.register("source", pa.RecordBatchReader.from_batches(blocks.schema(layout), batches))
+
+    return Source(feed, rejects)
 
 
 def _read(

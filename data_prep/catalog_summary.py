@@ -18,6 +18,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     lines = [
         f"{'split':<8}{'domain':<9}{'items':>12}{'with text':>12}{'frames':>14}{'no frames':>11}{'2+ products':>13}"
     ]
+    lines += [line for name, file in summary.get("files", {}).items() if (line := _note(name, file))]
     for split, parts in summary["splits"].items():
         for domain in DOMAINS:
             counts = parts["domains"][domain]

@@ -19,10 +19,8 @@ import pyarrow.parquet as pq
 from data_prep import images
 
 MEMBER_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
-COMPANION_SUFFIXES = (".tar", ".parquet", ".json", ".tmp")  # of a download: no images, and some change
+COMPANION_SUFFIXES = (".tar", ".parquet", ".json", ".journal", ".tmp")  # of a download: no images, and some change
 WHOLE_FILE = -1
-# Ledgers whose images were judged by `images.find_fault` say so in the metadata of their schema.
-RULES_KEY = b"image_rules"
 
 
 class ImageSourceError(ValueError):
@@ -174,13 +172,15 @@ def _read_ledger(path: Path) -> dict[str, tuple[str, str]]:
         if missing := {"key", "url"} - set(schema.names):
             raise ImageSourceError(f"{path} has no column {' and no '.join(sorted(missing))}: no ledger of a download")
         # img2dataset's checksums are of bytes that it did not look at.
-        checked = "sha256" in schema.names and (schema.metadata or {}).get(RULES_KEY) == images.RULES.encode()
-        table = pq.read_table(path, columns=["key", "url", *(["sha256"] if checked else [])])
+        checked = "sha256" in schema.names and (schema.metadata or {}).get(images.RULES_KEY) == images.RULES.encode()
+        named = "name" in schema.names  # img2dataset's ledgers have the URL alone
+        table = pq.read_table(path, columns=["key", "name" if named else "url", *(["sha256"] if checked else [])])
     except (OSError, pa.ArrowInvalid) as error:
         raise ImageSourceError(f"{path} cannot be read ({error}): fetch this shard again") from error
     sums = table["sha256"].to_pylist() if checked else [None] * len(table)
-    rows = zip(table["key"].to_pylist(), table["url"].to_pylist(), sums, strict=True)
-    return {key: (_name(url), sha256 or "") for key, url, sha256 in rows}
+    names = table["name"].to_pylist() if named else [_name(url) for url in table["url"].to_pylist()]
+    rows = zip(table["key"].to_pylist(), names, sums, strict=True)
+    return {key: (name, sha256 or "") for key, name, sha256 in rows}
 
 
 def _name(url: str) -> str:

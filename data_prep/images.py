@@ -13,8 +13,9 @@ from pathlib import Path
 import simplejpeg
 from PIL import Image
 
-# Raise where images are judged otherwise: ledgers of downloads name the rules that their images passed.
-RULES = "1"
+# Raise where images are judged otherwise: ledgers of downloads name the rules that their images passed, in the metadata
+# of their schema under this key.
+RULES_KEY, RULES = b"image_rules", "1"
 MAX_BYTES = 64 << 20  # no photo is as large; a file that is would be read into memory whole
 MAX_PIXELS = 64_000_000  # 192 MB once decoded: a small file can ask for far more
 # simplejpeg.is_jpeg also wants the end marker at the end, which truncated and padded files lack.

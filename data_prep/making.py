@@ -12,7 +12,7 @@ import duckdb
 
 from data_prep.assembly import DomainSources, write_split
 from data_prep.catalog_files import REJECTED_FILE, SUMMARY_FILE, Catalog, CatalogError, write_summary
-from data_prep.rejects import write_rejects
+from data_prep.rejects import Rejects, write_rejects
 from data_prep.release import DOMAINS
 
 MEMORY_LIMIT = "3GB"  # of DuckDB; parsing and writing beside it take about 1 GB more
@@ -20,8 +20,8 @@ MAX_REJECTED = 0.001
 _MAX_THREADS = 8  # each sorts in memory of its own: with many, a limit that is enough for few is none
 _SPILL = "spill"
 
-# Gives a split's sources, domain → rows. The connection is for those that keep their rows in the database.
-SplitSources = Callable[[duckdb.DuckDBPyConnection, str], Mapping[str, DomainSources]]
+# Gives a split's sources, domain → rows, or None to leave it out. The connection is for rows kept in the database.
+SplitSources = Callable[[duckdb.DuckDBPyConnection, str], Mapping[str, DomainSources] | None]
 
 
 def finished_catalog(out: Path, source: Mapping[str, Any]) -> Catalog | None:
@@ -51,7 +51,7 @@ def make(
     memory_limit: str = MEMORY_LIMIT,
     max_rejected: float = MAX_REJECTED,
     report: Callable[[str], None] = print,
-    finish: Callable[[duckdb.DuckDBPyConnection, Path], None] = lambda con, folder: None,
+    prepare: Callable[[duckdb.DuckDBPyConnection, Path], tuple[Rejects, ...]] = lambda con, folder: (),
 ) -> Catalog:
     """Makes the catalog `out`.
 
@@ -63,21 +63,39 @@ def make(
       memory_limit: DuckDB's, e.g. "3GB".
       max_rejected: the fraction of a file's lines that may be broken.
       report: takes lines of progress.
-      finish: writes further files to the folder.
+      prepare: what comes before the splits; gives what is rejected before it has a split.
 
     Raises:
       CatalogError: too many broken lines, no products, memory or disk that do not suffice, another process at it.
     """
     with _unfinished_folder(out) as folder:
         with _database(folder, memory_limit) as con:
+            files = _prepare(con, folder, prepare, max_rejected)
+            found = {split: sources(con, split) for split in splits}
             summary = {
-                split: _make_split(con, folder, split, sources(con, split), max_rejected, report) for split in splits
+                split: _make_split(con, folder, split, of_split, max_rejected, report)
+                for split, of_split in found.items()
+                if of_split is not None
             }
-            finish(con, folder)
+            if not summary:
+                raise CatalogError("no rows: every split is empty")
         shutil.rmtree(folder / _SPILL, ignore_errors=True)
-        write_summary(folder, summary, source=source)
+        write_summary(folder, summary, source=source, files=files)
         folder.replace(out)
     return Catalog(out)
+
+
+def _prepare(
+    con: duckdb.DuckDBPyConnection,
+    folder: Path,
+    prepare: Callable[[duckdb.DuckDBPyConnection, Path], tuple[Rejects, ...]],
+    max_rejected: float,
+) -> dict[str, Any]:
+    rejects = prepare(con, folder)
+    with _kept(folder, rejects):
+        for each in rejects:
+            each.check(max_rejected)
+    return {each.file: each.summary() for each in rejects}
 
 
 def _make_split(
@@ -89,14 +107,21 @@ def _make_split(
     report: Callable[[str], None],
 ) -> dict[str, Any]:
     rejects = tuple(dict.fromkeys(each for domain in DOMAINS for each in sources[domain].rejects))
+    with _kept(folder, rejects):
+        counts = write_split(con, folder, split, sources, max_rejected=max_rejected, report=report)
+    return {"domains": counts, "files": {each.file: each.summary() for each in rejects}}
+
+
+@contextlib.contextmanager
+def _kept(folder: Path, rejects: tuple[Rejects, ...]) -> Iterator[None]:
+    """Writes what is rejected meanwhile to rejected.jsonl, and in an error says so."""
     path = folder / REJECTED_FILE
     try:
-        counts = write_split(con, folder, split, sources, max_rejected=max_rejected, report=report)
+        yield
     except CatalogError as error:
         write_rejects(path, rejects)
         raise CatalogError(f"{error}\nall of them, as far as was read: {path}") from error
     write_rejects(path, rejects)
-    return {"domains": counts, "files": {each.file: each.summary() for each in rejects}}
 
 
 @contextlib.contextmanager

@@ -55,6 +55,8 @@ def test_data_prep_stays_free_of_jax_and_of_cope_jax():
         "data_prep.inspect",
         "data_prep.verify",
         "data_prep.download",
+        "data_prep.catalog",
+        "data_prep.table",
     ],
 )
 def test_every_command_explains_itself(command):

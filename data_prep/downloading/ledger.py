@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep import images
 from data_prep.downloading.durable import replaced
 from data_prep.release import Item
 
@@ -78,7 +79,9 @@ class Footer:
 def write(path: Path, rows: Sequence[Row], footer: Footer) -> None:
     """Writes a ledger."""
     table = pa.Table.from_pylist([vars(row) for row in rows], SCHEMA)
-    table = table.replace_schema_metadata({_FOOTER: json.dumps(dataclasses.asdict(footer))})
+    # The build need not decode again what these rules let pass.
+    rules = {images.RULES_KEY: images.RULES}
+    table = table.replace_schema_metadata(rules | {_FOOTER: json.dumps(dataclasses.asdict(footer))})
     with replaced(path) as file:
         pq.write_table(table, file, compression="zstd")
 

@@ -1,0 +1,156 @@
+"""Reads the rows of a table of one's own products, one by one: Parquet, CSV or JSON lines."""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from data_prep.catalog_files import CatalogError
+from data_prep.lines import INT64_MAX, MAX_LINE_BYTES, MAX_NAME_BYTES, Reason
+from data_prep.release import DOMAINS
+
+SPLITS = ("train", "test")
+SEPARATOR = "|"  # between names in one string
+NEEDED = ("product", "domain", "item")
+_PATH_BYTES = 4095  # the longest path that common systems take
+
+
+@dataclasses.dataclass(frozen=True)
+class TableRow:
+    """One row: ids as the table spells them, `split` "" where it says none, and (name, time or None) of images."""
+
+    split: str
+    domain: str
+    product: str
+    item: str
+    text: str
+    images: tuple[tuple[str, int | None], ...]
+
+
+def read_table(path: Path) -> Iterator[tuple[int, Any, TableRow | Reason]]:
+    """Yields (line, values, row or why it is none) of each row; lines of a Parquet file are its rows, from 1.
+
+    Raises:
+      CatalogError: another kind of file, or columns that are missing.
+    """
+    readers = {".parquet": _read_parquet, ".csv": _read_csv, ".jsonl": _read_jsonl}
+    if path.suffix not in readers:
+        raise CatalogError(f"{path} is none of {', '.join(f'*{suffix}' for suffix in readers)}")
+    for line, values in readers[path.suffix](path):
+        yield line, values, parse_row(values) if isinstance(values, dict) else Reason(values)
+
+
+def _check_columns(path: Path, columns: list[str]) -> None:
+    faults = [f"no column {name}" for name in NEEDED if name not in columns]
+    if ("images" in columns) == ("image" in columns):
+        faults.append("wanted either a column images (one row an item) or a column image (one row an image)")
+    if faults:
+        raise CatalogError(f"{path}: {'; '.join(faults)}; its columns are {', '.join(columns)}")
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, dict]]:
+    with pq.ParquetFile(path) as file:
+        _check_columns(path, file.schema_arrow.names)
+        rows = (values for batch in file.iter_batches(1024) for values in batch.to_pylist())
+        yield from enumerate(rows, start=1)
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, dict | str]]:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file)
+        columns = [column.strip() for column in next(reader, [])]
+        _check_columns(path, columns)
+        while True:
+            line = reader.line_num + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error:  # a field longer than the limit
+                yield line, Reason.LONG_LINE
+                continue
+            if fields:
+                yield line, dict(zip(columns, fields, strict=True)) if len(fields) == len(columns) else Reason.FIELDS
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, dict | str]]:
+    checked = False
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError:
+                values = Reason.NOT_UTF8
+            except json.JSONDecodeError:
+                values = Reason.NOT_JSON
+            if isinstance(values, dict) and not checked:
+                _check_columns(path, list(values))
+                checked = True
+            yield number, values if isinstance(values, (dict, Reason)) else Reason.NOT_JSON
+
+
+def parse_row(values: Mapping[str, Any]) -> TableRow | Reason:
+    """Returns what a row says, or why it says nothing.
+
+    `{"product": "A-1", "domain": "page", "item": 7, "images": "a.jpg|b/c.jpg"}` is
+    `TableRow("", "page", "A-1", "7", "", (("a.jpg", None), ("b/c.jpg", None)))`.
+    """
+    split, domain, product, item, text = (
+        _spelled(values.get(name)) for name in ("split", "domain", "product", "item", "text")
+    )
+    names = _names(values)
+    every = "".join((split, domain, product, item, text, *names))
+    if "\0" in every:
+        return Reason.NUL
+    if any("\ud800" <= character <= "\udfff" for character in every):
+        return Reason.NOT_UTF8
+    if not product or not item:
+        return Reason.EMPTY_ID
+    if domain not in DOMAINS:
+        return Reason.DOMAIN
+    if split not in (*SPLITS, ""):
+        return Reason.SPLIT
+    time = _spelled(values.get("time"))
+    if time and not (time.isascii() and time.isdigit() and len(time) <= 19 and int(time) <= INT64_MAX):
+        return Reason.NUMBER
+    if fault := next(filter(None, map(path_fault, names)), None):
+        return fault
+    return TableRow(split, domain, product, item, text, tuple((name, int(time) if time else None) for name in names))
+
+
+def _names(values: Mapping[str, Any]) -> list[str]:
+    if "image" in values:
+        name = _spelled(values["image"])
+        return [name] if name else []  # a row may give a text alone
+    images = values.get("images")
+    if images is None or isinstance(images, str):
+        images = images.split(SEPARATOR) if images and images.strip() else []
+    return [_spelled(name) for name in images]
+
+
+def _spelled(value: Any) -> str:
+    """Returns a value as text: "" for none, and "7" for the 7.0 that a column of numbers with gaps has for a 7."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
+def path_fault(name: str) -> Reason | None:
+    """Returns why `name` is no path inside a folder, with "/" between its parts, or None."""
+    if not name:
+        return Reason.EMPTY_NAME
+    parts = name.split("/")
+    if "\\" in name or any(part in ("", ".", "..") for part in parts):
+        return Reason.PATH
+    if len(name.encode()) > _PATH_BYTES or any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
+        return Reason.LONG_NAME
+    return None
