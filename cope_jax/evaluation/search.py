@@ -192,6 +192,11 @@ def item_ids(folder: Path, domain: str) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int64), *columns])
 
 
+def others(domain: str) -> tuple[str, ...]:
+    """The domains but one: a page is most like other pages, while what is looked for is mostly elsewhere."""
+    return tuple(other for other in DOMAINS if other != domain)
+
+
 def check_domains(domains: Sequence[str]) -> None:
     """Raises a ValueError that names the unknown ones among some domains."""
     if unknown := sorted(set(domains) - set(DOMAINS)):

@@ -115,7 +115,7 @@ def test_a_hostile_title_does_nothing(page, address):
 
 def test_more_like_this_leads_on(page):
     page.find_element(By.CSS_SELECTOR, ".samples a").click()
-    assert len(hits(page)) == 6
+    assert {alt.split()[0] for alt in hits(page)} == {"video", "live"}
     page.find_element(By.CSS_SELECTOR, ".more").click()
     assert "domain=video&item=101" in page.current_url
 

@@ -42,6 +42,7 @@ def test_the_page_offers_a_form_and_items_to_begin_with(client):
     assert response.status_code == 200
     assert "a shop" in response.text
     assert response.text.count('<li><a href="/?domain=') == 6
+    assert 'href="/?domain=live&amp;item=101&amp;search=page&amp;search=video"' in response.text
     for file, kind in (("search.js", "javascript"), ("search.css", "text/css")):
         assert kind in client.get(f"/{file}").headers["content-type"]
 
