@@ -205,7 +205,7 @@ def check_domains(domains: Sequence[str]) -> None:
 
 def answer_table(answer: Answer, *, width: int = 50) -> str:
     """An answer as text; texts are cut to `width` characters, without any that could steer a terminal."""
-    rows = [["rank", "domain", "item", "products", "score", "text"]]
+    rows = [["rank", "domain", "item", "products (= the query's)", "score", "text"]]
     for rank, hit in enumerate(answer.hits, 1):
         card = hit.card
         products = " ".join(map(str, card.product_ids)) + (" =" if hit.same_product else "")
