@@ -11,6 +11,7 @@ Answers are printed, and written as an HTML page with the pictures. Embeddings a
 
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
 from cope_jax import Embedder, entry
@@ -18,7 +19,7 @@ from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.index import KINDS
 from cope_jax.evaluation.parquet import read_manifest, write_whole
 from cope_jax.evaluation.run import BEST, LATEST
-from cope_jax.evaluation.search import Answer, Library, answer_table, open_library
+from cope_jax.evaluation.search import Answer, Library, answer_table, open_library, others
 from cope_jax.evaluation.search_pages import answers_page
 from cope_jax.evaluation.serve import LOCAL, listen, make_app, make_server
 from cope_jax.evaluation.thumbnails import data_uri
@@ -43,7 +44,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("item", None, "Query: the id of an item.")
     flags.DEFINE_list("images", [], "Query: image files, separated by commas, in time order.")
     flags.DEFINE_string("text", "", "Query: a title or transcript, alone or with images.")
-    flags.DEFINE_list("among", list(DOMAINS), "Domains to search, separated by commas.")
+    flags.DEFINE_list(
+        "among", None, "Domains to search, separated by commas. If not given, for an item all but its own, else all."
+    )
     flags.DEFINE_integer("top", 10, "How many items to find.")
     flags.DEFINE_string("html", None, "Page to write; search.html beside the embeddings if not given.")
     flags.DEFINE_bool("serve", False, "The same as the word serve.")
@@ -87,15 +90,19 @@ def query(library: Library) -> None:
 
 def ask(library: Library) -> list[Answer]:
     """The answers to the query of the flags, or to some of the library's items where they hold none."""
-    settings = {"among": FLAGS.among, "top": FLAGS.top}
+    top = FLAGS.top
     if FLAGS.item is not None and (FLAGS.images or FLAGS.text):
         raise ValueError("--item is a query, --images and --text are another: give one")
     if FLAGS.item is not None:
-        return [library.by_item(FLAGS.domain, FLAGS.item, **settings)]
+        return [library.by_item(FLAGS.domain, FLAGS.item, among=FLAGS.among or others(FLAGS.domain), top=top)]
     if FLAGS.images or FLAGS.text:
         shown = [data_uri(Path(image).read_bytes()) for image in FLAGS.images]
-        return [library.by_own(embedder(library), FLAGS.domain, FLAGS.images, FLAGS.text, shown=shown, **settings)]
-    return [library.by_item(domain, item, **settings) for domain, item in library.samples()]
+        own = (FLAGS.domain, FLAGS.images, FLAGS.text)
+        return [library.by_own(embedder(library), *own, shown=shown, among=FLAGS.among or DOMAINS, top=top)]
+    return [
+        library.by_item(domain, item, among=FLAGS.among or others(domain), top=top)
+        for domain, item in library.samples()
+    ]
 
 
 def embedder(library: Library) -> Embedder:
@@ -111,7 +118,10 @@ def serve(library: Library) -> None:
     with listen(FLAGS.host, FLAGS.port) as socket:
         port = socket.getsockname()[1]
         hosts = LOCAL if FLAGS.host in LOCAL else (*LOCAL, "*" if FLAGS.host == "0.0.0.0" else FLAGS.host)
-        app = make_app(library, embedder(library), about=about, top=FLAGS.top, hosts=hosts)
+        model = embedder(library)
+        for domain in DOMAINS:  # compiles, which the first to ask would wait for
+            model.embed(domain, images=[np.zeros((8, 8, 3), np.uint8)])
+        app = make_app(library, model, about=about, top=FLAGS.top, hosts=hosts)
         print(f"\nsearch at http://{FLAGS.host}:{port} (Ctrl-C ends it)", flush=True)
         make_server(app).run(sockets=[socket])
 

@@ -192,6 +192,11 @@ def item_ids(folder: Path, domain: str) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int64), *columns])
 
 
+def others(domain: str) -> tuple[str, ...]:
+    """The domains but one: a page is most like other pages, while what is looked for is mostly elsewhere."""
+    return tuple(other for other in DOMAINS if other != domain)
+
+
 def check_domains(domains: Sequence[str]) -> None:
     """Raises a ValueError that names the unknown ones among some domains."""
     if unknown := sorted(set(domains) - set(DOMAINS)):
@@ -200,7 +205,7 @@ def check_domains(domains: Sequence[str]) -> None:
 
 def answer_table(answer: Answer, *, width: int = 50) -> str:
     """An answer as text; texts are cut to `width` characters, without any that could steer a terminal."""
-    rows = [["rank", "domain", "item", "products", "score", "text"]]
+    rows = [["rank", "domain", "item", "products (= the query's)", "score", "text"]]
     for rank, hit in enumerate(answer.hits, 1):
         card = hit.card
         products = " ".join(map(str, card.product_ids)) + (" =" if hit.same_product else "")

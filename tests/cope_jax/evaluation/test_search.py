@@ -71,8 +71,10 @@ def test_samples_come_from_every_domain(shop):
 def test_the_table_is_aligned_and_steers_no_terminal(shop):
     table = answer_table(shop.by_item("video", 102, top=3), width=100)
     lines = table.splitlines()
-    assert lines[0] == "rank  domain  item  products  score  text"
-    assert lines[2].startswith("1     page    102   1002 =    0.995  <script>document")
+    assert lines[0] == "rank  domain  item  products (= the query's)  score  text"
+    assert lines[2].split()[:6] == ["1", "page", "102", "1002", "=", "0.995"]
+    assert lines[3].index("live") == lines[0].index("domain")
+    assert lines[2].index("<script>") == lines[3].index("live of") == lines[0].index("text")
     assert "\x1b" not in table
 
 

@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -90,17 +91,18 @@ def test_an_oversized_file_gives_a_clear_message_before_it_is_sent(page, tmp_pat
     assert page.find_element(By.ID, "pictures").get_attribute("value") == ""
 
 
-def test_an_oversized_file_gives_a_clear_message_without_script_too(browser, address, tmp_path):
-    (tmp_path / "huge.jpg").write_bytes(b"\xff" * (MAX_FILE + 200_000))
-    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
-    try:
-        browser.get(address)
-        browser.find_element(By.ID, "pictures").send_keys(str(tmp_path / "huge.jpg"))
-        browser.find_element(By.ID, "go").click()
-        assert until(browser, ".problem").text == "huge.jpg has 10.2 MB: at most 10.0 MB a picture."
-    finally:
-        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-        complaints(browser)
+def test_an_oversized_file_gives_a_clear_message_by_the_server_too(browser, address):
+    """Sent as a browser without scripts does: past the page's own check, as a form."""
+    browser.get(address)
+    browser.execute_script(
+        "const files = new DataTransfer();"
+        "files.items.add(new File([new Uint8Array(arguments[0])], 'huge.jpg'));"
+        "document.getElementById('pictures').files = files.files;"
+        "document.getElementById('form').submit();",
+        MAX_FILE + 200_000,
+    )
+    assert until(browser, ".problem").text == "huge.jpg has 10.2 MB: at most 10.0 MB a picture."
+    assert all("413" in line for line in complaints(browser))
 
 
 def test_a_hostile_title_does_nothing(page, address):
@@ -115,18 +117,18 @@ def test_a_hostile_title_does_nothing(page, address):
 
 def test_more_like_this_leads_on(page):
     page.find_element(By.CSS_SELECTOR, ".samples a").click()
-    assert len(hits(page)) == 6
+    assert {alt.split()[0] for alt in hits(page)} == {"video", "live"}
     page.find_element(By.CSS_SELECTOR, ".more").click()
     assert "domain=video&item=101" in page.current_url
 
 
 def test_the_keyboard_reaches_everything_and_every_picture_has_a_text(page):
     reached = []
-    for _ in range(14):
-        page.switch_to.active_element.send_keys(Keys.TAB)
+    for _ in range(8):
+        ActionChains(page).send_keys(Keys.TAB).perform()
         element = page.switch_to.active_element
         reached.append(element.get_attribute("id") or element.get_attribute("name") or element.tag_name)
-    assert reached[:8] == ["pictures", "text", "domain", "search", "search", "search", "go", "a"]
+    assert reached == ["pictures", "text", "domain", "search", "search", "search", "go", "a"]
     assert all(image.get_attribute("alt") for image in page.find_elements(By.TAG_NAME, "img"))
     outline = page.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"

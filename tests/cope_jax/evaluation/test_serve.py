@@ -1,5 +1,6 @@
 """The search page's server: answers, refuses what it should with a sentence, believes nothing it is sent."""
 
+import io
 import socket
 import threading
 
@@ -42,6 +43,7 @@ def test_the_page_offers_a_form_and_items_to_begin_with(client):
     assert response.status_code == 200
     assert "a shop" in response.text
     assert response.text.count('<li><a href="/?domain=') == 6
+    assert 'href="/?domain=live&amp;item=101&amp;search=page&amp;search=video"' in response.text
     for file, kind in (("search.js", "javascript"), ("search.css", "text/css")):
         assert kind in client.get(f"/{file}").headers["content-type"]
 
@@ -115,8 +117,10 @@ def test_what_is_refused_is_said_on_the_page(client, files, values, status, mess
 
 
 def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(client, monkeypatch):
-    bomb = picture(1, size=(9000, 9000))
-    assert len(bomb) < 500_000
+    buffer = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(buffer, "PNG")
+    bomb = buffer.getvalue()
+    assert len(bomb) < 50_000
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     response = ask(client, ("bomb.png", bomb))
     assert response.status_code == 413
