@@ -38,7 +38,7 @@ def plane(items: Mapping[str, Items], *, seed: int, each_centred: bool, limit: i
       seed: of the products.
       each_centred: whether each domain's own mean is taken away, instead of that of all: where domains lie apart, this
         shows whether they are arranged alike.
-      limit: of items; a single product may have more.
+      limit: of items.
     """
     centred = centred_vectors(items, each=each_centred)
     values, axes = np.linalg.eigh(sum(own.T @ own for own in centred.values()))  # rising
@@ -60,12 +60,17 @@ def centred_vectors(items: Mapping[str, Items], *, each: bool) -> dict[str, np.n
 
 
 def shown_rows(items: Mapping[str, Items], rng: np.random.Generator, limit: int) -> dict[str, np.ndarray]:
-    """The places of all items of some random products: as many as keep to the limit, but at least one."""
+    """The places of all items of some random products: as many as keep to the limit.
+
+    Where the first of them has more by itself, every second of its items, or third, …
+    """
     owners = {domain: first_product(items[domain].products) for domain in DOMAINS}
     products, sizes = np.unique(np.concatenate(list(owners.values())), return_counts=True)
     order = rng.permutation(len(products))
     shown = products[order[: max(int((sizes[order].cumsum() <= limit).sum()), 1)]]
-    return {domain: np.flatnonzero(np.isin(own, shown)) for domain, own in owners.items()}
+    rows = {domain: np.flatnonzero(np.isin(own, shown)) for domain, own in owners.items()}
+    step = -(-sum(map(len, rows.values())) // limit)
+    return {domain: own[::step] for domain, own in rows.items()}
 
 
 def neighbour_shares(items: Mapping[str, Items], *, seed: int) -> dict[str, dict[str, float]]:

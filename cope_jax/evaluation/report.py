@@ -78,8 +78,8 @@ def contents(workdir: Path, judged: Judged, beside: Mapping[str, Any] | None) ->
         "frame_parts": parts(judged.metrics["by_frames"]),
         "text_parts": parts(judged.metrics["by_text"])[::-1],
         "guessed": {name: float(curve[0]) for name, curve in guessed.items()},
-        "recall": {name: recall_chart(name, ranks[name], guessed[name]) for name in names},
-        "similarity": {name: similarity_chart(name, found) for name, found in similarities.items()},
+        "recall": {name: recall_chart(ranks[name], guessed[name]) for name in names},
+        "similarity": {name: similarity_chart(found) for name, found in similarities.items()},
         "overlap": {name: found.overlap for name, found in similarities.items()},
         "training": training_charts(workdir, config),
         "neighbours": neighbour_shares(items, seed=config.seed),
@@ -121,16 +121,16 @@ def parts(breakdown: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return sorted(every, key=lambda part: (int(part.split("-")[0]) if part[0].isdigit() else 0, part))
 
 
-def recall_chart(name: str, ranks: Ranks, guessed: np.ndarray) -> Chart:
+def recall_chart(ranks: Ranks, guessed: np.ndarray) -> Chart:
     """R@k of a direction over k, beside guessing."""
     ks = np.arange(1, len(guessed) + 1)
     curves = [Curve("model", "main", ks, recall_curve(ranks, len(ks))), Curve("guessing", "guess", ks, guessed)]
     ticks = [k for k in TICKS if k <= len(ks)]
     x = Axis("k, logarithmic", 1, len(ks), log=True, ticks=ticks)
-    return chart(f"R@k, {name}", curves, x, Axis("share of queries", 0, 1))
+    return chart("R@k", curves, x, Axis("share of queries", 0, 1))
 
 
-def similarity_chart(name: str, found: Histograms) -> Chart:
+def similarity_chart(found: Histograms) -> Chart:
     """The histograms of a direction as steps."""
     edges = np.repeat(found.edges, 2)[1:-1]
     kinds = [
@@ -143,7 +143,7 @@ def similarity_chart(name: str, found: Histograms) -> Chart:
     means = [f"{kind} {_mean(found.edges, shares):.2f}" for kind, _, shares, _ in kinds]
     x, y = Axis("cosine similarity", *found.edges[[0, -1]].tolist()), Axis("share of pairs", 0, highest)
     description = f"On average {', '.join(means)}; overlap {found.overlap:.0%}"
-    return chart(f"Similarities, {name}", curves, x, y, description=description)
+    return chart("Similarities", curves, x, y, description=description)
 
 
 def _mean(edges: np.ndarray, shares: np.ndarray) -> float:

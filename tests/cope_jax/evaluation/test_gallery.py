@@ -73,12 +73,13 @@ def test_answers_are_those_of_sorting(items, ranks):
             assert answer.confused == (rank > 1 and scores[0] - best_score < gallery.CLOSE)
 
 
-def test_worst_misses_confusions_and_right_ones_take_turns(items, ranks):
+def test_worst_misses_confusions_and_right_ones_take_turns(items, ranks, monkeypatch):
+    monkeypatch.setattr(gallery, "CLOSE", 0.3)  # so that there are enough confusions
     answers = gallery.answers(items, ranks, seed=0, of_each=3)["p2v"]
     every = [by_brute_force(items, "page", "video", query) for query in range(40) if ranks["p2v"].asked[query]]
-    worst = sorted((rank for rank, *_ in every), reverse=True)[:3]
-    gaps = sorted(scores[0] - best for rank, _, scores, _, best in every if 1 < rank < worst[-1])[:3]
-    assert [answer.rank for answer in answers[::3]] == worst
+    missed = sorted((found for found in every if found[0] > 1), key=lambda found: -found[0])
+    assert [answer.rank for answer in answers[::3]] == [rank for rank, *_ in missed[:3]]
+    gaps = sorted(scores[0] - best for _, _, scores, _, best in missed[3:])[:3]
     assert [answer.gap for answer in answers[1::3]] == pytest.approx(gaps)
     assert [answer.rank for answer in answers[2::3]] == [1, 1, 1]
 
@@ -107,7 +108,7 @@ def test_each_item_is_read_and_kept_once(items, ranks):
 
 def test_the_limit_holds_for_whatever_data_and_directions_share_it(items, ranks):
     answers = gallery.answers(items, ranks, seed=0)
-    shown = gallery.gallery(answers, items, records_of("长" * 1000), limit=60_000)
+    shown = gallery.gallery(answers, items, records_of("长" * 1000), limit=150_000)
     assert all(len(item["text"]) == gallery.TEXT and item["text"][-1] == "…" for item in shown["items"].values())
-    assert 40_000 < sum(len(item["text"]) * 6 for item in shown["items"].values()) < 60_000
+    assert 120_000 < sum(len(item["text"]) * 6 for item in shown["items"].values()) < 150_000
     assert {answer["direction"] for answer in shown["answers"]} == set(answers)

@@ -51,6 +51,12 @@ def test_shown_products_are_whole(items):
     assert len(shown) > 1
 
 
+def test_a_product_with_too_many_items_shows_some_of_them(items):
+    found = plane(items, seed=1, each_centred=False, limit=2)
+    (product,) = {int(p) for domain in DOMAINS for p in items[domain].products[found.rows[domain], 0]}
+    assert 1 <= sum(map(len, found.rows.values())) <= 4 < sum((own.products == product).sum() for own in items.values())
+
+
 def test_neighbours_are_counted_without_the_item_itself(items):
     shares = neighbour_shares(items, seed=0)
     every = [(domain, vector) for domain in DOMAINS for vector in items[domain].vectors.astype(np.float64)]

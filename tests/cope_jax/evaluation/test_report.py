@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from functools import partial
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -16,6 +17,8 @@ from cope_jax.data.records import Item
 from cope_jax.domains import DIRECTIONS, DOMAINS, direction_name
 from cope_jax.evaluation import report
 from cope_jax.evaluation.embed import Items
+from cope_jax.evaluation.gallery import BYTES
+from cope_jax.evaluation.plane import POINTS
 from cope_jax.evaluation.rendering import FOLDER, percent
 from cope_jax.evaluation.report import parts, write_report
 from cope_jax.evaluation.retrieval import direction_ranks
@@ -220,7 +223,7 @@ def test_a_broken_picture_and_a_missing_one(page):
 
 
 def test_the_file_stays_small(page, write, judged, monkeypatch):
-    """Noise compresses worst; 1,500 points and texts of Chinese are the most that a map can show."""
+    """Noise compresses worst, and a Chinese character takes six bytes. With all points a map takes a MB more."""
     assert len(page) < 500_000
     rng = np.random.default_rng(0)
     noise = []
@@ -231,8 +234,9 @@ def test_the_file_stays_small(page, write, judged, monkeypatch):
     monkeypatch.setattr(
         Rows, "__getitem__", lambda rows, row: Item(row, "长" * 900, (1,), tuple(noise[:5]), np.arange(5))
     )
-    monkeypatch.setattr("cope_jax.evaluation.gallery.BYTES", 1_000_000)
-    assert 500_000 < write().stat().st_size - len(data_of(page)["points"]) * 600 < 1_500_000
+    monkeypatch.setattr(report, "gallery", partial(report.gallery, limit=1_000_000))
+    assert 800_000 < write().stat().st_size < 1_300_000
+    assert BYTES + POINTS * 700 + 300_000 < 10_000_000
 
 
 def test_parts_are_in_the_order_of_their_sizes():
