@@ -11,6 +11,9 @@ help() {
 ./run.sh demo [--root=DIR] [OPTION…]   write a synthetic release, build it, train on it, evaluate: the whole way once
 ./run.sh grocery PATH [OPTION…]        the same on a checkout of GroceryStoreDataset: real photos
 ./run.sh synthetic --out=DIR …         write a synthetic release
+./run.sh catalog --release=DIR …       check, join and order a release's text files; bad lines are counted and listed
+./run.sh table --table=FILE …          the same catalog from a table of your own products
+./run.sh download --catalog=DIR …      fetch a catalog's images, politely, into tar shards
 ./run.sh build --release=DIR …         release → array records (TFDS, without TensorFlow); or from a --catalog
 ./run.sh verify --data_dir=DIR         read array records whole and report damage
 ./run.sh inspect --data_dir=DIR        a table and a page of what is in them; --check_split: what train and test share
