@@ -49,10 +49,10 @@ def test_data_prep_stays_free_of_jax_and_of_cope_jax():
         "cope_jax.embed",
         "cope_jax.export",
         "data_prep.synthetic",
-        "data_prep.grocery",
-        "data_prep.build",
         "data_prep.catalog",
         "data_prep.table",
+        "data_prep.grocery",
+        "data_prep.build",
     ],
 )
 def test_every_command_explains_itself(command):
