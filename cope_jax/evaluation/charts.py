@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 WIDTH, HEIGHT = 340, 210  # of a chart
-LEFT, TOP, RIGHT, BOTTOM = 46, 10, 12, 38  # what its axes leave free
+LEFT, TOP, RIGHT, BOTTOM = 54, 10, 12, 38  # what its axes leave free
 
 
 @dataclass(frozen=True)

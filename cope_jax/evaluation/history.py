@@ -8,10 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from cope_jax.domains import DOMAINS
 
 SIDES = (*DOMAINS, "page_text", "page_vision")
+
+# Of TensorBoard's event.proto and summary.proto the fields that are read here. tensorboardX has them, too, but to import it
+# imports torch wherever that is installed: seconds that nothing else needs.
+EVENT_PROTO = """
+name: "cope_event.proto" package: "cope"
+message_type { name: "Event"
+  field { name: "wall_time" number: 1 type: TYPE_DOUBLE }
+  field { name: "step" number: 2 type: TYPE_INT64 }
+  field { name: "summary" number: 5 type: TYPE_MESSAGE type_name: ".cope.Summary" } }
+message_type { name: "Summary"
+  field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_MESSAGE type_name: ".cope.Value" } }
+message_type { name: "Value" field { name: "tag" number: 1 type: TYPE_STRING } }
+"""
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # name → steps and values, f64[n] each
 
@@ -70,9 +84,9 @@ def throughput(workdir: Path, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def report_times(path: Path) -> Iterator[tuple[int, float]]:
     """Step and time of each report of the loss in a file of TensorBoard events, up to one that is cut off."""
-    # Not at the top: this import takes torch along wherever that is installed, seconds that nothing else needs.
-    from tensorboardX.proto.event_pb2 import Event
-
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(text_format.Parse(EVENT_PROTO, descriptor_pb2.FileDescriptorProto()))
+    Event = message_factory.GetMessageClass(pool.FindMessageTypeByName("cope.Event"))
     data, place = path.read_bytes(), 0
     while place + 12 <= len(data):  # a record: length u64, its checksum u32, content, its checksum u32
         (length,) = struct.unpack_from("<Q", data, place)
