@@ -1,38 +1,25 @@
 """How a run's training went, from its logs."""
 
 import json
-import struct
-from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from cope_jax.domains import DOMAINS
 
 SIDES = (*DOMAINS, "page_text", "page_vision")
 
-# Of TensorBoard's event.proto and summary.proto the fields that are read here. tensorboardX has them, too, but to import it
-# imports torch wherever that is installed: seconds that nothing else needs.
-EVENT_PROTO = """
-name: "cope_event.proto" package: "cope"
-message_type { name: "Event"
-  field { name: "wall_time" number: 1 type: TYPE_DOUBLE }
-  field { name: "step" number: 2 type: TYPE_INT64 }
-  field { name: "summary" number: 5 type: TYPE_MESSAGE type_name: ".cope.Summary" } }
-message_type { name: "Summary"
-  field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_MESSAGE type_name: ".cope.Value" } }
-message_type { name: "Value" field { name: "tag" number: 1 type: TYPE_STRING } }
-"""
-
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # name → steps and values, f64[n] each
 
 
 def read_history(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl` up to one that is cut off; none where there is no such file."""
-    path = workdir / "metrics.jsonl"
+    """The lines of `metrics.jsonl`."""
+    return read_lines(workdir / "metrics.jsonl")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log up to one that is cut off; none where there is no such file."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -67,36 +54,11 @@ def pair_name(metric: str) -> str:
     return metric
 
 
-def throughput(workdir: Path, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Products a second between two reports, from the times in the TensorBoard events: f64[n] steps and speeds.
-
-    What passed between the end of one process and the start of the next is no part of it. Of a step that was done
-    twice the last time counts.
-    """
-    speeds = {}
-    for path in sorted((workdir / "tensorboard").glob("events.*")):
-        for (before, begun), (step, ended) in pairwise(report_times(path)):
-            if step > before and ended > begun:
-                speeds[step] = (step - before) * batch_size / (ended - begun)
+def throughput(workdir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Products a second by step: f64[n] each. Of a step that was done twice the last time counts."""
+    speeds = {line["step"]: line["examples_per_s"] for line in read_lines(workdir / "speed.jsonl")}
     steps = sorted(speeds)
-    return np.array(steps, float), np.array([speeds[step] for step in steps])
-
-
-def report_times(path: Path) -> Iterator[tuple[int, float]]:
-    """Step and time of each report of the loss in a file of TensorBoard events, up to one that is cut off."""
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(text_format.Parse(EVENT_PROTO, descriptor_pb2.FileDescriptorProto()))
-    Event = message_factory.GetMessageClass(pool.FindMessageTypeByName("cope.Event"))
-    data, place = path.read_bytes(), 0
-    while place + 12 <= len(data):  # a record: length u64, its checksum u32, content, its checksum u32
-        (length,) = struct.unpack_from("<Q", data, place)
-        content = data[place + 12 : place + 12 + length]
-        place += 12 + length + 4
-        if place > len(data):
-            return
-        event = Event.FromString(content)
-        if any(value.tag == "loss" for value in event.summary.value):
-            yield event.step, event.wall_time
+    return np.array(steps, float), np.array([speeds[step] for step in steps], float)
 
 
 def _curve(history: list[dict[str, Any]], names: list[str]) -> tuple[np.ndarray, np.ndarray]:

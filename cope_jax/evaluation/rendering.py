@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-FOLDER = Path(__file__).parent / "page"
+FOLDER = Path(__file__).parent / "pages"
 
 
 def render(contents: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ def training_charts(workdir: Path, config: ConfigDict) -> list[Chart]:
     for term, curves in accuracies(history).items():
         charts.append(_chart(f"{term}: nearest of the batch is right", curves, steps, "share", style=pair_style, top=1))
     charts.append(_chart("Learning rate", {"learning rate": rates(config, history[-1]["step"])}, steps, "rate"))
-    speeds = throughput(workdir, config.train.batch_size)
+    speeds = throughput(workdir)
     if len(speeds[0]):
         charts.append(_chart("Throughput", {"products a second": speeds}, steps, "products a second"))
     return charts

@@ -76,7 +76,7 @@ def train(
             )
             log = MetricsLog(workdir, step=newest) if jax.process_index() == 0 else nullcontext()
             with log as log, closing(batches), closing(Profile(workdir / "profile", profile_steps)) as profile:
-                reporter = make_reporter(config, log, faults, window, start=newest, vocab_size=len(tokenizer))
+                reporter = make_reporter(config, log, faults, window, vocab_size=len(tokenizer))
                 run_steps(config, mesh, state, step_function, batches, checkpoints, reporter, stop, watchdog, profile)
 
 
@@ -97,12 +97,11 @@ def start(
 
 
 def make_reporter(
-    config: ConfigDict, log: MetricsLog | None, faults: Faults, window: Window, *, start: int, vocab_size: int
+    config: ConfigDict, log: MetricsLog | None, faults: Faults, window: Window, *, vocab_size: int
 ) -> Reporter:
-    """What tells of a run that begins behind step `start` with an open report window."""
+    """What tells of a run, or of the rest of one, that begins with an open report window."""
     train, peak = config.train, peak_of_devices()
     progress = Progress(
-        start=start,
         steps=train.steps,
         batch_size=train.batch_size,
         # Counting takes seconds to a minute: not where nothing can be made of it.

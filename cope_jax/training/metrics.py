@@ -55,7 +55,7 @@ def merge_all(steps: Iterable[Mapping[str, Mean]]) -> dict[str, float]:
 
 
 class MetricsLog:
-    """Writes one JSON line a report to `metrics.jsonl` and the same numbers to TensorBoard."""
+    """Writes one JSON line a report to `metrics.jsonl`, its speed to `speed.jsonl`, and all of it to TensorBoard."""
 
     def __init__(self, workdir: Path, *, step: int):
         """Continues the log of a run at `step`: lines of later steps, which will be written again, go."""
@@ -65,6 +65,7 @@ class MetricsLog:
         self.path = workdir / "metrics.jsonl"
         keep_lines_until(self.path, step)
         self.file = self.path.open("a", encoding="utf-8")
+        self.speeds = (workdir / "speed.jsonl").open("a", encoding="utf-8")
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, write_to_disk=True)
 
     def show(self, step: int, batch: Mapping[str, Any]) -> None:
@@ -75,10 +76,13 @@ class MetricsLog:
             self.board.add_image(name, np.concatenate(clips, axis=1), step, dataformats="HWC")
 
     def write(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
-        """Adds the values of one report; its speed, which no two runs have in common, to TensorBoard alone."""
+        """Adds the values of one report; its speed, which no two runs have in common, to a file of its own."""
         rounded = {name: float(f"{value:.6g}") if np.isfinite(value) else None for name, value in values.items()}
         self.file.write(json.dumps({"step": step, **rounded}) + "\n")
         self.file.flush()
+        if speed:
+            self.speeds.write(json.dumps({"step": step, **speed}) + "\n")
+            self.speeds.flush()
         for name, value in (*values.items(), *((f"speed/{name}", value) for name, value in speed.items())):
             self.board.add_scalar(name, value, step)
 
@@ -87,6 +91,7 @@ class MetricsLog:
 
     def __exit__(self, *exception: object) -> None:
         self.file.close()
+        self.speeds.close()
         self.board.close()
 
 
@@ -151,7 +156,7 @@ class Reporter:
         if step % self.every == 0 or step == self.last:
             if self.log is not None:
                 means = {name: mean.compute() for name, mean in self.window.items()}
-                self.log.write(step, means, self.progress.speed(step))
+                self.log.write(step, means, self.progress.lap(step))
             bad, self.window = self.window["bad_items"].compute(), {}
             if bad > self.max_bad_fraction:
                 raise ValueError(

@@ -4,28 +4,37 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 HUNGRY = 0.2  # share of the time spent waiting for batches from which on that is worth a warning
 LOOKS = 60.0  # seconds of training before that is judged
 
 
+class Moment(NamedTuple):
+    """Where a run was at a time: its last step, and the seconds it had waited for data by then."""
+
+    step: int
+    time: float
+    waited: float
+
+
 class Progress:
     """Rewrites one line on a terminal; elsewhere prints a line every half minute."""
 
-    def __init__(self, *, start: int, steps: int, batch_size: int, peak_seconds: float = 0.0):
-        """A run that begins at step `start` of `steps`.
+    def __init__(self, *, steps: int, batch_size: int, peak_seconds: float = 0.0):
+        """A run, or the rest of one.
 
         Args:
-            start: the last step that is done.
             steps: of the run.
             batch_size: examples a step.
             peak_seconds: that a step would take at the devices' peak; 0 where that is not known.
         """
-        self.start, self.steps, self.batch_size, self.peak_seconds = start, steps, batch_size, peak_seconds
+        self.steps, self.batch_size, self.peak_seconds = steps, batch_size, peak_seconds
         self.terminal = sys.stdout.isatty()
         self.interval = 0.5 if self.terminal else 30.0
         # The clock starts behind the first step, which compiles.
-        self.began: float | None = None
+        self.first: Moment | None = None
+        self.last_lap: Moment | None = None
         self.printed = self.waited = 0.0
         self.warned = False
 
@@ -41,19 +50,28 @@ class Progress:
 
         Empty until a step behind the first one is done.
         """
-        done = step - self.start
-        if self.began is None or done < 1:
+        return self.speed_since(self.first, step) if self.first else {}
+
+    def lap(self, step: int) -> dict[str, float]:
+        """The speed since the last lap."""
+        since, self.last_lap = self.last_lap, Moment(step, time.monotonic(), self.waited)
+        return self.speed_since(since, step) if since else {}
+
+    def speed_since(self, since: Moment, step: int) -> dict[str, float]:
+        """The speed between a moment and now."""
+        done = step - since.step
+        if done < 1:
             return {}
-        seconds = (time.monotonic() - self.began) / done
-        waited = self.waited / done / seconds
+        seconds = (time.monotonic() - since.time) / done
+        waited = (self.waited - since.waited) / done / seconds
         speed = {"examples_per_s": self.batch_size / seconds, "step_s": seconds, "data_wait": waited}
         return speed | ({"mfu": self.peak_seconds / seconds} if self.peak_seconds else {})
 
     def update(self, step: int, loss: float) -> None:
         """Tells that `step` steps are done; prints where it is time to."""
         now = time.monotonic()
-        if self.began is None:
-            self.began, self.start, self.waited = now, step, 0.0
+        if self.first is None:
+            self.first = self.last_lap = Moment(step, now, self.waited)
         last = step == self.steps
         if now - self.printed < self.interval and not last:
             return
@@ -79,9 +97,9 @@ class Progress:
 
     def warn(self, step: int) -> None:
         """Tells once where devices wait for data."""
-        assert self.began is not None
+        assert self.first is not None
         speed = self.speed(step)
-        if self.warned or time.monotonic() - self.began < LOOKS or speed.get("data_wait", 0.0) < HUNGRY:
+        if self.warned or time.monotonic() - self.first.time < LOOKS or speed.get("data_wait", 0.0) < HUNGRY:
             return
         self.warned = True
         print(

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from tensorboardX import SummaryWriter
 
 from cope_jax.evaluation.history import accuracies, losses, pair_name, read_history, throughput
 from cope_jax.evaluation.training_charts import pair_style, rates, training_charts
@@ -58,20 +57,14 @@ def test_names_of_pairs(metric, pair, style):
     assert pair_style(pair) == style
 
 
-def test_throughput_leaves_out_what_passed_between_processes(tmp_path):
-    folder = tmp_path / "tensorboard"
-    for begin, steps in ((1000, (2, 4, 6)), (5000, (6, 8))):
-        with SummaryWriter(str(folder), filename_suffix=str(begin), write_to_disk=True) as board:
-            for i, step in enumerate(steps):
-                board.add_scalar("loss", 1.0, step, walltime=begin + 10 * i)
-                board.add_scalar("other", 1.0, step, walltime=begin + 10 * i + 5)
-    steps, speeds = throughput(tmp_path, batch_size=30)
-    assert steps.tolist() == [4, 6, 8]
-    assert speeds.tolist() == pytest.approx([6, 6, 6])
-    for path in folder.iterdir():
-        path.write_bytes(path.read_bytes()[:-9])  # killed while writing
-    assert throughput(tmp_path, batch_size=30)[0].tolist() == [4, 6, 8]
-    assert len(throughput(tmp_path / "nowhere", batch_size=30)[0]) == 0
+def test_throughput_of_a_step_done_twice_is_the_last(tmp_path):
+    lines = [(2, 30.0), (4, 20.0), (6, 10.0), (4, 25.0)]
+    text = "".join(json.dumps({"step": step, "examples_per_s": speed}) + "\n" for step, speed in lines)
+    (tmp_path / "speed.jsonl").write_text(text + '{"step": 8, "exam')
+    steps, speeds = throughput(tmp_path)
+    assert steps.tolist() == [2, 4, 6]
+    assert speeds.tolist() == [30, 25, 10]
+    assert len(throughput(tmp_path / "nowhere")[0]) == 0
 
 
 def test_charts_of_training(run, tiny_config, tmp_path):

@@ -62,6 +62,7 @@ def test_a_run_leaves_a_whole_work_directory(finished, tiny_config):
         "tokenizer",
         "checkpoints",
         "metrics.jsonl",
+        "speed.jsonl",
         "tensorboard",
     }
     with Checkpoints(finished) as checkpoints:

@@ -24,7 +24,7 @@ def step_metrics(loss, skipped=0, bad=0):
 
 def report_to(log, *, steps, every=2, window=(), **changes):
     values = {"every": every, "last": steps, "max_skipped": 0, "max_bad_fraction": 0.1, "faults": Faults()}
-    progress = Progress(start=0, steps=steps, batch_size=2)
+    progress = Progress(steps=steps, batch_size=2)
     return Reporter(log, progress, window=dict(window), **values | changes)
 
 
@@ -122,7 +122,7 @@ def clock_hand(monkeypatch):
 
 def test_progress_tells_speed_waits_and_time_left(capsys, clock_hand):
     """Four steps of 16 examples in 40 s behind the first one, 10 of them spent waiting, and four to go."""
-    progress = Progress(start=0, steps=9, batch_size=16, peak_seconds=2.5)
+    progress = Progress(steps=9, batch_size=16, peak_seconds=2.5)
     progress.update(1, 0.25)
     with progress.waiting():
         clock_hand.now += 10
@@ -134,7 +134,7 @@ def test_progress_tells_speed_waits_and_time_left(capsys, clock_hand):
 
 
 def test_a_run_that_waits_for_data_is_told_so_once(capsys, clock_hand):
-    progress = Progress(start=0, steps=9, batch_size=16)
+    progress = Progress(steps=9, batch_size=16)
     progress.update(1, 0.25)
     for step in (2, 3, 4):
         with progress.waiting():
