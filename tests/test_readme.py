@@ -1,11 +1,16 @@
 """Every command of the README runs: on tiny data, with tiny models, otherwise as written."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -73,38 +78,58 @@ def grocery_checkout(folder: Path) -> Path:
     return folder
 
 
+def shop(folder: Path) -> None:
+    """A table of 40 products, an item of each in every domain, and its photos of noise."""
+    rng, rows = np.random.default_rng(1), ["product,domain,item,text,images"]
+    (folder / "photos").mkdir()
+    for i, (number, domain) in enumerate(product(range(40), ("page", "video", "live"))):
+        names = [f"{domain}-{number}-{frame}.jpg" for frame in range(1 if domain == "page" else 2)]
+        for name in names:
+            photo = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(photo).save(folder / "photos" / name)
+        rows.append(f'SKU-{number},{domain},{i},"Product {number}, {domain}",{"|".join(names)}')
+    put(folder / "items.csv", "\n".join(rows) + "\n")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files without telling."""
+
+    def log_message(self, *args: object) -> None:
+        """Nothing."""
+
+
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """What the README's paths stand for here."""
+    """The folder in which the README's paths lie here, with what is there at the start, and where images are served."""
     folder = tmp_path_factory.mktemp("readme")
     release = write_release(folder / "rope", train_products=12, test_products=8, image_side=32, seed=0)
-    return {
-        "../GroceryStoreDataset": str(grocery_checkout(folder / "checkout")),
-        "--release=rope": f"--release={release}",
-        "--manual_dir=rope": f"--manual_dir={release}",
-        "--data_dir=data/rope": f"--data_dir={folder}/data",
-        "--config.data.data_dir=data/rope": f"--config.data.data_dir={folder}/data",
-        "--workdir=runs/rope": f"--workdir={folder}/run",
-        "runs/rope": f"{folder}/run",
-        "runs/rope_sigmoid": f"{folder}/run",
-        "--out=comparison.csv": f"--out={folder}/comparison.csv",
-        "--out=embeddings/rope": f"--out={folder}/embeddings/rope",
-        "--out=exports/rope": f"--out={folder}/exports/rope",
-        "folder": str(folder),
-        "root": str(folder / "root"),
-    }
+    grocery_checkout(folder / "GroceryStoreDataset")
+    shop(folder)
+    (folder / "runs").mkdir()
+    (folder / "runs/rope_sigmoid").symlink_to("rope")
+    with ThreadingHTTPServer(("localhost", 0), partial(Quiet, directory=release / "images")) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield {"folder": str(folder), "server": f"http://localhost:{server.server_port}/"}
+        server.shutdown()
+
+
+PATHS = re.compile(
+    r"^((?:--[a-z._]+=)?)(\.\./)?((?:data|runs|exports|embeddings)/\w+|rope|photos|\w+\.csv|Grocery\w+)$"
+)
 
 
 def words_of(command: str, places: dict[str, str]) -> list[str]:
     """The words behind ./run.sh, with places put in and sizes made tiny."""
     program, *words = shlex.split(command)
     assert program == "./run.sh"
-    words = [places.get(word, word) for word in words]
+    words = [PATHS.sub(rf"\g<1>{places['folder']}/\g<3>", word) for word in words]
     if words[0] == "demo":
         sizes = ["--train_products=12", "--test_products=8", "--image_side=32"]
-        return [*words, f"--root={places['root']}", *sizes, *TINY_RUN]
+        return [*words, f"--root={places['folder']}/root", *sizes, *TINY_RUN]
     if words[0] == "grocery":
-        return [*words, f"--root={places['root']}", *TINY_RUN]
+        return [*words, f"--root={places['folder']}/root", *TINY_RUN]
+    if words[0] == "download":
+        return [*words, f"--url_prefix={places['server']}", "--rate=2000"]
     if words[0] == "test":
         return [*words, "tests/test_domains.py"]
     if "--dry_run" in words:
@@ -117,11 +142,17 @@ def test_the_readme_shows_the_main_commands():
         "demo",
         "test",
         "grocery",
+        "catalog",
+        "download",
+        "table",
         "build",
+        "verify",
+        "inspect",
         "train",
         "eval",
         "compare",
         "embed",
+        "search",
         "export",
         "tfds",
     }
@@ -157,8 +188,23 @@ def test_pandas_polars_and_duckdb_read_the_embeddings_as_the_readme_says(places)
     assert printed == f"{(items['page'], items['video'])} True {expected}\n"
 
 
+def test_the_embedder_of_the_readme_embeds(places):
+    for name, colour in (("dress", "red"), ("shoes", "black")):
+        Image.new("RGB", (40, 30), colour).save(Path(places["folder"]) / f"photos/{name}.jpg")
+    (example,) = [code for code in EXAMPLES if "Embedder" in code]
+    done = subprocess.run(
+        [sys.executable, "-c", example + "print(similarity.shape)\n"],
+        cwd=places["folder"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "(2, 1)\n", done.stderr
+
+
 def test_every_example_of_the_readme_is_run():
-    assert len(EXAMPLES) == 2
+    assert len(EXAMPLES) == 3
 
 
 def test_two_processes_train_as_one(start_run_sh, places, tmp_path):
@@ -169,7 +215,7 @@ def test_two_processes_train_as_one(start_run_sh, places, tmp_path):
     for process in processes:
         output, errors = process.communicate(timeout=300)
         assert process.returncode == 0, output + errors
-    run = Path(places["--workdir=runs/rope"].removeprefix("--workdir="))
+    run = Path(places["folder"]) / "runs/rope"
     one, two = (json.loads((place / "metrics.jsonl").read_text().splitlines()[-1]) for place in (run, tmp_path))
     assert one.keys() == two.keys()
     for name, value in one.items():
