@@ -14,8 +14,8 @@ from cope_jax.domains import DOMAINS
 
 SIDES = (*DOMAINS, "page_text", "page_vision")
 
-# Of TensorBoard's event.proto and summary.proto the fields that are read here. tensorboardX has them, too, but to import it
-# imports torch wherever that is installed: seconds that nothing else needs.
+# The fields of TensorBoard's event.proto and summary.proto that are read here. tensorboardX has all, but importing that
+# imports torch wherever it is installed: seconds that nothing else needs.
 EVENT_PROTO = """
 name: "cope_event.proto" package: "cope"
 message_type { name: "Event"
