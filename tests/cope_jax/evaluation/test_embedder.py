@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cope_jax import Embedder
 from cope_jax.data.records import open_records
 from cope_jax.domains import DOMAINS
+from cope_jax.evaluation.embedder import square
 from cope_jax.evaluation.loaded import load_run
 from cope_jax.training.checkpoints import Checkpoints
 from cope_jax.training.config import load_config
@@ -136,3 +137,16 @@ def test_importing_the_package_stays_light():
     code = "import sys, cope_jax; print({'jax', 'numpy'} & set(sys.modules), hasattr(cope_jax, 'Embeder'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "set() False\n", done.stderr
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_turned_upright_however_they_come(tmp_path, orientation):
+    gradient = np.stack(np.broadcast_arrays(np.arange(32) * 8, 10 * np.arange(24)[:, None], 40), axis=-1)
+    exif, encoded = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(gradient.astype(np.uint8)).save(encoded, "JPEG", exif=exif, quality=95)
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(encoded.getvalue())
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    for photo in (path, path.read_bytes(), Image.open(path)):
+        np.testing.assert_allclose(square(photo, 12, 0).astype(int), square(upright, 12, 0), atol=3)
