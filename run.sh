@@ -11,7 +11,9 @@ help() {
 ./run.sh demo [--root=DIR] [OPTION…]   write a synthetic release, build it, train on it, evaluate: the whole way once
 ./run.sh grocery PATH [OPTION…]        the same on a checkout of GroceryStoreDataset: real photos
 ./run.sh synthetic --out=DIR …         write a synthetic release
-./run.sh build --release=DIR …         release → array records (TFDS, without TensorFlow)
+./run.sh build --release=DIR …         release → array records (TFDS, without TensorFlow); or from a --catalog
+./run.sh verify --data_dir=DIR         read array records whole and report damage
+./run.sh inspect --data_dir=DIR        a table and a page of what is in them; --check_split: what train and test share
 ./run.sh tfds build …                  the same by TFDS's own command
 ./run.sh train --config=FILE …         train; the same command goes on where a run stopped
                                        with --dry_run it only tells what that takes: parameters, memory, arithmetic
@@ -54,7 +56,7 @@ setup() {
   PYTHON=$VENV/bin/python
   local requirements=$1 package stamp finder
   package=$(jax_package)
-  stamp="$VENV/installed-$(cat requirements.txt "$requirements" <(echo "$package") | cksum | tr ' ' -)-$requirements"
+  stamp="$VENV/installed-$(cat requirements*.txt <(echo "$package") | cksum | tr ' ' -)-$requirements"
   [ -e "$stamp" ] && return
   mkdir -p "$(dirname $LOG)"
   if ! "$PYTHON" -c 'import pip' 2>/dev/null; then
@@ -131,7 +133,10 @@ case $command in
   train) setup requirements.txt; exec "$PYTHON" -m cope_jax.train "$@" ;;
   eval) setup requirements.txt; run cope_jax.evaluate "$@" ;;
   compare | embed | export) setup requirements.txt; run "cope_jax.$command" "$@" ;;
-  synthetic | build) setup requirements.txt; run "data_prep.$command" "$@" ;;
+  synthetic | verify | inspect) setup requirements.txt; run "data_prep.$command" "$@" ;;
+  build)
+    case "$*" in *--beam_pipeline_options*) setup requirements-beam.txt ;; *) setup requirements.txt ;; esac
+    run data_prep.build "$@" ;;
   tfds)
     [ "${1:-}" = build ] || fail "of TFDS's commands only 'build' works without TensorFlow: ./run.sh tfds build …"
     shift; setup requirements.txt; run data_prep.tfds_build "$@" ;;

@@ -3,11 +3,16 @@
 import dataclasses
 import functools
 import hashlib
-import os
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from data_prep.release import DOMAINS, Release, ReleaseError, read_release, release_files
+from data_prep import image_sources
+from data_prep.catalog import make_catalog
+from data_prep.catalog_files import Catalog
+from data_prep.release import DOMAINS, PREFIXES
+
+VERSION = 1  # raise when the same inputs give other records
 
 
 class BuildError(ValueError):
@@ -16,64 +21,81 @@ class BuildError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """A release and its images.
+    """A catalog and the images of its frames.
 
     Attributes:
-      release: folder with the text files.
-      images: folder with the images; None is `<release>/images`.
+      catalog: its folder.
+      images: where the images are, folders or shards of a download; of several with a name the first is taken.
       splits: the splits to build.
-      prefixes: split → prefix of its file names, where not that of `release.PREFIXES`.
     """
 
-    release: Path
-    images: Path | None = None
+    catalog: Path
+    images: tuple[Path, ...]
     splits: tuple[str, ...] = ("train", "test")
-    prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if not self.splits or len(set(self.splits)) < len(self.splits):
             raise BuildError(f"splits {list(self.splits)}: wanted at least one, and each once")
-
-    @property
-    def images_folder(self) -> Path:
-        return self.images if self.images is not None else self.release / "images"
-
-    def read(self, split: str) -> Release:
-        """Returns the split, read once; raises ReleaseError as `read_release` does."""
-        if split not in self._read:
-            self._read[split] = read_release(self.release, split, prefix=self.prefixes.get(split))
-        return self._read[split]
+        if not self.images:
+            raise BuildError("no source of images: name at least one with --images")
 
     @functools.cached_property
-    def _read(self) -> dict[str, Release]:
-        return {}
+    def opened(self) -> Catalog:
+        return Catalog(self.catalog)
+
+    def check(self) -> None:
+        """Raises CatalogError or BuildError where a split or a domain's items lack, before hours go into others."""
+        for split in self.splits:
+            for domain in DOMAINS:
+                if not self.opened.count(split, domain):
+                    raise BuildError(f"split {split!r} of {self.catalog} has no {domain} items")
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hex digest of the splits' names, the bytes of their text files and the images' names and sizes.
+    def fingerprint(self) -> dict[str, str]:
+        """What was built from: name → digest or value, the same wherever catalog and images lie.
 
-        Images are not opened: that would cost as much as building. A folder with the same files elsewhere has
-        the same fingerprint.
+        Images are not opened: `image_sources.fingerprint`.
 
         Raises:
-          ReleaseError: a missing text file or images folder.
+          CatalogError: no finished catalog.
+          ImageSourceError: a missing folder of images, or a tar without a ledger.
         """
-        digest = hashlib.sha256()
-        for split in self.splits:
-            files = release_files(self.release, split, prefix=self.prefixes.get(split))
-            for domain in DOMAINS:
-                for part, path in dataclasses.asdict(files[domain]).items():
-                    with path.open("rb") as file:
-                        content = hashlib.file_digest(file, "sha256").hexdigest()
-                    digest.update(f"{split} {domain} {part} {content}\n".encode())
-        for name, size in self._list_images():
-            digest.update(f"{name} {size}\n".encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()
+        digests = [image_sources.fingerprint(source) for source in self.images]
+        return {
+            "catalog": self.opened.fingerprint,
+            "images": hashlib.sha256(" ".join(digests).encode()).hexdigest(),
+            "splits": ", ".join(self.splits),
+            "version": str(VERSION),
+        }
 
-    def _list_images(self) -> list[tuple[str, int]]:
-        if not self.images_folder.is_dir():
-            raise ReleaseError(f"images folder {self.images_folder.absolute()} not found")
-        with os.scandir(self.images_folder) as entries:
-            # Hidden files are those of desktops, not of the release.
-            visible = (entry for entry in entries if not entry.name.startswith(".") and entry.is_file())
-            return sorted((entry.name, entry.stat().st_size) for entry in visible)
+    @property
+    def digest(self) -> str:
+        """The fingerprint as sixteen hex digits, to name folders by."""
+        return hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def release_inputs(
+    release: Path,
+    data_dir: Path,
+    *,
+    images: Sequence[Path] = (),
+    splits: Sequence[str] = tuple(PREFIXES),
+    prefixes: Mapping[str, str] | None = None,
+    report: Callable[[str], None] = print,
+) -> Inputs:
+    """Makes the catalog of a release in `<data_dir>/catalog` and returns what to build from.
+
+    Args:
+      release: folder with the text files.
+      data_dir: TFDS's data folder.
+      images: sources of images; none is `<release>/images`.
+      splits: the splits to build.
+      prefixes: split → prefix of its file names, where not that of `release.PREFIXES`.
+      report: takes lines of progress.
+
+    Raises:
+      ReleaseError, CatalogError: the release cannot be read, or the catalog there is another's.
+    """
+    inputs = Inputs(data_dir / "catalog", tuple(images) or (release / "images",), tuple(splits))
+    make_catalog(release, inputs.catalog, splits=inputs.splits, prefixes=prefixes, report=report)
+    return inputs

@@ -1,22 +1,18 @@
 """Writes the items of a domain as shards: each a range of items, written by one pure function in any process.
 
-A shard is finished once it has a report. Reports say which items were kept, and so which row each has: rows
-count the kept items of one shard after the other.
+A shard is finished once it has a report. Reports say which items were left out, and so which row each of the
+others has: rows count the kept items of one shard after the other.
 """
 
 import collections
-import contextlib
 import dataclasses
 import json
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from data_prep import images, records
+from data_prep import image_index, records
+from data_prep.catalog_files import Catalog
+from data_prep.image_reader import ImageReader
 from data_prep.release import Item
 
 # Images a shard. The upper bound keeps a shard near 200 MB at 50 kB an image, the lower one spares a small
@@ -26,51 +22,92 @@ NO_FRAMES = "no frames listed"
 NO_FRAMES_LEFT = "no frames left"
 
 
-def reports_folder(folder: Path) -> Path:
-    """Returns where the reports of the shards in `folder` lie."""
-    return folder / "reports"
+class ReportError(ValueError):
+    """A file that is no report of a shard."""
+
+
+def report_path(path: Path) -> Path:
+    """Returns where the report of the shard `path` lies."""
+    return path.parent / "reports" / f"{path.name}.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """The items [start, stop) of a domain, whose frames are its frames [first_frame, last_frame)."""
+
+    start: int
+    stop: int
+    first_frame: int
+    last_frame: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """The order to write `items` to the file `path`, with images from the folder `images`."""
+    """The order to write the items of a span to the file `path`.
+
+    Attributes:
+      path: where to write.
+      catalog, split, domain, span: which items.
+      places: the index's file of the domain's places (`image_index.places_path`).
+      sources: what these places are in.
+    """
 
     path: Path
-    items: tuple[Item, ...]
-    images: Path
-
-    @property
-    def report_path(self) -> Path:
-        return reports_folder(self.path.parent) / f"{self.path.name}.json"
+    catalog: Path
+    split: str
+    domain: str
+    span: Span
+    places: Path
+    sources: tuple[Path, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardReport:
-    """What was written: ids of the kept items in row order, frames kept, file size, the dropped by reason."""
+    """What was written.
 
-    item_ids: tuple[int, ...]
+    Attributes:
+      span: the items in order.
+      dropped_rows: those of them that were left out, ascending.
+      frames: how many were kept.
+      num_bytes: of the file.
+      crc32: of the records, `records.Tally`.
+      dropped_items, dropped_frames: reason → count.
+    """
+
+    span: Span
+    dropped_rows: tuple[int, ...]
     frames: int
     num_bytes: int
+    crc32: int
     dropped_items: Mapping[str, int]
     dropped_frames: Mapping[str, int]
 
+    @property
+    def rows(self) -> int:
+        return self.span.stop - self.span.start - len(self.dropped_rows)
 
-def plan_shards(items: Sequence[Item], *, max_frames: int | None = None) -> list[range]:
-    """Cuts `items` into ranges of at most `max_frames` frames, or of one item where that has more.
+
+def plan_shards(frame_counts: Iterable[int], *, max_frames: int) -> list[Span]:
+    """Cuts items of so many frames into spans of at most `max_frames`, or of one item where that has more.
 
     An item without frames counts as one. Depends on the items alone, so that any number of processes gives
-    the same files. Items of 2, 2, 1 and 5 frames at `max_frames=4`: [0, 2), [2, 3), [3, 4).
+    the same files. Items of 2, 2, 1 and 5 frames at `max_frames=4`: items [0, 2), [2, 3), [3, 4).
     """
-    weights = [max(1, len(item.frames)) for item in items]
-    if max_frames is None:
-        max_frames = min(MAX_FRAMES, max(MIN_FRAMES, -(-sum(weights) // SHARDS)))
-    ranges, start, filled = [], 0, 0
-    for index, weight in enumerate(weights):
+    spans, start, first_frame, filled = [], 0, 0, 0
+    index, frame = -1, 0
+    for index, count in enumerate(frame_counts):
+        weight = max(1, count)
         if filled and filled + weight > max_frames:
-            ranges.append(range(start, index))
-            start, filled = index, 0
+            spans.append(Span(start, index, first_frame, frame))
+            start, first_frame, filled = index, frame, 0
         filled += weight
-    return [*ranges, range(start, len(items))] if items else []
+        frame += count
+    return [*spans, Span(start, index + 1, first_frame, frame)] if filled else []
+
+
+def frames_per_shard(frames: int) -> int:
+    """Returns the most images that a shard of a domain with `frames` images gets."""
+    return min(MAX_FRAMES, max(MIN_FRAMES, -(-frames // SHARDS)))
 
 
 def write_shard(shard: Shard) -> ShardReport:
@@ -79,39 +116,50 @@ def write_shard(shard: Shard) -> ShardReport:
     Raises:
       OSError: an image or the shard cannot be read or written (an image that does not exist is dropped).
     """
-    kept: list[tuple[int, int]] = []  # item id, number of frames
+    dropped_rows: list[int] = []
     dropped_items: collections.Counter[str] = collections.Counter()
     dropped_frames: collections.Counter[str] = collections.Counter()
+    kept_frames = 0
 
     def examples() -> Iterator[dict]:
-        for item in shard.items:
-            times, frames = _read_frames(item, shard.images, dropped_frames)
-            if not frames:
-                dropped_items[NO_FRAMES_LEFT if item.frames else NO_FRAMES] += 1
-                continue
-            kept.append((item.item_id, len(frames)))
-            fields = {"item_id": item.item_id, "text": item.text, "product_ids": item.product_ids}
-            yield {**fields, "frames": frames, "frame_times": times}
+        nonlocal kept_frames
+        span = shard.span
+        items = Catalog(shard.catalog).items(shard.split, shard.domain, span.start, span.stop)
+        places = image_index.read_places(shard.places, span.first_frame, span.last_frame)
+        with ImageReader(shard.sources) as reader:
+            for row, item in enumerate(items, start=span.start):
+                times, frames = _read_frames(item, places, reader, dropped_frames)
+                if not frames:
+                    dropped_rows.append(row)
+                    dropped_items[NO_FRAMES_LEFT if item.frames else NO_FRAMES] += 1
+                    continue
+                kept_frames += len(frames)
+                fields = {"item_id": item.item_id, "text": item.text, "product_ids": item.product_ids}
+                yield {**fields, "frames": frames, "frame_times": times}
 
-    num_bytes = records.write_records(shard.path, records.item_features(), examples())
+    tally = records.write_records(shard.path, examples())
     report = ShardReport(
-        item_ids=tuple(item_id for item_id, _ in kept),
-        frames=sum(frames for _, frames in kept),
-        num_bytes=num_bytes,
+        span=shard.span,
+        dropped_rows=tuple(dropped_rows),
+        frames=kept_frames,
+        num_bytes=shard.path.stat().st_size,
+        crc32=tally.crc32,
         dropped_items=dict(sorted(dropped_items.items())),
         dropped_frames=dict(sorted(dropped_frames.items())),
     )
-    shard.report_path.parent.mkdir(exist_ok=True)
     # Last, for the report is what makes the shard a finished one.
-    records.write_text(shard.report_path, json.dumps(dataclasses.asdict(report)))
+    report_path(shard.path).parent.mkdir(exist_ok=True)
+    records.write_text(report_path(shard.path), json.dumps(dataclasses.asdict(report)))
     return report
 
 
-def _read_frames(item: Item, folder: Path, dropped: collections.Counter[str]) -> tuple[list[int], list[bytes]]:
+def _read_frames(
+    item: Item, places: Iterator[image_index.Place], reader: ImageReader, dropped: collections.Counter[str]
+) -> tuple[list[int], list[bytes]]:
     """Returns times and bytes of the frames that decode, and counts the others in `dropped`."""
     times, frames = [], []
-    for frame in item.frames:
-        data, fault = images.read_image(folder / frame.name)
+    for frame, place in zip(item.frames, places, strict=False):  # the places go on with the next item's
+        data, fault = reader.read(place)
         if fault is not None:
             dropped[fault.value] += 1
         else:
@@ -121,92 +169,42 @@ def _read_frames(item: Item, folder: Path, dropped: collections.Counter[str]) ->
 
 
 def read_report(path: Path) -> ShardReport:
-    """Reads a shard's report."""
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    return ShardReport(**{**fields, "item_ids": tuple(fields["item_ids"])})
+    """Reads a shard's report.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ReportError: it is not whole, as after a power cut, or of another version.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        more = {"span": Span(**fields["span"]), "dropped_rows": tuple(fields["dropped_rows"])}
+        return ShardReport(**{**fields, **more})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReportError(f"{path} is no report of a shard: {error!r}") from error
 
 
-def read_item_ids(folder: Path, split: str) -> Iterator[int]:
-    """Yields the item ids of the finished records in `folder`, in row order."""
-    for path in sorted(reports_folder(folder).glob(f"*-{split}.*.json")):
-        yield from read_report(path).item_ids
+def report_paths(folder: Path, split: str) -> list[Path]:
+    """Returns the paths of the reports of a split's finished shards in `folder`, in row order."""
+    return sorted((folder / "reports").glob(f"*-{split}.*.json"))
 
 
 def finished(shard: Shard) -> ShardReport | None:
-    """Returns the report of a shard that an earlier run finished, None where it has to be written."""
-    if not shard.report_path.exists():
-        return None
-    report = read_report(shard.report_path)
-    # After a power cut a file system may hold the report and not all of the shard.
-    complete = shard.path.exists() and shard.path.stat().st_size == report.num_bytes
-    # Another version of `plan_shards` may have given this name to other items.
-    same_items = len(report.item_ids) + sum(report.dropped_items.values()) == len(shard.items)
-    same_items &= {item.item_id for item in shard.items}.issuperset(report.item_ids)
-    return report if complete and same_items else None
+    """Returns the report of a shard that an earlier run finished, None where it has to be written.
 
-
-@contextlib.contextmanager
-def process_pool(processes: int | None = None) -> Iterator[Executor | None]:
-    """Gives a pool for `write_shards`, whose processes start with the first shard that needs one.
-
-    None stands for one process a core, and for one alone inside a worker of another pool, which may have no
-    children. For one process the pool is None: it is this one.
+    The shard is read whole: after a power cut a file system may hold the report and not all of the shard.
     """
-    if processes is None:
-        processes = 1 if multiprocessing.current_process().daemon else len(os.sched_getaffinity(0))
-    if processes == 1:
-        yield None
-        return
-    # Spawned, not forked: the caller may have threads (jax, gRPC), whose locks a fork copies in any state.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_follow_parent) as pool:
-        yield pool
-
-
-def write_shards(
-    shards: Sequence[Shard], *, pool: Executor | None, on_report: Callable[[ShardReport, bool], None]
-) -> list[ShardReport]:
-    """Writes those of `shards` that are not finished and returns the reports of all, in order.
-
-    Args:
-      shards: what to write. An error in one stops the others; those written by then stay.
-      pool: where to write them; None is this process.
-      on_report: called with each report, and whether its shard was finished by an earlier run.
-    """
-    reports = {index: report for index, shard in enumerate(shards) if (report := finished(shard))}
-    for report in reports.values():
-        on_report(report, True)
-    todo = {index: shard for index, shard in enumerate(shards) if index not in reports}
-    written = _write_here(todo) if pool is None or len(todo) <= 1 else _write_in_pool(pool, todo)
-    for index, report in written:
-        reports[index] = report
-        on_report(report, False)
-    return [reports[index] for index in range(len(shards))]
-
-
-def _write_here(todo: Mapping[int, Shard]) -> Iterator[tuple[int, ShardReport]]:
-    for index, shard in todo.items():
-        yield index, write_shard(shard)
-
-
-def _write_in_pool(pool: Executor, todo: Mapping[int, Shard]) -> Iterator[tuple[int, ShardReport]]:
-    futures = {pool.submit(write_shard, shard): index for index, shard in todo.items()}
     try:
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        for future in futures:
-            future.cancel()
+        report = read_report(report_path(shard.path))
+        size = shard.path.stat().st_size
+        tally = records.tally_records(shard.path)
+    except (FileNotFoundError, ReportError, RuntimeError):
+        return None
+    # Another version of `plan_shards` may have given this name to other items.
+    same_items, same_size = report.span == shard.span, size == report.num_bytes
+    return report if same_items and same_size and tally == records.Tally(report.rows, report.crc32) else None
 
 
-def _follow_parent() -> None:
-    """Makes a worker leave Ctrl-C to its parent and end when that is killed (a pool's waits for ever)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def finish_shard(shard: Shard) -> tuple[ShardReport, bool]:
+    """Returns the report of a shard, written now or, which the second value says, by an earlier run."""
+    report = finished(shard)
+    return (report, True) if report is not None else (write_shard(shard), False)

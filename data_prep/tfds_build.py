@@ -11,6 +11,8 @@ import sys
 from absl import app
 from tensorflow_datasets.scripts.cli import build, cli_utils
 
+from data_prep.catalog_files import CatalogError
+from data_prep.image_sources import ImageSourceError
 from data_prep.inputs import BuildError
 from data_prep.release import ReleaseError
 
@@ -18,7 +20,7 @@ from data_prep.release import ReleaseError
 def main(args: build.Args) -> int:
     try:
         args.execute()
-    except (BuildError, ReleaseError) as error:
+    except (BuildError, CatalogError, ImageSourceError, ReleaseError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

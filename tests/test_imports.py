@@ -53,6 +53,8 @@ def test_data_prep_stays_free_of_jax_and_of_cope_jax():
         "data_prep.table",
         "data_prep.grocery",
         "data_prep.build",
+        "data_prep.inspect",
+        "data_prep.verify",
     ],
 )
 def test_every_command_explains_itself(command):

@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from data_prep import images
@@ -109,3 +110,25 @@ def test_read_image_gives_the_bytes_untouched_or_the_reason(tmp_path, monkeypatc
 def test_a_file_that_cannot_be_read_is_not_a_dropped_image(tmp_path):
     with pytest.raises(IsADirectoryError):
         read_image(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "restart_marker_rows": 1}])
+def test_a_jpeg_is_judged_as_if_decoded_in_full(options):
+    """The check reads the whole stream but makes few pixels of it; simplejpeg's strict decoding is the reference."""
+    rng = random.Random(7)
+    pixels = np.random.default_rng(3).integers(0, 256, (40, 52, 3), np.uint8)
+    verdicts = []
+    for mode in ("RGB", "L"):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).convert(mode).save(buffer, "JPEG", **options)
+        for _ in range(150):
+            data = bytearray(buffer.getvalue())
+            data[rng.randrange(300, len(data))] = rng.randrange(256)  # behind the header
+            data = bytes(data[: rng.choice([len(data), rng.randrange(300, len(data))])])
+            try:
+                simplejpeg.decode_jpeg(data, "RGB")
+                verdicts.append(None)
+            except ValueError:
+                verdicts.append(Fault.CORRUPT)
+            assert find_fault(data) is verdicts[-1]
+    assert set(verdicts) == {None, Fault.CORRUPT}

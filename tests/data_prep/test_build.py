@@ -1,0 +1,280 @@
+"""What a build says it did, and what kills, changes and faults do to it."""
+
+import fcntl
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_prep import images, shards
+from data_prep.build import format_summary
+from data_prep.catalog_files import Catalog, CatalogError
+from data_prep.image_sources import ImageSourceError
+from data_prep.inputs import BuildError, Inputs, release_inputs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def own_copy(built, tmp_path) -> Path:
+    return shutil.copytree(built, tmp_path / "data")
+
+
+def test_dropped_are_counted_by_reason(small, built):
+    summary = json.loads((built / "rope" / "build_summary.json").read_text())
+    counts = summary["splits"]["train"]
+    frames = sum(len(item.frames) for item in small.splits["train"]["video"])
+    assert counts["video"]["items"] == {"in": 60, "kept": 57, "dropped": {"no frames left": 2, "no frames listed": 1}}
+    assert counts["video"]["frames"] == {
+        "in": frames,
+        "kept": frames - 5,
+        "dropped": {"does not decode": 1, "missing file": 2, "not an image": 2},
+    }
+    assert counts["product"]["products"] == {"in": 8, "kept": 7}
+    assert summary["splits"]["test"]["live"]["frames"] == {"in": 2, "kept": 2, "dropped": {}}
+    assert summary["seconds"] > 0
+    assert summary["fingerprint"]["splits"] == "train, test"
+    files = (built / "rope" / "video" / "1.0.0").glob("*train.array_record*")
+    assert counts["video"]["bytes"] == sum(path.stat().st_size for path in files)
+    assert "2 items: no frames left, 1 items: no frames listed, 1 frames: does not" in format_summary(summary)
+
+
+def test_two_processes_write_the_same_bytes(small, inputs, built, tmp_path):
+    small.build(inputs, tmp_path, processes=2)
+    assert small.contents(tmp_path) == small.contents(built)
+
+
+@pytest.mark.parametrize("kind", ["shards", "checked shards", "deep folder", "mixture"])
+def test_images_may_lie_anywhere(small, inputs, built, tmp_path, write_download, kind):
+    names = small.names()
+    half = dict(list(names.items())[::2])
+    if kind == "deep folder":
+        for number, (name, data) in enumerate(names.items()):
+            folder = tmp_path / "images" / str(number % 3) / str(number % 5)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+    elif kind == "mixture":
+        write_download(tmp_path / "images", half)
+    else:
+        # What our downloader stores has passed; here the broken ones are left out in its place.
+        good = {name: data for name, data in names.items() if images.find_fault(data) is None}
+        write_download(tmp_path / "images", good if kind == "checked shards" else names, checked=kind != "shards")
+    sources = (tmp_path / "images", inputs.images[0]) if kind == "mixture" else (tmp_path / "images",)
+    summary, _ = small.build(Inputs(inputs.catalog, sources), tmp_path / "data")
+    for split in small.splits:
+        for config in ("page", "video", "live", "product"):
+            wanted = small.read(built, config, split)
+            assert small.read(tmp_path / "data", config, split) == wanted
+    if kind != "checked shards":
+        assert summary["splits"] == json.loads((built / "rope" / "build_summary.json").read_text())["splits"]
+
+
+def test_a_release_is_built_by_way_of_its_catalog(small, release, built, tmp_path):
+    lines: list[str] = []
+    inputs = release_inputs(release, tmp_path / "data", report=lines.append)
+    small.build(inputs, tmp_path / "data")
+    for config in ("page", "video", "live", "product"):
+        assert small.read(tmp_path / "data", config, "train") == small.read(built, config, "train")
+    again = release_inputs(shutil.copytree(release, tmp_path / "copy"), tmp_path / "data", report=lines.append)
+    assert lines[-1].endswith(f"is the finished catalog of {tmp_path / 'copy'}: nothing to do")
+    assert small.build(again, tmp_path / "data")[1][-1].endswith("nothing to do")
+    with (tmp_path / "copy" / "training_page_titles.txt").open("a") as file:
+        file.write("3, new\n")
+    with pytest.raises(CatalogError, match=r"catalog of another source \(train page texts differ\)"):
+        release_inputs(tmp_path / "copy", tmp_path / "data")
+
+
+def test_prefixes_and_images_folder_can_be_given(small, release, inputs, tmp_path):
+    (tmp_path / "release").mkdir()
+    for path in release.glob("training_*.txt"):
+        shutil.copy(path, tmp_path / "release" / path.name.replace("training_", "dev_"))
+    own = release_inputs(
+        tmp_path / "release", tmp_path, images=inputs.images, splits=("train",), prefixes={"train": "dev_"}, report=str
+    )
+    assert small.build(own, tmp_path)[0]["splits"]["train"]["page"]["items"]["kept"] == 3
+
+
+def test_second_run_does_nothing(small, inputs, own_copy, monkeypatch):
+    def never(*_):
+        raise AssertionError("an image was read")
+
+    monkeypatch.setattr(images, "read_image", never)
+    before = {path: path.stat().st_mtime_ns for path in own_copy.rglob("*")}
+    summary, lines = small.build(inputs, own_copy)
+    assert lines == [f"{own_copy / 'rope'} is already built from {inputs.catalog}: nothing to do"]
+    assert summary == json.loads((own_copy / "rope" / "build_summary.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in own_copy.rglob("*")} == before
+
+
+@pytest.mark.parametrize("change", ["text", "image removed", "image changed", "splits"])
+def test_changed_inputs_are_noticed_and_named(small, own_small, inputs, own_copy, tmp_path, change):
+    catalog = shutil.copytree(inputs.catalog, tmp_path / "catalog")
+    folder = shutil.copytree(inputs.images[0], tmp_path / "images")
+    changed = Inputs(catalog, (folder,))
+    assert small.build(changed, own_copy)[1] == [  # a copy is the same
+        f"{own_copy / 'rope'} is already built from {catalog}: nothing to do"
+    ]
+    image = folder / "train_page3_0.img"
+    changed, named = Inputs(catalog, (folder,)), "names or sizes of images"
+    if change == "text":
+        own_small.splits["train"]["page"][0].text = "new"
+        changed, named = Inputs(own_small.write_catalog(tmp_path / "new"), (folder,)), "text files"
+    elif change == "splits":
+        changed, named = Inputs(catalog, (folder,), ("train",)), "splits 'train, test' then and 'train' now"
+    elif change == "image removed":
+        image.unlink()
+    else:
+        image.write_bytes(small.encode(11, side=12))
+    before = small.contents(own_copy)
+    with pytest.raises(BuildError, match=rf"page/1\.0\.0 was built from other inputs \({named}\): remove .*rope or"):
+        small.build(changed, own_copy)
+    assert small.contents(own_copy) == before
+
+
+def test_shards_of_other_inputs_are_not_used(small, inputs, built, tmp_path):
+    stale = tmp_path / "rope" / "page" / "unfinished-0123456789abcdef"
+    shutil.copytree(built / "rope" / "page" / "1.0.0", stale)
+    _, lines = small.build(inputs, tmp_path)
+    assert f"{stale} has shards of other inputs; they are not used, the folder may be removed" in lines
+    shutil.rmtree(stale)
+    assert small.contents(tmp_path) == small.contents(built)
+
+
+def test_a_kill_between_the_two_renames_loses_no_shard(small, inputs, built, own_copy, monkeypatch):
+    page = own_copy / "rope" / "page"
+    (page / "1.0.0").rename(page / "incomplete.ABCDEF_1.0.0")
+    (page / "incomplete.GHIJKL_1.0.0").mkdir()
+    monkeypatch.setattr(shards, "write_shard", None)
+    _, lines = small.build(inputs, own_copy)
+    assert lines[0].startswith("train page: 3/3 items, 3 of them by an earlier run")
+    assert small.contents(own_copy) == small.contents(built)
+    assert [path.name for path in page.iterdir()] == ["1.0.0"]
+
+
+def test_damaged_shards_of_an_earlier_run_are_written_again(small, inputs, built, own_copy):
+    video = own_copy / "rope" / "video"
+    (video / "1.0.0").rename(video / "incomplete.ABCDEF_1.0.0")
+    files = sorted((video / "incomplete.ABCDEF_1.0.0").glob("*train*-of-*"))
+    data = bytearray(files[1].read_bytes())
+    data[40000] ^= 1  # of the same size
+    files[1].write_bytes(data)
+    (files[3].parent / "reports" / f"{files[3].name}.json").write_text("")
+    _, lines = small.build(inputs, own_copy)
+    of_two = sum(range_.stop - range_.start for range_ in (spans(inputs)[i] for i in (1, 3)))
+    assert lines[0].startswith(f"train video: 60/60 items, {60 - of_two} of them by an earlier run")
+    assert small.contents(own_copy) == small.contents(built)
+
+
+def spans(inputs) -> list[shards.Span]:
+    counts = (len(item.frames) for item in Catalog(inputs.catalog).items("train", "video"))
+    return shards.plan_shards(counts, max_frames=shards.MIN_FRAMES)
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", *map(str, arguments)]
+
+
+def test_a_killed_build_goes_on_to_the_same_bytes(own_small, tmp_path):
+    slow = io.BytesIO()  # tens of ms to decode, so that the kill comes before the end
+    Image.new("RGB", (3000, 3000)).save(slow, "PNG")
+    for item in own_small.splits["train"]["video"][5::6]:  # product 50, in the last shards
+        item.frames = [(t, slow.getvalue()) for t in range(6)]
+    inputs = own_small.write(tmp_path)
+    arguments = [
+        "data_prep.build",
+        f"--catalog={inputs.catalog}",
+        f"--images={inputs.images[0]}",
+        f"--data_dir={tmp_path / 'killed'}",
+        "--processes=2",
+    ]
+    process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL)
+    unfinished = tmp_path / "killed" / "rope" / "video"
+    wait_until(lambda: list(unfinished.glob("unfinished-*/reports/*.json")))
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(workers) >= 2
+    wait_until(lambda: not any(is_running(pid) for pid in workers))
+    assert not (unfinished / "1.0.0").exists()
+    finished = {p: p.stat().st_mtime_ns for p in unfinished.glob("unfinished-*/reports/*.json")}
+    again = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "of them by an earlier run" in again.stdout
+    for path, moment in finished.items():
+        assert (unfinished / "1.0.0" / "reports" / path.name).stat().st_mtime_ns == moment
+    own_small.build(inputs, tmp_path / "whole")
+    assert own_small.contents(tmp_path / "killed") == own_small.contents(tmp_path / "whole")
+
+
+def wait_until(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def is_running(pid: str) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def test_a_faulty_command_ends_in_one_sentence(inputs, tmp_path):
+    run = subprocess.run(
+        command("data_prep.build", f"--catalog={inputs.catalog}", f"--data_dir={tmp_path}", "--images=nowhere"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert run.stderr == f"error: images folder {ROOT}/nowhere not found\n"
+    assert not (tmp_path / "rope").exists()
+
+
+def test_faults_name_the_remedy(small, inputs, tmp_path):
+    with pytest.raises(ImageSourceError, match=rf"images folder {tmp_path}/none not found"):
+        small.build(Inputs(inputs.catalog, (tmp_path / "none",)), tmp_path)
+    with pytest.raises(CatalogError, match=rf"no summary.json in {tmp_path}/none"):
+        small.build(Inputs(tmp_path / "none", inputs.images), tmp_path)
+    with pytest.raises(BuildError, match=r"wanted at least one"):
+        Inputs(inputs.catalog, inputs.images, splits=())
+    with pytest.raises(BuildError, match=r"no source of images: name at least one with --images"):
+        Inputs(inputs.catalog, ())
+    with pytest.raises(CatalogError, match=r"has no split 'dev': it has train, test"):
+        small.build(Inputs(inputs.catalog, inputs.images, ("dev",)), tmp_path / "dev")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BuildError, match=r"no page item with an image that decodes in .*'missing file': 3"):
+        small.build(Inputs(inputs.catalog, (tmp_path / "empty",)), tmp_path)
+
+
+def test_a_missing_beam_is_named(small, inputs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    monkeypatch.delitem(sys.modules, "data_prep.beam_runner", raising=False)
+    with pytest.raises(BuildError, match=r"needs Apache Beam: pip install -r requirements-beam.txt"):
+        small.build(inputs, tmp_path, beam_options=[])
+
+
+def test_two_builds_at_once_are_refused(small, inputs, tmp_path):
+    (tmp_path / "rope" / "page").mkdir(parents=True)
+    lock = os.open(tmp_path / "rope" / "page", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(BuildError, match=r"another build writes to .*page: wait for it or stop it"):
+        small.build(inputs, tmp_path)
+    os.close(lock)
+
+
+def test_a_domain_without_items_is_an_error(own_small, inputs, tmp_path):
+    own_small.splits["test"]["live"] = []
+    catalog = own_small.write_catalog(tmp_path / "catalog")
+    with pytest.raises(BuildError, match=r"split 'test' of .*catalog has no live items"):
+        own_small.build(Inputs(catalog, inputs.images), tmp_path)
