@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from data_prep import synthetic
+from data_prep.catalog import make_catalog
 from data_prep.plan import plan_release
-from data_prep.release import DOMAINS, read_release
+from data_prep.release import DOMAINS
 from data_prep.synthetic import SyntheticError, write_release
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,14 @@ def digests(directory: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
     return write_release(tmp_path_factory.mktemp("synthetic") / "release", **SIZES)
+
+
+@pytest.fixture(scope="module")
+def catalog(release):
+    """The catalog of the release, in which nothing is left out."""
+    catalog = make_catalog(release, release.with_name("catalog"), max_rejected=0, report=lambda line: None)
+    assert (catalog.folder / "rejected.jsonl").read_bytes() == b""
+    return catalog
 
 
 def test_the_bytes_do_not_depend_on_the_run_nor_on_the_number_of_processes(release, tmp_path, monkeypatch):
@@ -64,26 +73,25 @@ def test_rows_are_written_as_in_the_real_release(release, table):
         assert all(re.fullmatch(ROWS[table], row) for row in rows)
 
 
-def test_the_release_reads_back_as_planned(release):
+def test_the_release_reads_back_as_planned(catalog):
     plan = plan_release(SIZES["train_products"], SIZES["test_products"], SIZES["seed"])
     for split in ("train", "test"):
-        read = read_release(release, split)
-        assert not read.unreferenced
         for domain in DOMAINS:
             planned = {i.item_id: i for i in plan.items if (i.split, i.domain) == (split, domain)}
-            assert {item.item_id for item in read.items[domain]} == set(planned)
-            for item in read.items[domain]:
+            read = list(catalog.items(split, domain))
+            assert {item.item_id for item in read} == set(planned)
+            for item in read:
                 wanted = planned[item.item_id]
                 assert item.text == ("" if wanted.text == "空" else wanted.text)
                 assert item.product_ids == tuple(sorted(p.product_id for p in wanted.products))
                 assert tuple((f.time, f.name) for f in item.frames) == wanted.frames
-    train, test = (read_release(release, split).products for split in ("train", "test"))
+    train, test = ({p.product_id for p in catalog.products(split)} for split in ("train", "test"))
     assert len(train) + len(test) == 13 + 9
-    assert not set(train) & set(test)
+    assert not train & test
 
 
-def test_every_image_is_there_and_has_the_asked_side(release):
-    items = [i for s in ("train", "test") for group in read_release(release, s).items.values() for i in group]
+def test_every_image_is_there_and_has_the_asked_side(release, catalog):
+    items = [item for split in ("train", "test") for domain in DOMAINS for item in catalog.items(split, domain)]
     named = {frame.name for item in items for frame in item.frames}
     assert named == {path.name for path in (release / "images").iterdir()}
     for name in sorted(named)[:100]:
