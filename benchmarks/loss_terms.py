@@ -13,8 +13,8 @@ from typing import Any
 
 from absl import app, flags
 
-SIGMOID = {"sigmoid": 1.0, "infonce": 0.0}
-INFONCE = {"sigmoid": 0.0, "infonce": 1.0}
+SIGMOID = {"sigmoid": 1.0, "infonce": 0.0, "classifier": 0.0}
+INFONCE = {"sigmoid": 0.0, "infonce": 1.0, "classifier": 0.0}
 CLASSIFIER_WEIGHT = 0.1  # its gradients are scaled by 64
 LOSSES = {
     "sigmoid": SIGMOID,
