@@ -52,7 +52,7 @@ class Rows:
 
     def __getitem__(self, row: int) -> Item:
         frames = () if row % 7 == 1 else (picture(), b"broken" if row % 3 == 0 else picture())
-        text = HOSTILE[row % len(HOSTILE)] + f" item{row}" if row % 5 else ""
+        text = HOSTILE[row % len(HOSTILE)] + f" Item{row}" if row % 5 else ""
         products = tuple(self.items.products[row].tolist())
         return Item(int(self.items.item_ids[row]), text, products, frames, np.arange(len(frames)))
 
@@ -305,7 +305,7 @@ def test_gallery_filters(opened, page):
 def test_search_looks_in_texts_ids_and_products_as_typed(opened, page):
     found = data_of(page)
     field = opened.find_element(By.NAME, "words")
-    for words in ("<SCRIPT>document", "1007", "{{7*7}}"):
+    for words in ("<SCRIPT>document", "iTEM7", "1007", "{{7*7}}"):
         field.clear()
         field.send_keys(words)
         expected = [
