@@ -153,7 +153,7 @@ def _ordered(
     columns: tuple[str, ...],
     by: tuple[str, ...],
 ) -> tuple[duckdb.DuckDBPyConnection, str]:
-    """Returns a cursor and a query: a source's rows with their items' rows, in order; those of no item last, at `count`."""
+    """Returns a cursor and a query of a source's rows with their items' rows, in order; `count` is that of no item."""
     cursor = con.cursor()  # of its own: another query on it would end this one
     source.feed(cursor)
     given = set(cursor.table("source").columns)
