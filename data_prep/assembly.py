@@ -12,6 +12,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from data_prep import catalog_files
 from data_prep.catalog_files import ITEM_SCHEMA, PRODUCT_SCHEMA, parquet_path, write_batches
@@ -105,17 +106,17 @@ def _write_domain(
 ) -> Counts:
     count = _number_items(con, domain, sources.pairs)
     sources.pairs.rejects.check(max_rejected)
-    pairs = OrderedRows(
-        con.cursor()
-        .sql(
-            f"SELECT row, item_id, product_id, line FROM pairs_{domain} JOIN items_{domain} USING (item_id) "
-            "ORDER BY row, product_id, line"
-        )
-        .to_arrow_reader()
+    pairs = _staged(
+        con,
+        f"SELECT row, item_id, product_id, line FROM pairs_{domain} JOIN items_{domain} USING (item_id) "
+        "ORDER BY row, product_id, line",
+        folder / "pairs.staged",
     )
-    texts = _ordered(con, domain, sources.texts, count, ("text",), by=("line",))
+    cursor, query = _ordered(con, domain, sources.texts, count, ("text",), by=("line",))
+    texts = _staged(cursor, query, folder / "texts.staged")
     sources.texts.rejects.check(max_rejected)
-    frames = _ordered(con, domain, sources.frames, count, ("time", "name"), by=("time", "name", "line"))
+    cursor, query = _ordered(con, domain, sources.frames, count, ("time", "name"), by=("time", "name", "line"))
+    frames = _streamed(cursor, query)
     sources.frames.rejects.check(max_rejected)
     counts = Counts()
     batches = _item_batches(count, pairs, texts, frames, sources, counts)
@@ -124,6 +125,8 @@ def _write_domain(
         for batch in rows.rest():
             source.rejects.add_lines(Reason.NO_PAIR, batch.column("line").to_numpy())
     sources.texts.rejects.check(max_rejected)  # once more: by now contradictions are known
+    for path in folder.glob("*.staged"):
+        path.unlink()
     report(f"{split} {domain}: {counts.items:,} items, {counts.frames:,} frames")
     return counts
 
@@ -149,8 +152,8 @@ def _ordered(
     count: int,
     columns: tuple[str, ...],
     by: tuple[str, ...],
-) -> OrderedRows:
-    """Returns a source's rows with their items' rows, in order; those of no item come last, as row `count`."""
+) -> tuple[duckdb.DuckDBPyConnection, str]:
+    """Returns a cursor and a query of a source's rows with their items' rows, in order; `count` is that of no item."""
     cursor = con.cursor()  # of its own: another query on it would end this one
     source.feed(cursor)
     given = set(cursor.table("source").columns)
@@ -159,8 +162,24 @@ def _ordered(
         f"SELECT coalesce(items.row, {count}) AS place, {chosen}, line "
         f"FROM source LEFT JOIN items_{domain} AS items USING (item_id)"
     )
-    ordered = cursor.sql(f"SELECT place AS row, * EXCLUDE (place) FROM ({query}) ORDER BY place, {', '.join(by)}")
-    return OrderedRows(ordered.to_arrow_reader())
+    return cursor, f"SELECT place AS row, * EXCLUDE (place) FROM ({query}) ORDER BY place, {', '.join(by)}"
+
+
+def _streamed(con: duckdb.DuckDBPyConnection, query: str) -> OrderedRows:
+    """Returns a query's rows as DuckDB gives them out: until the last one it holds on to them."""
+    reader = con.sql(query).to_arrow_reader()
+    return OrderedRows(reader.schema, reader)
+
+
+def _staged(con: duckdb.DuckDBPyConnection, query: str, path: Path) -> OrderedRows:
+    """Returns a query's rows from a file, so that the next sort has all the memory."""
+    con.execute(f"COPY ({query}) TO {_quoted(path)} (FORMAT parquet)")
+    file = pq.ParquetFile(path)
+    return OrderedRows(file.schema_arrow, file.iter_batches())
+
+
+def _quoted(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"
 
 
 def _item_batches(
@@ -219,16 +238,13 @@ def _write_products(con: duckdb.DuckDBPyConnection, path: Path) -> int:
         "CREATE OR REPLACE TABLE products AS "
         f"SELECT product_id, row_number() OVER (ORDER BY product_id) - 1 AS row FROM ({every})"
     )
-    ids = OrderedRows(con.cursor().sql("SELECT row, product_id FROM products ORDER BY row").to_arrow_reader())
+    ids = _streamed(con.cursor(), "SELECT row, product_id FROM products ORDER BY row")
     rows = {
-        domain: OrderedRows(
-            con.cursor()
-            .sql(
-                "SELECT DISTINCT products.row AS row, items.row AS item_row "
-                f"FROM pairs_{domain} JOIN items_{domain} AS items USING (item_id) JOIN products USING (product_id) "
-                "ORDER BY 1, 2"
-            )
-            .to_arrow_reader()
+        domain: _streamed(
+            con.cursor(),
+            "SELECT DISTINCT products.row AS row, items.row AS item_row "
+            f"FROM pairs_{domain} JOIN items_{domain} AS items USING (item_id) JOIN products USING (product_id) "
+            "ORDER BY 1, 2",
         )
         for domain in DOMAINS
     }

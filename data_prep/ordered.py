@@ -1,6 +1,6 @@
 """Rows that come in order, cut into the pieces of which lists are made."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 class OrderedRows:
     """Takes record batches that are ordered by an int64 column `row` and gives them out up to one row after another."""
 
-    def __init__(self, reader: pa.RecordBatchReader):
-        self._schema = reader.schema
-        self._batches = iter(reader)
+    def __init__(self, schema: pa.Schema, batches: Iterable[pa.RecordBatch]):
+        self._schema = schema
+        self._batches = _in_order(batches)
         self._held: pa.RecordBatch | None = next(self._batches, None)
 
     def until(self, stop: int) -> pa.RecordBatch:
@@ -32,6 +32,15 @@ class OrderedRows:
         if self._held is not None:
             yield self._held
             yield from self._batches
+
+
+def _in_order(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    last = 0
+    for batch in batches:
+        rows = np.concatenate(([last], batch.column("row").to_numpy()))
+        assert (rows[1:] >= rows[:-1]).all()  # a sort that is none would tear items apart in silence
+        last = rows[-1]
+        yield batch
 
 
 def first_of_each(batch: pa.RecordBatch, columns: Sequence[str]) -> np.ndarray:
