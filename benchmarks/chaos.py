@@ -220,6 +220,7 @@ def main(argv: list[str]) -> None:
     """Runs both and compares."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}")
+    jax.config.update("jax_num_cpu_devices", DEVICES)  # as the runs have: Orbax reads their checkpoints back on as many
     began, rng = time.monotonic(), random.Random(FLAGS.seed)
     processes = [int(count) for count in FLAGS.processes]
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
