@@ -10,14 +10,15 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     # Models this small take time only to compile: quickly then, rather than well.
-    + " --xla_llvm_disable_expensive_passes=true"
+    + " --xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=0"
     + " --xla_force_host_platform_device_count=8"
 )
-# A cache for each of pytest's workers: JAX writes entries in place, and another worker could read half of one.
+# One cache for all of pytest's workers and the commands that they start. JAX locks it where its size is limited;
+# otherwise one could read what another has half written.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(
-    os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".cache/jax")),
-    os.environ.get("PYTEST_XDIST_WORKER", ""),
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".cache/jax")), "tests"
 )
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 << 30)
 
 import jax
 import pytest
@@ -96,6 +97,7 @@ def _tiny_config(data_dir):
             "eval.batch_size": 8,
             "eval.ways": 3,
             "eval.episodes": 10,
+            "mesh.data": 2,  # of the eight: on two cores, eight that wait for each other take a second a step
         }
     )
     return config
