@@ -32,8 +32,7 @@ from PIL import Image
 
 from data_prep.build import build
 from data_prep.catalog_files import write_catalog
-from data_prep.image_sources import RULES_KEY
-from data_prep.images import RULES
+from data_prep.images import RULES, RULES_KEY
 from data_prep.inputs import Inputs
 from data_prep.release import DOMAINS, Frame, Item
 
