@@ -34,10 +34,6 @@ SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "damage": signa
 PATIENCE = 600.0  # seconds for a run to end that should
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("kills", 20, "How often the run is killed.", lower_bound=1)
-flags.DEFINE_integer("seed", 1, "Of the instants and kinds.")
-flags.DEFINE_integer("steps", 60, "Of the run.", lower_bound=2)
-flags.DEFINE_list("processes", ["1"], "Numbers of processes to draw from at each start; each divides 4.")
 
 
 class Lives(NamedTuple):
@@ -216,6 +212,14 @@ def make_data(folder: Path) -> Path:
     return data
 
 
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_integer("kills", 20, "How often the run is killed.", lower_bound=1)
+    flags.DEFINE_integer("seed", 1, "Of the instants and kinds.")
+    flags.DEFINE_integer("steps", 60, "Of the run.", lower_bound=2)
+    flags.DEFINE_list("processes", ["1"], "Numbers of processes to draw from at each start; each divides 4.")
+
+
 def main(argv: list[str]) -> None:
     """Runs both and compares."""
     if len(argv) > 1:
@@ -252,4 +256,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)
