@@ -1,5 +1,6 @@
 """Settings of every test: strict JAX, eight fake devices, parsed flags, a compilation cache between runs."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -26,6 +27,18 @@ from absl import flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+# Tracing makes objects by the million, and collecting them takes longer the more programs are kept: seldom, then.
+gc.set_threshold(100_000, 50, 100)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Frees what a file's tests have compiled: a worker that keeps all of it gets slower and slower."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session", autouse=True)
