@@ -1,12 +1,12 @@
 """How a run's training went, from its logs."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cope_jax.domains import DOMAINS
+from cope_jax.training.metrics import read_lines
 
 SIDES = (*DOMAINS, "page_text", "page_vision")
 
@@ -16,12 +16,6 @@ Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # name → steps and values, 
 def read_history(workdir: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`."""
     return read_lines(workdir / "metrics.jsonl")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log up to one that is cut off; none where there is no such file."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def losses(history: list[dict[str, Any]]) -> Curves:

@@ -45,6 +45,16 @@ class Progress:
         yield
         self.waited += time.monotonic() - since
 
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """Round what is no training and shall not count as slow steps."""
+        since = time.monotonic()
+        yield
+        if self.first is not None and self.last_lap is not None:
+            seconds = time.monotonic() - since
+            self.first = self.first._replace(time=self.first.time + seconds)
+            self.last_lap = self.last_lap._replace(time=self.last_lap.time + seconds)
+
     def speed(self, step: int) -> dict[str, float]:
         """Examples a second, seconds a step, the share of the time spent waiting for data; MFU where it is known.
 
