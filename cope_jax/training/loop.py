@@ -169,8 +169,7 @@ def run_steps(
     """
     checkpoints, reporter, evaluations, _, stop, watchdog, profile = attend
     first, steps = int(state.step), config.train.steps
-    stopped = evaluations.due(first) and not evaluate_step(first, state, attend)
-    if stopped:
+    if evaluations.due(first) and not evaluate_step(first, state, attend):
         raise Stopped(what_is_left(first, steps))
     for step in range(first + 1, steps + 1):
         watchdog.begin(f"the batch of step {step}")
@@ -190,7 +189,7 @@ def run_steps(
             reporter.flush()
             watchdog.begin(f"the saving of step {step}")
             checkpoints.save(step, state, reporter.open_window())
-            watchdog.saved = checkpoints.latest()
+            watchdog.saved = reporter.progress.saved = checkpoints.saved
         if due and not stopped:
             stopped = not evaluate_step(step, state, attend)
         if stopped or step == steps:
@@ -213,6 +212,7 @@ def evaluate_step(step: int, state: TrainState, attend: Attendants) -> bool:
             raise Stopped
 
     attend.watchdog.begin(f"the evaluation of step {step}")
+    attend.reporter.begin_evaluation(step)
     try:
         with attend.reporter.progress.standing():
             metrics, samples = look_at(state, attend.probe, between)

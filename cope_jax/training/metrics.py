@@ -197,6 +197,11 @@ class Reporter:
                 "config.optimizer.clip_norm, or look at the products named above; the newest checkpoint is from before"
             )
 
+    def begin_evaluation(self, step: int) -> None:
+        """Tells why the progress line stands still."""
+        if self.log is not None:
+            print(f"\nstep {step}: evaluating", flush=True)
+
     def add_evaluation(self, step: int, values: Mapping[str, float], samples: Mapping[str, np.ndarray]) -> None:
         """Reports what an evaluation found."""
         if self.log is None:

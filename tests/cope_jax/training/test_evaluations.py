@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import struct
 from functools import partial
@@ -12,6 +13,8 @@ import orbax.checkpoint as ocp
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from benchmarks import chaos
+from benchmarks.chaos import Kill
 from cope_jax.evaluation.probe import Probe
 from cope_jax.evaluation.run import evaluate, known_metrics
 from cope_jax.training.checkpoints import Checkpoints
@@ -21,28 +24,29 @@ from cope_jax.training.model import ModelState
 from cope_jax.training.step import moved
 from cope_jax.training.stop import Stopped
 
-
-def evaluated(config):
-    """A config with evaluations of 7 products at the steps 2, 4 and 5, and a moving average."""
-    config.update_from_flattened_dict(
-        {
-            "train.steps": 5,
-            "train.evaluate_every": 2,
-            "train.evaluate_products": 7,
-            "train.average_decay": 0.75,
-            "train.best_by": "average_mean_map",
-            "train.keep_checkpoints": 1,
-            "train.checkpoint_every": 3,
-        }
-    )
-    return config
+# Of 7 products at the steps 2, 4 and 5. Report windows are open at saves.
+CHANGES = {
+    "train.evaluate_every": 2,
+    "train.evaluate_products": 7,
+    "train.average_decay": 0.75,
+    "train.best_by": "average_mean_map",
+    "train.keep_checkpoints": 2,
+    "train.checkpoint_every": 3,
+    "train.log_every": 3,
+}
 
 
 @pytest.fixture(scope="module")
-def finished(make_tiny_config, tmp_path_factory):
+def make_config(make_quick_config):
+    """A function that makes the config of a run that is evaluated while it trains, and averaged."""
+    return lambda: make_quick_config(**CHANGES)
+
+
+@pytest.fixture(scope="module")
+def finished(make_config, tmp_path_factory):
     """A work directory of such a run, trained without interruption."""
     workdir = tmp_path_factory.mktemp("evaluated")
-    train(evaluated(make_tiny_config()), workdir)
+    train(make_config(), workdir)
     return workdir
 
 
@@ -90,7 +94,7 @@ def test_the_best_checkpoint_stays_and_is_evaluated_in_full(finished):
     found = found_in(finished)
     best = max(found, key=lambda step: (found[step]["average_mean_map"], step))
     with Checkpoints(finished) as checkpoints:
-        assert set(checkpoints.steps()) == {best, 5}
+        assert set(checkpoints.steps()) == {best, 4, 5}
     assert all(known_metrics(finished, best, average=average) for average in (False, True))
 
 
@@ -112,7 +116,7 @@ def test_tensorboard_shows_metrics_and_histograms_of_embeddings(finished):
     assert entries.sum_squares == pytest.approx(items)  # each has length 1
 
 
-def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, make_tiny_config, tmp_path, monkeypatch):
+def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, make_config, tmp_path, monkeypatch):
     """Of step 4 while it looks at the average, and of step 5, the last one, while it looks at the model."""
     look, looks, stops = Probe.__call__, [], [4, 7]
 
@@ -126,10 +130,10 @@ def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, m
     averages = []
     for step in (4, 5):
         with pytest.raises(Stopped, match=f"stopped at step {step} of 5, which is saved"):
-            train(evaluated(make_tiny_config()), tmp_path)
+            train(make_config(), tmp_path)
         assert list(found_in(tmp_path)) == [2, 4][: step - 3]
         averages.append(stored(tmp_path, step)["average"])
-    train(evaluated(make_tiny_config()), tmp_path)
+    train(make_config(), tmp_path)
     assert len(looks) == 9
     assert_same_run(tmp_path, finished)
     before, after = averages
@@ -138,6 +142,19 @@ def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, m
     for name, model in (("params", now["params"]["model"]), ("statistics", now["statistics"])):
         expected = jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, before[name], model)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after[name], expected)
+
+
+def test_three_kills_leave_no_trace(finished, make_config, write_config, tmp_path, monkeypatch):
+    """By benchmarks/chaos.py, in processes of their own, two of them within a second."""
+    # They read what was compiled here; what they would add, a kill could cut off.
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1e9")
+    words = [f"--config={write_config(make_config())}"]
+    killed, alone = (chaos.Training(folder, words, steps=5, devices=8) for folder in (tmp_path / "run", finished))
+    kills = [Kill("SIGKILL", "evaluation"), Kill("SIGTERM", "at once"), Kill("damage", "evaluation")]
+    deaths = chaos.run_with_kills(killed, kills, random.Random(0))
+    assert [death.kill for death in deaths] == kills
+    assert len(list((tmp_path / "run/damaged").iterdir())) == 1
+    assert chaos.differing_bytes(killed, alone) == 0
 
 
 def test_the_average_forgets_the_start_and_follows():
@@ -158,8 +175,8 @@ def test_the_average_forgets_the_start_and_follows():
     np.testing.assert_array_equal(average.params["still"], still)
 
 
-def test_what_is_best_is_told_by_the_file(tiny_config, tmp_path):
-    config = evaluated(tiny_config)
+def test_what_is_best_is_told_by_the_file(make_config, tmp_path):
+    config = make_config()
     config.train.best_by = "mean_r1"
     lines = [{"step": 2, "mean_r1": 0.5}, {"step": 4, "mean_r1": 0.5}, {"step": 6, "mean_r1": 0.9}, {"step": 7}]
     (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -174,9 +191,12 @@ def test_what_is_best_is_told_by_the_file(tiny_config, tmp_path):
     assert not any(Evaluations(config, tmp_path, step=0).due(step) for step in range(8))
 
 
-def test_products_that_cannot_be_searched_for_are_refused(tiny_config, tmp_path, monkeypatch):
-    config = evaluated(tiny_config)
+def test_products_that_cannot_be_searched_for_are_refused(make_config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("cope_jax.evaluation.probe.batch_share", lambda mesh: (0, 2))
+        with pytest.raises(ValueError, match=r"config.mesh.tensor=1 joins processes, .*evaluate_every to 0"):
+            train(make_config(), tmp_path)
     monkeypatch.setattr("cope_jax.evaluation.probe.drawn_products", lambda *_: [])
     monkeypatch.setattr("cope_jax.evaluation.probe.rows_of", lambda _: {})
     with pytest.raises(ValueError, match=r"none of 0 random products of the split 'test' has both a page and a video"):
-        train(config, tmp_path)
+        train(make_config(), tmp_path)
