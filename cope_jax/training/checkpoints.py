@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 from cope_jax.training.manifest import find_damage, write_manifest
 from cope_jax.training.mesh import parameter_shardings, replicated, with_shardings
 from cope_jax.training.model import ModelState, split_model
+from cope_jax.training.progress import Saved
 from cope_jax.training.step import TrainState
 from cope_jax.training.weights import load_weights, prepare_weights
 
@@ -28,6 +30,9 @@ UNTRAINED = 0
 # The parts of a checkpoint: the training state, and the sums of the report window that was open (JSON).
 STATE, WINDOW = "state", "window"
 UNFINISHED = "*.orbax-checkpoint-tmp*"
+SAVE_SECONDS = 600  # that a save may take; processes whose part is written wait as long for one whose part failed
+# Of a disk, which tensorstore tells as ValueErrors, and of waiting in vain for another process whose part failed.
+FAILURES = (OSError, ValueError, jax.errors.JaxRuntimeError)
 
 Window = Mapping[str, tuple[float, float]]  # metric → (total, count)
 
@@ -54,13 +59,18 @@ class Checkpoints:
     renamed, so a killed process leaves no half checkpoint that passes for one.
 
     Attributes:
+        saving: the save under way.
+        saved: the last one that is complete, of those begun here.
+        failed: whether the one begun last was not completed.
         best: its step stays beside the newest ones.
     """
 
     def __init__(self, workdir: Path, *, keep: int | None = None):
         """Opens the folder; `keep` newest checkpoints stay, None is for readers, which change nothing."""
         self.folder = workdir.absolute() / "checkpoints"
-        self.saving: int | None = None
+        self.saving: Saved | None = None
+        self.saved: Saved | None = None
+        self.failed = False
         self.best = Best()
         if keep is not None and jax.process_index() == 0:
             self.remove_unfinished()
@@ -71,7 +81,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
                 enable_async_checkpointing=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self.seal),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self.seal, timeout_secs=SAVE_SECONDS),
             ),
         )
 
@@ -108,29 +118,30 @@ class Checkpoints:
         run goes on and the checkpoints before stay.
         """
         self.settle()
-        self.saving = step
+        self.saving, self.failed = Saved(step, time.monotonic()), False
         items = {STATE: ocp.args.StandardSave(as_tree(state)), WINDOW: ocp.args.JsonSave(dict(window))}
         try:
             self.manager.save(step, args=ocp.args.Composite(**items))
-        except (OSError, ValueError) as error:
+        except FAILURES as error:
             self.report_failure(error)
 
     def settle(self) -> bool:
-        """Waits for the save under way; whether there was none or it succeeded."""
+        """Waits for the save under way; whether the last one succeeded, or there was none."""
         try:
             self.manager.wait_until_finished()
-        except (OSError, ValueError) as error:  # tensorstore's errors of the disk are ValueErrors
+        except FAILURES as error:
             self.report_failure(error)
         else:
-            self.saving = None
-        return self.saving is None
+            self.saved, self.saving = self.saving or self.saved, None
+        return not self.failed
 
     def report_failure(self, error: Exception) -> None:
-        """Tells of a failed save and frees the space that it took; several processes cannot go on after one."""
-        if jax.process_count() > 1:
-            raise error
-        print(f"\nsaving step {self.saving} in {self.folder} failed: {error}", file=sys.stderr, flush=True)
-        self.remove_unfinished()
+        """Tells of a failed save and frees the space that it took."""
+        print(f"\nsaving step {self.saving.step} in {self.folder} failed: {error}", file=sys.stderr, flush=True)
+        if jax.process_index() == 0:
+            self.remove_unfinished()
+        self.saving, self.failed = None, True
+        self.manager.reload()  # it has forgotten the checkpoint that was to go for the failed one
 
     def remove_unfinished(self) -> None:
         """Removes what killed or failed saves left."""
