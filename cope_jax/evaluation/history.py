@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from cope_jax.domains import DOMAINS
-from cope_jax.training.metrics import read_lines
+from cope_jax.training.config import AVERAGE
+from cope_jax.training.metrics import EVALUATIONS, read_lines
 
 SIDES = (*DOMAINS, "page_text", "page_vision")
 
@@ -46,6 +47,13 @@ def pair_name(metric: str) -> str:
             order = sorted((a, b), key=lambda side: (DOMAINS.index(side.split("_")[0]), side))
             return " – ".join(side.replace("_", " ") for side in order)
     return metric
+
+
+def evaluations(workdir: Path) -> Curves:
+    """Mean R@1 on some products, of the model and of its moving average where the run kept one."""
+    found = read_lines(workdir / EVALUATIONS)
+    curves = {"the model": _curve(found, ["mean_r1"]), "its moving average": _curve(found, [f"{AVERAGE}mean_r1"])}
+    return {name: curve for name, curve in curves.items() if len(curve[0])}
 
 
 def throughput(workdir: Path) -> tuple[np.ndarray, np.ndarray]:
