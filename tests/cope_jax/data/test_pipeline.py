@@ -213,14 +213,15 @@ def test_a_run_that_goes_on_with_other_hosts_sees_the_same_fifty_batches(train):
         step = stop
 
 
-def test_a_worker_that_dies_ends_the_reading_with_its_error(train):
+def test_a_worker_that_dies_ends_the_reading_with_its_error(train, monkeypatch):
     """It does not hang, nor is it taken for a bad item."""
 
-    def broken(*args, **kwargs):
+    def broken(*args):
         raise RuntimeError("the tokenizer is out of order")
 
+    monkeypatch.setattr("cope_jax.data.leaf.encode", broken)
     with pytest.raises(RuntimeError, match="the tokenizer is out of order"):
-        train(3, tokenizer=broken)
+        train(3)
 
 
 def test_a_domain_draws_the_same_without_the_others(train):
