@@ -132,7 +132,7 @@ def cut_back(source, target, step):
 
 def test_any_number_of_processes_trains_the_same_and_goes_on_with_it(make_quick_config, write_config, tmp_path):
     """One with eight devices; two with four each; two that go on from one, in a mesh whose tensor axis joins them."""
-    config = make_quick_config()
+    config = make_quick_config(**{"train.keep_checkpoints": 3})
     words = ["-m", "cope_jax.train", f"--config={write_config(config)}"]
 
     def in_two(workdir, *flags, devices):
@@ -175,7 +175,7 @@ def test_a_work_directory_that_is_not_shared_is_found_in_seconds(tmp_path):
     results = ends([start("-c", BLIND, where, "2", str(i), *folders) for i in range(2)])
     for code, output, errors in results:
         assert code == 1
-        assert output.split() == ["held", folders[0]]
+        assert [line for line in output.splitlines() if "Gloo" not in line] == [f"held {folders[0]}"]
         assert "ValueError: process 1 of 2 does not see what process 0 writes in" in errors
         assert "--workdir must be on storage that all hosts share, under the same path" in errors
 
@@ -188,7 +188,7 @@ def test_a_save_that_fails_in_some_processes_is_given_up_by_all(tmp_path, failin
         [start("-c", SAVER, where, "2", str(i), failing, str(tmp_path)) for i in range(2)]
     ):
         assert code == 0, output + errors
-        assert output.splitlines() == ["1 True 1", "2 False 1", "3 True 3"]
+        assert output.splitlines()[-3:] == ["1 True 1", "2 False 1", "3 True 3"]
         assert "saving step 2 in" in errors
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
 
