@@ -108,7 +108,11 @@ def get_config() -> ConfigDict:
     train.steps = 50_000  # batches; also where the learning rate reaches 0
     train.log_every = 50  # steps a line of metrics.jsonl averages over
     train.checkpoint_every = 1000  # steps; the last step is always saved
-    train.keep_checkpoints = 3  # newest ones kept
+    train.keep_checkpoints = 3  # newest ones kept, and beside them the best one of those evaluated
+    train.evaluate_every = 0  # steps between evaluations on some products; at the end on all of them; 0 = none
+    train.evaluate_products = 200  # of data.eval_split that the evaluations in between look at, at most
+    train.best_by = "mean_r1"  # of the evaluations in between: mean_r1, mean_r5, mean_r10, mean_map; average_mean_r1, …
+    train.average_decay = 0.0  # of a moving average of the parameters, evaluated beside them, say 0.999; 0 = none
     train.max_skipped = 10  # steps in a row whose loss or gradient is not finite, and that are skipped, before it ends
     train.stall_seconds = 1800.0  # without anything done, after which the run ends and tells why; 0 = never
 

@@ -12,6 +12,7 @@ from cope_jax.evaluation.tables import tables
 from cope_jax.training.checkpoints import UNTRAINED
 
 FLAGS = flags.FLAGS
+FACTS = ("workdir", "step", "data_dir", "subset", "average")  # flags that are the same in all processes
 
 
 def define_flags() -> None:
@@ -27,6 +28,9 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "subset", None, "Evaluate that many random products alone: for a quick look; the task is easier.", lower_bound=1
     )
+    flags.DEFINE_bool(
+        "average", False, "Evaluate the moving average of the parameters, of a run with config.train.average_decay."
+    )
     flags.DEFINE_bool("baseline", True, "Show the untrained model's numbers beside the checkpoint's.")
     flags.DEFINE_bool("reuse", False, "Take what an earlier evaluation of the same step and data wrote, if any.")
     flags.DEFINE_bool("report", True, "Write report.html, too: tables, curves, a map, a gallery of queries and hits.")
@@ -38,17 +42,17 @@ def main() -> None:
     """Evaluates, prints and writes."""
     step = entry.parse_step(FLAGS.step, words=(LATEST, BEST))
     workdir = Path(FLAGS.workdir)
-    with entry.this_process({f"--{name}": FLAGS[name].value for name in ("workdir", "step", "data_dir", "subset")}):
-        judged = judge(workdir, step=step, needs_report=FLAGS.report, **options())
+    with entry.this_process({f"--{name}": FLAGS[name].value for name in FACTS}):
+        judged = judge(workdir, step=step, average=FLAGS.average, needs_report=FLAGS.report, **options())
         beside = untrained(workdir) if FLAGS.baseline else None
         if FLAGS.report and judged.items is not None:
             write_report(workdir, judged, beside)
     if FLAGS.subset:
         print(f"Of {FLAGS.subset} random products alone, among whose items it is easier to find the right one")
     print(tables(judged.metrics, beside))
-    print(f"\nwritten to {metrics_path(workdir, judged.step, FLAGS.subset)}")
+    print(f"\nwritten to {metrics_path(workdir, judged.step, FLAGS.subset, average=FLAGS.average)}")
     if FLAGS.report:
-        print(f"report: {report_path(workdir, judged.step, FLAGS.subset)}")
+        print(f"report: {report_path(workdir, judged.step, FLAGS.subset, average=FLAGS.average)}")
 
 
 def options() -> dict[str, Any]:

@@ -18,12 +18,15 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of a training run.")
     flags.DEFINE_string("out", None, "Folder to write; must not exist.")
     flags.DEFINE_integer("step", None, "Checkpoint to export; the newest if not given.", lower_bound=0)
+    flags.DEFINE_bool(
+        "average", False, "Export the moving average of the parameters, of a run with config.train.average_decay."
+    )
     flags.mark_flags_as_required(["workdir", "out"])
 
 
 def main() -> None:
     """Exports and says how well the copies agree."""
-    difference = export_run(Path(FLAGS.workdir), Path(FLAGS.out), step=FLAGS.step)
+    difference = export_run(Path(FLAGS.workdir), Path(FLAGS.out), step=FLAGS.step, average=FLAGS.average)
     print(f"wrote {FLAGS.out}; loaded back, its embeddings differ from the run's by {difference:.1e} at most")
 
 

@@ -35,8 +35,6 @@ TINY = [
 MOMENTS = {
     "while the release is written": lambda root, printed: any(root.glob("data/demo/release.writing/images/*")),
     "while shards are written": lambda root, printed: any(root.glob("data/demo/rope/**/*array_record*")),
-    "while the first step compiles": lambda root, printed: (root / "runs/demo/tokenizer").exists(),
-    "during a save": lambda root, printed: any(root.glob("runs/demo/checkpoints/*checkpoint-tmp*")),
     "behind a checkpoint": lambda root, printed: any(root.glob("runs/demo/checkpoints/[369]")),
     "during evaluation": lambda root, printed: "evaluating" in printed,
 }

@@ -10,7 +10,6 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cope_jax.evaluation.hosts import from_all
-from cope_jax.evaluation.progress import Progress
 from cope_jax.training.mesh import batch_sharding, replicated, to_devices
 from cope_jax.training.model import ModelState
 
@@ -58,12 +57,13 @@ def embed_items(
     embed: EmbedFunction,
     model: ModelState,
     mesh: Mesh,
-    progress: Progress | None = None,
+    report: Callable[[int], None] | None = None,
 ) -> Items:
     """Embeds all items of some batches; every host gets those of all hosts.
 
     Args:
         batches: from `eval_batches`, this host's share of each, the last one padded.
+        report: told of each batch how many items it has.
 
     Returns:
         One row an item, padding left out.
@@ -76,8 +76,8 @@ def embed_items(
         leaf = batch[domain]
         vectors.append(np.asarray(vector))
         columns.append([leaf["products"], batch["row"], batch["item_id"], batch["frame_count"], leaf["text"].any(-1)])
-        if progress:
-            progress.add(len(vector))
+        if report:
+            report(len(vector))
     items = Items(np.concatenate(vectors), *(whole(np.stack(column)) for column in zip(*columns, strict=True)))
     items = taken(items, items.rows >= 0)
     check_lengths(items.vectors, domain, items.item_ids)

@@ -1,12 +1,13 @@
 """How a run's training went, from its logs."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cope_jax.domains import DOMAINS
+from cope_jax.training.config import AVERAGE
+from cope_jax.training.metrics import EVALUATIONS, read_lines
 
 SIDES = (*DOMAINS, "page_text", "page_vision")
 
@@ -16,12 +17,6 @@ Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # name → steps and values, 
 def read_history(workdir: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`."""
     return read_lines(workdir / "metrics.jsonl")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log up to one that is cut off; none where there is no such file."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def losses(history: list[dict[str, Any]]) -> Curves:
@@ -52,6 +47,13 @@ def pair_name(metric: str) -> str:
             order = sorted((a, b), key=lambda side: (DOMAINS.index(side.split("_")[0]), side))
             return " – ".join(side.replace("_", " ") for side in order)
     return metric
+
+
+def evaluations(workdir: Path) -> Curves:
+    """Mean R@1 on some products, of the model and of its moving average where the run kept one."""
+    found = read_lines(workdir / EVALUATIONS)
+    curves = {"the model": _curve(found, ["mean_r1"]), "its moving average": _curve(found, [f"{AVERAGE}mean_r1"])}
+    return {name: curve for name, curve in curves.items() if len(curve[0])}
 
 
 def throughput(workdir: Path) -> tuple[np.ndarray, np.ndarray]:

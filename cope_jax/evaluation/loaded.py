@@ -1,6 +1,6 @@
 """A checkpoint of a run, loaded and compiled: turns rows of the records into embedded items."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data.tokenizer import load_tokenizer
 from cope_jax.evaluation.embed import EmbedFunction, Items, embed_function, embed_items
-from cope_jax.evaluation.progress import Progress
 from cope_jax.training.checkpoints import Checkpoints, load_model
 from cope_jax.training.inputs import evaluation_batches
 from cope_jax.training.mesh import make_mesh
@@ -29,24 +28,26 @@ class LoadedRun:
     embed: EmbedFunction
     model: ModelState
 
-    def items(self, domain: str, rows: Sequence[int], progress: Progress | None = None) -> Items:
-        """Embeds some rows of a domain; all hosts take part and get all."""
+    def items(self, domain: str, rows: Sequence[int], report: Callable[[int], None] | None = None) -> Items:
+        """Embeds some rows of a domain; all hosts take part and get all. `report` is told the items of each batch."""
         batches = evaluation_batches(
             self.config, self.tokenizer, domain=domain, batch_size=self.config.eval.batch_size, rows=rows
         )
-        return embed_items(batches, domain, self.embed, self.model, self.mesh, progress)
+        return embed_items(batches, domain, self.embed, self.model, self.mesh, report)
 
 
-def load_run(config: ConfigDict, workdir: Path, checkpoints: Checkpoints, step: int) -> LoadedRun:
-    """Loads a step of a work directory.
+def load_run(
+    config: ConfigDict, workdir: Path, checkpoints: Checkpoints, step: int, *, average: bool = False
+) -> LoadedRun:
+    """Loads a step of a work directory, or the moving average of its parameters.
 
     Raises:
         FileNotFoundError: no such step; for step 0 also: no such weights to start from.
-        ValueError: batches do not divide over the devices.
+        ValueError: batches do not divide over the devices, or there is no average.
     """
     mesh = make_mesh(**config.mesh)
     check_batch_sizes(config, mesh)
     tokenizer = load_tokenizer(workdir / "tokenizer")
-    graphdef, model = load_model(config, checkpoints, step, mesh, vocab_size=len(tokenizer))
+    graphdef, model = load_model(config, checkpoints, step, mesh, vocab_size=len(tokenizer), average=average)
     embed = embed_function(graphdef, jax.tree.map(lambda leaf: leaf.sharding, model), mesh)
     return LoadedRun(config, tokenizer, mesh, embed, model)

@@ -157,7 +157,7 @@ def write_shards(shards: list[Shard], run: LoadedRun, products: ProductRecords, 
         progress = Progress(f"embedded {domain} items", sum(shard.stop - shard.start for shard in own))
         for number, shard in enumerate(own):
             wanted = np.arange(shard.start, shard.stop)
-            items = run.items(domain, wanted, progress)
+            items = run.items(domain, wanted, progress.add)
             if items.rows.tolist() != wanted.tolist():
                 raise ValueError(
                     f"{shard.path}: {len(items.rows)} items came back of rows {shard.start} … {shard.stop - 1}"

@@ -41,7 +41,7 @@ def write_report(workdir: Path, judged: Judged, beside: Mapping[str, Any] | None
     """
     if jax.process_index() > 0:
         return
-    path = report_path(workdir, judged.step, judged.metrics["evaluated"]["subset"])
+    path = report_path(workdir, judged.step, judged.metrics["evaluated"]["subset"], average=judged.average)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(render(contents(workdir, judged, beside)), encoding="utf-8")
     os.replace(partial, path)

@@ -1,7 +1,7 @@
 """Evaluates a checkpoint of a work directory, which is all it needs."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cope_jax.data.records import fingerprint, open_records
+from cope_jax.data.records import Product, fingerprint, open_records
 from cope_jax.domains import DIRECTIONS, DOMAINS, direction_name
 from cope_jax.evaluation import bootstrap, breakdown, few_shot, retrieval
 from cope_jax.evaluation.embed import Items
@@ -34,6 +34,7 @@ class Judged:
         metrics: as `evaluate` returns them.
         items: what they are of, by domain; None where they were taken as they are.
         ranks: of the positives, by direction; None where items is.
+        average: whether it is the moving average of the parameters.
     """
 
     config: ConfigDict
@@ -41,6 +42,7 @@ class Judged:
     metrics: dict[str, Any]
     items: dict[str, Items] | None = None
     ranks: dict[str, Ranks] | None = None
+    average: bool = False
 
 
 def evaluate(
@@ -49,6 +51,7 @@ def evaluate(
     step: int | str = LATEST,
     data_dir: Path | None = None,
     subset: int | None = None,
+    average: bool = False,
     reuse: bool = False,
 ) -> dict[str, Any]:
     """Retrieval and few-shot metrics of a checkpoint, also written to `eval/<step>/metrics.json`.
@@ -59,6 +62,7 @@ def evaluate(
         data_dir: array records to use instead of those of the run's config.
         subset: evaluate that many random products alone, the same ones each time; None is all. Easier than all of
             them, and written beside: to `metrics-of-<subset>.json`.
+        average: evaluate the moving average of the parameters in place of these; written to `average-metrics.json`.
         reuse: whether metrics that are there, of the same step, data and settings, are taken as they are.
 
     Returns:
@@ -66,9 +70,9 @@ def evaluate(
 
     Raises:
         FileNotFoundError: no such work directory, checkpoint or array records; for step 0 also: no such weights.
-        ValueError: the data lack the split or so many products, or the embeddings are broken.
+        ValueError: the data lack the split or so many products, the embeddings are broken, or there is no average.
     """
-    return judge(workdir, step=step, data_dir=data_dir, subset=subset, reuse=reuse).metrics
+    return judge(workdir, step=step, data_dir=data_dir, subset=subset, average=average, reuse=reuse).metrics
 
 
 def judge(
@@ -78,6 +82,7 @@ def judge(
     data_dir: Path | None,
     subset: int | None,
     reuse: bool,
+    average: bool = False,
     needs_report: bool = False,
 ) -> Judged:
     """`evaluate`, with what a report is made of.
@@ -92,19 +97,20 @@ def judge(
     evaluated = what_is_evaluated(config, subset)
     with Checkpoints(workdir) as checkpoints:
         step = resolve_step(step, checkpoints, workdir, evaluated)
-        lacking = needs_report and not report_path(workdir, step, subset).exists()
-        known = known_metrics(workdir, step, subset) if reuse and not lacking else None
+        lacking = needs_report and not report_path(workdir, step, subset, average=average).exists()
+        known = known_metrics(workdir, step, subset, average=average) if reuse and not lacking else None
         if known is not None and known["evaluated"] == evaluated:
-            return Judged(config, step, known)
+            return Judged(config, step, known, average=average)
         rows = subset_rows(config, subset)
-        items = embed_split(load_run(config, workdir, checkpoints, step), step=step, rows=rows)
+        run = load_run(config, workdir, checkpoints, step, average=average)
+        items = embed_split(run, step=step, rows=rows)
     ranks = retrieval.direction_ranks(embeddings_of(items))
     metrics = measure(items, ranks, config, step=step)
     metrics["evaluated"] = evaluated
     if jax.process_index() == 0:
-        report_path(workdir, step, subset).unlink(missing_ok=True)  # of an earlier evaluation
-        write_metrics(metrics_path(workdir, step, subset), metrics)
-    return Judged(config, step, metrics, items, ranks)
+        report_path(workdir, step, subset, average=average).unlink(missing_ok=True)  # of an earlier evaluation
+        write_metrics(metrics_path(workdir, step, subset, average=average), metrics)
+    return Judged(config, step, metrics, items, ranks, average)
 
 
 def what_is_evaluated(config: ConfigDict, subset: int | None) -> dict[str, Any]:
@@ -168,15 +174,28 @@ def subset_rows(config: ConfigDict, subset: int | None) -> dict[str, np.ndarray]
     """
     if subset is None:
         return None
-    products = open_records(config.data.data_dir, config.data.eval_split).products
-    if not 1 <= subset <= len(products):
-        raise ValueError(f"--subset is {subset}; the split {config.data.eval_split!r} has {len(products)} products")
-    drawn = np.sort(np.random.default_rng(config.seed).choice(len(products), subset, replace=False))
-    chosen = [products[int(index)] for index in drawn]
-    rows = {domain: np.unique(np.concatenate([product.rows[domain] for product in chosen])) for domain in DOMAINS}
+    rows = rows_of(drawn_products(config, subset))
     if lacking := [domain for domain in DOMAINS if not len(rows[domain])]:
         raise ValueError(f"{subset} random products have no {' and no '.join(lacking)} items; choose a larger --subset")
     return rows
+
+
+def drawn_products(config: ConfigDict, number: int) -> list[Product]:
+    """That many random products of the evaluation split, drawn by the config's seed.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    products = open_records(config.data.data_dir, config.data.eval_split).products
+    if not 1 <= number <= len(products):
+        raise ValueError(f"--subset is {number}; the split {config.data.eval_split!r} has {len(products)} products")
+    drawn = np.sort(np.random.default_rng(config.seed).choice(len(products), number, replace=False))
+    return [products[int(index)] for index in drawn]
+
+
+def rows_of(products: Sequence[Product]) -> dict[str, np.ndarray]:
+    """Rows of each domain that belong to some products, in order."""
+    return {domain: np.unique(np.concatenate([product.rows[domain] for product in products])) for domain in DOMAINS}
 
 
 def embed_split(run: LoadedRun, *, step: int, rows: Mapping[str, np.ndarray] | None = None) -> dict[str, Items]:
@@ -185,7 +204,7 @@ def embed_split(run: LoadedRun, *, step: int, rows: Mapping[str, np.ndarray] | N
     items = {}
     for domain in DOMAINS:
         wanted = np.arange(len(records.items[domain])) if rows is None else rows[domain]
-        items[domain] = run.items(domain, wanted, Progress(f"step {step}: embedded {domain} items", len(wanted)))
+        items[domain] = run.items(domain, wanted, Progress(f"step {step}: embedded {domain} items", len(wanted)).add)
     return items
 
 
@@ -225,19 +244,24 @@ def measure(items: Mapping[str, Items], ranks: Mapping[str, Ranks], config: Conf
     }
 
 
-def metrics_path(workdir: Path, step: int, subset: int | None = None) -> Path:
+def metrics_path(workdir: Path, step: int, subset: int | None = None, *, average: bool = False) -> Path:
     """Where the metrics of a step are kept."""
-    name = "metrics.json" if subset is None else f"metrics-of-{subset}.json"
-    return workdir / "eval" / str(step) / name
+    return workdir / "eval" / str(step) / file_name("metrics", "json", subset, average)
 
 
-def report_path(workdir: Path, step: int, subset: int | None = None) -> Path:
+def report_path(workdir: Path, step: int, subset: int | None = None, *, average: bool = False) -> Path:
     """Where the report of a step is kept: beside its metrics."""
-    name = "report.html" if subset is None else f"report-of-{subset}.html"
-    return metrics_path(workdir, step, subset).with_name(name)
+    return workdir / "eval" / str(step) / file_name("report", "html", subset, average)
 
 
-def known_metrics(workdir: Path, step: int, subset: int | None = None) -> dict[str, Any] | None:
+def file_name(stem: str, ending: str, subset: int | None, average: bool) -> str:
+    """ "metrics.json", "metrics-of-200.json", "average-metrics.json" """
+    return f"{'average-' if average else ''}{stem}{'' if subset is None else f'-of-{subset}'}.{ending}"
+
+
+def known_metrics(
+    workdir: Path, step: int, subset: int | None = None, *, average: bool = False
+) -> dict[str, Any] | None:
     """The metrics that an earlier evaluation wrote, or None."""
-    path = metrics_path(workdir, step, subset)
+    path = metrics_path(workdir, step, subset, average=average)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

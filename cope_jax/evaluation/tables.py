@@ -19,8 +19,12 @@ def collect(retrieval: Results, few_shot: Results, *, step: int) -> dict[str, ob
       {"step": …, "retrieval": {"p2v": {"r1": …, …}, …}, "few_shot": {"p2v": {"accuracy": …, …}, …},
       "retrieval_mean": {"mean_r1": …, "mean_r5": …, "mean_r10": …, "mean_map": …}}
     """
-    means = {f"mean_{key}": sum(metrics[key] for metrics in retrieval.values()) / len(retrieval) for _, key in METRICS}
-    return {"step": step, "retrieval": dict(retrieval), "retrieval_mean": means, "few_shot": dict(few_shot)}
+    return {"step": step, "retrieval": dict(retrieval), "retrieval_mean": means(retrieval), "few_shot": dict(few_shot)}
+
+
+def means(retrieval: Results) -> dict[str, float]:
+    """Means over the directions: "mean_r1", "mean_r5", "mean_r10", "mean_map"."""
+    return {f"mean_{key}": sum(metrics[key] for metrics in retrieval.values()) / len(retrieval) for _, key in METRICS}
 
 
 def write_metrics(path: Path, metrics: Mapping[str, object]) -> None:
@@ -64,8 +68,8 @@ def _retrieval_rows(results: Sequence[Mapping[str, Results]]) -> list[list[str]]
         shares = [_cell(f"{metrics[key]:.3f}" for metrics in each) for _, key in METRICS]
         ranks = _cell(f"{metrics['median_rank']:g}" for metrics in each)
         rows.append([arrow(name), str(first["queries"]), str(first["gallery"]), *shares, ranks])
-    means = [result["retrieval_mean"] for result in results]
-    shares = [_cell(f"{mean[f'mean_{key}']:.3f}" for mean in means) for _, key in METRICS]
+    overall = [result["retrieval_mean"] for result in results]
+    shares = [_cell(f"{mean[f'mean_{key}']:.3f}" for mean in overall) for _, key in METRICS]
     bounds = [result["intervals"]["retrieval_mean"] for result in results]
     halves = [_cell(f"±{half_width(bound[f'mean_{key}']):.3f}" for bound in bounds) for _, key in METRICS]
     return [*rows, ["mean", "", "", *shares, ""], ["95% interval", "", "", *halves, ""]]

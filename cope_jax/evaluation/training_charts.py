@@ -6,12 +6,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cope_jax.evaluation.charts import Axis, Chart, Curve, chart
-from cope_jax.evaluation.history import Curves, accuracies, losses, read_history, throughput
+from cope_jax.evaluation.history import Curves, accuracies, evaluations, losses, read_history, throughput
 from cope_jax.training.optimizer import rate_schedule
 
 
 def training_charts(workdir: Path, config: ConfigDict) -> list[Chart]:
-    """Loss, accuracy of each of its terms within the batch, learning rate and throughput; none without a log."""
+    """Loss, accuracy of its terms within the batch, evaluations, learning rate and throughput; none without a log."""
     history = read_history(workdir)
     if not history:
         return []
@@ -19,6 +19,8 @@ def training_charts(workdir: Path, config: ConfigDict) -> list[Chart]:
     charts = [_chart("Loss", losses(history), steps, "loss", style=_term_style)]
     for term, curves in accuracies(history).items():
         charts.append(_chart(f"{term}: nearest of the batch is right", curves, steps, "share", style=pair_style, top=1))
+    if evaluated := evaluations(workdir):
+        charts.append(_chart("Mean R@1 on some products", evaluated, steps, "mean R@1", style=_average_style, top=1))
     charts.append(_chart("Learning rate", {"learning rate": rates(config, history[-1]["step"])}, steps, "rate"))
     speeds = throughput(workdir)
     if len(speeds[0]):
@@ -46,6 +48,10 @@ def pair_style(name: str) -> str:
 
 def _term_style(name: str) -> str:
     return "main" if name == "loss" else f"term {name}"
+
+
+def _average_style(name: str) -> str:
+    return "main" if name == "the model" else "term"
 
 
 def _chart(title: str, curves: Curves, steps: Axis, label: str, *, style=lambda name: "main", top: float = 0) -> Chart:

@@ -1,10 +1,11 @@
-"""Orbax checkpoints of a run: asynchronous, the newest few kept, restored onto any mesh, checked by their manifests."""
+"""Orbax checkpoints of a run: asynchronous, the newest few and the best kept, checked, restored onto any mesh."""
 
 import dataclasses
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.tree_util import keystr
 from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers
 
 from cope_jax.training.manifest import find_damage, write_manifest
 from cope_jax.training.mesh import parameter_shardings, replicated, with_shardings
 from cope_jax.training.model import ModelState, split_model
+from cope_jax.training.progress import Saved
 from cope_jax.training.step import TrainState
 from cope_jax.training.weights import load_weights, prepare_weights
 
@@ -27,8 +30,26 @@ UNTRAINED = 0
 # The parts of a checkpoint: the training state, and the sums of the report window that was open (JSON).
 STATE, WINDOW = "state", "window"
 UNFINISHED = "*.orbax-checkpoint-tmp*"
+SAVE_SECONDS = 600  # that a save may take; processes whose part is written wait as long for one whose part failed
+# Of a disk, which tensorstore tells as ValueErrors, and of waiting in vain for another process whose part failed.
+FAILURES = (OSError, ValueError, jax.errors.JaxRuntimeError)
 
 Window = Mapping[str, tuple[float, float]]  # metric → (total, count)
+
+
+class Best:
+    """Orbax's policy that the checkpoint of one step stays, whichever that is by now; None is no step."""
+
+    step: int | None = None
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
+        *,
+        context: checkpoint_managers.PreservationContext,
+    ) -> list[bool]:
+        """Whether each of some checkpoints stays."""
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
 
 
 class Checkpoints:
@@ -36,21 +57,31 @@ class Checkpoints:
 
     A context manager: leaving it waits for the save under way. A save is written beside, gets its manifest and is
     renamed, so a killed process leaves no half checkpoint that passes for one.
+
+    Attributes:
+        saving: the save under way.
+        saved: the last one that is complete, of those begun here.
+        failed: whether the one begun last was not completed.
+        best: its step stays beside the newest ones.
     """
 
     def __init__(self, workdir: Path, *, keep: int | None = None):
         """Opens the folder; `keep` newest checkpoints stay, None is for readers, which change nothing."""
         self.folder = workdir.absolute() / "checkpoints"
-        self.saving: int | None = None
+        self.saving: Saved | None = None
+        self.saved: Saved | None = None
+        self.failed = False
+        self.best = Best()
         if keep is not None and jax.process_index() == 0:
             self.remove_unfinished()
+        kept = [checkpoint_managers.LatestN(keep), self.best]
         self.manager = ocp.CheckpointManager(
             self.folder,
             item_handlers={STATE: ocp.StandardCheckpointHandler(), WINDOW: ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
                 enable_async_checkpointing=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self.seal),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self.seal, timeout_secs=SAVE_SECONDS),
             ),
         )
 
@@ -64,6 +95,10 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The newest complete step, or None."""
         return self.manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """All complete steps, oldest first."""
+        return sorted(self.manager.all_steps())
 
     def newest(self) -> int:
         """The newest complete step.
@@ -83,29 +118,30 @@ class Checkpoints:
         run goes on and the checkpoints before stay.
         """
         self.settle()
-        self.saving = step
+        self.saving, self.failed = Saved(step, time.monotonic()), False
         items = {STATE: ocp.args.StandardSave(as_tree(state)), WINDOW: ocp.args.JsonSave(dict(window))}
         try:
             self.manager.save(step, args=ocp.args.Composite(**items))
-        except (OSError, ValueError) as error:
+        except FAILURES as error:
             self.report_failure(error)
 
     def settle(self) -> bool:
-        """Waits for the save under way; whether there was none or it succeeded."""
+        """Waits for the save under way; whether the last one succeeded, or there was none."""
         try:
             self.manager.wait_until_finished()
-        except (OSError, ValueError) as error:  # tensorstore's errors of the disk are ValueErrors
+        except FAILURES as error:
             self.report_failure(error)
         else:
-            self.saving = None
-        return self.saving is None
+            self.saved, self.saving = self.saving or self.saved, None
+        return not self.failed
 
     def report_failure(self, error: Exception) -> None:
-        """Tells of a failed save and frees the space that it took; several processes cannot go on after one."""
-        if jax.process_count() > 1:
-            raise error
-        print(f"\nsaving step {self.saving} in {self.folder} failed: {error}", file=sys.stderr, flush=True)
-        self.remove_unfinished()
+        """Tells of a failed save and frees the space that it took."""
+        print(f"\nsaving step {self.saving.step} in {self.folder} failed: {error}", file=sys.stderr, flush=True)
+        if jax.process_index() == 0:
+            self.remove_unfinished()
+        self.saving, self.failed = None, True
+        self.manager.reload()  # it has forgotten the checkpoint that was to go for the failed one
 
     def remove_unfinished(self) -> None:
         """Removes what killed or failed saves left."""
@@ -135,26 +171,31 @@ class Checkpoints:
         restored = self.manager.restore(step, args=ocp.args.Composite(**items))
         return TrainState(**restored[STATE]), {name: tuple(pair) for name, pair in restored[WINDOW].items()}
 
-    def restore_model(self, step: int, like: ModelState) -> ModelState:
+    def restore_model(self, step: int, like: ModelState, *, average: bool = False) -> ModelState:
         """The model alone, laid out as `like`: what evaluation needs.
+
+        Args:
+            average: whether the moving average over the steps is wanted.
 
         Raises:
             FileNotFoundError: no such step; lists those there are.
-            ValueError: its files are not as they were written; lists them.
+            ValueError: its files are not as they were written; lists them. Or it has no moving average.
         """
-        if step not in self.manager.all_steps():
-            raise FileNotFoundError(
-                f"no checkpoint of step {step} in {self.folder}; there are {self.manager.all_steps()}"
-            )
+        if step not in self.steps():
+            raise FileNotFoundError(f"no checkpoint of step {step} in {self.folder}; there are {self.steps()}")
         if damage := find_damage(self.folder / str(step)):
             raise ValueError(f"{self.folder / str(step)} is damaged, choose another --step: {'; '.join(damage)}")
-        tree = {"params": {"model": like.params}, "statistics": like.statistics}
+        if average and "average" not in self.manager.item_metadata(step)[STATE].tree:
+            raise ValueError(
+                f"{self.folder / str(step)} has no moving average: the run has config.train.average_decay=0"
+            )
+        tree = {"average": like} if average else {"params": {"model": like.params}, "statistics": like.statistics}
         args = ocp.args.PyTreeRestore(
             item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
         )
         with ocp.CheckpointManager(self.folder, item_handlers={STATE: ocp.PyTreeCheckpointHandler()}) as reader:
             tree = reader.restore(step, args=ocp.args.Composite(**{STATE: args}))[STATE]
-        return ModelState(tree["params"]["model"], tree["statistics"])
+        return tree["average"] if average else ModelState(tree["params"]["model"], tree["statistics"])
 
 
 def set_aside_damaged(workdir: Path) -> None:
@@ -197,12 +238,13 @@ def shapes_by_path(tree: Any) -> dict[str, str]:
 
 
 def load_model(
-    config: ConfigDict, checkpoints: Checkpoints, step: int, mesh: Mesh, *, vocab_size: int
+    config: ConfigDict, checkpoints: Checkpoints, step: int, mesh: Mesh, *, vocab_size: int, average: bool = False
 ) -> tuple[nnx.GraphDef, ModelState]:
-    """The graph of a run's model and its state at a step, laid out on a mesh.
+    """The graph of a run's model and its state at a step, or their moving average, laid out on a mesh.
 
     Raises:
         FileNotFoundError: no such step, or for step 0 no published weights where the config names some.
+        ValueError: the checkpoint is damaged, or it has no moving average.
     """
     graphdef, initialise = split_model(config, vocab_size=vocab_size)
     shapes = jax.eval_shape(initialise)
@@ -213,9 +255,10 @@ def load_model(
         weights = prepare_weights(config, shapes.params, vocab_size=vocab_size)
         model = jax.jit(initialise, out_shardings=shardings)()
         return graphdef, model._replace(params=load_weights(weights, model.params))
-    return graphdef, checkpoints.restore_model(step, with_shardings(shapes, shardings))
+    return graphdef, checkpoints.restore_model(step, with_shardings(shapes, shardings), average=average)
 
 
 def as_tree(state: TrainState) -> dict[str, Any]:
-    """The state as the plain dictionary that is stored."""
-    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    """The state as the plain dictionary that is stored, without a part that the run does not have."""
+    parts = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: part for name, part in parts.items() if part is not None}

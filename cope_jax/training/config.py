@@ -24,6 +24,8 @@ from cope_jax.training.losses import active_terms
 
 DTYPES = ("float32", "bfloat16")
 STEMS = ("patch", "conv")
+AVERAGE = "average_"  # in front of metrics of the moving average
+BEST_BY = tuple(prefix + name for prefix in ("", AVERAGE) for name in ("mean_r1", "mean_r5", "mean_r10", "mean_map"))
 
 POSITIVE = [
     "data.frames.page",
@@ -55,6 +57,7 @@ POSITIVE = [
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.evaluate_products",
     "eval.frames.page",
     "eval.frames.video",
     "eval.frames.live",
@@ -82,12 +85,17 @@ NOT_NEGATIVE = [
     "train.max_skipped",
     "train.microbatch",
     "train.stall_seconds",
+    "train.evaluate_every",
     "model.vision.integration_depth",
     "optimizer.warmup_steps",
     "optimizer.weight_decay",
     "optimizer.clip_norm",
 ]
-DROP_RATES = ["model.vision.drop_path", "model.text.dropout"]
+BELOW_ONE = {
+    "model.vision.drop_path": "which would drop everything",
+    "model.text.dropout": "which would drop everything",
+    "train.average_decay": "which would keep what the run began with",
+}
 CHOICES = {
     "data.short_clips": SHORT_CLIPS,
     "model.dtype": DTYPES,
@@ -100,6 +108,7 @@ CHOICES = {
     "model.vision.activation": ACTIVATIONS,
     "model.text.pooling": TEXT_POOLINGS,
     "model.fusion.kind": FUSIONS,
+    "train.best_by": BEST_BY,
 }
 
 
@@ -126,9 +135,9 @@ def value_faults(config: ConfigDict) -> Iterator[str]:
     for key in FRACTIONS:
         if not 0 <= fields[key] <= 1:
             yield f"config.{key} is {fields[key]}; it must lie between 0 and 1"
-    for key in DROP_RATES:
+    for key, otherwise in BELOW_ONE.items():
         if not 0 <= fields[key] < 1:
-            yield f"config.{key} is {fields[key]}; it must be at least 0 and below 1, which would drop everything"
+            yield f"config.{key} is {fields[key]}; it must be at least 0 and below 1, {otherwise}"
     for key, choices in CHOICES.items():
         if fields[key] not in choices:
             yield f"config.{key} is {fields[key]!r}; choose one of {', '.join(choices)}"
@@ -172,6 +181,8 @@ def combination_faults(config: ConfigDict) -> Iterator[str]:
             f"config.train.steps {config.train.steps}"
         )
     yield from group_faults(config.optimizer.groups)
+    if config.train.best_by.startswith(AVERAGE) and not config.train.average_decay:
+        yield f"config.train.best_by is {config.train.best_by!r}, and config.train.average_decay is 0"
     if config.eval.ways < 2:
         yield f"config.eval.ways is {config.eval.ways}; few-shot needs 2 classes or more"
     if config.eval.episodes < 10:
@@ -300,6 +311,9 @@ MAY_CHANGE = (
     "train.max_skipped",
     "train.microbatch",
     "train.stall_seconds",
+    "train.evaluate_every",
+    "train.evaluate_products",
+    "train.best_by",
 )
 
 

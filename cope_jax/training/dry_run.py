@@ -48,7 +48,7 @@ class Costs(NamedTuple):
     Attributes:
         operations: floating-point operations over all devices, forward and backward, each layer once: what
             rematerialisation repeats is left out.
-        parameters, optimizer, batch: bytes that a device holds between steps.
+        parameters, optimizer, batch: bytes that a device holds between steps; a moving average counts to the first.
         temporary: bytes that a device needs beside those within a step: activations, gradients, buffers.
     """
 
@@ -131,7 +131,7 @@ def step_costs(config: ConfigDict, run: Plan, operations: float) -> Costs:
     memory = run.step.lower(run.state, training_batch_shapes(config)).compile().memory_analysis()
     return Costs(
         operations,
-        parameters=device_bytes(run.state.params),
+        parameters=device_bytes((run.state.params, run.state.average)),
         optimizer=device_bytes(run.state.opt_state),
         batch=memory.argument_size_in_bytes - device_bytes(run.state),
         temporary=memory.temp_size_in_bytes,

@@ -32,19 +32,20 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
-def export_run(workdir: Path, out: Path, *, step: int | None = None) -> float:
+def export_run(workdir: Path, out: Path, *, step: int | None = None, average: bool = False) -> float:
     """Exports a checkpoint of a run, and checks what was written before it appears under its name.
 
     Args:
         workdir: of a training run.
         out: folder to write, whole or not at all.
         step: of the checkpoint; None is the newest.
+        average: whether the moving average of the parameters is exported in place of these.
 
     Returns:
         The largest difference between an entry of the run's own embeddings and of those of what was written.
 
     Raises:
-        ValueError: `out` exists, or what was written embeds otherwise than the run's model.
+        ValueError: `out` exists, there is no average, or what was written embeds otherwise than the run's model.
         FileNotFoundError: no such work directory or checkpoint.
     """
     if out.exists():
@@ -54,7 +55,7 @@ def export_run(workdir: Path, out: Path, *, step: int | None = None) -> float:
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.newest() if step is None else step
-        graphdef, model = load_model(config, checkpoints, step, mesh, vocab_size=len(tokenizer))
+        graphdef, model = load_model(config, checkpoints, step, mesh, vocab_size=len(tokenizer), average=average)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:

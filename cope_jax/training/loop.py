@@ -3,28 +3,50 @@
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data.faults import Faults
+from cope_jax.evaluation.probe import Probe
+from cope_jax.evaluation.run import evaluate
 from cope_jax.training.checkpoints import Checkpoints, Window, set_aside_damaged
 from cope_jax.training.config import save_config, validate
+from cope_jax.training.evaluations import Evaluations, look_at
 from cope_jax.training.inputs import run_tokenizer, training_batches, training_classes
 from cope_jax.training.mesh import batch_share, make_mesh, to_devices
 from cope_jax.training.metrics import MetricsLog, Reporter
+from cope_jax.training.model import ModelState
 from cope_jax.training.peak import peak_of_devices
-from cope_jax.training.plan import check_batch_sizes, plan, step_operations
+from cope_jax.training.plan import Plan, check_batch_sizes, plan, step_operations
 from cope_jax.training.profile import Profile
 from cope_jax.training.progress import Progress
 from cope_jax.training.shared import held
 from cope_jax.training.starts import circumstances, record_start
-from cope_jax.training.step import StepFunction, TrainState
+from cope_jax.training.step import TrainState
 from cope_jax.training.stop import Stopped, StopSignal
 from cope_jax.training.watchdog import Watchdog
 from cope_jax.training.weights import load_weights, prepare_weights
+
+
+class Attendants(NamedTuple):
+    """What attends the steps of a run.
+
+    Attributes:
+        probe: None where nothing is evaluated while training.
+    """
+
+    checkpoints: Checkpoints
+    reporter: Reporter
+    evaluations: Evaluations
+    probe: Probe | None
+    stop: StopSignal
+    watchdog: Watchdog
+    profile: Profile
 
 
 def train(
@@ -35,6 +57,8 @@ def train(
     profile_steps: tuple[int, int] | None = None,
 ) -> None:
     """Trains until config.train.steps, going on from the newest sound checkpoint of the work directory.
+
+    Where config.train.evaluate_every asks for evaluations, the last and the best step are evaluated in full at the end.
 
     Args:
         config: of the run.
@@ -65,37 +89,53 @@ def train(
         tokenizer = run_tokenizer(config, workdir)
         with Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
             newest = checkpoints.latest() or 0
-            if newest >= config.train.steps:
+            evaluations = Evaluations(config, workdir, step=newest)
+            checkpoints.best.step = evaluations.best(checkpoints.steps())
+            if newest >= config.train.steps and not evaluations.due(newest):
                 print(f"{workdir} has its {newest} steps already")
-                return
-            if jax.process_index() == 0:
-                for change in record_start(workdir, newest, circumstances(config), accept_other_data=accept_other_data):
-                    print(f"since the last start: {change}")
-            state, window, step_function = start(config, mesh, checkpoints, vocab_size=len(tokenizer))
-            faults = Faults()
-            batches = training_batches(
-                config, tokenizer, start_step=newest, share=share, class_ids=class_ids, faults=faults
-            )
-            log = MetricsLog(workdir, step=newest) if jax.process_index() == 0 else nullcontext()
-            with log as log, closing(batches), closing(Profile(workdir / "profile", profile_steps)) as profile:
-                reporter = make_reporter(config, log, faults, window, vocab_size=len(tokenizer))
-                run_steps(config, mesh, state, step_function, batches, checkpoints, reporter, stop, watchdog, profile)
+            else:
+                if jax.process_index() == 0:
+                    now = circumstances(config)
+                    for change in record_start(workdir, newest, now, accept_other_data=accept_other_data):
+                        print(f"since the last start: {change}")
+                state, window, run = start(config, mesh, checkpoints, vocab_size=len(tokenizer))
+                probe = make_probe(config, tokenizer, mesh, run) if config.train.evaluate_every else None
+                faults = Faults()
+                batches = training_batches(
+                    config, tokenizer, start_step=newest, share=share, class_ids=class_ids, faults=faults
+                )
+                log = MetricsLog(workdir, step=newest) if jax.process_index() == 0 else nullcontext()
+                with log as log, closing(batches), closing(Profile(workdir / "profile", profile_steps)) as profile:
+                    reporter = make_reporter(config, log, faults, window, vocab_size=len(tokenizer))
+                    attend = Attendants(checkpoints, reporter, evaluations, probe, stop, watchdog, profile)
+                    run_steps(config, mesh, state, run, batches, attend)
+    if config.train.evaluate_every:
+        evaluate_in_full(config, workdir)
 
 
 def start(
     config: ConfigDict, mesh: Mesh, checkpoints: Checkpoints, *, vocab_size: int
-) -> tuple[TrainState, Window, StepFunction]:
-    """The state and report window to begin with, of the newest checkpoint or fresh, and the step to jit for it."""
+) -> tuple[TrainState, Window, Plan]:
+    """The state and report window to begin with, of the newest checkpoint or fresh, and the plan that they are of."""
     run = plan(config, mesh, vocab_size=vocab_size)
     newest = checkpoints.latest()
-    if newest is None:
-        weights = prepare_weights(config, run.state.params["model"], vocab_size=vocab_size)
-        shardings = jax.tree.map(lambda shape: shape.sharding, run.state)
-        state = jax.jit(run.initial_state, out_shardings=shardings)()
-        params = state.params | {"model": load_weights(weights, state.params["model"])}
-        return state.replace(params=params), {}, run.step
-    print(f"going on from step {newest}")
-    return *checkpoints.restore(newest, run.state), run.step
+    if newest is not None:
+        print(f"going on from step {newest}")
+        return *checkpoints.restore(newest, run.state), run
+    weights = prepare_weights(config, run.state.params["model"], vocab_size=vocab_size)
+    shardings = jax.tree.map(lambda shape: shape.sharding, run.state)
+    state = jax.jit(run.initial_state, out_shardings=shardings)()
+    model = load_weights(weights, state.params["model"])
+    state = state.replace(params=state.params | {"model": model})
+    if state.average is not None:
+        # A copy: the step overwrites both where they lie.
+        state = state.replace(average=jax.tree.map(jnp.copy, ModelState(model, state.statistics)))
+    return state, {}, run
+
+
+def make_probe(config: ConfigDict, tokenizer: PreTrainedTokenizerFast, mesh: Mesh, run: Plan) -> Probe:
+    """What looks at the model while it trains."""
+    return Probe(config, tokenizer, mesh, run.graphdef, ModelState(run.state.params["model"], run.state.statistics))
 
 
 def make_reporter(
@@ -122,19 +162,17 @@ def make_reporter(
 
 
 def run_steps(
-    config: ConfigDict,
-    mesh: Mesh,
-    state: TrainState,
-    step_function: StepFunction,
-    batches: Iterator[Any],
-    checkpoints: Checkpoints,
-    reporter: Reporter,
-    stop: StopSignal,
-    watchdog: Watchdog,
-    profile: Profile,
+    config: ConfigDict, mesh: Mesh, state: TrainState, run: Plan, batches: Iterator[Any], attend: Attendants
 ) -> None:
-    """Takes the steps that are left; saves on schedule, at the end and when asked to stop."""
+    """Takes the steps that are left; saves and evaluates on schedule and at the end, saves when asked to stop.
+
+    Raises:
+        Stopped: a signal came; the state is saved.
+    """
+    checkpoints, reporter, evaluations, _, stop, watchdog, profile = attend
     first, steps = int(state.step), config.train.steps
+    if evaluations.due(first) and not evaluate_step(first, state, attend):
+        raise Stopped(what_is_left(first, steps))
     for step in range(first + 1, steps + 1):
         watchdog.begin(f"the batch of step {step}")
         with reporter.progress.waiting():
@@ -143,21 +181,62 @@ def run_steps(
             reporter.show(step, batch)
         profile.before(step)
         watchdog.begin(f"the compiling of step {step}" if step == first + 1 else f"step {step - 1}")
-        state, metrics = step_function(state, to_devices(batch, mesh))
+        state, metrics = run.step(state, to_devices(batch, mesh))
         reporter.add(step, metrics, batch["product_id"])
         profile.behind(step, state)
         watchdog.finished = step - 1
         watchdog.begin(f"the other processes at step {step}")
-        stopped = stop.behind(step)
-        if step == steps or step % config.train.checkpoint_every == 0 or stopped:
+        stopped, due = stop.behind(step), evaluations.due(step)
+        if step == steps or step % config.train.checkpoint_every == 0 or stopped or due:
             reporter.flush()
             watchdog.begin(f"the saving of step {step}")
             checkpoints.save(step, state, reporter.open_window())
-            watchdog.saved = checkpoints.latest()
+            watchdog.saved = reporter.progress.saved = checkpoints.saved
+        if due and not stopped:
+            stopped = not evaluate_step(step, state, attend)
         if stopped or step == steps:
             save_at_last(checkpoints)
-        if stopped and step < steps:
-            raise Stopped(f"stopped at step {step} of {steps}, which is saved; the same command goes on from there")
+        if stopped and (step < steps or due):
+            raise Stopped(what_is_left(step, steps))
+
+
+def what_is_left(step: int, steps: int) -> str:
+    """What is said of a run that was stopped."""
+    return f"stopped at step {step} of {steps}, which is saved; the same command goes on from there"
+
+
+def evaluate_step(step: int, state: TrainState, attend: Attendants) -> bool:
+    """Evaluates the model of a step; False where the run was asked to stop before the end of that."""
+
+    def between() -> None:
+        attend.watchdog.begin(f"the evaluation of step {step}")
+        if attend.stop.now():
+            raise Stopped
+
+    attend.watchdog.begin(f"the evaluation of step {step}")
+    attend.reporter.begin_evaluation(step)
+    try:
+        with attend.reporter.progress.standing():
+            metrics, samples = look_at(state, attend.probe, between)
+    except Stopped:
+        return False
+    attend.reporter.add_evaluation(step, metrics, samples)
+    attend.evaluations.add(step, metrics)
+    attend.checkpoints.best.step = attend.evaluations.best({*attend.checkpoints.steps(), step})
+    return True
+
+
+def evaluate_in_full(config: ConfigDict, workdir: Path) -> None:
+    """Evaluates the last and the best step, and their moving averages where there are some, on the whole split."""
+    with Checkpoints(workdir) as checkpoints:
+        evaluations = Evaluations(config, workdir, step=config.train.steps)
+        steps = {config.train.steps, evaluations.best(checkpoints.steps())} - {None}
+    for step in sorted(steps):
+        for average in (False, True) if config.train.average_decay else (False,):
+            metrics = evaluate(workdir, step=step, average=average, reuse=True)
+            if jax.process_index() == 0:
+                what = f"the moving average of step {step}" if average else f"step {step}"
+                print(f"{what}, all of it evaluated: mean R@1 {metrics['retrieval_mean']['mean_r1']:.3f}")
 
 
 def save_at_last(checkpoints: Checkpoints) -> None:

@@ -17,6 +17,8 @@ from cope_jax.domains import DOMAINS
 from cope_jax.training.progress import Progress
 
 SHOWN = 4  # examples that TensorBoard shows at the start
+EVALUATIONS = "evaluations.jsonl"  # in a work directory: what evaluations while training found
+BINS = 64  # of histograms
 
 
 @struct.dataclass
@@ -55,15 +57,19 @@ def merge_all(steps: Iterable[Mapping[str, Mean]]) -> dict[str, float]:
 
 
 class MetricsLog:
-    """Writes one JSON line a report to `metrics.jsonl`, its speed to `speed.jsonl`, and all of it to TensorBoard."""
+    """Writes one JSON line a report to `metrics.jsonl`, its speed to `speed.jsonl`, and all of it to TensorBoard.
+
+    And one line an evaluation to `evaluations.jsonl`.
+    """
 
     def __init__(self, workdir: Path, *, step: int):
         """Continues the log of a run at `step`: lines of later steps, which will be written again, go."""
         # Not at the top: this import takes torch along wherever that is installed, seconds that nothing else needs.
         from tensorboardX import SummaryWriter
 
-        self.path = workdir / "metrics.jsonl"
-        keep_lines_until(self.path, step)
+        self.path, self.evaluations = workdir / "metrics.jsonl", workdir / EVALUATIONS
+        for path in (self.path, self.evaluations):
+            keep_lines_until(path, step)
         self.file = self.path.open("a", encoding="utf-8")
         self.speeds = (workdir / "speed.jsonl").open("a", encoding="utf-8")
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, write_to_disk=True)
@@ -77,14 +83,22 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
         """Adds the values of one report; its speed, which no two runs have in common, to a file of its own."""
-        rounded = {name: float(f"{value:.6g}") if np.isfinite(value) else None for name, value in values.items()}
-        self.file.write(json.dumps({"step": step, **rounded}) + "\n")
+        self.file.write(as_line(step, values))
         self.file.flush()
         if speed:
             self.speeds.write(json.dumps({"step": step, **speed}) + "\n")
             self.speeds.flush()
         for name, value in (*values.items(), *((f"speed/{name}", value) for name, value in speed.items())):
             self.board.add_scalar(name, value, step)
+
+    def write_evaluation(self, step: int, values: Mapping[str, float], samples: Mapping[str, np.ndarray]) -> None:
+        """Adds what an evaluation found, and histograms of samples to TensorBoard."""
+        with self.evaluations.open("a", encoding="utf-8") as file:
+            file.write(as_line(step, values))
+        for name, value in values.items():
+            self.board.add_scalar(f"eval/{name}", value, step)
+        for name, sample in samples.items():
+            self.board.add_histogram(name, sample, step, bins=BINS)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -183,9 +197,38 @@ class Reporter:
                 "config.optimizer.clip_norm, or look at the products named above; the newest checkpoint is from before"
             )
 
+    def begin_evaluation(self, step: int) -> None:
+        """Tells why the progress line stands still."""
+        if self.log is not None:
+            print(f"\nstep {step}: evaluating", flush=True)
+
+    def add_evaluation(self, step: int, values: Mapping[str, float], samples: Mapping[str, np.ndarray]) -> None:
+        """Reports what an evaluation found."""
+        if self.log is None:
+            return
+        self.log.write_evaluation(step, values, samples)
+        means = ", ".join(f"{name} {value:.3f}" for name, value in values.items() if "mean" in name)
+        print(f"\nstep {step} evaluated: {means}", flush=True)
+
     def open_window(self) -> dict[str, tuple[float, float]]:
         """(total, count) of each metric in the window that is not reported yet."""
         return {name: (float(mean.total), float(mean.count)) for name, mean in self.window.items()}
+
+
+def as_line(step: int, values: Mapping[str, float]) -> str:
+    """A line of a log: JSON."""
+    return json.dumps({"step": step, **rounded(values)}) + "\n"
+
+
+def rounded(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Six digits of each, None for what is not finite."""
+    return {name: float(f"{value:.6g}") if np.isfinite(value) else None for name, value in values.items()}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log up to one that is cut off; none where there is no such file."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def keep_lines_until(path: Path, step: int) -> None:

@@ -7,13 +7,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cope_jax.training.inputs import training_batch_shapes
 from cope_jax.training.losses import init_losses, make_loss
 from cope_jax.training.mesh import batch_sharding, make_mesh, parameter_shardings, replicated, with_shardings
-from cope_jax.training.model import split_model
+from cope_jax.training.model import ModelState, split_model
 from cope_jax.training.optimizer import make_optimizer
 from cope_jax.training.step import StepFunction, TrainState, make_train_step
 
@@ -38,11 +39,13 @@ class Plan(NamedTuple):
     """All that a run computes with, before anything is allocated.
 
     Attributes:
+        graphdef: the model's graph.
         initial_state: the fresh state, a function to jit.
         state: its shapes, with shardings.
         step: the jitted training step, which donates its state.
     """
 
+    graphdef: nnx.GraphDef
     initial_state: Callable[[], TrainState]
     state: TrainState
     step: StepFunction
@@ -59,7 +62,8 @@ def plan(config: ConfigDict, mesh: Mesh, *, vocab_size: int) -> Plan:
         model = initialise()
         params = {"model": model.params, "loss": init_losses(config)}
         step = jnp.zeros((), jnp.int32)
-        return TrainState(step, params, model.statistics, optimizer.init(params))
+        average = model if config.train.average_decay else None
+        return TrainState(step, params, model.statistics, optimizer.init(params), average)
 
     state = jax.eval_shape(initial_state)
     shardings = state_shardings(state, optimizer, mesh)
@@ -71,13 +75,14 @@ def plan(config: ConfigDict, mesh: Mesh, *, vocab_size: int) -> Plan:
             groups=config.optimizer.groups,
             seed=config.seed,
             parts=config.train.batch_size // (config.train.microbatch or config.train.batch_size),
+            average_decay=config.train.average_decay,
             mesh=mesh,
         ),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    return Plan(initial_state, with_shardings(state, shardings), step)
+    return Plan(graphdef, initial_state, with_shardings(state, shardings), step)
 
 
 def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -93,7 +98,8 @@ def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, 
         is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
     statistics = jax.tree.map(lambda _: replicated(mesh), state.statistics)
-    return TrainState(step=replicated(mesh), params=params, statistics=statistics, opt_state=opt_state)
+    average = ModelState(params["model"], statistics) if state.average is not None else None
+    return TrainState(replicated(mesh), params, statistics, opt_state, average)
 
 
 def step_operations(config: ConfigDict, vocab_size: int) -> float:

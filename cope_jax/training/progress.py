@@ -18,8 +18,23 @@ class Moment(NamedTuple):
     waited: float
 
 
+class Saved(NamedTuple):
+    """A step whose checkpoint is complete, and when the step was done."""
+
+    step: int
+    time: float
+
+    def __str__(self) -> str:
+        """ "995, 0:12 ago" """
+        return f"{self.step}, {clock(time.monotonic() - self.time)} ago"
+
+
 class Progress:
-    """Rewrites one line on a terminal; elsewhere prints a line every half minute."""
+    """Rewrites one line on a terminal; elsewhere prints a line every half minute.
+
+    Attributes:
+        saved: what a kill would leave, by this start; None before its first save.
+    """
 
     def __init__(self, *, steps: int, batch_size: int, peak_seconds: float = 0.0):
         """A run, or the rest of one.
@@ -37,6 +52,7 @@ class Progress:
         self.last_lap: Moment | None = None
         self.printed = self.waited = 0.0
         self.warned = False
+        self.saved: Saved | None = None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -44,6 +60,16 @@ class Progress:
         since = time.monotonic()
         yield
         self.waited += time.monotonic() - since
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """Round what is no training and shall not count as slow steps."""
+        since = time.monotonic()
+        yield
+        if self.first is not None and self.last_lap is not None:
+            seconds = time.monotonic() - since
+            self.first = self.first._replace(time=self.first.time + seconds)
+            self.last_lap = self.last_lap._replace(time=self.last_lap.time + seconds)
 
     def speed(self, step: int) -> dict[str, float]:
         """Examples a second, seconds a step, the share of the time spent waiting for data; MFU where it is known.
@@ -76,7 +102,8 @@ class Progress:
         if now - self.printed < self.interval and not last:
             return
         self.printed = now
-        line = f"step {step:>6}/{self.steps}  loss {loss:8.4f}  {self.describe(step)}"
+        saved = f"  saved {self.saved}" if self.saved else ""
+        line = f"step {step:>6}/{self.steps}  loss {loss:8.4f}  {self.describe(step)}{saved}"
         print(
             f"\r{line}   " if self.terminal else line,
             end="\n" if last or not self.terminal else "",

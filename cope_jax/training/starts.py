@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from cope_jax.data.records import fingerprint
+from cope_jax.training.config import flatten
 
 FILE = "starts.jsonl"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
@@ -18,7 +19,7 @@ SECONDS = 20  # for a slow disk to answer git
 
 
 def circumstances(config: ConfigDict) -> dict[str, Any]:
-    """All that a run's numbers depend on beside its config."""
+    """All that a run's numbers depend on, its config, which has the seed, included."""
     kinds = Counter(device.device_kind for device in jax.devices())
     return {
         "code": commit(Path(__file__).parent),
@@ -26,6 +27,7 @@ def circumstances(config: ConfigDict) -> dict[str, Any]:
         "devices": {kind: count for kind, count in sorted(kinds.items())},
         "processes": jax.process_count(),
         "data": fingerprint(config.data.data_dir, config.data.train_split),
+        "config": {key: json.loads(json.dumps(value)) for key, value in flatten(config)},
     }
 
 
@@ -64,8 +66,8 @@ def record_start(workdir: Path, step: int, now: dict[str, Any], *, accept_other_
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """["packages.jax is 0.10.2, was 0.10.1", …]"""
-    old, new = flat(before), flat(now)
+    """["packages.jax is 0.10.2, was 0.10.1", …]; without what an older version did not write."""
+    old, new = flat(before), flat({key: part for key, part in now.items() if key in before})
     return [f"{key} is {new.get(key)}, was {old.get(key)}" for key in sorted(new) if new[key] != old.get(key)]
 
 

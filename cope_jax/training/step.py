@@ -14,6 +14,7 @@ from cope_jax.domains import DOMAINS
 from cope_jax.training.gradients import batch_gradients, cached_gradients
 from cope_jax.training.losses import LossFunction
 from cope_jax.training.metrics import Mean
+from cope_jax.training.model import ModelState
 from cope_jax.training.optimizer import Groups, hold_frozen
 
 
@@ -26,12 +27,14 @@ class TrainState:
         params: {"model": …, "loss": …}, float32 leaves.
         statistics: the model's running statistics.
         opt_state: of optax.
+        average: a moving average of the model over the steps; None where the config asks for none.
     """
 
     step: jax.Array
     params: Any
     statistics: Any
     opt_state: Any
+    average: ModelState | None = None
 
 
 StepFunction = Callable[[TrainState, Any], tuple[TrainState, dict[str, Mean]]]
@@ -45,6 +48,7 @@ def make_train_step(
     groups: Groups,
     seed: int,
     parts: int,
+    average_decay: float,
     mesh: Mesh,
 ) -> StepFunction:
     """The function to jit. A step whose loss or gradient is not finite changes nothing but its number.
@@ -56,6 +60,7 @@ def make_train_step(
         groups: its groups, to leave out the gradients of frozen parameters.
         seed: of dropout, stochastic depth and sampled classes.
         parts: micro-batches that a batch is embedded in; 1 is all at once.
+        average_decay: of `TrainState.average`, where the state has one.
         mesh: that batches are cut over.
     """
 
@@ -79,6 +84,9 @@ def make_train_step(
         }
         params = optax.apply_updates(state.params, updates)
         changed = state.replace(params=params, statistics=found.statistics, opt_state=opt_state)
+        if state.average is not None:
+            model = ModelState(params["model"], found.statistics)
+            changed = changed.replace(average=moved(state.average, model, step=state.step, decay=average_decay))
         # One bad batch would make every parameter NaN for good. The loss is of all devices, so all skip it or none.
         finite = jnp.isfinite(found.loss) & jnp.isfinite(gradient_norm)
         state = jax.tree.map(partial(jnp.where, finite), changed, state)
@@ -86,6 +94,16 @@ def make_train_step(
         return state.replace(step=state.step + 1), metrics | {"skipped": Mean.of(1 - finite.astype(jnp.float32))}
 
     return train_step
+
+
+def moved(average: ModelState, model: ModelState, *, step: jax.Array, decay: float) -> ModelState:
+    """The exponential moving average with one more model.
+
+    The first steps weigh more, (1 + step) / (10 + step) in place of `decay` as long as that is less: or the random
+    start would stay in the average for thousands of steps. What does not change, stays as it is to the last bit.
+    """
+    kept = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: old + (1 - kept) * (new - old), average, model)
 
 
 def share_of_bad_items(batch: Any) -> Mean:

@@ -36,6 +36,10 @@ class StopSignal:
         """Whether to stop behind this step, the same in all processes; each must ask at every step."""
         return self.asked if self.alone else multihost_utils.reached_preemption_sync_point(step)
 
+    def now(self) -> bool:
+        """Whether to stop between two steps; several processes agree at steps only."""
+        return self.alone and self.asked
+
     def __exit__(self, *exception: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)

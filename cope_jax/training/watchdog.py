@@ -7,6 +7,7 @@ import threading
 import time
 
 from cope_jax.training.cluster import GO_ON, LOST
+from cope_jax.training.progress import Saved
 
 LOOK = 1.0  # seconds between two looks at the clock
 
@@ -21,7 +22,8 @@ class Watchdog:
         """Begins to watch once entered."""
         self.seconds = seconds
         self.leaving = threading.Event()
-        self.finished = self.saved = "none"
+        self.finished = 0
+        self.saved: Saved | None = None
         self.begin("the start")
 
     def begin(self, what: str) -> None:
@@ -47,8 +49,8 @@ class Watchdog:
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         print(
             f"\nnothing moved for {self.seconds:.0f} s (config.train.stall_seconds) while waiting for {self.waiting}; "
-            f"the last finished step is {self.finished}, the last saved one {self.saved}. The stacks above tell where "
-            f"each thread stands; {GO_ON}",
+            f"the last finished step is {self.finished}, the last one saved by this start "
+            f"{self.saved or 'none'}. The stacks above tell where each thread stands; {GO_ON}",
             file=sys.stderr,
             flush=True,
         )

@@ -198,6 +198,32 @@ def test_hosts_slices_make_the_global_batch(train):
             np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), value, err_msg=name)
 
 
+def test_a_run_that_goes_on_with_other_hosts_sees_the_same_fifty_batches(train):
+    """Products, rows and views, over restarts at the steps 7, 19 and 32 with 3, 1 and 2 hosts."""
+    reference, step = train(50), 0
+    for stop, hosts in ((7, 2), (19, 3), (32, 1), (50, 2)):
+        shares = [train(stop - step, start_step=step, host=host, hosts=hosts) for host in range(hosts)]
+        for wanted, *parts in zip(reference[step:stop], *shares, strict=True):
+            ids = np.concatenate([part["product_id"] for part in parts])
+            rows = np.concatenate([seen(part["page"]["frames"])[0] for part in parts])
+            np.testing.assert_array_equal(ids, wanted["product_id"])
+            np.testing.assert_array_equal(rows, seen(wanted["page"]["frames"])[0])
+            frames = np.concatenate([part["video"]["frames"] for part in parts])
+            np.testing.assert_array_equal(frames, wanted["video"]["frames"])
+        step = stop
+
+
+def test_a_worker_that_dies_ends_the_reading_with_its_error(train, monkeypatch):
+    """It does not hang, nor is it taken for a bad item."""
+
+    def broken(*args):
+        raise RuntimeError("the tokenizer is out of order")
+
+    monkeypatch.setattr("cope_jax.data.leaf.encode", broken)
+    with pytest.raises(RuntimeError, match="the tokenizer is out of order"):
+        train(3)
+
+
 def test_a_domain_draws_the_same_without_the_others(train):
     alone = train(3, frames={"live": 2})
     assert [sorted(batch) for batch in alone] == [["bad_items", "live", "product_id"]] * 3

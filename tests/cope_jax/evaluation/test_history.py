@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cope_jax.evaluation.history import accuracies, losses, pair_name, read_history, throughput
+from cope_jax.evaluation.history import accuracies, evaluations, losses, pair_name, read_history, throughput
 from cope_jax.evaluation.training_charts import pair_style, rates, training_charts
 
 LINES = [
@@ -67,10 +67,21 @@ def test_throughput_of_a_step_done_twice_is_the_last(tmp_path):
     assert len(throughput(tmp_path / "nowhere")[0]) == 0
 
 
+def test_evaluations_while_training(tmp_path):
+    assert evaluations(tmp_path) == {}
+    path = tmp_path / "evaluations.jsonl"
+    path.write_text('{"step": 2, "mean_r1": 0.5}\n{"step": 4, "mean_r1": 0.75}\n')
+    assert plain(evaluations(tmp_path)) == {"the model": ([2, 4], [0.5, 0.75])}
+    path.write_text('{"step": 2, "mean_r1": 0.5, "average_mean_r1": 0.25}\n')
+    assert plain(evaluations(tmp_path))["its moving average"] == ([2], [0.25])
+
+
 def test_charts_of_training(run, tiny_config, tmp_path):
+    (run / "evaluations.jsonl").write_text('{"step": 2, "mean_r1": 0.5, "average_mean_r1": 0.25}\n')
     assert [chart.title for chart in training_charts(run, tiny_config)] == [
         "Loss",
         "a: nearest of the batch is right",
+        "Mean R@1 on some products",
         "Learning rate",
     ]
     assert training_charts(tmp_path / "nowhere", tiny_config) == []

@@ -188,11 +188,29 @@ def test_a_failed_save_is_told_and_the_next_one_tries_again(tmp_path, capfd, ful
         checkpoints.save(2, state, {})
         assert not checkpoints.settle()
         assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["1"]
+        assert checkpoints.latest() == checkpoints.saved.step == 1
         full_disk(resource.RLIM_INFINITY)
         checkpoints.save(3, state, {})
         assert checkpoints.settle()
         assert checkpoints.latest() == 3
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["3"]
     assert "saving step 2 in" in capfd.readouterr().err
+
+
+def test_a_save_that_does_not_even_begin_is_no_success(tmp_path, capsys, monkeypatch):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, make_state(1), {})
+        assert checkpoints.settle()
+
+        def fail(*args, **kwargs):
+            raise OSError("no space left")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints.manager, "save", fail)
+            checkpoints.save(2, make_state(2), {})
+        assert not checkpoints.settle()
+        assert checkpoints.saved.step == checkpoints.latest() == 1
+    assert "saving step 2 in" in capsys.readouterr().err
 
 
 def test_a_manifest_lists_every_file_that_holds_data(tmp_path):

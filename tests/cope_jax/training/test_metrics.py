@@ -8,7 +8,7 @@ import pytest
 
 from cope_jax.data.faults import Faults
 from cope_jax.training.metrics import Mean, MetricsLog, Reporter, keep_lines_until, merge_all
-from cope_jax.training.progress import Progress, clock
+from cope_jax.training.progress import Progress, Saved, clock
 
 
 def mean(total: float, count: float) -> Mean:
@@ -121,16 +121,24 @@ def clock_hand(monkeypatch):
 
 
 def test_progress_tells_speed_waits_and_time_left(capsys, clock_hand):
-    """Four steps of 16 examples in 40 s behind the first one, 10 of them spent waiting, and four to go."""
+    """Four steps of 16 examples in 40 s behind the first one, 10 of them spent waiting, and four to go.
+
+    What is no training, does not count.
+    """
     progress = Progress(steps=9, batch_size=16, peak_seconds=2.5)
     progress.update(1, 0.25)
     with progress.waiting():
         clock_hand.now += 10
     clock_hand.now += 30
+    with progress.standing():
+        clock_hand.now += 1000
+    progress.saved = Saved(4, clock_hand.now - 12)
     progress.update(5, 0.25)
     first, second = capsys.readouterr().out.splitlines()
     assert first.split() == ["step", "1/9", "loss", "0.2500", "–", "examples/s", "–", "left"]
-    assert second.split("  ")[-5:] == ["1.6 examples/s", "10 s/step", "data 25%", "MFU 25%", "0:40 left"]
+    told = ["1.6 examples/s", "10 s/step", "data 25%", "MFU 25%", "0:40 left", "saved 4, 0:12 ago"]
+    assert second.split("  ")[-6:] == told
+    assert progress.lap(5)["step_s"] == 10
 
 
 def test_a_run_that_waits_for_data_is_told_so_once(capsys, clock_hand):

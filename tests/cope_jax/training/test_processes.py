@@ -16,7 +16,7 @@ import pytest
 
 from cope_jax.training import cluster
 from cope_jax.training.cluster import gather, hello, place, reach
-from cope_jax.training.config import flatten
+from cope_jax.training.loop import train
 from cope_jax.training.mesh import share_of
 
 ROOT = Path(__file__).parents[3]
@@ -43,6 +43,43 @@ STOPPABLE += """
         if stop.behind(step):
             print("stopped behind", step)
             break
+"""
+
+
+BLIND = """
+import sys
+from pathlib import Path
+from cope_jax.training import cluster, shared
+
+coordinator, processes, process, *workdirs = sys.argv[1:]
+shared.SHARED_SECONDS = cluster.GRACE = 1.0
+with cluster.joined(coordinator, int(processes), int(process), facts={}, seconds=100):
+    for workdir in workdirs[0], workdirs[int(process)]:
+        with shared.held(Path(workdir)):
+            print("held", workdir, flush=True)
+"""
+
+# Three saves of an array that is cut over the processes; for some of them the disk is full at the second one.
+SAVER = """
+import resource, signal, sys
+from pathlib import Path
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from cope_jax.training import checkpoints, cluster
+from cope_jax.training.step import TrainState
+
+coordinator, processes, process, failing, workdir = sys.argv[1:]
+checkpoints.SAVE_SECONDS = 5
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with cluster.joined(coordinator, int(processes), int(process), facts={}, seconds=100):
+    cut = NamedSharding(Mesh(jax.devices(), "all"), PartitionSpec("all"))
+    values = jax.jit(lambda: jax.random.normal(jax.random.key(0), (200_000,)), out_shardings=cut)()
+    with checkpoints.Checkpoints(Path(workdir), keep=1) as kept:
+        for step in 1, 2, 3:
+            size = 100_000 if step == 2 and process in failing else resource.RLIM_INFINITY
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            kept.save(step, TrainState(values, {}, {}, {}), {})
+            print(step, kept.settle(), kept.latest(), flush=True)
 """
 
 
@@ -85,53 +122,40 @@ def members(number, *, actor, act, code=MEMBER, silence=cluster.SILENCE):
     return [start("-c", code, where, str(number), str(i), str(actor), act, str(silence)) for i in range(number)]
 
 
-@pytest.fixture(scope="module")
-def start_training(make_tiny_config, tmp_path_factory):
-    """A function that starts a training of the tiny config in some processes, as users do."""
-    config = make_tiny_config()
-    config.train.log_every = 1
-    config.model.vision.heads = config.model.text.heads = 4
-    # Quick to compile, which is all that these runs take time for.
-    config.model.vision.cross_frame, config.model.vision.integration_depth, config.model.vision.drop_path = (
-        False,
-        0,
-        0.0,
-    )
-    path = tmp_path_factory.mktemp("processes") / "config.py"
-    path.write_text(
-        "from configs import default\n"
-        "def get_config():\n"
-        "    config = default.get_config()\n"
-        f"    config.update_from_flattened_dict({dict(flatten(config))!r})\n"
-        "    return config\n"
-    )
-
-    def start_processes(workdir, processes, *flags):
-        words = ["-m", "cope_jax.train", f"--config={path}", f"--workdir={workdir}", *flags]
-        if processes > 1:
-            words += ["--distributed", f"--coordinator=localhost:{free_port()}", f"--processes={processes}"]
-        places = [[f"--process={i}"] if processes > 1 else [] for i in range(processes)]
-        return [start(*words, *place, devices=8 // processes) for place in places]
-
-    return start_processes
+def cut_back(source, target, step):
+    """A copy of a work directory as if it had been killed behind a step."""
+    shutil.copytree(source, target)
+    for path in (target / "checkpoints").iterdir():
+        if int(path.name) > step:
+            shutil.rmtree(path)
 
 
-def test_any_number_of_processes_trains_the_same_and_goes_on_with_it(start_training, tmp_path):
-    """Also where groups of the tensor axis lie in several processes, which then read the same examples."""
-    results = ends([*start_training(tmp_path / "1", 1), *start_training(tmp_path / "2", 2)])
-    shutil.copytree(tmp_path / "2", tmp_path / "4")
-    shutil.rmtree(tmp_path / "4/checkpoints/6")  # as when the run was killed behind step 4
-    results += ends(start_training(tmp_path / "4", 4, "--config.mesh.fsdp=2", "--config.mesh.tensor=4"))
+def test_any_number_of_processes_trains_the_same_and_goes_on_with_it(make_quick_config, write_config, tmp_path):
+    """One with eight devices; two with four each; two that go on from one, in a mesh whose tensor axis joins them."""
+    config = make_quick_config(**{"train.keep_checkpoints": 3, "mesh.data": -1})
+    words = ["-m", "cope_jax.train", f"--config={write_config(config)}"]
+
+    def in_two(workdir, *flags, devices):
+        where = f"--coordinator=localhost:{free_port()}"
+        more = [f"--workdir={workdir}", "--distributed", where, "--processes=2", *flags]
+        return [start(*words, *more, f"--process={i}", devices=devices) for i in range(2)]
+
+    train(config, tmp_path / "one")
+    cut_back(tmp_path / "one", tmp_path / "tensor", 2)
+    results = ends(in_two(tmp_path / "two", devices=4))
+    results += ends(in_two(tmp_path / "tensor", "--config.mesh.tensor=2", devices=1))
     for code, output, errors in results:
         assert code == 0, output + errors
-    assert all("going on from step 4" in output for _, output, _ in results[3:])
-    curves = []
-    for processes in ("1", "2", "4"):
-        lines = (tmp_path / processes / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        curves.append({line["step"]: line["loss"] for line in map(json.loads, lines)})
-    assert list(curves[0]) == [1, 2, 3, 4, 5, 6]
-    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
-    assert curves[2] == pytest.approx(curves[0], rel=1e-5)
+    assert all("going on from step 2" in output for _, output, _ in results[2:])
+    cut_back(tmp_path / "two", tmp_path / "back", 4)
+    train(config, tmp_path / "back")
+    curves = {}
+    for name in ("one", "two", "tensor", "back"):
+        lines = (tmp_path / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        curves[name] = {line["step"]: line["loss"] for line in map(json.loads, lines)}
+    assert list(curves["one"]) == [1, 2, 3, 4, 5]
+    for name, curve in curves.items():
+        assert curve == pytest.approx(curves["one"], rel=1e-5), name
 
 
 def test_a_signal_to_one_process_stops_all_behind_the_same_step():
@@ -141,6 +165,32 @@ def test_a_signal_to_one_process_stops_all_behind_the_same_step():
     assert (code, other_code) == (0, 0)
     assert "stopped behind" in first
     assert first.splitlines()[-1] == second.splitlines()[-1]
+
+
+def test_a_work_directory_that_is_not_shared_is_found_in_seconds(tmp_path):
+    """Both processes hold the first folder; the second one each has for itself."""
+    where, folders = f"localhost:{free_port()}", [str(tmp_path / name) for name in ("zero", "one")]
+    for folder in folders:
+        Path(folder).mkdir()
+    results = ends([start("-c", BLIND, where, "2", str(i), *folders) for i in range(2)])
+    for code, output, errors in results:
+        assert code == 1
+        assert [line for line in output.splitlines() if "Gloo" not in line] == [f"held {folders[0]}"]
+        assert "ValueError: process 1 of 2 does not see what process 0 writes in" in errors
+        assert "--workdir must be on storage that all hosts share, under the same path" in errors
+
+
+@pytest.mark.parametrize("failing", ["01", "1"])
+def test_a_save_that_fails_in_some_processes_is_given_up_by_all(tmp_path, failing):
+    """And the next one tries again."""
+    where = f"localhost:{free_port()}"
+    for code, output, errors in ends(
+        [start("-c", SAVER, where, "2", str(i), failing, str(tmp_path)) for i in range(2)]
+    ):
+        assert code == 0, output + errors
+        assert output.splitlines()[-3:] == ["1 True 1", "2 False 1", "3 True 3"]
+        assert "saving step 2 in" in errors
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
 
 
 @pytest.mark.parametrize("actor", [0, 1])

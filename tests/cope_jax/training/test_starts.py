@@ -7,14 +7,22 @@ import pytest
 
 from cope_jax.training.starts import circumstances, commit, record_start
 
-BEFORE = {"code": "abc", "packages": {"jax": "0.10.2"}, "devices": {"cpu": 8}, "processes": 1, "data": "00ff"}
+BEFORE = {
+    "code": "abc",
+    "packages": {"jax": "0.10.2"},
+    "devices": {"cpu": 8},
+    "processes": 1,
+    "data": "00ff",
+    "config": {"seed": 0, "mesh.tensor": 1},
+}
 
 
 def test_changes_are_told_and_recorded(tmp_path):
-    now = BEFORE | {"code": "abc + changes", "devices": {"cpu": 4}}
+    now = BEFORE | {"code": "abc + changes", "devices": {"cpu": 4}, "config": {"seed": 0, "mesh.tensor": 2}}
     assert record_start(tmp_path, 0, BEFORE, accept_other_data=False) == []
     assert record_start(tmp_path, 5, now, accept_other_data=False) == [
         "code is abc + changes, was abc",
+        "config.mesh.tensor is 2, was 1",
         "devices.cpu is 4, was 8",
     ]
     lines = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
@@ -34,6 +42,12 @@ def test_other_data_are_refused_unless_accepted(tmp_path):
 def test_before_the_first_checkpoint_there_is_no_run_to_go_on_with(tmp_path):
     record_start(tmp_path, 0, BEFORE, accept_other_data=False)
     assert record_start(tmp_path, 0, BEFORE | {"data": "1234"}, accept_other_data=False) == []
+
+
+def test_what_an_older_version_did_not_write_is_no_change(tmp_path):
+    older = {key: part for key, part in BEFORE.items() if key != "config"}
+    record_start(tmp_path, 0, older, accept_other_data=False)
+    assert record_start(tmp_path, 5, BEFORE, accept_other_data=False) == []
 
 
 def test_the_commit_tells_of_changes(tmp_path):
@@ -59,5 +73,7 @@ def test_the_circumstances_are_those_of_this_process(tiny_config):
     found = circumstances(tiny_config)
     assert found["devices"] == {"cpu": 8}
     assert found["processes"] == 1
+    assert found["config"]["train.batch_size"] == 8
+    assert found["config"]["optimizer.groups"] == [["", 1.0]]  # as it comes back from JSON
     assert set(found["packages"]) >= {"jax", "numpy", "grain"}
     assert len(found["data"]) == 16

@@ -9,13 +9,14 @@ from cope_jax.training.watchdog import Watchdog
 
 STUCK = """
 import time
+from cope_jax.training.progress import Saved
 from cope_jax.training.watchdog import Watchdog
 
 def wait_for_ever():
     time.sleep(600)
 
 with Watchdog(0.5) as watchdog:
-    watchdog.finished, watchdog.saved = 7, 5
+    watchdog.finished, watchdog.saved = 7, Saved(5, time.monotonic() - 130)
     watchdog.begin("the batch of step 8")
     wait_for_ever()
 """
@@ -25,7 +26,8 @@ def test_a_stuck_run_ends_with_its_stacks_and_what_it_waited_for():
     ended = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=100)
     assert ended.returncode == LOST
     assert "in wait_for_ever" in ended.stderr
-    assert "while waiting for the batch of step 8; the last finished step is 7, the last saved one 5" in ended.stderr
+    told = "while waiting for the batch of step 8; the last finished step is 7, the last one saved by this start 5, 2:1"
+    assert told in ended.stderr
 
 
 def test_a_run_that_moves_is_left_alone():

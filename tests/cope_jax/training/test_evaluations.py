@@ -1,0 +1,202 @@
+"""Evaluations while a run trains: what they find, which step they call the best, and that kills leave no trace."""
+
+import json
+import os
+import random
+import signal
+import struct
+from functools import partial
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from benchmarks import chaos
+from benchmarks.chaos import Kill
+from cope_jax.evaluation.probe import Probe
+from cope_jax.evaluation.run import evaluate, known_metrics
+from cope_jax.training.checkpoints import Checkpoints
+from cope_jax.training.evaluations import Evaluations
+from cope_jax.training.loop import train
+from cope_jax.training.model import ModelState
+from cope_jax.training.step import moved
+from cope_jax.training.stop import Stopped
+
+# Of 7 products at the steps 2, 4 and 5. Report windows are open at saves.
+CHANGES = {
+    "train.evaluate_every": 2,
+    "train.evaluate_products": 7,
+    "train.average_decay": 0.75,
+    "train.best_by": "average_mean_map",
+    "train.keep_checkpoints": 2,
+    "train.checkpoint_every": 3,
+    "train.log_every": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def make_config(make_quick_config):
+    """A function that makes the config of a run that is evaluated while it trains, and averaged."""
+    return lambda: make_quick_config(**CHANGES)
+
+
+@pytest.fixture(scope="module")
+def finished(make_config, tmp_path_factory):
+    """A work directory of such a run, trained without interruption."""
+    workdir = tmp_path_factory.mktemp("evaluated")
+    train(make_config(), workdir)
+    return workdir
+
+
+def read_records(path):
+    """The records of a TFRecord file: eight bytes of length, four of a checksum, the content, four more."""
+    content, place = path.read_bytes(), 0
+    while place < len(content):
+        (length,) = struct.unpack_from("<Q", content, place)
+        yield content[place + 12 : place + 12 + length]
+        place += length + 16
+
+
+def found_in(workdir):
+    """Step → metrics of `evaluations.jsonl`."""
+    lines = (workdir / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
+    return {line.pop("step"): line for line in map(json.loads, lines)}
+
+
+def stored(workdir, step):
+    """The whole state of a checkpoint as numpy."""
+    with ocp.StandardCheckpointer() as reader:
+        return jax.tree.map(np.asarray, reader.restore(workdir.absolute() / f"checkpoints/{step}/state"))
+
+
+def assert_same_run(one, other):
+    for name in ("evaluations.jsonl", "metrics.jsonl"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+    jax.tree.map(np.testing.assert_array_equal, stored(one, 5), stored(other, 5))
+
+
+def test_some_products_are_looked_at_on_schedule_and_all_at_the_end(finished):
+    found = found_in(finished)
+    assert list(found) == [2, 4, 5]
+    for average, prefix in ((False, ""), (True, "average_")):
+        of_seven = evaluate(finished, step=5, subset=7, average=average)
+        for name, value in of_seven["retrieval_mean"].items():
+            assert found[5][prefix + name] == pytest.approx(value, rel=1e-5)
+        for name, metrics in of_seven["retrieval"].items():
+            assert found[5][f"{prefix}{name}_r1"] == pytest.approx(metrics["r1"], rel=1e-5)
+        assert known_metrics(finished, 5, average=average)["evaluated"]["subset"] is None
+    assert known_metrics(finished, 5)["retrieval"] != known_metrics(finished, 5, average=True)["retrieval"]
+
+
+def test_the_best_checkpoint_stays_and_is_evaluated_in_full(finished):
+    found = found_in(finished)
+    best = max(found, key=lambda step: (found[step]["average_mean_map"], step))
+    with Checkpoints(finished) as checkpoints:
+        assert set(checkpoints.steps()) == {best, 4, 5}
+    assert all(known_metrics(finished, best, average=average) for average in (False, True))
+
+
+def test_tensorboard_shows_metrics_and_histograms_of_embeddings(finished):
+    (path,) = (finished / "tensorboard").iterdir()
+    shown = {}
+    for record in read_records(path):
+        event = Event.FromString(record)
+        for value in event.summary.value:
+            shown.setdefault(value.tag, {})[event.step] = value
+    assert shown["eval/average_mean_r1"][4].simple_value == pytest.approx(
+        found_in(finished)[4]["average_mean_r1"], rel=1e-5
+    )
+    for name in ("embeddings/page", "embeddings/live", "positives/v2l"):
+        assert list(shown[name]) == [2, 4, 5]
+    entries = shown["embeddings/video"][5].histo
+    items = evaluate(finished, step=5, subset=7)["retrieval"]["p2v"]["gallery"]
+    assert entries.num == 16 * items
+    assert entries.sum_squares == pytest.approx(items)  # each has length 1
+
+
+def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, make_config, tmp_path, monkeypatch):
+    """Of step 4 while it looks at the average, and of step 5, the last one, while it looks at the model."""
+    look, looks, stops = Probe.__call__, [], [4, 7]
+
+    def stop_in_the_middle(self, model, between):
+        looks.append(model)
+        if len(looks) in stops:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return look(self, model, between)
+
+    monkeypatch.setattr(Probe, "__call__", stop_in_the_middle)
+    averages = []
+    for step in (4, 5):
+        with pytest.raises(Stopped, match=f"stopped at step {step} of 5, which is saved"):
+            train(make_config(), tmp_path)
+        assert list(found_in(tmp_path)) == [2, 4][: step - 3]
+        averages.append(stored(tmp_path, step)["average"])
+    train(make_config(), tmp_path)
+    assert len(looks) == 9
+    assert_same_run(tmp_path, finished)
+    before, after = averages
+    now = stored(tmp_path, 5)
+    kept = 5 / 14  # in the step from 4 to 5: less than the decay as yet
+    for name, model in (("params", now["params"]["model"]), ("statistics", now["statistics"])):
+        expected = jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, before[name], model)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after[name], expected)
+
+
+def test_three_kills_leave_no_trace(finished, make_config, write_config, tmp_path, monkeypatch):
+    """By benchmarks/chaos.py, in processes of their own, two of them within a second."""
+    # They read what was compiled here; what they would add, a kill could cut off.
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1e9")
+    words = [f"--config={write_config(make_config())}"]
+    killed, alone = (chaos.Training(folder, words, steps=5, devices=8) for folder in (tmp_path / "run", finished))
+    kills = [Kill("SIGKILL", "evaluation"), Kill("SIGTERM", "at once"), Kill("damage", "evaluation")]
+    deaths = chaos.run_with_kills(killed, kills, random.Random(0))
+    assert [death.kill for death in deaths] == kills
+    assert len(list((tmp_path / "run/damaged").iterdir())) == 1
+    assert chaos.differing_bytes(killed, alone) == 0
+
+
+def test_the_average_forgets_the_start_and_follows():
+    """Against a loop in float64; what stands still, stays to the last bit."""
+    rng, expected = np.random.default_rng(0), None
+    still = np.float32(rng.normal(size=3))
+    for step in range(60):
+        model = ModelState({"a": np.float32(rng.normal(size=(2, 3))), "still": still}, {"mean": np.float32(step)})
+        if expected is None:
+            average, expected = model, (np.float64(model.params["a"]), 0.0)
+            continue
+        average = moved(average, model, step=np.int32(step), decay=0.8)
+        kept = min(0.8, (1 + step) / (10 + step))
+        new = (np.float64(model.params["a"]), float(step))
+        expected = tuple(kept * old + (1 - kept) * value for old, value in zip(expected, new, strict=True))
+    np.testing.assert_allclose(average.params["a"], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(average.statistics["mean"], expected[1], rtol=1e-5)
+    np.testing.assert_array_equal(average.params["still"], still)
+
+
+def test_what_is_best_is_told_by_the_file(make_config, tmp_path):
+    config = make_config()
+    config.train.best_by = "mean_r1"
+    lines = [{"step": 2, "mean_r1": 0.5}, {"step": 4, "mean_r1": 0.5}, {"step": 6, "mean_r1": 0.9}, {"step": 7}]
+    (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    evaluations = Evaluations(config, tmp_path, step=4)
+    assert [step for step in range(8) if evaluations.due(step)] == [5, 6]
+    assert evaluations.best([2, 4, 5, 6]) == 4
+    assert evaluations.best([2]) == 2
+    assert evaluations.best([3]) is None
+    evaluations.add(6, {"mean_r1": 0.50000001})
+    assert evaluations.best([4, 6]) == 6
+    config.train.evaluate_every = 0
+    assert not any(Evaluations(config, tmp_path, step=0).due(step) for step in range(8))
+
+
+def test_products_that_cannot_be_searched_for_are_refused(make_config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("cope_jax.evaluation.probe.batch_share", lambda mesh: (0, 2))
+        with pytest.raises(ValueError, match=r"config.mesh.tensor=1 joins processes, .*evaluate_every to 0"):
+            train(make_config(), tmp_path)
+    monkeypatch.setattr("cope_jax.evaluation.probe.drawn_products", lambda *_: [])
+    monkeypatch.setattr("cope_jax.evaluation.probe.rows_of", lambda _: {})
+    with pytest.raises(ValueError, match=r"none of 0 random products of the split 'test' has both a page and a video"):
+        train(make_config(), tmp_path)
