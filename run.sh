@@ -77,6 +77,13 @@ setup() {
 
 run() { "$PYTHON" -m "$@"; }
 
+# The settings by which glibc keeps what a step of training on processors has freed. Its temporaries are one block of some
+# 500 MB for the demo, which would go back to the system at the end of each step and be faulted in page by page at the
+# next: a seventh of a step's processor time.
+keep_memory() {
+  if [ "$(jax_package)" = jax ]; then echo MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000; fi
+}
+
 # options KEY DEFAULT ARG…: the value of --KEY=… among the arguments, else the default.
 option() {
   local key=$1 value=$2 argument
@@ -92,7 +99,8 @@ whole_way() {
   say "building array records in $root/data/$name"
   run data_prep.build --release="$release" --data_dir="$root/data/$name"
   say "training configs/$name.py in $root/runs/$name"
-  run cope_jax.train --config="configs/$name.py" --workdir="$root/runs/$name" --config.data.data_dir="$root/data/$name" "$@"
+  env $(keep_memory) "$PYTHON" -m cope_jax.train --config="configs/$name.py" --workdir="$root/runs/$name" \
+    --config.data.data_dir="$root/data/$name" "$@"
   say "evaluating: trained / untrained"
   run cope_jax.evaluate --workdir="$root/runs/$name" --reuse
   printf '\nwork directory: %s\n' "$root/runs/$name"
@@ -135,7 +143,7 @@ command=${1:-help}
 case $command in
   demo | grocery) setup requirements.txt; "$command" "$@" ;;
   # In place of this shell, which would take a scheduler's SIGTERM instead of it, and end before it has saved.
-  train) setup requirements.txt; exec "$PYTHON" -m cope_jax.train "$@" ;;
+  train) setup requirements.txt; exec env $(keep_memory) "$PYTHON" -m cope_jax.train "$@" ;;
   eval) setup requirements.txt; run cope_jax.evaluate "$@" ;;
   compare | embed | search | export) setup requirements.txt; run "cope_jax.$command" "$@" ;;
   synthetic | catalog | table | verify | inspect) setup requirements.txt; run "data_prep.$command" "$@" ;;

@@ -10,6 +10,7 @@ set; bare_mb_per_s; their ratio; peak_rss_bytes over all processes of it and rss
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -24,16 +25,15 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from absl import app, flags
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 
 from data_prep.build import build
 from data_prep.catalog_files import write_catalog
-from data_prep.image_sources import RULES_KEY
-from data_prep.images import RULES
+from data_prep.downloading.ledger import SUCCESS, Footer, Row
+from data_prep.downloading.ledger import write as write_ledger
+from data_prep.downloading.shard import add_image, ledger_path, tar_path
 from data_prep.inputs import Inputs
 from data_prep.release import DOMAINS, Frame, Item
 
@@ -85,21 +85,14 @@ def write_folder(folder: Path, names: list[str], images: list[bytes]) -> None:
 def write_shards(folder: Path, names: list[str], images: list[bytes]) -> None:
     """Writes the shards of a download, as ours does."""
     sums = [hashlib.sha256(image).hexdigest() for image in images]
-    for start in range(0, len(names), A_SHARD):
-        numbers = range(start, min(start + A_SHARD, len(names)))
-        stem = folder / f"{start // A_SHARD:05}"
-        with tarfile.open(stem.with_suffix(".tar"), "w") as tar:
-            for number in numbers:
-                member = tarfile.TarInfo(f"{number:09}.jpg")
-                member.size = len(images[number % DISTINCT])
-                tar.addfile(member, io.BytesIO(images[number % DISTINCT]))
-        ledger = {
-            "url": [f"https://host/{names[number]}" for number in numbers],
-            "key": [f"{number:09}" for number in numbers],
-            "sha256": [sums[number % DISTINCT] for number in numbers],
-        }
-        table = pa.table(ledger).replace_schema_metadata({RULES_KEY: RULES.encode()})
-        pq.write_table(table, stem.with_suffix(".parquet"))
+    for number, start in enumerate(range(0, len(names), A_SHARD)):
+        rows = []
+        with tarfile.open(tar_path(folder, number), "w", format=tarfile.USTAR_FORMAT) as tar:
+            for i in range(start, min(start + A_SHARD, len(names))):
+                body, told = images[i % DISTINCT], {"extension": "jpg", "sha256": sums[i % DISTINCT]}
+                row = Row(f"{i:09}", f"https://host/{names[i]}", SUCCESS, names[i], 1, bytes=len(body), **told)
+                rows.append(dataclasses.replace(row, start=add_image(tar, row, body)))
+        write_ledger(ledger_path(folder, number), rows, Footer(0, 0, {}))
 
 
 class Memory:

@@ -39,9 +39,6 @@ SENTENCE = (
 )
 
 FLAGS = flags.FLAGS
-flags.DEFINE_float("scale", 0.01, "Size as a fraction of ROPE's training split.", lower_bound=0)
-flags.DEFINE_string("folder", None, "Where to write, and to remove again what was written; default: a temporary one.")
-flags.DEFINE_string("memory_limit", "3GB", "That of data_prep.catalog.")
 
 
 def write_release(folder: Path, scale: float) -> int:
@@ -145,6 +142,15 @@ def _size(folder: Path) -> int:
     return total
 
 
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_float("scale", 0.01, "Size as a fraction of ROPE's training split.", lower_bound=0)
+    flags.DEFINE_string(
+        "folder", None, "Where to write, and to remove again what was written; default: a temporary one."
+    )
+    flags.DEFINE_string("memory_limit", "3GB", "That of data_prep.catalog.")
+
+
 def main(_: list[str]) -> None:
     """Writes, measures and prints."""
     folder = Path(tempfile.mkdtemp(prefix="catalog-", dir=FLAGS.folder))
@@ -175,4 +181,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

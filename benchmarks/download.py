@@ -89,6 +89,15 @@ def compare(folder: Path, url: str, program: str | None) -> dict[str, float]:
     return result
 
 
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string("img2dataset", None, "Program to compare with; default: the one on the PATH, if any.")
+    flags.DEFINE_integer("images", 4000, "Images to fetch; a multiple of 8.", lower_bound=8)
+    flags.DEFINE_integer("side", 96, "Pixels of the images' shorter side.", lower_bound=8)
+    flags.DEFINE_integer("concurrency", 32, "Requests at a time, on both sides.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 3, "Times that both are measured, in turn.", lower_bound=1)
+
+
 def main(_: list[str]) -> None:
     """Measures and prints."""
     program = FLAGS.img2dataset or shutil.which("img2dataset")
@@ -105,9 +114,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("img2dataset", None, "Program to compare with; default: the one on the PATH, if any.")
-    flags.DEFINE_integer("images", 4000, "Images to fetch; a multiple of 8.", lower_bound=8)
-    flags.DEFINE_integer("side", 96, "Pixels of the images' shorter side.", lower_bound=8)
-    flags.DEFINE_integer("concurrency", 32, "Requests at a time, on both sides.", lower_bound=1)
-    flags.DEFINE_integer("rounds", 3, "Times that both are measured, in turn.", lower_bound=1)
+    define_flags()
     app.run(main)

@@ -21,10 +21,9 @@ from cope_jax.training.inputs import training_batch_shapes
 from cope_jax.training.mesh import make_mesh, to_devices
 from cope_jax.training.plan import Plan, plan
 
-MICROBATCH, RATIOS, VOCABULARY = 8, (1, 4, 16), 1000
+MICROBATCH, VOCABULARY = 8, 1000
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("rounds", 5, "Times that each step is timed.", lower_bound=1)
 
 
 def make_config(batch_size: int, microbatch: int) -> ConfigDict:
@@ -81,10 +80,19 @@ def make_step(batch_size: int, microbatch: int) -> Step:
     return Step(program, run, to_devices(batch, mesh))
 
 
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_integer("rounds", 5, "Times that each step is timed.", lower_bound=1)
+    flags.DEFINE_list("ratios", ["1", "4", "16"], "Batches to measure, in micro-batches.")
+
+
 def main(_: list[str]) -> None:
     """Measures and prints."""
     own = make_step(MICROBATCH, 0)
-    steps = {ratio: (make_step(MICROBATCH * ratio, MICROBATCH), make_step(MICROBATCH * ratio, 0)) for ratio in RATIOS}
+    steps = {
+        ratio: (make_step(MICROBATCH * ratio, MICROBATCH), make_step(MICROBATCH * ratio, 0))
+        for ratio in map(int, FLAGS.ratios)
+    }
     rows = []
     for ratio, (cached, plain) in steps.items():
         pairs = [(cached.seconds(), plain.seconds()) for _ in range(FLAGS.rounds + 1)][1:]  # the first one warms up
@@ -104,4 +112,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

@@ -1,6 +1,6 @@
 """Memory and time of the sigmoid loss on 1 to 16 devices: `python -m benchmarks.loss`.
 
-Value and gradients over the three pairs, 1,024 examples a device, computed in three ways: the project's `ring`;
+Value and gradients over the three pairs, `--chunk` examples a device, computed in three ways: the project's `ring`;
 `tiled`, the same blocks where every device first gathers all chunks; and `dense`, the formula on whole similarity
 matrices, left to XLA. Devices are pretended on this machine's cores, a process for each number of them; the ways take
 turns. The last line is JSON: for each number of devices the temporary bytes of one device, as XLA plans them, and the
@@ -33,11 +33,9 @@ from cope_jax.training.mesh import batch_sharding, make_mesh, replicated
 
 DEVICES = (1, 2, 4, 8, 16)
 DENSE_RUNS_UP_TO = 8  # devices: at 16 its matrices take 26 GB of this machine's memory; it is compiled only
-CHUNK, WIDTH, PRODUCTS = 1024, 128, 4
+WIDTH, PRODUCTS = 128, 4
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("devices", None, "Measure this number of devices in this process.")
-flags.DEFINE_integer("rounds", 5, "Times that each way is timed.", lower_bound=1)
 
 
 def ring(sides: dict[str, Side], scalars: Any, mesh: Mesh) -> Any:
@@ -60,7 +58,7 @@ def all_at_once(visit: Callable[..., Any], *, stays: Any, guest: Any, returns: A
 
 def home(nearest: Nearest) -> Nearest:
     """This device's part of what all found to be nearest."""
-    parts = jax.tree.map(lambda found: jax.lax.pmax(found, AXES).reshape(-1, CHUNK), nearest)
+    parts = jax.tree.map(lambda found: jax.lax.pmax(found, AXES).reshape(-1, FLAGS.chunk), nearest)
     return jax.tree.map(lambda part: part[jax.lax.axis_index(AXES)], parts)
 
 
@@ -99,7 +97,7 @@ def measure(devices: int, rounds: int) -> dict[str, Any]:
     mesh = make_mesh(data=devices, fsdp=1, tensor=1)
     cut, whole = batch_sharding(mesh), replicated(mesh)
     scalars = jax.device_put(init_scalars(temperature=10.0, bias=-10.0), whole)
-    arguments = (*jax.device_put(split_vectors(make_sides(CHUNK * devices)), cut), scalars)
+    arguments = (*jax.device_put(split_vectors(make_sides(FLAGS.chunk * devices)), cut), scalars)
     programs = {}
     for way in (ring, tiled, dense):
 
@@ -132,9 +130,17 @@ def in_own_process(devices: int) -> dict[str, Any]:
     """A row, from a process that pretends to have that many devices."""
     count = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": count}
-    command = [sys.executable, "-m", "benchmarks.loss", f"--devices={devices}", f"--rounds={FLAGS.rounds}"]
+    command = [sys.executable, "-m", "benchmarks.loss", f"--devices={devices}"]
+    command += [f"--rounds={FLAGS.rounds}", f"--chunk={FLAGS.chunk}"]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_integer("devices", None, "Measure this number of devices in this process.")
+    flags.DEFINE_integer("rounds", 5, "Times that each way is timed.", lower_bound=1)
+    flags.DEFINE_integer("chunk", 1024, "Examples a device.", lower_bound=8)
 
 
 def main(_: list[str]) -> None:
@@ -161,4 +167,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

@@ -24,9 +24,6 @@ LOSSES = {
 }
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("config", None, "Experiment: a file of configs/.", required=True)
-flags.DEFINE_string("data_dir", None, "Array records to train and evaluate on.", required=True)
-flags.DEFINE_string("out", None, "Folder of the four work directories; made if missing.", required=True)
 
 
 def run(name: str, weights: dict[str, float]) -> dict[str, Any]:
@@ -42,6 +39,13 @@ def run(name: str, weights: dict[str, float]) -> dict[str, Any]:
     return json.loads((newest / "metrics.json").read_text(encoding="utf-8"))
 
 
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string("config", None, "Experiment: a file of configs/.", required=True)
+    flags.DEFINE_string("data_dir", None, "Array records to train and evaluate on.", required=True)
+    flags.DEFINE_string("out", None, "Folder of the four work directories; made if missing.", required=True)
+
+
 def main(_: list[str]) -> None:
     """Trains, evaluates and prints."""
     results = {}
@@ -53,4 +57,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

@@ -1,7 +1,8 @@
 """How far our encoders with loaded weights are from torch's: `python -m benchmarks.parity`, with torch installed.
 
 Random models of transformers are saved, loaded by our code and given the same inputs, all in float32. The last line is
-JSON: for each model the largest difference of outputs and of gradients, relative to the largest value of each.
+JSON: for each model the largest difference of outputs and of gradients, relative to the largest value of each, and the
+largest of all.
 """
 
 import json
@@ -14,6 +15,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import app, flags
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
@@ -27,6 +29,7 @@ ENCODERS = {"vision": VisionEncoder, "text": TextEncoder}
 FORWARD, GRADIENT = 1e-4, 1e-3  # the bounds
 
 Differences = dict[str, float]
+FLAGS = flags.FLAGS
 
 
 def compare(reference: Reference) -> tuple[Differences, Differences]:
@@ -111,19 +114,26 @@ def worst(differences: Mapping[str, float]) -> str:
     return max(differences, key=differences.__getitem__)
 
 
-def main() -> None:
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_integer("side", 224, "Pixels of the images' sides; a multiple of 32.", lower_bound=32)
+
+
+def main(_: list[str]) -> None:
     """Compares all references; the exit code is 1 if one is out of bounds."""
     result: dict[str, dict[str, float]] = {"forward": {}, "gradient": {}}
     for name, make in REFERENCES.items():
         with tempfile.TemporaryDirectory() as folder:
-            forward, gradient = compare(make(Path(folder), 224))
+            forward, gradient = compare(make(Path(folder), FLAGS.side))
         result["forward"][name], result["gradient"][name] = max(forward.values()), max(gradient.values())
         print(f"{name}: outputs {max(forward.values()):.1e} ({worst(forward)}), ", end="")
         print(f"gradients {max(gradient.values()):.1e} ({worst(gradient)})")
-    print(json.dumps(result))
-    if max(result["forward"].values()) > FORWARD or max(result["gradient"].values()) > GRADIENT:
+    largest = {f"largest_{kind}": max(found.values()) for kind, found in result.items()}
+    print(json.dumps(largest | result))
+    if largest["largest_forward"] > FORWARD or largest["largest_gradient"] > GRADIENT:
         raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    main()
+    define_flags()
+    app.run(main)

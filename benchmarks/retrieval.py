@@ -15,24 +15,27 @@ import sys
 import time
 
 import numpy as np
+from absl import app, flags
 
 from cope_jax import domains
 from cope_jax.evaluation import retrieval
 
 SIZES = {"page": 31_388, "video": 29_810, "live": 30_981}
 PRODUCTS, WIDTH = 2_527, 128
-ROUNDS = 3
 GROWTH = (1, 2, 4)
+FLAGS = flags.FLAGS
 
 
-def items(scale: int) -> retrieval.Embeddings:
+def items(scale: float) -> retrieval.Embeddings:
     """Each domain's embeddings and products; with `scale`, that many times as many items and products."""
+    scale *= FLAGS.fraction
     rng = np.random.default_rng(0)
     made = {}
     for domain, size in SIZES.items():
-        vectors = rng.normal(size=(size * scale, WIDTH)).astype(np.float32)
+        size = round(size * scale)
+        vectors = rng.normal(size=(size, WIDTH)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
-        made[domain] = vectors, rng.integers(0, PRODUCTS * scale, (size * scale, 1), np.int32)
+        made[domain] = vectors, rng.integers(0, round(PRODUCTS * scale), (size, 1), np.int32)
     return made
 
 
@@ -63,10 +66,11 @@ def by_faiss(embeddings: retrieval.Embeddings) -> float:
     return time.perf_counter() - started
 
 
-def alone(*words: str) -> dict[str, float]:
-    """This program with some words, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.retrieval", *words]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def alone(part: str, scale: int = 1) -> dict[str, float]:
+    """A part in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.retrieval", f"--part={part}", f"--scale={scale}"]
+    command += [f"--fraction={FLAGS.fraction}"]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def measure(what: str, scale: int) -> dict[str, float]:
@@ -76,15 +80,26 @@ def measure(what: str, scale: int) -> dict[str, float]:
     return {"seconds": measured, "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
-def main() -> None:
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_float("fraction", 1.0, "Size as a fraction of ROPE's test split.", lower_bound=0.01)
+    flags.DEFINE_integer("rounds", 3, "Times that each is timed.", lower_bound=1)
+    flags.DEFINE_enum("part", None, ["ours", "faiss", "growing"], "What to measure in this process.")
+    flags.DEFINE_integer("scale", 1, "Of the part that grows.", lower_bound=1)
+
+
+def main(_: list[str]) -> None:
     """Measures in turn, and prints."""
+    if FLAGS.part:
+        print(json.dumps(measure(FLAGS.part, FLAGS.scale)))
+        return
     rounds = []
-    for _ in range(ROUNDS):
-        rounds.append((alone("ours", "1"), alone("faiss", "1")))
+    for _ in range(FLAGS.rounds):
+        rounds.append((alone("ours"), alone("faiss")))
         print(f"ours {rounds[-1][0]['seconds']:.2f} s, faiss {rounds[-1][1]['seconds']:.2f} s", flush=True)
     seconds, faiss_seconds = (statistics.median(each["seconds"] for each in side) for side in zip(*rounds, strict=True))
     growth = {
-        f"x{scale}": statistics.median(alone("growing", str(scale))["seconds"] for _ in range(ROUNDS))
+        f"x{scale}": statistics.median(alone("growing", scale)["seconds"] for _ in range(FLAGS.rounds))
         for scale in GROWTH
     }
     result = {
@@ -98,7 +113,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
-    else:
-        main()
+    define_flags()
+    app.run(main)

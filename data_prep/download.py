@@ -16,6 +16,7 @@ import signal
 import sys
 from pathlib import Path
 
+import uvloop
 from absl import app, flags
 
 from data_prep.catalog_files import Catalog, CatalogError
@@ -100,7 +101,7 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     try:
-        return asyncio.run(download_until_stopped(Catalog(Path(FLAGS.catalog)), Path(FLAGS.out), read_flags()))
+        return uvloop.run(download_until_stopped(Catalog(Path(FLAGS.catalog)), Path(FLAGS.out), read_flags()))
     except (DownloadError, CatalogError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep import images
@@ -142,45 +143,78 @@ def _ledger_path(source: Path, tar: _Found) -> Path:
             f"{source / tar.path} has no {path.name} beside it: the shard of a download that was not finished? "
             "Finish the download, or take the tar away (an archive of images has to be unpacked)"
         )
+    if (journal := path.with_suffix(".journal")).exists():
+        raise ImageSourceError(f"{journal} tells of a download that was not finished: run it to its end first")
     return path
 
 
 def _members(source: Path, file: _Found) -> Iterator[tuple[str, int, int, str]]:
     """Yields image name, offset, size and sha256 (or "") of the images in a tar."""
-    ledger = _read_ledger(_ledger_path(source, file))
+    ledger = _Ledger(_ledger_path(source, file))
     path = source / file.path
+    for member, name, offset, size, sha256 in ledger.members() if ledger.tells_places else _walk_tar(path, ledger):
+        if offset + size > file.size:
+            raise ImageSourceError(f"{path} ends within {member!r}: fetch this shard again")
+        yield name, offset, size, sha256
+
+
+def _walk_tar(path: Path, ledger: "_Ledger") -> Iterator[tuple[str, str, int, int, str]]:
+    """Yields member, image name, offset, size and sha256 (or "") from the headers in a tar."""
+    rows = ledger.by_key()
     try:
         with tarfile.open(path, "r:") as tar:  # headers only: contents are passed over
             for member in tar:
                 key, _, suffix = member.name.rpartition("/")[2].partition(".")
                 if not member.isreg() or suffix.lower() not in MEMBER_SUFFIXES:
                     continue
-                if member.offset_data + member.size > file.size:
-                    raise ImageSourceError(f"{path} ends within {member.name!r}: fetch this shard again")
-                if key not in ledger:
+                if key not in rows:
                     raise ImageSourceError(f"{path} has {member.name!r}, which its ledger does not list")
-                name, sha256 = ledger[key]
-                yield name, member.offset_data, member.size, sha256
+                name, sha256 = rows[key]
+                yield member.name, name, member.offset_data, member.size, sha256
     except tarfile.TarError as error:
         raise ImageSourceError(f"{path} is no whole tar ({error}): fetch this shard again") from error
 
 
-def _read_ledger(path: Path) -> dict[str, tuple[str, str]]:
-    """Returns key → name of the image, and sha256 where the ledger vouches for it."""
-    try:
-        schema = pq.read_schema(path)
-        if missing := {"key", "url"} - set(schema.names):
+class _Ledger:
+    """What lies beside a tar and tells of its images."""
+
+    def __init__(self, path: Path):
+        """Reads the columns' names."""
+        self._path = path
+        schema = self._read(pq.read_schema)
+        self._columns = set(schema.names)
+        if missing := {"key", "url"} - self._columns:
             raise ImageSourceError(f"{path} has no column {' and no '.join(sorted(missing))}: no ledger of a download")
         # img2dataset's checksums are of bytes that it did not look at.
-        checked = "sha256" in schema.names and (schema.metadata or {}).get(images.RULES_KEY) == images.RULES.encode()
-        named = "name" in schema.names  # img2dataset's ledgers have the URL alone
-        table = pq.read_table(path, columns=["key", "name" if named else "url", *(["sha256"] if checked else [])])
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ImageSourceError(f"{path} cannot be read ({error}): fetch this shard again") from error
-    sums = table["sha256"].to_pylist() if checked else [None] * len(table)
-    names = table["name"].to_pylist() if named else [_name(url) for url in table["url"].to_pylist()]
-    rows = zip(table["key"].to_pylist(), names, sums, strict=True)
-    return {key: (name, sha256 or "") for key, name, sha256 in rows}
+        self._vouches = (schema.metadata or {}).get(images.RULES_KEY) == images.RULES.encode()
+
+    @property
+    def tells_places(self) -> bool:
+        """Whether it knows where in the tar each image is, as our downloader's does."""
+        return self._vouches and "start" in self._columns
+
+    def members(self) -> Iterator[tuple[str, str, int, int, str]]:
+        """Yields key, image name, offset, size and sha256 of the images, in the order in which they lie there."""
+        table = self._read(pq.read_table, columns=["key", "name", "start", "bytes", "sha256"])
+        arrived = table.filter(pc.field("start").is_valid())
+        return zip(*(column.to_pylist() for column in arrived.columns), strict=True)
+
+    def by_key(self) -> dict[str, tuple[str, str]]:
+        """Returns key → name of the image, and sha256 where the ledger vouches for it."""
+        named = "name" in self._columns  # img2dataset's ledgers have the URL alone
+        checked = self._vouches and "sha256" in self._columns
+        columns = ["key", "name" if named else "url", *(["sha256"] if checked else [])]
+        table = self._read(pq.read_table, columns=columns)
+        sums = table["sha256"].to_pylist() if checked else [None] * len(table)
+        names = table["name"].to_pylist() if named else [_name(url) for url in table["url"].to_pylist()]
+        rows = zip(table["key"].to_pylist(), names, sums, strict=True)
+        return {key: (name, sha256 or "") for key, name, sha256 in rows}
+
+    def _read(self, function, **arguments):
+        try:
+            return function(self._path, **arguments)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ImageSourceError(f"{self._path} cannot be read ({error}): fetch this shard again") from error
 
 
 def _name(url: str) -> str:

@@ -16,11 +16,12 @@ THUMBNAIL = 96  # pixels
 BARS = 24
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{{ title }}</title><style>
 body { font: 14px system-ui, sans-serif; margin: 2em; max-width: 80em }
 table { border-collapse: collapse } td, th { padding: .2em .8em; text-align: right; vertical-align: top }
 th:first-child, td:first-child, .text td, .text th { text-align: left }
-.plots { display: flex; flex-wrap: wrap; gap: 1em } figure { margin: 0 } rect { fill: #4678b4 }
+.plots { display: flex; flex-wrap: wrap; gap: 1em; margin: 2em 0 } figure { margin: 0 } rect { fill: #4678b4 }
 .product { border-top: 1px solid #ccc; padding: 1em 0 } .item { max-width: 28em } img { margin: 1px }
 </style></head><body>
 <h1>{{ title }}</h1>
@@ -38,7 +39,8 @@ th:first-child, td:first-child, .text td, .text th { text-align: left }
 {% endfor %}</div>
 {% for product in split.products %}<div class="product"><h3>product {{ product.product_id }}</h3>
 <table class="text">
-<tr>{% for side in product.sides %}<th>{{ side.domain }}: {{ side.count }}</th>{% endfor %}</tr>
+<tr>{% for side in product.sides %}<th>{{ side.domain }}: {{ side.items|length }} of {{ side.count }}</th>
+{% endfor %}</tr>
 <tr>{% for side in product.sides %}<td>{% for item in side.items %}<div class="item">
 <p>{{ item.item_id }}: {{ item.text or "no text" }}</p>
 {% for image in item.images %}<img src="{{ image }}" alt="">{% endfor %}</div>{% endfor %}</td>

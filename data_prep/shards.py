@@ -15,9 +15,10 @@ from data_prep.catalog_files import Catalog
 from data_prep.image_reader import ImageReader
 from data_prep.release import Item
 
-# Images a shard. The upper bound keeps a shard near 200 MB at 50 kB an image, the lower one spares a small
-# data set files of a few images; between them 16 shards keep a pool busy and lose little to a kill.
-MIN_FRAMES, MAX_FRAMES, SHARDS = 64, 4096, 16
+# Images a shard. The upper bound keeps a shard below 1 GB at 50 kB an image and ROPE's files, all of which a training
+# keeps open, at 4,000; the lower one spares a small data set files of a few images; between them 16 shards keep a pool
+# busy and lose little to a kill.
+MIN_FRAMES, MAX_FRAMES, SHARDS = 64, 16_384, 16
 NO_FRAMES = "no frames listed"
 NO_FRAMES_LEFT = "no frames left"
 

@@ -1,5 +1,6 @@
 """Settings of every test: strict JAX, eight fake devices, parsed flags, a compilation cache between runs."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -10,14 +11,15 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     # Models this small take time only to compile: quickly then, rather than well.
-    + " --xla_llvm_disable_expensive_passes=true"
+    + " --xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=0"
     + " --xla_force_host_platform_device_count=8"
 )
-# A cache for each of pytest's workers: JAX writes entries in place, and another worker could read half of one.
+# One cache for all of pytest's workers and the commands that they start. JAX locks it where its size is limited;
+# otherwise one could read what another has half written.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(
-    os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".cache/jax")),
-    os.environ.get("PYTEST_XDIST_WORKER", ""),
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".cache/jax")), "tests"
 )
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 << 30)
 
 import jax
 import pytest
@@ -25,6 +27,18 @@ from absl import flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+# Tracing makes objects by the million, and collecting them takes longer the more programs are kept: seldom, then.
+gc.set_threshold(100_000, 50, 100)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Frees what a file's tests have compiled: a worker that keeps all of it gets slower and slower."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -96,6 +110,7 @@ def _tiny_config(data_dir):
             "eval.batch_size": 8,
             "eval.ways": 3,
             "eval.episodes": 10,
+            "mesh.data": 2,  # of the eight: on two cores, eight that wait for each other take a second a step
         }
     )
     return config

@@ -1,6 +1,7 @@
 """Random access to the array records of one split: items of each domain by row, products by number."""
 
 import hashlib
+import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from cope_jax.data.faults import BadItem
 from cope_jax.domains import DOMAINS
 
 SAMPLE = 1 << 16  # bytes at both ends of a file that its fingerprint is made from
+OTHER_FILES = 500  # that a process has open: libraries, logs, checkpoints, sockets
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,11 @@ def open_records(data_dir: str | Path, split: str) -> Records:
 
     Raises:
       FileNotFoundError: data sets that are not there, all of them, with the command that makes them.
-      ValueError: data sets that lack the split, all of them, with the splits they have.
+      ValueError: data sets that lack the split, all of them, with the splits they have; more files than this process
+        may open.
     """
     builders = _builders(data_dir, split)
+    _allow_open_files(sum(len(_files(builder, split)) for builder in builders.values()), data_dir)
     sources = {
         config: builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
         for config, builder in builders.items()
@@ -187,6 +191,20 @@ def _files(builder: tfds.core.DatasetBuilder, split: str) -> dict[Path, int]:
     """Path → number of records of each file of a split."""
     info = builder.info.splits[split]
     return dict(zip(map(Path, info.filepaths), info.shard_lengths, strict=True))
+
+
+def _allow_open_files(count: int, data_dir: str | Path) -> None:
+    """Lets this process open so many record files, which stay open, twice if the machine allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= 2 * count + OTHER_FILES:
+        return
+    allowed = 2 * count + OTHER_FILES if hard == resource.RLIM_INFINITY else min(hard, 2 * count + OTHER_FILES)
+    if allowed < count + OTHER_FILES:
+        raise ValueError(
+            f"{data_dir} has {count} files, which stay open, and this process may open no more than {hard}: allow it "
+            f"{2 * count + OTHER_FILES} (`ulimit -Hn`, or LimitNOFILE in systemd)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
 
 
 def sample_texts(records: Records, *, limit: int) -> list[str]:

@@ -77,6 +77,8 @@ def train(
     mesh = make_mesh(**config.mesh)
     check_batch_sizes(config, mesh)
     share = batch_share(mesh)
+    if mesh.size < jax.device_count():
+        print(f"config.mesh takes {mesh.size} of {jax.device_count()} devices")
     class_ids = training_classes(config)
     if class_ids is not None:
         config.losses.classifier.classes = len(class_ids)

@@ -34,6 +34,8 @@ LARGE = 65_536  # elements from which on a parameter must have a rule; smaller o
 def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with axes `data`, `fsdp` and `tensor`; a size of −1 takes what is left of the devices.
 
+    Where all three are given, a single process may use fewer devices than there are: the first ones.
+
     Raises:
         ValueError: the sizes do not multiply to the number of devices.
     """
@@ -41,12 +43,16 @@ def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device
     sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     known = prod(size for size in sizes.values() if size > 0)
     sizes = {axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()}
-    if prod(sizes.values()) != len(devices) or min(sizes.values()) < 1:
+    used = len(devices)
+    if min(data, fsdp, tensor) > 0 and jax.process_count() == 1:
+        used = min(used, known)
+    if prod(sizes.values()) != used or min(sizes.values()) < 1:
         wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, (data, fsdp, tensor), strict=True))
         raise ValueError(
             f"config.{wanted} do not multiply to {len(devices)} devices; set one to −1 to take what is left, and the "
             f"others so that they divide {len(devices)}"
         )
+    devices = devices[:used]
     return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), AXES)
 
 

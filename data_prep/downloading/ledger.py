@@ -30,8 +30,9 @@ SCHEMA = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("original_width", pa.int32()),
         pa.field("original_height", pa.int32()),
-        pa.field("sha256", pa.string()),  # as the next two, of the bytes in the tar
+        pa.field("sha256", pa.string()),  # as the next, of the bytes in the tar
         pa.field("bytes", pa.int64()),
+        pa.field("start", pa.int64()),  # of these bytes in the tar, so that a build need not walk over it
         pa.field("extension", pa.string()),
         pa.field("name", pa.string(), nullable=False),  # as in the catalog
         pa.field("failure", pa.string()),  # one of `Failure`
@@ -59,6 +60,7 @@ class Row:
     original_height: int | None = None
     sha256: str | None = None
     bytes: int | None = None
+    start: int | None = None
     extension: str | None = None
 
     @property

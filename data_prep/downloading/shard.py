@@ -1,8 +1,10 @@
 """A shard: some items of a domain, and the tar of their images. The tar's bytes depend on the images alone."""
 
 import contextlib
+import dataclasses
 import io
 import json
+import math
 import tarfile
 import urllib.parse
 from collections.abc import Mapping, Sequence, Set
@@ -130,8 +132,8 @@ class Shard:
         rows = {**self._earlier, **self._journal.rows}
         in_order = [rows[position] for position in range(len(self._names))]
         changed = [position for position in self._journal.rows if rows[position].ok or self._was_ok(position)]
-        if changed or not self.path.exists():
-            self._write_tar(in_order)
+        if changed or not self.path.exists() or any(row.ok and row.start is None for row in in_order):
+            in_order = self._write_tar(in_order)
         footer = ledger.Footer(self._start, self._start + len(self._items), ledger.cover(self._items, in_order))
         ledger.write(ledger_path(self._folder, self._number), in_order, footer)
         self._journal.remove()
@@ -145,22 +147,24 @@ class Shard:
     def _was_ok(self, position: int) -> bool:
         return position in self._earlier and self._earlier[position].ok
 
-    def _write_tar(self, rows: Sequence[Row]) -> None:
+    def _write_tar(self, rows: Sequence[Row]) -> list[Row]:
+        """Writes the images and returns the rows with where each one's bytes start."""
+        placed = []
         with contextlib.ExitStack() as stack:
             old = stack.enter_context(tarfile.open(self.path)) if self._earlier else ()
             members = {member.name: member for member in old}
             file = stack.enter_context(replaced(self.path))
             tar = stack.enter_context(tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT))
             for position, row in enumerate(rows):
-                if not row.ok:
-                    continue
-                image = f"{row.key}.{row.extension}"
-                if position in self._journal.rows:
-                    _add(tar, image, self._journal.body(position))
-                else:
-                    _add(tar, image, old.extractfile(members[image]).read())
-                told = {key: getattr(row, key) for key in _TOLD}
-                _add(tar, f"{row.key}.json", json.dumps(told, ensure_ascii=False).encode())
+                if row.ok:
+                    image = f"{row.key}.{row.extension}"
+                    if position in self._journal.rows:
+                        body = self._journal.body(position)
+                    else:
+                        body = old.extractfile(members[image]).read()
+                    row = dataclasses.replace(row, start=add_image(tar, row, body))
+                placed.append(row)
+        return placed
 
 
 def make_url(url_prefix: str, name: str) -> str:
@@ -168,10 +172,19 @@ def make_url(url_prefix: str, name: str) -> str:
     return url_prefix + urllib.parse.quote(name)
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def add_image(tar: tarfile.TarFile, row: Row, body: bytes) -> int:
+    """Adds an image and what is known of it; returns where the image's bytes start in the tar."""
+    start = _add(tar, f"{row.key}.{row.extension}", body)
+    told = {key: getattr(row, key) for key in _TOLD}
+    _add(tar, f"{row.key}.json", json.dumps(told, ensure_ascii=False).encode())
+    return start
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     info = tarfile.TarInfo(name)  # owner, time and mode are constants: same images, same bytes
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
+    return tar.offset - tarfile.BLOCKSIZE * math.ceil(len(data) / tarfile.BLOCKSIZE)
 
 
 def rows_to_retry(rows: Mapping[int, Row], classes: Set[str], refused: Set[str]) -> list[int]:

@@ -12,6 +12,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import simplejpeg
@@ -89,12 +90,17 @@ def test_every_good_image_arrives_byte_by_byte_and_every_other_is_named_by_its_f
     assert list(rows) == names  # row order
     arrived = {name: image_of(name, behaviours) for name in names if wanted[name] is None}
     assert list(read_images(tmp_path / "out").items()) == list(arrived.items())
+    for path in in_order(tmp_path / "out", "parquet"):
+        tar = path.with_suffix(".tar").read_bytes()
+        for row in pq.read_table(path).filter(pc.field("start").is_valid()).to_pylist():
+            assert tar[row["start"] : row["start"] + row["bytes"]] == arrived.pop(row["name"])
+    assert not arrived
     for name, row in rows.items():
         assert row["url"] == f"{server.url}{quoted(name)}"
         if wanted[name] is None:
             assert (row["status"], row["http_status"], row["error_message"]) == ("success", 200, None)
-            assert row["sha256"] == hashlib.sha256(arrived[name]).hexdigest()
-            assert (row["bytes"], row["width"], row["height"]) == (len(arrived[name]), 32, 24)
+            assert row["sha256"] == hashlib.sha256(image_of(name, behaviours)).hexdigest()
+            assert (row["bytes"], row["width"], row["height"]) == (len(image_of(name, behaviours)), 32, 24)
         else:
             assert row["status"] == "failed_to_download"
             assert row["error_message"]
@@ -160,6 +166,10 @@ def test_retry_asks_for_its_classes_alone_and_ends_with_the_bytes_of_a_good_firs
         assert coverage.retry_hint(fetch(catalog, tmp_path / "straight", server, shard_frames=20)) == ""
     assert tar_bytes(tmp_path / "out") == tar_bytes(tmp_path / "straight")
     assert not list(tmp_path.glob("out/**/*.journal"))
+    for path, straight in zip(*(in_order(tmp_path / out, "parquet") for out in ("out", "straight")), strict=True):
+        starts = pq.read_table(path)["start"]
+        assert starts == pq.read_table(straight)["start"]
+        assert starts.null_count == 0
 
 
 def test_a_placeholder_found_later_is_asked_for_again(tmp_path):

@@ -51,6 +51,33 @@ def test_images_in_tars_are_known_by_their_urls(tmp_path, write_download, checke
     assert [at.preference for at in found] == sorted(at.preference for at in found)
 
 
+def test_a_ledger_that_tells_places_spares_walking_over_the_tar(tmp_path, write_download):
+    images = {"1.jpg": b"1" * 700, "2.jpg": b"22", "gone.jpg": b"", "3.jpg": b"3" * 512}
+    shards = tmp_path / "shards"
+    write_download(shards, images, checked=True)
+    walked, ledger = list(locate(shards)), shards / "00000.parquet"
+    table = pq.read_table(ledger)
+    told = {
+        "name": list(images),
+        "start": [at.offset if at.size else None for at in walked],
+        "bytes": [at.size or None for at in walked],
+    }
+    for name, values in told.items():
+        table = table.append_column(name, pa.array(values))
+    pq.write_table(table, ledger)
+    tar = shards / "00000.tar"
+    whole = tar.read_bytes()
+    tar.write_bytes(b"?" * len(whole))  # no header is looked at
+    found = [(at.name, at.path, at.offset, at.size, at.sha256) for at in locate(shards)]
+    assert found == [(at.name, at.path, at.offset, at.size, at.sha256) for at in walked if at.size]
+    tar.write_bytes(whole[: walked[-1].offset + 511])
+    with pytest.raises(ImageSourceError, match=r"00000.tar ends within '000000003': fetch this shard again"):
+        list(locate(shards))
+    (shards / "00000.journal").touch()
+    with pytest.raises(ImageSourceError, match=r"00000.journal tells of a download that was not finished: run it"):
+        list(locate(shards))
+
+
 def test_a_webdataset_with_folders_and_long_names_in_it(tmp_path):
     with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         tar.addfile(tarfile.TarInfo("folder"))

@@ -57,6 +57,9 @@ def test_the_page_shows_products_and_escapes_every_text(own_small, tmp_path):
     assert "<script>" not in page
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&amp;" in page
     assert re.findall("<h3>product (.*)</h3>", page) == ["0", "20", "40", "501"]
+    of_each = [re.findall(rf"<th>{domain}: (\d+) of (\d+)</th>", page) for domain in ("page", "video", "live")]
+    items = page.count('<div class="item">')
+    assert items == sum(int(number) for found in of_each for number, _ in found) > 6
     shown = re.findall('base64,([^"]+)"', page)
     assert len(shown) > 20
     assert {Image.open(io.BytesIO(base64.b64decode(image))).size for image in shown} == {(11, 9)}

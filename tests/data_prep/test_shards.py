@@ -34,7 +34,7 @@ def test_any_plan_covers_all_items_and_frames_once():
 
 
 def test_small_data_sets_get_few_shards_and_large_ones_many():
-    assert [shards.frames_per_shard(frames) for frames in (0, 500, 16_000, 10**8)] == [64, 64, 1000, 4096]
+    assert [shards.frames_per_shard(frames) for frames in (0, 500, 16_000, 10**8)] == [64, 64, 1000, 16_384]
 
 
 def test_a_report_without_its_whole_shard_does_not_count(inputs, tmp_path):

@@ -1,10 +1,11 @@
+import resource
 import shutil
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from cope_jax.data.records import fingerprint, open_records, sample_texts
+from cope_jax.data.records import OTHER_FILES, fingerprint, open_records, sample_texts
 from cope_jax.domains import DOMAINS
 
 
@@ -86,3 +87,22 @@ def test_sampled_texts_are_spread_over_each_domain(records, content):
     # More than there are: each once, without the two missing page texts.
     assert sample_texts(records, limit=1000) == [text for text in pages + videos + lives if text]
     assert pages.count("") == 2
+
+
+def test_as_many_files_as_there_are_may_be_open(data_dir, monkeypatch):
+    limits = []
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limit: limits.append((kind, limit)))
+
+    def open_within(soft, hard):
+        monkeypatch.setattr(resource, "getrlimit", lambda kind: (soft, hard))
+        limits.clear()
+        open_records(data_dir, "train")
+        return limits
+
+    files = len(list(data_dir.glob("rope/*/*/*train.array_record*")))
+    assert open_within(1024, 4096) == []
+    assert open_within(100, 4096) == [(resource.RLIMIT_NOFILE, (2 * files + OTHER_FILES, 4096))]
+    assert open_within(100, resource.RLIM_INFINITY)[0][1][0] == 2 * files + OTHER_FILES
+    assert open_within(100, files + OTHER_FILES) == [(resource.RLIMIT_NOFILE, (files + OTHER_FILES,) * 2)]
+    with pytest.raises(ValueError, match=rf"has {files} files, which stay open, .* no more than 120: allow it"):
+        open_within(100, 120)

@@ -104,11 +104,12 @@ def test_a_command_line_needs_no_data_devices_or_work_directory(run_sh, tmp_path
         "--config=configs/cope_rope.py",
         "--dry_run",
         "--config.mesh.data=16",
+        "--config.train.batch_size=32",
         *(f"--config.data.{setting}" for setting in tiny),
         *(f"--config.model.{setting}" for setting in sizes),
     )
     assert done.returncode == 0, done.stderr
-    assert "= 16 devices in all\nbatch       128 products, 8 a share" in done.stdout
+    assert "= 16 devices in all\nbatch       32 products, 2 a share" in done.stdout
     assert "99 (from config.data.vocab_size: nobody/nothing is not on this machine)" in done.stdout
 
 

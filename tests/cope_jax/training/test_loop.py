@@ -221,7 +221,7 @@ def test_every_mesh_trains_the_same(finished, tiny_config, tmp_path, sizes, chan
 
 
 def test_a_batch_that_does_not_divide_is_refused(tiny_config, tmp_path):
-    tiny_config.train.batch_size = 12
+    tiny_config.train.batch_size, tiny_config.mesh.data = 12, 8
     with pytest.raises(
         ValueError, match=r"config.train.batch_size 12 is no multiple of the 8 devices .* make it 16, say"
     ):

@@ -20,7 +20,15 @@ def test_one_open_axis_takes_the_rest():
     assert dict(make_mesh(data=1, fsdp=8, tensor=1).shape) == {"data": 1, "fsdp": 8, "tensor": 1}
 
 
-@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, 8, 1), (-1, 16, 1)])
+def test_a_mesh_of_given_sizes_may_leave_devices_out(monkeypatch):
+    mesh = make_mesh(data=3, fsdp=1, tensor=2)
+    assert mesh.devices.ravel().tolist() == jax.devices()[:6]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)  # each must have its part
+    with pytest.raises(ValueError, match="do not multiply to 8 devices"):
+        make_mesh(data=3, fsdp=1, tensor=2)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 1), (-1, 3, 1), (-1, -1, 1), (0, 8, 1), (-1, 16, 1)])
 def test_sizes_that_do_not_make_the_devices_are_refused(sizes):
     with pytest.raises(ValueError, match=r"mesh.data=.* do not multiply to 8 devices; set one to −1 .* divide 8"):
         make_mesh(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))

@@ -1,0 +1,88 @@
+"""All benchmarks one after another: `python -m benchmarks.all [--quick]`.
+
+Each in a process of its own, so that one that fails does not stop the others; the exit code is then 1. With --quick at
+sizes that take two cores less than ten minutes together, which show that they run rather than how fast things are. The
+last lines are a table and JSON: for each benchmark its seconds and what it printed, or its error.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any, NamedTuple
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+
+
+class Benchmark(NamedTuple):
+    """The flags of small sizes, and which of the numbers go into the table."""
+
+    quick: tuple[str, ...]
+    shown: tuple[str, ...]
+
+
+BENCHMARKS = {
+    "catalog": Benchmark(("--scale=0.002",), ("rows_per_s", "peak_rss_bytes")),
+    "build": Benchmark(("--mb=10",), ("ratio", "rss_growth")),
+    "download": Benchmark(("--images=400", "--rounds=1"), ("images_per_s", "ratio")),
+    "loss": Benchmark(("--chunk=64", "--rounds=1"), ("growth_2_to_16", "ring_over_dense_time_at_8")),
+    "grad_cache": Benchmark(("--ratios=1,4", "--rounds=1"), ("microbatch_bytes",)),
+    "parity": Benchmark(("--side=64",), ("largest_forward", "largest_gradient")),
+    "retrieval": Benchmark(("--fraction=0.1", "--rounds=1"), ("ratio", "peak_rss_bytes")),
+    "chaos": Benchmark(("--kills=1", "--steps=12"), ("differing_bytes", "restarts")),
+    "input_pipeline": Benchmark(("--quick",), ("ratio_to_torch", "ratio_to_decode", "resume_seconds")),
+    "step": Benchmark(("--quick",), ("ratio_to_torch", "mfu", "dispatch_ms")),
+    "embed": Benchmark(("--quick",), ("ratio", "both_items_per_s")),
+}
+
+
+def run(name: str, *, quick: bool) -> dict[str, Any]:
+    """Runs one and returns what it printed last, or the end of its errors."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *(BENCHMARKS[name].quick if quick else ())]
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    outcome: dict[str, Any] = {"seconds": round(time.perf_counter() - started, 1)}
+    if done.returncode:
+        return outcome | {"error": f"exit code {done.returncode}: {done.stderr[-2000:].strip()}"}
+    return outcome | {"result": json.loads(done.stdout.splitlines()[-1])}
+
+
+def as_row(name: str, outcome: dict[str, Any]) -> str:
+    """A line of the table."""
+    if "error" in outcome:
+        words = f"FAILED  {outcome['error'].splitlines()[-1]}"
+    else:
+        found = outcome["result"]
+        words = ", ".join(f"{key} {found[key]:,}" for key in BENCHMARKS[name].shown if key in found)
+    return f"{name:15} {outcome['seconds']:7.1f} s  {words}"
+
+
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_bool("quick", False, "Small sizes.")
+    flags.DEFINE_list("only", None, "Names of the benchmarks to run; default: all.")
+
+
+def main(_: list[str]) -> None:
+    """Runs all, prints, and fails where one did."""
+    names = FLAGS.only or list(BENCHMARKS)
+    if unknown := set(names) - set(BENCHMARKS):
+        raise app.UsageError(f"--only names {', '.join(sorted(unknown))}; choose from {', '.join(BENCHMARKS)}")
+    outcomes = {}
+    for number, name in enumerate(names, start=1):
+        print(f"{number} of {len(names)}: {name} …", flush=True)
+        outcomes[name] = run(name, quick=FLAGS.quick)
+        if "error" in outcomes[name]:
+            print(outcomes[name]["error"], file=sys.stderr, flush=True)
+    print("\n" + "\n".join(as_row(name, outcome) for name, outcome in outcomes.items()))
+    print(json.dumps({"cores": len(os.sched_getaffinity(0)), "quick": FLAGS.quick, "benchmarks": outcomes}))
+    if any("error" in outcome for outcome in outcomes.values()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)
