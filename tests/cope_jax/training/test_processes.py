@@ -131,13 +131,14 @@ def cut_back(source, target, step):
 
 
 def test_any_number_of_processes_trains_the_same_and_goes_on_with_it(make_quick_config, write_config, tmp_path):
-    """One with eight devices; two that go on from it, joined by the tensor axis of their mesh; and one from these.
+    """One with two devices; two that go on from it, joined by the tensor axis of their mesh; and one from these.
 
     That two with a share of each batch train as one is shown by the README's command for them.
     """
     config = make_quick_config(**{"train.keep_checkpoints": 3})
     words = ["-m", "cope_jax.train", f"--config={write_config(config)}", f"--workdir={tmp_path / 'two'}"]
-    words += ["--config.mesh.tensor=2", "--distributed", f"--coordinator=localhost:{free_port()}", "--processes=2"]
+    words += ["--config.mesh.data=1", "--config.mesh.tensor=2"]
+    words += ["--distributed", f"--coordinator=localhost:{free_port()}", "--processes=2"]
     train(config, tmp_path / "one")
     cut_back(tmp_path / "one", tmp_path / "two", 2)
     for code, output, errors in ends([start(*words, f"--process={i}") for i in range(2)]):
