@@ -123,7 +123,7 @@ class Training:
 
     def said(self) -> str:
         """What this start has printed."""
-        with self.log_path.open(encoding="utf-8") as file:
+        with self.log_path.open(encoding="utf-8", errors="replace") as file:
             file.seek(self.began_at)
             return file.read()
 
