@@ -1,0 +1,124 @@
+"""Embedding a test split from array records, beside its slower part alone: `python -m benchmarks.embed [--quick]`.
+
+Items a second of all three domains with the demo's model, its values as they are at the start: `input`, only reading
+and decoding; `compute`, only embedding batches that lie in memory; and `both`, as evaluation runs. They take turns. On
+a CPU a core computes and another one reads, as a device and its host would; on a GPU all cores read. The last line is
+JSON: `ratio`, of both over the slower part, the median of the rounds' with its spread, and the three rates.
+"""
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from configs import demo
+from cope_jax.data.records import open_records, sample_texts
+from cope_jax.data.tokenizer import train_wordpiece
+from cope_jax.domains import DOMAINS
+from cope_jax.evaluation.embed import embed_function, embed_items
+from cope_jax.evaluation.loaded import LoadedRun
+from cope_jax.training.inputs import evaluation_batches
+from cope_jax.training.mesh import make_mesh, replicated
+from cope_jax.training.model import split_model
+from data_prep.build import build
+from data_prep.inputs import release_inputs
+from data_prep.synthetic import write_release
+
+FLAGS = flags.FLAGS
+
+
+def make_data(folder: Path, products: int) -> Path:
+    """Array records of a synthetic release."""
+    release = write_release(
+        folder / "release", train_products=products, test_products=products, image_side=96, seed=0, processes=2
+    )
+    build(release_inputs(release, folder / "data"), folder / "data", report=lambda line: None)
+    return folder / "data"
+
+
+def make_run(config: ConfigDict) -> LoadedRun:
+    """The untrained model."""
+    mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    texts = sample_texts(open_records(config.data.data_dir, config.data.train_split), limit=1000)
+    tokenizer = train_wordpiece(texts, config.data.vocab_size)
+    graphdef, initialise = split_model(config, vocab_size=len(tokenizer))
+    model = jax.jit(initialise, out_shardings=replicated(mesh))()
+    embed = embed_function(graphdef, jax.tree.map(lambda leaf: leaf.sharding, model), mesh)
+    return LoadedRun(config, tokenizer, mesh, embed, model)
+
+
+def batches_of(run: LoadedRun, domain: str) -> Any:
+    """A domain's batches of the test split."""
+    return evaluation_batches(run.config, run.tokenizer, domain=domain, batch_size=run.config.eval.batch_size)
+
+
+def measure(run: LoadedRun, rounds: int) -> dict[str, list[float]]:
+    """Seconds of all items, read, embedded, and both."""
+    held = {domain: list(batches_of(run, domain)) for domain in DOMAINS}
+
+    def read() -> None:
+        for domain in DOMAINS:
+            for _ in batches_of(run, domain):
+                pass
+
+    def compute() -> None:
+        for domain in DOMAINS:
+            embed_items(held[domain], domain, run.embed, run.model, run.mesh)
+
+    def both() -> None:
+        for domain in DOMAINS:
+            embed_items(batches_of(run, domain), domain, run.embed, run.model, run.mesh)
+
+    seconds: dict[str, list[float]] = {"input": [], "compute": [], "both": []}
+    for _ in range(rounds):
+        for name, part in zip(seconds, (read, compute, both), strict=True):
+            started = time.perf_counter()
+            part()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_bool("quick", False, "Few items and rounds.")
+    flags.DEFINE_integer("rounds", None, "Times that each is timed; default: 5, quick: 3.", lower_bound=1)
+
+
+def main(_: list[str]) -> None:
+    """Measures and prints."""
+    logging.set_verbosity(logging.WARNING)  # TFDS tells of each data set that it opens
+    rounds = FLAGS.rounds or (3 if FLAGS.quick else 5)
+    cores = sorted(os.sched_getaffinity(0))
+    apart = not os.path.exists("/dev/nvidiactl") and len(cores) > 1
+    with tempfile.TemporaryDirectory() as folder:
+        config = demo.get_config()
+        with config.unlocked():
+            config.data.data_dir = str(make_data(Path(folder), 100 if FLAGS.quick else 400))
+            config.data.threads = 1 if apart else len(cores)
+        if apart:
+            os.sched_setaffinity(0, cores[:1])  # the threads that JAX starts now stay there
+        run = make_run(config)
+        for domain in DOMAINS:
+            first = next(batches_of(run, domain))
+            embed_items([first], domain, run.embed, run.model, run.mesh)  # compiles
+        if apart:
+            os.sched_setaffinity(0, cores[1:2])  # this thread, and those that it starts from now on
+        items = open_records(config.data.data_dir, config.data.eval_split).items
+        count = sum(len(items[domain]) for domain in DOMAINS)
+        seconds = measure(run, rounds)
+    ratios = [max(i, c) / b for i, c, b in zip(*seconds.values(), strict=True)]
+    result = {"ratio": round(median(ratios), 3), "ratio_spread": [round(min(ratios), 3), round(max(ratios), 3)]}
+    result |= {f"{name}_items_per_s": round(count / median(times), 1) for name, times in seconds.items()}
+    print(json.dumps(result | {"items": count, "device": jax.devices()[0].device_kind}))
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,150 @@
+"""Benchmarks are run by hand: here only that each still fits the code, its flags, and what they compute with."""
+
+import importlib
+import io
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import torch
+from absl import app, flags
+from PIL import Image
+
+from benchmarks import all as all_benchmarks
+from benchmarks import input_pipeline, step
+from benchmarks.torch_cope import TorchCope, used_parameters
+from cope_jax.training.model import split_model
+
+MODULES = {path.stem for path in Path(all_benchmarks.__file__).parent.glob("*.py")}
+COMMANDS = sorted(MODULES - {"torch_cope", "torch_references"})
+MICRO = {
+    "data.image_size": 32,
+    "data.text_length": 6,
+    "data.frames.video": 2,
+    "data.frames.live": 2,
+    "eval.frames.video": 2,
+    "eval.frames.live": 2,
+    "model.embedding": 5,
+    "model.vision.width": 8,
+    "model.vision.depth": 2,
+    "model.vision.heads": 2,
+    "model.vision.output_width": 6,
+    "model.vision.integration_heads": 2,
+    "model.text.width": 4,
+    "model.text.depth": 1,
+    "model.text.heads": 2,
+}
+
+
+@pytest.fixture
+def own_flags():
+    """Takes back what a command defines: others define flags of the same names."""
+    before = set(flags.FLAGS)
+    yield flags.FLAGS
+    flags.FLAGS.remove_flag_values(set(flags.FLAGS) - before)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For models this small; several would wait for each other's turn on busy cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def micro_config():
+    config = step.make_config("tiny", 3)
+    config.update_from_flattened_dict(MICRO)
+    return config
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_benchmark_knows_its_flags_of_small_sizes(name, own_flags):
+    module = importlib.import_module(f"benchmarks.{name}")
+    module.define_flags()
+    if name in all_benchmarks.BENCHMARKS:
+        own_flags([name, *all_benchmarks.BENCHMARKS[name].quick])
+    assert callable(module.main)
+
+
+def test_all_are_all_but_the_one_that_needs_data_of_the_users():
+    assert set(all_benchmarks.BENCHMARKS) == set(COMMANDS) - {"all", "loss_terms"}
+
+
+def test_one_that_fails_is_told_and_does_not_stop_the_others(monkeypatch, capsys, own_flags):
+    def run(command, **_):
+        fails = command[2] == "benchmarks.loss"
+        return SimpleNamespace(returncode=int(fails), stdout='noise\n{"ratio": 2.5}\n', stderr="why\nboom")
+
+    all_benchmarks.define_flags()
+    own_flags(["all", "--quick", "--only=loss,embed"])
+    monkeypatch.setattr(all_benchmarks.subprocess, "run", run)
+    with pytest.raises(SystemExit) as exit:
+        all_benchmarks.main([])
+    assert exit.value.code == 1
+    table = capsys.readouterr().out
+    assert "FAILED  boom" in table
+    assert "ratio 2.5" in table
+    own_flags(["all", "--only=loss,lost"])
+    with pytest.raises(app.UsageError, match="lost"):
+        all_benchmarks.main([])
+
+
+def test_the_other_pipeline_cuts_resizes_and_normalises():
+    image = Image.fromarray(np.full((30, 40, 3), (124, 116, 104), np.uint8))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    random.seed(0)
+    frames = input_pipeline.authors_view([buffer.getvalue()] * 2, 8)
+    np.testing.assert_array_equal(np.stack(frames), np.broadcast_to([124, 116, 104], (2, 8, 8, 3)))
+    tensors = input_pipeline.as_tensors(frames)
+    assert tensors.shape == (2, 3, 8, 8)
+    wanted = (np.array([124, 116, 104]) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(tensors[1, :, 3, 4], wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def torch_batch(micro_config):
+    batch = jax.tree.map(torch.from_numpy, step.make_batch(micro_config))
+    for domain in ("page", "video", "live"):
+        batch[domain]["text"] = batch[domain]["text"].long()
+    return batch
+
+
+def test_the_other_model_has_as_many_parameters_that_its_loss_depends_on(micro_config, torch_batch):
+    _, initialise = split_model(micro_config, vocab_size=step.VOCABULARY)
+    ours = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(initialise).params)) + 2  # and t, β of the loss
+    model = TorchCope(micro_config, vocab_size=step.VOCABULARY)
+    model(torch_batch).backward()
+    assert used_parameters(model) == ours
+
+
+def test_the_other_models_loss_is_the_sum_over_pairs(micro_config, torch_batch):
+    """With embeddings all alike every logit is t + β = 0 and each of 3 · 3 · 3 terms log 2, divided by 3."""
+    model = TorchCope(micro_config, vocab_size=step.VOCABULARY).eval()
+    for head in model.heads.values():
+        torch.nn.init.zeros_(head["merge"].weight)
+        torch.nn.init.ones_(head["merge"].bias)
+    assert model(torch_batch).item() == pytest.approx(9 * np.log(2), rel=1e-5)
+
+
+def test_batches_are_random_items_of_different_products(micro_config):
+    batch = step.make_batch(micro_config)
+    assert batch["video"]["frames"].shape == (3, 2, 32, 32, 3)
+    assert batch["product_id"].tolist() == [0, 1, 2]
+    assert (batch["live"]["products"][:, 0] == [0, 1, 2]).all()
+    lengths = (batch["page"]["text"] != 0).sum(-1)
+    assert lengths.min() >= 2
+    assert (np.diff((batch["page"]["text"] != 0).astype(int)) <= 0).all()  # padding only behind
+
+
+def test_rates_and_memory():
+    assert step.best_rate(lambda: None, 100) > 1e9
+    assert step.is_out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate"))
+    assert not step.is_out_of_memory(RuntimeError("shapes differ"))
+    assert 1e7 < input_pipeline.memory() < 1e11
