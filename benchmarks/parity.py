@@ -29,6 +29,8 @@ ENCODERS = {"vision": VisionEncoder, "text": TextEncoder}
 FORWARD, GRADIENT = 1e-4, 1e-3  # the bounds
 
 Differences = dict[str, float]
+# In tests too, which compile quickly rather than well: at the published widths running takes longer than compiling.
+COMPILED_WELL = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 FLAGS = flags.FLAGS
 
 
@@ -49,9 +51,8 @@ def compare(reference: Reference) -> tuple[Differences, Differences]:
         outputs = run(nnx.merge(graphdef, params), inputs, shift, reference.mask)
         return sum((outputs[name] * cotangents[name]).sum() for name in outputs), outputs
 
-    (gradients, input_gradient), outputs = jax.jit(jax.grad(product, argnums=(0, 1), has_aux=True))(
-        params, shift, reference.inputs, reference.cotangents
-    )
+    differentiate = jax.jit(jax.grad(product, argnums=(0, 1), has_aux=True), compiler_options=COMPILED_WELL)
+    (gradients, input_gradient), outputs = differentiate(params, shift, reference.inputs, reference.cotangents)
     forward = {name: difference(outputs[name], wanted) for name, wanted in reference.outputs.items()}
     behind = hidden(nnx.merge(unrolled, params), reference)
     for k, (x, wanted) in enumerate(zip(behind, reference.hidden, strict=True), start=1):
