@@ -26,6 +26,8 @@ TINY = [
     "--config.train.log_every=3",
     "--config.optimizer.warmup_steps=2",
     "--config.eval.batch_size=16",
+    "--config.eval.frames.video=2",
+    "--config.eval.frames.live=2",
     "--config.eval.ways=3",
     "--config.eval.episodes=10",
 ]

@@ -96,23 +96,6 @@ def test_the_report_has_every_part(frozen_config):
     assert row.split() == ["model/text/words/embedding", "300×16", "4,800", "0", "no", "1:", "fsdp"]
 
 
-def test_a_command_line_needs_no_data_devices_or_work_directory(run_sh, tmp_path):
-    tiny = ["image_size=32", "vocab_size=99", "tokenizer=nobody/nothing", "data_dir=/nowhere"]
-    sizes = ["vision.depth=2", "vision.width=24", "text.depth=1", "text.width=12"]
-    done = run_sh(
-        "train",
-        "--config=configs/cope_rope.py",
-        "--dry_run",
-        "--config.mesh.data=16",
-        "--config.train.batch_size=32",
-        *(f"--config.data.{setting}" for setting in tiny),
-        *(f"--config.model.{setting}" for setting in sizes),
-    )
-    assert done.returncode == 0, done.stderr
-    assert "= 16 devices in all\nbatch       32 products, 2 a share" in done.stdout
-    assert "99 (from config.data.vocab_size: nobody/nothing is not on this machine)" in done.stdout
-
-
 def test_ten_million_classes_are_cut_over_all_devices(frozen_config):
     """The stress: an eighth of table and moments a device, and a step that makes a fraction of all logits."""
     frozen_config.losses.classifier.update({"weight": 1.0, "classes": 10_000_000, "rate": 0.1})

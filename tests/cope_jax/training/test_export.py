@@ -191,5 +191,5 @@ def test_wrong_inputs_are_refused(folder, domain, frames, mask, message):
 
 
 def test_an_average_that_the_run_has_not_kept_is_refused(workdir, tmp_path):
-    with pytest.raises(ValueError, match=r"checkpoints/6 has no moving average: .* average_decay=0"):
+    with pytest.raises(ValueError, match=r"checkpoints/6 has no moving average: .*average_decay=0"):
         export.export_run(workdir, tmp_path / "out", average=True)
