@@ -66,8 +66,16 @@ def write_records(path: Path, examples: Iterable[Mapping[str, Any]]) -> Tally:
         tally.add(record)
         writer.write(record)
     writer.close()
+    _start_writing_out(unfinished)
     unfinished.rename(path)
     return tally
+
+
+def _start_writing_out(path: Path) -> None:
+    """Has the system begin to bring a file to the disk, where it can, so that who waits for that later waits less."""
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def tally_records(path: Path) -> Tally:
