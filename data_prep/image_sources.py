@@ -143,8 +143,6 @@ def _ledger_path(source: Path, tar: _Found) -> Path:
             f"{source / tar.path} has no {path.name} beside it: the shard of a download that was not finished? "
             "Finish the download, or take the tar away (an archive of images has to be unpacked)"
         )
-    if (journal := path.with_suffix(".journal")).exists():
-        raise ImageSourceError(f"{journal} tells of a download that was not finished: run it to its end first")
     return path
 
 
@@ -190,8 +188,11 @@ class _Ledger:
 
     @property
     def tells_places(self) -> bool:
-        """Whether it knows where in the tar each image is, as our downloader's does."""
-        return self._vouches and "start" in self._columns
+        """Whether it knows where in the tar each image is, as our downloader's does.
+
+        Not while a journal lies beside it: a run that tries again may have been killed between tar and ledger.
+        """
+        return self._vouches and "start" in self._columns and not self._path.with_suffix(".journal").exists()
 
     def members(self) -> Iterator[tuple[str, str, int, int, str]]:
         """Yields key, image name, offset, size and sha256 of the images, in the order in which they lie there."""
