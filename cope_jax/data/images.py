@@ -1,7 +1,7 @@
 """Encoded images → square uint8 frames: decoding, random crop, flip and colour jitter for a whole clip.
 
-JPEGs are decoded by simplejpeg at a reduced scale where the crop leaves enough pixels; it and Pillow's
-resize release the GIL, so the pipeline's threads scale. Everything else goes through Pillow. What decodes is what
+JPEGs are decoded by simplejpeg at a reduced scale where the crop leaves enough pixels; it and OpenCV's
+resize release the GIL, so the pipeline's threads scale. Other formats are decoded by Pillow. What decodes is what
 `data_prep.images` lets pass; photos are turned upright as their EXIF says.
 """
 
@@ -12,12 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image
 
 from cope_jax.data.orientation import exif_orientation, is_sideways, jpeg_orientation, turn_upright
 
+cv2.setNumThreads(1)  # a call's own: the pipeline has threads enough
 # simplejpeg.is_jpeg also wants the end marker at the end, which padded files lack.
 JPEG_START = b"\xff\xd8\xff"
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -49,6 +51,9 @@ class TrainView:
         """Encoded images → u8[N, size, size, 3]. ValueError where an image does not decode."""
         height, width = image_size(images[0])
         box = random_box(height, width, scale=self.scale, ratio=self.ratio, rng=rng)
+        # On whole pixels here, so that frames of twice the size are cut at the same place.
+        (top, bottom), (left, right) = edges(box, height, width)
+        box = top / height, left / width, (bottom - top) / height, (right - left) / width
         mirrored = self.flip and rng.random() < 0.5
         frames = np.stack([crop_resize(image, box, self.size, mirrored=mirrored) for image in images])
         if self.colour_jitter:
@@ -131,13 +136,20 @@ def resize(
     pixels: np.ndarray, box: tuple[float, float, float, float], size: int, *, mirrored: bool = False
 ) -> np.ndarray:
     """The part `box` of u8[H, W, 3], as `crop_resize` has it of an encoded image: u8[size, size, 3]."""
+    (top, bottom), (left, right) = edges(box, *pixels.shape[:2])
+    part = pixels[top:bottom, left:right]
+    # Linear interpolation of neighbours passes over no pixel where less than two fall on one, as JPEGs are decoded;
+    # averages of areas take six times as long.
+    shrinks = max(part.shape[:2]) >= 2 * size
+    frame = cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return cv2.flip(frame, 1) if mirrored else frame
+
+
+def edges(box: tuple[float, float, float, float], H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The first and the last row, and columns, of a box in an image of H × W pixels, the last excluded."""
     top, left, height, width = box
-    H, W = pixels.shape[:2]
-    corners = (left * W, top * H, min((left + width) * W, W), min((top + height) * H, H))
-    image = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=corners)
-    if mirrored:  # by numpy, pixel after pixel of three bytes, this takes six times as long
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(image)
+    y, x = min(round(top * H), H - 1), min(round(left * W), W - 1)
+    return (y, max(round((top + height) * H), y + 1)), (x, max(round((left + width) * W), x + 1))
 
 
 def random_box(
