@@ -102,8 +102,9 @@ class Shard:
         return make_url(self._url_prefix, self._names[position])
 
     def arrived(self) -> list[int]:
-        """Returns the positions of images that have arrived."""
-        return [position for position, row in {**self._earlier, **self._journal.rows}.items() if row.ok]
+        """Returns the positions of images that have arrived, in order."""
+        rows = {**self._earlier, **self._journal.rows}
+        return sorted(position for position, row in rows.items() if row.ok)
 
     def add(self, position: int, answer: Answer) -> None:
         """Takes the answer for a position."""
