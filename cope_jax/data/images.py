@@ -47,17 +47,19 @@ class TrainView:
     flip: bool = True
     colour_jitter: float = 0.0
 
-    def __call__(self, images: Sequence[bytes], rng: np.random.Generator) -> np.ndarray:
-        """Encoded images → u8[N, size, size, 3]. ValueError where an image does not decode."""
+    def __call__(self, images: Sequence[bytes], rng: np.random.Generator, out: np.ndarray | None = None) -> np.ndarray:
+        """Encoded images → u8[N, size, size, 3], which is `out` if given. ValueError where an image does not decode."""
         height, width = image_size(images[0])
         box = random_box(height, width, scale=self.scale, ratio=self.ratio, rng=rng)
         # On whole pixels here, so that frames of twice the size are cut at the same place.
         (top, bottom), (left, right) = edges(box, height, width)
         box = top / height, left / width, (bottom - top) / height, (right - left) / width
         mirrored = self.flip and rng.random() < 0.5
-        frames = np.stack([crop_resize(image, box, self.size, mirrored=mirrored) for image in images])
+        frames = np.empty((len(images), self.size, self.size, 3), np.uint8) if out is None else out
+        for image, frame in zip(images, frames, strict=True):
+            crop_resize(image, box, self.size, mirrored=mirrored, out=frame)
         if self.colour_jitter:
-            frames = jitter_colour(frames, self.colour_jitter, rng)
+            frames[:] = jitter_colour(frames, self.colour_jitter, rng)
         return frames
 
 
@@ -67,9 +69,14 @@ class EvalView:
 
     size: int
 
-    def __call__(self, images: Sequence[bytes], rng: np.random.Generator | None = None) -> np.ndarray:
-        """Encoded images → u8[N, size, size, 3]; ValueError where one does not decode."""
-        return np.stack([crop_resize(image, WHOLE, self.size) for image in images])
+    def __call__(
+        self, images: Sequence[bytes], rng: np.random.Generator | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Encoded images → u8[N, size, size, 3], which is `out` if given; ValueError where one does not decode."""
+        frames = np.empty((len(images), self.size, self.size, 3), np.uint8) if out is None else out
+        for image, frame in zip(images, frames, strict=True):
+            crop_resize(image, WHOLE, self.size, out=frame)
+        return frames
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -121,19 +128,29 @@ def on_white(image: Image.Image) -> np.ndarray:
 
 
 def crop_resize(
-    data: bytes, box: tuple[float, float, float, float], size: int, *, mirrored: bool = False
+    data: bytes,
+    box: tuple[float, float, float, float],
+    size: int,
+    *,
+    mirrored: bool = False,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The part `box` of an encoded image, resized with antialiasing: u8[size, size, 3].
+    """The part `box` of an encoded image, resized with antialiasing: u8[size, size, 3], which is `out` if given.
 
     box is (top, left, height, width) in shares of the image, so that frames of different sizes are cut alike.
     """
     _, _, height, width = box
     pixels = decode(data, min_height=math.ceil(size / height), min_width=math.ceil(size / width))
-    return resize(pixels, box, size, mirrored=mirrored)
+    return resize(pixels, box, size, mirrored=mirrored, out=out)
 
 
 def resize(
-    pixels: np.ndarray, box: tuple[float, float, float, float], size: int, *, mirrored: bool = False
+    pixels: np.ndarray,
+    box: tuple[float, float, float, float],
+    size: int,
+    *,
+    mirrored: bool = False,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """The part `box` of u8[H, W, 3], as `crop_resize` has it of an encoded image: u8[size, size, 3]."""
     (top, bottom), (left, right) = edges(box, *pixels.shape[:2])
@@ -141,8 +158,10 @@ def resize(
     # Linear interpolation of neighbours passes over no pixel where less than two fall on one, as JPEGs are decoded;
     # averages of areas take six times as long.
     shrinks = max(part.shape[:2]) >= 2 * size
-    frame = cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return cv2.flip(frame, 1) if mirrored else frame
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    if mirrored:
+        return cv2.flip(cv2.resize(part, (size, size), interpolation=method), 1, dst=out)
+    return cv2.resize(part, (size, size), dst=out, interpolation=method)
 
 
 def edges(box: tuple[float, float, float, float], H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:

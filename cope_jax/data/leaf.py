@@ -60,26 +60,27 @@ class LeafMaker:
           ValueError: a product id needs more than 32 bits.
         """
         B, size = len(candidates), self.view.size
-        frames = np.zeros((B, self.T, size, size, 3), np.uint8)
+        frames = np.empty((B, self.T, size, size, 3), np.uint8)
         frame_mask = np.zeros((B, self.T), bool)
         products = np.full((B, self.max_products), NO_PRODUCT, np.int32)
         present = np.zeros(B, bool)
         texts = [""] * B
         for b, own in enumerate(candidates):
+            count = 0
             for example in own:
                 try:
-                    clip = self._clip(example)
+                    count = self._view(example, frames[b])
                 except BadItem as error:
                     if on_fault is None:
                         raise
                     on_fault(b, error)
                     continue
-                frames[b, : len(clip)] = clip
-                frame_mask[b, : len(clip)] = True
                 kept = kept_products(example.item.product_ids, example.product, self.max_products)
                 products[b, : len(kept)] = kept
                 present[b], texts[b] = True, self._text(example)
                 break
+            frame_mask[b, :count] = True
+            frames[b, count:] = 0
         return {
             "frames": frames,
             "frame_mask": frame_mask,
@@ -88,21 +89,25 @@ class LeafMaker:
             "products": products,
         }
 
-    def _clip(self, example: Example) -> np.ndarray:
-        """The chosen frames of an item through the view, u8[<=T, H, W, 3]."""
+    def _view(self, example: Example, out: np.ndarray) -> int:
+        """Brings the chosen frames of an item through the view to the start of u8[T, H, W, 3]; how many they are."""
         item, rng = example.item, example.rng
         positions = choose(len(item.frames), self.T, short_clips=self.short_clips, rng=rng)
         if not len(positions):
-            return np.zeros((0, self.view.size, self.view.size, 3), np.uint8)
+            return 0
         # A frame that repeats is decoded once: the view is the same for the whole clip.
         taken = list(dict.fromkeys(positions.tolist()))
         place = np.searchsorted(taken, positions)
         try:
-            return self.view([item.frames[position] for position in taken], rng)[place]
+            self.view([item.frames[position] for position in taken], rng, out[: len(taken)])
         except ValueError as error:
             raise BadItem(
                 f"{self.domain} item {item.item_id}{example.place and f', {example.place}'}: {error}"
             ) from error
+        for t in reversed(range(len(positions))):  # no frame is overwritten before it has been copied
+            if place[t] != t:
+                out[t] = out[place[t]]
+        return len(positions)
 
     def _text(self, example: Example) -> str:
         text = example.item.text

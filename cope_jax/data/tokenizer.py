@@ -137,11 +137,11 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int
     ids = np.zeros((len(texts), length), np.int32)
     present = [row for row, text in enumerate(texts) if text]
     # The backend directly: the tokenizer's own call would set truncation on an object that threads share.
-    encodings = tokenizer.backend_tokenizer.encode_batch([texts[row] for row in present])
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast([texts[row] for row in present])
     for row, encoding in zip(present, encodings, strict=True):
-        taken = encoding.ids[:length]
-        ids[row, : len(taken)] = taken
-        if len(encoding.ids) > length:
+        own = encoding.ids  # a new list each time
+        ids[row, : len(own)] = own[:length]
+        if len(own) > length:
             ids[row, -1] = tokenizer.sep_token_id
     return ids
 

@@ -73,14 +73,14 @@ class Attention(nnx.Module):
         Returns:
             float[B, N, D].
         """
-        qkv = self.qkv(x_BND)
+        queries, keys, values = jnp.unstack(self.qkv(x_BND), axis=2)
         mask = None if mask_BN is None else mask_BN[:, None, None, :]
         attended = jax.nn.dot_product_attention(
-            qkv[:, :, 0],
-            qkv[:, :, 1],
-            qkv[:, :, 2],
+            queries,
+            keys,
+            values,
             mask=mask,
-            implementation=self.compute.attention_implementation(qkv.shape[-1], masked=mask is not None),
+            implementation=self.compute.attention_implementation(queries.shape[-1], masked=mask is not None),
         )
         return self.out(attended)
 

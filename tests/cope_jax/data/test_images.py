@@ -100,6 +100,17 @@ def test_one_crop_for_the_whole_clip_whatever_the_frames_sizes():
     assert np.abs(crops[0][0] - crops[1][0]).max() > 20  # and another for the next clip
 
 
+@pytest.mark.parametrize("view", [TrainView(24, colour_jitter=0.3), EvalView(24)])
+def test_frames_are_written_where_they_are_wanted(view):
+    data = [encoded(picture(60, 80)), encoded(picture(50, 40), "PNG")]
+    batch = np.zeros((3, 2, 24, 24, 3), np.uint8)
+    for seed in range(8):  # mirrored and not
+        returned = view(data, np.random.default_rng(seed), batch[1])
+        np.testing.assert_array_equal(batch[1], view(data, np.random.default_rng(seed)))
+        assert np.shares_memory(returned, batch)
+    assert not batch[[0, 2]].any()
+
+
 def test_flip_is_fair_and_the_same_over_a_clip():
     halves = np.zeros((32, 32, 3), np.uint8)
     halves[:, :16, 0] = 200

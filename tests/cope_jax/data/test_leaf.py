@@ -87,7 +87,8 @@ def test_a_broken_image_names_its_item(maker, image):
 
 
 def test_the_next_candidate_stands_for_a_broken_one(maker, image):
-    broken, good = Item(7, "红", (3,), (b"no image",), np.arange(1)), item([100], image, item_id=8, product_ids=(4,))
+    frames = (*item([50, 60], image).frames, b"no image")  # the first two are in place before the fault is found
+    broken, good = Item(7, "红", (3,), frames, np.arange(3)), item([100], image, item_id=8, product_ids=(4,))
     faults = []
     candidates = [[Example(good)], iter([Example(broken), Example(broken), Example(good)]), [Example(broken)]]
     leaf = maker(candidates, lambda b, fault: faults.append((b, str(fault)[:12])))

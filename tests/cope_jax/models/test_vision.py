@@ -1,12 +1,13 @@
 """The vision encoder: how frames of a clip speak to each other, stems, pixels."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from cope_jax.models.stems import ConvStem, PatchStem, conv_patch_size
+from cope_jax.models.stems import ConvStem, Patches, PatchStem, conv_patch_size
 from cope_jax.models.vision import normalise
 
 
@@ -54,6 +55,16 @@ def test_patches_are_read_row_by_row(call):
     kernel = np.asarray(stem.patches.kernel[...])
     expected = np.einsum("bhwc,hwcd->bd", images[:, 8:, 8:16], kernel)  # second row, second column of 3
     np.testing.assert_allclose(tokens[:, 4], expected, rtol=2e-4, atol=1e-5)
+
+
+def test_patches_are_a_convolution(call):
+    patches = Patches(3, 5, 4, dtype=jnp.float32, rngs=nnx.Rngs(params=0))
+    patches.bias.set_value(jnp.arange(5.0))
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 12, 3)).astype(np.float32))
+    kernel, bias = patches.kernel[...], patches.bias[...]
+    axes = ("NHWC", "HWIO", "NHWC")
+    expected = jax.lax.conv_general_dilated(images, kernel, (4, 4), "VALID", dimension_numbers=axes)
+    np.testing.assert_allclose(call(patches, images), expected + bias[None, None, None], rtol=2e-4, atol=1e-5)
 
 
 def test_conv_stem_sees_beyond_a_patch(call):
