@@ -8,7 +8,8 @@ after another, each with the batch of --batch_sizes by which it is fastest of th
 The last line is JSON: products a second of each, `ratio_to_torch` (the median of the rounds' ratios, with its spread);
 `mfu`, the counted operations of a step over what the device does in products of matrices, as measured here by the
 faster of both; `peak_bytes` of the device, on a CPU as XLA plans it, and torch's (of its process, on a CPU);
-`compile_seconds`; and `dispatch_ms`, what a step costs the host: a program of the same arguments that computes nothing.
+`compile_seconds`; and what a step costs the host: `dispatch_ms`, the call of a program of the same arguments and
+results that computes nothing, and `bring_ms`, the bringing of a batch to the device.
 """
 
 import json
@@ -36,7 +37,10 @@ from cope_jax.training.plan import plan, step_operations
 
 VOCABULARY = 8000
 WAYS = ("ours", "torch", "torch_compiled")
+# As run.sh sets for training on processors; PyTorch gets them too.
+KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000"}
 TINY = {
+    "model.scan_layers": False,  # as in configs/scratch.py
     "data.image_size": 112,
     "data.frames.video": 4,
     "data.frames.live": 4,
@@ -85,13 +89,13 @@ class Ours:
         self.config = config
         mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
         run = plan(config, mesh, vocab_size=VOCABULARY)
-        self.batch = to_devices(make_batch(config), mesh)
+        self.bring = partial(to_devices, make_batch(config), mesh)
+        self.batch = self.bring()
         started = time.perf_counter()
+        self.step_function = run.step
         self.step = run.step.lower(run.state, self.batch).compile()
         self.compile_seconds = time.perf_counter() - started
         self.state = jax.jit(run.initial_state)()
-        # Not the arguments themselves, which would be handed back without a call of the device.
-        self.dispatch = jax.jit(lambda state, batch: jax.tree.map(lambda leaf: leaf * 1, state), donate_argnums=0)
 
     def run(self, steps: int) -> float:
         """Seconds of some steps."""
@@ -112,16 +116,24 @@ class Ours:
             "peak_bytes": on_device or held + memory.temp_size_in_bytes,
             "operations": step_operations(self.config, VOCABULARY),
             "dispatch_ms": 1e3 * self.dispatch_seconds(),
+            "bring_ms": 1e3 * median(timed(self.bring) for _ in range(100)),
             "matrix_rate": self.matrix_rate(),
         }
 
     def dispatch_seconds(self) -> float:
-        """Until a call of a program with a step's arguments, which it hands back, is under way."""
+        """Until a program with a step's arguments and results has been called."""
+        _, metrics = jax.eval_shape(self.step_function, self.state, self.batch)
+
+        def nothing(state: Any, batch: Any) -> Any:
+            # Not the state itself, which would be handed back without a call of the device.
+            return jax.tree.map(lambda leaf: leaf * 1, state), jax.tree.map(jnp.zeros_like, metrics)
+
+        step = jax.jit(nothing, donate_argnums=0, keep_unused=True)
         times = []
         for _ in range(100):
             jax.block_until_ready(self.state)
             started = time.perf_counter()
-            self.state = self.dispatch(self.state, self.batch)
+            self.state, _ = step(self.state, self.batch)
             times.append(time.perf_counter() - started)
         return median(times)
 
@@ -141,6 +153,7 @@ class Torch:
 
         from benchmarks.torch_cope import make_torch_step
 
+        torch.set_num_threads(len(os.sched_getaffinity(0)))  # not half of them where two share a core
         self.torch, self.config = torch, config
         self.model, self.step = make_torch_step(config, vocab_size=VOCABULARY, compiled=compiled)
         self.device = next(self.model.parameters()).device
@@ -179,6 +192,13 @@ class Torch:
         return best_rate(lambda: (matrix @ matrix)[0, 0].item(), side)
 
 
+def timed(call: Callable[[], Any]) -> float:
+    """Seconds of a call."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
 def matrix_side(accelerator: bool) -> int:
     """Rows of the matrices that a device's rate is measured by."""
     return 8192 if accelerator else 2048
@@ -186,12 +206,7 @@ def matrix_side(accelerator: bool) -> int:
 
 def best_rate(multiply: Callable[[], Any], side: int) -> float:
     """Operations a second of the best of ten products of square matrices."""
-    times = []
-    for _ in range(10):
-        started = time.perf_counter()
-        multiply()
-        times.append(time.perf_counter() - started)
-    return 2 * side**3 / min(times)
+    return 2 * side**3 / min(timed(multiply) for _ in range(10))
 
 
 MAKERS: dict[str, Callable[[ConfigDict], Any]] = {
@@ -243,7 +258,9 @@ class Served:
     def __init__(self, way: str):
         command = [sys.executable, "-m", "benchmarks.step", f"--way={way}", f"--preset={FLAGS.preset}"]
         command += [f"--steps={FLAGS.steps}", f"--batch_sizes={','.join(FLAGS.batch_sizes)}"]
-        environment = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
+        # Compiled anew each time, or a second run would tell of no time for it.
+        fresh = {"JAX_ENABLE_COMPILATION_CACHE": "false", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+        environment = os.environ | KEEP_MEMORY | fresh | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
         self.started = self.process.stdout.readline().strip() == "ready"
@@ -297,6 +314,7 @@ def compare() -> dict[str, Any]:
         "torch_peak_bytes": facts[torch]["peak_bytes"],
         "compile_seconds": {way: round(those["compile_seconds"], 1) for way, those in facts.items()},
         "dispatch_ms": round(ours["dispatch_ms"], 3),
+        "bring_ms": round(ours["bring_ms"], 3),
         "parameters": ours["parameters"],
     }
 

@@ -138,5 +138,4 @@ def share_of(process: int, owners: np.ndarray) -> tuple[int, int]:
 
 def to_devices(batch: Any, mesh: Mesh) -> Any:
     """This process's share of a batch (numpy, leading axis B / shares) → the global, sharded arrays."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
+    return jax.make_array_from_process_local_data(batch_sharding(mesh), batch)
