@@ -5,20 +5,17 @@ import struct
 import numpy as np
 
 UPRIGHT = 1
-EXIF = b"Exif\0\0"
 _TAG, _SHORT = 0x0112, 3
 
 
 def jpeg_orientation(data: bytes) -> int:
     """The EXIF orientation of a JPEG, 1 to 8; 1, upright, where it has none or a broken one."""
-    if EXIF not in data:
-        return UPRIGHT
     place = 2
     while place + 4 <= len(data) and data[place] == 0xFF:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
         if marker == 0xDA:  # the image begins
             break
-        if marker == 0xE1 and data.startswith(EXIF, place + 4):
+        if marker == 0xE1 and data.startswith(b"Exif\0\0", place + 4):
             return exif_orientation(data[place + 4 : place + 2 + length])
         place += 2 + length
     return UPRIGHT
@@ -26,7 +23,7 @@ def jpeg_orientation(data: bytes) -> int:
 
 def exif_orientation(exif: bytes) -> int:
     """The orientation that an EXIF block tells, with or without its head `Exif`; 1 where it tells none."""
-    tiff = exif.removeprefix(EXIF)
+    tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         return UPRIGHT
