@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
             "model.text.width": 128,
             "optimizer.rate": 2e-3,
             "optimizer.weight_decay": 0.1,
-            "train.steps": 700,
+            "train.steps": 620,
         }
     )
     return config.lock()

@@ -29,6 +29,8 @@ TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # th
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, *TOO_LARGE)
 # Luma weights (ITU-R BT.601), as in Pillow's "L" and the usual colour jitter.
 GREY = np.array([0.299, 0.587, 0.114], np.float32)
+_GREY_AXIS = np.full(3, 1 / math.sqrt(3))
+GREY_CROSS, GREY_OUTER = np.cross(_GREY_AXIS, np.eye(3)), np.outer(_GREY_AXIS, _GREY_AXIS)
 
 
 @dataclass(frozen=True)
@@ -216,11 +218,9 @@ def jitter_colour(frames: np.ndarray, strength: float, rng: np.random.Generator)
 
 def _turn_hue(angle: float) -> np.ndarray:
     """f32[3, 3] that turns (r, g, b) rows about the grey axis, red towards green (Rodrigues' formula)."""
-    axis = np.full(3, 1 / math.sqrt(3))
-    cross = np.cross(axis, np.eye(3))
-    return (
-        math.cos(angle) * np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * np.outer(axis, axis)
-    ).astype(np.float32)
+    return (math.cos(angle) * np.eye(3) + math.sin(angle) * GREY_CROSS + (1 - math.cos(angle)) * GREY_OUTER).astype(
+        np.float32
+    )
 
 
 def _is_rgb_jpeg(data: bytes) -> bool:
