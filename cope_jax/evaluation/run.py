@@ -1,7 +1,7 @@
 """Evaluates a checkpoint of a work directory, which is all it needs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ def evaluate(
     subset: int | None = None,
     average: bool = False,
     reuse: bool = False,
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Retrieval and few-shot metrics of a checkpoint, also written to `eval/<step>/metrics.json`.
 
@@ -64,6 +65,7 @@ def evaluate(
             them, and written beside: to `metrics-of-<subset>.json`.
         average: evaluate the moving average of the parameters in place of these; written to `average-metrics.json`.
         reuse: whether metrics that are there, of the same step, data and settings, are taken as they are.
+        between: called behind each batch of items, by all processes equally often.
 
     Returns:
         The metrics as `measure` lays them out, "step", and under "evaluated" what they are of.
@@ -72,7 +74,8 @@ def evaluate(
         FileNotFoundError: no such work directory, checkpoint or array records; for step 0 also: no such weights.
         ValueError: the data lack the split or so many products, the embeddings are broken, or there is no average.
     """
-    return judge(workdir, step=step, data_dir=data_dir, subset=subset, average=average, reuse=reuse).metrics
+    judged = judge(workdir, step=step, data_dir=data_dir, subset=subset, average=average, reuse=reuse, between=between)
+    return judged.metrics
 
 
 def judge(
@@ -84,6 +87,7 @@ def judge(
     reuse: bool,
     average: bool = False,
     needs_report: bool = False,
+    between: Callable[[], None] = lambda: None,
 ) -> Judged:
     """`evaluate`, with what a report is made of.
 
@@ -103,7 +107,7 @@ def judge(
             return Judged(config, step, known, average=average)
         rows = subset_rows(config, subset)
         run = load_run(config, workdir, checkpoints, step, average=average)
-        items = embed_split(run, step=step, rows=rows)
+        items = embed_split(run, step=step, rows=rows, between=between)
     ranks = retrieval.direction_ranks(embeddings_of(items))
     metrics = measure(items, ranks, config, step=step)
     metrics["evaluated"] = evaluated
@@ -198,13 +202,25 @@ def rows_of(products: Sequence[Product]) -> dict[str, np.ndarray]:
     return {domain: np.unique(np.concatenate([product.rows[domain] for product in products])) for domain in DOMAINS}
 
 
-def embed_split(run: LoadedRun, *, step: int, rows: Mapping[str, np.ndarray] | None = None) -> dict[str, Items]:
+def embed_split(
+    run: LoadedRun,
+    *,
+    step: int,
+    rows: Mapping[str, np.ndarray] | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> dict[str, Items]:
     """The embedded items of each domain of the evaluation split: those of some rows, or all."""
     records = open_records(run.config.data.data_dir, run.config.data.eval_split)
+
+    def report(items: int) -> None:
+        progress.add(items)
+        between()
+
     items = {}
     for domain in DOMAINS:
         wanted = np.arange(len(records.items[domain])) if rows is None else rows[domain]
-        items[domain] = run.items(domain, wanted, Progress(f"step {step}: embedded {domain} items", len(wanted)).add)
+        progress = Progress(f"step {step}: embedded {domain} items", len(wanted))
+        items[domain] = run.items(domain, wanted, report)
     return items
 
 

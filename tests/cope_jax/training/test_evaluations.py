@@ -15,14 +15,17 @@ from tensorboardX.proto.event_pb2 import Event
 
 from benchmarks import chaos
 from benchmarks.chaos import Kill
+from cope_jax.evaluation import run
 from cope_jax.evaluation.probe import Probe
 from cope_jax.evaluation.run import evaluate, known_metrics
 from cope_jax.training.checkpoints import Checkpoints
 from cope_jax.training.evaluations import Evaluations
+from cope_jax.training.lock import locked
 from cope_jax.training.loop import train
 from cope_jax.training.model import ModelState
 from cope_jax.training.step import moved
 from cope_jax.training.stop import Stopped
+from cope_jax.training.watchdog import Watchdog
 
 # Of 7 products at the steps 2, 4 and 5. Report windows are open at saves.
 CHANGES = {
@@ -117,8 +120,9 @@ def test_tensorboard_shows_metrics_and_histograms_of_embeddings(finished):
 
 
 def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, make_config, tmp_path, monkeypatch):
-    """Of step 4 while it looks at the average, and of step 5, the last one, while it looks at the model."""
+    """Of step 4 while it looks at the average, of step 5, the last one, while it looks at the model, and in full."""
     look, looks, stops = Probe.__call__, [], [4, 7]
+    embed, begin, begun = run.embed_split, Watchdog.begin, []
 
     def stop_in_the_middle(self, model, between):
         looks.append(model)
@@ -126,14 +130,34 @@ def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, m
             os.kill(os.getpid(), signal.SIGTERM)
         return look(self, model, between)
 
+    def stop_at_once(*args, **kwargs):
+        monkeypatch.setattr(run, "embed_split", embed)
+        with pytest.raises(ValueError, match="trains in"), locked(tmp_path):
+            pass
+        begun.clear()
+        os.kill(os.getpid(), signal.SIGTERM)
+        return embed(*args, **kwargs)
+
+    def note(self, what):
+        begun.append(what)
+        begin(self, what)
+
     monkeypatch.setattr(Probe, "__call__", stop_in_the_middle)
+    monkeypatch.setattr(run, "embed_split", stop_at_once)
+    monkeypatch.setattr(Watchdog, "begin", note)
     averages = []
     for step in (4, 5):
         with pytest.raises(Stopped, match=f"stopped at step {step} of 5, which is saved"):
             train(make_config(), tmp_path)
         assert list(found_in(tmp_path)) == [2, 4][: step - 3]
         averages.append(stored(tmp_path, step)["average"])
+        assert begun[-1] == f"the evaluation of step {step}"
+    with pytest.raises(Stopped, match="stopped at step 5 of 5, which is saved"):
+        train(make_config(), tmp_path)
+    assert begun == ["the evaluation of all of step 2"]  # behind its first batch
+    assert not (tmp_path / "eval").exists()
     train(make_config(), tmp_path)
+    assert "the evaluation of all of the moving average of step 5" in begun
     assert len(looks) == 9
     assert_same_run(tmp_path, finished)
     before, after = averages
