@@ -80,10 +80,10 @@ def train(
     share = batch_share(mesh)
     if mesh.size < jax.device_count():
         print(f"config.mesh takes {mesh.size} of {jax.device_count()} devices")
-    class_ids = training_classes(config)
-    if class_ids is not None:
-        config.losses.classifier.classes = len(class_ids)
-    with held(workdir), Watchdog(config.train.stall_seconds) as watchdog, StopSignal() as stop:
+    with Watchdog(config.train.stall_seconds) as watchdog, held(workdir), StopSignal() as stop:
+        class_ids = training_classes(config)
+        if class_ids is not None:
+            config.losses.classifier.classes = len(class_ids)
         if jax.process_index() == 0:
             save_config(config, workdir)
             set_aside_damaged(workdir)

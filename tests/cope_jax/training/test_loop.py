@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from contextlib import closing
 from functools import partial
 
@@ -15,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import cope_rope
+from cope_jax.training import shared
 from cope_jax.training.checkpoints import Checkpoints
 from cope_jax.training.config import flatten, load_config
 from cope_jax.training.inputs import run_tokenizer, training_batches, training_classes
@@ -125,9 +127,18 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(finished, tin
     assert losses(tmp_path / "run") == losses(finished)
 
 
-def test_two_runs_in_one_work_directory_are_refused(finished, tiny_config):
+def test_two_runs_in_one_work_directory_are_refused(finished, tiny_config, monkeypatch):
+    """And even a lock that does not answer would be noticed."""
+    watched = []
+
+    def locked_and_watched(workdir):
+        watched.extend(thread.name for thread in threading.enumerate() if thread.name == "watchdog")
+        return locked(workdir)
+
+    monkeypatch.setattr(shared, "locked", locked_and_watched)
     with locked(finished), pytest.raises(ValueError, match=rf"process {os.getpid()} on .* trains in"):
         train(tiny_config, finished)
+    assert watched == ["watchdog"]
 
 
 def test_a_last_checkpoint_that_cannot_be_saved_is_an_error(finished, tiny_config, tmp_path, monkeypatch):
