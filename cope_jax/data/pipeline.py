@@ -68,7 +68,7 @@ def train_batches(
       class_ids: as `classes.product_ids` gives them; batches then tell the classes of products.
       faults: takes note of records and images that cannot be read. Another item of the same product and domain stands
         for such a one, the next of its rows that can be read, so that batch s still is a function of (seed, s) and
-        the records; where there is none, the example lacks the domain.
+        the records; where there is none, the example lacks the domain. For a product it is the next product.
 
     Returns:
       Iterator of {"product_id": i32[B], "bad_items": i32[B], domain: leaf, …}, see `cope_jax.data`, with class_ids
@@ -77,7 +77,7 @@ def train_batches(
     Raises:
       FileNotFoundError, ValueError: from `open_records`.
       ValueError: batch_size is no multiple of hosts; an unknown domain or T < 1; a negative seed; no
-        products. While iterating: a product id of more than 32 bits, a product's record that cannot be read.
+        products. While iterating: a product id of more than 32 bits, no product whose record can be read.
     """
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0")
@@ -162,13 +162,13 @@ class _TrainLoader:
 
     def __call__(self, indices: tuple[np.ndarray, np.ndarray]) -> Batch:
         numbers, rows = indices
-        products = [self.records.products[int(row)] for row in rows]
         bad_items = np.zeros(len(rows), np.int32)
 
         def on_fault(b: int, fault: BadItem) -> None:
             bad_items[b] += 1
             self.faults.add(fault)
 
+        products = [self._product(int(row), partial(on_fault, b)) for b, row in enumerate(rows)]
         batch: Batch = {
             "product_id": np.array([checked_id(p.product_id) for p in products], np.int32),
             "bad_items": bad_items,
@@ -184,6 +184,17 @@ class _TrainLoader:
             for domain in self.makers:
                 batch[domain]["classes"] = to_classes(batch[domain]["products"], self.class_ids)
         return batch
+
+    def _product(self, row: int, on_fault: Callable[[BadItem], None]) -> Product:
+        """The product of a row, or the next one that can be read."""
+        products = self.records.products
+        for turn in range(len(products)):
+            try:
+                return products[(row + turn) % len(products)]
+            except BadItem as error:
+                on_fault(error)
+                fault = error
+        raise fault
 
     def _draw(
         self, domain: str, number: int, product: Product, on_fault: Callable[[BadItem], None]

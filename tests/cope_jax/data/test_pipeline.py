@@ -1,3 +1,4 @@
+import re
 import shutil
 from itertools import islice
 
@@ -287,6 +288,44 @@ def test_a_product_without_a_readable_item_lacks_the_domain(train, content, writ
         assert batch["video"]["present"][of_product].all()
     assert "page item" in faults.last[0]
     assert "are no image" in faults.last[0]
+
+
+def broken_products(data_dir, folder, every):
+    """The records with flipped bytes in that of the last product, or of every one."""
+    shutil.copytree(data_dir, folder)
+    for path in sorted((folder / "rope/product").rglob("*-of-00002")):
+        content = path.read_bytes()
+        places = [match.start() for match in re.finditer(b"product_id", content)]
+        for place in places if every else places[-1:] if "00001" in path.name else []:
+            content = content[:place] + b"rotten" + content[place + 6 :]
+        path.write_bytes(content)
+    return folder
+
+
+def test_the_next_product_stands_for_one_with_a_broken_record(train, data_dir, tmp_path, content):
+    """Behind the last one that is the first one."""
+    folder, faults, ids = broken_products(data_dir, tmp_path / "rotten", every=False), Faults(), list(content.products)
+    clean, found = train(13), train(13, data_dir=folder, faults=faults)
+    hit = 0
+    for before, after in zip(clean, found, strict=True):
+        wanted = before["product_id"] == ids[-1]
+        hit += wanted.sum()
+        np.testing.assert_array_equal(after["product_id"], np.where(wanted, ids[0], before["product_id"]))
+        np.testing.assert_array_equal(after["bad_items"], wanted)
+        for domain in DOMAINS:
+            assert (seen(after[domain]["frames"])[0][wanted, 0] == 0).all()
+            assert (after[domain]["present"][wanted] == bool(content.products[ids[0]][domain])).all()
+            np.testing.assert_array_equal(after[domain]["frames"][~wanted], before[domain]["frames"][~wanted])
+    assert hit
+    broken = r"record 6 of .*rope/product/.*-00001-of-00002 is broken: "
+    assert all(re.match(broken, fault) for fault in faults.last)
+    with pytest.raises(ValueError, match=broken):
+        open_records(folder, "train").products.ids()
+
+
+def test_no_product_with_a_sound_record_ends_the_reading(train, data_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"record \d of .*rope/product/.* is broken: "):
+        train(1, data_dir=broken_products(data_dir, tmp_path / "rotten", every=True))
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 50])
