@@ -121,12 +121,14 @@ def eval_batches(
     host: int = 0,
     hosts: int = 1,
     threads: int = 2,
+    faults: Faults | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Every item of a domain once, in row order, with the frames at the middles of their segments.
 
     The last batch is filled up with examples that are not present. Hosts take consecutive slices of each
     global batch and all yield the same number. Arguments and errors as in `train_batches`; frames is the
-    domain's T; rows are the items to yield, in this order, all of them if None.
+    domain's T; rows are the items to yield, in this order, all of them if None. An item that cannot be read is an
+    error; with faults, which take note of it, it becomes an example that fills up.
 
     Returns:
       Iterator of {"item_id": i64[B], "row": i64[B], "frame_count": i32[B], domain: leaf}. item_id and row are −1
@@ -142,7 +144,7 @@ def eval_batches(
         return np.pad(taken, (0, batch_size - len(taken)), constant_values=-1)[share]
 
     maker = LeafMaker(domain, T, view, text_length, tokenizer, max_products, short_clips)
-    chain = grain.MapDataset.range(-(-len(wanted) // batch_size)).map(rows_of).map(_EvalLoader(records, maker))
+    chain = grain.MapDataset.range(-(-len(wanted) // batch_size)).map(rows_of).map(_EvalLoader(records, maker, faults))
     return iter(chain.to_iter_dataset(_read_options(threads)))
 
 
@@ -220,15 +222,29 @@ class _EvalLoader:
 
     records: Records
     maker: LeafMaker
+    faults: Faults | None
 
     def __call__(self, rows: np.ndarray) -> Batch:
-        items = self.records.items[self.maker.domain]
-        examples = [[Example(items[int(row)], place=items.place(int(row)))] if row >= 0 else [] for row in rows]
+        items, rows = self.records.items[self.maker.domain], rows.copy()
+        examples: list[list[Example]] = [[] for _ in rows]
+
+        def on_fault(b: int, fault: BadItem) -> None:
+            if self.faults is None:
+                raise fault
+            self.faults.add(fault)
+            rows[b], examples[b] = -1, []
+
+        for b, row in enumerate(rows.tolist()):
+            try:
+                examples[b] = [Example(items[row], place=items.place(row))] if row >= 0 else []
+            except BadItem as fault:
+                on_fault(b, fault)
+        leaf = self.maker(examples, on_fault)
         return {
             "item_id": np.array([own[0].item.item_id if own else -1 for own in examples], np.int64),
             "row": rows,
             "frame_count": np.array([len(own[0].item.frames) if own else 0 for own in examples], np.int32),
-            self.maker.domain: self.maker(examples),
+            self.maker.domain: leaf,
         }
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from cope_jax.data.faults import BadItem, Faults
 from cope_jax.data.records import Product, fingerprint, open_records
 from cope_jax.domains import DIRECTIONS, DOMAINS, direction_name
 from cope_jax.evaluation import bootstrap, breakdown, few_shot, retrieval
@@ -184,17 +185,27 @@ def subset_rows(config: ConfigDict, subset: int | None) -> dict[str, np.ndarray]
     return rows
 
 
-def drawn_products(config: ConfigDict, number: int) -> list[Product]:
+def drawn_products(config: ConfigDict, number: int, faults: Faults | None = None) -> list[Product]:
     """That many random products of the evaluation split, drawn by the config's seed.
 
+    Without those that cannot be read, where `faults` take note of them.
+
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer, or one cannot be read.
     """
     products = open_records(config.data.data_dir, config.data.eval_split).products
     if not 1 <= number <= len(products):
         raise ValueError(f"--subset is {number}; the split {config.data.eval_split!r} has {len(products)} products")
     drawn = np.sort(np.random.default_rng(config.seed).choice(len(products), number, replace=False))
-    return [products[int(index)] for index in drawn]
+    found = []
+    for index in drawn:
+        try:
+            found.append(products[int(index)])
+        except BadItem as fault:
+            if faults is None:
+                raise
+            faults.add(fault)
+    return found
 
 
 def rows_of(products: Sequence[Product]) -> dict[str, np.ndarray]:

@@ -360,6 +360,22 @@ def test_evaluation_of_some_rows_is_that_of_all(evaluate):
         np.testing.assert_array_equal(parts[:3], value[[1, 4, 9]], err_msg=name)
 
 
+def test_evaluation_leaves_out_what_cannot_be_read_where_asked(evaluate, rotten, write_broken, tmp_path):
+    """A broken record, and an image that is none."""
+    for folder, bad in (rotten, (write_broken(tmp_path / "images", {("page", 3)}), 3)):
+        with pytest.raises(ValueError, match=r"-00001-of-00002 is broken|are no image"):
+            evaluate("page", data_dir=folder)
+        faults = Faults()
+        found = evaluate("page", data_dir=folder, faults=faults)
+        assert faults.count == 1
+        for before, after in zip(evaluate("page"), found, strict=True):
+            left = before["row"] == bad
+            for name, value in leaves(before).items():
+                now = leaves(after)[name]
+                np.testing.assert_array_equal(now[~left], value[~left], err_msg=name)
+                assert (now[left] == (-1 if name in ("row", "item_id", "page.products") else 0)).all(), name
+
+
 def test_evaluation_masks_short_clips_where_asked(evaluate, content):
     batch = evaluate("video", batch_size=12, short_clips="mask")[0]
     counts = [count for _, _, count in content.items["video"]]

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import struct
 from functools import partial
@@ -15,9 +17,12 @@ from tensorboardX.proto.event_pb2 import Event
 
 from benchmarks import chaos
 from benchmarks.chaos import Kill
+from cope_jax.data.faults import BadItem
+from cope_jax.data.records import ItemRecords
 from cope_jax.evaluation import run
 from cope_jax.evaluation.probe import Probe
 from cope_jax.evaluation.run import evaluate, known_metrics
+from cope_jax.training import loop
 from cope_jax.training.checkpoints import Checkpoints
 from cope_jax.training.evaluations import Evaluations
 from cope_jax.training.lock import locked
@@ -166,6 +171,30 @@ def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, m
     for name, model in (("params", now["params"]["model"]), ("statistics", now["statistics"])):
         expected = jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, before[name], model)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after[name], expected)
+
+
+def test_an_item_that_cannot_be_read_is_left_out_of_evaluations(finished, make_config, tmp_path, monkeypatch, capsys):
+    """The last one is made again, as after a kill."""
+    shutil.copytree(finished, tmp_path / "run")
+    lines = (finished / "evaluations.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "run/evaluations.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
+    read, videos = ItemRecords.__getitem__, []
+
+    def rot(self, row):
+        if self.domain == "video":
+            videos.append(row)
+            if row == videos[0]:
+                raise BadItem(f"{self.place(row)} is broken")
+        return read(self, row)
+
+    monkeypatch.setattr(ItemRecords, "__getitem__", rot)
+    monkeypatch.setattr(loop, "evaluate_in_full", lambda *_: None)
+    train(make_config(), tmp_path / "run")
+    assert re.search(r"left out: record \d+ of .*video.* is broken", capsys.readouterr().out)
+    before, after = found_in(finished)[5], found_in(tmp_path / "run")[5]
+    assert (before["bad_items"], after["bad_items"], after["average_bad_items"]) == (0, 1, 1)
+    for name in ("p2l_r1", "average_l2p_r1"):
+        assert after[name] == before[name]
 
 
 def test_three_kills_leave_no_trace(finished, make_config, write_config, tmp_path, monkeypatch):
