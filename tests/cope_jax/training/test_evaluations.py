@@ -1,5 +1,6 @@
 """Evaluations while a run trains: what they find, which step they call the best, and that kills leave no trace."""
 
+import io
 import json
 import os
 import random
@@ -7,12 +8,14 @@ import re
 import shutil
 import signal
 import struct
+from contextlib import closing
 from functools import partial
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from benchmarks import chaos
@@ -25,6 +28,7 @@ from cope_jax.evaluation.run import evaluate, known_metrics
 from cope_jax.training import loop
 from cope_jax.training.checkpoints import Checkpoints
 from cope_jax.training.evaluations import Evaluations
+from cope_jax.training.inputs import run_tokenizer, training_batches
 from cope_jax.training.lock import locked
 from cope_jax.training.loop import train
 from cope_jax.training.model import ModelState
@@ -106,7 +110,7 @@ def test_the_best_checkpoint_stays_and_is_evaluated_in_full(finished):
     assert all(known_metrics(finished, best, average=average) for average in (False, True))
 
 
-def test_tensorboard_shows_metrics_and_histograms_of_embeddings(finished):
+def test_tensorboard_shows_the_first_examples_metrics_and_histograms_of_embeddings(finished, make_config):
     (path,) = (finished / "tensorboard").iterdir()
     shown = {}
     for record in read_records(path):
@@ -122,6 +126,15 @@ def test_tensorboard_shows_metrics_and_histograms_of_embeddings(finished):
     items = evaluate(finished, step=5, subset=7)["retrieval"]["p2v"]["gallery"]
     assert entries.num == 16 * items
     assert entries.sum_squares == pytest.approx(items)  # each has length 1
+    config = make_config()
+    with closing(training_batches(config, run_tokenizer(config, finished), start_step=0)) as batches:
+        batch = next(batches)
+    pictures = {tag: images[1].image for tag, images in shown.items() if tag.startswith("batch/")}
+    assert list(pictures) == [f"batch/product {number}: page, video, live" for number in batch["product_id"][:4]]
+    for example, picture in enumerate(pictures.values()):
+        sides = [batch[domain]["frames"][example, 0] for domain in ("page", "video", "live")]
+        pixels = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)))
+        np.testing.assert_array_equal(pixels, np.concatenate(sides, axis=1))
 
 
 def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, make_config, tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from cope_jax.training.mesh import make_mesh, to_devices
 from cope_jax.training.metrics import merge_all
 from cope_jax.training.progress import Progress
 from cope_jax.training.stop import Stopped
+from cope_jax.training.watchdog import Watchdog
 
 
 def stored(workdir, step):
@@ -108,12 +109,31 @@ def test_a_frozen_encoder_keeps_its_values_over_a_restart(tiny_config, tmp_path)
         assert not any(jax.tree.leaves(moved))
 
 
-def test_a_lost_checkpoint_is_trained_again(finished, tiny_config, tmp_path, capsys):
-    """As after a kill between two checkpoints: the log has lines of steps that come again."""
+def test_a_lost_checkpoint_is_trained_again(finished, tiny_config, tmp_path, capsys, monkeypatch):
+    """As after a kill between two checkpoints: the log has lines of steps that come again.
+
+    Meanwhile the watchdog learns what is waited for, and a trace is written of those steps that come.
+    """
+    begin, begun = Watchdog.begin, []
+
+    def note(self, what):
+        begun.append(what)
+        begin(self, what)
+
+    monkeypatch.setattr(Watchdog, "begin", note)
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
-    train(tiny_config, tmp_path / "run")
-    assert "going on from step 4" in capsys.readouterr().out
+    train(tiny_config, tmp_path / "run", profile_steps=(4, 5))
+    assert begun == [
+        "the start",
+        *("the batch of step 5", "the compiling of step 5", "the other processes at step 5"),
+        *("the batch of step 6", "step 5", "the other processes at step 6", "the saving of step 6"),
+    ]
+    output = capsys.readouterr().out
+    assert "going on from step 4" in output
+    assert f"trace of steps 4 to 5 in {tmp_path / 'run/profile'}: tensorboard --logdir=" in output
+    (trace,) = (tmp_path / "run/profile").rglob("*.xplane.pb")
+    assert b"train_step" in trace.read_bytes()
     assert_equal_trees(stored(tmp_path / "run", 6), stored(finished, 6))
     assert losses(tmp_path / "run") == losses(finished)
 
