@@ -104,9 +104,11 @@ def test_some_products_are_looked_at_on_schedule_and_all_at_the_end(finished):
 
 def test_the_best_checkpoint_stays_and_is_evaluated_in_full(finished):
     found = found_in(finished)
-    best = max(found, key=lambda step: (found[step]["average_mean_map"], step))
+    best_at_last_save, best = (
+        max(steps, key=lambda step: (found[step]["average_mean_map"], step)) for steps in ((2, 4), (2, 4, 5))
+    )
     with Checkpoints(finished) as checkpoints:
-        assert set(checkpoints.steps()) == {best, 4, 5}
+        assert set(checkpoints.steps()) == {best_at_last_save, 4, 5}
     assert all(known_metrics(finished, best, average=average) for average in (False, True))
 
 
@@ -130,7 +132,7 @@ def test_tensorboard_shows_the_first_examples_metrics_and_histograms_of_embeddin
     with closing(training_batches(config, run_tokenizer(config, finished), start_step=0)) as batches:
         batch = next(batches)
     pictures = {tag: images[1].image for tag, images in shown.items() if tag.startswith("batch/")}
-    assert list(pictures) == [f"batch/product {number}: page, video, live" for number in batch["product_id"][:4]]
+    assert list(pictures) == [f"batch/product_{number}__page__video__live" for number in batch["product_id"][:4]]
     for example, picture in enumerate(pictures.values()):
         sides = [batch[domain]["frames"][example, 0] for domain in ("page", "video", "live")]
         pixels = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)))
@@ -172,7 +174,8 @@ def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, m
         assert begun[-1] == f"the evaluation of step {step}"
     with pytest.raises(Stopped, match="stopped at step 5 of 5, which is saved"):
         train(make_config(), tmp_path)
-    assert begun == ["the evaluation of all of step 2"]  # behind its first batch
+    (begun_last,) = begun  # behind the first batch
+    assert begun_last.startswith("the evaluation of all of step ")
     assert not (tmp_path / "eval").exists()
     train(make_config(), tmp_path)
     assert "the evaluation of all of the moving average of step 5" in begun
