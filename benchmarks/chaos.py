@@ -5,7 +5,7 @@ chosen instants: by SIGKILL, by SIGTERM, or by SIGKILL with a bit of the newest 
 off. The same command starts them again. In the end the parameters, their average, the optimizer's state and the logs
 are compared byte by byte with those of the run left alone. With `--processes=1,2,4` every start draws how many
 processes share the devices; losses are then compared as numbers, for devices add in another order. The last line is
-JSON.
+JSON. Exit code 1 where bytes differ or a kill took more steps than it may.
 """
 
 import json
@@ -29,10 +29,14 @@ import orbax.checkpoint as ocp
 from absl import app, flags
 
 from cope_jax.training.checkpoints import UNFINISHED
-from cope_jax.training.cluster import LOST
+from cope_jax.training.cluster import FAILED, LOST
 from cope_jax.training.manifest import FILE as MANIFEST
 
 DEVICES, SAVE_INTERVAL, PORT = 4, 5, 21_000
+# Steps that a kill may take where it leaves the checkpoints alone: a save is waited for when the next one begins, so
+# until then it may not be there, and the newest that is there is two intervals old.
+MOST_LOST = 2 * SAVE_INTERVAL
+JOIN_SECONDS = 30  # that processes wait for one that was killed before it came
 STOPPED = 75  # exit code of a run that was asked to stop
 DAMAGE = "damage"
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, DAMAGE: signal.SIGKILL}
@@ -91,6 +95,7 @@ class Training:
         if count > 1:
             port = PORT + self.starts % 1000
             words += ["--distributed", f"--coordinator=localhost:{port}", f"--processes={count}"]
+            words += [f"--join_seconds={JOIN_SECONDS}"]
         flag = f"--xla_force_host_platform_device_count={self.devices // count}"
         compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(self.workdir.parent / "compiled"))
         environment = os.environ | {
@@ -197,7 +202,7 @@ def run_with_kills(
         pending.remove(kill)
         rng.choice(training.processes).send_signal(SIGNALS[kill.kind])
         codes = training.wait()
-        if unexpected := set(codes) - {-SIGNALS[kill.kind], -signal.SIGTERM, -signal.SIGKILL, STOPPED, LOST, 0}:
+        if unexpected := set(codes) - expected_codes(kill, len(codes)):
             raise RuntimeError(f"killed by {kill.kind}, processes ended with {unexpected}; see {training.log_path}")
         sound = [0, *training.saved()]
         if kill.kind == DAMAGE:
@@ -205,6 +210,13 @@ def run_with_kills(
         reached = training.reached()
         deaths.append(Death(kill, reached, max(0, reached - sound[-1])))
         print(f"{time.strftime('%X')}  {kill.kind:<8}{kill.instant:<11}{deaths[-1][1:]}", file=sys.stderr, flush=True)
+
+
+def expected_codes(kill: Kill, processes: int) -> set[int]:
+    """How the processes of a run may end behind a kill."""
+    codes = {-SIGNALS[kill.kind], -signal.SIGTERM, -signal.SIGKILL, STOPPED, LOST, 0}
+    # One that is killed before it has joined the others is one that did not start, to them.
+    return codes | {FAILED} if kill.instant == "at once" and processes > 1 else codes
 
 
 def next_kill(pending: Sequence[Kill], training: Training) -> Kill | None:
@@ -318,6 +330,16 @@ def summary(deaths: Sequence[Death]) -> dict[str, Any]:
     }
 
 
+def shortcomings(deaths: Sequence[Death], different: int) -> list[str]:
+    """What the run should have kept and did not, a sentence each."""
+    lost = [
+        f"{death.kill.kind} {death.kill.instant} at step {death.step} took {death.lost} steps, more than {MOST_LOST}"
+        for death in deaths
+        if death.kill.kind != DAMAGE and death.lost > MOST_LOST
+    ]
+    return lost + [f"{different} bytes differ from the run left alone"] * bool(different)
+
+
 def main(argv: list[str]) -> None:
     """Runs both and compares."""
     if len(argv) > 1:
@@ -350,6 +372,8 @@ def main(argv: list[str]) -> None:
     }
     shutil.rmtree(folder)
     print(json.dumps(result))
+    if failed := shortcomings(deaths, different):
+        sys.exit("; ".join(failed))
 
 
 if __name__ == "__main__":

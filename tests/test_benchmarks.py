@@ -3,6 +3,8 @@
 import importlib
 import io
 import random
+import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from absl import app, flags
 from PIL import Image
 
 from benchmarks import all as all_benchmarks
-from benchmarks import input_pipeline, step
+from benchmarks import chaos, input_pipeline, step
 from benchmarks.torch_cope import TorchCope, used_parameters
 from cope_jax.training.model import split_model
 
@@ -93,6 +95,36 @@ def test_one_that_fails_is_told_and_does_not_stop_the_others(monkeypatch, capsys
     own_flags(["all", "--only=loss,lost"])
     with pytest.raises(app.UsageError, match="lost"):
         all_benchmarks.main([])
+
+
+@pytest.mark.parametrize(
+    ("instant", "processes", "fails"), [("at once", 2, False), ("at once", 1, True), ("steps", 2, True)]
+)
+def test_processes_that_miss_one_killed_before_it_joined_may_end_with_an_error(
+    tmp_path, monkeypatch, instant, processes, fails
+):
+    """Stand-ins for those of a run: at the first start they give up, at the second one they are at the end."""
+    start, scripts = subprocess.Popen, ["trap 'exit 1' TERM; echo 'step 1/5'; sleep 0.5; exit 1"] * processes
+    monkeypatch.setattr(
+        chaos.subprocess, "Popen", lambda *_, **kwargs: start(["sh", "-c", scripts.pop() if scripts else ""], **kwargs)
+    )
+    for name in chaos.INSTANTS:
+        monkeypatch.setitem(chaos.INSTANTS, name, 0.4)  # by the seed 0.3: the trap is set, and the end not yet there
+    training, kills = chaos.Training(tmp_path / "run", [], steps=5), [chaos.Kill("SIGTERM", instant)]
+    outcome = pytest.raises(RuntimeError, match=r"ended with \{1\}") if fails else nullcontext()
+    with outcome:
+        deaths = chaos.run_with_kills(training, kills, random.Random(0), [processes])
+        assert deaths == [chaos.Death(kills[0], 0, 0)]
+
+
+def test_chaos_fails_where_bytes_differ_or_a_kill_took_too_many_steps():
+    def died(kind, lost):
+        return chaos.Death(chaos.Kill(kind, "saving"), 20, lost)
+
+    assert not chaos.shortcomings([died("SIGKILL", 10), died("damage", 15)], 0)
+    lost, differing = chaos.shortcomings([died("SIGKILL", 11), died("SIGTERM", 3)], 7)
+    assert lost == "SIGKILL saving at step 20 took 11 steps, more than 10"
+    assert differing == "7 bytes differ from the run left alone"
 
 
 def test_the_other_pipeline_cuts_resizes_and_normalises():

@@ -68,7 +68,7 @@ def train_batches(
       class_ids: as `classes.product_ids` gives them; batches then tell the classes of products.
       faults: takes note of records and images that cannot be read. Another item of the same product and domain stands
         for such a one, the next of its rows that can be read, so that batch s still is a function of (seed, s) and
-        the records; where there is none, the example lacks the domain.
+        the records; where there is none, the example lacks the domain. For a product it is the next product.
 
     Returns:
       Iterator of {"product_id": i32[B], "bad_items": i32[B], domain: leaf, …}, see `cope_jax.data`, with class_ids
@@ -77,7 +77,7 @@ def train_batches(
     Raises:
       FileNotFoundError, ValueError: from `open_records`.
       ValueError: batch_size is no multiple of hosts; an unknown domain or T < 1; a negative seed; no
-        products. While iterating: a product id of more than 32 bits, a product's record that cannot be read.
+        products. While iterating: a product id of more than 32 bits, no product whose record can be read.
     """
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0")
@@ -121,12 +121,14 @@ def eval_batches(
     host: int = 0,
     hosts: int = 1,
     threads: int = 2,
+    faults: Faults | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Every item of a domain once, in row order, with the frames at the middles of their segments.
 
     The last batch is filled up with examples that are not present. Hosts take consecutive slices of each
     global batch and all yield the same number. Arguments and errors as in `train_batches`; frames is the
-    domain's T; rows are the items to yield, in this order, all of them if None.
+    domain's T; rows are the items to yield, in this order, all of them if None. An item that cannot be read is an
+    error; with faults, which take note of it, it becomes an example that fills up.
 
     Returns:
       Iterator of {"item_id": i64[B], "row": i64[B], "frame_count": i32[B], domain: leaf}. item_id and row are −1
@@ -142,7 +144,7 @@ def eval_batches(
         return np.pad(taken, (0, batch_size - len(taken)), constant_values=-1)[share]
 
     maker = LeafMaker(domain, T, view, text_length, tokenizer, max_products, short_clips)
-    chain = grain.MapDataset.range(-(-len(wanted) // batch_size)).map(rows_of).map(_EvalLoader(records, maker))
+    chain = grain.MapDataset.range(-(-len(wanted) // batch_size)).map(rows_of).map(_EvalLoader(records, maker, faults))
     return iter(chain.to_iter_dataset(_read_options(threads)))
 
 
@@ -162,13 +164,13 @@ class _TrainLoader:
 
     def __call__(self, indices: tuple[np.ndarray, np.ndarray]) -> Batch:
         numbers, rows = indices
-        products = [self.records.products[int(row)] for row in rows]
         bad_items = np.zeros(len(rows), np.int32)
 
         def on_fault(b: int, fault: BadItem) -> None:
             bad_items[b] += 1
             self.faults.add(fault)
 
+        products = [self._product(int(row), partial(on_fault, b)) for b, row in enumerate(rows)]
         batch: Batch = {
             "product_id": np.array([checked_id(p.product_id) for p in products], np.int32),
             "bad_items": bad_items,
@@ -184,6 +186,17 @@ class _TrainLoader:
             for domain in self.makers:
                 batch[domain]["classes"] = to_classes(batch[domain]["products"], self.class_ids)
         return batch
+
+    def _product(self, row: int, on_fault: Callable[[BadItem], None]) -> Product:
+        """The product of a row, or the next one that can be read."""
+        products = self.records.products
+        for turn in range(len(products)):
+            try:
+                return products[(row + turn) % len(products)]
+            except BadItem as error:
+                on_fault(error)
+                fault = error
+        raise fault
 
     def _draw(
         self, domain: str, number: int, product: Product, on_fault: Callable[[BadItem], None]
@@ -209,15 +222,29 @@ class _EvalLoader:
 
     records: Records
     maker: LeafMaker
+    faults: Faults | None
 
     def __call__(self, rows: np.ndarray) -> Batch:
-        items = self.records.items[self.maker.domain]
-        examples = [[Example(items[int(row)], place=items.place(int(row)))] if row >= 0 else [] for row in rows]
+        items, rows = self.records.items[self.maker.domain], rows.copy()
+        examples: list[list[Example]] = [[] for _ in rows]
+
+        def on_fault(b: int, fault: BadItem) -> None:
+            if self.faults is None:
+                raise fault
+            self.faults.add(fault)
+            rows[b], examples[b] = -1, []
+
+        for b, row in enumerate(rows.tolist()):
+            try:
+                examples[b] = [Example(items[row], place=items.place(row))] if row >= 0 else []
+            except BadItem as fault:
+                on_fault(b, fault)
+        leaf = self.maker(examples, on_fault)
         return {
             "item_id": np.array([own[0].item.item_id if own else -1 for own in examples], np.int64),
             "row": rows,
             "frame_count": np.array([len(own[0].item.frames) if own else 0 for own in examples], np.int32),
-            self.maker.domain: self.maker(examples),
+            self.maker.domain: leaf,
         }
 
 

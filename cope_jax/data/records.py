@@ -15,6 +15,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 from cope_jax.data.faults import BadItem
 from cope_jax.domains import DOMAINS
 
+# Of array_record (a hash that does not match), protobuf, a field without value, text that is no UTF-8.
+BROKEN = (RuntimeError, DecodeError, IndexError, UnicodeDecodeError)
 SAMPLE = 1 << 16  # bytes at both ends of a file that its fingerprint is made from
 OTHER_FILES = 500  # that a process has open: libraries, logs, checkpoints, sockets
 
@@ -71,42 +73,53 @@ class ItemRecords:
                 frames=tuple(features["frames"].bytes_list.value),
                 frame_times=np.array(features["frame_times"].int64_list.value, np.int64),
             )
-        # Of array_record (a hash that does not match), protobuf, a field without value, text that is no UTF-8.
-        except (RuntimeError, DecodeError, IndexError, UnicodeDecodeError) as error:
+        except BROKEN as error:
             raise BadItem(f"{self.place(row)} is broken: {error}") from error
 
     def place(self, row: int) -> str:
         """Where a row lies: "record 3 of /data/rope/page/1.0.0/rope-train.array_record-00001-of-00016"."""
-        for path, count in self.files.items():
-            if row < count:
-                return f"record {row} of {path}"
-            row -= count
-        raise IndexError(f"row {row} is behind the last {self.domain} record")
+        return _place(self.files, row)
 
 
 @dataclass(frozen=True)
 class ProductRecords:
-    """The products of a split; `records[p]` reads one."""
+    """The products of a split; `records[p]` reads one. Fields as of `ItemRecords`."""
 
     source: Sequence
+    files: Mapping[Path, int]
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Product:
-        features = _features(self.source[index])
-        rows = {domain: np.array(features[f"{domain}_rows"].int64_list.value, np.int64) for domain in DOMAINS}
-        return Product(product_id=features["product_id"].int64_list.value[0], rows=rows)
+        """Reads a product.
+
+        Raises:
+          BadItem: the record is broken; names its file.
+        """
+        try:
+            features = _features(self.source[index])
+            rows = {domain: np.array(features[f"{domain}_rows"].int64_list.value, np.int64) for domain in DOMAINS}
+            return Product(product_id=features["product_id"].int64_list.value[0], rows=rows)
+        except BROKEN as error:
+            raise BadItem(f"{_place(self.files, index)} is broken: {error}") from error
 
     def ids(self, *, chunk: int = 4096) -> np.ndarray:
         """The ids of all products, i64[P], in the order of the records.
 
         Read `chunk` records at once: 187,431 take two seconds, one by one they would take a minute.
+
+        Raises:
+          BadItem: a record is broken; names its file.
         """
         ids = np.zeros(len(self), np.int64)
         for start in range(0, len(self), chunk):
-            records = self.source.__getitems__(range(start, min(start + chunk, len(self))))
-            ids[start : start + chunk] = [_features(record)["product_id"].int64_list.value[0] for record in records]
+            indices = range(start, min(start + chunk, len(self)))
+            try:
+                records = self.source.__getitems__(indices)
+                ids[indices] = [_features(record)["product_id"].int64_list.value[0] for record in records]
+            except BROKEN:
+                ids[indices] = [self[index].product_id for index in indices]  # says which one
         return ids
 
 
@@ -134,7 +147,7 @@ def open_records(data_dir: str | Path, split: str) -> Records:
     }
     return Records(
         items={domain: ItemRecords(domain, sources[domain], _files(builders[domain], split)) for domain in DOMAINS},
-        products=ProductRecords(sources["product"]),
+        products=ProductRecords(sources["product"], _files(builders["product"], split)),
     )
 
 
@@ -191,6 +204,15 @@ def _files(builder: tfds.core.DatasetBuilder, split: str) -> dict[Path, int]:
     """Path → number of records of each file of a split."""
     info = builder.info.splits[split]
     return dict(zip(map(Path, info.filepaths), info.shard_lengths, strict=True))
+
+
+def _place(files: Mapping[Path, int], row: int) -> str:
+    """The number of a row within its file, and that; files as of `ItemRecords`."""
+    for path, count in files.items():
+        if row < count:
+            return f"record {row} of {path}"
+        row -= count
+    raise IndexError(f"row {row} is behind the last record")
 
 
 def _allow_open_files(count: int, data_dir: str | Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from cope_jax.data.faults import BadItem, Faults
 from cope_jax.evaluation.hosts import from_all
 from cope_jax.training.mesh import batch_sharding, replicated, to_devices
 from cope_jax.training.model import ModelState
@@ -58,18 +59,21 @@ def embed_items(
     model: ModelState,
     mesh: Mesh,
     report: Callable[[int], None] | None = None,
+    faults: Faults | None = None,
 ) -> Items:
     """Embeds all items of some batches; every host gets those of all hosts.
 
     Args:
         batches: from `eval_batches`, this host's share of each, the last one padded.
         report: told of each batch how many items it has.
+        faults: takes note of items whose embedding is zero or not finite, which are then left out.
 
     Returns:
         One row an item, padding left out.
 
     Raises:
-        ValueError: an embedding is zero or not finite; names the items.
+        ValueError: an embedding is zero or not finite, and there are no faults to take note of it or all are; names
+            the items.
     """
     vectors, columns = [], []
     for batch, vector in late(dispatch(batches, domain, embed, model, mesh)):
@@ -80,14 +84,23 @@ def embed_items(
             report(len(vector))
     items = Items(np.concatenate(vectors), *(whole(np.stack(column)) for column in zip(*columns, strict=True)))
     items = taken(items, items.rows >= 0)
+    sound = have_length_1(items.vectors)
+    if faults is not None and sound.any():
+        for number in items.item_ids[~sound]:
+            faults.add(BadItem(f"the embedding of {domain} item {number} does not have length 1"))
+        items = taken(items, sound)
     check_lengths(items.vectors, domain, items.item_ids)
     return items
 
 
+def have_length_1(vectors: np.ndarray) -> np.ndarray:
+    """Which of some embeddings f32[N, E] are as they should be: bool[N]."""
+    return np.abs(np.linalg.norm(vectors, axis=-1) - 1) < 1e-3
+
+
 def check_lengths(vectors: np.ndarray, domain: str, item_ids: np.ndarray) -> None:
     """Raises a ValueError that names the items whose embeddings f32[N, E] are zero or not finite."""
-    lengths = np.linalg.norm(vectors, axis=-1)
-    if len(bad := item_ids[~(np.abs(lengths - 1) < 1e-3)]):
+    if len(bad := item_ids[~have_length_1(vectors)]):
         raise ValueError(f"{len(bad)} {domain} embeddings do not have length 1, of items {bad[:10].tolist()}")
 
 

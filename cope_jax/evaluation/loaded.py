@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
+from cope_jax.data.faults import Faults
 from cope_jax.data.tokenizer import load_tokenizer
 from cope_jax.evaluation.embed import EmbedFunction, Items, embed_function, embed_items
 from cope_jax.training.checkpoints import Checkpoints, load_model
@@ -28,12 +29,25 @@ class LoadedRun:
     embed: EmbedFunction
     model: ModelState
 
-    def items(self, domain: str, rows: Sequence[int], report: Callable[[int], None] | None = None) -> Items:
-        """Embeds some rows of a domain; all hosts take part and get all. `report` is told the items of each batch."""
+    def items(
+        self,
+        domain: str,
+        rows: Sequence[int],
+        report: Callable[[int], None] | None = None,
+        faults: Faults | None = None,
+    ) -> Items:
+        """Embeds some rows of a domain; all hosts take part and get all.
+
+        Args:
+            domain, rows: of the items.
+            report: told of each batch how many items it has.
+            faults: takes note of items that cannot be read or embedded, which are then left out; without it, such a
+                one is an error.
+        """
         batches = evaluation_batches(
-            self.config, self.tokenizer, domain=domain, batch_size=self.config.eval.batch_size, rows=rows
+            self.config, self.tokenizer, domain=domain, batch_size=self.config.eval.batch_size, rows=rows, faults=faults
         )
-        return embed_items(batches, domain, self.embed, self.model, self.mesh, report)
+        return embed_items(batches, domain, self.embed, self.model, self.mesh, report, faults)
 
 
 def load_run(

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
+from cope_jax.data.faults import Faults
 from cope_jax.data.records import open_records
 from cope_jax.domains import DOMAINS, PAIRS
 from cope_jax.evaluation import retrieval
@@ -26,7 +27,7 @@ class Sight:
     """What a look at a model found.
 
     Attributes:
-        metrics: "mean_r1", …, and the same of each direction: "p2v_r1", …
+        metrics: "mean_r1", …, and the same of each direction: "p2v_r1", …; "bad_items", the number of those left out.
         samples: numbers that make histograms, by name: all entries of the embeddings of each domain, and the
             similarities of pairs that belong together, of each direction.
     """
@@ -36,7 +37,10 @@ class Sight:
 
 
 class Probe:
-    """The compiled model and the items that it is judged by, the same ones every time."""
+    """The compiled model and the items that it is judged by, the same ones every time.
+
+    Those that cannot be read are left out and named: they shall not end a run, nor each start of it.
+    """
 
     def __init__(
         self,
@@ -61,7 +65,8 @@ class Probe:
                 "config.train.evaluate_every to 0"
             )
         every = open_records(config.data.data_dir, config.data.eval_split).products
-        drawn = drawn_products(config, min(config.train.evaluate_products, len(every)))
+        self.faults = Faults()
+        drawn = drawn_products(config, min(config.train.evaluate_products, len(every)), self.faults)
         self.rows = rows_of(drawn)
         for a, b in PAIRS:
             if not any(len(product.rows[a]) and len(product.rows[b]) for product in drawn):
@@ -80,13 +85,14 @@ class Probe:
             between: called behind each batch.
 
         Raises:
-            ValueError: an item cannot be read, or an embedding is broken.
+            ValueError: all embeddings of a domain are broken, or no item that could be read belongs to another one.
         """
         run = replace(self.run, model=model)
-        items = {domain: run.items(domain, self.rows[domain], lambda _: between()) for domain in DOMAINS}
+        items = {domain: run.items(domain, self.rows[domain], lambda _: between(), self.faults) for domain in DOMAINS}
+        bad = sum(len(self.rows[domain]) - len(own.rows) for domain, own in items.items())
         ranks = retrieval.direction_ranks({name: (own.vectors, own.products) for name, own in items.items()})
         directions = retrieval.six_directions(ranks)
         each = {f"{name}_r1": float(found["r1"]) for name, found in directions.items()}
         entries = {f"embeddings/{domain}": own.vectors for domain, own in items.items()}
         positives = {f"positives/{name}": of_direction.scores for name, of_direction in ranks.items()}
-        return Sight(means(directions) | each, entries | positives)
+        return Sight(means(directions) | each | {"bad_items": float(bad)}, entries | positives)

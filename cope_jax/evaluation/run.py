@@ -1,7 +1,7 @@
 """Evaluates a checkpoint of a work directory, which is all it needs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from cope_jax.data.faults import BadItem, Faults
 from cope_jax.data.records import Product, fingerprint, open_records
 from cope_jax.domains import DIRECTIONS, DOMAINS, direction_name
 from cope_jax.evaluation import bootstrap, breakdown, few_shot, retrieval
@@ -53,6 +54,7 @@ def evaluate(
     subset: int | None = None,
     average: bool = False,
     reuse: bool = False,
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Retrieval and few-shot metrics of a checkpoint, also written to `eval/<step>/metrics.json`.
 
@@ -64,6 +66,7 @@ def evaluate(
             them, and written beside: to `metrics-of-<subset>.json`.
         average: evaluate the moving average of the parameters in place of these; written to `average-metrics.json`.
         reuse: whether metrics that are there, of the same step, data and settings, are taken as they are.
+        between: called behind each batch of items, by all processes equally often.
 
     Returns:
         The metrics as `measure` lays them out, "step", and under "evaluated" what they are of.
@@ -72,7 +75,8 @@ def evaluate(
         FileNotFoundError: no such work directory, checkpoint or array records; for step 0 also: no such weights.
         ValueError: the data lack the split or so many products, the embeddings are broken, or there is no average.
     """
-    return judge(workdir, step=step, data_dir=data_dir, subset=subset, average=average, reuse=reuse).metrics
+    judged = judge(workdir, step=step, data_dir=data_dir, subset=subset, average=average, reuse=reuse, between=between)
+    return judged.metrics
 
 
 def judge(
@@ -84,6 +88,7 @@ def judge(
     reuse: bool,
     average: bool = False,
     needs_report: bool = False,
+    between: Callable[[], None] = lambda: None,
 ) -> Judged:
     """`evaluate`, with what a report is made of.
 
@@ -103,7 +108,7 @@ def judge(
             return Judged(config, step, known, average=average)
         rows = subset_rows(config, subset)
         run = load_run(config, workdir, checkpoints, step, average=average)
-        items = embed_split(run, step=step, rows=rows)
+        items = embed_split(run, step=step, rows=rows, between=between)
     ranks = retrieval.direction_ranks(embeddings_of(items))
     metrics = measure(items, ranks, config, step=step)
     metrics["evaluated"] = evaluated
@@ -180,17 +185,27 @@ def subset_rows(config: ConfigDict, subset: int | None) -> dict[str, np.ndarray]
     return rows
 
 
-def drawn_products(config: ConfigDict, number: int) -> list[Product]:
+def drawn_products(config: ConfigDict, number: int, faults: Faults | None = None) -> list[Product]:
     """That many random products of the evaluation split, drawn by the config's seed.
 
+    Without those that cannot be read, where `faults` take note of them.
+
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer, or one cannot be read.
     """
     products = open_records(config.data.data_dir, config.data.eval_split).products
     if not 1 <= number <= len(products):
         raise ValueError(f"--subset is {number}; the split {config.data.eval_split!r} has {len(products)} products")
     drawn = np.sort(np.random.default_rng(config.seed).choice(len(products), number, replace=False))
-    return [products[int(index)] for index in drawn]
+    found = []
+    for index in drawn:
+        try:
+            found.append(products[int(index)])
+        except BadItem as fault:
+            if faults is None:
+                raise
+            faults.add(fault)
+    return found
 
 
 def rows_of(products: Sequence[Product]) -> dict[str, np.ndarray]:
@@ -198,13 +213,25 @@ def rows_of(products: Sequence[Product]) -> dict[str, np.ndarray]:
     return {domain: np.unique(np.concatenate([product.rows[domain] for product in products])) for domain in DOMAINS}
 
 
-def embed_split(run: LoadedRun, *, step: int, rows: Mapping[str, np.ndarray] | None = None) -> dict[str, Items]:
+def embed_split(
+    run: LoadedRun,
+    *,
+    step: int,
+    rows: Mapping[str, np.ndarray] | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> dict[str, Items]:
     """The embedded items of each domain of the evaluation split: those of some rows, or all."""
     records = open_records(run.config.data.data_dir, run.config.data.eval_split)
+
+    def report(items: int) -> None:
+        progress.add(items)
+        between()
+
     items = {}
     for domain in DOMAINS:
         wanted = np.arange(len(records.items[domain])) if rows is None else rows[domain]
-        items[domain] = run.items(domain, wanted, Progress(f"step {step}: embedded {domain} items", len(wanted)).add)
+        progress = Progress(f"step {step}: embedded {domain} items", len(wanted))
+        items[domain] = run.items(domain, wanted, report)
     return items
 
 

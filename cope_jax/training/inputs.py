@@ -121,8 +121,12 @@ def evaluation_batches(
     domain: str,
     batch_size: int,
     rows: Sequence[int] | None = None,
+    faults: Faults | None = None,
 ) -> Iterator[Any]:
-    """This host's share of the items of a domain of the evaluation split: of some rows, or of all in row order."""
+    """This host's share of the items of a domain of the evaluation split: of some rows, or of all in row order.
+
+    Items that cannot be read are left out where `faults` take note of them.
+    """
     data = config.data
     return eval_batches(
         data_dir=data.data_dir,
@@ -139,4 +143,5 @@ def evaluation_batches(
         host=jax.process_index(),
         hosts=jax.process_count(),
         threads=data.threads,
+        faults=faults,
     )

@@ -15,7 +15,7 @@ def locked(workdir: Path) -> Iterator[None]:
     """Holds a work directory; the lock goes with the process, however that ends.
 
     Raises:
-        ValueError: another process holds it; names that.
+        ValueError: another process holds it; names that. Or its storage knows no locks.
     """
     handle = os.open(workdir / FILE, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -25,6 +25,11 @@ def locked(workdir: Path) -> Iterator[None]:
             owner = os.read(handle, 200).decode("utf-8", "replace").strip()
             raise ValueError(
                 f"{owner or 'another process'} trains in {workdir}: wait for it, stop it, or choose another --workdir"
+            ) from error
+        except OSError as error:
+            raise ValueError(
+                f"{workdir} cannot be locked ({error.strerror}): NFS needs version 4 or a lock daemon for that, Lustre "
+                "the mount option flock; or choose another --workdir"
             ) from error
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,10 +80,10 @@ def train(
     share = batch_share(mesh)
     if mesh.size < jax.device_count():
         print(f"config.mesh takes {mesh.size} of {jax.device_count()} devices")
-    class_ids = training_classes(config)
-    if class_ids is not None:
-        config.losses.classifier.classes = len(class_ids)
-    with held(workdir), Watchdog(config.train.stall_seconds) as watchdog, StopSignal() as stop:
+    with Watchdog(config.train.stall_seconds) as watchdog, held(workdir), StopSignal() as stop:
+        class_ids = training_classes(config)
+        if class_ids is not None:
+            config.losses.classifier.classes = len(class_ids)
         if jax.process_index() == 0:
             save_config(config, workdir)
             set_aside_damaged(workdir)
@@ -109,8 +110,8 @@ def train(
                     reporter = make_reporter(config, log, faults, window, vocab_size=len(tokenizer))
                     attend = Attendants(checkpoints, reporter, evaluations, probe, stop, watchdog, profile)
                     run_steps(config, mesh, state, run, batches, attend)
-    if config.train.evaluate_every:
-        evaluate_in_full(config, workdir)
+        if config.train.evaluate_every:
+            evaluate_in_full(config, workdir, stop, watchdog)
 
 
 def start(
@@ -226,16 +227,29 @@ def evaluate_step(step: int, state: TrainState, attend: Attendants) -> bool:
     return True
 
 
-def evaluate_in_full(config: ConfigDict, workdir: Path) -> None:
-    """Evaluates the last and the best step, and their moving averages where there are some, on the whole split."""
+def evaluate_in_full(config: ConfigDict, workdir: Path, stop: StopSignal, watchdog: Watchdog) -> None:
+    """Evaluates the last and the best step, and their moving averages where there are some, on the whole split.
+
+    Raises:
+        Stopped: a signal came; what is evaluated already is kept.
+    """
+    last = watchdog.finished = config.train.steps
     with Checkpoints(workdir) as checkpoints:
-        evaluations = Evaluations(config, workdir, step=config.train.steps)
-        steps = {config.train.steps, evaluations.best(checkpoints.steps())} - {None}
+        evaluations = Evaluations(config, workdir, step=last)
+        steps = {last, evaluations.best(checkpoints.steps())} - {None}
+    behind = count(last + 1)  # batches count on where steps end: all processes stop behind the same one
+
+    def between() -> None:
+        watchdog.begin(f"the evaluation of all of {what}")
+        if stop.behind(next(behind)):
+            raise Stopped(what_is_left(last, last))
+
     for step in sorted(steps):
         for average in (False, True) if config.train.average_decay else (False,):
-            metrics = evaluate(workdir, step=step, average=average, reuse=True)
+            what = f"the moving average of step {step}" if average else f"step {step}"
+            watchdog.begin(f"the evaluation of all of {what}")
+            metrics = evaluate(workdir, step=step, average=average, reuse=True, between=between)
             if jax.process_index() == 0:
-                what = f"the moving average of step {step}" if average else f"step {step}"
                 print(f"{what}, all of it evaluated: mean R@1 {metrics['retrieval_mean']['mean_r1']:.3f}")
 
 

@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import signal
 import sys
 import threading
 import time
@@ -10,6 +11,7 @@ from cope_jax.training.cluster import GO_ON, LOST
 from cope_jax.training.progress import Saved
 
 LOOK = 1.0  # seconds between two looks at the clock
+LAST_WORDS = 20  # seconds that the last message may take
 
 
 class Watchdog:
@@ -45,7 +47,8 @@ class Watchdog:
                 self.end()
 
     def end(self) -> None:
-        """Shows where every thread stands, and ends the process."""
+        """Shows where every thread stands, and ends the process: killed by an alarm where not even the log moves."""
+        signal.alarm(LAST_WORDS)  # of the system: no other thread of Python runs while one waits in the dump
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         print(
             f"\nnothing moved for {self.seconds:.0f} s (config.train.stall_seconds) while waiting for {self.waiting}; "

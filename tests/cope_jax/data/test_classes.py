@@ -23,7 +23,7 @@ class Shuffled:
 def test_ids_are_sorted_and_each_there_once(data_dir, content):
     records = open_records(data_dir, "train")
     order = [7, 2, 12, 0, 5, 5, 1, 9, 3, 11, 4, 6, 8, 10, 2]
-    shuffled = Records(items=records.items, products=ProductRecords(Shuffled(records.products.source, order)))
+    shuffled = Records(items=records.items, products=ProductRecords(Shuffled(records.products.source, order), {}))
     for split in (records, shuffled):
         found = product_ids(split)
         assert found.dtype == np.int32

@@ -1,3 +1,4 @@
+import re
 import shutil
 from itertools import islice
 
@@ -289,6 +290,44 @@ def test_a_product_without_a_readable_item_lacks_the_domain(train, content, writ
     assert "are no image" in faults.last[0]
 
 
+def broken_products(data_dir, folder, every):
+    """The records with flipped bytes in that of the last product, or of every one."""
+    shutil.copytree(data_dir, folder)
+    for path in sorted((folder / "rope/product").rglob("*-of-00002")):
+        content = path.read_bytes()
+        places = [match.start() for match in re.finditer(b"product_id", content)]
+        for place in places if every else places[-1:] if "00001" in path.name else []:
+            content = content[:place] + b"rotten" + content[place + 6 :]
+        path.write_bytes(content)
+    return folder
+
+
+def test_the_next_product_stands_for_one_with_a_broken_record(train, data_dir, tmp_path, content):
+    """Behind the last one that is the first one."""
+    folder, faults, ids = broken_products(data_dir, tmp_path / "rotten", every=False), Faults(), list(content.products)
+    clean, found = train(13), train(13, data_dir=folder, faults=faults)
+    hit = 0
+    for before, after in zip(clean, found, strict=True):
+        wanted = before["product_id"] == ids[-1]
+        hit += wanted.sum()
+        np.testing.assert_array_equal(after["product_id"], np.where(wanted, ids[0], before["product_id"]))
+        np.testing.assert_array_equal(after["bad_items"], wanted)
+        for domain in DOMAINS:
+            assert (seen(after[domain]["frames"])[0][wanted, 0] == 0).all()
+            assert (after[domain]["present"][wanted] == bool(content.products[ids[0]][domain])).all()
+            np.testing.assert_array_equal(after[domain]["frames"][~wanted], before[domain]["frames"][~wanted])
+    assert hit
+    broken = r"record 6 of .*rope/product/.*-00001-of-00002 is broken: "
+    assert all(re.match(broken, fault) for fault in faults.last)
+    with pytest.raises(ValueError, match=broken):
+        open_records(folder, "train").products.ids()
+
+
+def test_no_product_with_a_sound_record_ends_the_reading(train, data_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"record \d of .*rope/product/.* is broken: "):
+        train(1, data_dir=broken_products(data_dir, tmp_path / "rotten", every=True))
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 50])
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_evaluation_covers_each_item_once_in_row_order(evaluate, content, tokenizer, green, domain, batch_size):
@@ -319,6 +358,22 @@ def test_evaluation_of_some_rows_is_that_of_all(evaluate):
     for name, value in leaves(whole).items():
         parts = np.concatenate([leaves(batch)[name] for batch in batches])
         np.testing.assert_array_equal(parts[:3], value[[1, 4, 9]], err_msg=name)
+
+
+def test_evaluation_leaves_out_what_cannot_be_read_where_asked(evaluate, rotten, write_broken, tmp_path):
+    """A broken record, and an image that is none."""
+    for folder, bad in (rotten, (write_broken(tmp_path / "images", {("page", 3)}), 3)):
+        with pytest.raises(ValueError, match=r"-00001-of-00002 is broken|are no image"):
+            evaluate("page", data_dir=folder)
+        faults = Faults()
+        found = evaluate("page", data_dir=folder, faults=faults)
+        assert faults.count == 1
+        for before, after in zip(evaluate("page"), found, strict=True):
+            left = before["row"] == bad
+            for name, value in leaves(before).items():
+                now = leaves(after)[name]
+                np.testing.assert_array_equal(now[~left], value[~left], err_msg=name)
+                assert (now[left] == (-1 if name in ("row", "item_id", "page.products") else 0)).all(), name
 
 
 def test_evaluation_masks_short_clips_where_asked(evaluate, content):

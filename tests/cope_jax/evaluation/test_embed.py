@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cope_jax.data.faults import Faults
 from cope_jax.evaluation import embed
 from cope_jax.evaluation.embed import embed_items, late
 from cope_jax.training.mesh import make_mesh
@@ -68,6 +69,16 @@ def test_broken_embeddings_are_an_error_that_names_items(scale):
     mesh = make_mesh(data=-1, fsdp=1, tensor=1)
     with pytest.raises(ValueError, match=r"3 page embeddings do not have length 1, of items \[1000, 999, 998\]"):
         embed_items(batches([[0, 1, 2]]), "page", circle, scale, mesh)
+
+
+def test_some_broken_embeddings_are_left_out_where_faults_are_taken_note_of():
+    mesh, faults = make_mesh(data=-1, fsdp=1, tensor=1), Faults()
+    scale = np.array([[1.0], [np.nan], [1.0], [0.0], *[[1.0]] * 4], np.float32)
+    items = embed_items(batches([list(range(5))]), "page", circle, scale, mesh, faults=faults)
+    assert items.rows.tolist() == [0, 2, 4]
+    assert list(faults.last) == [f"the embedding of page item {number} does not have length 1" for number in (999, 997)]
+    with pytest.raises(ValueError, match="3 page embeddings do not have length 1"):
+        embed_items(batches([[0, 1, 2]]), "page", circle, np.nan, mesh, faults=faults)
 
 
 def test_late_hands_on_everything_one_behind():

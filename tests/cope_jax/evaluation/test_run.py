@@ -12,10 +12,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cope_jax.data.records import open_records
+from cope_jax.data.faults import BadItem, Faults
+from cope_jax.data.records import ProductRecords, open_records
 from cope_jax.evaluation.parquet import embed_to_parquet
 from cope_jax.evaluation.report import write_report
-from cope_jax.evaluation.run import best_step, evaluate, judge, known_metrics, metrics_path, subset_rows
+from cope_jax.evaluation.run import (
+    best_step,
+    drawn_products,
+    evaluate,
+    judge,
+    known_metrics,
+    metrics_path,
+    subset_rows,
+)
 from cope_jax.training.config import load_config
 
 ROOT = Path(__file__).parents[3]
@@ -182,3 +191,21 @@ def test_a_run_without_a_checkpoint_says_what_to_do(workdir, tmp_path):
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
     with pytest.raises(FileNotFoundError, match="train first, or ask for --step=0"):
         evaluate(tmp_path)
+
+
+def test_a_product_that_cannot_be_read_is_left_out_where_faults_are_taken_note_of(tiny_config, monkeypatch):
+    read = ProductRecords.__getitem__
+
+    def rot(self, index):
+        if index == 3:
+            raise BadItem("record 3 is broken")
+        return read(self, index)
+
+    sound = drawn_products(tiny_config, 12)
+    monkeypatch.setattr(ProductRecords, "__getitem__", rot)
+    faults = Faults()
+    found = [product.product_id for product in drawn_products(tiny_config, 12, faults)]
+    assert found == [product.product_id for number, product in enumerate(sound) if number != 3]
+    assert list(faults.last) == ["record 3 is broken"]
+    with pytest.raises(BadItem, match="record 3 is broken"):
+        drawn_products(tiny_config, 12)

@@ -1,28 +1,40 @@
 """Evaluations while a run trains: what they find, which step they call the best, and that kills leave no trace."""
 
+import io
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import struct
+from contextlib import closing
 from functools import partial
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from benchmarks import chaos
 from benchmarks.chaos import Kill
+from cope_jax.data.faults import BadItem
+from cope_jax.data.records import ItemRecords
+from cope_jax.evaluation import run
 from cope_jax.evaluation.probe import Probe
 from cope_jax.evaluation.run import evaluate, known_metrics
+from cope_jax.training import loop
 from cope_jax.training.checkpoints import Checkpoints
 from cope_jax.training.evaluations import Evaluations
+from cope_jax.training.inputs import run_tokenizer, training_batches
+from cope_jax.training.lock import locked
 from cope_jax.training.loop import train
 from cope_jax.training.model import ModelState
 from cope_jax.training.step import moved
 from cope_jax.training.stop import Stopped
+from cope_jax.training.watchdog import Watchdog
 
 # Of 7 products at the steps 2, 4 and 5. Report windows are open at saves.
 CHANGES = {
@@ -92,13 +104,15 @@ def test_some_products_are_looked_at_on_schedule_and_all_at_the_end(finished):
 
 def test_the_best_checkpoint_stays_and_is_evaluated_in_full(finished):
     found = found_in(finished)
-    best = max(found, key=lambda step: (found[step]["average_mean_map"], step))
+    best_at_last_save, best = (
+        max(steps, key=lambda step: (found[step]["average_mean_map"], step)) for steps in ((2, 4), (2, 4, 5))
+    )
     with Checkpoints(finished) as checkpoints:
-        assert set(checkpoints.steps()) == {best, 4, 5}
+        assert set(checkpoints.steps()) == {best_at_last_save, 4, 5}
     assert all(known_metrics(finished, best, average=average) for average in (False, True))
 
 
-def test_tensorboard_shows_metrics_and_histograms_of_embeddings(finished):
+def test_tensorboard_shows_the_first_examples_metrics_and_histograms_of_embeddings(finished, make_config):
     (path,) = (finished / "tensorboard").iterdir()
     shown = {}
     for record in read_records(path):
@@ -114,11 +128,21 @@ def test_tensorboard_shows_metrics_and_histograms_of_embeddings(finished):
     items = evaluate(finished, step=5, subset=7)["retrieval"]["p2v"]["gallery"]
     assert entries.num == 16 * items
     assert entries.sum_squares == pytest.approx(items)  # each has length 1
+    config = make_config()
+    with closing(training_batches(config, run_tokenizer(config, finished), start_step=0)) as batches:
+        batch = next(batches)
+    pictures = {tag: images[1].image for tag, images in shown.items() if tag.startswith("batch/")}
+    assert list(pictures) == [f"batch/product_{number}__page__video__live" for number in batch["product_id"][:4]]
+    for example, picture in enumerate(pictures.values()):
+        sides = [batch[domain]["frames"][example, 0] for domain in ("page", "video", "live")]
+        pixels = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)))
+        np.testing.assert_array_equal(pixels, np.concatenate(sides, axis=1))
 
 
 def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, make_config, tmp_path, monkeypatch):
-    """Of step 4 while it looks at the average, and of step 5, the last one, while it looks at the model."""
+    """Of step 4 while it looks at the average, of step 5, the last one, while it looks at the model, and in full."""
     look, looks, stops = Probe.__call__, [], [4, 7]
+    embed, begin, begun = run.embed_split, Watchdog.begin, []
 
     def stop_in_the_middle(self, model, between):
         looks.append(model)
@@ -126,14 +150,35 @@ def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, m
             os.kill(os.getpid(), signal.SIGTERM)
         return look(self, model, between)
 
+    def stop_at_once(*args, **kwargs):
+        monkeypatch.setattr(run, "embed_split", embed)
+        with pytest.raises(ValueError, match="trains in"), locked(tmp_path):
+            pass
+        begun.clear()
+        os.kill(os.getpid(), signal.SIGTERM)
+        return embed(*args, **kwargs)
+
+    def note(self, what):
+        begun.append(what)
+        begin(self, what)
+
     monkeypatch.setattr(Probe, "__call__", stop_in_the_middle)
+    monkeypatch.setattr(run, "embed_split", stop_at_once)
+    monkeypatch.setattr(Watchdog, "begin", note)
     averages = []
     for step in (4, 5):
         with pytest.raises(Stopped, match=f"stopped at step {step} of 5, which is saved"):
             train(make_config(), tmp_path)
         assert list(found_in(tmp_path)) == [2, 4][: step - 3]
         averages.append(stored(tmp_path, step)["average"])
+        assert begun[-1] == f"the evaluation of step {step}"
+    with pytest.raises(Stopped, match="stopped at step 5 of 5, which is saved"):
+        train(make_config(), tmp_path)
+    (begun_last,) = begun  # behind the first batch
+    assert begun_last.startswith("the evaluation of all of step ")
+    assert not (tmp_path / "eval").exists()
     train(make_config(), tmp_path)
+    assert "the evaluation of all of the moving average of step 5" in begun
     assert len(looks) == 9
     assert_same_run(tmp_path, finished)
     before, after = averages
@@ -142,6 +187,30 @@ def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, m
     for name, model in (("params", now["params"]["model"]), ("statistics", now["statistics"])):
         expected = jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, before[name], model)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after[name], expected)
+
+
+def test_an_item_that_cannot_be_read_is_left_out_of_evaluations(finished, make_config, tmp_path, monkeypatch, capsys):
+    """The last one is made again, as after a kill."""
+    shutil.copytree(finished, tmp_path / "run")
+    lines = (finished / "evaluations.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "run/evaluations.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
+    read, videos = ItemRecords.__getitem__, []
+
+    def rot(self, row):
+        if self.domain == "video":
+            videos.append(row)
+            if row == videos[0]:
+                raise BadItem(f"{self.place(row)} is broken")
+        return read(self, row)
+
+    monkeypatch.setattr(ItemRecords, "__getitem__", rot)
+    monkeypatch.setattr(loop, "evaluate_in_full", lambda *_: None)
+    train(make_config(), tmp_path / "run")
+    assert re.search(r"left out: record \d+ of .*video.* is broken", capsys.readouterr().out)
+    before, after = found_in(finished)[5], found_in(tmp_path / "run")[5]
+    assert (before["bad_items"], after["bad_items"], after["average_bad_items"]) == (0, 1, 1)
+    for name in ("p2l_r1", "average_l2p_r1"):
+        assert after[name] == before[name]
 
 
 def test_three_kills_leave_no_trace(finished, make_config, write_config, tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
 """One run at a time in a work directory."""
 
+import errno
+import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -27,4 +30,17 @@ def test_a_second_run_is_refused_until_the_first_one_dies(tmp_path):
     with locked(tmp_path):
         pass
     with locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_storage_without_locks_is_told(tmp_path, monkeypatch, number):
+    def fail(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with (
+        pytest.raises(ValueError, match=rf"{tmp_path} cannot be locked \({os.strerror(number)}\): .* --workdir"),
+        locked(tmp_path),
+    ):
         pass

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from contextlib import closing
 from functools import partial
 
@@ -15,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import cope_rope
+from cope_jax.training import shared
 from cope_jax.training.checkpoints import Checkpoints
 from cope_jax.training.config import flatten, load_config
 from cope_jax.training.inputs import run_tokenizer, training_batches, training_classes
@@ -24,6 +26,7 @@ from cope_jax.training.mesh import make_mesh, to_devices
 from cope_jax.training.metrics import merge_all
 from cope_jax.training.progress import Progress
 from cope_jax.training.stop import Stopped
+from cope_jax.training.watchdog import Watchdog
 
 
 def stored(workdir, step):
@@ -106,12 +109,30 @@ def test_a_frozen_encoder_keeps_its_values_over_a_restart(tiny_config, tmp_path)
         assert not any(jax.tree.leaves(moved))
 
 
-def test_a_lost_checkpoint_is_trained_again(finished, tiny_config, tmp_path, capsys):
-    """As after a kill between two checkpoints: the log has lines of steps that come again."""
+def test_a_lost_checkpoint_is_trained_again(finished, tiny_config, tmp_path, capsys, monkeypatch):
+    """As after a kill between two checkpoints: the log has lines of steps that come again.
+
+    Meanwhile the watchdog learns what is waited for, and a trace is written of those steps that come.
+    """
+    begin, begun = Watchdog.begin, []
+
+    def note(self, what):
+        begun.append(what)
+        begin(self, what)
+
+    monkeypatch.setattr(Watchdog, "begin", note)
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
-    train(tiny_config, tmp_path / "run")
-    assert "going on from step 4" in capsys.readouterr().out
+    train(tiny_config, tmp_path / "run", profile_steps=(6, 9))
+    assert begun == [
+        "the start",
+        *("the batch of step 5", "the compiling of step 5", "the other processes at step 5"),
+        *("the batch of step 6", "step 5", "the other processes at step 6", "the saving of step 6"),
+    ]
+    output = capsys.readouterr().out
+    assert "going on from step 4" in output
+    (trace,) = (tmp_path / "run/profile").rglob("*.xplane.pb")
+    assert b"train_step" in trace.read_bytes()
     assert_equal_trees(stored(tmp_path / "run", 6), stored(finished, 6))
     assert losses(tmp_path / "run") == losses(finished)
 
@@ -125,9 +146,18 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(finished, tin
     assert losses(tmp_path / "run") == losses(finished)
 
 
-def test_two_runs_in_one_work_directory_are_refused(finished, tiny_config):
+def test_two_runs_in_one_work_directory_are_refused(finished, tiny_config, monkeypatch):
+    """And even a lock that does not answer would be noticed."""
+    watched = []
+
+    def locked_and_watched(workdir):
+        watched.extend(thread.name for thread in threading.enumerate() if thread.name == "watchdog")
+        return locked(workdir)
+
+    monkeypatch.setattr(shared, "locked", locked_and_watched)
     with locked(finished), pytest.raises(ValueError, match=rf"process {os.getpid()} on .* trains in"):
         train(tiny_config, finished)
+    assert watched == ["watchdog"]
 
 
 def test_a_last_checkpoint_that_cannot_be_saved_is_an_error(finished, tiny_config, tmp_path, monkeypatch):

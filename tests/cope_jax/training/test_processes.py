@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 HOST = socket.gethostname()
 # Steps without a model, which start in seconds. At step 3 one process does to itself what the test is about.
 MEMBER = """
-import os, signal, sys
+import os, signal, sys, time
 from jax.experimental import multihost_utils
 from cope_jax.training import cluster
 
@@ -32,7 +32,7 @@ cluster.SILENCE = float(silence)
 with cluster.joined(coordinator, int(processes), int(process), facts={}, seconds=100):
     for step in range(1_000_000):
         multihost_utils.sync_global_devices("step")
-        if step == 3 and process == actor:
+        if step == 3 and process in actor:
             exec(act)
 """
 STOPPABLE = MEMBER.replace("facts={}, seconds=100):", "facts={}, seconds=100), StopSignal() as stop:")
@@ -41,7 +41,7 @@ STOPPABLE = STOPPABLE.replace(
 )
 STOPPABLE += """
         if stop.behind(step):
-            print("stopped behind", step)
+            print("stopped behind", step, flush=True)
             break
 """
 
@@ -162,6 +162,19 @@ def test_a_signal_to_one_process_stops_all_behind_the_same_step():
     assert (code, other_code) == (0, 0)
     assert "stopped behind" in first
     assert first.splitlines()[-1] == second.splitlines()[-1]
+
+
+def test_a_signal_before_the_first_step_stops_a_run_that_goes_on_and_a_second_one_ends_it_at_once():
+    """The first step is number 3, as far as JAX knows; it has heard of the signal before that is asked for."""
+    code = STOPPABLE.replace("range(", "range(3, ")
+    kill = "if process == '1': os.kill(os.getpid(), signal.SIGTERM)"
+    code += f"    {kill}\n    time.sleep(100)\n"
+    (code, first, _), (other_code, second, _) = ends(
+        members(2, actor="01", act=f"{kill}\ntime.sleep(3)", code=code), timeout=100
+    )
+    assert (code, other_code) == (cluster.LOST, 128 + signal.SIGTERM)
+    for output in (first, second):
+        assert output.splitlines()[-1] == "stopped behind 3"
 
 
 def test_a_work_directory_that_is_not_shared_is_found_in_seconds(tmp_path):
