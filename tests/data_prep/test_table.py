@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cope_jax.data.leaf import checked_id
 from data_prep import table_rows
 from data_prep.catalog_files import Catalog, CatalogError, Product
 from data_prep.release import Frame, Item
@@ -118,6 +119,19 @@ def test_whole_numbers_stay_as_they_are_and_times_order_frames(tmp_path, images)
     frames = (Frame(5, "x/1.jpg"), Frame(1668122889829, "late.jpg"))
     assert list(catalog.items("train", "live")) == [Item(7, "a", (12,), frames)]
     assert pq.read_table(catalog.folder / "ids.parquet").num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("products", "wanted"),
+    [((6901234567892, 5), (1, 0)), ((2**31, 5), (0, 1)), ((2**31 - 1, 5), (2**31 - 1, 5))],
+)
+def test_products_with_numbers_too_large_for_training_are_numbered(tmp_path, images, products, wanted):
+    shown = {"domain": "page", "images": ["x/1.jpg"]}
+    rows = [shown | {"product": product, "item": 10**12 + i} for i, product in enumerate(products)]
+    catalog = make(tmp_path, rows, test_fraction=0)
+    found = {item.item_id: item.product_ids for item in catalog.items("train", "page")}
+    assert found == {10**12 + i: (product,) for i, product in enumerate(wanted)}  # items have room
+    assert all(checked_id(product.product_id) in wanted for product in catalog.products("train"))
 
 
 def test_products_are_split_by_hash_and_shared_items_go_to_test(tmp_path, images):
