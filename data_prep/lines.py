@@ -28,6 +28,7 @@ class Reason(enum.StrEnum):
     PATH = "image name leads out of its folder"
     LONG_NAME = "image name too long"
     NOT_JSON = "no JSON object"
+    QUOTES = "quotes that do not match"
     EMPTY_ID = "empty product or item id"
     DOMAIN = "unknown domain"
     SPLIT = "unknown split"

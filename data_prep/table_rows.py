@@ -62,8 +62,11 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict]]:
 def _read_csv(path: Path) -> Iterator[tuple[int, dict | str]]:
     csv.field_size_limit(MAX_LINE_BYTES)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file)
-        columns = [column.strip() for column in next(reader, [])]
+        reader = csv.reader(file, strict=True)
+        try:
+            columns = [column.strip() for column in next(reader, [])]
+        except csv.Error as error:
+            raise CatalogError(f"{path}: the line of the columns' names cannot be read: {error}") from error
         _check_columns(path, columns)
         while True:
             line = reader.line_num + 1
@@ -71,11 +74,18 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict | str]]:
                 fields = next(reader)
             except StopIteration:
                 return
-            except csv.Error:  # a field longer than the limit
-                yield line, Reason.LONG_LINE
-                continue
-            if fields:
-                yield line, dict(zip(columns, fields, strict=True)) if len(fields) == len(columns) else Reason.FIELDS
+            except csv.Error as error:
+                fault = Reason.LONG_LINE if "limit" in str(error) else Reason.QUOTES
+            else:
+                if not fields:
+                    continue
+                if len(fields) == len(columns):
+                    yield line, dict(zip(columns, fields, strict=True))
+                    continue
+                fault = Reason.FIELDS
+            # A quote that nothing ends takes all rows into its field up to the next quote: each of them is lost.
+            for lost in range(line, reader.line_num + 1):
+                yield lost, fault
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, dict | str]]:

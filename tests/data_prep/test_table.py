@@ -230,6 +230,25 @@ def test_lines_that_are_no_rows_and_contradictions_are_noted(tmp_path, images, m
     assert found == [(2, "b"), (3, "wrong number of fields"), (5, "line too long"), (6, "not UTF-8"), (7, "e")]
 
 
+def test_rows_that_a_stray_quote_swallows_are_all_counted(tmp_path, monkeypatch):
+    def read(*rows: str) -> list[tuple]:
+        (tmp_path / "items.csv").write_text("\n".join(["product,domain,item,image", *rows]) + "\n")
+        return [(line, getattr(row, "item", row)) for line, _, row in table_rows.read_table(tmp_path / "items.csv")]
+
+    good = [f"a,page,{item},{item}.jpg" for item in "bcde"]
+    assert read('a,page,"b\n""c""",b.jpg', good[1]) == [(2, 'b\n"c"'), (4, "c")]
+    unmatched = "quotes that do not match"
+    assert read('a,page,x,"x.jpg', *good) == [(line, unmatched) for line in range(2, 7)]  # to the end of the file
+    assert read(good[0], 'a,page,"x,x.jpg', good[1], 'a,"page",d,d.jpg', good[3]) == [
+        *((2, "b"), (3, unmatched), (4, unmatched), (5, unmatched), (6, "e"))
+    ]
+    fields = [(line, "wrong number of fields") for line in (2, 3, 4)]
+    assert read('a,page,"x,x.jpg', good[0], 'a,page,c",c.jpg,c', good[2]) == [*fields, (5, "d")]
+    monkeypatch.setattr(table_rows, "MAX_LINE_BYTES", 30)
+    too_long = [(line, "line too long") for line in (2, 3, 4)]
+    assert read('a,page,"x,x.jpg', *good) == [*too_long, (5, "d"), (6, "e")]
+
+
 def test_what_is_no_table_is_said(tmp_path, images):
     def made(name, content, folder=images):
         (tmp_path / name).write_text(content)
@@ -239,6 +258,8 @@ def test_what_is_no_table_is_said(tmp_path, images):
         made("items.txt", "")
     with pytest.raises(CatalogError, match=r"no column domain; wanted either .* its columns are product, item, text"):
         made("items.csv", "product,item,text\n")
+    with pytest.raises(CatalogError, match=r"items\.csv: the line of the columns' names .*: unexpected end of data"):
+        made("items.csv", 'product,domain,item,"image\n')
     with pytest.raises(
         CatalogError, match=r"no column item; wanted either a column images .* product, domain, image, images"
     ):
