@@ -29,6 +29,7 @@ class Reason(enum.StrEnum):
     LONG_NAME = "image name too long"
     NOT_JSON = "no JSON object"
     QUOTES = "quotes that do not match"
+    KIND = "value of a wrong kind"
     EMPTY_ID = "empty product or item id"
     DOMAIN = "unknown domain"
     SPLIT = "unknown split"
