@@ -81,6 +81,16 @@ def test_photos_are_shown_upright():
     assert small[90, 20, 2] > 150
 
 
+def test_thumbnails_show_what_training_sees():
+    grey = Image.fromarray(np.full((9, 11), 128 << 8, np.uint16))
+    clear = Image.new("RGBA", (11, 9), (200, 0, 0, 0))
+    for image, shown in ((grey, 128), (clear, 255)):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        small = Image.open(io.BytesIO(base64.b64decode(inspect_page.thumbnail(buffer.getvalue()).split(",")[1])))
+        np.testing.assert_allclose(np.asarray(small).astype(int), np.full((9, 11, 3), shown), atol=2)
+
+
 def test_percentiles_are_numpys():
     rng = np.random.default_rng(0)
     for size in (1, 7, 100, 333):
