@@ -21,6 +21,7 @@ from absl import app, flags
 from data_prep.local_pool import local_map
 from data_prep.plan import Plan, PlannedItem, plan_release
 from data_prep.products import Attributes
+from data_prep.release import FILES, PREFIXES
 from data_prep.scenes import draw_item
 from data_prep.seeds import generator
 
@@ -35,11 +36,6 @@ LIMITS = {
     "processes": (1, 1024),
 }
 BATCH = 48  # items a process draws at a time
-
-PAIR_FILES = {"page": "product_pages_pair", "video": "product_videos_pair", "live": "product_lives_pair"}
-TEXT_FILES = {"page": "page_titles", "video": "video_asrs", "live": "live_asrs"}
-FRAME_FILES = {"page": "page_images", "video": "video_frames", "live": "live_clips"}
-PREFIXES = {"train": "training", "test": "test"}
 
 
 class SyntheticError(ValueError):
@@ -136,16 +132,16 @@ def _spelled(options: dict[str, int]) -> str:
 def text_files(plan: Plan, seed: int) -> Iterator[tuple[str, list[str]]]:
     """Yields (file name, rows in random order) of all 18 text files, blanks as in the real ones."""
     for split, prefix in PREFIXES.items():
-        for domain in PAIR_FILES:
+        for domain, (pairs, texts, frames) in FILES.items():
             items = [item for item in plan.items if (item.split, item.domain) == (split, domain)]
             tables = {
-                PAIR_FILES[domain]: [f"{p.product_id}, {item.item_id}" for item in items for p in item.products],
-                TEXT_FILES[domain]: [f"{item.item_id}, {item.text}" for item in items],
-                FRAME_FILES[domain]: [row for item in items for row in _frame_rows(item)],
+                pairs: [f"{p.product_id}, {item.item_id}" for item in items for p in item.products],
+                texts: [f"{item.item_id}, {item.text}" for item in items],
+                frames: [row for item in items for row in _frame_rows(item)],
             }
             for table, rows in tables.items():
                 order = generator(seed, "rows", split, table).permutation(len(rows))
-                yield f"{prefix}_{table}.txt", [rows[i] for i in order]
+                yield f"{prefix}{table}.txt", [rows[i] for i in order]
 
 
 def _frame_rows(item: PlannedItem) -> Iterator[str]:
