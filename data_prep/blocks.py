@@ -20,7 +20,6 @@ from data_prep.lines import MAX_LINE_BYTES, MAX_NAME_BYTES, NO_TEXT, Last, Layou
 BLOCK_BYTES = 8 << 20
 START_BYTES = 200  # of a rejected line are shown
 THREADS = 2  # Arrow's kernels leave the interpreter's lock; the sort behind them takes the other cores
-_FAST_DIGITS = 18  # numbers of so many digits always fit 64 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,16 +144,16 @@ def _parse_ordinary(layout: Layout, data: bytes, ends: np.ndarray) -> tuple[list
     split = pc.split_pattern(lines.filter(pa.array(ordinary)), ",", max_splits=layout.max_splits)
     (split,) = _keep(pc.equal(pc.list_value_length(split), layout.fields), ordinary, split)
     fields = [pc.utf8_trim_whitespace(pc.list_element(split, i)) for i in range(layout.fields)]
+    digits = [len(str(largest)) - 1 for largest in layout.largest]  # numbers of so many are never too large
     sound = _all(
-        *(pc.ascii_is_decimal(number) for number in fields[: len(layout.numbers)]),
-        *(pc.less_equal(pc.binary_length(number), _FAST_DIGITS) for number in fields[: len(layout.numbers)]),
+        *(pc.ascii_is_decimal(number) for number in fields[: len(digits)]),
+        *(pc.less_equal(pc.binary_length(number), most) for number, most in zip(fields, digits, strict=False)),
         *([_is_plain_name(fields[-1])] if layout.last is Last.NAME else []),
     )
     kept = _keep(sound, ordinary, *fields)
     if layout.last is Last.TEXT:
         kept[-1] = pc.if_else(pc.equal(kept[-1], NO_TEXT), "", kept[-1])
-    numbers = len(layout.numbers)
-    return [*(pc.cast(number, pa.int64()) for number in kept[:numbers]), *kept[numbers:]], ordinary
+    return [*(pc.cast(number, pa.int64()) for number in kept[: len(digits)]), *kept[len(digits) :]], ordinary
 
 
 def _readable(data: bytes, offsets: np.ndarray) -> np.ndarray:

@@ -18,12 +18,14 @@ from pathlib import Path, PurePosixPath
 
 from absl import app, flags
 
+from data_prep.lines import NO_TEXT
+from data_prep.release import FILES, PREFIXES
+
 TEST_LISTS = ("auto", "val", "test")
 RECORD = "grocery.json"  # Written into the release: how it was made, and what it holds.
 
 _COLUMNS = ("Class Name (str)", "Class ID (int)", "Iconic Image Path (str)", "Product Description Path (str)")
 _NUMBERED = re.compile(r"(.*?)(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
-_MISSING_TEXT = "空"
 _FAULTS_SHOWN = 10
 
 
@@ -86,7 +88,7 @@ def write_release(checkout: Path, directory: Path, *, run_length: int = 4, test_
         shutil.copyfile(data / image, partial / "images" / _image_name(image))
     train_runs, test_runs = _runs(train, run_length), _runs(test, run_length)
     counts = {
-        "training": _write_split(partial, "training", pages, train_runs, first_id=0),
+        "training": _write_split(partial, "train", pages, train_runs, first_id=0),
         "test": _write_split(partial, "test", pages, test_runs, first_id=len(train_runs)),
     }
     (partial / RECORD).write_text(json.dumps(record | {"counts": counts}, indent=2) + "\n")
@@ -229,25 +231,32 @@ def _runs(photos: Sequence[_Photo], run_length: int) -> list[tuple[_Photo, ...]]
 
 
 def _write_split(
-    directory: Path, prefix: str, pages: Sequence[_Page], runs: Sequence[tuple[_Photo, ...]], *, first_id: int
+    directory: Path, split: str, pages: Sequence[_Page], runs: Sequence[tuple[_Photo, ...]], *, first_id: int
 ) -> dict[str, int]:
     """Writes the nine files of a split, its clips numbered from `first_id`. Returns the items per domain."""
     clips = {"video": runs[0::2], "live": runs[1::2]}
-    lines = {
-        "product_pages_pair": [f"{page.product_id}, {page_id}" for page_id, page in enumerate(pages)],
-        "page_titles": [f"{page_id}, {page.text}" for page_id, page in enumerate(pages)],
-        "page_images": [f"{page_id}, {_image_name(page.image)}" for page_id, page in enumerate(pages)],
+    tables = {
+        "page": (
+            [f"{page.product_id}, {page_id}" for page_id, page in enumerate(pages)],
+            [f"{page_id}, {page.text}" for page_id, page in enumerate(pages)],
+            [f"{page_id}, {_image_name(page.image)}" for page_id, page in enumerate(pages)],
+        )
     }
-    for domain, frames, step in (("video", "frames", 1), ("live", "clips", 1000)):
+    for domain, step in (("video", 1), ("live", 1000)):
         items = list(enumerate(clips[domain], start=first_id))
-        lines[f"product_{domain}s_pair"] = [f"{run[0].product_id}, {item_id}" for item_id, run in items]
-        lines[f"{domain}_asrs"] = [f"{item_id}, {_MISSING_TEXT}" for item_id, _ in items]
-        lines[f"{domain}_{frames}"] = [
-            f"{item_id}, {photo.number * step}, {_image_name(photo.image)}" for item_id, run in items for photo in run
-        ]
-    for name, rows in lines.items():
-        text = "".join(f"{row}\n" for row in rows)
-        (directory / f"{prefix}_{name}.txt").write_text(text, encoding="utf-8", newline="\n")
+        tables[domain] = (
+            [f"{run[0].product_id}, {item_id}" for item_id, run in items],
+            [f"{item_id}, {NO_TEXT}" for item_id, _ in items],
+            [
+                f"{item_id}, {photo.number * step}, {_image_name(photo.image)}"
+                for item_id, run in items
+                for photo in run
+            ],
+        )
+    for domain, names in FILES.items():
+        for name, rows in zip(names, tables[domain], strict=True):
+            text = "".join(f"{row}\n" for row in rows)
+            (directory / f"{PREFIXES[split]}{name}.txt").write_text(text, encoding="utf-8", newline="\n")
     return {"page": len(pages)} | {domain: len(items) for domain, items in clips.items()}
 
 

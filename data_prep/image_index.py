@@ -9,7 +9,7 @@ Places are read back by range of frames, so that whoever writes a shard sees no 
 import contextlib
 import dataclasses
 import itertools
-import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -62,13 +62,14 @@ def places_path(index: Path, split: str, domain: str) -> Path:
 
 
 def write_index(index: Path, catalog: Catalog, splits: Iterable[str], sources: Sequence[Path]) -> None:
-    """Finds the images of the frames of `catalog` in `sources`; what is there already is kept.
+    """Finds the images of the frames of `catalog` in `sources`; what is there already is kept. One process at a time.
 
     Of several sources with a name the first is taken, and within one a path that is the whole name goes before
     one that ends in it; two shards of a download with the same name hold the same URL: the first is taken.
 
     Raises:
-      ImageSourceError: as of `image_sources.locate`, or a name that means several different files of a folder.
+      ImageSourceError: as of `image_sources.locate`, a name that means several different files of a folder, or memory
+        or disk that do not suffice.
     """
     index.mkdir(parents=True, exist_ok=True)
     targets = {(split, domain): places_path(index, split, domain) for split in splits for domain in DOMAINS}
@@ -125,16 +126,19 @@ def _as_rows(locations: Sequence[Location], source: int) -> pa.RecordBatch:
 def _database(index: Path):
     import duckdb  # here, so that the processes that only read places are spared it
 
-    scratch = index / f"duckdb.{os.getpid()}.tmp"
-    scratch.mkdir(exist_ok=True)
+    scratch = index / "duckdb.tmp"
+    shutil.rmtree(scratch, ignore_errors=True)  # a killed build left it
+    scratch.mkdir()
     settings = {"memory_limit": MEMORY_LIMIT, "temp_directory": str(scratch), "preserve_insertion_order": False}
     try:
         with duckdb.connect(str(scratch / "index.duckdb"), config=settings) as database:
             yield database
+    except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+        raise ImageSourceError(
+            f"no index of the images: {MEMORY_LIMIT} of memory or the disk of {index} do not suffice: {error}"
+        ) from error
     finally:
-        for left in sorted(scratch.rglob("*"), reverse=True):
-            left.rmdir() if left.is_dir() else left.unlink()
-        scratch.rmdir()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _check_aliases(database, items: Path, sources: Sequence[Path]) -> None:

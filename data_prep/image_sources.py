@@ -116,7 +116,7 @@ def _walk(source: Path) -> Iterator[_Found]:
         raise ImageSourceError(f"images folder {source.absolute()} not found")
     waiting = [""]
     while waiting:
-        folder, folders, tars = waiting.pop(), [], []
+        folder, folders, tars, ledgers = waiting.pop(), [], [], []
         with os.scandir(source / folder) as entries:
             for entry in entries:
                 if entry.name.startswith(".") or not _is_utf8(entry.name):
@@ -126,14 +126,34 @@ def _walk(source: Path) -> Iterator[_Found]:
                 elif entry.name.endswith(COMPANION_SUFFIXES):
                     if entry.name.endswith(".tar"):
                         tars.append(_Found(folder, entry.name, entry.stat().st_size))
+                    elif entry.name.endswith(".parquet"):
+                        ledgers.append(Path(entry.path))
                 elif entry.is_file():
                     yield _Found(folder, entry.name, entry.stat().st_size)
+        for path in sorted(ledgers):
+            if not path.with_suffix(".tar").exists():
+                _refuse_if_ledger(path)
         yield from sorted(tars, key=lambda file: file.name)
         waiting += sorted(folders, reverse=True)
 
 
 def _is_utf8(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)  # how Python shows other bytes
+
+
+def _refuse_if_ledger(path: Path) -> None:
+    """Raises ImageSourceError where a Parquet file without a tar beside it is our downloader's, and lists images."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowInvalid):
+        return
+    if images.RULES_KEY not in metadata:  # another table, perhaps img2dataset's, which may write no tars
+        return
+    if arrived := pq.read_table(path, columns=["status"])["status"].to_pylist().count("success"):
+        raise ImageSourceError(
+            f"{path} lists {arrived} images, but {path.stem}.tar is not beside it: run the download again, "
+            "which fetches them, or remove this file as well to do without them"
+        )
 
 
 def _ledger_path(source: Path, tar: _Found) -> Path:
@@ -152,7 +172,7 @@ def _members(source: Path, file: _Found) -> Iterator[tuple[str, int, int, str]]:
     path = source / file.path
     for member, name, offset, size, sha256 in ledger.members() if ledger.tells_places else _walk_tar(path, ledger):
         if offset + size > file.size:
-            raise ImageSourceError(f"{path} ends within {member!r}: fetch this shard again")
+            raise ImageSourceError(f"{path} ends within {member!r}: {_remedy(path)}")
         yield name, offset, size, sha256
 
 
@@ -170,7 +190,7 @@ def _walk_tar(path: Path, ledger: "_Ledger") -> Iterator[tuple[str, str, int, in
                 name, sha256 = rows[key]
                 yield member.name, name, member.offset_data, member.size, sha256
     except tarfile.TarError as error:
-        raise ImageSourceError(f"{path} is no whole tar ({error}): fetch this shard again") from error
+        raise ImageSourceError(f"{path} is no whole tar ({error}): {_remedy(path)}") from error
 
 
 class _Ledger:
@@ -215,7 +235,11 @@ class _Ledger:
         try:
             return function(self._path, **arguments)
         except (OSError, pa.ArrowInvalid) as error:
-            raise ImageSourceError(f"{self._path} cannot be read ({error}): fetch this shard again") from error
+            raise ImageSourceError(f"{self._path} cannot be read ({error}): {_remedy(self._path)}") from error
+
+
+def _remedy(path: Path) -> str:
+    return f"remove {path} and run the download again, which fetches this shard anew"
 
 
 def _name(url: str) -> str:

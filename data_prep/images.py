@@ -10,6 +10,7 @@ import struct
 import warnings
 from pathlib import Path
 
+import numpy as np
 import simplejpeg
 from PIL import Image
 
@@ -87,3 +88,19 @@ def _other_fault(data: bytes) -> Fault | None:
     except (OSError, SyntaxError, ValueError, EOFError, struct.error):  # what Pillow raises on broken data
         return Fault.CORRUPT
     return None
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Returns an image in RGB as training has it: transparent parts on white, of 16-bit grey the upper bits.
+
+    Its EXIF stays with it: it is still to be turned upright.
+    """
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+        rgb = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    elif image.has_transparency_data:
+        ground = Image.new("RGBA", image.size, "white")
+        rgb = Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+    else:
+        return image.convert("RGB")
+    rgb.info["exif"] = image.info.get("exif", b"")
+    return rgb

@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from data_prep import inspect_page
 from data_prep.inspect_page import ShownItem, ShownProduct, Side, Split
 from data_prep.local_pool import Map, local_map
-from data_prep.overlaps import Overlap, RecordFile, find_overlap, take_down
+from data_prep.overlaps import MEMORY_LIMIT, Overlap, RecordFile, find_overlap, take_down
 from data_prep.release import DOMAINS
 from data_prep.rope.rope_dataset_builder import Builder
 from data_prep.survey import Histogram, Part, add_up, describe, survey_items, survey_products
@@ -43,6 +43,8 @@ def inspect(data_dir: Path, *, items: int, products: int, processes: int | None 
 
 def check_split(data_dir: Path, *, processes: int | None = None) -> Overlap:
     """Returns what the splits share; takes about 60 bytes an image of disk in the data folder while it runs."""
+    import duckdb  # here, so that the processes that only read records are spared it
+
     configs = _open(data_dir)
     with tempfile.TemporaryDirectory(dir=data_dir, prefix="check_split-") as name, local_map(processes) as apply:
         folder = Path(name)
@@ -54,7 +56,10 @@ def check_split(data_dir: Path, *, processes: int | None = None) -> Overlap:
         ]
         for _ in apply(take_down, files):
             pass
-        return find_overlap([file.target for file in files], folder)
+        try:
+            return find_overlap([file.target for file in files], folder)
+        except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+            raise InspectError(f"{MEMORY_LIMIT} of memory or the disk of {data_dir} do not suffice: {error}") from error
 
 
 def format_overlap(overlap: Overlap) -> str:

@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 from PIL import Image, ImageOps
 
+from data_prep import images
 from data_prep.survey import FORMATS, Distribution, Histogram, describe
 
 THUMBNAIL = 96  # pixels
@@ -124,9 +125,7 @@ def thumbnail(data: bytes) -> str:
     """Returns a small upright JPEG of an encoded image as a data URI."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         image.draft("RGB", (THUMBNAIL, THUMBNAIL))
-        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        small = ImageOps.exif_transpose(image).convert("RGB")
+        small = ImageOps.exif_transpose(images.as_rgb(image))
         small.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)

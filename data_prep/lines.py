@@ -11,6 +11,7 @@ NO_TEXT = "空"  # how the authors' files write a missing text
 MAX_LINE_BYTES = 1 << 20  # hours of speech; what is longer is no row but a file without line ends
 MAX_NAME_BYTES = 255  # the longest file name that common file systems take
 INT64_MAX = 2**63 - 1
+PRODUCT_MAX = 2**31 - 1  # the largest product id: batches of training hold them in 32 bits
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,19}")  # int() alone would also take signs, underscores, digits of other scripts
 
 
@@ -22,10 +23,13 @@ class Reason(enum.StrEnum):
     NUL = "NUL byte"
     FIELDS = "wrong number of fields"
     NUMBER = "no whole number"
+    LARGE_PRODUCT = f"product id above {PRODUCT_MAX}"
     EMPTY_NAME = "empty image name"
     PATH = "image name leads out of its folder"
     LONG_NAME = "image name too long"
     NOT_JSON = "no JSON object"
+    QUOTES = "quotes that do not match"
+    KIND = "value of a wrong kind"
     EMPTY_ID = "empty product or item id"
     DOMAIN = "unknown domain"
     SPLIT = "unknown split"
@@ -58,6 +62,11 @@ class Layout:
     @property
     def fields(self) -> int:
         return len(self.numbers) + (self.last is not Last.NUMBER)
+
+    @property
+    def largest(self) -> tuple[int, ...]:
+        """The largest value of each of `numbers`."""
+        return tuple(PRODUCT_MAX if name == "product_id" else INT64_MAX for name in self.numbers)
 
     @property
     def max_splits(self) -> int:
@@ -93,6 +102,8 @@ def parse_line(layout: Layout, line: bytes) -> tuple[int | str, ...] | Reason | 
     numbers, rest = fields[: len(layout.numbers)], fields[len(layout.numbers) :]
     if any(_WHOLE_NUMBER.fullmatch(number) is None or int(number) > INT64_MAX for number in numbers):
         return Reason.NUMBER
+    if any(int(number) > largest for number, largest in zip(numbers, layout.largest, strict=True)):
+        return Reason.LARGE_PRODUCT
     if layout.last is Last.NAME and (fault := name_fault(rest[0])):
         return fault
     if layout.last is Last.TEXT and rest[0] == NO_TEXT:

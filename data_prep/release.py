@@ -10,6 +10,12 @@ from pathlib import Path
 
 DOMAINS = ("page", "video", "live")
 PREFIXES = {"train": "training_", "test": "test_"}
+# Domain → what its files of pairs, texts and frames are called between the prefix and ".txt".
+FILES = {
+    "page": ("product_pages_pair", "page_titles", "page_images"),
+    "video": ("product_videos_pair", "video_asrs", "video_frames"),
+    "live": ("product_lives_pair", "live_asrs", "live_clips"),
+}
 
 
 class ReleaseError(ValueError):
@@ -59,14 +65,8 @@ def release_files(directory: Path | str, split: str, *, prefix: str | None = Non
         if split not in PREFIXES:
             raise ReleaseError(f"unknown split {split!r}: want {', '.join(PREFIXES)} or a file prefix")
         prefix = PREFIXES[split]
-
-    def path(name: str) -> Path:
-        return directory / f"{prefix}{name}.txt"
-
     files = {
-        "page": DomainFiles(path("product_pages_pair"), path("page_titles"), path("page_images")),
-        "video": DomainFiles(path("product_videos_pair"), path("video_asrs"), path("video_frames")),
-        "live": DomainFiles(path("product_lives_pair"), path("live_asrs"), path("live_clips")),
+        domain: DomainFiles(*(directory / f"{prefix}{name}.txt" for name in names)) for domain, names in FILES.items()
     }
     every = [file for group in files.values() for file in (group.pairs, group.texts, group.frames)]
     if missing := [file.name for file in every if not file.is_file()]:

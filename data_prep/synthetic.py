@@ -6,21 +6,22 @@ The bytes depend on sizes and seed alone, not on the number of processes. The re
 only when it is complete: a killed run leaves `DIR.writing` behind, and the same command starts over.
 """
 
-import contextlib
 import dataclasses
 import json
-import multiprocessing
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from absl import app, flags
 
+from data_prep.local_pool import local_map
 from data_prep.plan import Plan, PlannedItem, plan_release
 from data_prep.products import Attributes
+from data_prep.release import FILES, PREFIXES
 from data_prep.scenes import draw_item
 from data_prep.seeds import generator
 
@@ -35,11 +36,6 @@ LIMITS = {
     "processes": (1, 1024),
 }
 BATCH = 48  # items a process draws at a time
-
-PAIR_FILES = {"page": "product_pages_pair", "video": "product_videos_pair", "live": "product_lives_pair"}
-TEXT_FILES = {"page": "page_titles", "video": "video_asrs", "live": "live_asrs"}
-FRAME_FILES = {"page": "page_images", "video": "video_frames", "live": "live_clips"}
-PREFIXES = {"train": "training", "test": "test"}
 
 
 class SyntheticError(ValueError):
@@ -80,7 +76,7 @@ def write_release(
       The folder with 18 text files, `images/` and `synthetic.json`, which records the options.
 
     Raises:
-      SyntheticError: the folder holds something else, or an option is out of range.
+      SyntheticError: the folder holds something else, an option is out of range, or a process was killed.
     """
     directory = Path(directory)
     options = {
@@ -136,16 +132,16 @@ def _spelled(options: dict[str, int]) -> str:
 def text_files(plan: Plan, seed: int) -> Iterator[tuple[str, list[str]]]:
     """Yields (file name, rows in random order) of all 18 text files, blanks as in the real ones."""
     for split, prefix in PREFIXES.items():
-        for domain in PAIR_FILES:
+        for domain, (pairs, texts, frames) in FILES.items():
             items = [item for item in plan.items if (item.split, item.domain) == (split, domain)]
             tables = {
-                PAIR_FILES[domain]: [f"{p.product_id}, {item.item_id}" for item in items for p in item.products],
-                TEXT_FILES[domain]: [f"{item.item_id}, {item.text}" for item in items],
-                FRAME_FILES[domain]: [row for item in items for row in _frame_rows(item)],
+                pairs: [f"{p.product_id}, {item.item_id}" for item in items for p in item.products],
+                texts: [f"{item.item_id}, {item.text}" for item in items],
+                frames: [row for item in items for row in _frame_rows(item)],
             }
             for table, rows in tables.items():
                 order = generator(seed, "rows", split, table).permutation(len(rows))
-                yield f"{prefix}_{table}.txt", [rows[i] for i in order]
+                yield f"{prefix}{table}.txt", [rows[i] for i in order]
 
 
 def _frame_rows(item: PlannedItem) -> Iterator[str]:
@@ -161,19 +157,11 @@ def _draw(plan: Plan, images: Path, side: int, seed: int, processes: int) -> Non
         for start in range(0, len(items), BATCH)
     ]
     total = sum(len(item.frames) for item in plan.items)
-    with _mapper(min(processes, len(batches))) as run:
-        _report(run(draw_batch, batches), total)
-
-
-@contextlib.contextmanager
-def _mapper(processes: int) -> Iterator[Callable]:
-    """A map that goes over this process alone, or over a pool of new ones, in any order."""
-    if processes == 1:
-        yield map
-        return
-    # Spawned, not forked: a caller may hold threads (jax does), which a fork can deadlock.
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield pool.imap_unordered
+    try:
+        with local_map(min(processes, len(batches))) as apply:
+            _report((count for _, count in apply(draw_batch, batches)), total)
+    except BrokenProcessPool as error:
+        raise SyntheticError("a worker was killed, perhaps for want of memory: try fewer --processes") from error
 
 
 def draw_batch(batch: Batch) -> int:
@@ -215,7 +203,7 @@ def main(argv: Sequence[str]) -> None:
             options.out, train_products=options.train_products, test_products=options.test_products,
             image_side=options.image_side, seed=options.seed, processes=options.processes,
         )  # fmt: skip
-    except SyntheticError as error:
+    except (SyntheticError, OSError) as error:
         sys.exit(f"data_prep.synthetic: {error}")
 
 

@@ -25,7 +25,7 @@ from data_prep.assembly import DomainSources, Source
 from data_prep.blocks import START_BYTES
 from data_prep.catalog_files import Catalog, CatalogError
 from data_prep.catalog_summary import format_summary
-from data_prep.lines import Reason
+from data_prep.lines import PRODUCT_MAX, Reason
 from data_prep.rejects import Rejects
 from data_prep.release import DOMAINS
 from data_prep.table_rows import SPLITS, read_table
@@ -45,13 +45,17 @@ _IMAGES = pa.schema(
         *((name, pa.int64()) for name in ("time", "position", "line")),
     ]
 )
-# Whole numbers, as one writes them, stay what they are; where one id of a kind is none, all of them are numbered.
-_IDS = """
+# Whole numbers, as one writes them, stay what they are; where one id of a kind is none, all of them are numbered. So
+# are products where a number is too large, as those of bar codes are.
+_IDS = f"""
 CREATE TABLE ids AS
 WITH every AS (
     SELECT DISTINCT 'product' AS kind, product AS original FROM rows UNION ALL SELECT DISTINCT domain, item FROM rows
 ), kinds AS (
-    SELECT kind, bool_and(regexp_full_match(original, '0|[1-9][0-9]{0,17}')) AS whole FROM every GROUP BY kind
+    SELECT kind, bool_and(
+        regexp_full_match(original, '0|[1-9][0-9]{{0,17}}')
+        AND (kind <> 'product' OR TRY_CAST(original AS BIGINT) <= {PRODUCT_MAX})
+    ) AS whole FROM every GROUP BY kind
 )
 SELECT kind, original, whole,
     CASE WHEN whole THEN TRY_CAST(original AS BIGINT)
@@ -96,7 +100,7 @@ def make_catalog(
       table: *.parquet, *.csv or *.jsonl.
       images: folder in which the names of images are paths.
       out: folder of the catalog. Its ids.parquet (kind, id, original) says which numbers stand for which ids, for the
-        kinds (product, page, video, live) whose ids are not all whole numbers.
+        kinds (product, page, video, live) whose ids are not all whole numbers, and small ones for products.
       test_fraction: share of the products that go to the test split, by hash, where the table says no split.
       memory_limit: DuckDB's, e.g. "3GB".
       max_rejected: the fraction of rows that may be broken.

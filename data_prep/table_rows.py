@@ -44,12 +44,12 @@ def read_table(path: Path) -> Iterator[tuple[int, Any, TableRow | Reason]]:
         yield line, values, parse_row(values) if isinstance(values, dict) else Reason(values)
 
 
-def _check_columns(path: Path, columns: list[str]) -> None:
+def _check_columns(where: str | Path, columns: list[str]) -> None:
     faults = [f"no column {name}" for name in NEEDED if name not in columns]
     if ("images" in columns) == ("image" in columns):
         faults.append("wanted either a column images (one row an item) or a column image (one row an image)")
     if faults:
-        raise CatalogError(f"{path}: {'; '.join(faults)}; its columns are {', '.join(columns)}")
+        raise CatalogError(f"{where}: {'; '.join(faults)}; its columns are {', '.join(columns)}")
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict]]:
@@ -62,8 +62,11 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict]]:
 def _read_csv(path: Path) -> Iterator[tuple[int, dict | str]]:
     csv.field_size_limit(MAX_LINE_BYTES)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file)
-        columns = [column.strip() for column in next(reader, [])]
+        reader = csv.reader(file, strict=True)
+        try:
+            columns = [column.strip() for column in next(reader, [])]
+        except csv.Error as error:
+            raise CatalogError(f"{path}: the line of the columns' names cannot be read: {error}") from error
         _check_columns(path, columns)
         while True:
             line = reader.line_num + 1
@@ -71,11 +74,18 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict | str]]:
                 fields = next(reader)
             except StopIteration:
                 return
-            except csv.Error:  # a field longer than the limit
-                yield line, Reason.LONG_LINE
-                continue
-            if fields:
-                yield line, dict(zip(columns, fields, strict=True)) if len(fields) == len(columns) else Reason.FIELDS
+            except csv.Error as error:
+                fault = Reason.LONG_LINE if "limit" in str(error) else Reason.QUOTES
+            else:
+                if not fields:
+                    continue
+                if len(fields) == len(columns):
+                    yield line, dict(zip(columns, fields, strict=True))
+                    continue
+                fault = Reason.FIELDS
+            # A quote that nothing ends takes all rows into its field up to the next quote: each of them is lost.
+            for lost in range(line, reader.line_num + 1):
+                yield lost, fault
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, dict | str]]:
@@ -88,10 +98,10 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict | str]]:
                 values = json.loads(line.decode("utf-8-sig"))
             except UnicodeDecodeError:
                 values = Reason.NOT_UTF8
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # numbers of thousands of digits and deep nesting are some, too
                 values = Reason.NOT_JSON
             if isinstance(values, dict) and not checked:
-                _check_columns(path, list(values))
+                _check_columns(f"{path}, first row (line {number})", list(values))
                 checked = True
             yield number, values if isinstance(values, (dict, Reason)) else Reason.NOT_JSON
 
@@ -102,10 +112,12 @@ def parse_row(values: Mapping[str, Any]) -> TableRow | Reason:
     `{"product": "A-1", "domain": "page", "item": 7, "images": "a.jpg|b/c.jpg"}` is
     `TableRow("", "page", "A-1", "7", "", (("a.jpg", None), ("b/c.jpg", None)))`.
     """
-    split, domain, product, item, text = (
-        _spelled(values.get(name)) for name in ("split", "domain", "product", "item", "text")
-    )
-    names = _names(values)
+    said = [values.get(name) for name in ("split", "domain", "product", "item", "text", "time")]
+    images = _images(values)
+    if images is None or any(isinstance(value, (list, dict, bytes)) for value in (*said, *images)):
+        return Reason.KIND
+    split, domain, product, item, text, time = map(_spelled, said)
+    names = list(map(_spelled, images))
     every = "".join((split, domain, product, item, text, *names))
     if "\0" in every:
         return Reason.NUL
@@ -117,7 +129,6 @@ def parse_row(values: Mapping[str, Any]) -> TableRow | Reason:
         return Reason.DOMAIN
     if split not in (*SPLITS, ""):
         return Reason.SPLIT
-    time = _spelled(values.get("time"))
     if time and not (time.isascii() and time.isdigit() and len(time) <= 19 and int(time) <= INT64_MAX):
         return Reason.NUMBER
     if fault := next(filter(None, map(path_fault, names)), None):
@@ -125,19 +136,26 @@ def parse_row(values: Mapping[str, Any]) -> TableRow | Reason:
     return TableRow(split, domain, product, item, text, tuple((name, int(time) if time else None) for name in names))
 
 
-def _names(values: Mapping[str, Any]) -> list[str]:
+def _images(values: Mapping[str, Any]) -> list[Any] | None:
+    """Returns the names of a row's images as they stand there, None where they are neither a list nor text."""
     if "image" in values:
-        name = _spelled(values["image"])
-        return [name] if name else []  # a row may give a text alone
+        return [] if _is_none(values["image"]) else [values["image"]]
     images = values.get("images")
-    if images is None or isinstance(images, str):
-        images = images.split(SEPARATOR) if images and images.strip() else []
-    return [_spelled(name) for name in images]
+    if _is_none(images):
+        return []
+    if isinstance(images, str):
+        return images.split(SEPARATOR)
+    return images if isinstance(images, list) else None
+
+
+def _is_none(value: Any) -> bool:
+    """Whether a row says nothing here, as one that gives a text alone does of images; a gap may also be NaN."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def _spelled(value: Any) -> str:
     """Returns a value as text: "" for none, and "7" for the 7.0 that a column of numbers with gaps has for a 7."""
-    if value is None or value != value:
+    if _is_none(value):
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data_prep.lines import NO_TEXT
 from data_prep.phrases import ASR_CHATTER, ASR_SENTENCES, HOMOPHONES, JOINING, TITLE_TALK, WORDS
 from data_prep.products import Product
 
@@ -16,7 +17,6 @@ ASR_OMITS_BRAND = 0.35
 ASR_GARBLES = 0.08
 ASR_CHATTER_SENTENCES = (4, 7)
 ASR_MISSING = 0.10
-MISSING = "空"  # how the real release writes a missing text
 COMMAS = (",", "，", "，", " ")
 
 
@@ -36,7 +36,7 @@ def title(products: Sequence[Product], rng: np.random.Generator) -> str:
 def transcript(products: Sequence[Product], rng: np.random.Generator) -> str:
     """What is heard in a clip: chatter with dropped and misheard words, `空` where nobody speaks."""
     if rng.random() < ASR_MISSING:
-        return MISSING
+        return NO_TEXT
     count = rng.integers(*ASR_CHATTER_SENTENCES, endpoint=True)
     sentences = [str(s) for s in rng.choice(ASR_CHATTER, count, replace=False)]
     for product in products:

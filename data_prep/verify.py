@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import app, flags, logging
+from google.protobuf.json_format import ParseError
 from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME
 
 from data_prep.build import SUMMARY_FILE
@@ -47,15 +48,26 @@ def _find_damages(folder: Path, apply: Map, report: Callable[[str], None]) -> It
     if not path.exists():
         yield path, ["not found: no build was finished here"]
         return
-    summary = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        fingerprint, splits = summary["fingerprint"], summary["splits"]
+    except (ValueError, KeyError, TypeError) as error:
+        yield path, [f"cannot be read: {error!r}"]
+        return
     folders = {name: folder / name / str(Builder.VERSION) for name in (*DOMAINS, "product")}
     for at in folders.values():
         if not (at / DATASET_INFO_FILENAME).exists():
             yield at, ["no finished data set"]
             return
-        if read_fingerprint(at) != summary["fingerprint"]:
+        try:
+            built_from = read_fingerprint(at)
+            tfds.builder_from_directory(at)
+        except (ValueError, ParseError) as error:
+            yield at, [f"its descriptions, *.json and fingerprint, cannot be read: {error!r}"]
+            return
+        if built_from != fingerprint:
             yield at, [f"built from other inputs than {path} says"]
-    for split, counts in summary["splits"].items():
+    for split, counts in splits.items():
         items = {domain: _check_files(folders[domain], split, check_items, apply) for domain in DOMAINS}
         products = _check_files(folders["product"], split, check_products, apply)
         for domain, files in items.items():

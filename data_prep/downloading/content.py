@@ -76,9 +76,7 @@ def _shrink(body: bytes, image_size: int) -> tuple[bytes, tuple[int, int]]:
         scale = image_size / min(image.size)
         size = tuple(max(1, round(side * scale)) for side in image.size)
         image.draft("RGB", size)  # JPEG alone: decodes at the next larger eighth, in a fraction of the time
-        if image.has_transparency_data:  # on white, as training has it
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        small = ImageOps.exif_transpose(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+        small = ImageOps.exif_transpose(images.as_rgb(image).resize(size, Image.Resampling.LANCZOS))
     encoded = io.BytesIO()
     small.save(encoded, "JPEG", quality=JPEG_QUALITY)
     return encoded.getvalue(), small.size

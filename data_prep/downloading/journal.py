@@ -35,7 +35,10 @@ class Journal:
             header = file.readline()
             if not header.endswith(b"\n"):
                 return 0
-            self.asked |= frozenset(json.loads(header))
+            try:
+                self.asked |= frozenset(json.loads(header))
+            except ValueError:
+                return 0
             while (line := file.readline()).endswith(b"\n"):
                 place = file.tell()
                 try:

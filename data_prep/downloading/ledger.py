@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep import images
@@ -96,6 +97,12 @@ def read_footer(path: Path) -> Footer:
 def read_rows(path: Path) -> list[Row]:
     """Reads the rows, in row order."""
     return [Row(**row) for row in pq.ParquetFile(path).read().to_pylist()]
+
+
+def least_tar_bytes(path: Path) -> int:
+    """Returns how long the tar of a ledger has to be at least, so that all its images are there."""
+    table = pq.ParquetFile(path).read(["start", "bytes"])
+    return pc.max(pc.add(table["start"], table["bytes"])).as_py() or 0
 
 
 def cover(items: Sequence[Item], rows: Sequence[Row]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from data_prep.catalog_files import Catalog
 from data_prep.downloading import ledger
-from data_prep.downloading.shard import Shard, journal_path, ledger_path, names_of, rows_to_retry
+from data_prep.downloading.shard import Shard, journal_path, ledger_path, names_of, rows_to_retry, tar_path
 from data_prep.release import Item
 
 
@@ -74,11 +74,18 @@ def unfinished_shards(
             continue
         footer = ledger.read_footer(path)
         begun = journal_path(folder, number).exists()  # a retry that was killed
-        rows = dict(enumerate(ledger.read_rows(path))) if retry or refused or begun else {}
+        lost = _has_lost_images(tar_path(folder, number), path, begun)
+        rows = dict(enumerate(ledger.read_rows(path))) if not lost and (retry or refused or begun) else {}
         asked = rows_to_retry(rows, retry, refused)
-        if asked or begun:
+        if asked or begun or lost:
             again = list(catalog.items(split, domain, start, footer.stop))
+            asked = range(len(names_of(again))) if lost else asked
             yield Shard(folder, number, start=start, items=again, rows=rows, asked=asked, url_prefix=url_prefix)
         else:
             on_skip(footer.coverage["frames"]["in"])
         start = footer.stop
+
+
+def _has_lost_images(tar: Path, path: Path, begun: bool) -> bool:
+    """Whether a tar is gone or shorter than its ledger says; a retry that was killed may have left a shorter one."""
+    return not tar.exists() or (not begun and tar.stat().st_size < ledger.least_tar_bytes(path))

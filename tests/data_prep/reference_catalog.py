@@ -38,6 +38,8 @@ def classify(line: bytes, numbers: int, last: str) -> tuple | str | None:
     for field in fields[:numbers]:
         if not NUMBER.fullmatch(field) or int(field) >= 2**63:
             return "no whole number"
+    if (numbers, last) == (2, "") and int(fields[0]) >= 2**31:
+        return "product id above 2147483647"
     if last == "name":
         name = fields[-1]
         if name == "":

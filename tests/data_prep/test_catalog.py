@@ -51,6 +51,8 @@ BAD_LINES = [
     ("product_pages_pair", "1.0, 7\n", "no whole number"),
     ("product_pages_pair", f"{2**63}, 7\n", "no whole number"),
     ("product_pages_pair", f"{'0' * 20}1, 7\n", "no whole number"),
+    ("product_pages_pair", f"{2**31}, 7\n", "product id above 2147483647"),
+    ("product_pages_pair", "6901234567892, 7\n", "product id above 2147483647"),
     ("page_titles", "外套\n", "wrong number of fields"),
     ("page_titles", "七, a\n", "no whole number"),
     ("page_titles", b"7, \xff\xfe\n", "not UTF-8"),
@@ -187,6 +189,7 @@ def test_bad_rows_of_all_kinds_are_left_out_and_said(tmp_path):
 
 
 ODD_NUMBERS = ["3 ", "02", "9" * 18, "9" * 19, str(2**63 - 1), "3" * 20, "３", "-1", "+1", "1_0", "1.0", "", "x", "1 2"]
+ODD_NUMBERS += [str(2**31 - 1), str(2**31), "0" * 9 + "3"]  # of products the first and the last are good
 ODD_LASTS = {
     "text": ["空", " 空 ", "", "a,b", ",", "\u2028a\u2028b", "a\0b", "x" * 500],
     "name": ["", ".", "..", ".a", "...", "../a", "a/b", "/a", "a\\b", "a\0", "图.jpg", "图" * 85, "图" * 86, "a b"],

@@ -172,6 +172,30 @@ def test_retry_asks_for_its_classes_alone_and_ends_with_the_bytes_of_a_good_firs
         assert starts.null_count == 0
 
 
+@pytest.mark.parametrize("retry", [[], ["gone"]])
+def test_a_tar_that_is_gone_or_short_is_fetched_again(tmp_path, retry):
+    catalog = make_catalog(tmp_path / "catalog", {"video": 40}, frames=4)
+    missing = quoted(names_of(catalog)[0])
+    with Server({missing: "not_found"}, default="fine") as server:
+        summary = fetch(catalog, tmp_path / "out", server, shard_frames=20)
+        whole = tar_bytes(tmp_path / "out")
+        gone, short, good = in_order(tmp_path / "out", "tar")
+        gone.unlink()
+        row = ledger_rows(short)[-1]
+        with short.open("r+b") as file:
+            file.truncate(row["start"] + row["bytes"] - 1)
+        server.requests.clear()
+        lost = [quoted(row["name"]) for tar in (gone, short) for row in ledger_rows(tar)]
+        assert fetch(catalog, tmp_path / "out", server, shard_frames=20, retry=retry) == summary
+        assert server.requests.keys() >= set(lost)
+        assert not server.requests.keys() & {quoted(row["name"]) for row in ledger_rows(good)}
+    assert tar_bytes(tmp_path / "out") == whole
+
+
+def ledger_rows(tar: Path) -> list[dict]:
+    return pq.read_table(tar.with_suffix(".parquet")).to_pylist()
+
+
 def test_a_placeholder_found_later_is_asked_for_again(tmp_path):
     catalog = make_catalog(tmp_path / "catalog", {"live": 60})
     names = [quoted(name) for name in names_of(catalog)]
@@ -367,25 +391,25 @@ def test_exit_codes_tell_a_server_that_never_served_from_one_that_stopped(tmp_pa
     with Server(default="busy_for_a_day") as server:
         stopped = start(catalog, tmp_path / "stopped", server)
         absent = start(catalog, tmp_path / "absent", server, "--url_prefix=http://no-such-host.invalid/")
+        wrong = start(catalog, tmp_path / "wrong", server, "--retry=slow")
         assert "left alone for 86400 s; run this again later" in stopped.communicate(timeout=60)[1]
         assert "does not resolve" in absent.communicate(timeout=60)[1]
-    assert (absent.returncode, stopped.returncode) == (3, 4)
+        assert "retry 'slow'" in wrong.communicate(timeout=60)[1]
+    assert (wrong.returncode, absent.returncode, stopped.returncode) == (1, 3, 4)
 
 
-def test_ctrl_c_keeps_what_has_arrived_and_the_exit_code_tells(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal_it_keeps_what_has_arrived_and_the_exit_code_tells(tmp_path, number):
     catalog = make_catalog(tmp_path / "catalog", {"video": 400})
     with Server(default="fine") as server:
         process = start(catalog, tmp_path / "out", server, "--rate=100")
         while server.requests.total() < 30:
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == 143
+        assert process.returncode == 128 + number
         assert "stopped; run this again to go on" in errors
         assert list((tmp_path / "out/train/video").glob("*.journal"))
-        process = start(catalog, tmp_path / "out", server, "--retry=slow")
-        assert "retry 'slow'" in process.communicate(timeout=60)[1]
-        assert process.returncode == 1
 
 
 def quoted(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 
+import duckdb
 import numpy as np
 import pytest
 
@@ -98,6 +99,28 @@ def test_an_index_is_kept(tmp_path, monkeypatch):
     (folder / "1.jpg").unlink()
     monkeypatch.setattr(image_index, "_database", None)
     assert [place.path for place in places_of(tmp_path, [["1.jpg"]], (folder,))] == ["1.jpg"]
+
+
+def test_what_a_killed_build_left_is_cleared_away(tmp_path):
+    (tmp_path / "index").mkdir()
+    killed = image_index._database(tmp_path / "index")
+    with killed.__enter__() as database:  # as a build with this process's id, which a container gives again
+        database.execute("CREATE VIEW images AS SELECT 1")
+    assert list((tmp_path / "index").glob("duckdb*"))
+    folder = write(tmp_path / "i", {"1.jpg": b"1"})
+    assert [place.path for place in places_of(tmp_path, [["1.jpg"]], (folder,))] == ["1.jpg"]
+    assert not list((tmp_path / "index").glob("duckdb*"))
+
+
+@pytest.mark.parametrize("error", [duckdb.OutOfMemoryException, duckdb.IOException])
+def test_too_little_memory_or_disk_is_said(tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error("No space left on device")
+
+    monkeypatch.setattr(image_index, "_check_aliases", fail)
+    folder = write(tmp_path / "i", {"1.jpg": b"1"})
+    with pytest.raises(ImageSourceError, match=r"2GB of memory or the disk of .*index do not suffice: .*No space left"):
+        places_of(tmp_path, [["1.jpg"]], (folder,))
 
 
 def test_the_reader_says_why_an_image_cannot_be_used(small, tmp_path, monkeypatch):

@@ -71,7 +71,7 @@ def test_a_ledger_that_tells_places_spares_walking_over_the_tar(tmp_path, write_
     found = [(at.name, at.path, at.offset, at.size, at.sha256) for at in locate(shards)]
     assert found == [(at.name, at.path, at.offset, at.size, at.sha256) for at in walked if at.size]
     tar.write_bytes(whole[: walked[-1].offset + 511])
-    with pytest.raises(ImageSourceError, match=r"00000.tar ends within '000000003': fetch this shard again"):
+    with pytest.raises(ImageSourceError, match=r"00000.tar ends within '000000003': remove .*tar and run the"):
         list(locate(shards))
     tar.write_bytes(whole)
     pq.write_table(table.set_column(table.schema.get_field_index("start"), "start", pa.array([0, 0, None, 0])), ledger)
@@ -126,7 +126,7 @@ def test_faults_name_the_file_and_the_remedy(tmp_path, write_download):
         with pytest.raises(ImageSourceError, match=r"00000.tar has no 00000.parquet beside it.*Finish the download"):
             function(shards)
     ledger.write_bytes(listed[:-9])
-    with pytest.raises(ImageSourceError, match=r"00000.parquet cannot be read .*: fetch this shard again"):
+    with pytest.raises(ImageSourceError, match=r"00000.parquet cannot be read .*: remove .*parquet and run the"):
         list(locate(shards))
     pq.write_table(pa.table({"key": ["0"]}), ledger)
     with pytest.raises(ImageSourceError, match=r"00000.parquet has no column url: no ledger of a download"):
@@ -136,8 +136,15 @@ def test_faults_name_the_file_and_the_remedy(tmp_path, write_download):
         list(locate(shards))
     ledger.write_bytes(listed)
     tar.write_bytes(whole[:2000])
-    with pytest.raises(ImageSourceError, match=r"00000.tar ends within '000000000.jpg': fetch this shard again"):
+    with pytest.raises(ImageSourceError, match=r"00000.tar ends within '000000000.jpg': remove .*tar and run the"):
         list(locate(shards))
     tar.write_bytes(b"<html>" * 999)
-    with pytest.raises(ImageSourceError, match=r"00000.tar is no whole tar .*: fetch this shard again"):
+    with pytest.raises(ImageSourceError, match=r"00000.tar is no whole tar .*: remove .*tar and run the"):
         list(locate(shards))
+    tar.unlink()
+    assert list(locate(shards)) == []  # of another downloader, which may write no tars
+    write_download(tmp_path / "ours", {"1.jpg": b"1", "2.jpg": b"2"}, checked=True)
+    (tmp_path / "ours" / "00000.tar").unlink()
+    for function in (fingerprint, lambda folder: list(locate(folder))):
+        with pytest.raises(ImageSourceError, match=r"00000.parquet lists 2 images, but 00000.tar is not .*: run the d"):
+            function(tmp_path / "ours")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 from PIL import Image
@@ -80,6 +81,16 @@ def test_photos_are_shown_upright():
     assert small[90, 20, 2] > 150
 
 
+def test_thumbnails_show_what_training_sees():
+    grey = Image.fromarray(np.full((9, 11), 128 << 8, np.uint16))
+    clear = Image.new("RGBA", (11, 9), (200, 0, 0, 0))
+    for image, shown in ((grey, 128), (clear, 255)):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        small = Image.open(io.BytesIO(base64.b64decode(inspect_page.thumbnail(buffer.getvalue()).split(",")[1])))
+        np.testing.assert_allclose(np.asarray(small).astype(int), np.full((9, 11, 3), shown), atol=2)
+
+
 def test_percentiles_are_numpys():
     rng = np.random.default_rng(0)
     for size in (1, 7, 100, 333):
@@ -115,6 +126,15 @@ def test_check_split_finds_planted_products_and_images(own_small, built, tmp_pat
     assert sorted(found.examples) == ["test live 5, train video 13", "test page 6, train page 3"]
     assert not list((tmp_path / "data").glob("check_split-*"))
     assert "products in more than one split: 1\n  product 20\nimages whose" in format_overlap(found)
+
+
+def test_too_little_memory_or_disk_is_said(built, monkeypatch):
+    def fail(*_):
+        raise duckdb.IOException("No space left on device")
+
+    monkeypatch.setattr("data_prep.inspect.find_overlap", fail)
+    with pytest.raises(InspectError, match=rf"2GB of memory or the disk of {built} do not suffice: .*No space left"):
+        check_split(built, processes=1)
 
 
 def test_a_folder_without_data_is_named(tmp_path):

@@ -139,6 +139,15 @@ def test_a_killed_run_leaves_nothing_under_the_name_and_the_next_starts_over(rel
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
 
 
+def test_a_worker_that_is_killed_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "BATCH", 5)
+    monkeypatch.setattr(synthetic, "Batch", lambda *_: 9)
+    monkeypatch.setattr(synthetic, "draw_batch", os._exit)
+    with pytest.raises(SyntheticError, match="a worker was killed, perhaps for want of memory: try fewer --processes"):
+        write_release(tmp_path / "x", **SIZES, processes=2)
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -173,3 +182,6 @@ def test_the_command_writes_the_same_release_and_fails_with_a_sentence(release, 
     assert refused.returncode == 1
     assert "holds a release of other options" in refused.stderr
     assert "Traceback" not in refused.stderr
+    refused = run(f"--out={tmp_path / 'cli' / 'synthetic.json' / 'x'}", *flags)
+    assert refused.returncode == 1
+    assert re.match(r"data_prep\.synthetic: \[Errno \d+\] .*synthetic\.json", refused.stderr)

@@ -14,8 +14,8 @@ import pytest
 
 from data_prep.plan import plan_release
 from data_prep.products import VALUES
-from data_prep.release import DOMAINS
-from data_prep.synthetic import FRAME_FILES, PAIR_FILES, TEXT_FILES, text_files, write_release
+from data_prep.release import DOMAINS, FILES
+from data_prep.synthetic import text_files, write_release
 
 PAIRS = tuple(itertools.permutations(DOMAINS, 2))
 SEED = 0
@@ -36,8 +36,8 @@ def positions(plan):
     """domain → kind of file → item id → number of its first row."""
     tables = dict(text_files(plan, SEED))
     found = collections.defaultdict(dict)
-    for kind, names in (("pairs", PAIR_FILES), ("texts", TEXT_FILES), ("frames", FRAME_FILES)):
-        for domain, name in names.items():
+    for domain, names in FILES.items():
+        for kind, name in zip(("pairs", "texts", "frames"), names, strict=True):
             first = {}
             for number, row in enumerate(tables[f"test_{name}.txt"]):
                 first.setdefault(int(row.split(",")[kind == "pairs"]), number)

@@ -2,20 +2,28 @@
 
 import collections
 import csv
+import io
 import json
+import random
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from cope_jax.data.leaf import checked_id
 from data_prep import table_rows
 from data_prep.catalog_files import Catalog, CatalogError, Product
+from data_prep.lines import Reason
 from data_prep.release import Frame, Item
 from data_prep.table import _split, make_catalog
-from data_prep.table_rows import parse_row
+from data_prep.table_rows import TableRow, parse_row
 
 ROOT = Path(__file__).parents[2]
 BAG, MUG = "SKU-b", "SKU-m"
@@ -120,6 +128,19 @@ def test_whole_numbers_stay_as_they_are_and_times_order_frames(tmp_path, images)
     assert pq.read_table(catalog.folder / "ids.parquet").num_rows == 0
 
 
+@pytest.mark.parametrize(
+    ("products", "wanted"),
+    [((6901234567892, 5), (1, 0)), ((2**31, 5), (0, 1)), ((2**31 - 1, 5), (2**31 - 1, 5))],
+)
+def test_products_with_numbers_too_large_for_training_are_numbered(tmp_path, images, products, wanted):
+    shown = {"domain": "page", "images": ["x/1.jpg"]}
+    rows = [shown | {"product": product, "item": 10**12 + i} for i, product in enumerate(products)]
+    catalog = make(tmp_path, rows, test_fraction=0)
+    found = {item.item_id: item.product_ids for item in catalog.items("train", "page")}
+    assert found == {10**12 + i: (product,) for i, product in enumerate(wanted)}  # items have room
+    assert all(checked_id(product.product_id) in wanted for product in catalog.products("train"))
+
+
 def test_products_are_split_by_hash_and_shared_items_go_to_test(tmp_path, images):
     rows = [
         {"product": f"p{i}", "domain": domain, "item": f"{domain}{i}", "images": ["x/1.jpg"]}
@@ -157,6 +178,14 @@ GOOD = {"product": "a", "domain": "page", "item": "b", "images": "x.jpg|y/z.jpg"
         ({"text": "a\0"}, "NUL byte"),
         ({"images": ["a\0"]}, "NUL byte"),
         ({"text": "\ud800"}, "not UTF-8"),
+        ({"product": ["a"]}, "value of a wrong kind"),
+        ({"item": b"a"}, "value of a wrong kind"),
+        ({"text": {"a": 1}}, "value of a wrong kind"),
+        ({"images": 5}, "value of a wrong kind"),
+        ({"images": {"a.jpg": 1}}, "value of a wrong kind"),
+        ({"images": [["a.jpg"]]}, "value of a wrong kind"),
+        ({"image": ["a.jpg"]}, "value of a wrong kind"),
+        ({"image": "a", "time": [1]}, "value of a wrong kind"),
         ({"images": "a||b"}, "empty image name"),
         ({"images": ["a", None]}, "empty image name"),
         ({"images": "/etc/passwd"}, "image name leads out of its folder"),
@@ -178,7 +207,75 @@ def test_a_bad_row_is_told_by_its_reason(change, reason):
 
 def test_a_good_row_is_read():
     row = parse_row(GOOD | {"text": float("nan"), "split": "test"})
-    assert row == table_rows.TableRow("test", "page", "a", "b", "", (("x.jpg", None), ("y/z.jpg", None)))
+    assert row == TableRow("test", "page", "a", "b", "", (("x.jpg", None), ("y/z.jpg", None)))
+    for none in (float("nan"), None, " ", []):
+        assert parse_row(GOOD | {"images": none}) == TableRow("", "page", "a", "b", "", ())
+
+
+NAN = float("nan")
+MEANINGS = {  # of values in each column: what they say, None where the row is a bad one
+    "product": [("a", "a"), (" b", "b"), (7, "7"), (7.0, "7"), ("", None), (NAN, None), ([1], None), ({}, None)],
+    "domain": [("page", "page"), ("live ", "live"), ("shop", None), (None, None), (3, None)],
+    "item": [("a", "a"), (2**70, str(2**70)), (False, "False"), (None, None), ("\0", None), ([], None)],
+    "text": [("空 \n", "空"), (None, ""), (NAN, ""), (0.5, "0.5"), ("\ud800", None), ([None], None)],
+    "split": [("", ""), ("test", "test"), (None, ""), ("val", None), ({"train": 1}, None)],
+    "images": [
+        *(("a.jpg| b", ["a.jpg", "b"]), (["x/1.jpg"], ["x/1.jpg"]), ([5], ["5"]), ("", []), ([], []), (NAN, [])),
+        *((5, None), (True, None), ({"a": 1}, None), ([["a"]], None), (["a", None], None), ("a||b", None)),
+        *(("../a", None), (["/a"], None), (["a\\b"], None), ("图" * 86, None), (["\ud800"], None)),
+    ],
+}
+NO_ROWS = [b"{", b"[1]", b"null", b"NaN", b'"a"', b"1" * 5000, b"[" * 100_000, b'{"product": "\xff"}', b"{}"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_no_row_of_json_stops_the_reading_or_is_misunderstood(seed):
+    rng = random.Random(seed)
+    content, wanted = json.dumps(GOOD).encode(), [parse_row(GOOD)]
+    for _ in range(rng.randrange(20)):
+        drawn = {name: rng.choice(values[: 2 if rng.random() < 0.8 else None]) for name, values in MEANINGS.items()}
+        split, domain, product, item, text, names = (
+            drawn[name][1] for name in ("split", "domain", "product", "item", "text", "images")
+        )
+        line, row = json.dumps({name: value for name, (value, _) in drawn.items()}).encode(), None
+        if None not in (split, domain, product, item, text, names):
+            row = TableRow(split, domain, product, item, text, tuple((name, None) for name in names))
+        if rng.random() < 0.2:
+            line, row = rng.choice(NO_ROWS), None
+        content, wanted = content + b"\n" + line, [*wanted, row]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "items.jsonl").write_bytes(content)
+        found = list(table_rows.read_table(Path(folder) / "items.jsonl"))
+    assert [line for line, _, _ in found] == list(range(1, len(wanted) + 1))
+    assert [None if isinstance(row, Reason) else row for _, _, row in found] == wanted
+
+
+PIECES = [*(",a", ",page,", "|x.jpg", "图", "\udcff", "\0", " "), *('"', '""', '"a"', "\n", "\n", "\r\n", "\r")]
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_every_line_of_a_mangled_csv_is_in_a_row_or_counted(seed):
+    rng = random.Random(seed)
+    names = rng.choices(["x.jpg", '"x.jpg"'], k=rng.randrange(12))
+    good = "".join(f"a,page,{item},{name}\n" for item, name in enumerate(names))
+    for _ in range(rng.randrange(4)):
+        at = rng.randrange(len(good) + 1)
+        good = good[:at] + "".join(rng.choices(PIECES, k=rng.randrange(1, 6))) + good[at:]
+    content = ("product,domain,item,images\n" + good).encode(errors="surrogateescape")
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table_rows, "MAX_LINE_BYTES", 100)
+        (Path(folder) / "items.csv").write_bytes(content)
+        found = list(table_rows.read_table(Path(folder) / "items.csv"))
+    lines = list(io.TextIOWrapper(io.BytesIO(content), "utf-8", "surrogateescape", newline=""))
+    covered = [1]
+    for line, values, _ in found:
+        fields = values.values() if isinstance(values, dict) else ()
+        covered += range(line, line + 1 + len(re.findall("\r\n|\r|\n", "".join(fields))))
+    blank = [number for number, line in enumerate(lines, start=1) if not line.strip("\r\n")]
+    assert sorted({*covered, *blank}) == list(range(1, len(lines) + 1))
+    assert len(covered) == len(set(covered))
 
 
 def test_lines_that_are_no_rows_and_contradictions_are_noted(tmp_path, images, monkeypatch):
@@ -216,6 +313,25 @@ def test_lines_that_are_no_rows_and_contradictions_are_noted(tmp_path, images, m
     assert found == [(2, "b"), (3, "wrong number of fields"), (5, "line too long"), (6, "not UTF-8"), (7, "e")]
 
 
+def test_rows_that_a_stray_quote_swallows_are_all_counted(tmp_path, monkeypatch):
+    def read(*rows: str) -> list[tuple]:
+        (tmp_path / "items.csv").write_text("\n".join(["product,domain,item,image", *rows]) + "\n")
+        return [(line, getattr(row, "item", row)) for line, _, row in table_rows.read_table(tmp_path / "items.csv")]
+
+    good = [f"a,page,{item},{item}.jpg" for item in "bcde"]
+    assert read('a,page,"b\n""c""",b.jpg', good[1]) == [(2, 'b\n"c"'), (4, "c")]
+    unmatched = "quotes that do not match"
+    assert read('a,page,x,"x.jpg', *good) == [(line, unmatched) for line in range(2, 7)]  # to the end of the file
+    assert read(good[0], 'a,page,"x,x.jpg', good[1], 'a,"page",d,d.jpg', good[3]) == [
+        *((2, "b"), (3, unmatched), (4, unmatched), (5, unmatched), (6, "e"))
+    ]
+    fields = [(line, "wrong number of fields") for line in (2, 3, 4)]
+    assert read('a,page,"x,x.jpg', good[0], 'a,page,c",c.jpg,c', good[2]) == [*fields, (5, "d")]
+    monkeypatch.setattr(table_rows, "MAX_LINE_BYTES", 30)
+    too_long = [(line, "line too long") for line in (2, 3, 4)]
+    assert read('a,page,"x,x.jpg', *good) == [*too_long, (5, "d"), (6, "e")]
+
+
 def test_what_is_no_table_is_said(tmp_path, images):
     def made(name, content, folder=images):
         (tmp_path / name).write_text(content)
@@ -225,10 +341,16 @@ def test_what_is_no_table_is_said(tmp_path, images):
         made("items.txt", "")
     with pytest.raises(CatalogError, match=r"no column domain; wanted either .* its columns are product, item, text"):
         made("items.csv", "product,item,text\n")
+    with pytest.raises(CatalogError, match=r"items\.csv: the line of the columns' names .*: unexpected end of data"):
+        made("items.csv", 'product,domain,item,"image\n')
     with pytest.raises(
         CatalogError, match=r"no column item; wanted either a column images .* product, domain, image, images"
     ):
         made("items.jsonl", '{"product": 1, "domain": "page", "image": "", "images": ""}\n')
+    with pytest.raises(
+        CatalogError, match=r"first row \(line 2\): wanted either .* its columns are product, domain, item$"
+    ):
+        made("items.jsonl", '\n{"product": 1, "domain": "page", "item": 2}\n')
     with pytest.raises(CatalogError, match="no rows: every split is empty"):
         made("items.csv", "product,domain,item,images\n")
     with pytest.raises(CatalogError, match=r"none of 2 images of the table is in .*images, e\.g\. '[ab]\.jpg': names"):

@@ -148,6 +148,23 @@ def test_reports_and_summaries_that_lack_or_tell_otherwise(own_copy):
     assert damages(own_copy) == ["build_summary.json: not found: no build was finished here"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "damage"),
+    [
+        ("build_summary.json", "", "build_summary.json: cannot be read: JSONDecodeError"),
+        ("build_summary.json", "{}", "build_summary.json: cannot be read: KeyError('fingerprint')"),
+        ("build_summary.json", "[]", "build_summary.json: cannot be read: TypeError"),
+        ("page/1.0.0/dataset_info.json", "\0\0", "page/1.0.0: its descriptions, *.json and fingerprint, cannot be"),
+        ("page/1.0.0/features.json", "{", "page/1.0.0: its descriptions, *.json and fingerprint, cannot be read: JSON"),
+        ("live/1.0.0/fingerprint", "", "live/1.0.0: its descriptions, *.json and fingerprint, cannot be read: JSON"),
+    ],
+)
+def test_descriptions_that_cannot_be_read_are_damage(own_copy, name, content, damage):
+    (own_copy / "rope" / name).write_text(content)
+    (line,) = damages(own_copy)
+    assert line.startswith(damage)
+
+
 def test_the_command_exits_with_1_where_there_is_damage(own_copy):
     def run():
         command = [sys.executable, "-m", "data_prep.verify", f"--data_dir={own_copy}", "--processes=1"]

@@ -15,7 +15,8 @@ def encode(kind: str, size=(40, 20), mode="RGB", **kwargs) -> bytes:
     pixels = np.zeros((size[1], size[0], 3), np.uint8)
     pixels[: size[1] // 2, : size[0] // 2] = 250  # the upper left quarter is white
     buffer = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(buffer, kind, **kwargs)
+    image = Image.fromarray(pixels[..., 0].astype(np.uint16) << 8) if mode == "I;16" else Image.fromarray(pixels)
+    image.convert(mode).save(buffer, kind, **kwargs)
     return buffer.getvalue()
 
 
@@ -55,7 +56,7 @@ def test_a_placeholder_is_refused_as_sent_and_as_shrunk():
 
 
 @pytest.mark.parametrize(
-    ("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "P"), ("PNG", "RGBA"), ("GIF", "P")]
+    ("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "I;16"), ("GIF", "P")]
 )
 def test_the_shorter_side_is_shrunk_and_the_picture_is_the_same(kind, mode):
     picture = check(encode(kind, mode=mode), image_size=10, refused=frozenset())
@@ -68,10 +69,22 @@ def test_the_shorter_side_is_shrunk_and_the_picture_is_the_same(kind, mode):
     assert max(black) < 25
 
 
-def test_a_rotated_photo_comes_out_upright():
+def test_of_16_bit_grey_the_upper_bits_are_shrunk():
+    values = np.repeat(np.linspace(0, 65535, 40).astype(np.uint16)[None], 20, axis=0)  # most of them above 255
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    picture = check(buffer.getvalue(), image_size=10, refused=frozenset())
+    with Image.open(io.BytesIO(picture.data)) as image:
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (20, 10))
+        pixels = np.asarray(image.convert("L")).astype(float)
+    np.testing.assert_allclose(pixels, (values / 256).reshape(10, 2, 20, 2).mean(axis=(1, 3)), atol=5)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("JPEG", "RGB"), ("PNG", "RGBA"), ("PNG", "I;16")])
+def test_a_rotated_photo_comes_out_upright(kind, mode):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned right: the white quarter is at the upper right
-    picture = check(encode("JPEG", exif=exif), image_size=10, refused=frozenset())
+    picture = check(encode(kind, mode=mode, exif=exif), image_size=10, refused=frozenset())
     assert (picture.width, picture.height) == (10, 20)
     with Image.open(io.BytesIO(picture.data)) as image:
         assert not image.getexif()

@@ -56,6 +56,19 @@ def test_bytes_that_did_not_reach_the_disk_end_the_journal(tmp_path):
     journal.close()
 
 
+def test_a_journal_whose_beginning_did_not_reach_the_disk_starts_anew(tmp_path):
+    path = tmp_path / "journal"
+    write(path)
+    path.write_bytes(b"\0\0\0" + path.read_bytes()[3:])
+    journal = Journal(path, [1])
+    assert (journal.asked, journal.rows) == ({1}, {})
+    journal.append(1, row(1, b"new"), b"new")
+    journal.close()
+    again = Journal(path, [])
+    assert (again.asked, list(again.rows), again.body(1)) == ({1}, [1], b"new")
+    again.close()
+
+
 def test_a_retry_adds_to_what_was_asked(tmp_path):
     write(tmp_path / "journal")
     journal = Journal(tmp_path / "journal", [7])
