@@ -275,7 +275,10 @@ def test_two_builds_at_once_are_refused(small, inputs, tmp_path):
 
 
 def test_a_domain_without_items_is_an_error(own_small, inputs, tmp_path):
-    own_small.splits["test"]["live"] = []
+    own_small.splits["test"].update({"video": [], "live": []})
     catalog = own_small.write_catalog(tmp_path / "catalog")
-    with pytest.raises(BuildError, match=r"split 'test' of .*catalog has no live items"):
+    with pytest.raises(
+        BuildError,
+        match=r"has no video items in split 'test', no live items in split 'test'; .* with a larger --test_fraction",
+    ):
         own_small.build(Inputs(catalog, inputs.images), tmp_path)
