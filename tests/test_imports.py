@@ -64,3 +64,5 @@ def test_every_command_explains_itself(command):
         [sys.executable, "-m", command, "--helpshort"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert "python -m" in done.stdout or "flags:" in done.stdout, done.stderr
+    if command in ("cope_jax.train", "cope_jax.evaluate", "cope_jax.embed"):
+        assert "--coordinator" in done.stdout
