@@ -5,6 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 VENV=.venv
 LOG=.cache/install.log
+LOCK=.cache/install.lock
 
 help() {
   cat <<'TEXT'
@@ -31,6 +32,7 @@ help() {
 Each takes --help. Options of demo and grocery go to training: ./run.sh demo --config.train.steps=200
 COPE_PYTHON=/path/to/python uses an environment of your own and installs nothing.
 TEXT
+COPE_JAX='jax[cuda12]' installs that build of JAX instead of the one for the device that is found.
 }
 
 say() { printf '\n▸ %s\n' "$*"; }
@@ -44,10 +46,12 @@ find_python() {
   fail "no Python 3.11 or newer found; install one, or set COPE_PYTHON to an environment of your own"
 }
 
-# The jax build for the device that is there.
+# The jax build that is asked for, or the one for the device that is there.
 jax_package() {
-  if nvidia-smi -L >/dev/null 2>&1; then echo 'jax[cuda13]'
-  elif compgen -G '/dev/accel*' >/dev/null || [ -n "${TPU_NAME:-}" ]; then echo 'jax[tpu]'
+  if [ -n "${COPE_JAX:-}" ]; then echo "$COPE_JAX"
+  elif nvidia-smi -L >/dev/null 2>&1; then echo 'jax[cuda13]'
+  elif compgen -G '/dev/accel*' >/dev/null || compgen -G '/dev/vfio/[0-9]*' >/dev/null || [ -n "${TPU_NAME:-}" ]; then
+    echo 'jax[tpu]'
   else echo jax; fi
 }
 
@@ -59,12 +63,23 @@ setup() {
     return
   fi
   PYTHON=$VENV/bin/python
-  local requirements=$1 package stamp finder
+  local package stamp
   package=$(jax_package)
-  stamp="$VENV/installed-$(cat requirements*.txt <(echo "$package") | cksum | tr ' ' -)-$requirements"
+  stamp="$VENV/installed-$(cat requirements*.txt <(echo "$package") | cksum | tr ' ' -)-$1"
   [ -e "$stamp" ] && return
   mkdir -p "$(dirname $LOG)"
   if ! "$PYTHON" -c 'import pip' 2>/dev/null; then
+  install "$1" "$package" "$stamp" 9>$LOCK
+}
+
+# install FILE PACKAGE STAMP: does that, one call at a time, for all tasks of a job may begin on the same .venv.
+# Descriptor 9 holds the lock, and gives it back as it closes, however the call ends.
+install() {
+  local requirements=$1 package=$2 stamp=$3 finder
+  if command -v flock >/dev/null; then  # macOS has none
+    flock -n 9 || { say "waiting for another call that sets up $VENV"; flock 9 || fail "cannot lock $LOCK"; }
+    [ -e "$stamp" ] && return
+  fi
     finder=$(find_python)
     say "making $VENV with $("$finder" --version)"
     "$finder" -m venv --clear $VENV >"$LOG" 2>&1 || fail "could not make $VENV; the reason is in $LOG (on Debian: apt install python3-venv)"
