@@ -30,9 +30,10 @@ help() {
 ./run.sh lint | test [OPTION…]         ruff | the tests (options go to pytest)
 
 Each takes --help. Options of demo and grocery go to training: ./run.sh demo --config.train.steps=200
+Of demo's, --train_products=N, --test_products=N, --image_side=PIXELS and --seed=N go to the synthetic release.
 COPE_PYTHON=/path/to/python uses an environment of your own and installs nothing.
-TEXT
 COPE_JAX='jax[cuda12]' installs that build of JAX instead of the one for the device that is found.
+TEXT
 }
 
 say() { printf '\n▸ %s\n' "$*"; }
@@ -68,7 +69,6 @@ setup() {
   stamp="$VENV/installed-$(cat requirements*.txt <(echo "$package") | cksum | tr ' ' -)-$1"
   [ -e "$stamp" ] && return
   mkdir -p "$(dirname $LOG)"
-  if ! "$PYTHON" -c 'import pip' 2>/dev/null; then
   install "$1" "$package" "$stamp" 9>$LOCK
 }
 
@@ -80,6 +80,7 @@ install() {
     flock -n 9 || { say "waiting for another call that sets up $VENV"; flock 9 || fail "cannot lock $LOCK"; }
     [ -e "$stamp" ] && return
   fi
+  if ! "$PYTHON" -c 'import pip' 2>/dev/null; then
     finder=$(find_python)
     say "making $VENV with $("$finder" --version)"
     "$finder" -m venv --clear $VENV >"$LOG" 2>&1 || fail "could not make $VENV; the reason is in $LOG (on Debian: apt install python3-venv)"
@@ -155,6 +156,8 @@ export TRANSFORMERS_NO_ADVISORY_WARNINGS=1 PYTHONUNBUFFERED=1
 
 command=${1:-help}
 [ $# -gt 0 ] && shift
+# The others pass --help on to one command of Python.
+case "$command: $* " in demo:*" --help "* | grocery:*" --help "* | lint:*" --help "*) help; exit ;; esac
 case $command in
   demo | grocery) setup requirements.txt; "$command" "$@" ;;
   # In place of this shell, which would take a scheduler's SIGTERM instead of it, and end before it has saved.

@@ -223,3 +223,11 @@ def test_the_build_of_jax_may_be_chosen(start_fresh, tmp_path):
     assert "installing requirements.txt and jax[cuda12] into .venv" in call.communicate(timeout=60)[0]
     assert call.returncode == 0
     assert installed(tmp_path) == ["requirements.txt jax[cuda12]"]
+
+
+@pytest.mark.parametrize("command", ["demo", "grocery", "lint"])
+def test_help_is_given_before_anything_is_done(start_fresh, tmp_path, command):
+    call = start_fresh(command, "--help")
+    assert "--train_products=N" in call.communicate(timeout=60)[0]
+    assert call.returncode == 0
+    assert not (tmp_path / "calls").exists()
