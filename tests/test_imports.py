@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,12 @@ def test_data_prep_stays_free_of_jax_and_of_cope_jax():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_an_installation_has_every_package():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {name if (ROOT / name.replace(".", "/")).is_dir() else name.rpartition(".")[0] for name in MODULES}
+    assert set(settings["tool"]["setuptools"]["packages"]) == folders
 
 
 @pytest.mark.parametrize(

@@ -253,5 +253,5 @@ def read_manifest(out: Path) -> dict[str, Any]:
     """
     path = out / MANIFEST
     if not path.exists():
-        raise FileNotFoundError(f"no {path}: name a folder that `python -m cope_jax.embed` wrote")
+        raise FileNotFoundError(f"no {path}: name a folder that `./run.sh embed` wrote")
     return json.loads(path.read_text(encoding="utf-8"))
