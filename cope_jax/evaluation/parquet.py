@@ -57,7 +57,7 @@ def embed_to_parquet(
     Args:
         workdir: of a training run.
         out: folder to write; one that this wrote before for the same run, step and records, or a new one.
-        split, data_dir: of the records; data_dir None is the run's own.
+        split, data_dir: of the records, as of `open_records`; data_dir None is the run's own.
         step: as of `evaluation.run.evaluate`.
         dtype: of the embeddings, a key of TYPES.
         rows: of a shard.
