@@ -5,6 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 VENV=.venv
 LOG=.cache/install.log
+LOCK=.cache/install.lock
 
 help() {
   cat <<'TEXT'
@@ -29,7 +30,9 @@ help() {
 ./run.sh lint | test [OPTION…]         ruff | the tests (options go to pytest)
 
 Each takes --help. Options of demo and grocery go to training: ./run.sh demo --config.train.steps=200
+Of demo's, --train_products=N, --test_products=N, --image_side=PIXELS and --seed=N go to the synthetic release.
 COPE_PYTHON=/path/to/python uses an environment of your own and installs nothing.
+COPE_JAX='jax[cuda12]' installs that build of JAX instead of the one for the device that is found.
 TEXT
 }
 
@@ -44,10 +47,12 @@ find_python() {
   fail "no Python 3.11 or newer found; install one, or set COPE_PYTHON to an environment of your own"
 }
 
-# The jax build for the device that is there.
+# The jax build that is asked for, or the one for the device that is there.
 jax_package() {
-  if nvidia-smi -L >/dev/null 2>&1; then echo 'jax[cuda13]'
-  elif compgen -G '/dev/accel*' >/dev/null || [ -n "${TPU_NAME:-}" ]; then echo 'jax[tpu]'
+  if [ -n "${COPE_JAX:-}" ]; then echo "$COPE_JAX"
+  elif nvidia-smi -L >/dev/null 2>&1; then echo 'jax[cuda13]'
+  elif compgen -G '/dev/accel*' >/dev/null || compgen -G '/dev/vfio/[0-9]*' >/dev/null || [ -n "${TPU_NAME:-}" ]; then
+    echo 'jax[tpu]'
   else echo jax; fi
 }
 
@@ -59,11 +64,22 @@ setup() {
     return
   fi
   PYTHON=$VENV/bin/python
-  local requirements=$1 package stamp finder
+  local package stamp
   package=$(jax_package)
-  stamp="$VENV/installed-$(cat requirements*.txt <(echo "$package") | cksum | tr ' ' -)-$requirements"
+  stamp="$VENV/installed-$(cat requirements*.txt <(echo "$package") | cksum | tr ' ' -)-$1"
   [ -e "$stamp" ] && return
   mkdir -p "$(dirname $LOG)"
+  install "$1" "$package" "$stamp" 9>$LOCK
+}
+
+# install FILE PACKAGE STAMP: does that, one call at a time, for all tasks of a job may begin on the same .venv.
+# Descriptor 9 holds the lock, and gives it back as it closes, however the call ends.
+install() {
+  local requirements=$1 package=$2 stamp=$3 finder
+  if command -v flock >/dev/null; then  # macOS has none
+    flock -n 9 || { say "waiting for another call that sets up $VENV"; flock 9 || fail "cannot lock $LOCK"; }
+    [ -e "$stamp" ] && return
+  fi
   if ! "$PYTHON" -c 'import pip' 2>/dev/null; then
     finder=$(find_python)
     say "making $VENV with $("$finder" --version)"
@@ -140,6 +156,8 @@ export TRANSFORMERS_NO_ADVISORY_WARNINGS=1 PYTHONUNBUFFERED=1
 
 command=${1:-help}
 [ $# -gt 0 ] && shift
+# The others pass --help on to one command of Python.
+case "$command: $* " in demo:*" --help "* | grocery:*" --help "* | lint:*" --help "*) help; exit ;; esac
 case $command in
   demo | grocery) setup requirements.txt; "$command" "$@" ;;
   # In place of this shell, which would take a scheduler's SIGTERM instead of it, and end before it has saved.

@@ -6,13 +6,14 @@ last lines are a table and JSON: for each benchmark its seconds and what it prin
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
 from typing import Any, NamedTuple
 
 from absl import app, flags
+
+from data_prep.cores import cores
 
 FLAGS = flags.FLAGS
 
@@ -78,7 +79,7 @@ def main(_: list[str]) -> None:
         if "error" in outcomes[name]:
             print(outcomes[name]["error"], file=sys.stderr, flush=True)
     print("\n" + "\n".join(as_row(name, outcome) for name, outcome in outcomes.items()))
-    print(json.dumps({"cores": len(os.sched_getaffinity(0)), "quick": FLAGS.quick, "benchmarks": outcomes}))
+    print(json.dumps({"cores": cores(), "quick": FLAGS.quick, "benchmarks": outcomes}))
     if any("error" in outcome for outcome in outcomes.values()):
         sys.exit(1)
 

@@ -1,7 +1,7 @@
 """The authors' recipe on ROPE: X-CLIP ViT-B/16 and RBT3 from their published weights, 128 products a step.
 
-    ./run.sh train --config=configs/cope_rope.py --dry_run --config.mesh.data=16
-    ./run.sh train --config=configs/cope_rope.py --workdir=runs/cope_rope --config.data.data_dir=data/rope
+  ./run.sh train --config=configs/cope_rope.py --dry_run --config.mesh.data=16 --config.losses.classifier.classes=187431
+  ./run.sh train --config=configs/cope_rope.py --workdir=runs/cope_rope --config.data.data_dir=data/rope
 
 The authors trained on 16 GPUs with 8 products each. Their losses: InfoNCE over the pairs of domains and of pages' texts
 and images alone with videos and lives, and a classification of all training products. Not yet run at length.
@@ -27,7 +27,6 @@ def get_config() -> ConfigDict:
             "losses.sigmoid.weight": 0.0,
             "losses.infonce.weight": 1.0,  # temperature, smoothing and pairs are the default's
             "losses.classifier.weight": 1.0,  # scale and margin likewise
-            "losses.classifier.classes": 187_431,
             "optimizer.rate": 5e-3,
             "optimizer.groups": ((r"^model/vision/", 2e-3), (r"^model/text/", 1e-3), (r"", 1.0)),
         }

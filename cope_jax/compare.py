@@ -23,7 +23,7 @@ def define_flags() -> None:
 def main(*runs: str) -> None:
     """Prints the table, and writes it where asked to."""
     if len(runs) < 2:
-        raise ValueError(f"{len(runs)} runs given; name at least two: python -m cope_jax.compare RUN RUN")
+        raise ValueError(f"{len(runs)} runs given; name at least two: ./run.sh compare RUN RUN")
     if FLAGS.out and Path(FLAGS.out).suffix not in WRITERS:
         raise ValueError(f"--out is {FLAGS.out!r}; its ending must be {' or '.join(WRITERS)}")
     step = entry.parse_step(FLAGS.step, words=(LATEST, BEST))

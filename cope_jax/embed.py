@@ -18,7 +18,7 @@ def define_flags() -> None:
     """Defines the flags of the command; not at import, where those of two commands would collide."""
     flags.DEFINE_string("workdir", None, "Folder of a training run.")
     flags.DEFINE_string("out", None, "Folder to write.")
-    flags.DEFINE_string("split", "test", "Split to embed.")
+    flags.DEFINE_string("split", "test", "Split to embed, or several: train+test.")
     flags.DEFINE_string("data_dir", None, "Array records to embed instead of the run's own.")
     flags.DEFINE_string(
         "step",

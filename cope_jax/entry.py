@@ -11,6 +11,7 @@ from absl import app, flags, logging
 from cope_jax.training.cluster import joined
 
 FLAGS = flags.FLAGS
+flags.disclaim_key_flags()  # those defined here belong to the command that asks for them: its --help shows them
 
 
 def define_cluster_flags() -> None:

@@ -39,7 +39,7 @@ def load(folder: str | Path) -> "Exported":
     folder = Path(folder)
     path = folder / CONFIG
     if not path.exists():
-        raise FileNotFoundError(f"no {path}: name a folder that `python -m cope_jax.export` wrote")
+        raise FileNotFoundError(f"no {path}: name a folder that `./run.sh export` wrote")
     config = json.loads(path.read_text(encoding="utf-8"))
     if config.get("format") != FORMAT:
         raise ValueError(f"{path} has the format {config.get('format')!r}; this loader reads {FORMAT!r}")

@@ -32,7 +32,9 @@ def define_flags() -> None:
     """Defines the flags of the command; not at import, where those of two commands would collide."""
     flags.DEFINE_string("workdir", None, "Folder of a training run.")
     flags.DEFINE_string("step", LATEST, f"Checkpoint: a step, {LATEST!r} or {BEST!r}.")
-    flags.DEFINE_string("split", None, "Split to search; the one that the run is evaluated on if not given.")
+    flags.DEFINE_string(
+        "split", None, "Split to search, or several: train+test. The one that the run is evaluated on if not given."
+    )
     flags.DEFINE_string("data_dir", None, "Array records to search instead of the run's own.")
     flags.DEFINE_string(
         "embeddings", None, "Folder that `embed` wrote, or to write; below eval/ of the run if not given."

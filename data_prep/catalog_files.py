@@ -70,7 +70,7 @@ class Catalog:
         if not path.is_file():
             raise CatalogError(
                 f"no {SUMMARY_FILE} in {path.parent.absolute()}: no catalog, or one that was not finished; "
-                "make it with python -m data_prep.catalog"
+                "make it with ./run.sh catalog, or ./run.sh table"
             )
         summary = json.loads(path.read_text(encoding="utf-8"))
         if summary["version"] != VERSION:

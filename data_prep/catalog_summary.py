@@ -27,6 +27,10 @@ def format_summary(summary: Mapping[str, Any]) -> str:
                 f"{counts['items_without_frames']:>11,}{counts['items_of_several_products']:>13,}"
             )
         lines.append(f"{split:<8}{'product':<9}{parts['domains']['product']['products']:>12,}")
+        if lacking := [domain for domain in DOMAINS if not parts["domains"][domain]["items"]]:
+            lines.append(
+                f"{split:<8}has no {' and no '.join(lacking)} items: it cannot be built, nor trained or judged on"
+            )
         lines += [f"{split:<8}{line}" for name, file in parts["files"].items() if (line := _note(name, file))]
         if comparison := compare_with_rope(split, parts["domains"]):
             lines.append(f"{split:<8}{comparison}")

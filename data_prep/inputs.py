@@ -45,10 +45,17 @@ class Inputs:
 
     def check(self) -> None:
         """Raises CatalogError or BuildError where a split or a domain's items lack, before hours go into others."""
-        for split in self.splits:
-            for domain in DOMAINS:
-                if not self.opened.count(split, domain):
-                    raise BuildError(f"split {split!r} of {self.catalog} has no {domain} items")
+        lacking = [
+            f"no {domain} items in split {split!r}"
+            for split in self.splits
+            for domain in DOMAINS
+            if not self.opened.count(split, domain)
+        ]
+        if lacking:
+            raise BuildError(
+                f"{self.catalog} has {', '.join(lacking)}; a split needs all three domains: build other --splits, or "
+                "make the catalog anew, that of a table with a larger --test_fraction or with a column split"
+            )
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from typing import TypeVar
 
 from data_prep import shards
+from data_prep.cores import cores
 from data_prep.shards import Shard, ShardReport
 
 Argument = TypeVar("Argument")
@@ -30,7 +31,7 @@ def local_map(processes: int | None = None) -> Iterator[Map]:
     children. One process is this one.
     """
     if processes is None:
-        processes = 1 if multiprocessing.current_process().daemon else len(os.sched_getaffinity(0))
+        processes = 1 if multiprocessing.current_process().daemon else cores()
     if processes == 1:
         yield _map_here
         return

@@ -12,6 +12,7 @@ import duckdb
 
 from data_prep.assembly import DomainSources, write_split
 from data_prep.catalog_files import REJECTED_FILE, SUMMARY_FILE, Catalog, CatalogError, write_summary
+from data_prep.cores import cores
 from data_prep.rejects import Rejects, write_rejects
 from data_prep.release import DOMAINS
 
@@ -148,7 +149,7 @@ def _database(folder: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnec
     config = {
         "memory_limit": memory_limit,
         "temp_directory": str(folder / _SPILL),
-        "threads": min(len(os.sched_getaffinity(0)), _MAX_THREADS),
+        "threads": min(cores(), _MAX_THREADS),
         "preserve_insertion_order": False,
     }
     try:

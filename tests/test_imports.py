@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,12 @@ def test_data_prep_stays_free_of_jax_and_of_cope_jax():
     assert done.stdout.strip() == "[]"
 
 
+def test_an_installation_has_every_package():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {name if (ROOT / name.replace(".", "/")).is_dir() else name.rpartition(".")[0] for name in MODULES}
+    assert set(settings["tool"]["setuptools"]["packages"]) == folders
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -64,3 +71,5 @@ def test_every_command_explains_itself(command):
         [sys.executable, "-m", command, "--helpshort"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert "python -m" in done.stdout or "flags:" in done.stdout, done.stderr
+    if command in ("cope_jax.train", "cope_jax.evaluate", "cope_jax.embed"):
+        assert "--coordinator" in done.stdout

@@ -43,7 +43,6 @@ TINY_RUN = [
     "--config.model.text.width=24",
     "--config.model.text.depth=1",
     "--config.model.text.heads=2",
-    "--config.losses.classifier.classes=0",
     "--config.train.batch_size=4",
     "--config.train.steps=3",
     "--config.optimizer.warmup_steps=1",
@@ -139,7 +138,7 @@ def words_of(command: str, places: dict[str, str]) -> list[str]:
         return [*words, "tests/test_domains.py"]
     if "--dry_run" in words:
         nothing = ["--config.data.data_dir=/nowhere", "--config.data.tokenizer=nobody/nothing"]
-        return [*words, *TINY_RUN, "--config.train.batch_size=16", "--config.losses.classifier.classes=50", *nothing]
+        return [*words, *TINY_RUN, "--config.train.batch_size=16", *nothing]
     return [*words, *TINY_RUN] if words[0] == "train" else words
 
 

@@ -2,11 +2,15 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 TINY = [
     "--train_products=24",
@@ -164,3 +168,66 @@ def test_an_unknown_field_names_the_nearest_one(run_sh, tmp_path):
     done = run_sh("train", "--config=configs/demo.py", f"--workdir={tmp_path}", "--config.train.batch_sise=3")
     assert done.returncode != 0
     assert "batch_size" in done.stderr + done.stdout
+
+
+# In place of Python: notes its arguments, makes itself the environment's Python, and takes a second to install nothing.
+STAND_IN = """#!/bin/sh
+echo "$@" >>calls
+case "$*" in
+  *"-m venv"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+  *"pip install"*) sleep 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def start_fresh(tmp_path):
+    """A function that starts run.sh in a checkout without .venv, on a machine with a GPU, and installs nothing."""
+    for path in (ROOT / "run.sh", *ROOT.glob("requirements*.txt")):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "bin").mkdir()
+    for name, content in (("python3", STAND_IN), ("nvidia-smi", "#!/bin/sh\n")):
+        (tmp_path / "bin" / name).write_text(content)
+        (tmp_path / "bin" / name).chmod(0o755)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("COPE_")}
+
+    def start(*words: str, **environment: str) -> subprocess.Popen:
+        variables = kept | {"PATH": f"{tmp_path}/bin:{kept['PATH']}"} | environment
+        return subprocess.Popen(
+            ["bash", "run.sh", *words], cwd=tmp_path, env=variables, stdout=subprocess.PIPE, text=True
+        )
+
+    return start
+
+
+def installed(checkout: Path) -> list[str]:
+    """What pip was asked for in a fresh checkout, a line a call."""
+    lines = (checkout / "calls").read_text().splitlines() if (checkout / "calls").exists() else []
+    return [line.partition("-r ")[2] for line in lines if "pip install" in line]
+
+
+def test_of_calls_at_the_same_time_one_installs(start_fresh, tmp_path):
+    calls = [start_fresh("eval")]
+    while not installed(tmp_path):
+        time.sleep(0.01)
+    calls += [start_fresh("compare"), start_fresh("embed")]
+    said = [call.communicate(timeout=60)[0] for call in calls]
+    assert [call.returncode for call in calls] == [0, 0, 0], said
+    assert installed(tmp_path) == ["requirements.txt jax[cuda13]"]
+    ran = sorted(line for line in (tmp_path / "calls").read_text().splitlines() if line.startswith("-m cope_jax"))
+    assert ran == ["-m cope_jax.compare", "-m cope_jax.embed", "-m cope_jax.evaluate"]
+
+
+def test_the_build_of_jax_may_be_chosen(start_fresh, tmp_path):
+    call = start_fresh("eval", COPE_JAX="jax[cuda12]")
+    assert "installing requirements.txt and jax[cuda12] into .venv" in call.communicate(timeout=60)[0]
+    assert call.returncode == 0
+    assert installed(tmp_path) == ["requirements.txt jax[cuda12]"]
+
+
+@pytest.mark.parametrize("command", ["demo", "grocery", "lint"])
+def test_help_is_given_before_anything_is_done(start_fresh, tmp_path, command):
+    call = start_fresh(command, "--help")
+    assert "--train_products=N" in call.communicate(timeout=60)[0]
+    assert call.returncode == 0
+    assert not (tmp_path / "calls").exists()

@@ -1,4 +1,4 @@
-"""Random access to the array records of one split: items of each domain by row, products by number."""
+"""Random access to the array records of a split, or of several: items of each domain by row, products by number."""
 
 import hashlib
 import resource
@@ -83,10 +83,14 @@ class ItemRecords:
 
 @dataclass(frozen=True)
 class ProductRecords:
-    """The products of a split; `records[p]` reads one. Fields as of `ItemRecords`."""
+    """The products of the splits; `records[p]` reads one. files as of `ItemRecords`.
+
+    starts: of each split how many products and items of each domain come before it; its rows count from there.
+    """
 
     source: Sequence
     files: Mapping[Path, int]
+    starts: Sequence[Mapping[str, int]]
 
     def __len__(self) -> int:
         return len(self.source)
@@ -97,9 +101,13 @@ class ProductRecords:
         Raises:
           BadItem: the record is broken; names its file.
         """
+        start = [start for start in self.starts if start["product"] <= index][-1]
         try:
             features = _features(self.source[index])
-            rows = {domain: np.array(features[f"{domain}_rows"].int64_list.value, np.int64) for domain in DOMAINS}
+            rows = {
+                domain: start[domain] + np.array(features[f"{domain}_rows"].int64_list.value, np.int64)
+                for domain in DOMAINS
+            }
             return Product(product_id=features["product_id"].int64_list.value[0], rows=rows)
         except BROKEN as error:
             raise BadItem(f"{_place(self.files, index)} is broken: {error}") from error
@@ -125,7 +133,7 @@ class ProductRecords:
 
 @dataclass(frozen=True)
 class Records:
-    """The four data sets of one split."""
+    """The four data sets of one split, or of several, one after the other."""
 
     items: Mapping[str, ItemRecords]
     products: ProductRecords
@@ -134,9 +142,13 @@ class Records:
 def open_records(data_dir: str | Path, split: str) -> Records:
     """Opens rope/page, rope/video, rope/live and rope/product under `data_dir`, newest version of each.
 
+    Args:
+      data_dir: TFDS's data folder.
+      split: its name, or several as TFDS writes them: "train+test".
+
     Raises:
       FileNotFoundError: data sets that are not there, all of them, with the command that makes them.
-      ValueError: data sets that lack the split, all of them, with the splits they have; more files than this process
+      ValueError: data sets that lack a split, all of them, with the splits they have; more files than this process
         may open.
     """
     builders = _builders(data_dir, split)
@@ -145,9 +157,13 @@ def open_records(data_dir: str | Path, split: str) -> Records:
         config: builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
         for config, builder in builders.items()
     }
+    starts = [dict.fromkeys(builders, 0)]
+    for name in split.split("+")[:-1]:
+        sizes = {config: builder.info.splits[name].num_examples for config, builder in builders.items()}
+        starts.append({config: starts[-1][config] + size for config, size in sizes.items()})
     return Records(
         items={domain: ItemRecords(domain, sources[domain], _files(builders[domain], split)) for domain in DOMAINS},
-        products=ProductRecords(sources["product"], _files(builders["product"], split)),
+        products=ProductRecords(sources["product"], _files(builders["product"], split), starts),
     )
 
 
@@ -161,7 +177,7 @@ def fingerprint(data_dir: str | Path, split: str) -> str:
     """
     digest = hashlib.sha256()
     for config, builder in _builders(data_dir, split).items():
-        for path in map(Path, builder.info.splits[split].filepaths):
+        for path in _files(builder, split):
             add_file(digest, path, config)
     return digest.hexdigest()[:16]
 
@@ -190,20 +206,20 @@ def _builders(data_dir: str | Path, split: str) -> dict[str, tfds.core.DatasetBu
     lacking = [
         f"{folders[config]} (has {', '.join(sorted(builder.info.splits)) or 'none'})"
         for config, builder in builders.items()
-        if split not in builder.info.splits
+        if set(split.split("+")) - set(builder.info.splits)
     ]
     if lacking:
         raise ValueError(
-            f"no split {split!r} in {', '.join(lacking)}; make it with "
-            f"`./run.sh build --release=RELEASE --data_dir={data_dir} --splits={split}`"
+            f"no split {split!r} in {', '.join(lacking)}; name another, or several as in train+test, or build all "
+            "that are wanted into another data_dir with `./run.sh build … --splits=train,test`"
         )
     return builders
 
 
 def _files(builder: tfds.core.DatasetBuilder, split: str) -> dict[Path, int]:
-    """Path → number of records of each file of a split."""
-    info = builder.info.splits[split]
-    return dict(zip(map(Path, info.filepaths), info.shard_lengths, strict=True))
+    """Path → number of records of each file of the splits."""
+    infos = [builder.info.splits[name] for name in split.split("+")]
+    return {Path(path): count for info in infos for path, count in zip(info.filepaths, info.shard_lengths, strict=True)}
 
 
 def _place(files: Mapping[Path, int], row: int) -> str:

@@ -116,7 +116,7 @@ def open_index(folder: Path, embeddings: Path) -> Index:
     """
     path = folder / DESCRIPTION
     if not path.exists():
-        raise FileNotFoundError(f"no {path}: build the index with `python -m cope_jax.search build`")
+        raise FileNotFoundError(f"no {path}: build the index with `./run.sh search build`")
     description = json.loads(path.read_text(encoding="utf-8"))
     if description.get("format") != FORMAT:
         raise ValueError(f"{path} has the format {description.get('format')!r}, not {FORMAT!r}: build it again")

@@ -57,7 +57,7 @@ def embed_to_parquet(
     Args:
         workdir: of a training run.
         out: folder to write; one that this wrote before for the same run, step and records, or a new one.
-        split, data_dir: of the records; data_dir None is the run's own.
+        split, data_dir: of the records, as of `open_records`; data_dir None is the run's own.
         step: as of `evaluation.run.evaluate`.
         dtype: of the embeddings, a key of TYPES.
         rows: of a shard.
@@ -253,5 +253,5 @@ def read_manifest(out: Path) -> dict[str, Any]:
     """
     path = out / MANIFEST
     if not path.exists():
-        raise FileNotFoundError(f"no {path}: name a folder that `python -m cope_jax.embed` wrote")
+        raise FileNotFoundError(f"no {path}: name a folder that `./run.sh embed` wrote")
     return json.loads(path.read_text(encoding="utf-8"))

@@ -154,7 +154,7 @@ def open_library(
     Args:
         workdir: of the run.
         step: as of `evaluation.run.evaluate`.
-        split: of the records; None is the one that the run is evaluated on.
+        split: of the records, as of `open_records`; None is the one that the run is evaluated on.
         data_dir: of the records; None is the run's own.
         embeddings: folder that `embed` wrote, or to write; None is one below `eval/<step>` of the run.
         kind: of the index, if it is built: see `build_index`.

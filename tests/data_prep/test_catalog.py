@@ -339,6 +339,12 @@ def test_harmless_oddities_are_noted(tmp_path):
     assert "training_product_lives_pair.txt: of 1 lines 1 item without frames, kept" in text
 
 
+def test_a_domain_without_items_is_told_at_once(tmp_path):
+    empty = {"product_lives_pair": "", "live_asrs": "", "live_clips": ""}
+    text = format_summary(make(tmp_path, **empty).summary)
+    assert text.endswith("\ntrain   has no live items: it cannot be built, nor trained or judged on")
+
+
 def test_a_finished_catalog_is_kept_and_that_of_other_files_is_not_touched(tmp_path):
     first = make(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}

@@ -67,5 +67,5 @@ def test_what_is_no_finished_catalog_of_this_version_is_refused(tmp_path, catalo
     with pytest.raises(CatalogError, match=r"summary\.json is of version 0, wanted 1: remove"):
         _ = Catalog(catalog.folder).splits
     summary.unlink()
-    with pytest.raises(CatalogError, match=r"no summary\.json in .*not finished; make it with"):
+    with pytest.raises(CatalogError, match=r"no summary\.json in .*not finished; make it with ./run.sh catalog"):
         next(Catalog(catalog.folder).items("train", "page"))

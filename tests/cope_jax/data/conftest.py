@@ -116,8 +116,8 @@ def _write(folder: Path, features: tfds.features.FeaturesDict, splits: Mapping[s
     info.write_to_directory(folder)
 
 
-def write_records(data_dir: Path, content: Plan, frame=None) -> Path:
-    """rope/{page,video,live,product} with a split "train"; frame(domain, row, i) → encoded bytes."""
+def write_records(data_dir: Path, content: Plan, frame=None, splits=("train",)) -> Path:
+    """rope/{page,video,live,product} with the same in each split; frame(domain, row, i) → encoded bytes."""
     frame = frame or plain_frame
     for domain, items in content.items.items():
         records = [
@@ -130,12 +130,12 @@ def write_records(data_dir: Path, content: Plan, frame=None) -> Path:
             }
             for row, (text, owners, count) in enumerate(items)
         ]
-        _write(data_dir / "rope" / domain / "1.0.0", ITEM_FEATURES, {"train": records})
+        _write(data_dir / "rope" / domain / "1.0.0", ITEM_FEATURES, dict.fromkeys(splits, records))
     products = [
         {"product_id": product, **{f"{domain}_rows": rows[domain] for domain in rows}}
         for product, rows in content.products.items()
     ]
-    _write(data_dir / "rope" / "product" / "1.0.0", PRODUCT_FEATURES, {"train": products})
+    _write(data_dir / "rope" / "product" / "1.0.0", PRODUCT_FEATURES, dict.fromkeys(splits, products))
     return data_dir
 
 
@@ -147,6 +147,12 @@ def content() -> Plan:
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory, content: Plan) -> Path:
     return write_records(tmp_path_factory.mktemp("records"), content)
+
+
+@pytest.fixture(scope="session")
+def two_splits_dir(tmp_path_factory: pytest.TempPathFactory, content: Plan) -> Path:
+    """The same records as a split "train" and as a split "test"."""
+    return write_records(tmp_path_factory.mktemp("two_splits"), content, splits=("train", "test"))
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,8 @@ class Shuffled:
 def test_ids_are_sorted_and_each_there_once(data_dir, content):
     records = open_records(data_dir, "train")
     order = [7, 2, 12, 0, 5, 5, 1, 9, 3, 11, 4, 6, 8, 10, 2]
-    shuffled = Records(items=records.items, products=ProductRecords(Shuffled(records.products.source, order), {}))
+    source = Shuffled(records.products.source, order)
+    shuffled = Records(items=records.items, products=ProductRecords(source, {}, records.products.starts))
     for split in (records, shuffled):
         found = product_ids(split)
         assert found.dtype == np.int32

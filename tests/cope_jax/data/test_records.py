@@ -1,3 +1,4 @@
+import re
 import resource
 import shutil
 
@@ -32,6 +33,22 @@ def test_products_point_at_their_rows(records, content):
         assert product.product_id == product_id
         assert {domain: found.tolist() for domain, found in product.rows.items()} == rows
     assert records.products[0].rows["page"].shape == (0,)
+
+
+def test_several_splits_follow_one_another(two_splits_dir, content):
+    both = open_records(two_splits_dir, "test+train")
+    for domain, items in content.items.items():
+        found = [both.items[domain][row].text for row in range(len(both.items[domain]))]
+        assert found == [text for text, _, _ in items] * 2
+        places = [both.items[domain].place(row).rpartition("rope-")[2][:5] for row in (0, len(items))]
+        assert places == ["test.", "train"]
+    assert len(both.products) == 2 * 13
+    for index, (product_id, rows) in enumerate([*content.products.items()] * 2):
+        product = both.products[index]
+        assert product.product_id == product_id
+        for domain, items in content.items.items():
+            before = len(items) if index >= 13 else 0
+            assert product.rows[domain].tolist() == [before + row for row in rows[domain]]
 
 
 def test_records_read_as_tfds_reads_them(records, data_dir):
@@ -75,8 +92,10 @@ def test_absent_data_sets_are_all_named_with_the_remedy(data_dir, tmp_path):
 
 
 def test_a_split_that_is_not_there_names_those_that_are(data_dir):
-    with pytest.raises(ValueError, match=r"no split 'test' in .*page/1\.0\.0 \(has train\).*--splits=test"):
-        open_records(data_dir, "test")
+    for split in ("test", "train+test"):
+        named = rf"no split '{re.escape(split)}' in .*page/1\.0\.0 \(has train\).*into another data_dir"
+        with pytest.raises(ValueError, match=named):
+            open_records(data_dir, split)
 
 
 def test_sampled_texts_are_spread_over_each_domain(records, content):

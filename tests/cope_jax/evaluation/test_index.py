@@ -132,7 +132,7 @@ def test_an_index_of_other_embeddings_is_refused(built, embeddings, tmp_path):
 
 
 def test_what_is_wrong_with_an_index_is_said(built, embeddings, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"build the index with `python -m cope_jax.search build`"):
+    with pytest.raises(FileNotFoundError, match=r"build the index with `./run.sh search build`"):
         open_index(tmp_path, embeddings)
     out = tmp_path / "index"
     shutil.copytree(built[0]["flat"][0], out)
@@ -153,7 +153,7 @@ def test_what_is_wrong_with_an_index_is_said(built, embeddings, tmp_path):
 def test_what_cannot_be_built_is_said(embeddings, tmp_path):
     with pytest.raises(ValueError, match="unknown kind of index 'tree': choose one of flat, hnsw, ivfpq"):
         build_index(embeddings, tmp_path / "out", kind="tree")
-    with pytest.raises(FileNotFoundError, match=r"name a folder that `python -m cope_jax.embed` wrote"):
+    with pytest.raises(FileNotFoundError, match=r"name a folder that `./run.sh embed` wrote"):
         build_index(tmp_path, tmp_path / "out")
     few = tmp_path / "few"
     shutil.copytree(embeddings, few)

@@ -159,7 +159,7 @@ def test_a_run_without_a_checkpoint_says_what_to_do(workdir, tmp_path):
 
 
 def test_the_loader_names_what_is_wrong(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"name a folder that `python -m cope_jax.export` wrote"):
+    with pytest.raises(FileNotFoundError, match=r"name a folder that `./run.sh export` wrote"):
         exported.load(tmp_path)
     shutil.copytree(folder, tmp_path / "cut")
     (tmp_path / "cut/live.stablehlo").unlink()

@@ -277,7 +277,7 @@ def small_authors(tiny_config):
     sizes |= {key: value for key, value in flatten(tiny_config) if key.startswith("model.") and key.endswith(shape)}
     weights = {"data.tokenizer": "", "model.vision.init_from": "", "model.text.init_from": ""}
     # Two thousandths of the rate serve published weights, and a warm-up of thousands of steps.
-    rates = {"optimizer.groups": (("", 1.0),), "optimizer.warmup_steps": 2, "losses.classifier.classes": 0}
+    rates = {"optimizer.groups": (("", 1.0),), "optimizer.warmup_steps": 2}
     config.update_from_flattened_dict(sizes | weights | rates | {"train.steps": 30, "train.log_every": 10})
     return config
 
