@@ -18,12 +18,12 @@ LARGEST_ID = np.iinfo(np.int32).max
 
 @dataclass(frozen=True)
 class Example:
-    """An item, the product it was drawn for and its random numbers, both None in evaluation; place is of its record."""
+    """An item, the product it was drawn for and its random numbers, both None in evaluation; place tells its record."""
 
     item: Item
     product: int | None = None
     rng: np.random.Generator | None = None
-    place: str = ""
+    place: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,16 +97,15 @@ class LeafMaker:
             return 0
         # A frame that repeats is decoded once: the view is the same for the whole clip.
         taken = list(dict.fromkeys(positions.tolist()))
-        place = np.searchsorted(taken, positions)
+        source = np.searchsorted(taken, positions)
         try:
             self.view([item.frames[position] for position in taken], rng, out[: len(taken)])
         except ValueError as error:
-            raise BadItem(
-                f"{self.domain} item {item.item_id}{example.place and f', {example.place}'}: {error}"
-            ) from error
+            place = f", {example.place()}" if example.place else ""
+            raise BadItem(f"{self.domain} item {item.item_id}{place}: {error}") from error
         for t in reversed(range(len(positions))):  # no frame is overwritten before it has been copied
-            if place[t] != t:
-                out[t] = out[place[t]]
+            if source[t] != t:
+                out[t] = out[source[t]]
         return len(positions)
 
     def _text(self, example: Example) -> str:

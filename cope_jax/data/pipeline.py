@@ -213,7 +213,7 @@ class _TrainLoader:
             except BadItem as fault:
                 on_fault(fault)
             else:
-                yield Example(item, product.product_id, rng, items.place(row))
+                yield Example(item, product.product_id, rng, partial(items.place, row))
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class _EvalLoader:
 
         for b, row in enumerate(rows.tolist()):
             try:
-                examples[b] = [Example(items[row], place=items.place(row))] if row >= 0 else []
+                examples[b] = [Example(items[row], place=partial(items.place, row))] if row >= 0 else []
             except BadItem as fault:
                 on_fault(b, fault)
         leaf = self.maker(examples, on_fault)

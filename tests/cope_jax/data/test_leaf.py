@@ -83,7 +83,7 @@ def test_texts_are_augmented_with_an_rng_only(tokenizer, image):
 def test_a_broken_image_names_its_item(maker, image):
     broken = Item(7, "", (3,), (image(np.zeros((8, 8, 3))), b"no image"), np.arange(2))
     with pytest.raises(ValueError, match=r"video item 7, record 4 of x: 8 bytes that start with b'no image' are no"):
-        maker([[Example(broken, place="record 4 of x")]])
+        maker([[Example(broken, place=lambda: "record 4 of x")]])
 
 
 def test_the_next_candidate_stands_for_a_broken_one(maker, image):
