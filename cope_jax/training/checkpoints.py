@@ -5,7 +5,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from cope_jax.training.weights import load_weights, prepare_weights
 UNTRAINED = 0
 # The parts of a checkpoint: the training state, and the sums of the report window that was open (JSON).
 STATE, WINDOW = "state", "window"
-UNFINISHED = "*.orbax-checkpoint-tmp*"
+UNFINISHED = ".orbax-checkpoint-tmp*"  # behind the step
 SAVE_SECONDS = 600  # that a save may take; processes whose part is written wait as long for one whose part failed
 # Of a disk, which tensorstore tells as ValueErrors, and of waiting in vain for another process whose part failed.
 FAILURES = (OSError, ValueError, jax.errors.JaxRuntimeError)
@@ -59,8 +60,8 @@ class Checkpoints:
     renamed, so a killed process leaves no half checkpoint that passes for one.
 
     Attributes:
-        saving: the save under way.
-        saved: the last one that is complete, of those begun here.
+        saving: the save under way, or the one that ended last and was not asked for yet.
+        complete: the last one known to be complete, or the one gone on from.
         failed: whether the one begun last was not completed.
         best: its step stays beside the newest ones.
     """
@@ -69,7 +70,7 @@ class Checkpoints:
         """Opens the folder; `keep` newest checkpoints stay, None is for readers, which change nothing."""
         self.folder = workdir.absolute() / "checkpoints"
         self.saving: Saved | None = None
-        self.saved: Saved | None = None
+        self.complete: Saved | None = None
         self.failed = False
         self.best = Best()
         if keep is not None and jax.process_index() == 0:
@@ -100,6 +101,13 @@ class Checkpoints:
         """All complete steps, oldest first."""
         return sorted(self.manager.all_steps())
 
+    @property
+    def saved(self) -> Saved | None:
+        """What a kill would leave now, as far as this start knows."""
+        if self.saving and os.path.exists(self.folder / str(self.saving.step)):
+            self.complete = self.saving
+        return self.complete
+
     def newest(self) -> int:
         """The newest complete step.
 
@@ -111,14 +119,21 @@ class Checkpoints:
             raise FileNotFoundError(f"no checkpoint in {self.folder}: train first, or ask for --step=0")
         return step
 
-    def save(self, step: int, state: TrainState, window: Window) -> None:
+    def save(self, step: int, state: TrainState, window: Window, sync_log: Callable[[], None] = lambda: None) -> None:
         """Saves in the background; returns when the arrays are copied to the host.
 
         A save that fails, say for want of disk space, is reported at the next one or when the folder is closed: the
         run goes on and the checkpoints before stay.
+
+        Args:
+            step: of the state.
+            state: of all parts of the run that is saved.
+            window: of the report that is open.
+            sync_log: waits until the disk has all lines up to the step, which no other start will write, and raises
+                an OSError where it cannot take them; the save fails then.
         """
         self.settle()
-        self.saving, self.failed = Saved(step, time.monotonic()), False
+        self.saving, self.failed, self.sync_log = Saved(step, time.monotonic()), False, sync_log
         items = {STATE: ocp.args.StandardSave(as_tree(state)), WINDOW: ocp.args.JsonSave(dict(window))}
         try:
             self.manager.save(step, args=ocp.args.Composite(**items))
@@ -132,26 +147,28 @@ class Checkpoints:
         except FAILURES as error:
             self.report_failure(error)
         else:
-            self.saved, self.saving = self.saving or self.saved, None
+            self.complete, self.saving = self.saving or self.complete, None
         return not self.failed
 
     def report_failure(self, error: Exception) -> None:
         """Tells of a failed save and frees the space that it took."""
         print(f"\nsaving step {self.saving.step} in {self.folder} failed: {error}", file=sys.stderr, flush=True)
-        if jax.process_index() == 0:
-            self.remove_unfinished()
         self.saving, self.failed = None, True
-        self.manager.reload()  # it has forgotten the checkpoint that was to go for the failed one
+        with suppress(*FAILURES):  # of the same disk
+            self.manager.reload()  # it has forgotten the checkpoint that was to go for the failed one
+            if jax.process_index() == 0:
+                self.remove_unfinished()
 
     def remove_unfinished(self) -> None:
-        """Removes what killed or failed saves left."""
-        for left in self.folder.glob(UNFINISHED):
-            shutil.rmtree(left)
+        """Removes what killed or failed saves left, as far as the disk lets it; a later save of the step may, too."""
+        for left in self.folder.glob(f"*{UNFINISHED}"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def seal(self) -> None:
         """Writes the manifest of the save under way, which Orbax then commits."""
         if jax.process_index() == 0:
-            (unfinished,) = self.folder.glob(UNFINISHED)
+            self.sync_log()
+            (unfinished,) = self.folder.glob(f"{self.saving.step}{UNFINISHED}")
             write_manifest(unfinished)
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, Window]:
@@ -169,6 +186,8 @@ class Checkpoints:
             )
         items = {STATE: ocp.args.StandardRestore(wanted), WINDOW: ocp.args.JsonRestore()}
         restored = self.manager.restore(step, args=ocp.args.Composite(**items))
+        age = time.time() - (self.folder / str(step)).stat().st_mtime
+        self.complete = Saved(step, time.monotonic() - age)
         return TrainState(**restored[STATE]), {name: tuple(pair) for name, pair in restored[WINDOW].items()}
 
     def restore_model(self, step: int, like: ModelState, *, average: bool = False) -> ModelState:

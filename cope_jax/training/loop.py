@@ -1,7 +1,7 @@
 """A training run: from a config and a work directory to its last checkpoint."""
 
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,8 +104,8 @@ def train(
                 batches = training_batches(
                     config, tokenizer, start_step=newest, share=share, class_ids=class_ids, faults=faults
                 )
-                log = MetricsLog(workdir, step=newest) if jax.process_index() == 0 else nullcontext()
-                with log as log, closing(batches), closing(Profile(workdir / "profile", profile_steps)) as profile:
+                log = MetricsLog(workdir, step=newest) if jax.process_index() == 0 else None
+                with closing(batches), closing(Profile(workdir / "profile", profile_steps)) as profile:
                     reporter = make_reporter(config, log, faults, window, vocab_size=len(tokenizer))
                     attend = Attendants(checkpoints, reporter, evaluations, probe, stop, watchdog, profile)
                     run_steps(config, mesh, state, run, batches, attend)
@@ -174,6 +174,7 @@ def run_steps(
     if evaluations.due(first) and not evaluate_step(first, state, attend):
         raise Stopped(what_is_left(first, steps))
     for step in range(first + 1, steps + 1):
+        watchdog.saved = reporter.progress.saved = checkpoints.saved
         watchdog.begin(f"the batch of step {step}")
         with reporter.progress.waiting():
             batch = next(batches)
@@ -190,8 +191,7 @@ def run_steps(
         if step == steps or step % config.train.checkpoint_every == 0 or stopped or due:
             reporter.flush()
             watchdog.begin(f"the saving of step {step}")
-            checkpoints.save(step, state, reporter.open_window())
-            watchdog.saved = reporter.progress.saved = checkpoints.saved
+            checkpoints.save(step, state, reporter.open_window(), reporter.sync)
         if due and not stopped:
             stopped = not evaluate_step(step, state, attend)
         if stopped or step == steps:

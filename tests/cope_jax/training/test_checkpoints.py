@@ -1,9 +1,11 @@
 """Checkpoints on bad days: damaged, unfinished, copied, of another model, on a full disk."""
 
 import json
+import os
 import resource
 import shutil
-import signal
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -165,16 +167,6 @@ def test_what_a_killed_save_left_goes(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "3"]
 
 
-@pytest.fixture
-def full_disk():
-    """A function that lets files have at most that many bytes, as a full disk would; afterwards none has a limit."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves an event loop behind
 def test_a_failed_save_is_told_and_the_next_one_tries_again(tmp_path, capfd, full_disk):
     """The rest stays: the checkpoints before, and no remains of the failed one."""
@@ -211,6 +203,60 @@ def test_a_save_that_does_not_even_begin_is_no_success(tmp_path, capsys, monkeyp
         assert not checkpoints.settle()
         assert checkpoints.saved.step == checkpoints.latest() == 1
     assert "saving step 2 in" in capsys.readouterr().err
+
+
+def test_remains_that_cannot_be_removed_are_in_nobodys_way(tmp_path, monkeypatch):
+    """Nor a disk that does not even list its files."""
+
+    def fail(*args, **kwargs):
+        raise OSError(5, "Input/output error")
+
+    left = tmp_path / "checkpoints/1.orbax-checkpoint-tmp"
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        with monkeypatch.context() as patch:
+            for name in ("rmdir", "unlink", "remove"):
+                patch.setattr(os, name, fail)
+            patch.setattr(checkpoints.manager, "reload", fail)
+            checkpoints.save(1, make_state(1), {}, fail)
+            assert not checkpoints.settle()
+        assert left.exists()
+        for step in (2, 11):
+            checkpoints.save(step, make_state(step), {})
+            assert checkpoints.settle()
+        assert find_damage(checkpoints.folder / "11") == []
+        assert left.exists()
+
+
+def test_a_save_whose_log_the_disk_does_not_have_fails(tmp_path, capsys):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, make_state(1), {})
+
+        def fail():
+            assert not (checkpoints.folder / "2").exists()
+            raise OSError("metrics.jsonl cannot be written")
+
+        checkpoints.save(2, make_state(2), {}, fail)
+        assert not checkpoints.settle()
+        assert checkpoints.steps() == [1]
+        checkpoints.save(3, make_state(3), {})
+        assert checkpoints.settle()
+    assert "failed: metrics.jsonl cannot be written" in capsys.readouterr().err
+
+
+def test_a_save_counts_from_the_moment_it_is_complete(tmp_path):
+    """And a run that goes on tells where from, with the age of that."""
+    go_on = threading.Event()
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.saved is None
+        checkpoints.save(1, make_state(1), {}, go_on.wait)
+        assert checkpoints.saved is None
+        go_on.set()
+        checkpoints.manager.wait_until_finished()  # as time would
+        assert checkpoints.saved.step == 1
+    os.utime(tmp_path / "checkpoints/1", (0, time.time() - 130))
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.restore(1, make_state(0))
+        assert str(checkpoints.saved).startswith("1, 2:1")
 
 
 def test_a_manifest_lists_every_file_that_holds_data(tmp_path):

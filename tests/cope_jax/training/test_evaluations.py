@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import struct
 from functools import partial
 
 import jax
@@ -50,15 +49,6 @@ def finished(make_config, tmp_path_factory):
     return workdir
 
 
-def read_records(path):
-    """The records of a TFRecord file: eight bytes of length, four of a checksum, the content, four more."""
-    content, place = path.read_bytes(), 0
-    while place < len(content):
-        (length,) = struct.unpack_from("<Q", content, place)
-        yield content[place + 12 : place + 12 + length]
-        place += length + 16
-
-
 def found_in(workdir):
     """Step → metrics of `evaluations.jsonl`."""
     lines = (workdir / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
@@ -98,7 +88,7 @@ def test_the_best_checkpoint_stays_and_is_evaluated_in_full(finished):
     assert all(known_metrics(finished, best, average=average) for average in (False, True))
 
 
-def test_tensorboard_shows_metrics_and_histograms_of_embeddings(finished):
+def test_tensorboard_shows_metrics_and_histograms_of_embeddings(finished, read_records):
     (path,) = (finished / "tensorboard").iterdir()
     shown = {}
     for record in read_records(path):
