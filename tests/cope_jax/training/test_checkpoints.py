@@ -16,7 +16,7 @@ from absl import app
 
 from cope_jax.checkpoints import main as verify
 from cope_jax.training.checkpoints import Checkpoints, set_aside_damaged
-from cope_jax.training.manifest import find_damage
+from cope_jax.training.manifest import find_damage, write_manifest
 from cope_jax.training.step import TrainState
 
 GOLDEN = Path(__file__).parent / "golden"  # one checkpoint for each format
@@ -70,7 +70,12 @@ def delete_the_manifest(folder):
     (folder / "manifest.json").unlink()
 
 
-DAMAGES = [truncate, empty, flip_a_bit, delete_half, delete_the_manifest]
+def damage_the_manifest(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace("sha256", "sha257", 1))
+
+
+DAMAGES = [truncate, empty, flip_a_bit, delete_half, delete_the_manifest, damage_the_manifest]
 
 
 def test_state_and_window_come_back_to_the_last_bit(tmp_path):
@@ -104,6 +109,35 @@ def test_damage_is_told_file_by_file(tmp_path):
     assert find_damage(folder) == [f"{name} is missing"]
     (folder / "manifest.json").write_text("{")
     assert "manifest.json does not parse" in find_damage(folder)[0]
+
+
+def test_every_flipped_bit_of_a_manifest_is_noticed(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    write_manifest(tmp_path)
+    path = tmp_path / "manifest.json"
+    content = path.read_bytes()
+    assert find_damage(tmp_path) == []
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 2]) + content[place + 1 :])
+        if place == content.index(b"1"):  # the format
+            with pytest.raises(ValueError, match="has the format 3"):
+                find_damage(tmp_path)
+        else:
+            assert find_damage(tmp_path), f"byte {place} of {content}"
+
+
+def test_files_that_cannot_be_read_are_damaged(tmp_path, monkeypatch):
+    save_steps(tmp_path, 1)
+    folder = tmp_path / "checkpoints/1"
+
+    def fail(*args, **kwargs):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cope_jax.training.manifest.hash_file", fail)
+        assert f"{largest_file(folder).relative_to(folder)} cannot be read (Input/output error)" in find_damage(folder)
+    monkeypatch.setattr(Path, "read_text", fail)
+    assert find_damage(folder) == ["manifest.json cannot be read (Input/output error)"]
 
 
 def test_without_a_sound_checkpoint_the_run_stops_at_every_start(tmp_path):
@@ -281,6 +315,11 @@ def test_verify_tells_which_checkpoint_is_damaged(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         verify("verify", str(tmp_path / "checkpoints/9"))
     assert ended.value.code == 0
+    delete_the_manifest(tmp_path / "checkpoints/9")
+    with pytest.raises(SystemExit) as ended:
+        verify("verify", str(tmp_path / "checkpoints/9"))
+    assert ended.value.code == 1
+    assert capsys.readouterr().out.endswith("checkpoints/9: manifest.json is missing\n")
     with pytest.raises(FileNotFoundError, match=r"no checkpoints in .*: name a work directory"):
         verify("verify", str(tmp_path / "checkpoints/9/state"))
     with pytest.raises(app.UsageError, match="verify DIR"):
@@ -297,8 +336,11 @@ def test_checkpoints_of_every_format_load(version, tmp_path):
     assert window == {"loss": (1.0, 1.0)}
 
 
-def test_a_format_of_the_future_is_told(tmp_path):
+def test_a_checkpoint_of_the_future_stays_where_it_is(tmp_path):
+    """An older version of the code shall not take it for damaged."""
     save_steps(tmp_path, 1)
     path = tmp_path / "checkpoints/1/manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    assert find_damage(path.parent) == ["it has the format 99, which this version of the code does not know"]
+    with pytest.raises(ValueError, match=r"checkpoints/1 has the format 99, newer than 1, .* take the version that"):
+        set_aside_damaged(tmp_path)
+    assert path.exists()
