@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -217,23 +217,30 @@ class Checkpoints:
         return tree["average"] if average else ModelState(tree["params"]["model"], tree["statistics"])
 
 
-def set_aside_damaged(workdir: Path) -> None:
-    """Moves checkpoints that are not as they were written to `damaged/`, newest first, until one is sound.
+def set_aside_damaged(workdir: Path, best: Callable[[Collection[int]], int | None] = lambda steps: None) -> None:
+    """Moves checkpoints that are not as they were written to `damaged/`, until the newest and the best one are sound.
+
+    Args:
+        workdir: of a run.
+        best: which of some steps is the best one, if any.
 
     Raises:
-        ValueError: none is sound, or an earlier start found that and nothing has been done about it.
+        ValueError: none is sound, or an earlier start found that and nothing has been done about it. Or a newer version
+            of the code wrote one.
     """
     folder, aside = workdir / "checkpoints", workdir / "damaged"
-    steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
-    for step in steps:
-        damage = find_damage(folder / str(step))
-        if not damage:
-            return
+    steps, sound = {int(path.name) for path in folder.glob("*") if path.name.isdigit()}, set()
+    while unknown := {max(steps, default=None), best(steps)} - {None} - sound:
+        step = unknown.pop()
+        if not (damage := find_damage(folder / str(step))):
+            sound.add(step)
+            continue
+        steps.remove(step)
         aside.mkdir(exist_ok=True)
         place = aside / f"{step}-{len(list(aside.iterdir()))}"
         os.rename(folder / str(step), place)
         print(f"the checkpoint of step {step} is damaged, moved to {place}: {'; '.join(damage)}", flush=True)
-    if aside.exists() and any(aside.iterdir()):
+    if not steps and aside.exists() and any(aside.iterdir()):
         raise ValueError(
             f"no sound checkpoint is left in {folder}, damaged ones are in {aside}: copy a good one back, or remove "
             f"{aside} to train again from step 0"

@@ -85,7 +85,7 @@ def train(
     with held(workdir), Watchdog(config.train.stall_seconds) as watchdog, StopSignal() as stop:
         if jax.process_index() == 0:
             save_config(config, workdir)
-            set_aside_damaged(workdir)
+            set_aside_damaged(workdir, Evaluations(config, workdir, step=config.train.steps).best)
         tokenizer = run_tokenizer(config, workdir)
         with Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
             newest = checkpoints.latest() or 0

@@ -111,6 +111,20 @@ def test_damage_is_told_file_by_file(tmp_path):
     assert "manifest.json does not parse" in find_damage(folder)[0]
 
 
+def test_the_best_checkpoint_must_be_sound_too(tmp_path):
+    """Or the evaluation at the end of the run would refuse it at every start. What is neither, is not looked at."""
+    save_steps(tmp_path, 1, 2, 3, 4, keep=4)
+    for step in (1, 2):
+        flip_a_bit(tmp_path / f"checkpoints/{step}")
+    set_aside_damaged(tmp_path, lambda steps: 2 if 2 in steps else 3)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [1, 3, 4]
+    flip_a_bit(tmp_path / "checkpoints/3")
+    set_aside_damaged(tmp_path, lambda steps: min(steps))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [4]
+
+
 def test_every_flipped_bit_of_a_manifest_is_noticed(tmp_path):
     (tmp_path / "file").write_bytes(b"content")
     write_manifest(tmp_path)

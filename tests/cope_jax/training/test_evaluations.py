@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 from functools import partial
 
@@ -86,6 +87,17 @@ def test_the_best_checkpoint_stays_and_is_evaluated_in_full(finished):
     with Checkpoints(finished) as checkpoints:
         assert set(checkpoints.steps()) == {best, 4, 5}
     assert all(known_metrics(finished, best, average=average) for average in (False, True))
+
+
+def test_a_rotten_best_checkpoint_does_not_stop_the_run_at_its_end(finished, make_config, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    lines = [{"step": 4, "average_mean_map": 0.9}, {"step": 5, "average_mean_map": 0.5}]
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.rmtree(run / "eval/4", ignore_errors=True)
+    (run / "checkpoints/4/manifest.json").unlink()
+    train(make_config(), run)
+    assert "the checkpoint of step 4 is damaged, moved to" in capsys.readouterr().out
 
 
 def test_tensorboard_shows_metrics_and_histograms_of_embeddings(finished, read_records):
