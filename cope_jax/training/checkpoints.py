@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.tree_util import keystr
 from ml_collections import ConfigDict
@@ -22,6 +24,7 @@ from cope_jax.training.manifest import find_damage, write_manifest
 from cope_jax.training.mesh import parameter_shardings, replicated, with_shardings
 from cope_jax.training.model import ModelState, split_model
 from cope_jax.training.progress import Saved
+from cope_jax.training.shared import blind_processes
 from cope_jax.training.step import TrainState
 from cope_jax.training.weights import load_weights, prepare_weights
 
@@ -96,6 +99,26 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The newest complete step, or None."""
         return self.manager.latest_step()
+
+    def latest_of_all(self) -> int | None:
+        """The newest complete step as process 0 sees it, or None; all processes must ask, and see the same then.
+
+        Raises:
+            ValueError: some do not.
+        """
+        if jax.process_count() > 1:
+            newest = int(multihost_utils.broadcast_one_to_all(np.int32(self.latest() or UNTRAINED)))
+
+            def look() -> bool:
+                self.manager.reload()
+                return (self.latest() or UNTRAINED) == newest
+
+            if blind := blind_processes(look):
+                raise ValueError(
+                    f"process {blind} of {jax.process_count()} does not see that {newest} is the newest step in "
+                    f"{self.folder}: --workdir must be on storage that soon shows all hosts what one of them changes"
+                )
+        return self.latest()
 
     def steps(self) -> list[int]:
         """All complete steps, oldest first."""

@@ -88,7 +88,7 @@ def train(
             set_aside_damaged(workdir, Evaluations(config, workdir, step=config.train.steps).best)
         tokenizer = run_tokenizer(config, workdir)
         with Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
-            newest = checkpoints.latest() or 0
+            newest = checkpoints.latest_of_all() or 0
             evaluations = Evaluations(config, workdir, step=newest)
             checkpoints.best.step = evaluations.best(checkpoints.steps())
             if newest >= config.train.steps and not evaluations.due(newest):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import app
+from jax.experimental import multihost_utils
 
 from cope_jax.checkpoints import main as verify
 from cope_jax.training.checkpoints import Checkpoints, set_aside_damaged
@@ -305,6 +306,24 @@ def test_a_save_counts_from_the_moment_it_is_complete(tmp_path):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.restore(1, make_state(0))
         assert str(checkpoints.saved).startswith("1, 2:1")
+
+
+def test_a_process_waits_until_it_sees_the_newest_step_of_process_0(tmp_path, monkeypatch):
+    """Storage may show a rename late. The process here is number 1."""
+    save_steps(tmp_path, 1, 2)
+    folder, hidden = tmp_path / "checkpoints/2", tmp_path / "hidden"
+    os.rename(folder, hidden)
+    with Checkpoints(tmp_path) as checkpoints, monkeypatch.context() as patch:
+        patch.setattr("jax.process_count", lambda: 2)
+        patch.setattr(multihost_utils, "broadcast_one_to_all", lambda step: np.int32(2))
+        patch.setattr(multihost_utils, "process_allgather", lambda seen: np.array([True, seen]))
+        patch.setattr("time.sleep", lambda seconds: os.rename(hidden, folder))
+        assert checkpoints.latest() == 1
+        assert checkpoints.latest_of_all() == 2
+        os.rename(folder, hidden)
+        patch.setattr("cope_jax.training.shared.SHARED_SECONDS", 0.0)
+        with pytest.raises(ValueError, match=r"process 1 of 2 does not see that 2 is the newest step in .*: --workdir"):
+            checkpoints.latest_of_all()
 
 
 def test_a_manifest_lists_every_file_that_holds_data(tmp_path):
