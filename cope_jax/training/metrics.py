@@ -189,7 +189,8 @@ class Reporter:
             raise ValueError(
                 f"{self.skipped} steps in a row had a loss or gradients that were not finite, the last one step "
                 f"{step}; config.train.max_skipped allows less. Lower config.optimizer.rate or "
-                "config.optimizer.clip_norm, or look at the products named above; the newest checkpoint is from before"
+                "config.optimizer.clip_norm, or look at the products named above; the newest checkpoint is as good as "
+                "the ones before, for skipped steps change nothing"
             )
 
     def begin_evaluation(self, step: int) -> None:

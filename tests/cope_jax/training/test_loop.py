@@ -187,11 +187,14 @@ def test_a_step_without_finite_numbers_changes_nothing(finished, tiny_config, tm
 
 
 def test_too_many_numbers_that_are_not_finite_end_the_run(tiny_config, tmp_path, capsys):
-    """The rate throws the parameters out of all bounds at the first step; the state before that is kept."""
+    """The rate throws the parameters out of bounds at the first step; what that leaves is kept as it is."""
     tiny_config.update_from_flattened_dict({"optimizer.rate": 1e38, "train.max_skipped": 2, "train.steps": 20})
     with pytest.raises(ValueError, match=r"3 steps in a row .* Lower config.optimizer.rate"):
         train(tiny_config, tmp_path)
     assert "skipped: its loss or gradients were not finite; products of the batch:" in capsys.readouterr().out
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [2]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(stored(tmp_path, 2)))
 
 
 def test_a_finished_run_is_left_alone(finished, tiny_config, capsys):
