@@ -29,10 +29,10 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     Raises:
         FileNotFoundError: there are none.
     """
-    if (folder / FILE).exists():
-        return [folder]
     parent = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
     found = sorted((path for path in parent.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
+    if not found and folder.is_dir() and ((folder / FILE).exists() or folder.absolute().name.isdigit()):
+        return [folder]
     if not found:
         raise FileNotFoundError(
             f"no checkpoints in {parent.absolute()}: name a work directory or one of its checkpoints"

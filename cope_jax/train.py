@@ -13,6 +13,7 @@ from cope_jax import entry
 from cope_jax.training.config import flatten, make_paths_absolute
 from cope_jax.training.dry_run import dry_run, pretend_devices
 from cope_jax.training.loop import train
+from cope_jax.training.output import outlive_a_full_disk
 from cope_jax.training.profile import parse_steps
 from cope_jax.training.stop import Stopped
 
@@ -46,6 +47,7 @@ def main() -> None:
         return
     if not FLAGS.workdir:
         raise ValueError("--workdir is missing: name the folder of the run, which is made if need be")
+    outlive_a_full_disk()
     code, profile_steps = 0, parse_steps(FLAGS.profile_steps)
     fields = {f"config.{key}": value for key, value in flatten(FLAGS.config)}
     with entry.this_process({"--workdir": FLAGS.workdir, **fields}):

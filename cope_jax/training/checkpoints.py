@@ -5,13 +5,16 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.tree_util import keystr
 from ml_collections import ConfigDict
@@ -21,6 +24,7 @@ from cope_jax.training.manifest import find_damage, write_manifest
 from cope_jax.training.mesh import parameter_shardings, replicated, with_shardings
 from cope_jax.training.model import ModelState, split_model
 from cope_jax.training.progress import Saved
+from cope_jax.training.shared import blind_processes
 from cope_jax.training.step import TrainState
 from cope_jax.training.weights import load_weights, prepare_weights
 
@@ -29,7 +33,7 @@ from cope_jax.training.weights import load_weights, prepare_weights
 UNTRAINED = 0
 # The parts of a checkpoint: the training state, and the sums of the report window that was open (JSON).
 STATE, WINDOW = "state", "window"
-UNFINISHED = "*.orbax-checkpoint-tmp*"
+UNFINISHED = ".orbax-checkpoint-tmp*"  # behind the step
 SAVE_SECONDS = 600  # that a save may take; processes whose part is written wait as long for one whose part failed
 # Of a disk, which tensorstore tells as ValueErrors, and of waiting in vain for another process whose part failed.
 FAILURES = (OSError, ValueError, jax.errors.JaxRuntimeError)
@@ -59,8 +63,8 @@ class Checkpoints:
     renamed, so a killed process leaves no half checkpoint that passes for one.
 
     Attributes:
-        saving: the save under way.
-        saved: the last one that is complete, of those begun here.
+        saving: the save under way, or the one that ended last and was not asked for yet.
+        complete: the last one known to be complete, or the one gone on from.
         failed: whether the one begun last was not completed.
         best: its step stays beside the newest ones.
     """
@@ -69,7 +73,7 @@ class Checkpoints:
         """Opens the folder; `keep` newest checkpoints stay, None is for readers, which change nothing."""
         self.folder = workdir.absolute() / "checkpoints"
         self.saving: Saved | None = None
-        self.saved: Saved | None = None
+        self.complete: Saved | None = None
         self.failed = False
         self.best = Best()
         if keep is not None and jax.process_index() == 0:
@@ -96,9 +100,36 @@ class Checkpoints:
         """The newest complete step, or None."""
         return self.manager.latest_step()
 
+    def latest_of_all(self) -> int | None:
+        """The newest complete step as process 0 sees it, or None; all processes must ask, and see the same then.
+
+        Raises:
+            ValueError: some do not.
+        """
+        if jax.process_count() > 1:
+            newest = int(multihost_utils.broadcast_one_to_all(np.int32(self.latest() or UNTRAINED)))
+
+            def look() -> bool:
+                self.manager.reload()
+                return (self.latest() or UNTRAINED) == newest
+
+            if blind := blind_processes(look):
+                raise ValueError(
+                    f"process {blind} of {jax.process_count()} does not see that {newest} is the newest step in "
+                    f"{self.folder}: --workdir must be on storage that soon shows all hosts what one of them changes"
+                )
+        return self.latest()
+
     def steps(self) -> list[int]:
         """All complete steps, oldest first."""
         return sorted(self.manager.all_steps())
+
+    @property
+    def saved(self) -> Saved | None:
+        """What a kill would leave now, as far as this start knows."""
+        if self.saving and os.path.exists(self.folder / str(self.saving.step)):
+            self.complete = self.saving
+        return self.complete
 
     def newest(self) -> int:
         """The newest complete step.
@@ -111,14 +142,21 @@ class Checkpoints:
             raise FileNotFoundError(f"no checkpoint in {self.folder}: train first, or ask for --step=0")
         return step
 
-    def save(self, step: int, state: TrainState, window: Window) -> None:
+    def save(self, step: int, state: TrainState, window: Window, sync_log: Callable[[], None] = lambda: None) -> None:
         """Saves in the background; returns when the arrays are copied to the host.
 
         A save that fails, say for want of disk space, is reported at the next one or when the folder is closed: the
         run goes on and the checkpoints before stay.
+
+        Args:
+            step: of the state.
+            state: of all parts of the run that is saved.
+            window: of the report that is open.
+            sync_log: waits until the disk has all lines up to the step, which no other start will write, and raises
+                an OSError where it cannot take them; the save fails then.
         """
         self.settle()
-        self.saving, self.failed = Saved(step, time.monotonic()), False
+        self.saving, self.failed, self.sync_log = Saved(step, time.monotonic()), False, sync_log
         items = {STATE: ocp.args.StandardSave(as_tree(state)), WINDOW: ocp.args.JsonSave(dict(window))}
         try:
             self.manager.save(step, args=ocp.args.Composite(**items))
@@ -132,26 +170,28 @@ class Checkpoints:
         except FAILURES as error:
             self.report_failure(error)
         else:
-            self.saved, self.saving = self.saving or self.saved, None
+            self.complete, self.saving = self.saving or self.complete, None
         return not self.failed
 
     def report_failure(self, error: Exception) -> None:
         """Tells of a failed save and frees the space that it took."""
         print(f"\nsaving step {self.saving.step} in {self.folder} failed: {error}", file=sys.stderr, flush=True)
-        if jax.process_index() == 0:
-            self.remove_unfinished()
         self.saving, self.failed = None, True
-        self.manager.reload()  # it has forgotten the checkpoint that was to go for the failed one
+        with suppress(*FAILURES):  # of the same disk
+            self.manager.reload()  # it has forgotten the checkpoint that was to go for the failed one
+            if jax.process_index() == 0:
+                self.remove_unfinished()
 
     def remove_unfinished(self) -> None:
-        """Removes what killed or failed saves left."""
-        for left in self.folder.glob(UNFINISHED):
-            shutil.rmtree(left)
+        """Removes what killed or failed saves left, as far as the disk lets it; a later save of the step may, too."""
+        for left in self.folder.glob(f"*{UNFINISHED}"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def seal(self) -> None:
         """Writes the manifest of the save under way, which Orbax then commits."""
         if jax.process_index() == 0:
-            (unfinished,) = self.folder.glob(UNFINISHED)
+            self.sync_log()
+            (unfinished,) = self.folder.glob(f"{self.saving.step}{UNFINISHED}")
             write_manifest(unfinished)
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, Window]:
@@ -169,6 +209,8 @@ class Checkpoints:
             )
         items = {STATE: ocp.args.StandardRestore(wanted), WINDOW: ocp.args.JsonRestore()}
         restored = self.manager.restore(step, args=ocp.args.Composite(**items))
+        age = time.time() - (self.folder / str(step)).stat().st_mtime
+        self.complete = Saved(step, time.monotonic() - age)
         return TrainState(**restored[STATE]), {name: tuple(pair) for name, pair in restored[WINDOW].items()}
 
     def restore_model(self, step: int, like: ModelState, *, average: bool = False) -> ModelState:
@@ -198,23 +240,30 @@ class Checkpoints:
         return tree["average"] if average else ModelState(tree["params"]["model"], tree["statistics"])
 
 
-def set_aside_damaged(workdir: Path) -> None:
-    """Moves checkpoints that are not as they were written to `damaged/`, newest first, until one is sound.
+def set_aside_damaged(workdir: Path, best: Callable[[Collection[int]], int | None] = lambda steps: None) -> None:
+    """Moves checkpoints that are not as they were written to `damaged/`, until the newest and the best one are sound.
+
+    Args:
+        workdir: of a run.
+        best: which of some steps is the best one, if any.
 
     Raises:
-        ValueError: none is sound, or an earlier start found that and nothing has been done about it.
+        ValueError: none is sound, or an earlier start found that and nothing has been done about it. Or a newer version
+            of the code wrote one.
     """
     folder, aside = workdir / "checkpoints", workdir / "damaged"
-    steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
-    for step in steps:
-        damage = find_damage(folder / str(step))
-        if not damage:
-            return
+    steps, sound = {int(path.name) for path in folder.glob("*") if path.name.isdigit()}, set()
+    while unknown := {max(steps, default=None), best(steps)} - {None} - sound:
+        step = unknown.pop()
+        if not (damage := find_damage(folder / str(step))):
+            sound.add(step)
+            continue
+        steps.remove(step)
         aside.mkdir(exist_ok=True)
         place = aside / f"{step}-{len(list(aside.iterdir()))}"
         os.rename(folder / str(step), place)
         print(f"the checkpoint of step {step} is damaged, moved to {place}: {'; '.join(damage)}", flush=True)
-    if aside.exists() and any(aside.iterdir()):
+    if not steps and aside.exists() and any(aside.iterdir()):
         raise ValueError(
             f"no sound checkpoint is left in {folder}, damaged ones are in {aside}: copy a good one back, or remove "
             f"{aside} to train again from step 0"

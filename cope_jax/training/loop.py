@@ -1,7 +1,7 @@
 """A training run: from a config and a work directory to its last checkpoint."""
 
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,10 +86,10 @@ def train(
             config.losses.classifier.classes = len(class_ids)
         if jax.process_index() == 0:
             save_config(config, workdir)
-            set_aside_damaged(workdir)
+            set_aside_damaged(workdir, Evaluations(config, workdir, step=config.train.steps).best)
         tokenizer = run_tokenizer(config, workdir)
         with Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
-            newest = checkpoints.latest() or 0
+            newest = checkpoints.latest_of_all() or 0
             evaluations = Evaluations(config, workdir, step=newest)
             checkpoints.best.step = evaluations.best(checkpoints.steps())
             if newest >= config.train.steps and not evaluations.due(newest):
@@ -105,8 +105,8 @@ def train(
                 batches = training_batches(
                     config, tokenizer, start_step=newest, share=share, class_ids=class_ids, faults=faults
                 )
-                log = MetricsLog(workdir, step=newest) if jax.process_index() == 0 else nullcontext()
-                with log as log, closing(batches), closing(Profile(workdir / "profile", profile_steps)) as profile:
+                log = MetricsLog(workdir, step=newest) if jax.process_index() == 0 else None
+                with closing(batches), closing(Profile(workdir / "profile", profile_steps)) as profile:
                     reporter = make_reporter(config, log, faults, window, vocab_size=len(tokenizer))
                     attend = Attendants(checkpoints, reporter, evaluations, probe, stop, watchdog, profile)
                     run_steps(config, mesh, state, run, batches, attend)
@@ -175,6 +175,7 @@ def run_steps(
     if evaluations.due(first) and not evaluate_step(first, state, attend):
         raise Stopped(what_is_left(first, steps))
     for step in range(first + 1, steps + 1):
+        watchdog.saved = reporter.progress.saved = checkpoints.saved
         watchdog.begin(f"the batch of step {step}")
         with reporter.progress.waiting():
             batch = next(batches)
@@ -191,8 +192,7 @@ def run_steps(
         if step == steps or step % config.train.checkpoint_every == 0 or stopped or due:
             reporter.flush()
             watchdog.begin(f"the saving of step {step}")
-            checkpoints.save(step, state, reporter.open_window())
-            watchdog.saved = reporter.progress.saved = checkpoints.saved
+            checkpoints.save(step, state, reporter.open_window(), reporter.sync)
         if due and not stopped:
             stopped = not evaluate_step(step, state, attend)
         if stopped or step == steps:

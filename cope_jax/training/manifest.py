@@ -22,26 +22,40 @@ def find_damage(folder: Path) -> list[str]:
     """What is wrong with a committed checkpoint, a sentence a file; nothing where it is as it was written.
 
     A copy is as good as its original, also one without the empty folders that buckets do not keep.
+
+    Raises:
+        ValueError: a newer version of the code wrote it.
     """
     try:
         manifest = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        version, listed = manifest["format"], manifest["files"]
+        version = int(manifest["format"])
+        listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except FileNotFoundError:
         return [f"{FILE} is missing"]
-    except (ValueError, KeyError, TypeError) as error:
-        return [f"{FILE} does not parse ({error})"]
-    if version != FORMAT:
-        return [f"it has the format {version}, which this version of the code does not know"]
-    found = describe(folder)
-    return [
-        f"{name} is missing"
-        if name not in found
-        else f"{name} has {found[name]['bytes']} bytes, not {entry['bytes']}"
-        if found[name]["bytes"] != entry["bytes"]
-        else f"{name} has other content than was written"
-        for name, entry in listed.items()
-        if found.get(name) != entry
-    ]
+    except OSError as error:
+        return [f"{FILE} cannot be read ({error.strerror})"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{FILE} does not parse ({error!r})"]
+    if version > FORMAT:
+        raise ValueError(
+            f"{folder} has the format {version}, newer than {FORMAT}, which this version of the code writes: take the "
+            "version that wrote it, or move this checkpoint out of the way"
+        )
+    with ThreadPoolExecutor(THREADS) as pool:
+        faults = pool.map(lambda name: find_fault(folder / name, *listed[name]), listed)
+        return [f"{name} {fault}" for name, fault in zip(listed, faults, strict=True) if fault]
+
+
+def find_fault(path: Path, size: int, digest: str) -> str:
+    """What is wrong with a file of some size and hash; nothing where it is as it was written."""
+    try:
+        if (found := path.stat().st_size) != size:
+            return f"has {found} bytes, not {size}"
+        return "" if hash_file(path) == digest else "has other content than was written"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 def describe(folder: Path) -> dict[str, dict[str, int | str]]:

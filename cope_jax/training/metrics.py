@@ -1,4 +1,4 @@
-"""Metrics as values, and the two files they are written to."""
+"""Metrics as values, and the files they are written to."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from flax import struct
 
 from cope_jax.data.faults import Faults
 from cope_jax.domains import DOMAINS
+from cope_jax.training.log_file import LogFile
 from cope_jax.training.progress import Progress
 
 SHOWN = 4  # examples that TensorBoard shows at the start
 EVALUATIONS = "evaluations.jsonl"  # in a work directory: what evaluations while training found
-BINS = 64  # of histograms
 
 
 @struct.dataclass
@@ -59,54 +59,49 @@ def merge_all(steps: Iterable[Mapping[str, Mean]]) -> dict[str, float]:
 class MetricsLog:
     """Writes one JSON line a report to `metrics.jsonl`, its speed to `speed.jsonl`, and all of it to TensorBoard.
 
-    And one line an evaluation to `evaluations.jsonl`.
+    And one line an evaluation to `evaluations.jsonl`. What a full disk refuses is tried again.
     """
 
     def __init__(self, workdir: Path, *, step: int):
         """Continues the log of a run at `step`: lines of later steps, which will be written again, go."""
         # Not at the top: this import takes torch along wherever that is installed, seconds that nothing else needs.
-        from tensorboardX import SummaryWriter
+        from cope_jax.training.board import Board
 
-        self.path, self.evaluations = workdir / "metrics.jsonl", workdir / EVALUATIONS
-        for path in (self.path, self.evaluations):
+        paths = [workdir / name for name in ("metrics.jsonl", "speed.jsonl", EVALUATIONS)]
+        for path in paths:
             keep_lines_until(path, step)
-        self.file = self.path.open("a", encoding="utf-8")
-        self.speeds = (workdir / "speed.jsonl").open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, write_to_disk=True)
+        self.reports, self.speeds, self.evaluations = map(LogFile, paths)
+        self.board = Board(workdir / "tensorboard", step=step)
 
     def show(self, step: int, batch: Mapping[str, Any]) -> None:
         """Adds the first examples of a batch, as the model sees them: page, video and live in a picture."""
         for example in range(min(SHOWN, len(batch["product_id"]))):
             clips = [np.concatenate(list(batch[domain]["frames"][example]), axis=1) for domain in DOMAINS]
             name = f"batch/product {batch['product_id'][example]}: page, video, live"
-            self.board.add_image(name, np.concatenate(clips, axis=1), step, dataformats="HWC")
+            self.board.add_image(step, name, np.concatenate(clips, axis=1))
 
     def write(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
         """Adds the values of one report; its speed, which no two runs have in common, to a file of its own."""
-        self.file.write(as_line(step, values))
-        self.file.flush()
+        self.reports.add(as_line({"step": step, **rounded(values)}))
         if speed:
-            self.speeds.write(json.dumps({"step": step, **speed}) + "\n")
-            self.speeds.flush()
-        for name, value in (*values.items(), *((f"speed/{name}", value) for name, value in speed.items())):
-            self.board.add_scalar(name, value, step)
+            self.speeds.add(as_line({"step": step, **speed}))
+        self.board.add_scalars(step, {**values, **{f"speed/{name}": value for name, value in speed.items()}})
 
     def write_evaluation(self, step: int, values: Mapping[str, float], samples: Mapping[str, np.ndarray]) -> None:
         """Adds what an evaluation found, and histograms of samples to TensorBoard."""
-        with self.evaluations.open("a", encoding="utf-8") as file:
-            file.write(as_line(step, values))
-        for name, value in values.items():
-            self.board.add_scalar(f"eval/{name}", value, step)
+        self.evaluations.add(as_line({"step": step, **rounded(values)}))
+        self.board.add_scalars(step, {f"eval/{name}": value for name, value in values.items()})
         for name, sample in samples.items():
-            self.board.add_histogram(name, sample, step, bins=BINS)
+            self.board.add_histogram(step, name, sample)
 
-    def __enter__(self) -> "MetricsLog":
-        return self
+    def sync(self) -> None:
+        """Waits until all reports and evaluations are on the disk for good.
 
-    def __exit__(self, *exception: object) -> None:
-        self.file.close()
-        self.speeds.close()
-        self.board.close()
+        Raises:
+            OSError: they are not; names the file.
+        """
+        for file in (self.reports, self.evaluations):
+            file.sync()
 
 
 class Reporter:
@@ -194,7 +189,8 @@ class Reporter:
             raise ValueError(
                 f"{self.skipped} steps in a row had a loss or gradients that were not finite, the last one step "
                 f"{step}; config.train.max_skipped allows less. Lower config.optimizer.rate or "
-                "config.optimizer.clip_norm, or look at the products named above; the newest checkpoint is from before"
+                "config.optimizer.clip_norm, or look at the products named above; the newest checkpoint is as good as "
+                "the ones before, for skipped steps change nothing"
             )
 
     def begin_evaluation(self, step: int) -> None:
@@ -210,14 +206,23 @@ class Reporter:
         means = ", ".join(f"{name} {value:.3f}" for name, value in values.items() if "mean" in name)
         print(f"\nstep {step} evaluated: {means}", flush=True)
 
+    def sync(self) -> None:
+        """Waits until all that was reported is on the disk for good.
+
+        Raises:
+            OSError: it is not; names the file.
+        """
+        if self.log is not None:
+            self.log.sync()
+
     def open_window(self) -> dict[str, tuple[float, float]]:
         """(total, count) of each metric in the window that is not reported yet."""
         return {name: (float(mean.total), float(mean.count)) for name, mean in self.window.items()}
 
 
-def as_line(step: int, values: Mapping[str, float]) -> str:
+def as_line(entry: Mapping[str, Any]) -> bytes:
     """A line of a log: JSON."""
-    return json.dumps({"step": step, **rounded(values)}) + "\n"
+    return json.dumps(entry).encode() + b"\n"
 
 
 def rounded(values: Mapping[str, float]) -> dict[str, float | None]:
@@ -231,15 +236,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def keep_lines_until(path: Path, step: int) -> None:
-    """Drops the lines of a metrics file that are later than `step` or cut off, in one atomic replacement."""
+def keep_lines_until(path: Path, step: float) -> None:
+    """Cuts off the lines of a log that are later than `step` or not whole; a full disk lets it."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
-            break
-        kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    size = 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            size += len(line)
+    os.truncate(path, size)

@@ -33,7 +33,7 @@ class Progress:
     """Rewrites one line on a terminal; elsewhere prints a line every half minute.
 
     Attributes:
-        saved: what a kill would leave, by this start; None before its first save.
+        saved: what a kill would leave; None before the first save.
     """
 
     def __init__(self, *, steps: int, batch_size: int, peak_seconds: float = 0.0):

@@ -1,7 +1,7 @@
 """The work directory of a run: held by one run at a time, and seen by all its hosts."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -40,13 +40,16 @@ def check_shared(workdir: Path) -> None:
     token = str(multihost_utils.broadcast_one_to_all(np.uint32(time.time_ns() & 0xFFFFFFFF)))
     if jax.process_index() == 0:
         path.write_text(token, encoding="utf-8")
-    deadline = time.monotonic() + SHARED_SECONDS
-    while not (seen := path.exists() and path.read_text(encoding="utf-8") == token) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    seen = multihost_utils.process_allgather(np.array(seen))
-    if not seen.all():
-        blind = ", ".join(map(str, np.flatnonzero(~seen)))
+    if blind := blind_processes(lambda: path.exists() and path.read_text(encoding="utf-8") == token):
         raise ValueError(
-            f"process {blind} of {len(seen)} does not see what process 0 writes in {workdir.absolute()}: --workdir "
-            "must be on storage that all hosts share, under the same path"
+            f"process {blind} of {jax.process_count()} does not see what process 0 writes in {workdir.absolute()}: "
+            "--workdir must be on storage that all hosts share, under the same path"
         )
+
+
+def blind_processes(look: Callable[[], bool]) -> str:
+    """The numbers of the processes, "1, 3", in which a look at the storage does not succeed in time; "" of none."""
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not (seen := look()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return ", ".join(map(str, np.flatnonzero(~multihost_utils.process_allgather(np.array(seen)))))

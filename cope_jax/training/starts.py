@@ -1,6 +1,7 @@
 """What a run was started with, one line of `starts.jsonl` a start: so that a result can be made again."""
 
 import json
+import math
 import subprocess
 from collections import Counter
 from importlib import metadata
@@ -12,6 +13,8 @@ from ml_collections import ConfigDict
 
 from cope_jax.data.records import fingerprint
 from cope_jax.training.config import flatten
+from cope_jax.training.log_file import LogFile
+from cope_jax.training.metrics import as_line, keep_lines_until, read_lines
 
 FILE = "starts.jsonl"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
@@ -52,16 +55,16 @@ def record_start(workdir: Path, step: int, now: dict[str, Any], *, accept_other_
         ValueError: the run would go on with other training data than it began with, and that is not accepted.
     """
     path = workdir / FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    before = json.loads(lines[-1]) if lines and step else None
+    keep_lines_until(path, math.inf)
+    lines = read_lines(path)
+    before = lines[-1] if lines and step else None
     changes = differences(before, now) if before else []
     if before and before["data"] != now["data"] and not accept_other_data:
         raise ValueError(
             f"the training data are not those that {workdir} began with (fingerprint {before['data']} there, "
             f"{now['data']} now): set config.data.data_dir to them, or --accept_other_data to go on with these"
         )
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **now}) + "\n")
+    LogFile(path).add(as_line({"step": step, **now}))
     return changes
 
 

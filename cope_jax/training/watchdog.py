@@ -52,7 +52,7 @@ class Watchdog:
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         print(
             f"\nnothing moved for {self.seconds:.0f} s (config.train.stall_seconds) while waiting for {self.waiting}; "
-            f"the last finished step is {self.finished}, the last one saved by this start "
+            f"the last finished step is {self.finished}, the last one saved "
             f"{self.saved or 'none'}. The stacks above tell where each thread stands; {GO_ON}",
             file=sys.stderr,
             flush=True,

@@ -1,5 +1,9 @@
 """Runs that start as fast as runs can: what tests of kills and of several processes take time for is compiling."""
 
+import resource
+import signal
+import struct
+
 import pytest
 
 from cope_jax.training.config import flatten
@@ -47,3 +51,30 @@ def write_config(tmp_path_factory):
         return path
 
     return write
+
+
+@pytest.fixture
+def full_disk():
+    """A function that lets files have at most that many bytes, as a full disk would; afterwards none has a limit.
+
+    What pytest captures by `capfd` is in a file, too; what it captures by `capsys` is not.
+    """
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.fixture(scope="session")
+def read_records():
+    """A function that gives the records of a TFRecord file."""
+
+    def read(path):
+        content, place = path.read_bytes(), 0
+        while place < len(content):  # eight bytes of length, four of a checksum, the content, four more
+            (length,) = struct.unpack_from("<Q", content, place)
+            yield content[place + 12 : place + 12 + length]
+            place += length + 16
+
+    return read

@@ -1,9 +1,11 @@
 """Checkpoints on bad days: damaged, unfinished, copied, of another model, on a full disk."""
 
 import json
+import os
 import resource
 import shutil
-import signal
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -11,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import app
+from jax.experimental import multihost_utils
 
 from cope_jax.checkpoints import main as verify
 from cope_jax.training.checkpoints import Checkpoints, set_aside_damaged
-from cope_jax.training.manifest import find_damage
+from cope_jax.training.manifest import find_damage, write_manifest
 from cope_jax.training.step import TrainState
 
 GOLDEN = Path(__file__).parent / "golden"  # one checkpoint for each format
@@ -68,7 +71,12 @@ def delete_the_manifest(folder):
     (folder / "manifest.json").unlink()
 
 
-DAMAGES = [truncate, empty, flip_a_bit, delete_half, delete_the_manifest]
+def damage_the_manifest(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace("sha256", "sha257", 1))
+
+
+DAMAGES = [truncate, empty, flip_a_bit, delete_half, delete_the_manifest, damage_the_manifest]
 
 
 def test_state_and_window_come_back_to_the_last_bit(tmp_path):
@@ -102,6 +110,49 @@ def test_damage_is_told_file_by_file(tmp_path):
     assert find_damage(folder) == [f"{name} is missing"]
     (folder / "manifest.json").write_text("{")
     assert "manifest.json does not parse" in find_damage(folder)[0]
+
+
+def test_the_best_checkpoint_must_be_sound_too(tmp_path):
+    """Or the evaluation at the end of the run would refuse it at every start. What is neither, is not looked at."""
+    save_steps(tmp_path, 1, 2, 3, 4, keep=4)
+    for step in (1, 2):
+        flip_a_bit(tmp_path / f"checkpoints/{step}")
+    set_aside_damaged(tmp_path, lambda steps: 2 if 2 in steps else 3)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [1, 3, 4]
+    flip_a_bit(tmp_path / "checkpoints/3")
+    set_aside_damaged(tmp_path, lambda steps: min(steps))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [4]
+
+
+def test_every_flipped_bit_of_a_manifest_is_noticed(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    write_manifest(tmp_path)
+    path = tmp_path / "manifest.json"
+    content = path.read_bytes()
+    assert find_damage(tmp_path) == []
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 2]) + content[place + 1 :])
+        if place == content.index(b"1"):  # the format
+            with pytest.raises(ValueError, match="has the format 3"):
+                find_damage(tmp_path)
+        else:
+            assert find_damage(tmp_path), f"byte {place} of {content}"
+
+
+def test_files_that_cannot_be_read_are_damaged(tmp_path, monkeypatch):
+    save_steps(tmp_path, 1)
+    folder = tmp_path / "checkpoints/1"
+
+    def fail(*args, **kwargs):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cope_jax.training.manifest.hash_file", fail)
+        assert f"{largest_file(folder).relative_to(folder)} cannot be read (Input/output error)" in find_damage(folder)
+    monkeypatch.setattr(Path, "read_text", fail)
+    assert find_damage(folder) == ["manifest.json cannot be read (Input/output error)"]
 
 
 def test_without_a_sound_checkpoint_the_run_stops_at_every_start(tmp_path):
@@ -165,16 +216,6 @@ def test_what_a_killed_save_left_goes(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "3"]
 
 
-@pytest.fixture
-def full_disk():
-    """A function that lets files have at most that many bytes, as a full disk would; afterwards none has a limit."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves an event loop behind
 def test_a_failed_save_is_told_and_the_next_one_tries_again(tmp_path, capfd, full_disk):
     """The rest stays: the checkpoints before, and no remains of the failed one."""
@@ -213,6 +254,78 @@ def test_a_save_that_does_not_even_begin_is_no_success(tmp_path, capsys, monkeyp
     assert "saving step 2 in" in capsys.readouterr().err
 
 
+def test_remains_that_cannot_be_removed_are_in_nobodys_way(tmp_path, monkeypatch):
+    """Nor a disk that does not even list its files."""
+
+    def fail(*args, **kwargs):
+        raise OSError(5, "Input/output error")
+
+    left = tmp_path / "checkpoints/1.orbax-checkpoint-tmp"
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        with monkeypatch.context() as patch:
+            for name in ("rmdir", "unlink", "remove"):
+                patch.setattr(os, name, fail)
+            patch.setattr(checkpoints.manager, "reload", fail)
+            checkpoints.save(1, make_state(1), {}, fail)
+            assert not checkpoints.settle()
+        assert left.exists()
+        for step in (2, 11):
+            checkpoints.save(step, make_state(step), {})
+            assert checkpoints.settle()
+        assert find_damage(checkpoints.folder / "11") == []
+        assert left.exists()
+
+
+def test_a_save_whose_log_the_disk_does_not_have_fails(tmp_path, capsys):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, make_state(1), {})
+
+        def fail():
+            assert not (checkpoints.folder / "2").exists()
+            raise OSError("metrics.jsonl cannot be written")
+
+        checkpoints.save(2, make_state(2), {}, fail)
+        assert not checkpoints.settle()
+        assert checkpoints.steps() == [1]
+        checkpoints.save(3, make_state(3), {})
+        assert checkpoints.settle()
+    assert "failed: metrics.jsonl cannot be written" in capsys.readouterr().err
+
+
+def test_a_save_counts_from_the_moment_it_is_complete(tmp_path):
+    """And a run that goes on tells where from, with the age of that."""
+    go_on = threading.Event()
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.saved is None
+        checkpoints.save(1, make_state(1), {}, go_on.wait)
+        assert checkpoints.saved is None
+        go_on.set()
+        checkpoints.manager.wait_until_finished()  # as time would
+        assert checkpoints.saved.step == 1
+    os.utime(tmp_path / "checkpoints/1", (0, time.time() - 130))
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.restore(1, make_state(0))
+        assert str(checkpoints.saved).startswith("1, 2:1")
+
+
+def test_a_process_waits_until_it_sees_the_newest_step_of_process_0(tmp_path, monkeypatch):
+    """Storage may show a rename late. The process here is number 1."""
+    save_steps(tmp_path, 1, 2)
+    folder, hidden = tmp_path / "checkpoints/2", tmp_path / "hidden"
+    os.rename(folder, hidden)
+    with Checkpoints(tmp_path) as checkpoints, monkeypatch.context() as patch:
+        patch.setattr("jax.process_count", lambda: 2)
+        patch.setattr(multihost_utils, "broadcast_one_to_all", lambda step: np.int32(2))
+        patch.setattr(multihost_utils, "process_allgather", lambda seen: np.array([True, seen]))
+        patch.setattr("time.sleep", lambda seconds: os.rename(hidden, folder))
+        assert checkpoints.latest() == 1
+        assert checkpoints.latest_of_all() == 2
+        os.rename(folder, hidden)
+        patch.setattr("cope_jax.training.shared.SHARED_SECONDS", 0.0)
+        with pytest.raises(ValueError, match=r"process 1 of 2 does not see that 2 is the newest step in .*: --workdir"):
+            checkpoints.latest_of_all()
+
+
 def test_a_manifest_lists_every_file_that_holds_data(tmp_path):
     save_steps(tmp_path, 1)
     folder = tmp_path / "checkpoints/1"
@@ -235,6 +348,11 @@ def test_verify_tells_which_checkpoint_is_damaged(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         verify("verify", str(tmp_path / "checkpoints/9"))
     assert ended.value.code == 0
+    delete_the_manifest(tmp_path / "checkpoints/9")
+    with pytest.raises(SystemExit) as ended:
+        verify("verify", str(tmp_path / "checkpoints/9"))
+    assert ended.value.code == 1
+    assert capsys.readouterr().out.endswith("checkpoints/9: manifest.json is missing\n")
     with pytest.raises(FileNotFoundError, match=r"no checkpoints in .*: name a work directory"):
         verify("verify", str(tmp_path / "checkpoints/9/state"))
     with pytest.raises(app.UsageError, match="verify DIR"):
@@ -251,8 +369,11 @@ def test_checkpoints_of_every_format_load(version, tmp_path):
     assert window == {"loss": (1.0, 1.0)}
 
 
-def test_a_format_of_the_future_is_told(tmp_path):
+def test_a_checkpoint_of_the_future_stays_where_it_is(tmp_path):
+    """An older version of the code shall not take it for damaged."""
     save_steps(tmp_path, 1)
     path = tmp_path / "checkpoints/1/manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    assert find_damage(path.parent) == ["it has the format 99, which this version of the code does not know"]
+    with pytest.raises(ValueError, match=r"checkpoints/1 has the format 99, newer than 1, .* take the version that"):
+        set_aside_damaged(tmp_path)
+    assert path.exists()

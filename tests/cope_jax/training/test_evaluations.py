@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-import struct
 from contextlib import closing
 from functools import partial
 
@@ -62,15 +61,6 @@ def finished(make_config, tmp_path_factory):
     return workdir
 
 
-def read_records(path):
-    """The records of a TFRecord file: eight bytes of length, four of a checksum, the content, four more."""
-    content, place = path.read_bytes(), 0
-    while place < len(content):
-        (length,) = struct.unpack_from("<Q", content, place)
-        yield content[place + 12 : place + 12 + length]
-        place += length + 16
-
-
 def found_in(workdir):
     """Step → metrics of `evaluations.jsonl`."""
     lines = (workdir / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
@@ -112,7 +102,18 @@ def test_the_best_checkpoint_stays_and_is_evaluated_in_full(finished):
     assert all(known_metrics(finished, best, average=average) for average in (False, True))
 
 
-def test_tensorboard_shows_the_first_examples_metrics_and_histograms_of_embeddings(finished, make_config):
+def test_a_rotten_best_checkpoint_does_not_stop_the_run_at_its_end(finished, make_config, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    lines = [{"step": 4, "average_mean_map": 0.9}, {"step": 5, "average_mean_map": 0.5}]
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.rmtree(run / "eval/4", ignore_errors=True)
+    (run / "checkpoints/4/manifest.json").unlink()
+    train(make_config(), run)
+    assert "the checkpoint of step 4 is damaged, moved to" in capsys.readouterr().out
+
+
+def test_tensorboard_shows_the_first_examples_metrics_and_histograms_of_embeddings(finished, make_config, read_records):
     (path,) = (finished / "tensorboard").iterdir()
     shown = {}
     for record in read_records(path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -23,7 +24,7 @@ from cope_jax.training.inputs import run_tokenizer, training_batches, training_c
 from cope_jax.training.lock import locked
 from cope_jax.training.loop import start, train
 from cope_jax.training.mesh import make_mesh, to_devices
-from cope_jax.training.metrics import merge_all
+from cope_jax.training.metrics import MetricsLog, merge_all
 from cope_jax.training.progress import Progress
 from cope_jax.training.stop import Stopped
 from cope_jax.training.watchdog import Watchdog
@@ -131,6 +132,7 @@ def test_a_lost_checkpoint_is_trained_again(finished, tiny_config, tmp_path, cap
     ]
     output = capsys.readouterr().out
     assert "going on from step 4" in output
+    assert "saved 4, " in output
     (trace,) = (tmp_path / "run/profile").rglob("*.xplane.pb")
     assert b"train_step" in trace.read_bytes()
     assert_equal_trees(stored(tmp_path / "run", 6), stored(finished, 6))
@@ -144,6 +146,32 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(finished, tin
     assert "the checkpoint of step 6 is damaged" in capsys.readouterr().out
     assert_equal_trees(stored(tmp_path / "run", 6), stored(finished, 6))
     assert losses(tmp_path / "run") == losses(finished)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves an event loop behind
+def test_a_full_disk_costs_a_save_and_not_the_run(finished, tiny_config, tmp_path, capsys, monkeypatch, full_disk):
+    """Full from step 1 to step 4, when the save of step 2 is due."""
+    report, sync, syncs = Progress.update, MetricsLog.sync, []
+
+    def fill_and_clear(self, step, loss):
+        report(self, step, loss)
+        if step in (1, 4):
+            full_disk(100 if step == 1 else resource.RLIM_INFINITY)
+
+    def note(self):
+        syncs.append(sync(self))
+
+    monkeypatch.setattr(Progress, "update", fill_and_clear)
+    monkeypatch.setattr(MetricsLog, "sync", note)
+    train(tiny_config, tmp_path)
+    assert len(syncs) == 2
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'metrics.jsonl'} cannot be written (File too large)" in told
+    assert "saving step 2 in" in told
+    assert_equal_trees(stored(tmp_path, 6), stored(finished, 6))
+    for name in ("metrics.jsonl", "speed.jsonl"):
+        assert len((tmp_path / name).read_text().splitlines()) == len((finished / name).read_text().splitlines())
+    assert losses(tmp_path) == losses(finished)
 
 
 def test_two_runs_in_one_work_directory_are_refused(finished, tiny_config, monkeypatch):
@@ -188,11 +216,14 @@ def test_a_step_without_finite_numbers_changes_nothing(finished, tiny_config, tm
 
 
 def test_too_many_numbers_that_are_not_finite_end_the_run(tiny_config, tmp_path, capsys):
-    """The rate throws the parameters out of all bounds at the first step; the state before that is kept."""
+    """The rate throws the parameters out of bounds at the first step; what that leaves is kept as it is."""
     tiny_config.update_from_flattened_dict({"optimizer.rate": 1e38, "train.max_skipped": 2, "train.steps": 20})
     with pytest.raises(ValueError, match=r"3 steps in a row .* Lower config.optimizer.rate"):
         train(tiny_config, tmp_path)
     assert "skipped: its loss or gradients were not finite; products of the batch:" in capsys.readouterr().out
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [2]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(stored(tmp_path, 2)))
 
 
 def test_a_finished_run_is_left_alone(finished, tiny_config, capsys):

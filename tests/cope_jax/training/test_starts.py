@@ -1,6 +1,7 @@
 """What a run was started with, and what changed since."""
 
 import json
+import resource
 import subprocess
 
 import pytest
@@ -37,6 +38,19 @@ def test_other_data_are_refused_unless_accepted(tmp_path):
     ):
         record_start(tmp_path, 5, other, accept_other_data=False)
     assert record_start(tmp_path, 5, other, accept_other_data=True) == ["data is 1234, was 00ff"]
+
+
+def test_a_line_that_a_full_disk_cut_off_is_in_nobodys_way(tmp_path, full_disk, capsys):
+    record_start(tmp_path, 0, BEFORE, accept_other_data=False)
+    path = tmp_path / "starts.jsonl"
+    whole = path.read_bytes()
+    full_disk(len(whole) + 20)
+    assert record_start(tmp_path, 5, BEFORE, accept_other_data=False) == []
+    full_disk(resource.RLIM_INFINITY)
+    assert "starts.jsonl cannot be written (File too large)" in capsys.readouterr().err
+    assert path.read_bytes()[: len(whole)] == whole != path.read_bytes()
+    assert record_start(tmp_path, 5, BEFORE | {"code": "def"}, accept_other_data=False) == ["code is def, was abc"]
+    assert [json.loads(line)["code"] for line in path.read_text().splitlines()] == ["abc", "def"]
 
 
 def test_before_the_first_checkpoint_there_is_no_run_to_go_on_with(tmp_path):

@@ -29,7 +29,7 @@ def test_a_stuck_run_ends_with_its_stacks_and_what_it_waited_for():
     ended = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=100)
     assert ended.returncode == LOST
     assert "in wait_for_ever" in ended.stderr
-    told = "while waiting for the batch of step 8; the last finished step is 7, the last one saved by this start 5, 2:1"
+    told = "while waiting for the batch of step 8; the last finished step is 7, the last one saved 5, 2:1"
     assert told in ended.stderr
 
 
