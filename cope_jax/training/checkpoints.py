@@ -94,7 +94,8 @@ class Checkpoints:
 
     def __exit__(self, *exception: object) -> None:
         self.settle()
-        self.manager.close()
+        with suppress(*FAILURES):  # further ones of a failed save, which was told
+            self.manager.close()
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
@@ -156,6 +157,8 @@ class Checkpoints:
                 an OSError where it cannot take them; the save fails then.
         """
         self.settle()
+        with suppress(*FAILURES):  # a failed save may leave several, each of which would fail a later one
+            self.manager.check_for_errors()
         self.saving, self.failed, self.sync_log = Saved(step, time.monotonic()), False, sync_log
         items = {STATE: ocp.args.StandardSave(as_tree(state)), WINDOW: ocp.args.JsonSave(dict(window))}
         try:

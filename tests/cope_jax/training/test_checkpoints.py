@@ -238,6 +238,22 @@ def test_a_failed_save_is_told_and_the_next_one_tries_again(tmp_path, capfd, ful
     assert "saving step 2 in" in capfd.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves an event loop behind
+def test_a_disk_that_takes_nothing_fails_no_save_behind(tmp_path, capsys, full_disk):
+    """Where metadata and arrays fail, Orbax has an error for each."""
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        full_disk(100)
+        checkpoints.save(1, make_state(1), {})
+        assert not checkpoints.settle()
+        full_disk(resource.RLIM_INFINITY)
+        time.sleep(1)  # until all threads of that save have ended
+        checkpoints.save(2, make_state(2), {})
+        assert checkpoints.settle()
+        full_disk(100)
+        checkpoints.save(3, make_state(3), {})
+    assert capsys.readouterr().err.count("saving step ") == 2
+
+
 def test_a_save_that_does_not_even_begin_is_no_success(tmp_path, capsys, monkeypatch):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, make_state(1), {})
