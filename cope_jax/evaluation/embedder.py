@@ -35,9 +35,11 @@ class OwnView:
 
     size: int
 
-    def __call__(self, pictures: Sequence[tuple[int, Picture]], rng: None) -> np.ndarray:
-        """Numbered pictures → u8[N, size, size, 3]; ValueError where one cannot be read."""
-        return np.stack([square(picture, self.size, number) for number, picture in pictures])
+    def __call__(self, pictures: Sequence[tuple[int, Picture]], rng: None, out: np.ndarray) -> np.ndarray:
+        """Numbered pictures → `out`, u8[N, size, size, 3]; ValueError where one cannot be read."""
+        for (number, picture), frame in zip(pictures, out, strict=True):
+            frame[:] = square(picture, self.size, number)
+        return out
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from flax import struct
 
 from cope_jax.data.faults import Faults
 from cope_jax.domains import DOMAINS
+from cope_jax.training.board import Board
 from cope_jax.training.log_file import LogFile
 from cope_jax.training.progress import Progress
 
@@ -64,9 +65,6 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, *, step: int):
         """Continues the log of a run at `step`: lines of later steps, which will be written again, go."""
-        # Not at the top: this import takes torch along wherever that is installed, seconds that nothing else needs.
-        from cope_jax.training.board import Board
-
         paths = [workdir / name for name in ("metrics.jsonl", "speed.jsonl", EVALUATIONS)]
         for path in paths:
             keep_lines_until(path, step)

@@ -157,7 +157,7 @@ def test_a_full_disk_costs_a_save_and_not_the_run(finished, tiny_config, tmp_pat
     def fill_and_clear(self, step, loss):
         report(self, step, loss)
         if step in (1, 4):
-            time.sleep(1 if step == 4 else 0)  # saves are seldom that close: the threads of the failed one must end
+            time.sleep(3 if step == 4 else 0)  # saves are seldom that close: the threads of the failed one must end
             full_disk(100 if step == 1 else resource.RLIM_INFINITY)
 
     def note(self):
