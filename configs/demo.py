@@ -1,8 +1,8 @@
-"""The whole way once on the synthetic release, from scratch, in six to eight minutes on two CPU cores.
+"""The whole way once on the synthetic release, from scratch, in seven to eight minutes on two CPU cores.
 
     ./run.sh demo
 
-Expected: mean R@1 over the six directions of about 0.63 on 220 unseen products (untrained: 0.005).
+Expected: mean R@1 over the six directions of about 0.62 on 220 unseen products (untrained: 0.005).
 """
 
 from ml_collections import ConfigDict
