@@ -2,7 +2,7 @@
 
     ./run.sh grocery PATH
 
-Expected: R@1 of about 0.4 for video→page and for live→page on the validation photos (chance 0.012).
+Expected: R@1 of 0.3 to 0.4 for video→page and for live→page on the validation photos (chance 0.012).
 """
 
 from ml_collections import ConfigDict
