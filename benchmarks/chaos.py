@@ -155,7 +155,7 @@ class Training:
             return said.count(": evaluating") > said.count(" evaluated: ")
         if instant == "steps":
             return bool(re.search(r"^step +\d+/", said, re.MULTILINE))
-        return any(folder.glob(f"{UNFINISHED}/{MANIFEST}" if instant == "rename" else UNFINISHED))
+        return any(folder.glob(f"*{UNFINISHED}/{MANIFEST}" if instant == "rename" else f"*{UNFINISHED}"))
 
 
 def changed(path: Path) -> int:
