@@ -52,7 +52,7 @@ class Embedder:
         scores = pages @ videos.T
 
     A picture is a path, encoded bytes, uint8[H, W, 3] in RGB or a PIL image. Files and bytes are read as evaluation
-    reads records, which ignores an orientation in EXIF: turn such photos with `PIL.ImageOps.exif_transpose`.
+    reads records; these and PIL images are turned upright as their EXIF says.
 
     Attributes:
         config: of the run.
