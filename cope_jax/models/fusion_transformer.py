@@ -6,7 +6,7 @@ from flax import nnx
 
 from cope_jax.models.compute import Compute
 from cope_jax.models.fusion import Embeddings, Features
-from cope_jax.models.layers import EMBEDDING_INIT, PreNormBlock, layer_norm
+from cope_jax.models.layers import EMBEDDING_INIT, PreNormBlock, layer_norm, linear
 from cope_jax.models.projection import l2_normalise, make_head_norm
 from cope_jax.models.stack import make_stack, run_stack
 
@@ -43,15 +43,15 @@ class TransformerFusion(nnx.Module):
         self.compute, dtype = compute, compute.dtype
         self.query = nnx.Param(EMBEDDING_INIT(rngs.params(), (width,)))
         self.modality = nnx.Param(EMBEDDING_INIT(rngs.params(), (2, width)))  # of frames, of words
-        self.frames = nnx.Linear(vision_width, width, dtype=dtype, rngs=rngs)
-        self.words = None if text_width is None else nnx.Linear(text_width, width, dtype=dtype, rngs=rngs)
+        self.frames = linear(vision_width, width, dtype=dtype, rngs=rngs)
+        self.words = None if text_width is None else linear(text_width, width, dtype=dtype, rngs=rngs)
         self.blocks = make_stack(
             lambda rngs: PreNormBlock(width, heads, activation="gelu", compute=compute, rngs=rngs),
             depth,
             rngs=rngs,
         )
         self.post_norm = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.project = nnx.Linear(width, embedding, dtype=dtype, rngs=rngs)
+        self.project = linear(width, embedding, dtype=dtype, rngs=rngs)
         views = VIEWS if text_width is not None else ("vision",)
         self.norms = nnx.Dict({view: make_head_norm(norm, embedding) for view in views})
 

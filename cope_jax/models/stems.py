@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cope_jax.models.layers import layer_norm
+from cope_jax.models.layers import layer_norm, linear
 
 CONV_PATCH = 4  # side of the patches that the conv stem begins with, pixels; each further stage doubles it
 
@@ -24,11 +24,11 @@ class Patches(nnx.Conv):
         """float[B, H, W, C] → float[B, H / side, W / side, width]."""
         B, H, W, C = images_BHWC.shape
         side = self.kernel_size[0]
-        pixels = images_BHWC.reshape(B, H // side, side, W // side, side, C).swapaxes(2, 3)
+        pixels = images_BHWC.reshape(B, H // side, side, W // side, side, C).swapaxes(2, 3).reshape(-1, side * side * C)
         bias = None if self.bias is None else self.bias[...]
         pixels, kernel, bias = self.promote_dtype((pixels, self.kernel[...], bias), dtype=self.dtype)
-        x = pixels.reshape(B, H // side, W // side, -1) @ kernel.reshape(-1, kernel.shape[-1])
-        return x if bias is None else x + bias[None, None, None]
+        x = pixels @ kernel.reshape(pixels.shape[1], -1)
+        return (x if bias is None else x + bias[None]).reshape(B, H // side, W // side, -1)
 
 
 class PatchStem(nnx.Module):
@@ -94,7 +94,7 @@ class ConvStem(nnx.Module):
         self.stages = nnx.List(
             [ConvStage(c, w, patch_size=size, blocks=n, dtype=dtype, rngs=rngs) for c, w, size, n in stages]
         )
-        self.project = nnx.Linear(widths[-1], width, dtype=dtype, rngs=rngs)
+        self.project = linear(widths[-1], width, dtype=dtype, rngs=rngs)
 
     def __call__(self, images_BHWC: jax.Array) -> jax.Array:
         """float[B, H, W, 3] → float[B, N, D], N = (H / patch)·(W / patch), row by row."""

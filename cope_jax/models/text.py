@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cope_jax.models.compute import Compute
-from cope_jax.models.layers import EMBEDDING_INIT, Attention, Mlp, dropout, layer_norm, masked_mean
+from cope_jax.models.layers import EMBEDDING_INIT, Attention, Mlp, dropout, layer_norm, linear, masked_mean
 from cope_jax.models.stack import make_stack, run_stack
 
 PAD_ID = 0
@@ -84,7 +84,7 @@ class TextEncoder(nnx.Module):
             rngs=rngs,
         )
         pooler = pooling == "pooler"
-        self.pooler = nnx.Linear(width, width, dtype=compute.dtype, rngs=rngs) if pooler else None
+        self.pooler = linear(width, width, dtype=compute.dtype, rngs=rngs) if pooler else None
 
     def __call__(self, tokens_BL: jax.Array, *, rngs: nnx.Rngs | None = None) -> Text:
         """Encodes texts.

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cope_jax.models.compute import Compute
-from cope_jax.models.layers import EMBEDDING_INIT, Attention, PreNormBlock, drop_path, layer_norm, masked_mean
+from cope_jax.models.layers import (
+    EMBEDDING_INIT,
+    Attention,
+    PreNormBlock,
+    drop_path,
+    layer_norm,
+    linear,
+    masked_mean,
+)
 from cope_jax.models.stack import make_stack, run_stack
 from cope_jax.models.stems import ConvStem, PatchStem
 
@@ -47,7 +55,7 @@ class CrossFrameBlock(nnx.Module):
     """
 
     def __init__(self, width: int, heads: int, *, activation: str, compute: Compute, rngs: nnx.Rngs):
-        self.message_fc = nnx.Linear(width, width, dtype=compute.dtype, rngs=rngs)
+        self.message_fc = linear(width, width, dtype=compute.dtype, rngs=rngs)
         self.message_norm = layer_norm(width, epsilon=1e-5, dtype=compute.dtype, rngs=rngs)
         self.message_attention = Attention(width, heads, compute=compute, rngs=rngs)
         self.block = PreNormBlock(width, heads, activation=activation, compute=compute, rngs=rngs)
@@ -188,7 +196,7 @@ class VisionEncoder(nnx.Module):
         rates = tuple(drop_path * (1 - i / max(depth - 1, 1)) for i in reversed(range(depth)))
         self.drop_path_rates = rates if any(rates) else None
         self.post_norm = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.project = nnx.Linear(width, output_width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.project = linear(width, output_width, use_bias=False, dtype=dtype, rngs=rngs)
         sizes = (output_width, integration_heads, integration_depth, max_frames)
         self.integration = (
             FrameIntegration(*sizes, activation=activation, compute=compute, rngs=rngs) if integration_depth else None
