@@ -117,14 +117,15 @@ def test_processes_that_miss_one_killed_before_it_joined_may_end_with_an_error(
         assert deaths == [chaos.Death(kills[0], 0, 0)]
 
 
-def test_chaos_fails_where_bytes_differ_or_a_kill_took_too_many_steps():
+def test_chaos_fails_where_bytes_or_losses_differ_or_a_kill_took_too_many_steps():
     def died(kind, lost):
         return chaos.Death(chaos.Kill(kind, "saving"), 20, lost)
 
-    assert not chaos.shortcomings([died("SIGKILL", 10), died("damage", 15)], 0)
-    lost, differing = chaos.shortcomings([died("SIGKILL", 11), died("SIGTERM", 3)], 7)
+    assert not chaos.shortcomings([died("SIGKILL", 10), died("damage", 15)], 0, 1e-5)
+    lost, differing, losses = chaos.shortcomings([died("SIGKILL", 11), died("SIGTERM", 3)], 7, 0.05)
     assert lost == "SIGKILL saving at step 20 took 11 steps, more than 10"
     assert differing == "7 bytes differ from the run left alone"
+    assert losses == "losses differ by 0.05, relative"
 
 
 def test_the_other_pipeline_cuts_resizes_and_normalises():
