@@ -2,9 +2,9 @@
 
     python -m benchmarks.build [--mb=1200] [--processes=2] [--source=shards|folder] [--folder=DIR]
 
-Writes catalogs with images of `mb` and 4·`mb` megabytes (videos of 8 frames, JPEGs of about 28 kB), builds each in a
-process of its own, then writes the records of the larger one once more by one ArrayRecordWriter, from memory. The last
-line is JSON: items_per_s and mb_per_s of the larger build, from the first look at the images to the finished data
+Writes catalogs with images of `mb` and 4·`mb` megabytes (videos of 8 frames, JPEGs of about 28 kB) and builds each in a
+process of its own, the larger one in turn with writing its records once more by one ArrayRecordWriter, from memory. The
+last line is JSON: items_per_s and mb_per_s of the larger build, from the first look at the images to the finished data
 set; bare_mb_per_s; their ratio; peak_rss_bytes over all processes of it and rss_growth, that over the smaller one's.
 `shards` are those of a download whose ledger vouches for the images; from a folder each one is decoded to check it.
 """
@@ -16,6 +16,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -23,12 +24,14 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from absl import app, flags
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 
+from benchmarks.ratios import ratio
 from data_prep.build import build
 from data_prep.catalog_files import write_catalog
 from data_prep.downloading.ledger import SUCCESS, Footer, Row
@@ -169,30 +172,36 @@ def run_part(part: str, folder: Path) -> dict[str, float]:
 
 def compare(folder: Path) -> dict[str, float]:
     """Builds both sizes and returns the line to print."""
-    builds = []
     for name, megabytes in (("n", FLAGS.mb), ("4n", 4 * FLAGS.mb)):
-        print(f"writing {megabytes} MB of images as {FLAGS.source}, then building", file=sys.stderr, flush=True)
+        print(f"writing {megabytes} MB of images as {FLAGS.source}", file=sys.stderr, flush=True)
         (folder / name).mkdir()
         write_inputs(folder / name, megabytes, FLAGS.source)
-        builds.append(run_part("build", folder / name))
-    bare = run_part("bare", folder / "4n")
-    small, large = builds
-    rate, bare_rate = (run["bytes"] / 1e6 / run["seconds"] for run in (large, bare))
+    small = run_part("build", folder / "n")
+    rounds = []
+    for _ in range(FLAGS.rounds):
+        rounds.append([run_part(part, folder / "4n") for part in ("build", "bare")])
+        for part in ("data", "bare"):
+            shutil.rmtree(folder / "4n" / part)
+        print(", ".join(f"{run['bytes'] / 1e6 / run['seconds']:.1f} MB/s" for run in rounds[-1]), file=sys.stderr)
+    rates, bare_rates = ([run["bytes"] / 1e6 / run["seconds"] for run in runs] for runs in zip(*rounds, strict=True))
+    builds = [build for build, _ in rounds]
+    peak = max(build["peak_rss_bytes"] for build in builds)
     return {
-        "items_per_s": large["items"] / large["seconds"],
-        "mb_per_s": rate,
-        "bare_mb_per_s": bare_rate,
-        "ratio": rate / bare_rate,
-        "rss_growth": large["peak_rss_bytes"] / small["peak_rss_bytes"],
-        "peak_rss_bytes": large["peak_rss_bytes"],
-        "bytes": large["bytes"],
-        "seconds": large["seconds"],
+        "items_per_s": median(build["items"] / build["seconds"] for build in builds),
+        "mb_per_s": median(rates),
+        "bare_mb_per_s": median(bare_rates),
+        **ratio("ratio", rates, bare_rates),
+        "rss_growth": peak / small["peak_rss_bytes"],
+        "peak_rss_bytes": peak,
+        "bytes": builds[0]["bytes"],
+        "seconds": median(build["seconds"] for build in builds),
     }
 
 
 def define_flags() -> None:
     """Defines the flags of the command."""
     flags.DEFINE_integer("mb", 1200, "Megabytes of images of the smaller build.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 5, "Times that both are measured, in turn.", lower_bound=1)
     flags.DEFINE_integer("processes", 2, "Processes that write.", lower_bound=1)
     flags.DEFINE_enum("source", "shards", ["shards", "folder"], "What the images lie in.")
     flags.DEFINE_string("folder", None, "Empty folder for all of it; default: a temporary one, removed at the end.")

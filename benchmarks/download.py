@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import app, flags
 
+from benchmarks.ratios import ratio
 from data_prep.catalog_files import write_catalog
 from data_prep.downloading.shard import make_url
 from data_prep.release import Frame, Item
@@ -85,7 +86,7 @@ def compare(folder: Path, url: str, program: str | None) -> dict[str, float]:
         for key in ("images_per_s", "seconds")
     }
     if program:
-        result["ratio"] = round(result["images_per_s"] / result["img2dataset_images_per_s"], 3)
+        result |= ratio("ratio", *([each[name]["images_per_s"] for each in rounds] for name in commands))
     return result
 
 
@@ -95,7 +96,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("images", 4000, "Images to fetch; a multiple of 8.", lower_bound=8)
     flags.DEFINE_integer("side", 96, "Pixels of the images' shorter side.", lower_bound=8)
     flags.DEFINE_integer("concurrency", 32, "Requests at a time, on both sides.", lower_bound=1)
-    flags.DEFINE_integer("rounds", 3, "Times that both are measured, in turn.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 5, "Times that both are measured, in turn.", lower_bound=1)
 
 
 def main(_: list[str]) -> None:

@@ -18,6 +18,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from benchmarks.ratios import ratio
 from configs import demo
 from cope_jax.data.records import open_records, sample_texts
 from cope_jax.data.tokenizer import train_wordpiece
@@ -113,8 +114,8 @@ def main(_: list[str]) -> None:
         items = open_records(config.data.data_dir, config.data.eval_split).items
         count = sum(len(items[domain]) for domain in DOMAINS)
         seconds = measure(run, rounds)
-    ratios = [max(i, c) / b for i, c, b in zip(*seconds.values(), strict=True)]
-    result = {"ratio": round(median(ratios), 3), "ratio_spread": [round(min(ratios), 3), round(max(ratios), 3)]}
+    slower = [max(parts) for parts in zip(seconds["input"], seconds["compute"], strict=True)]
+    result = ratio("ratio", slower, seconds["both"])
     result |= {f"{name}_items_per_s": round(count / median(times), 1) for name, times in seconds.items()}
     print(json.dumps(result | {"items": count, "device": jax.devices()[0].device_kind}))
 

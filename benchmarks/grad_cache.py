@@ -16,6 +16,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from benchmarks.ratios import ratio
 from configs import default
 from cope_jax.training.inputs import training_batch_shapes
 from cope_jax.training.mesh import make_mesh, to_devices
@@ -90,21 +91,21 @@ def main(_: list[str]) -> None:
     """Measures and prints."""
     own = make_step(MICROBATCH, 0)
     steps = {
-        ratio: (make_step(MICROBATCH * ratio, MICROBATCH), make_step(MICROBATCH * ratio, 0))
-        for ratio in map(int, FLAGS.ratios)
+        times: (make_step(MICROBATCH * times, MICROBATCH), make_step(MICROBATCH * times, 0))
+        for times in map(int, FLAGS.ratios)
     }
     rows = []
-    for ratio, (cached, plain) in steps.items():
+    for times, (cached, plain) in steps.items():
         pairs = [(cached.seconds(), plain.seconds()) for _ in range(FLAGS.rounds + 1)][1:]  # the first one warms up
         rows.append(
             {
-                "ratio": ratio,
+                "ratio": times,
                 "cached_bytes": cached.bytes(),
                 "plain_bytes": plain.bytes(),
                 "cached_over_microbatch_bytes": round(cached.bytes() / own.bytes(), 3),
                 "cached_seconds": round(median(seconds for seconds, _ in pairs), 3),
                 "plain_seconds": round(median(seconds for _, seconds in pairs), 3),
-                "cached_over_plain_time": round(median(cached / plain for cached, plain in pairs), 3),
+                **ratio("cached_over_plain_time", *zip(*pairs, strict=True)),
             }
         )
         print(rows[-1], flush=True)

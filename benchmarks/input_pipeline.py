@@ -44,6 +44,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.build import make_images, write_shards
+from benchmarks.ratios import ratio
 from cope_jax.data.frames import choose
 from cope_jax.data.images import TrainView, random_box
 from cope_jax.data.pipeline import train_batches
@@ -60,7 +61,7 @@ from data_prep.synthetic import write_release
 FLAGS = flags.FLAGS
 Product = Mapping[str, Sequence[Item]]  # its items of each domain
 SEED, LATE_STEP = 0, 1_000_000
-# Of the records. Grain draws a permutation of few products at 0.7 ms an index, of thousands at 0.02: a data set's worth.
+# Of the records. Grain shuffles few products at 0.7 ms an index, thousands at 0.02: enough for that not to count.
 PRODUCTS, QUICK_PRODUCTS = 512, 32
 SETTLE = 1.0  # seconds that threads may go on with the batches they were making when their loader was closed
 CLIP_FRAMES = {"page": 1, "video": 8, "live": 8}
@@ -257,9 +258,7 @@ def measure(name: str, folder: Path, workers: int, rounds: int, batches: int) ->
     row: dict[str, Any] = {"workload": name, "cores": workers}
     row |= {f"{way}_batches_per_s": round(1 / median(times), 3) for way, times in seconds.items()}
     for way in ("torch", "torch_uint8", "decode"):
-        ratios = [other / own for own, other in zip(seconds["ours"], seconds[way], strict=True)]
-        row[f"ratio_to_{way}"] = round(median(ratios), 3)
-        row[f"ratio_to_{way}_spread"] = [round(min(ratios), 3), round(max(ratios), 3)]
+        row |= ratio(f"ratio_to_{way}", seconds[way], seconds["ours"])
     return row
 
 

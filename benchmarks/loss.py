@@ -24,6 +24,7 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh
 
+from benchmarks.ratios import ratio
 from cope_jax.domains import DOMAINS, PAIRS
 from cope_jax.losses.ring import AXES
 from cope_jax.losses.sides import Pair, Side, compare, join_vectors, split_vectors
@@ -120,6 +121,8 @@ def measure(devices: int, rounds: int) -> dict[str, Any]:
             start = time.perf_counter()
             jax.block_until_ready(program(*arguments))
             seconds[name].append(time.perf_counter() - start)
+    if "dense" in seconds:
+        row |= ratio("ring_over_dense_time", seconds["ring"], seconds["dense"])
     for name, times in seconds.items():
         row[f"{name}_seconds"] = round(median(times), 4)
         row[f"{name}_spread"] = [round(min(times), 4), round(max(times), 4)]
@@ -161,7 +164,8 @@ def main(_: list[str]) -> None:
         "table": list(table.values()),
         "growth_2_to_16": round(table[16]["ring_bytes"] / table[2]["ring_bytes"], 4),
         "ring_over_dense_bytes_at_16": round(table[16]["ring_bytes"] / table[16]["dense_bytes"], 4),
-        "ring_over_dense_time_at_8": round(table[8]["ring_seconds"] / table[8]["dense_seconds"], 4),
+        "ring_over_dense_time_at_8": table[8]["ring_over_dense_time"],
+        "ring_over_dense_time_at_8_spread": table[8]["ring_over_dense_time_spread"],
     }
     print(json.dumps(result))
 

@@ -17,6 +17,7 @@ import time
 import numpy as np
 from absl import app, flags
 
+from benchmarks.ratios import ratio
 from cope_jax import domains
 from cope_jax.evaluation import retrieval
 
@@ -83,7 +84,7 @@ def measure(what: str, scale: int) -> dict[str, float]:
 def define_flags() -> None:
     """Defines the flags of the command."""
     flags.DEFINE_float("fraction", 1.0, "Size as a fraction of ROPE's test split.", lower_bound=0.01)
-    flags.DEFINE_integer("rounds", 3, "Times that each is timed.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 5, "Times that each is timed.", lower_bound=1)
     flags.DEFINE_enum("part", None, ["ours", "faiss", "growing"], "What to measure in this process.")
     flags.DEFINE_integer("scale", 1, "Of the part that grows.", lower_bound=1)
 
@@ -97,15 +98,15 @@ def main(_: list[str]) -> None:
     for _ in range(FLAGS.rounds):
         rounds.append((alone("ours"), alone("faiss")))
         print(f"ours {rounds[-1][0]['seconds']:.2f} s, faiss {rounds[-1][1]['seconds']:.2f} s", flush=True)
-    seconds, faiss_seconds = (statistics.median(each["seconds"] for each in side) for side in zip(*rounds, strict=True))
+    own, faiss = ([each["seconds"] for each in side] for side in zip(*rounds, strict=True))
     growth = {
         f"x{scale}": statistics.median(alone("growing", scale)["seconds"] for _ in range(FLAGS.rounds))
         for scale in GROWTH
     }
     result = {
-        "seconds": round(seconds, 2),
-        "faiss_seconds": round(faiss_seconds, 2),
-        "ratio": round(seconds / faiss_seconds, 3),
+        "seconds": round(statistics.median(own), 2),
+        "faiss_seconds": round(statistics.median(faiss), 2),
+        **ratio("ratio", own, faiss),
         "peak_rss_bytes": int(max(each["bytes"] for each, _ in rounds)),
         "growth": {name: round(value, 2) for name, value in growth.items()},
     }

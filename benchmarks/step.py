@@ -8,8 +8,9 @@ after another, each with the batch of --batch_sizes by which it is fastest of th
 The last line is JSON: products a second of each, `ratio_to_torch` (the median of the rounds' ratios, with its spread);
 `mfu`, the counted operations of a step over what the device does in products of matrices, as measured here by the
 faster of both; `peak_bytes` of the device, on a CPU as XLA plans it, and torch's (of its process, on a CPU);
-`compile_seconds`; and what a step costs the host: `dispatch_ms`, the call of a program of the same arguments and
-results that computes nothing, and `bring_ms`, the bringing of a batch to the device (medians, and the least of each).
+`process_bytes`, the most that the process of each held, compilers included; `compile_seconds`; and what a step costs
+the host: `dispatch_ms`, the call of a program of the same arguments and results that computes nothing, and `bring_ms`,
+the bringing of a batch to the device (medians, and the least of each).
 """
 
 import json
@@ -29,6 +30,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from benchmarks.ratios import ratio
 from configs import default
 from cope_jax.domains import DOMAINS
 from cope_jax.training.inputs import training_batch_shapes
@@ -114,6 +116,7 @@ class Ours:
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.state.params)),
             "compile_seconds": self.compile_seconds,
             "peak_bytes": on_device or held + memory.temp_size_in_bytes,
+            "process_bytes": process_bytes(),
             "operations": step_operations(self.config, VOCABULARY),
             "dispatch_ms": self.dispatch_ms(),
             "bring_ms": [1e3 * timed(self.bring) for _ in range(100)],
@@ -177,11 +180,11 @@ class Torch:
         from benchmarks.torch_cope import used_parameters
 
         cuda = self.torch.cuda
-        of_process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {
             "parameters": used_parameters(self.model),
             "compile_seconds": self.compile_seconds,
-            "peak_bytes": cuda.max_memory_allocated() if cuda.is_available() else of_process,
+            "peak_bytes": cuda.max_memory_allocated() if cuda.is_available() else process_bytes(),
+            "process_bytes": process_bytes(),
             "matrix_rate": self.matrix_rate(),
         }
 
@@ -190,6 +193,11 @@ class Torch:
         side = matrix_side(self.device.type != "cpu")
         matrix = self.torch.ones((side, side), dtype=getattr(self.torch, self.config.model.dtype), device=self.device)
         return best_rate(lambda: (matrix @ matrix)[0, 0].item(), side)
+
+
+def process_bytes() -> int:
+    """The most that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -297,14 +305,12 @@ def compare() -> dict[str, Any]:
             found.update(those)
     ours, torch = facts["ours"], max((way for way in rates if way != "ours"), key=lambda way: median(rates[way]))
     assert abs(ours["parameters"] / facts[torch]["parameters"] - 1) < 0.001, f"not the same model: {facts}"
-    ratios = [own / other for own, other in zip(rates["ours"], rates[torch], strict=True)]
     matrix_rate = max(those["matrix_rate"] for those in facts.values())
     rate = ours["operations"] * median(rates["ours"]) / ours["batch_size"]
     return {
         "preset": FLAGS.preset,
         **{f"{way}_products_per_s": round(median(found), 2) for way, found in rates.items()},
-        "ratio_to_torch": round(median(ratios), 3),
-        "ratio_to_torch_spread": [round(min(ratios), 3), round(max(ratios), 3)],
+        **ratio("ratio_to_torch", rates["ours"], rates[torch]),
         "faster_torch": torch,
         "mfu": round(rate / matrix_rate, 3),
         "matrix_tflops": {way: round(those["matrix_rate"] / 1e12, 3) for way, those in facts.items()},
@@ -312,6 +318,7 @@ def compare() -> dict[str, Any]:
         "batch_size": {way: those["batch_size"] for way, those in facts.items()},
         "peak_bytes": ours["peak_bytes"],
         "torch_peak_bytes": facts[torch]["peak_bytes"],
+        "process_bytes": {way: those["process_bytes"] for way, those in facts.items()},
         "compile_seconds": {way: round(those["compile_seconds"], 1) for way, those in facts.items()},
         **{name: round(median(ours[name]), 3) for name in ("dispatch_ms", "bring_ms")},
         **{f"{name}_least": round(min(ours[name]), 3) for name in ("dispatch_ms", "bring_ms")},

@@ -21,7 +21,7 @@ from benchmarks.torch_cope import TorchCope, used_parameters
 from cope_jax.training.model import split_model
 
 MODULES = {path.stem for path in Path(all_benchmarks.__file__).parent.glob("*.py")}
-COMMANDS = sorted(MODULES - {"torch_cope", "torch_references"})
+COMMANDS = sorted(MODULES - {"ratios", "torch_cope", "torch_references"})
 MICRO = {
     "data.image_size": 32,
     "data.text_length": 6,
@@ -126,6 +126,22 @@ def test_chaos_fails_where_bytes_or_losses_differ_or_a_kill_took_too_many_steps(
     assert lost == "SIGKILL saving at step 20 took 11 steps, more than 10"
     assert differing == "7 bytes differ from the run left alone"
     assert losses == "losses differ by 0.05, relative"
+
+
+def test_chaos_ends_with_an_error_where_bytes_differ(monkeypatch, own_flags):
+    """With stand-ins for the runs."""
+    monkeypatch.setattr(chaos.jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(chaos, "make_data", lambda folder: folder)
+    monkeypatch.setattr(chaos, "run_to_the_end", lambda training: 1.0)
+    monkeypatch.setattr(chaos, "run_with_kills", lambda run, kills, *_: [chaos.Death(kill, 3, 0) for kill in kills])
+    monkeypatch.setattr(chaos, "largest_loss_difference", lambda *_: 0.0)
+    chaos.define_flags()
+    own_flags(["chaos", "--kills=2"])
+    monkeypatch.setattr(chaos, "differing_bytes", lambda *_: 0)
+    chaos.main(["chaos"])
+    monkeypatch.setattr(chaos, "differing_bytes", lambda *_: 7)
+    with pytest.raises(SystemExit, match="7 bytes differ"):
+        chaos.main(["chaos"])
 
 
 def test_the_other_pipeline_cuts_resizes_and_normalises():
