@@ -63,7 +63,7 @@ Product = Mapping[str, Sequence[Item]]  # its items of each domain
 SEED, LATE_STEP = 0, 1_000_000
 # Of the records. Grain shuffles few products at 0.7 ms an index, thousands at 0.02: enough for that not to count.
 PRODUCTS, QUICK_PRODUCTS = 512, 32
-SETTLE = 1.0  # seconds that threads may go on with the batches they were making when their loader was closed
+SETTLE = 0.5  # seconds that threads may go on with the batches they were making when their loader was closed
 CLIP_FRAMES = {"page": 1, "video": 8, "live": 8}
 TITLE = "简约西装外套 2023 秋季新款 女 韩版宽松 休闲百搭 高级感 小众设计 上衣"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which the authors normalise by
@@ -307,7 +307,8 @@ def compare(folder: Path) -> dict[str, Any]:
     """Measures all parts and returns what is printed."""
     most = min(2, len(os.sched_getaffinity(0)))
     table = []
-    for name, workers in itertools.product(WORKLOADS, range(1, most + 1)):
+    names, cores = ([HEADLINE], [most]) if FLAGS.quick else (WORKLOADS, range(1, most + 1))
+    for name, workers in itertools.product(names, cores):
         table.append(alone("rates", folder, name=name, workers=workers))
         print(table[-1], flush=True)
     starts = {
@@ -326,7 +327,7 @@ def compare(folder: Path) -> dict[str, Any]:
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_bool("quick", False, "Few products, rounds and batches.")
+    flags.DEFINE_bool("quick", False, "Few products, rounds and batches, of one workload.")
     flags.DEFINE_integer("rounds", None, "Times that each way is timed; default: 5, quick: 3.", lower_bound=1)
     flags.DEFINE_integer("batches", None, "Batches that are timed at a time; default: 12, quick: 3.", lower_bound=1)
     flags.DEFINE_string("folder", None, "Records for one part, as a run of all makes them.")
