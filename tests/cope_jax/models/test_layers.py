@@ -12,8 +12,10 @@ from cope_jax.models.layers import (
     Mlp,
     drop_path,
     dropout,
+    flat_dot_general,
     gelu,
     layer_norm,
+    linear,
     masked_mean,
     quick_gelu,
 )
@@ -23,6 +25,25 @@ FLOAT32 = Compute(jnp.dtype("float32"))
 
 def rngs() -> nnx.Rngs:
     return nnx.Rngs(params=0)
+
+
+def test_a_product_over_flat_axes_is_the_product():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 3, 4, 5)).astype(np.float32), rng.normal(size=(4, 5, 6, 7)).astype(np.float32)
+    product = flat_dot_general(jnp.asarray(x), jnp.asarray(kernel), (((2, 3), (0, 1)), ((), ())))
+    np.testing.assert_allclose(product, np.einsum("abKL,KLij->abij", x, kernel), rtol=1e-4, atol=1e-5)
+
+
+def test_a_kernels_gradient_transposes_no_activations():
+    layer = linear(8, 16, dtype=jnp.float32, rngs=rngs())
+    graphdef, params = nnx.split(layer, nnx.Param)
+
+    def total(params: nnx.State, x: jax.Array) -> jax.Array:
+        return jnp.square(nnx.merge(graphdef, params)(x)).sum()
+
+    gradient = str(jax.make_jaxpr(jax.grad(total))(params, jnp.ones((3, 5, 8))))
+    assert "dimension_numbers=(([0], [0])" in gradient
+    assert "dimension_numbers=(([0, 1], [0, 1])" not in gradient
 
 
 def test_attention_equals_softmax_by_hand():
