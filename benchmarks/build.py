@@ -2,10 +2,11 @@
 
     python -m benchmarks.build [--mb=1200] [--processes=2] [--source=shards|folder] [--folder=DIR]
 
-Writes catalogs with images of `mb` and 4·`mb` megabytes (videos of 8 frames, JPEGs of about 28 kB) and builds each in a
-process of its own, the larger one in turn with writing its records once more by one ArrayRecordWriter, from memory. The
-last line is JSON: items_per_s and mb_per_s of the larger build, from the first look at the images to the finished data
-set; bare_mb_per_s; their ratio; peak_rss_bytes over all processes of it and rss_growth, that over the smaller one's.
+Writes catalogs with images of `mb` and 4·`mb` megabytes (videos of 8 frames, JPEGs of about 28 kB). In turn, each in a
+process of its own: both are built, and the records of the larger written once more by one ArrayRecordWriter, from
+memory. The last line is JSON: items_per_s and mb_per_s of the larger build, from the first look at the images to the
+finished data set; bare_mb_per_s; their ratio; peak_rss_bytes over all processes of it and rss_growth, that over the
+smaller one's.
 `shards` are those of a download whose ledger vouches for the images; from a folder each one is decoded to check it.
 """
 
@@ -176,25 +177,25 @@ def compare(folder: Path) -> dict[str, float]:
         print(f"writing {megabytes} MB of images as {FLAGS.source}", file=sys.stderr, flush=True)
         (folder / name).mkdir()
         write_inputs(folder / name, megabytes, FLAGS.source)
-    small = run_part("build", folder / "n")
     rounds = []
     for _ in range(FLAGS.rounds):
-        rounds.append([run_part(part, folder / "4n") for part in ("build", "bare")])
-        for part in ("data", "bare"):
-            shutil.rmtree(folder / "4n" / part)
+        parts = (("build", "n"), ("build", "4n"), ("bare", "4n"))
+        rounds.append([run_part(part, folder / name) for part, name in parts])
+        for written in ("n/data", "4n/data", "4n/bare"):
+            shutil.rmtree(folder / written)
         print(", ".join(f"{run['bytes'] / 1e6 / run['seconds']:.1f} MB/s" for run in rounds[-1]), file=sys.stderr)
-    rates, bare_rates = ([run["bytes"] / 1e6 / run["seconds"] for run in runs] for runs in zip(*rounds, strict=True))
-    builds = [build for build, _ in rounds]
-    peak = max(build["peak_rss_bytes"] for build in builds)
+    small, large, bare = zip(*rounds, strict=True)
+    rates, bare_rates = ([run["bytes"] / 1e6 / run["seconds"] for run in runs] for runs in (large, bare))
+    peaks, small_peaks = ([run["peak_rss_bytes"] for run in runs] for runs in (large, small))
     return {
-        "items_per_s": median(build["items"] / build["seconds"] for build in builds),
+        "items_per_s": median(run["items"] / run["seconds"] for run in large),
         "mb_per_s": median(rates),
         "bare_mb_per_s": median(bare_rates),
         **ratio("ratio", rates, bare_rates),
-        "rss_growth": peak / small["peak_rss_bytes"],
-        "peak_rss_bytes": peak,
-        "bytes": builds[0]["bytes"],
-        "seconds": median(build["seconds"] for build in builds),
+        **ratio("rss_growth", peaks, small_peaks),
+        "peak_rss_bytes": max(peaks),
+        "bytes": large[0]["bytes"],
+        "seconds": median(run["seconds"] for run in large),
     }
 
 

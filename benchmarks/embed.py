@@ -101,7 +101,7 @@ def main(_: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = demo.get_config()
         with config.unlocked():
-            config.data.data_dir = str(make_data(Path(folder), 100 if FLAGS.quick else 400))
+            config.data.data_dir = str(make_data(Path(folder), 100 if FLAGS.quick else 1000))
             config.data.threads = 1 if apart else len(cores)
         if apart:
             os.sched_setaffinity(0, cores[:1])  # the threads that JAX starts now stay there
