@@ -4,9 +4,10 @@ Its first columns are those that img2dataset writes; the file is there once the 
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from data_prep import images
 from data_prep.downloading.durable import replaced
+from data_prep.downloading.failures import DownloadError
 from data_prep.release import Item
 
 SUCCESS, FAILED = "success", "failed_to_download"  # img2dataset's words
@@ -90,19 +92,33 @@ def write(path: Path, rows: Sequence[Row], footer: Footer) -> None:
 
 
 def read_footer(path: Path) -> Footer:
-    """Reads what a shard covers, without its rows."""
-    return Footer(**json.loads(pq.read_schema(path).metadata[_FOOTER]))
+    """Reads what a shard covers, without its rows. DownloadError where the file is damaged, as from the next two."""
+    with _reading(path):
+        return Footer(**json.loads(pq.read_schema(path).metadata[_FOOTER]))
 
 
 def read_rows(path: Path) -> list[Row]:
     """Reads the rows, in row order."""
-    return [Row(**row) for row in pq.ParquetFile(path).read().to_pylist()]
+    with _reading(path):
+        return [Row(**row) for row in pq.ParquetFile(path).read().to_pylist()]
 
 
 def least_tar_bytes(path: Path) -> int:
     """Returns how long the tar of a ledger has to be at least, so that all its images are there."""
-    table = pq.ParquetFile(path).read(["start", "bytes"])
-    return pc.max(pc.add(table["start"], table["bytes"])).as_py() or 0
+    with _reading(path):
+        table = pq.ParquetFile(path).read(["start", "bytes"])
+        return pc.max(pc.add(table["start"], table["bytes"])).as_py() or 0
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own are among them
+        raise DownloadError(
+            f"{path} is no whole ledger of a shard ({error}): remove it and run the same command again, "
+            "which fetches the shard's images anew"
+        ) from error
 
 
 def cover(items: Sequence[Item], rows: Sequence[Row]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -189,6 +190,27 @@ def test_a_tar_that_is_gone_or_short_is_fetched_again(tmp_path, retry):
         assert fetch(catalog, tmp_path / "out", server, shard_frames=20, retry=retry) == summary
         assert server.requests.keys() >= set(lost)
         assert not server.requests.keys() & {quoted(row["name"]) for row in ledger_rows(good)}
+    assert tar_bytes(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("damage", ["short", "empty", "another_table"])
+def test_a_damaged_ledger_is_named_and_without_it_its_shard_is_fetched_again(tmp_path, damage):
+    catalog = make_catalog(tmp_path / "catalog", {"video": 40}, frames=4)
+    with Server(default="fine") as server:
+        summary = fetch(catalog, tmp_path / "out", server, shard_frames=20)
+        whole = tar_bytes(tmp_path / "out")
+        damaged = in_order(tmp_path / "out", "parquet")[1]
+        lost = {quoted(row["name"]) for row in pq.read_table(damaged).to_pylist()}
+        if damage == "another_table":
+            pq.write_table(pa.table({"key": ["0"]}), damaged)
+        else:
+            damaged.write_bytes(damaged.read_bytes()[:-9] if damage == "short" else b"")
+        with pytest.raises(DownloadError, match=rf"{damaged.name} is no whole ledger .* remove it and run"):
+            fetch(catalog, tmp_path / "out", server, shard_frames=20)
+        damaged.unlink()
+        server.requests.clear()
+        assert fetch(catalog, tmp_path / "out", server, shard_frames=20) == summary
+        assert server.requests.keys() >= lost
     assert tar_bytes(tmp_path / "out") == whole
 
 
