@@ -26,6 +26,9 @@ def define_flags() -> None:
         f"Checkpoint: a step, {LATEST!r}, or {BEST!r}, the one with the highest mean R@1 of those evaluated so far; 0 "
         "is the untrained model.",
     )
+    flags.DEFINE_bool(
+        "average", False, "Embed with the moving average of the parameters, of a run with config.train.average_decay."
+    )
     flags.DEFINE_enum("dtype", "float32", list(TYPES), "Of the embeddings.")
     entry.define_cluster_flags()
     flags.mark_flags_as_required(["workdir", "out"])
@@ -33,7 +36,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Embeds and says how many."""
-    flags_of_all = ("workdir", "out", "split", "data_dir", "step", "dtype")
+    flags_of_all = ("workdir", "out", "split", "data_dir", "step", "average", "dtype")
     with entry.this_process({f"--{name}": FLAGS[name].value for name in flags_of_all}):
         sizes = embed_to_parquet(
             Path(FLAGS.workdir),
@@ -41,6 +44,7 @@ def main() -> None:
             split=FLAGS.split,
             data_dir=Path(FLAGS.data_dir) if FLAGS.data_dir else None,
             step=entry.parse_step(FLAGS.step, words=(LATEST, BEST)),
+            average=FLAGS.average,
             dtype=FLAGS.dtype,
         )
     print(

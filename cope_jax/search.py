@@ -32,6 +32,9 @@ def define_flags() -> None:
     """Defines the flags of the command; not at import, where those of two commands would collide."""
     flags.DEFINE_string("workdir", None, "Folder of a training run.")
     flags.DEFINE_string("step", LATEST, f"Checkpoint: a step, {LATEST!r} or {BEST!r}.")
+    flags.DEFINE_bool(
+        "average", False, "Search with the moving average of the parameters, of a run with config.train.average_decay."
+    )
     flags.DEFINE_string(
         "split", None, "Split to search, or several: train+test. The one that the run is evaluated on if not given."
     )
@@ -66,6 +69,7 @@ def main(*words: str) -> None:
     library = open_library(
         Path(FLAGS.workdir),
         step=step,
+        average=FLAGS.average,
         split=FLAGS.split,
         data_dir=Path(FLAGS.data_dir) if FLAGS.data_dir else None,
         embeddings=Path(FLAGS.embeddings) if FLAGS.embeddings else None,
@@ -109,14 +113,16 @@ def ask(library: Library) -> list[Answer]:
 
 def embedder(library: Library) -> Embedder:
     """The model that the library's embeddings are of."""
-    return Embedder.from_workdir(FLAGS.workdir, step=read_manifest(library.embeddings)["step"])
+    manifest = read_manifest(library.embeddings)
+    return Embedder.from_workdir(FLAGS.workdir, step=manifest["step"], average=manifest["average"])
 
 
 def serve(library: Library) -> None:
     """Serves the page until it is stopped."""
     manifest = read_manifest(library.embeddings)
     counts = ", ".join(f"{count:,} {domain}s" for domain, count in manifest["items"].items())
-    about = f"{counts} of the split {manifest['split']}, by {manifest['run']} at step {manifest['step']}"
+    model_name = f"{manifest['run']} at step {manifest['step']}" + (", averaged" if manifest["average"] else "")
+    about = f"{counts} of the split {manifest['split']}, by {model_name}"
     with listen(FLAGS.host, FLAGS.port) as socket:
         port = socket.getsockname()[1]
         hosts = LOCAL if FLAGS.host in LOCAL else (*LOCAL, "*" if FLAGS.host == "0.0.0.0" else FLAGS.host)

@@ -66,16 +66,17 @@ class Embedder:
     program: Program
 
     @classmethod
-    def from_workdir(cls, path: str | Path, step: int | str = LATEST) -> "Embedder":
+    def from_workdir(cls, path: str | Path, step: int | str = LATEST, *, average: bool = False) -> "Embedder":
         """The model of a training run.
 
         Args:
             path: its work directory.
             step: of the checkpoint, "latest" or "best", as `evaluation.run.evaluate` has it.
+            average: whether it is the moving average of the parameters.
 
         Raises:
             FileNotFoundError: no such work directory or step.
-            ValueError: step is another word.
+            ValueError: step is another word, or there is no average.
         """
         workdir = Path(path)
         config = load_config(workdir)
@@ -83,7 +84,7 @@ class Embedder:
         number = step_number(workdir, step, config)
         mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
         with Checkpoints(workdir) as checkpoints:
-            graphdef, model = load_model(config, checkpoints, number, mesh, vocab_size=len(tokenizer))
+            graphdef, model = load_model(config, checkpoints, number, mesh, vocab_size=len(tokenizer), average=average)
         embed = embed_function(graphdef, jax.tree.map(lambda leaf: leaf.sharding, model), mesh)
         return cls(config, tokenizer, lambda domain, inputs: embed(model, {domain: to_devices(inputs, mesh)}))
 

@@ -49,6 +49,7 @@ def embed_to_parquet(
     split: str,
     data_dir: Path | None = None,
     step: int | str = LATEST,
+    average: bool = False,
     dtype: str = "float32",
     rows: int = ROWS,
 ) -> dict[str, int]:
@@ -58,7 +59,7 @@ def embed_to_parquet(
         workdir: of a training run.
         out: folder to write; one that this wrote before for the same run, step and records, or a new one.
         split, data_dir: of the records, as of `open_records`; data_dir None is the run's own.
-        step: as of `evaluation.run.evaluate`.
+        step, average: as of `evaluation.run.evaluate`.
         dtype: of the embeddings, a key of TYPES.
         rows: of a shard.
 
@@ -67,7 +68,8 @@ def embed_to_parquet(
 
     Raises:
         FileNotFoundError: no such work directory, checkpoint or array records.
-        ValueError: no such split; `out` holds something else; an embedding is zero or not finite; rows got lost.
+        ValueError: no such split; `out` holds something else; an embedding is zero or not finite; rows got lost; there
+            is no average.
     """
     config = load_config(workdir)
     with config.unlocked():
@@ -82,6 +84,7 @@ def embed_to_parquet(
         manifest = {
             "run": workdir.absolute().name,
             "step": step,
+            "average": average,
             "checkpoint": checkpoint_fingerprint(workdir, step),
             "split": split,
             "data": fingerprint(config.data.data_dir, split),
@@ -97,7 +100,7 @@ def embed_to_parquet(
         written = from_all(np.array([shard.path.exists() for shard in shards], bool))[0]
         todo = [shard for shard, there in zip(shards, written, strict=True) if not there]
         if todo:
-            write_shards(todo, load_run(config, workdir, checkpoints, step), records.products, dtype)
+            write_shards(todo, load_run(config, workdir, checkpoints, step, average=average), records.products, dtype)
     wait_for_all("embedded")
     check_rows(shards)
     return sizes

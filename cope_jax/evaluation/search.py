@@ -142,6 +142,7 @@ def open_library(
     workdir: Path,
     *,
     step: int | str = LATEST,
+    average: bool = False,
     split: str | None = None,
     data_dir: Path | None = None,
     embeddings: Path | None = None,
@@ -153,7 +154,7 @@ def open_library(
 
     Args:
         workdir: of the run.
-        step: as of `evaluation.run.evaluate`.
+        step, average: as of `evaluation.run.evaluate`.
         split: of the records, as of `open_records`; None is the one that the run is evaluated on.
         data_dir: of the records; None is the run's own.
         embeddings: folder that `embed` wrote, or to write; None is one below `eval/<step>` of the run.
@@ -167,11 +168,18 @@ def open_library(
     """
     config = load_config(workdir)
     split, number = split or config.data.eval_split, step_number(workdir, step, config)
-    folder = embeddings or default_folder(workdir, number, split)
+    folder = embeddings or default_folder(workdir, number, split, average=average)
     # One that is there may be of another precision: it is what was asked for then.
     made = read_manifest(folder) if (folder / MANIFEST).exists() else {"dtype": "float32", "rows": ROWS}
     embed_to_parquet(
-        workdir, folder, split=split, data_dir=data_dir, step=number, dtype=made["dtype"], rows=made["rows"]
+        workdir,
+        folder,
+        split=split,
+        data_dir=data_dir,
+        step=number,
+        average=average,
+        dtype=made["dtype"],
+        rows=made["rows"],
     )
     if rebuild or not (folder / "index").exists():
         build_index(folder, folder / "index", kind=kind, report=report)
@@ -179,9 +187,9 @@ def open_library(
     return Library(folder, open_index(folder / "index", folder), records, {d: item_ids(folder, d) for d in DOMAINS})
 
 
-def default_folder(workdir: Path, step: int, split: str) -> Path:
+def default_folder(workdir: Path, step: int, split: str, *, average: bool = False) -> Path:
     """Where a run keeps the embeddings of a split."""
-    return workdir / "eval" / str(step) / "embeddings" / split
+    return workdir / "eval" / str(step) / f"{'average-' if average else ''}embeddings" / split
 
 
 def item_ids(folder: Path, domain: str) -> np.ndarray:

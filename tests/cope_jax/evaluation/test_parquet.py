@@ -90,7 +90,19 @@ def test_a_finished_job_computes_nothing(workdir, written, monkeypatch):
 def test_another_source_is_noticed(workdir, written, tmp_path):
     out, _ = written
     manifest = json.loads((out / "manifest.json").read_text())
-    assert {"run", "step", "checkpoint", "split", "data", "frames", "width", "dtype", "rows", "items"} == set(manifest)
+    assert set(manifest) == {
+        "run",
+        "step",
+        "average",
+        "checkpoint",
+        "split",
+        "data",
+        "frames",
+        "width",
+        "dtype",
+        "rows",
+        "items",
+    }
     with pytest.raises(ValueError, match=r"holds other embeddings.*\n  step: 6 there, 4 now\n  checkpoint: "):
         embed_to_parquet(workdir, out, split="test", rows=7, step=4)
     with pytest.raises(ValueError, match=r"data: '\w+' there, '\w+' now"):

@@ -9,6 +9,7 @@ import shutil
 import signal
 from contextlib import closing
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,11 +20,15 @@ from tensorboardX.proto.event_pb2 import Event
 
 from benchmarks import chaos
 from benchmarks.chaos import Kill
+from cope_jax import Embedder
+from cope_jax import search as search_command
 from cope_jax.data.faults import BadItem
 from cope_jax.data.records import ItemRecords
 from cope_jax.evaluation import run
+from cope_jax.evaluation.parquet import embed_to_parquet, vectors_of
 from cope_jax.evaluation.probe import Probe
 from cope_jax.evaluation.run import evaluate, known_metrics
+from cope_jax.evaluation.search import open_library
 from cope_jax.training import loop
 from cope_jax.training.checkpoints import Checkpoints
 from cope_jax.training.evaluations import Evaluations
@@ -100,6 +105,21 @@ def test_the_best_checkpoint_stays_and_is_evaluated_in_full(finished):
     with Checkpoints(finished) as checkpoints:
         assert set(checkpoints.steps()) == {best_at_last_save, 4, 5}
     assert all(known_metrics(finished, best, average=average) for average in (False, True))
+
+
+def test_the_average_is_searched_and_embeds_what_is_looked_for(finished, monkeypatch):
+    library = open_library(finished, step=5, average=True, report=lambda line: None)
+    monkeypatch.setattr(search_command, "FLAGS", SimpleNamespace(workdir=str(finished)))
+    item = library.records.items["page"][0]
+    looked_for, of_model = (
+        embedder.embed("page", frames=[item.frames], texts=[item.text])
+        for embedder in (search_command.embedder(library), Embedder.from_workdir(finished, step=5))
+    )
+    _, vectors = next(vectors_of(library.embeddings, "page"))
+    np.testing.assert_allclose(looked_for[0], vectors[0], atol=1e-5)
+    assert np.abs(looked_for - of_model).max() > 1e-4
+    with pytest.raises(ValueError, match="average: True there, False now"):
+        embed_to_parquet(finished, library.embeddings, split="test", step=5)
 
 
 def test_a_rotten_best_checkpoint_does_not_stop_the_run_at_its_end(finished, make_config, tmp_path, capsys):
