@@ -18,6 +18,7 @@ from cope_jax.evaluation.run import evaluate
 from cope_jax.training.checkpoints import Checkpoints, Window, set_aside_damaged
 from cope_jax.training.config import save_config, validate
 from cope_jax.training.evaluations import Evaluations, look_at
+from cope_jax.training.heap import close_gaps
 from cope_jax.training.inputs import run_tokenizer, training_batches, training_classes
 from cope_jax.training.mesh import batch_share, make_mesh, to_devices
 from cope_jax.training.metrics import MetricsLog, Reporter
@@ -184,6 +185,9 @@ def run_steps(
         profile.before(step)
         watchdog.begin(f"the compiling of step {step}" if step == first + 1 else f"step {step - 1}")
         state, metrics = run.step(state, to_devices(batch, mesh))
+        if step == first + 1 and jax.default_backend() == "cpu":
+            jax.block_until_ready(state)
+            close_gaps()  # that compiling has left
         reporter.add(step, metrics, batch["product_id"])
         profile.behind(step, state)
         watchdog.finished = step - 1
