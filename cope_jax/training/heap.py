@@ -4,7 +4,7 @@ import ctypes
 import mmap
 import os
 
-LARGEST, SMALLEST = 1 << 26, 1 << 15  # bytes of the gaps that are looked for; smaller ones cost nothing
+LARGEST, SMALLEST = 1 << 26, 1 << 15  # bytes of the gaps that are looked for; closing smaller ones brought nothing
 MALLINFO = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 DONT_NEED = 4  # madvise: the pages may go, the addresses stay taken
 
@@ -19,8 +19,8 @@ def close_gaps() -> int:
     """Takes the gaps in the heap out of use for good, and gives their memory back to the system.
 
     Compiling leaves thousands of gaps of all sizes. Where all threads share one heap (`MALLOC_ARENA_MAX=1`, as run.sh
-    sets it for training on processors), glibc walks over them for every buffer of 32 KiB or more, some 3,000 a step: a
-    fifth of a step's time (benchmarks/README.md). For where nothing computes just then. Does nothing where threads have
+    sets it for training on processors), glibc walks over them for every buffer of 32 KiB or more, some 2,600 a step: up
+    to a fifth of its time (benchmarks/README.md). For where nothing computes just then. Does nothing where threads have
     heaps of their own or the C library is another.
 
     Returns:

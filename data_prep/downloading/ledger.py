@@ -115,6 +115,8 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own are among them
+        if isinstance(error, OSError) and error.errno:  # of the system: the file itself may well be sound
+            raise
         raise DownloadError(
             f"{path} is no whole ledger of a shard ({error}): remove it and run the same command again, "
             "which fetches the shard's images anew"
