@@ -146,7 +146,7 @@ grocery() {
   root=$(option root . "$@")
   for argument in "$@"; do case $argument in --root=*) ;; *) training+=("$argument") ;; esac; done
   say "turning $checkout into a release in $root/data/grocery/release"
-  run data_prep.grocery --checkout="$checkout" --out="$root/data/grocery/release" --test_list=val
+  run data_prep.sources.grocery --checkout="$checkout" --out="$root/data/grocery/release" --test_list=val
   whole_way grocery "$root/data/grocery/release" "$root" ${training[@]+"${training[@]}"}
 }
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
-from data_prep.cores import cores
+from data_prep.records.cores import cores
 
 FLAGS = flags.FLAGS
 

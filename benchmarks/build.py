@@ -34,12 +34,12 @@ from PIL import Image
 
 from benchmarks.ratios import ratio
 from data_prep.build import build
-from data_prep.catalog_files import write_catalog
-from data_prep.downloading.ledger import SUCCESS, Footer, Row
-from data_prep.downloading.ledger import write as write_ledger
-from data_prep.downloading.shard import add_image, ledger_path, tar_path
-from data_prep.inputs import Inputs
-from data_prep.release import DOMAINS, Frame, Item
+from data_prep.catalog.files import write_catalog
+from data_prep.catalog.release import DOMAINS, Frame, Item
+from data_prep.download.ledger import SUCCESS, Footer, Row
+from data_prep.download.ledger import write as write_ledger
+from data_prep.download.shard import add_image, ledger_path, tar_path
+from data_prep.records.inputs import Inputs
 
 FLAGS = flags.FLAGS
 FRAMES = 8

@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from absl import app, flags
 
-from data_prep.catalog_files import Catalog
-from data_prep.catalog_summary import ROPE
-from data_prep.release import DOMAINS, release_files
+from data_prep.catalog.files import Catalog
+from data_prep.catalog.release import DOMAINS, release_files
+from data_prep.catalog.summary import ROPE
 
 FRAMES = {"page": 1, "video": 8, "live": 12}  # on average
 TEXT_CHARACTERS = {"page": (10, 50), "video": (0, 200), "live": (0, 200)}

@@ -29,9 +29,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import app, flags
 
-from cope_jax.training.checkpoints import UNFINISHED
-from cope_jax.training.cluster import FAILED, LOST
-from cope_jax.training.manifest import FILE as MANIFEST
+from cope_jax.parallel.cluster import FAILED, LOST
+from cope_jax.runs.checkpoints import UNFINISHED
+from cope_jax.runs.manifest import FILE as MANIFEST
 
 DEVICES, SAVE_INTERVAL, PORT = 4, 5, 21_000
 # Steps that a kill may take where it leaves the checkpoints alone: a save is waited for when the next one begins, so

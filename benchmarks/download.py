@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from absl import app, flags
 
 from benchmarks.ratios import ratio
-from data_prep.catalog_files import write_catalog
-from data_prep.downloading.shard import make_url
-from data_prep.release import Frame, Item
+from data_prep.catalog.files import write_catalog
+from data_prep.catalog.release import Frame, Item
+from data_prep.download.shard import make_url
 
 FLAGS = flags.FLAGS
 SHARD = 1000
@@ -102,7 +102,7 @@ def define_flags() -> None:
 def main(_: list[str]) -> None:
     """Measures and prints."""
     program = FLAGS.img2dataset or shutil.which("img2dataset")
-    command = [sys.executable, "-m", "tests.data_prep.misbehaving_server", f"--photos={FLAGS.side}"]
+    command = [sys.executable, "-m", "tests.data_prep.download.misbehaving_server", f"--photos={FLAGS.side}"]
     with (
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,

@@ -23,14 +23,14 @@ from configs import demo
 from cope_jax.data.records import open_records, sample_texts
 from cope_jax.data.tokenizer import train_wordpiece
 from cope_jax.domains import DOMAINS
-from cope_jax.evaluation.embed import embed_function, embed_items
-from cope_jax.evaluation.loaded import LoadedRun
-from cope_jax.training.inputs import evaluation_batches
-from cope_jax.training.mesh import make_mesh, replicated
-from cope_jax.training.model import split_model
+from cope_jax.evaluation.embed_items import embed_function, embed_items
+from cope_jax.evaluation.loaded_run import LoadedRun
+from cope_jax.parallel.mesh import make_mesh, replicated
+from cope_jax.runs.inputs import evaluation_batches
+from cope_jax.runs.model import split_model
 from data_prep.build import build
-from data_prep.inputs import release_inputs
-from data_prep.synthetic import write_release
+from data_prep.records.inputs import release_inputs
+from data_prep.synthetic.release import write_release
 
 FLAGS = flags.FLAGS
 

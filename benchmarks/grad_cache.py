@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 
 from benchmarks.ratios import ratio
 from configs import default
-from cope_jax.training.inputs import training_batch_shapes
-from cope_jax.training.mesh import make_mesh, to_devices
+from cope_jax.parallel.mesh import make_mesh, to_devices
+from cope_jax.runs.inputs import training_batch_shapes
 from cope_jax.training.plan import Plan, plan
 
 MICROBATCH, VOCABULARY = 8, 1000

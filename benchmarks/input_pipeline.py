@@ -52,11 +52,11 @@ from cope_jax.data.records import Item, open_records, sample_texts
 from cope_jax.data.tokenizer import encode, train_wordpiece
 from cope_jax.domains import DOMAINS
 from data_prep.build import build
-from data_prep.catalog_files import write_catalog
-from data_prep.inputs import Inputs, release_inputs
-from data_prep.release import Frame
-from data_prep.release import Item as CatalogItem
-from data_prep.synthetic import write_release
+from data_prep.catalog.files import write_catalog
+from data_prep.catalog.release import Frame
+from data_prep.catalog.release import Item as CatalogItem
+from data_prep.records.inputs import Inputs, release_inputs
+from data_prep.synthetic.release import write_release
 
 FLAGS = flags.FLAGS
 Product = Mapping[str, Sequence[Item]]  # its items of each domain

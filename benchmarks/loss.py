@@ -26,11 +26,11 @@ from jax.sharding import Mesh
 
 from benchmarks.ratios import ratio
 from cope_jax.domains import DOMAINS, PAIRS
+from cope_jax.losses.pairs import Pair, Side, compare, join_vectors, split_vectors
 from cope_jax.losses.ring import AXES
-from cope_jax.losses.sides import Pair, Side, compare, join_vectors, split_vectors
 from cope_jax.losses.sigmoid import init_scalars, sigmoid_loss
-from cope_jax.losses.watch import Nearest
-from cope_jax.training.mesh import batch_sharding, make_mesh, replicated
+from cope_jax.losses.statistics import Nearest
+from cope_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 
 DEVICES = (1, 2, 4, 8, 16)
 DENSE_RUNS_UP_TO = 8  # devices: at 16 its matrices take 26 GB of this machine's memory; it is compiled only

@@ -20,8 +20,8 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from benchmarks.torch_references import REFERENCES, Reference
+from cope_jax.models.backbones.load import prepare
 from cope_jax.models.compute import Compute
-from cope_jax.models.pretrained import prepare
 from cope_jax.models.text import TextEncoder
 from cope_jax.models.vision import VisionEncoder
 

@@ -19,7 +19,7 @@ from absl import app, flags
 
 from benchmarks.ratios import ratio
 from cope_jax import domains
-from cope_jax.evaluation import retrieval
+from cope_jax.evaluation.metrics import retrieval
 
 SIZES = {"page": 31_388, "video": 29_810, "live": 30_981}
 PRODUCTS, WIDTH = 2_527, 128

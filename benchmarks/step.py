@@ -33,10 +33,10 @@ from ml_collections import ConfigDict
 from benchmarks.ratios import ratio
 from configs import default
 from cope_jax.domains import DOMAINS
-from cope_jax.training.heap import close_gaps
-from cope_jax.training.inputs import training_batch_shapes
-from cope_jax.training.mesh import make_mesh, to_devices
+from cope_jax.parallel.mesh import make_mesh, to_devices
+from cope_jax.runs.inputs import training_batch_shapes
 from cope_jax.training.plan import plan, step_operations
+from cope_jax.training.supervision.heap import close_gaps
 
 VOCABULARY = 8000
 WAYS = ("ours", "torch", "torch_compiled")

@@ -16,7 +16,7 @@ Data flows one way: `data` makes uint8 batches, `models` turns them into embeddi
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cope_jax.evaluation.embedder import Embedder
+    from cope_jax.search.embedder import Embedder
 
 __all__ = ["Embedder"]
 
@@ -24,7 +24,7 @@ __all__ = ["Embedder"]
 def __getattr__(name: str) -> Any:
     """`from cope_jax import Embedder`, imported when asked for: a command that needs no model starts without jax."""
     if name == "Embedder":
-        from cope_jax.evaluation.embedder import Embedder
+        from cope_jax.search.embedder import Embedder
 
         return Embedder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from absl import app
 
-from cope_jax import entry
-from cope_jax.training.manifest import FILE, find_damage
+from cope_jax import cli
+from cope_jax.runs.manifest import FILE, find_damage
 
 
 def main(*words: str) -> None:
@@ -41,4 +41,4 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    entry.run("checkpoints", main, positional=True)
+    cli.run("checkpoints", main, positional=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from absl import flags
 
-from cope_jax import entry
+from cope_jax import cli
 from cope_jax.evaluation.compare import WRITERS, compare, read, table
-from cope_jax.evaluation.run import BEST, LATEST
+from cope_jax.evaluation.evaluate_run import BEST, LATEST
 
 FLAGS = flags.FLAGS
 
@@ -26,7 +26,7 @@ def main(*runs: str) -> None:
         raise ValueError(f"{len(runs)} runs given; name at least two: ./run.sh compare RUN RUN")
     if FLAGS.out and Path(FLAGS.out).suffix not in WRITERS:
         raise ValueError(f"--out is {FLAGS.out!r}; its ending must be {' or '.join(WRITERS)}")
-    step = entry.parse_step(FLAGS.step, words=(LATEST, BEST))
+    step = cli.parse_step(FLAGS.step, words=(LATEST, BEST))
     evaluated = [read(Path(run), step) for run in runs]
     rows = compare(evaluated)
     print(table(evaluated, rows))
@@ -37,4 +37,4 @@ def main(*runs: str) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    entry.run("compare", main, positional=True)
+    cli.run("compare", main, positional=True)

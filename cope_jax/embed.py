@@ -7,9 +7,9 @@ from pathlib import Path
 
 from absl import flags
 
-from cope_jax import entry
-from cope_jax.evaluation.parquet import TYPES, embed_to_parquet
-from cope_jax.evaluation.run import BEST, LATEST
+from cope_jax import cli
+from cope_jax.evaluation.evaluate_run import BEST, LATEST
+from cope_jax.search.embedding_store import TYPES, embed_to_parquet
 
 FLAGS = flags.FLAGS
 
@@ -30,20 +30,20 @@ def define_flags() -> None:
         "average", False, "Embed with the moving average of the parameters, of a run with config.train.average_decay."
     )
     flags.DEFINE_enum("dtype", "float32", list(TYPES), "Of the embeddings.")
-    entry.define_cluster_flags()
+    cli.define_cluster_flags()
     flags.mark_flags_as_required(["workdir", "out"])
 
 
 def main() -> None:
     """Embeds and says how many."""
     flags_of_all = ("workdir", "out", "split", "data_dir", "step", "average", "dtype")
-    with entry.this_process({f"--{name}": FLAGS[name].value for name in flags_of_all}):
+    with cli.this_process({f"--{name}": FLAGS[name].value for name in flags_of_all}):
         sizes = embed_to_parquet(
             Path(FLAGS.workdir),
             Path(FLAGS.out),
             split=FLAGS.split,
             data_dir=Path(FLAGS.data_dir) if FLAGS.data_dir else None,
-            step=entry.parse_step(FLAGS.step, words=(LATEST, BEST)),
+            step=cli.parse_step(FLAGS.step, words=(LATEST, BEST)),
             average=FLAGS.average,
             dtype=FLAGS.dtype,
         )
@@ -54,4 +54,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    entry.run("embed", main)
+    cli.run("embed", main)

@@ -5,11 +5,11 @@ from typing import Any
 
 from absl import flags
 
-from cope_jax import entry
-from cope_jax.evaluation.report import write_report
-from cope_jax.evaluation.run import BEST, LATEST, evaluate, judge, metrics_path, report_path
-from cope_jax.evaluation.tables import tables
-from cope_jax.training.checkpoints import UNTRAINED
+from cope_jax import cli
+from cope_jax.evaluation.evaluate_run import BEST, LATEST, evaluate, judge, metrics_path, report_path
+from cope_jax.evaluation.report.report import write_report
+from cope_jax.evaluation.result_tables import tables
+from cope_jax.runs.checkpoints import UNTRAINED
 
 FLAGS = flags.FLAGS
 FACTS = ("workdir", "step", "data_dir", "subset", "average")  # flags that are the same in all processes
@@ -34,15 +34,15 @@ def define_flags() -> None:
     flags.DEFINE_bool("baseline", True, "Show the untrained model's numbers beside the checkpoint's.")
     flags.DEFINE_bool("reuse", False, "Take what an earlier evaluation of the same step and data wrote, if any.")
     flags.DEFINE_bool("report", True, "Write report.html, too: tables, curves, a map, a gallery of queries and hits.")
-    entry.define_cluster_flags()
+    cli.define_cluster_flags()
     flags.mark_flags_as_required(["workdir"])
 
 
 def main() -> None:
     """Evaluates, prints and writes."""
-    step = entry.parse_step(FLAGS.step, words=(LATEST, BEST))
+    step = cli.parse_step(FLAGS.step, words=(LATEST, BEST))
     workdir = Path(FLAGS.workdir)
-    with entry.this_process({f"--{name}": FLAGS[name].value for name in FACTS}):
+    with cli.this_process({f"--{name}": FLAGS[name].value for name in FACTS}):
         judged = judge(workdir, step=step, average=FLAGS.average, needs_report=FLAGS.report, **options())
         beside = untrained(workdir) if FLAGS.baseline else None
         if FLAGS.report and judged.items is not None:
@@ -72,4 +72,4 @@ def untrained(workdir: Path) -> dict[str, Any] | None:
 
 if __name__ == "__main__":
     define_flags()
-    entry.run("evaluate", main)
+    cli.run("evaluate", main)

@@ -9,13 +9,13 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from cope_jax import entry
-from cope_jax.training.config import flatten, make_paths_absolute
+from cope_jax import cli
+from cope_jax.runs.config import flatten, make_paths_absolute
 from cope_jax.training.dry_run import dry_run, pretend_devices
 from cope_jax.training.loop import train
-from cope_jax.training.output import outlive_a_full_disk
-from cope_jax.training.profile import parse_steps
-from cope_jax.training.stop import Stopped
+from cope_jax.training.supervision.signals import Stopped
+from cope_jax.training.supervision.stdout import outlive_a_full_disk
+from cope_jax.training.supervision.tracing import parse_steps
 
 FLAGS = flags.FLAGS
 STOPPED = 75  # exit code: stopped by a signal, all work saved (EX_TEMPFAIL: call again)
@@ -35,7 +35,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "profile_steps", "", "FIRST:LAST, such as 10:15: writes a profiler trace of these steps to <workdir>/profile."
     )
-    entry.define_cluster_flags()
+    cli.define_cluster_flags()
     flags.mark_flags_as_required(["config"])
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     outlive_a_full_disk()
     code, profile_steps = 0, parse_steps(FLAGS.profile_steps)
     fields = {f"config.{key}": value for key, value in flatten(FLAGS.config)}
-    with entry.this_process({"--workdir": FLAGS.workdir, **fields}):
+    with cli.this_process({"--workdir": FLAGS.workdir, **fields}):
         make_paths_absolute(FLAGS.config)
         try:
             train(
@@ -67,4 +67,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    entry.run("train", main)
+    cli.run("train", main)

@@ -19,12 +19,12 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from data_prep import records
-from data_prep.catalog_files import CatalogError
-from data_prep.image_sources import ImageSourceError
-from data_prep.inputs import BuildError, Inputs, release_inputs
-from data_prep.local_pool import local_runner
-from data_prep.release import DOMAINS, PREFIXES, ReleaseError
+from data_prep.catalog.files import CatalogError
+from data_prep.catalog.release import DOMAINS, PREFIXES, ReleaseError
+from data_prep.images.sources import ImageSourceError
+from data_prep.records import schema as records
+from data_prep.records.inputs import BuildError, Inputs, release_inputs
+from data_prep.records.local_pool import local_runner
 from data_prep.rope.rope_dataset_builder import Builder
 
 FLAGS = flags.FLAGS
@@ -89,7 +89,7 @@ def _runner(processes: int | None, beam_options: Sequence[str] | None):
     if beam_options is None:
         return local_runner(processes)
     try:
-        from data_prep.beam_runner import beam_runner
+        from data_prep.records.beam_runner import beam_runner
     except ModuleNotFoundError as error:
         raise BuildError("--beam_pipeline_options needs Apache Beam: pip install -r requirements-beam.txt") from error
     return contextlib.nullcontext(beam_runner(beam_options))

@@ -20,15 +20,15 @@ import numpy as np
 import pyarrow as pa
 from absl import app, flags
 
-from data_prep import making
-from data_prep.assembly import DomainSources, Source
-from data_prep.blocks import START_BYTES
-from data_prep.catalog_files import Catalog, CatalogError
-from data_prep.catalog_summary import format_summary
-from data_prep.lines import PRODUCT_MAX, Reason
-from data_prep.rejects import Rejects
-from data_prep.release import DOMAINS
-from data_prep.table_rows import SPLITS, read_table
+from data_prep.catalog import make as making
+from data_prep.catalog.assembly import DomainSources, Source
+from data_prep.catalog.files import Catalog, CatalogError
+from data_prep.catalog.lines import PRODUCT_MAX, Reason
+from data_prep.catalog.rejects import Rejects
+from data_prep.catalog.release import DOMAINS
+from data_prep.catalog.summary import format_summary
+from data_prep.catalog.table_rows import SPLITS, read_table
+from data_prep.catalog.text_blocks import START_BYTES
 
 FLAGS = flags.FLAGS
 IDS_FILE = "ids.parquet"

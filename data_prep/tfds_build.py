@@ -11,10 +11,10 @@ import sys
 from absl import app
 from tensorflow_datasets.scripts.cli import build, cli_utils
 
-from data_prep.catalog_files import CatalogError
-from data_prep.image_sources import ImageSourceError
-from data_prep.inputs import BuildError
-from data_prep.release import ReleaseError
+from data_prep.catalog.files import CatalogError
+from data_prep.catalog.release import ReleaseError
+from data_prep.images.sources import ImageSourceError
+from data_prep.records.inputs import BuildError
 
 
 def main(args: build.Args) -> int:

@@ -51,8 +51,8 @@ def parsed_flags():
 def data_dir(tmp_path_factory):
     """Array records of a tiny synthetic release, made by the same code as the demo's."""
     from data_prep.build import build
-    from data_prep.inputs import release_inputs
-    from data_prep.synthetic import write_release
+    from data_prep.records.inputs import release_inputs
+    from data_prep.synthetic.release import write_release
 
     folder = tmp_path_factory.mktemp("synthetic")
     release = write_release(folder / "release", train_products=24, test_products=12, image_side=32, seed=0, processes=1)

@@ -12,10 +12,10 @@ from PIL import Image
 from cope_jax.data.images import decode
 from cope_jax.data.records import Item, Records
 from cope_jax.domains import DOMAINS
-from cope_jax.evaluation.embed import Items
-from cope_jax.evaluation.index import build_index, open_index
-from cope_jax.evaluation.parquet import MANIFEST, as_table, shards_of, table_bytes
-from cope_jax.evaluation.search import Library
+from cope_jax.evaluation.embed_items import Items
+from cope_jax.search.embedding_store import MANIFEST, as_table, shards_of, table_bytes
+from cope_jax.search.index import build_index, open_index
+from cope_jax.search.library import Library
 
 PRODUCTS = 6
 TILTS = {"page": 0.0, "video": 0.1, "live": 0.3}

@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks import all as all_benchmarks
 from benchmarks import chaos, input_pipeline, step
 from benchmarks.torch_cope import TorchCope, used_parameters
-from cope_jax.training.model import split_model
+from cope_jax.runs.model import split_model
 
 MODULES = {path.stem for path in Path(all_benchmarks.__file__).parent.glob("*.py")}
 COMMANDS = sorted(MODULES - {"ratios", "torch_cope", "torch_references"})

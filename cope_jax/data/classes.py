@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cope_jax.data.leaf import checked_id
+from cope_jax.data.collate import checked_id
 from cope_jax.data.records import Records
 
 NO_CLASS = -1

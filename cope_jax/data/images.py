@@ -2,7 +2,7 @@
 
 JPEGs are decoded by simplejpeg at a reduced scale where the crop leaves enough pixels; it and OpenCV's
 resize release the GIL, so the pipeline's threads scale. Other formats are decoded by Pillow. What decodes is what
-`data_prep.images` lets pass; photos are turned upright as their EXIF says.
+`data_prep.images.decoding` lets pass; photos are turned upright as their EXIF says.
 """
 
 import io

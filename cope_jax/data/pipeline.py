@@ -13,10 +13,10 @@ import grain
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from cope_jax.data.bad_items import BadItem, Faults
 from cope_jax.data.classes import to_classes
-from cope_jax.data.faults import BadItem, Faults
+from cope_jax.data.collate import Example, LeafMaker, checked_id
 from cope_jax.data.images import EvalView, TrainView
-from cope_jax.data.leaf import Example, LeafMaker, checked_id
 from cope_jax.data.records import Product, Records, open_records
 from cope_jax.data.tokenizer import TextAugment
 from cope_jax.domains import DOMAINS

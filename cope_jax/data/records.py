@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from cope_jax.data.faults import BadItem
+from cope_jax.data.bad_items import BadItem
 from cope_jax.domains import DOMAINS
 
 # Of array_record (a hash that does not match), protobuf, a field without value, text that is no UTF-8.

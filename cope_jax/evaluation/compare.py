@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cope_jax.evaluation.run import BEST, LATEST, known_metrics
-from cope_jax.evaluation.tables import METRICS, arrow, half_width
-from cope_jax.tables import aligned
+from cope_jax.evaluation.evaluate_run import BEST, LATEST, known_metrics
+from cope_jax.evaluation.result_tables import METRICS, arrow, half_width
+from data_prep.common.text_table import text_table
 
 SAME = ("data", "split", "subset")  # of what was evaluated: where these differ, differences say little
 
@@ -110,7 +110,7 @@ def table(runs: Sequence[Evaluated], rows: Sequence[Row]) -> str:
         lines.append(line)
     names = [f"{letter}: {run.name}" for letter, run in zip(letters(runs), runs, strict=True)]
     legend = "* beyond what the 95% intervals (±) of both explain"
-    return "\n".join([*names, *differing_data(runs), "", aligned(lines), legend])
+    return "\n".join([*names, *differing_data(runs), "", text_table(lines), legend])
 
 
 def letters(runs: Sequence[Evaluated]) -> list[str]:

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from cope_jax.training.progress import clock
+from cope_jax.runs.progress import clock
 
 
 class Progress:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cope_jax.losses.class_shards import Gradients, Items, MarginSoftmax, sums_and_gradients
+from cope_jax.losses.sharded_softmax import Gradients, Items, MarginSoftmax, sums_and_gradients
 
 # Every usual number of devices divides it, so that the shape of the table in checkpoints does not depend on the mesh.
 MULTIPLE = 3072

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
+from cope_jax.losses.pairs import Pair, Side, compare, join_vectors, pull, split_vectors
 from cope_jax.losses.ring import AXES, each, go_round, over_chunks, over_tiles
-from cope_jax.losses.sides import Pair, Side, compare, join_vectors, pull, split_vectors
-from cope_jax.losses.watch import Nearest, Sums, Watched, watched_values
+from cope_jax.losses.statistics import Nearest, Sums, Watched, watched_values
 
 
 def infonce_loss(

@@ -7,15 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cope_jax.models.compute import Compute
-from cope_jax.models.layers import (
-    EMBEDDING_INIT,
-    Attention,
-    PreNormBlock,
-    drop_path,
-    layer_norm,
-    linear,
-    masked_mean,
-)
+from cope_jax.models.layers import EMBEDDING_INIT, Attention, PreNormBlock, drop_path, layer_norm, linear, masked_mean
 from cope_jax.models.stack import make_stack, run_stack
 from cope_jax.models.stems import ConvStem, PatchStem
 

@@ -14,14 +14,13 @@ from ml_collections import ConfigDict
 
 from cope_jax.data.tokenizer import load_tokenizer
 from cope_jax.domains import DOMAINS
-from cope_jax.tables import aligned
-from cope_jax.training.config import validate
-from cope_jax.training.inputs import training_batch_shapes
-from cope_jax.training.losses import active_terms
-from cope_jax.training.mesh import AXES, make_mesh
+from cope_jax.parallel.mesh import AXES, make_mesh
+from cope_jax.parallel.rules import apply_rules, paths
+from cope_jax.runs.config import active_terms, validate
+from cope_jax.runs.inputs import check_batch_sizes, training_batch_shapes
 from cope_jax.training.optimizer import decays, rate_factors
-from cope_jax.training.plan import Plan, check_batch_sizes, plan, step_operations
-from cope_jax.training.rules import apply_rules, paths
+from cope_jax.training.plan import Plan, plan, step_operations
+from data_prep.common.text_table import text_table
 
 GIB = 2**30
 
@@ -151,7 +150,7 @@ def parameter_table(rows: list[Parameter]) -> str:
         cut = ", ".join(f"{i}: {' × '.join(axes)}" for i, axes in cuts)
         shape = "×".join(map(str, row.shape)) or "1"
         cells.append([row.path, shape, f"{row.size:,}", str(row.group), "yes" if row.decays else "no", cut or "–"])
-    return aligned(cells)
+    return text_table(cells)
 
 
 def group_table(rows: list[Parameter], config: ConfigDict) -> str:
@@ -161,7 +160,7 @@ def group_table(rows: list[Parameter], config: ConfigDict) -> str:
         sizes = [row.size for row in rows if row.group == number]
         rate = f"{config.optimizer.rate * factor:g}" if factor else "frozen"
         cells.append([f"{number}: {pattern or 'all others'}", str(len(sizes)), f"{sum(sizes):,}", rate])
-    return aligned([*cells, ["total", str(len(rows)), f"{sum(row.size for row in rows):,}", ""]])
+    return text_table([*cells, ["total", str(len(rows)), f"{sum(row.size for row in rows):,}", ""]])
 
 
 def setting(config: ConfigDict, vocab_size: int, origin: str) -> str:
@@ -198,7 +197,7 @@ def cost_table(costs: Costs, config: ConfigDict) -> str:
     rows = [["memory of a device", "GiB"], *([name, f"{size / GIB:.2f}"] for name, size in memory.items())]
     return "\n".join(
         [
-            aligned(rows),
+            text_table(rows),
             "Activations are as XLA plans them for a CPU, which keeps bfloat16 products in float32 and has no flash",
             "attention: an accelerator needs less.",
             "",

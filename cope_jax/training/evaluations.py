@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from cope_jax.evaluation.probe import Probe
-from cope_jax.training.config import AVERAGE
-from cope_jax.training.metrics import EVALUATIONS, read_lines, rounded
-from cope_jax.training.model import ModelState
-from cope_jax.training.step import TrainState
+from cope_jax.evaluation.in_training import Probe
+from cope_jax.runs.config import AVERAGE
+from cope_jax.runs.log_lines import EVALUATIONS, read_lines, rounded
+from cope_jax.runs.model import ModelState
+from cope_jax.runs.state import TrainState
 
 
 class Evaluations:

@@ -10,8 +10,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from cope_jax.losses.ring import AXES
 from cope_jax.models.fusion import Embeddings
-from cope_jax.training.losses import LossFunction
 from cope_jax.training.metrics import Mean
+from cope_jax.training.objective import LossFunction
 
 # (model's params, its statistics, batch, random key) → (embeddings per domain, moved statistics)
 Embed = Callable[[Any, Any, Any, jax.Array], tuple[dict[str, Embeddings], Any]]

@@ -12,27 +12,27 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
-from cope_jax.data.faults import Faults
-from cope_jax.evaluation.probe import Probe
-from cope_jax.evaluation.run import evaluate
-from cope_jax.training.checkpoints import Checkpoints, Window, set_aside_damaged
-from cope_jax.training.config import save_config, validate
+from cope_jax.data.bad_items import Faults
+from cope_jax.evaluation.evaluate_run import evaluate
+from cope_jax.evaluation.in_training import Probe
+from cope_jax.parallel.mesh import batch_share, make_mesh, to_devices
+from cope_jax.runs.checkpoints import Checkpoints, Window, set_aside_damaged
+from cope_jax.runs.config import save_config, validate
+from cope_jax.runs.inputs import check_batch_sizes, run_tokenizer, training_batches, training_classes
+from cope_jax.runs.lock import held
+from cope_jax.runs.model import ModelState
+from cope_jax.runs.progress import Progress
+from cope_jax.runs.provenance import circumstances, record_start
+from cope_jax.runs.state import TrainState
+from cope_jax.runs.weights import load_weights, prepare_weights
 from cope_jax.training.evaluations import Evaluations, look_at
-from cope_jax.training.heap import close_gaps
-from cope_jax.training.inputs import run_tokenizer, training_batches, training_classes
-from cope_jax.training.mesh import batch_share, make_mesh, to_devices
 from cope_jax.training.metrics import MetricsLog, Reporter
-from cope_jax.training.model import ModelState
-from cope_jax.training.peak import peak_of_devices
-from cope_jax.training.plan import Plan, check_batch_sizes, plan, step_operations
-from cope_jax.training.profile import Profile
-from cope_jax.training.progress import Progress
-from cope_jax.training.shared import held
-from cope_jax.training.starts import circumstances, record_start
-from cope_jax.training.step import TrainState
-from cope_jax.training.stop import Stopped, StopSignal
-from cope_jax.training.watchdog import Watchdog
-from cope_jax.training.weights import load_weights, prepare_weights
+from cope_jax.training.plan import Plan, plan, step_operations
+from cope_jax.training.supervision.heap import close_gaps
+from cope_jax.training.supervision.peak_flops import peak_of_devices
+from cope_jax.training.supervision.signals import Stopped, StopSignal
+from cope_jax.training.supervision.tracing import Profile
+from cope_jax.training.supervision.watchdog import Watchdog
 
 
 class Attendants(NamedTuple):

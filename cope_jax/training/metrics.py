@@ -1,7 +1,5 @@
 """Metrics as values, and the files they are written to."""
 
-import json
-import os
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from pathlib import Path
@@ -12,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from cope_jax.data.faults import Faults
+from cope_jax.data.bad_items import Faults
 from cope_jax.domains import DOMAINS
-from cope_jax.training.board import Board
-from cope_jax.training.log_file import LogFile
-from cope_jax.training.progress import Progress
+from cope_jax.runs.log_file import LogFile
+from cope_jax.runs.log_lines import EVALUATIONS, as_line, keep_lines_until, rounded
+from cope_jax.runs.progress import Progress
+from cope_jax.training.tensorboard import Board
 
 SHOWN = 4  # examples that TensorBoard shows at the start
-EVALUATIONS = "evaluations.jsonl"  # in a work directory: what evaluations while training found
 
 
 @struct.dataclass
@@ -216,32 +214,3 @@ class Reporter:
     def open_window(self) -> dict[str, tuple[float, float]]:
         """(total, count) of each metric in the window that is not reported yet."""
         return {name: (float(mean.total), float(mean.count)) for name, mean in self.window.items()}
-
-
-def as_line(entry: Mapping[str, Any]) -> bytes:
-    """A line of a log: JSON."""
-    return json.dumps(entry).encode() + b"\n"
-
-
-def rounded(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Six digits of each, None for what is not finite."""
-    return {name: float(f"{value:.6g}") if np.isfinite(value) else None for name, value in values.items()}
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log up to one that is cut off; none where there is no such file."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def keep_lines_until(path: Path, step: float) -> None:
-    """Cuts off the lines of a log that are later than `step` or not whole; a full disk lets it."""
-    if not path.exists():
-        return
-    size = 0
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                break
-            size += len(line)
-    os.truncate(path, size)

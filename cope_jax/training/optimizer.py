@@ -10,17 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cope_jax.training.rules import apply_rules
+from cope_jax.parallel.rules import apply_rules
+from cope_jax.runs.schedule import rate_schedule
 
 Groups = Sequence[tuple[str, float]]
 
 # Only matrices and word vectors decay; biases, norms, positions, segments, tokens and the loss's scalars do not.
 DECAY_RULES = ((r"/(kernel|embedding)$", True), (r"", False))
-
-
-def rate_schedule(*, rate: float, warmup_steps: int, steps: int) -> optax.Schedule:
-    """Linear from 0 to `rate` over `warmup_steps`, then a cosine to 0 at `steps`."""
-    return optax.warmup_cosine_decay_schedule(0.0, rate, warmup_steps, steps)
 
 
 def rate_factors(groups: Groups, params: Any) -> Any:

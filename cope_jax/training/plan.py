@@ -11,28 +11,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cope_jax.training.inputs import training_batch_shapes
-from cope_jax.training.losses import init_losses, make_loss
-from cope_jax.training.mesh import batch_sharding, make_mesh, parameter_shardings, replicated, with_shardings
-from cope_jax.training.model import ModelState, split_model
+from cope_jax.parallel.mesh import batch_sharding, make_mesh, parameter_shardings, replicated, with_shardings
+from cope_jax.runs.inputs import training_batch_shapes
+from cope_jax.runs.model import ModelState, split_model
+from cope_jax.runs.state import TrainState
+from cope_jax.training.objective import init_losses, make_loss
 from cope_jax.training.optimizer import make_optimizer
-from cope_jax.training.step import StepFunction, TrainState, make_train_step
-
-
-def check_batch_sizes(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises a ValueError where a batch does not divide over the devices that share it."""
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    sizes = {
-        "train.batch_size": config.train.batch_size,
-        "train.microbatch": config.train.microbatch,
-        "eval.batch_size": config.eval.batch_size,
-    }
-    for key, size in sizes.items():
-        if size % shares:
-            raise ValueError(
-                f"config.{key} {size} is no multiple of the {shares} devices that share it (mesh.data × mesh.fsdp); "
-                f"make it {-(-size // shares) * shares}, say, or change config.mesh"
-            )
+from cope_jax.training.step import StepFunction, make_train_step
 
 
 class Plan(NamedTuple):

@@ -7,35 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx, struct
+from flax import nnx
 from jax.sharding import Mesh
 
 from cope_jax.domains import DOMAINS
+from cope_jax.runs.model import ModelState
+from cope_jax.runs.state import TrainState
 from cope_jax.training.gradients import batch_gradients, cached_gradients
-from cope_jax.training.losses import LossFunction
 from cope_jax.training.metrics import Mean
-from cope_jax.training.model import ModelState
+from cope_jax.training.objective import LossFunction
 from cope_jax.training.optimizer import Groups, hold_frozen
-
-
-@struct.dataclass
-class TrainState:
-    """All that changes while training, and all that a checkpoint holds.
-
-    Attributes:
-        step: int32[], steps taken; with the seed it also fixes the next batch and the next random draws.
-        params: {"model": …, "loss": …}, float32 leaves.
-        statistics: the model's running statistics.
-        opt_state: of optax.
-        average: a moving average of the model over the steps; None where the config asks for none.
-    """
-
-    step: jax.Array
-    params: Any
-    statistics: Any
-    opt_state: Any
-    average: ModelState | None = None
-
 
 StepFunction = Callable[[TrainState, Any], tuple[TrainState, dict[str, Mean]]]
 

@@ -17,13 +17,15 @@ import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from absl import logging
 
-from data_prep import image_index, records, shards
-from data_prep.catalog_files import Catalog
-from data_prep.inputs import BuildError, Inputs, release_inputs
-from data_prep.local_pool import Runner, local_runner
-from data_prep.product_rows import kept_products, read_kept_rows
-from data_prep.progress import Progress
-from data_prep.release import DOMAINS
+from data_prep.catalog.files import Catalog
+from data_prep.catalog.release import DOMAINS
+from data_prep.images import index as image_index
+from data_prep.records import schema as records
+from data_prep.records import shards
+from data_prep.records.inputs import BuildError, Inputs, release_inputs
+from data_prep.records.local_pool import Runner, local_runner
+from data_prep.records.product_rows import kept_products, read_kept_rows
+from data_prep.records.progress import Progress
 
 PRODUCTS_PER_SHARD = 16384
 FILE_FORMAT = "array_record"

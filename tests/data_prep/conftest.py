@@ -16,10 +16,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from data_prep.build import build
-from data_prep.catalog_files import Catalog, write_catalog
-from data_prep.images import RULES
-from data_prep.inputs import Inputs
-from data_prep.release import DOMAINS, Frame, Item
+from data_prep.catalog.files import Catalog, write_catalog
+from data_prep.catalog.release import DOMAINS, Frame, Item
+from data_prep.images.decoding import RULES
+from data_prep.records.inputs import Inputs
 
 
 @dataclasses.dataclass

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_prep import images, shards
 from data_prep.build import format_summary
-from data_prep.catalog_files import Catalog, CatalogError
-from data_prep.image_sources import ImageSourceError
-from data_prep.inputs import BuildError, Inputs, release_inputs
+from data_prep.catalog.files import Catalog, CatalogError
+from data_prep.images import decoding as images
+from data_prep.images.sources import ImageSourceError
+from data_prep.records import shards
+from data_prep.records.inputs import BuildError, Inputs, release_inputs
 
 ROOT = Path(__file__).parents[2]
 
@@ -260,7 +261,7 @@ def test_faults_name_the_remedy(small, inputs, tmp_path):
 
 def test_a_missing_beam_is_named(small, inputs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    monkeypatch.delitem(sys.modules, "data_prep.beam_runner", raising=False)
+    monkeypatch.delitem(sys.modules, "data_prep.records.beam_runner", raising=False)
     with pytest.raises(BuildError, match=r"needs Apache Beam: pip install -r requirements-beam.txt"):
         small.build(inputs, tmp_path, beam_options=[])
 

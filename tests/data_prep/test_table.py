@@ -17,13 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cope_jax.data.leaf import checked_id
-from data_prep import table_rows
-from data_prep.catalog_files import Catalog, CatalogError, Product
-from data_prep.lines import Reason
-from data_prep.release import Frame, Item
+from cope_jax.data.collate import checked_id
+from data_prep.catalog import table_rows
+from data_prep.catalog.files import Catalog, CatalogError, Product
+from data_prep.catalog.lines import Reason
+from data_prep.catalog.release import Frame, Item
+from data_prep.catalog.table_rows import TableRow, parse_row
 from data_prep.table import _split, make_catalog
-from data_prep.table_rows import TableRow, parse_row
 
 ROOT = Path(__file__).parents[2]
 BAG, MUG = "SKU-b", "SKU-m"

@@ -11,9 +11,9 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data_prep import shards
-from data_prep.records import tally_records
-from data_prep.shard_checks import unmatched
+from data_prep.records import shards
+from data_prep.records.checks import unmatched
+from data_prep.records.schema import tally_records
 from data_prep.verify import verify
 
 ROOT = Path(__file__).parents[2]

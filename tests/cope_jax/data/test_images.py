@@ -5,15 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cope_jax.data.images import (
-    EvalView,
-    TrainView,
-    crop_resize,
-    decode,
-    image_size,
-    jitter_colour,
-    random_box,
-)
+from cope_jax.data.images import EvalView, TrainView, crop_resize, decode, image_size, jitter_colour, random_box
 
 
 def picture(height: int, width: int) -> Image.Image:

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from cope_jax.data.faults import Faults
+from cope_jax.data.bad_items import Faults
 from cope_jax.data.frames import centres
 from cope_jax.data.images import EvalView, TrainView
 from cope_jax.data.pipeline import eval_batches, train_batches
@@ -220,7 +220,7 @@ def test_a_worker_that_dies_ends_the_reading_with_its_error(train, monkeypatch):
     def broken(*args):
         raise RuntimeError("the tokenizer is out of order")
 
-    monkeypatch.setattr("cope_jax.data.leaf.encode", broken)
+    monkeypatch.setattr("cope_jax.data.collate.encode", broken)
     with pytest.raises(RuntimeError, match="the tokenizer is out of order"):
         train(3)
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cope_jax.losses.sides import Pair, Side
-from cope_jax.training.mesh import make_mesh
+from cope_jax.losses.pairs import Pair, Side
+from cope_jax.parallel.mesh import make_mesh
 
 PAIRS = (Pair("page", "video"), Pair("page", "live", 0.5), Pair("video", "live"))
 

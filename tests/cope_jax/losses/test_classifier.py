@@ -11,10 +11,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cope_jax.domains import DOMAINS
-from cope_jax.losses import class_shards
-from cope_jax.losses.class_shards import CLASS_AXES, EXAMPLE_AXES, TILE
+from cope_jax.losses import sharded_softmax as class_shards
 from cope_jax.losses.classifier import classifier_loss, init_table, rows
-from cope_jax.training.mesh import make_mesh
+from cope_jax.losses.sharded_softmax import CLASS_AXES, EXAMPLE_AXES, TILE
+from cope_jax.parallel.mesh import make_mesh
 
 # Classes on all of eight devices, with padding on the last; and items for two tiles.
 CLASSES, B, E, M = 3000, 96, 7, 3

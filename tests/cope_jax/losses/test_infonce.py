@@ -8,7 +8,7 @@ import pytest
 
 from cope_jax.losses import ring
 from cope_jax.losses.infonce import infonce_loss
-from cope_jax.losses.sides import Pair, join_vectors, split_vectors
+from cope_jax.losses.pairs import Pair, join_vectors, split_vectors
 
 from .conftest import PAIRS, as_float64, shared
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cope_jax.losses import ring
-from cope_jax.losses.sides import Pair, join_vectors, split_vectors
+from cope_jax.losses.pairs import Pair, join_vectors, split_vectors
 from cope_jax.losses.sigmoid import init_scalars, sigmoid_loss
-from cope_jax.training.mesh import batch_sharding, make_mesh
+from cope_jax.parallel.mesh import batch_sharding, make_mesh
 
 from .conftest import PAIRS, as_float64, shared
 

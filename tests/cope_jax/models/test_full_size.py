@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from configs import default
-from cope_jax.training.model import split_model
+from cope_jax.runs.model import split_model
 
 # What config.model.vision states for each X-CLIP and CLIP.
 SHAPES = {

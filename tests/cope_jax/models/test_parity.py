@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cope_jax.models.backbones.files import CONVERT, open_weights
+from cope_jax.models.backbones.layouts import resize_grid, resize_line
 from cope_jax.models.compute import Compute
-from cope_jax.models.pretrained_files import CONVERT, open_weights
-from cope_jax.models.pretrained_layouts import resize_grid, resize_line
 from cope_jax.models.text import TextEncoder
 from cope_jax.models.vision import VisionEncoder
 

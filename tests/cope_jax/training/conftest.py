@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from cope_jax.training.config import flatten
+from cope_jax.runs.config import flatten
 
 
 @pytest.fixture(scope="session")

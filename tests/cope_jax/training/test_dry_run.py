@@ -5,16 +5,9 @@ import pytest
 
 from configs import default
 from cope_jax.data.tokenizer import load_tokenizer
-from cope_jax.training.dry_run import (
-    device_bytes,
-    dry_run,
-    mesh_sizes,
-    parameters,
-    step_costs,
-    vocabulary,
-)
-from cope_jax.training.inputs import run_tokenizer, training_batch_shapes, training_batches
-from cope_jax.training.mesh import make_mesh, to_devices
+from cope_jax.parallel.mesh import make_mesh, to_devices
+from cope_jax.runs.inputs import run_tokenizer, training_batch_shapes, training_batches
+from cope_jax.training.dry_run import device_bytes, dry_run, mesh_sizes, parameters, step_costs, vocabulary
 from cope_jax.training.plan import plan, step_operations
 
 

@@ -22,23 +22,23 @@ from benchmarks import chaos
 from benchmarks.chaos import Kill
 from cope_jax import Embedder
 from cope_jax import search as search_command
-from cope_jax.data.faults import BadItem
+from cope_jax.data.bad_items import BadItem
 from cope_jax.data.records import ItemRecords
-from cope_jax.evaluation import run
-from cope_jax.evaluation.parquet import embed_to_parquet, vectors_of
-from cope_jax.evaluation.probe import Probe
-from cope_jax.evaluation.run import evaluate, known_metrics
-from cope_jax.evaluation.search import open_library
+from cope_jax.evaluation import evaluate_run as run
+from cope_jax.evaluation.evaluate_run import evaluate, known_metrics
+from cope_jax.evaluation.in_training import Probe
+from cope_jax.runs.checkpoints import Checkpoints
+from cope_jax.runs.inputs import run_tokenizer, training_batches
+from cope_jax.runs.lock import locked
+from cope_jax.runs.model import ModelState
+from cope_jax.search.embedding_store import embed_to_parquet, vectors_of
+from cope_jax.search.library import open_library
 from cope_jax.training import loop
-from cope_jax.training.checkpoints import Checkpoints
 from cope_jax.training.evaluations import Evaluations
-from cope_jax.training.inputs import run_tokenizer, training_batches
-from cope_jax.training.lock import locked
 from cope_jax.training.loop import train
-from cope_jax.training.model import ModelState
 from cope_jax.training.step import moved
-from cope_jax.training.stop import Stopped
-from cope_jax.training.watchdog import Watchdog
+from cope_jax.training.supervision.signals import Stopped
+from cope_jax.training.supervision.watchdog import Watchdog
 
 # Of 7 products at the steps 2, 4 and 5. Report windows are open at saves.
 CHANGES = {
@@ -283,10 +283,10 @@ def test_what_is_best_is_told_by_the_file(make_config, tmp_path):
 
 def test_products_that_cannot_be_searched_for_are_refused(make_config, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("cope_jax.evaluation.probe.batch_share", lambda mesh: (0, 2))
+        patch.setattr("cope_jax.evaluation.in_training.batch_share", lambda mesh: (0, 2))
         with pytest.raises(ValueError, match=r"config.mesh.tensor=1 joins processes, .*evaluate_every to 0"):
             train(make_config(), tmp_path)
-    monkeypatch.setattr("cope_jax.evaluation.probe.drawn_products", lambda *_: [])
-    monkeypatch.setattr("cope_jax.evaluation.probe.rows_of", lambda _: {})
+    monkeypatch.setattr("cope_jax.evaluation.in_training.drawn_products", lambda *_: [])
+    monkeypatch.setattr("cope_jax.evaluation.in_training.rows_of", lambda _: {})
     with pytest.raises(ValueError, match=r"none of 0 random products of the split 'test' has both a page and a video"):
         train(make_config(), tmp_path)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cope_jax.parallel.mesh import make_mesh, to_devices
+from cope_jax.runs.inputs import run_tokenizer, training_batches
+from cope_jax.runs.model import split_model
 from cope_jax.training.gradients import batch_gradients, cached_gradients
-from cope_jax.training.inputs import run_tokenizer, training_batches
-from cope_jax.training.losses import init_losses, make_loss
-from cope_jax.training.mesh import make_mesh, to_devices
-from cope_jax.training.model import split_model
+from cope_jax.training.objective import init_losses, make_loss
 
 
 @pytest.fixture(scope="module")

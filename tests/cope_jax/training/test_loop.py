@@ -18,17 +18,17 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import cope_rope
-from cope_jax.training import shared
-from cope_jax.training.checkpoints import Checkpoints
-from cope_jax.training.config import flatten, load_config
-from cope_jax.training.inputs import run_tokenizer, training_batches, training_classes
-from cope_jax.training.lock import locked
+from cope_jax.parallel import shared_storage as shared
+from cope_jax.parallel.mesh import make_mesh, to_devices
+from cope_jax.runs.checkpoints import Checkpoints
+from cope_jax.runs.config import flatten, load_config
+from cope_jax.runs.inputs import run_tokenizer, training_batches, training_classes
+from cope_jax.runs.lock import locked
+from cope_jax.runs.progress import Progress
 from cope_jax.training.loop import start, train
-from cope_jax.training.mesh import make_mesh, to_devices
 from cope_jax.training.metrics import MetricsLog, merge_all
-from cope_jax.training.progress import Progress
-from cope_jax.training.stop import Stopped
-from cope_jax.training.watchdog import Watchdog
+from cope_jax.training.supervision.signals import Stopped
+from cope_jax.training.supervision.watchdog import Watchdog
 
 
 def stored(workdir, step):

@@ -11,9 +11,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
-from cope_jax.data.faults import Faults
-from cope_jax.training.metrics import Mean, MetricsLog, Reporter, keep_lines_until, merge_all, read_lines
-from cope_jax.training.progress import Progress, Saved, clock
+from cope_jax.data.bad_items import Faults
+from cope_jax.runs.log_lines import keep_lines_until, read_lines
+from cope_jax.runs.progress import Progress, Saved, clock
+from cope_jax.training.metrics import Mean, MetricsLog, Reporter, merge_all
 
 
 def mean(total: float, count: float) -> Mean:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from configs import default
-from cope_jax.training.model import split_model
-from cope_jax.training.optimizer import decays, hold_frozen, make_optimizer, rate_schedule
-from cope_jax.training.rules import paths
+from cope_jax.parallel.rules import paths
+from cope_jax.runs.model import split_model
+from cope_jax.runs.schedule import rate_schedule
+from cope_jax.training.optimizer import decays, hold_frozen, make_optimizer
 
 PARAMS = {
     "a": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full((3,), 2.0)},

@@ -1,0 +1,1 @@
+"""TODO cope_jax/models/backbones."""

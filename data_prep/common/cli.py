@@ -1,0 +1,36 @@
+"""The frame of every command: flags, quiet libraries, and one-line errors for what a user can mend."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+FLAGS = flags.FLAGS
+
+
+def run(name: str, main: Callable[..., int | None], *, positional: bool = False) -> None:
+    """Parses the flags and calls `main`; its return value is the exit code.
+
+    A ValueError or OSError, which is how the project reports wrong flags, configs, files and disks, ends the process
+    with its message and exit code 1. `--verbosity=0` shows the traceback and the log messages of all libraries.
+
+    Args:
+        name: Name of the command, put before its error messages.
+        main: The command; its flags are defined.
+        positional: Whether it takes positional arguments. Otherwise they are errors.
+    """
+
+    def checked(argv: list[str]) -> int | None:
+        if len(argv) > 1 and not positional:
+            raise app.UsageError(f"unknown argument {argv[1]!r}; options are written --name=value")
+        verbose = FLAGS["verbosity"].present and FLAGS.verbosity >= logging.INFO
+        if not verbose:
+            logging.set_verbosity(logging.WARNING)
+        try:
+            return main(*argv[1:])
+        except (ValueError, OSError) as error:
+            if verbose:
+                raise
+            sys.exit(f"{name}: {error}")
+
+    app.run(checked)

@@ -1,0 +1,113 @@
+"""Atomic writes, locks and hashes of files."""
+
+import hashlib
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock, Timeout
+
+TEMPORARY = ".tmp"  # suffix of files that are being written; killed processes may leave some
+
+
+def temporary_path(path: Path) -> Path:
+    """Returns the name under which this process writes `path` before renaming it."""
+    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+
+
+@contextmanager
+def atomic_write(path: Path, mode: str = "wb", *, durable: bool = False) -> Iterator[IO]:
+    """Opens a file that appears under `path`, replacing an older one, once it is complete.
+
+    Args:
+        path: File to write. Its folder must exist.
+        mode: "wb" for bytes, "w" for UTF-8 text.
+        durable: Also wait until the disk has the file, so that it survives a power failure.
+    """
+    temporary = temporary_path(path)
+    try:
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def atomic_folder(path: Path, *, keep_on_error: bool = False) -> Iterator[Path]:
+    """Gives an empty folder next to `path` that is renamed to `path` once it is complete.
+
+    The unfinished folder is `<path>.writing`. A killed process may leave it; the next call starts over in it.
+
+    Args:
+        path: Folder to write. It must not exist or be empty.
+        keep_on_error: Keep the unfinished folder if an exception is raised.
+
+    Raises:
+        ValueError: Another process is writing the folder.
+    """
+    unfinished = path.with_name(f"{path.name}.writing")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file(path.with_name(f".{path.name}.lock"), f"is writing {path}", remove=True):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            yield unfinished
+            unfinished.replace(path)
+        except BaseException:
+            if not keep_on_error:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def lock_file(path: Path, activity: str, *, wait: bool = False, remove: bool = False) -> Iterator[None]:
+    """Holds an exclusive lock; the system releases it when the process ends, for whatever reason.
+
+    Args:
+        path: The lock file. It names the process that holds the lock.
+        activity: What the holder does, for the error message: "is training in runs/demo".
+        wait: Wait for the lock instead of raising an error.
+        remove: Remove the lock file afterwards.
+
+    Raises:
+        ValueError: Another process holds the lock, or the file system does not support locks.
+    """
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        holder = path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+        raise ValueError(f"{holder} {activity}; wait for it or stop it") from error
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be locked ({error.strerror}); NFS needs version 4 or a lock daemon for that, and Lustre the "
+            "mount option flock"
+        ) from error
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        yield
+    finally:
+        if remove:
+            path.unlink(missing_ok=True)
+        lock.release()
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 hash of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

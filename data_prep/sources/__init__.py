@@ -1,0 +1,1 @@
+"""TODO data_prep/sources."""

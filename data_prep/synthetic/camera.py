@@ -1,0 +1,133 @@
+"""How products get into a frame and what the camera makes of it: poses, motion, light, noise."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from data_prep.synthetic.products import Attributes
+from data_prep.synthetic.sprites import sprites
+
+
+@dataclasses.dataclass(frozen=True)
+class Pose:
+    """Where and how a product stands in a frame; lengths are shares of the frame's side."""
+
+    centre: tuple[float, float]
+    size: float
+    angle: float = 0.0  # degrees
+    turn: float = 1.0  # narrowing by turning about the upright axis
+    shear: float = 0.0
+
+    def moved(self, x: float, y: float) -> "Pose":
+        return dataclasses.replace(self, centre=(self.centre[0] + x, self.centre[1] + y))
+
+    def pixels(self, side: int) -> tuple[float, float]:
+        """The centre in pixels."""
+        return self.centre[0] * side, self.centre[1] * side
+
+
+@dataclasses.dataclass(frozen=True)
+class Motion:
+    """The limits within which a product moves through a clip; lengths are shares of the frame's side."""
+
+    size: tuple[float, float]
+    offset: float  # of the product's centre from the frame's
+    angle: float  # degrees to either side
+    turn: float  # narrowest width by turning, 1 is frontal
+    shear: float
+    blanks: float  # share of frames that do not show the product
+    covered: float  # share of frames in which something covers a border of it
+
+    def poses(self, frames: int, x: float, share: float, rng: np.random.Generator) -> list[Pose]:
+        """The poses of a product through a clip, about `x` right of the middle, `share` as large as usual."""
+        columns = (
+            0.5 + x + share * drift(-self.offset, self.offset, frames, rng),
+            0.5 + drift(-self.offset, self.offset, frames, rng),
+            share * drift(*self.size, frames, rng),
+            drift(-self.angle, self.angle, frames, rng),
+            drift(self.turn, 1.0, frames, rng),
+            drift(-self.shear, self.shear, frames, rng),
+        )
+        return [Pose((x, y), *rest) for x, y, *rest in np.stack(columns, axis=-1).tolist()]
+
+    def blank_frames(self, frames: int, rng: np.random.Generator) -> np.ndarray:
+        """Which frames do not show the product: bool [frames], always fewer than half of them."""
+        blank = rng.random(frames) < self.blanks
+        blank[rng.permutation(np.flatnonzero(blank))[(frames - 1) // 2 :]] = False
+        return blank
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What light and camera do to the frames of an item."""
+
+    light: tuple[float, float]  # brightness, changing through the clip
+    tint: float  # of each colour channel, at most
+    slope: float  # of the light across the frame, at most
+    noise: float  # standard deviation, of 255
+    quality: tuple[int, int]  # of the JPEG file, the upper limit excluded
+
+    def develop(self, canvases: Sequence[Image.Image], rng: np.random.Generator) -> np.ndarray:
+        """Lights the square frames and adds noise: uint8 [frames, side, side, 3]."""
+        frames, side = len(canvases), canvases[0].width
+        gains = drift(*self.light, frames, rng)[:, None] * rng.uniform(1 - self.tint, 1 + self.tint, 3)
+        direction, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, self.slope)
+        ticks = np.linspace(-1, 1, side, dtype=np.float32)
+        ramp = 1 + slope * (math.cos(direction) * ticks + math.sin(direction) * ticks[:, None])
+        grain = np.float32(self.noise) * _grain(side)
+        shots = np.empty((frames, side, side, 3), np.uint8)
+        for i, (x, y) in enumerate(rng.integers(0, side, (frames, 2))):
+            lit = np.asarray(canvases[i]) * (ramp[..., None] * gains[i]).astype(np.float32)
+            lit += grain[y : y + side, x : x + side]
+            shots[i] = np.clip(lit, 0, 255, out=lit)
+        return shots
+
+
+def drift(low: float, high: float, frames: int, rng: np.random.Generator, *, jitter: float = 0.15) -> np.ndarray:
+    """float [frames] from one value within the limits to another, unsteadily."""
+    steady = np.linspace(*rng.uniform(low, high, 2), frames)
+    return np.clip(steady + rng.uniform(-jitter, jitter, frames) * (high - low), low, high)
+
+
+def pan(ground: Image.Image, frames: int, side: int, rng: np.random.Generator) -> list[Image.Image]:
+    """What a moving camera sees of a larger ground in each frame."""
+    spare = ground.width - side
+    corners = zip(*(drift(0, spare, frames, rng).round().astype(int).tolist() for _ in "xy"), strict=True)
+    return [ground.crop((x, y, x + side, y + side)) for x, y in corners]
+
+
+def place(canvas: Image.Image, attributes: Attributes, pose: Pose, *, ink: tuple[int, int, int] | None = None) -> None:
+    """Draws a product onto a square canvas; with `ink`, only its shadow in that colour."""
+    size = pose.size * canvas.width
+    sprite = sprites(attributes, canvas.width)[size < 0.55 * canvas.width]
+    box, matrix = _warp(pose, size, sprite.colour.width)
+    x, y = pose.pixels(canvas.width)
+    left, top = round(x - box / 2), round(y - box / 2)
+    transform = functools.partial(
+        Image.Image.transform,
+        size=(box, box),
+        method=Image.Transform.AFFINE,
+        data=matrix,
+        resample=Image.Resampling.BILINEAR,
+    )
+    paint = transform(sprite.colour) if ink is None else ink
+    canvas.paste(paint, (left, top, left + box, top + box), transform(sprite.opacity))
+
+
+def _warp(pose: Pose, size: float, source: int) -> tuple[int, tuple[float, ...]]:
+    """The side of the box a posed product fits in and the affine map from the box back to its sprite."""
+    cos, sin = math.cos(math.radians(pose.angle)), math.sin(math.radians(pose.angle))
+    forward = np.array(((cos, -sin), (sin, cos))) @ ((pose.turn, pose.shear), (0, 1)) * size / source
+    (a, b), (d, e) = np.linalg.inv(forward).tolist()
+    box, middle = math.ceil(1.3 * size), source / 2
+    return box, (a, b, middle - (a + b) * box / 2, d, e, middle - (d + e) * box / 2)
+
+
+@functools.cache
+def _grain(side: int) -> np.ndarray:
+    """Standard normal noise, float32 [2 · side, 2 · side, 3]; frames take theirs from random places."""
+    return np.random.default_rng(0).standard_normal((2 * side, 2 * side, 3), np.float32)

@@ -1,0 +1,92 @@
+"""What sellers write and say about synthetic products: page titles and noisy transcripts, in Chinese."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_prep.catalog.lines import NO_TEXT
+from data_prep.synthetic.phrases import ASR_CHATTER, ASR_SENTENCES, HOMOPHONES, JOINING, TITLE_TALK, WORDS
+from data_prep.synthetic.products import Product
+
+# Titles always name brand and category; each other attribute is left out at this rate.
+TITLE_OMITS = 0.12
+TITLE_TALK_WORDS = (1, 4)
+# Speech: each attribute goes unsaid, or is said and misheard, at these rates; so does the brand.
+ASR_OMITS = 0.18
+ASR_OMITS_BRAND = 0.35
+ASR_GARBLES = 0.08
+ASR_CHATTER_SENTENCES = (4, 7)
+ASR_MISSING = 0.10
+COMMAS = (",", "，", "，", " ")
+
+
+def title(products: Sequence[Product], rng: np.random.Generator) -> str:
+    """A page's title: every product's brand and attributes in random order and wording, with shop talk.
+
+    E.g. `爆款 华诺 竖条纹 手提包 酒红配雪白 爱心 高款 包邮`.
+    """
+    described = f" {_pick(JOINING, rng)} ".join(_description(product, rng) for product in products)
+    words = described.split(" ")
+    for talk in rng.choice(TITLE_TALK, rng.integers(*TITLE_TALK_WORDS, endpoint=True), replace=False):
+        # Shop talk goes to either end: inside, it would tear a product's words apart.
+        words.insert(0 if rng.random() < 0.5 else len(words), str(talk))
+    return " ".join(words)
+
+
+def transcript(products: Sequence[Product], rng: np.random.Generator) -> str:
+    """What is heard in a clip: chatter with dropped and misheard words, `空` where nobody speaks."""
+    if rng.random() < ASR_MISSING:
+        return NO_TEXT
+    count = rng.integers(*ASR_CHATTER_SENTENCES, endpoint=True)
+    sentences = [str(s) for s in rng.choice(ASR_CHATTER, count, replace=False)]
+    for product in products:
+        sentences += _spoken(product, rng)
+    sentences = [sentences[i] for i in rng.permutation(len(sentences))]
+    return sentences[0] + "".join(_pick(COMMAS, rng) + sentence for sentence in sentences[1:])
+
+
+def _spoken(product: Product, rng: np.random.Generator) -> list[str]:
+    """The sentences that do get said about a product."""
+    words = {name: word(product, name, rng) for name in WORDS} | {"brand": product.brand}
+    said = []
+    for name, spoken in words.items():
+        if rng.random() < (ASR_OMITS_BRAND if name == "brand" else ASR_OMITS):
+            continue
+        if rng.random() < ASR_GARBLES:
+            spoken = misheard(spoken, rng)
+        said.append(_pick(ASR_SENTENCES[name], rng).format(spoken))
+    return said
+
+
+def _description(product: Product, rng: np.random.Generator) -> str:
+    """Brand and attributes of one product; the brand is first more often than not, the rest in any order."""
+    words = {name: word(product, name, rng) for name in WORDS}
+    named = [name for name in words if name == "category" or rng.random() >= TITLE_OMITS]
+    second = "second" in named
+    if second:
+        named.remove("second")
+    parts = [words[name] for name in rng.permutation(named)]
+    if second:  # which colour is the second one is said by the word before it
+        phrase = _pick(("配", "拼", "搭", "撞"), rng) + words["second"]
+        base = parts.index(words["base"]) if "base" in named else int(rng.integers(len(parts)))
+        parts.insert(base + 1, phrase)
+    parts.insert(0 if rng.random() < 0.7 else int(rng.integers(len(parts) + 1)), product.brand)
+    return " ".join(parts)
+
+
+def word(product: Product, name: str, rng: np.random.Generator) -> str:
+    """One of the words for the product's value of an attribute."""
+    return _pick(WORDS[name][getattr(product.attributes, name)], rng)
+
+
+def misheard(spoken: str, rng: np.random.Generator) -> str:
+    """Replaces one or two characters by ones that sound alike, where the word has such characters."""
+    places = [i for i, character in enumerate(spoken) if character in HOMOPHONES]
+    characters = list(spoken)
+    for i in rng.permutation(places)[: rng.integers(1, 3)]:
+        characters[i] = HOMOPHONES[characters[i]]
+    return "".join(characters)
+
+
+def _pick(choices: Sequence[str], rng: np.random.Generator) -> str:
+    return choices[rng.integers(len(choices))]

@@ -1,0 +1,32 @@
+"""What queries find, against sorting everything in plain Python."""
+
+import math
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cope_jax.evaluation.metrics.nearest_neighbors import nearest_wrong, top_hits
+
+
+@st.composite
+def problems(draw):
+    """Small integers, so that scores are exact and often tie; galleries of one item, and queries without positives."""
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    queries, gallery = (rng.integers(-2, 3, (draw(st.integers(1, 70)), 3)).astype(np.float32) for _ in range(2))
+    return queries, gallery, [np.flatnonzero(rng.random(len(gallery)) < 0.3) for _ in queries]
+
+
+@settings(deadline=None, max_examples=60)
+@given(problem=problems(), k=st.integers(1, 6))
+def test_hits_are_the_first_of_a_sorted_gallery(problem, k):
+    queries, gallery, positives = problem
+    rows, scores = top_hits(queries, gallery, positives, k=k)
+    wrong = nearest_wrong(queries, gallery, positives)
+    for i, query in enumerate(queries.tolist()):
+        every = [sum(a * b for a, b in zip(query, item, strict=True)) for item in gallery.tolist()]
+        order = sorted(range(len(every)), key=lambda row: (-every[row], row in positives[i], row))
+        assert rows[i].tolist() == order[:k]
+        assert scores[i].tolist() == [every[row] for row in order[:k]]
+        others = [every[row] for row in order if row not in positives[i]]
+        assert wrong[i] == others[0] if others else math.isnan(wrong[i])

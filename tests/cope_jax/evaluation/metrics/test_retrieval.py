@@ -1,0 +1,238 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+from cope_jax.domains import DOMAINS
+from cope_jax.evaluation.metrics import retrieval
+from cope_jax.evaluation.metrics.ranks import ranks_between, ranks_within
+
+
+def ids(*rows: tuple[int, ...]) -> np.ndarray:
+    width = max(map(len, rows))
+    return np.array([(*row, *(-1,) * (width - len(row))) for row in rows], np.int32)
+
+
+def unit(rng: np.random.Generator, rows: int, dimensions: int) -> np.ndarray:
+    vectors = rng.normal(size=(rows, dimensions))
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def six_directions(embeddings):
+    return retrieval.six_directions(retrieval.direction_ranks(embeddings))
+
+
+def by_brute_force(queries, gallery, query_products, gallery_products) -> dict[str, float]:
+    """Sorts the whole gallery for each query, item by item, in Python's float64."""
+    first, precisions = [], []
+    for query, products in zip(queries.tolist(), query_products.tolist(), strict=True):
+        ranking = []
+        for item, others in zip(gallery.tolist(), gallery_products.tolist(), strict=True):
+            score = sum(a * b for a, b in zip(query, item, strict=True))
+            ranking.append((-score, bool({*products} & {*others} - {-1})))
+        ranking.sort()  # By falling score, and False before True among equal scores.
+        found, precision = 0, []
+        for rank, (_, positive) in enumerate(ranking, start=1):
+            if positive:
+                found += 1
+                precision.append(found / rank)
+                if found == 1:
+                    first.append(rank)
+        if found:
+            precisions.append(sum(precision) / found)
+    recalls = {f"r{k}": sum(rank <= k for rank in first) / len(first) for k in (1, 5, 10)}
+    first.sort()
+    median = (first[(len(first) - 1) // 2] + first[len(first) // 2]) / 2
+    sizes = {"queries": len(first), "left_out": len(queries) - len(first), "gallery": len(gallery)}
+    return recalls | {"map": sum(precisions) / len(precisions), "median_rank": median} | sizes
+
+
+@st.composite
+def problems(draw):
+    """Embeddings of small integers, so scores are exact and often tie; one to three products an item."""
+    sizes = [draw(st.integers(1, 14)), draw(st.integers(1, 17))]  # one-item galleries, too
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    embeddings = [rng.integers(-2, 3, (size, 3)).astype(np.float32) for size in sizes]
+    products = []
+    for size, width in zip(sizes, (2, 3), strict=True):
+        products.append(rng.integers(0, 6, (size, width)).astype(np.int32))
+        products[-1][:, 1:][rng.random((size, width - 1)) < 0.6] = -1
+    products[1][0, 0] = products[0][0, 0]  # At least one positive.
+    return *embeddings, *products
+
+
+@settings(deadline=None, max_examples=150)
+@given(problem=problems(), block=st.integers(1, 6))
+def test_equals_brute_force(problem, block):
+    assert retrieval.retrieval(*problem, block=block) == pytest.approx(by_brute_force(*problem), rel=1e-12)
+
+
+@settings(deadline=None, max_examples=100)
+@given(problem=problems(), block=st.integers(1, 6))
+def test_within_equals_brute_force_without_the_query_itself(problem, block):
+    """Each item asks a gallery of the others; asked one at a time, as the brute force has no notion of itself."""
+    _, items, _, products = problem
+    ranks = ranks_within(items, products, block=block)
+    expected = []
+    for own in range(len(items)):
+        others = np.arange(len(items)) != own
+        shared = [bool({*products[own]} & {*other} - {-1}) for other in products[others].tolist()]
+        if any(shared):
+            alone = items[own : own + 1], items[others], products[own : own + 1], products[others]
+            expected.append(by_brute_force(*alone)["map"])
+    assert ranks.gallery == len(items) - 1
+    np.testing.assert_allclose(ranks.precision, expected, rtol=1e-12)
+
+
+def test_average_precision_is_scikit_learns():
+    rng = np.random.default_rng(8)
+    queries, gallery = unit(rng, 30, 6), unit(rng, 70, 6)
+    query_products, gallery_products = rng.integers(0, 8, (30, 1)), rng.integers(0, 8, (70, 1))
+    scores = queries.astype(np.float64) @ gallery.T.astype(np.float64)
+    expected = [average_precision_score(query_products[q] == gallery_products[:, 0], scores[q]) for q in range(30)]
+    ranks, _ = ranks_between(queries, gallery, query_products, gallery_products)
+    np.testing.assert_allclose(ranks.precision, expected, rtol=1e-12)
+
+
+def test_equals_brute_force_on_real_scores():
+    rng = np.random.default_rng(5)
+    problem = unit(rng, 40, 7), unit(rng, 53, 7), rng.integers(0, 12, (40, 1)), rng.integers(0, 12, (53, 2))
+    assert retrieval.retrieval(*problem) == pytest.approx(by_brute_force(*problem), rel=1e-12)
+
+
+def test_hand_drawn_matrix():
+    # The gallery is the unit vectors, so a query's coordinates are its scores. ⁺ marks positives.
+    queries = np.array(
+        [
+            [0.9, 0.8, 0.1, 0.0],  #  0.9⁺ 0.8  0.1⁺ 0.0 : ranks 1, 3; precision (1/1 + 2/3) / 2 = 5/6
+            [0.5, 0.5, 0.5, 0.2],  #  0.5  0.5⁺ 0.5  0.2 : rank 3, behind its ties; precision 1/3
+            [0.1, 0.2, 0.3, 0.4],  #  all scores, no positive: left out
+            [0.0, 0.3, 0.2, 0.2],  #  0.0  0.3  0.2⁺ 0.2⁺: ranks 2, 3; precision (1/2 + 2/3) / 2 = 7/12
+            [0.4, 0.3, 0.2, 0.1],  #  two products: 0.4⁺ 0.3⁺ 0.2⁺ 0.1: ranks 1, 2, 3; precision 1
+        ],
+        np.float32,
+    )
+    query_products = ids((10,), (11,), (99,), (12,), (10, 11))
+    gallery_products = ids((10,), (11,), (10, 12), (12,))
+    result = retrieval.retrieval(queries, np.eye(4, dtype=np.float32), query_products, gallery_products)
+    assert result == {
+        "r1": 2 / 4,
+        "r5": 1.0,
+        "r10": 1.0,
+        "map": pytest.approx((5 / 6 + 1 / 3 + 7 / 12 + 1) / 4),
+        "median_rank": 1.5,
+        "queries": 4,
+        "left_out": 1,
+        "gallery": 4,
+    }
+
+
+def test_recall_limits():
+    """One positive at rank k = 1, 2, …, 12 of a gallery of 12."""
+    scores = np.linspace(1, 0.1, 12, dtype=np.float32)
+    products = np.arange(12, dtype=np.int32)[:, None]
+    result = retrieval.retrieval(np.tile(scores, (12, 1)), np.eye(12, dtype=np.float32), products, products)
+    assert [result[key] for key in ("r1", "r5", "r10", "median_rank")] == [1 / 12, 5 / 12, 10 / 12, 6.5]
+    assert result["map"] == pytest.approx(np.mean(1 / np.arange(1, 13)))
+
+
+def test_all_equal_embeddings_are_the_worst_result():
+    """A collapsed model must not look good: equal float32 rows tie wherever they stand in a block."""
+    row = unit(np.random.default_rng(0), 1, 129)
+    products = np.arange(37, dtype=np.int32)[:, None]
+    result = retrieval.retrieval(np.repeat(row, 37, 0), np.repeat(row, 37, 0), products, products, block=5)
+    assert (result["r1"], result["r10"], result["median_rank"], result["map"]) == (
+        0,
+        0,
+        37,
+        pytest.approx(1 / 37),
+    )
+
+
+def test_block_size_changes_nothing():
+    rng = np.random.default_rng(1)
+    problem = unit(rng, 61, 33), unit(rng, 83, 33), rng.integers(0, 9, (61, 1)), rng.integers(0, 9, (83, 2))
+    results = [retrieval.retrieval(*problem, block=block) for block in (1, 7, 61, 256)]
+    assert all(result == results[0] for result in results[1:])
+
+
+def test_oracle_is_perfect_in_six_directions():
+    """Each product has its own axis; items of two products lie between the two."""
+    rng = np.random.default_rng(2)
+    embeddings = {}
+    for domain, size in zip(DOMAINS, (11, 17, 23), strict=True):
+        products = np.stack([np.arange(size) % 9, np.full(size, -1)], axis=-1).astype(np.int32)
+        products[-1, 1] = (products[-1, 0] + 1) % 9
+        axes = np.eye(9)[products[:, 0]] + np.where(products[:, 1:] >= 0, np.eye(9)[products[:, 1]], 0)
+        vectors = axes / np.linalg.norm(axes, axis=-1, keepdims=True)
+        order = rng.permutation(size)
+        embeddings[domain] = vectors[order].astype(np.float32), products[order]
+    results = six_directions(embeddings)
+    assert list(results) == ["p2v", "v2p", "p2l", "l2p", "v2l", "l2v"]
+    sizes = dict(zip("pvl", (11, 17, 23), strict=True))
+    for name, metrics in results.items():
+        assert (metrics["queries"], metrics["gallery"]) == (sizes[name[0]], sizes[name[2]])
+        assert [metrics[key] for key in ("r1", "r5", "r10", "map", "median_rank")] == [1, 1, 1, 1, 1]
+
+
+def test_directions_are_not_swapped():
+    """Two videos of one page's product, one page without any: P2V has 1 query of 2, V2P has 2 of 2."""
+    eye = np.eye(2, dtype=np.float32)
+    embeddings = {
+        "page": (eye, ids((1,), (2,))),
+        "video": (eye[[0, 1]], ids((1,), (1,))),
+        "live": (eye, ids((2,), (1,))),
+    }
+    results = six_directions(embeddings)
+    assert (results["p2v"]["queries"], results["v2p"]["queries"]) == (1, 2)
+    assert (results["p2v"]["map"], results["v2p"]["r1"]) == (1.0, 0.5)
+
+
+def test_faults():
+    rng = np.random.default_rng(3)
+    queries, gallery, products = unit(rng, 2, 5), unit(rng, 3, 5), ids((1,), (2,), (3,))
+    with pytest.raises(ValueError, match="queries have 5 dimensions, but the gallery 4"):
+        retrieval.retrieval(queries, gallery[:, :4], products[:2], products)
+    with pytest.raises(ValueError, match=r"queries: embeddings \(2, 5\) and products \(3, 1\)"):
+        retrieval.retrieval(queries, gallery, products, products)
+    with pytest.raises(ValueError, match="none of 2 queries has a product in common with the 3 gallery items"):
+        retrieval.retrieval(queries, gallery, products[:2] + 10, products)
+    broken = gallery.copy()
+    broken[1, 2] = np.nan
+    with pytest.raises(ValueError, match="gallery: 1 embeddings are not finite, the first in row 1"):
+        retrieval.retrieval(queries, broken, products[:2], products)
+    with pytest.raises(ValueError, match="retrieval p2l: none of 2 queries"):
+        six_directions(
+            {"page": (queries, products[:2]), "video": (gallery, products), "live": (gallery, products + 10)}
+        )
+
+
+def test_padding_is_no_product():
+    eye = np.eye(2, dtype=np.float32)
+    result = retrieval.retrieval(eye, eye, ids((1,), (2, 3)), ids((1, 4), (2,)))
+    assert (result["queries"], result["map"]) == (2, 1.0)
+    result = retrieval.retrieval(eye, eye, ids((1,), (2, 3)), ids((1,), (5, 4)))
+    assert result["queries"] == 1
+
+
+def test_own_domain_and_all_domains():
+    """Product 1: two pages and a video; product 2: a page and a live; the page of product 2 looks like its live."""
+    axes = np.eye(3, dtype=np.float32)
+    embeddings = {
+        "page": (axes[[0, 1, 2]], ids((1,), (1,), (2,))),
+        "video": (axes[[0]], ids((1,))),
+        "live": (axes[[2]], ids((2,))),
+    }
+    own = retrieval.same_domain(embeddings)
+    assert (own["video"], own["live"]) == (None, None)
+    # Each page of product 1 ties with that of product 2 when it looks for the other one.
+    counts = {"queries": 2, "left_out": 1, "gallery": 2}
+    assert own["page"] == {"r1": 0, "r5": 1, "r10": 1, "map": 0.5, "median_rank": 2} | counts
+    every = retrieval.all_domains(embeddings)
+    # Page 0: video 1st, page 1 last of the three others that tie. Page 1: all four tie. Page 2: its live is first.
+    precisions = [(1 / 1 + 2 / 4) / 2, (1 / 3 + 2 / 4) / 2, 1]
+    assert every["page"]["map"] == pytest.approx(np.mean(precisions))
+    assert every["page"]["r1"] == pytest.approx(2 / 3)
+    assert (every["live"]["r1"], every["live"]["gallery"], every["live"]["queries"]) == (1, 4, 1)
+    assert every["video"]["map"] == pytest.approx((1 + 2 / 4) / 2)

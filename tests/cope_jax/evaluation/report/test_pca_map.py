@@ -1,0 +1,72 @@
+"""The map against a singular value decomposition, and neighbours against sorting."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from cope_jax.domains import DOMAINS
+from cope_jax.evaluation.embed_items import Items
+from cope_jax.evaluation.report.pca_map import neighbour_shares, plane
+
+
+def items_of(vectors: np.ndarray, products: np.ndarray) -> Items:
+    numbers = np.arange(len(vectors))
+    return Items(vectors, products[:, None], numbers, numbers, np.ones_like(numbers), np.ones(len(vectors), bool))
+
+
+@pytest.fixture(scope="module")
+def items():
+    """Domains of 20, 23 and 26 items of ten products, the pages moved away from the others."""
+    rng = np.random.default_rng(0)
+    made = {}
+    for size, domain in zip((20, 23, 26), DOMAINS, strict=True):
+        vectors = rng.normal(size=(size, 6)) * [5, 1, 4, 1, 1, 1] + (9 * (domain == "page"))
+        vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+        made[domain] = items_of(vectors.astype(np.float32), rng.integers(0, 10, size))
+    return made
+
+
+@pytest.mark.parametrize("each_centred", [False, True])
+def test_points_are_on_the_first_two_singular_vectors(items, each_centred):
+    found = plane(items, seed=0, each_centred=each_centred)
+    vectors = [items[domain].vectors.astype(np.float64) for domain in DOMAINS]
+    common = np.concatenate(vectors).mean(axis=0)
+    centred = [own - (own.mean(axis=0) if each_centred else common) for own in vectors]
+    _, values, axes = np.linalg.svd(np.concatenate(centred), full_matrices=False)
+    for domain, own in zip(DOMAINS, centred, strict=True):
+        assert found.rows[domain].tolist() == list(range(len(own)))
+        np.testing.assert_allclose(np.abs(found.points[domain]), np.abs(own @ axes[:2].T), atol=1e-8)
+    assert found.explained == pytest.approx((values[:2] ** 2).sum() / (values**2).sum())
+    again = plane(items, seed=0, each_centred=each_centred)
+    np.testing.assert_array_equal(again.points["live"], found.points["live"])
+
+
+def test_shown_products_are_whole(items):
+    found = plane(items, seed=1, each_centred=False, limit=30)
+    shown = {int(p) for domain in DOMAINS for p in items[domain].products[found.rows[domain], 0]}
+    every = [int(p) for domain in DOMAINS for p in items[domain].products[:, 0]]
+    sizes = Counter(every)
+    assert sum(map(len, found.rows.values())) == sum(sizes[product] for product in shown) <= 30
+    assert len(shown) > 1
+
+
+def test_a_product_with_too_many_items_shows_some_of_them(items):
+    found = plane(items, seed=1, each_centred=False, limit=2)
+    (product,) = {int(p) for domain in DOMAINS for p in items[domain].products[found.rows[domain], 0]}
+    assert 1 <= sum(map(len, found.rows.values())) <= 4 < sum((own.products == product).sum() for own in items.values())
+
+
+def test_neighbours_are_counted_without_the_item_itself(items):
+    shares = neighbour_shares(items, seed=0)
+    every = [(domain, vector) for domain in DOMAINS for vector in items[domain].vectors.astype(np.float64)]
+    for domain in DOMAINS:
+        counted = Counter()
+        for i, (own, vector) in enumerate(every):
+            if own == domain:
+                others = [(float(vector @ other), whose) for j, (whose, other) in enumerate(every) if j != i]
+                counted.update(whose for _, whose in sorted(others, reverse=True)[:10])
+        expected = {other: counted[other] / counted.total() for other in DOMAINS}
+        assert shares[domain] == pytest.approx(expected)
+    assert shares["all"] == pytest.approx({"page": 20 / 69, "video": 23 / 69, "live": 26 / 69})
+    assert shares["page"]["page"] > 0.9

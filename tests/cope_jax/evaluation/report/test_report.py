@@ -1,0 +1,368 @@
+"""The report: its numbers, what hostile texts can do in it (nothing), and how it behaves in a browser."""
+
+import io
+import json
+import re
+from functools import partial
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from cope_jax.data.records import Item
+from cope_jax.data.thumbnails import placeholder
+from cope_jax.domains import DIRECTIONS, DOMAINS, direction_name
+from cope_jax.evaluation.embed_items import Items
+from cope_jax.evaluation.evaluate_run import Judged, embeddings_of, measure
+from cope_jax.evaluation.metrics.retrieval import direction_ranks
+from cope_jax.evaluation.report import report
+from cope_jax.evaluation.report.pca_map import POINTS
+from cope_jax.evaluation.report.query_gallery import BYTES
+from cope_jax.evaluation.report.rendering import FOLDER, percent
+from cope_jax.evaluation.report.report import parts, write_report
+from cope_jax.runs.config import save_config
+from tests.browser import DESKTOP, PHONE, chromium, complaints, look, needs_chromium
+
+HOSTILE = [
+    "<script>document.title = 'hacked'</script>",
+    "</script><script>document.title = 'hacked'</script>",
+    "<img src=x onerror=\"document.title = 'hacked'\">",
+    "'\"><svg onload=document.title='hacked'>",
+    "<!--<script>",
+    "]]> {{7*7}} {% raw %} ${7*7} \u2028 \u2029",
+]
+SIZES = {"page": 30, "video": 34, "live": 32}
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 12), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Rows:
+    """Records with hostile texts, of which every third picture is broken."""
+
+    def __init__(self, items: Items):
+        self.items = items
+
+    def __getitem__(self, row: int) -> Item:
+        frames = () if row % 7 == 1 else (picture(), b"broken" if row % 3 == 0 else picture())
+        text = HOSTILE[row % len(HOSTILE)] + f" Item{row}" if row % 5 else ""
+        products = tuple(self.items.products[row].tolist())
+        return Item(int(self.items.item_ids[row]), text, products, frames, np.arange(len(frames)))
+
+
+@pytest.fixture(scope="module")
+def judged(make_tiny_config):
+    rng = np.random.default_rng(0)
+    centres, items = rng.normal(size=(9, 16)), {}
+    for number, (domain, size) in enumerate(SIZES.items(), start=1):
+        products = rng.integers(0, 9, size)
+        vectors = centres[products] + 1.1 * rng.normal(size=(size, 16))
+        vectors = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+        rows = np.arange(size)
+        items[domain] = Items(vectors, products[:, None], rows, rows + 1000 * number, rows % 6 + 1, rows % 5 > 0)
+    ranks = direction_ranks(embeddings_of(items))
+    config = make_tiny_config()
+    metrics = measure(items, ranks, config, step=1234)
+    metrics["evaluated"] = {"data": "<b>d1</b>", "subset": None}
+    return Judged(config, 1234, metrics, items, ranks)
+
+
+@pytest.fixture(scope="module")
+def write(judged, tmp_path_factory):
+    """A function that writes the report of a run, whose name is hostile, and gives its path."""
+
+    def written(judged=judged, beside=None):
+        workdir = tmp_path_factory.mktemp("runs") / "<i>run"
+        (workdir / "eval" / str(judged.step)).mkdir(parents=True)
+        save_config(judged.config, workdir)
+        line = {"loss": 2.0, "sigmoid/accuracy/page_video": 0.4}
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps({"step": i} | line) + "\n" for i in (600, 1234)))
+        with pytest.MonkeyPatch.context() as patch:
+            rows = {domain: Rows(judged.items[domain]) for domain in DOMAINS}
+            patch.setattr(report, "open_records", lambda data_dir, split: SimpleNamespace(items=rows))
+            write_report(workdir, judged, beside)
+        (path,) = (workdir / "eval" / str(judged.step)).iterdir()
+        return path
+
+    return written
+
+
+@pytest.fixture(scope="module")
+def path(write, judged):
+    halved = json.loads(json.dumps(judged.metrics))
+    for found in halved["retrieval"].values():
+        found["r1"] /= 2
+    return write(beside=halved)
+
+
+@pytest.fixture(scope="module")
+def page(path):
+    return path.read_text(encoding="utf-8")
+
+
+def data_of(page: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S).group(1))
+
+
+class Tables(HTMLParser):
+    """Cells of the tables by their ids; and all tags."""
+
+    def __init__(self):
+        super().__init__()
+        self.tables, self.tags, self.table, self.cell = {}, [], None, False
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "table":
+            self.table = self.tables.setdefault(dict(attributes)["id"], [])
+        elif tag == "tr":
+            self.table.append([])
+        elif tag in ("th", "td"):
+            self.table[-1].append("")
+            self.cell = True
+
+    def handle_endtag(self, tag):
+        self.cell = self.cell and tag not in ("th", "td")
+
+    def handle_data(self, data):
+        if self.cell:
+            self.table[-1][-1] += data
+
+
+def parsed(page: str) -> Tables:
+    parser = Tables()
+    parser.feed(page)
+    return parser
+
+
+def test_numbers_are_those_of_the_metrics(page, judged):
+    tables = parsed(page).tables
+    metrics = judged.metrics
+    rows = {row[0]: row[1:] for row in tables["retrieval"]}
+    few_shot = {row[0]: row[1:] for row in tables["few-shot"]}
+    parts_of = {row[0]: dict(zip(tables["parts"][0], row, strict=True)) for row in tables["parts"]}
+    for source, target in DIRECTIONS:
+        name, found = direction_name(source, target), metrics["retrieval"][direction_name(source, target)]
+        cells = rows[f"{source} → {target}"]
+        assert cells[:2] == [str(found["queries"]), str(found["gallery"])]
+        for cell, key in zip(cells[2:6], ("r1", "r5", "r10", "map"), strict=True):
+            low, high = metrics["intervals"]["retrieval"][name][key]
+            untrained = found[key] / (2 if key == "r1" else 1)
+            assert cell.split() == [f"{found[key]:.3f}", f"{low:.3f}–{high:.3f}", f"{untrained:.3f}"]
+        assert cells[6].split()[0] == f"{found['median_rank']:g}"
+        accuracy, half = metrics["few_shot"][name]["accuracy"], metrics["few_shot"][name]["ci95"]
+        assert few_shot[f"{source} → {target}"][2].split()[:3] == [f"{accuracy:.3f}", "±", f"{half:.3f}"]
+        every = metrics["few_shot_all"]["1"][name]
+        assert few_shot[f"{source} → {target}"][3].split() == [f"{every['accuracy']:.3f}", "of", str(every["ways"])]
+        part = metrics["by_text"][name]["without"]
+        shown = parts_of[f"{source} → {target}"]["without text"].split()
+        assert shown == [f"{part['r1']:.3f}", str(part["queries"])]
+        part = metrics["by_frames"][name]["2-3"]
+        assert parts_of[f"{source} → {target}"]["2–3 frames"].split() == [f"{part['r1']:.3f}", str(part["queries"])]
+    for cell, key in zip(rows["mean"][2:6], ("r1", "r5", "r10", "map"), strict=True):
+        low, high = metrics["intervals"]["retrieval_mean"][f"mean_{key}"]
+        assert cell.split()[:2] == [f"{metrics['retrieval_mean'][f'mean_{key}']:.3f}", f"{low:.3f}–{high:.3f}"]
+    for row in tables["galleries"][1:]:
+        expected = [metrics[kind][row[0]][key] for kind in ("same_domain", "all_domains") for key in ("r1", "map")]
+        assert [cell.split()[0] for cell in row[1:]] == [f"{value:.3f}" for value in expected]
+
+
+def test_without_an_untrained_model_none_is_mentioned(write):
+    page = write().read_text(encoding="utf-8")
+    assert "before training" not in page
+    assert 'class="beside"' not in page
+
+
+def test_hostile_texts_make_no_tag(page):
+    """A run's name, a fingerprint and texts of items stand in the page, as texts."""
+    tags = [tag for tag, _ in parsed(page).tags]
+    assert tags.count("script") == 2
+    assert not {"img", "i"} & set(tags)
+    assert "&lt;i&gt;run" in page
+    assert "&lt;b&gt;d1" in page
+    assert not re.search("[\u2028\u2029]", page)
+    texts = {item["text"] for item in data_of(page)["items"].values()}
+    for hostile in HOSTILE:
+        assert any(text.startswith(hostile) for text in texts)
+    assert any("{{7*7}}" in text for text in texts)
+
+
+def test_nothing_is_loaded_and_only_this_script_may_run(page):
+    tags = parsed(page).tags
+    (policy,) = (found["content"] for tag, found in tags if found.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert "unsafe" not in policy
+    links = [found[key] for _, found in tags for key in ("src", "href", "action") if key in found]
+    assert {link[0] for link in links if link != "data:,"} == {"#"}
+    assert not [found for _, found in tags if "style" in found or any(key.startswith("on") for key in found)]
+    assert "</script" not in (FOLDER / "report.js").read_text()
+
+
+def test_every_chart_says_what_it_shows(page):
+    tags = parsed(page).tags
+    named = [found for tag, found in tags if tag == "svg" and found.get("role") == "img"]
+    assert len(named) == 1 + 6 + 6 + 3
+    ids = [found["id"] for _, found in tags if "id" in found]
+    assert len(ids) == len(set(ids))
+    assert {reference for found in named for reference in found["aria-labelledby"].split()} <= set(ids)
+
+
+def test_a_broken_picture_and_a_missing_one(page):
+    items = data_of(page)["items"]
+    broken = [item for item in items.values() if placeholder(96) in item["frames"]]
+    assert broken
+    assert all(int(item["id"]) % 1000 % 3 == 0 for item in broken)
+    assert any(item["frames"] == [] and item["count"] == 0 for item in items.values())
+
+
+def test_the_file_stays_small(page, write, judged, monkeypatch):
+    """Noise compresses worst, and a Chinese character takes six bytes. With all points a map takes a MB more."""
+    assert len(page) < 500_000
+    rng = np.random.default_rng(0)
+    noise = []
+    for _ in range(20):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(buffer, "JPEG")
+        noise.append(buffer.getvalue())
+    monkeypatch.setattr(
+        Rows, "__getitem__", lambda rows, row: Item(row, "长" * 900, (1,), tuple(noise[:5]), np.arange(5))
+    )
+    monkeypatch.setattr(report, "gallery", partial(report.gallery, limit=1_000_000))
+    assert 800_000 < write().stat().st_size < 1_300_000
+    assert BYTES + POINTS * 700 + 300_000 < 10_000_000
+
+
+def test_parts_are_in_the_order_of_their_sizes():
+    assert parts({"p2v": {"8-15": 1, "1": 1}, "v2p": {"16-31": 1, "2-3": 1, "0": 1}}) == [
+        "0",
+        "1",
+        "2-3",
+        "8-15",
+        "16-31",
+    ]
+    assert parts({"p2v": {"without": 1, "with": 1}}) == ["with", "without"]
+
+
+def test_percent():
+    assert [percent(share) for share in (0, 0.0047, 0.0349, 0.734, 1)] == ["0%", "0.5%", "3.5%", "73%", "100%"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as driver:
+        yield driver
+
+
+@pytest.fixture
+def opened(browser, path):
+    look(browser, DESKTOP)
+    browser.get(path.as_uri())
+    yield browser
+    assert complaints(browser) == []
+    assert browser.title == "<i>run, step 1234: evaluation"  # which no text of an item has changed
+
+
+def cards(driver) -> list[str]:
+    return [card.text for card in driver.find_elements(By.CSS_SELECTOR, ".card")]
+
+
+def pick(driver, name: str, value: str) -> None:
+    driver.find_element(By.CSS_SELECTOR, f'input[name="{name}"][value="{value}"]').send_keys(Keys.SPACE)
+
+
+def count(driver) -> int:
+    text = driver.find_element(By.ID, "count").text
+    return 0 if text.startswith("No query") else int(re.fullmatch(r"\d+ of (\d+) queries shown", text).group(1))
+
+
+@needs_chromium
+def test_gallery_filters(opened, page):
+    answers = data_of(page)["answers"]
+    assert count(opened) == len(answers)
+    assert len(cards(opened)) == 12
+    for outcome, wanted in {
+        "right": lambda answer: answer["rank"] == 1,
+        "wrong": lambda answer: answer["rank"] > 1,
+        "confused": lambda answer: answer["confused"],
+    }.items():
+        pick(opened, "outcome", outcome)
+        assert count(opened) == sum(map(wanted, answers)) > 0
+    assert all("≈ confusion" in card and "right answer" in card for card in cards(opened))
+    pick(opened, "direction", "v2l")
+    expected = [answer for answer in answers if answer["confused"] and answer["direction"] == "v2l"]
+    assert count(opened) == len(expected)
+    assert all("video → live" in card for card in cards(opened))
+
+
+@needs_chromium
+def test_search_looks_in_texts_ids_and_products_as_typed(opened, page):
+    found = data_of(page)
+    field = opened.find_element(By.NAME, "words")
+    for words in ("<SCRIPT>document", "iTEM7", "1007", "{{7*7}}"):
+        field.clear()
+        field.send_keys(words)
+        expected = [
+            answer
+            for answer in found["answers"]
+            if any(
+                words.lower() in f"{item['text']}\n{item['id']}".lower()
+                for item in (found["items"][key] for key in (answer["query"], answer["best"][0]))
+            )
+        ]
+        assert count(opened) == len(expected) > 0
+    field.clear()
+    field.send_keys("nothing has this text")
+    assert cards(opened) == []
+    assert "clear the search" in opened.find_element(By.ID, "count").text
+
+
+@needs_chromium
+def test_more_is_shown_when_asked_for_and_the_keyboard_gets_there(opened):
+    more = opened.find_element(By.ID, "more")
+    more.send_keys(Keys.ENTER)
+    assert len(cards(opened)) == 24
+    place = "return [...document.querySelectorAll('.card')].indexOf(document.activeElement)"
+    assert opened.execute_script(place) == 12
+    opened.execute_script("document.querySelector('.skip').focus()")
+    met = []
+    for _ in range(60):
+        opened.switch_to.active_element.send_keys(Keys.TAB)
+        active = opened.switch_to.active_element
+        met.append(active.get_attribute("id") or active.get_attribute("name") or active.get_attribute("class"))
+        if met[-1] == "more":
+            break
+    assert {"map", "direction", "outcome", "words", "more"} <= set(met)
+
+
+@needs_chromium
+def test_the_map_tells_what_a_point_is(opened, page):
+    points = data_of(page)["points"]
+    marks = opened.find_elements(By.CSS_SELECTOR, ".map:first-of-type .page")
+    assert len(marks) == 2 * SIZES["page"]
+    readout = opened.find_element(By.ID, "readout")
+    opened.find_element(By.CSS_SELECTOR, ".map").send_keys(Keys.ARROW_RIGHT)
+    first = readout.text
+    ids = {point[2]: point for point in points}
+    shown = ids[first.split("\n")[0].split()[1]]
+    kin = sum(point[3] == shown[3] for point in points) - 1
+    assert f"product {shown[3][0]}; {kin} other items" in first
+    assert len(opened.find_elements(By.CSS_SELECTOR, ".links line")) == 2 * kin
+    opened.find_element(By.CSS_SELECTOR, ".map").send_keys(Keys.ARROW_DOWN)
+    assert readout.text != first
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_phone_shows_all_without_scrolling_sideways(opened, dark):
+    look(opened, PHONE, dark=dark)
+    width = opened.execute_script("return document.documentElement.scrollWidth")
+    assert width == PHONE[0]
+    ground = opened.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert ground == ("rgb(18, 21, 26)" if dark else "rgb(255, 255, 255)")

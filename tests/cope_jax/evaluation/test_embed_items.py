@@ -1,0 +1,94 @@
+"""Embedding all items: each once, in order, whatever the batches."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cope_jax.data.bad_items import Faults
+from cope_jax.evaluation import embed_items as embed
+from cope_jax.evaluation.embed_items import embed_items, late
+from cope_jax.parallel.mesh import make_mesh
+
+
+def batches(rows: list[list[int]]):
+    """Batches of eight; a row's text is its number plus 1, −1 is padding."""
+    for numbers in rows:
+        numbers = np.array(numbers + [-1] * (8 - len(numbers)))
+        yield {
+            "row": numbers,
+            "item_id": np.where(numbers >= 0, 1000 - numbers, -1),
+            "frame_count": np.where(numbers >= 0, numbers % 3, 0).astype(np.int32),
+            "page": {
+                "frames": np.zeros((8, 1, 2, 2, 3), np.uint8),
+                "frame_mask": np.ones((8, 1), bool),
+                "text": (numbers[:, None] + 1).astype(np.int32),
+                "products": np.stack([numbers, numbers - 1], axis=1).astype(np.int32),
+            },
+        }
+
+
+def circle(model, batch):
+    """An encoder whose embedding is the angle row / 10."""
+    angle = (batch["page"]["text"][:, 0] - 1) / 10
+    return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1) * model
+
+
+def test_padding_is_left_out_and_the_order_kept():
+    mesh = make_mesh(data=-1, fsdp=1, tensor=1)
+    rows = [list(range(8)), list(range(8, 13))]
+    items = embed_items(batches(rows), "page", circle, 1.0, mesh)
+    angles = np.arange(13) / 10
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    np.testing.assert_allclose(items.vectors, vectors, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(items.products[:, 0], np.arange(13))
+    np.testing.assert_array_equal(items.rows, np.arange(13))
+    np.testing.assert_array_equal(items.item_ids, 1000 - np.arange(13))
+    np.testing.assert_array_equal(items.frames, np.arange(13) % 3)
+    assert items.has_text.all()
+
+
+def test_the_shares_of_hosts_are_put_in_order(monkeypatch):
+    """Two hosts with two batches of two rows each: batch 0 is rows 0, 1 | 2, 3."""
+    shares = np.array([[[0, 1], [4, 5]], [[2, 3], [6, 7]]])
+    monkeypatch.setattr(embed, "from_all", lambda own: shares)
+    assert embed.whole(shares[0]).tolist() == list(range(8))
+
+
+def test_an_item_without_text_is_told():
+    """Row −1's text, which is 0, is what a missing text looks like."""
+    (batch,) = batches([[0, 1, 2]])
+    batch["page"]["text"][1] = 0
+    items = embed_items(
+        [batch], "page", lambda model, batch: jnp.ones((8, 1)), 1.0, make_mesh(data=-1, fsdp=1, tensor=1)
+    )
+    assert items.has_text.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("scale", [0.0, np.nan, 2.0])
+def test_broken_embeddings_are_an_error_that_names_items(scale):
+    mesh = make_mesh(data=-1, fsdp=1, tensor=1)
+    with pytest.raises(ValueError, match=r"3 page embeddings do not have length 1, of items \[1000, 999, 998\]"):
+        embed_items(batches([[0, 1, 2]]), "page", circle, scale, mesh)
+
+
+def test_some_broken_embeddings_are_left_out_where_faults_are_taken_note_of():
+    mesh, faults = make_mesh(data=-1, fsdp=1, tensor=1), Faults()
+    scale = np.array([[1.0], [np.nan], [1.0], [0.0], *[[1.0]] * 4], np.float32)
+    items = embed_items(batches([list(range(5))]), "page", circle, scale, mesh, faults=faults)
+    assert items.rows.tolist() == [0, 2, 4]
+    assert list(faults.last) == [f"the embedding of page item {number} does not have length 1" for number in (999, 997)]
+    with pytest.raises(ValueError, match="3 page embeddings do not have length 1"):
+        embed_items(batches([[0, 1, 2]]), "page", circle, np.nan, mesh, faults=faults)
+
+
+def test_late_hands_on_everything_one_behind():
+    made = []
+
+    def make():
+        for i in range(3):
+            made.append(i)
+            yield i
+
+    seen = [(item, list(made)) for item in late(make())]
+    assert seen == [(0, [0, 1]), (1, [0, 1, 2]), (2, [0, 1, 2])]
+    assert list(late([])) == []

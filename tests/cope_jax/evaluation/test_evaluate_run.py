@@ -1,0 +1,211 @@
+"""Evaluating a work directory."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cope_jax.data.bad_items import BadItem, Faults
+from cope_jax.data.records import ProductRecords, open_records
+from cope_jax.evaluation.evaluate_run import (
+    best_step,
+    drawn_products,
+    evaluate,
+    judge,
+    known_metrics,
+    metrics_path,
+    subset_rows,
+)
+from cope_jax.evaluation.report.report import write_report
+from cope_jax.runs.config import load_config
+from cope_jax.search.embedding_store import embed_to_parquet
+
+ROOT = Path(__file__).parents[3]
+DIRECTIONS = {"p2v", "v2p", "p2l", "l2p", "v2l", "l2v"}
+
+
+def test_the_newest_checkpoint_is_evaluated_and_written(workdir):
+    metrics = evaluate(workdir)
+    assert metrics["step"] == 6
+    assert json.loads(metrics_path(workdir, 6).read_text()) == metrics
+    assert metrics["retrieval"]["p2v"]["gallery"] >= 12
+
+
+def test_the_untrained_model_differs_from_the_trained_one(workdir):
+    untrained, trained = (evaluate(workdir, step=step) for step in (0, 6))
+    assert untrained["retrieval"] != trained["retrieval"]
+
+
+def test_evaluation_repeats_itself_and_knows_what_it_was_of(workdir, make_tiny_config):
+    first = evaluate(workdir)
+    path = metrics_path(workdir, 6)
+    before = path.stat().st_mtime_ns
+    assert evaluate(workdir, reuse=True) == first
+    assert path.stat().st_mtime_ns == before
+    assert evaluate(workdir) == first
+    path.write_text(json.dumps(first | {"evaluated": {"data_dir": "elsewhere"}}))
+    assert evaluate(workdir, reuse=True) == first  # of other data: done again
+    assert known_metrics(workdir, 6) == first
+
+
+def test_the_batch_size_does_not_matter(workdir, tmp_path):
+    first = evaluate(workdir)
+    shutil.copytree(workdir, tmp_path / "copy")
+    config = json.loads((workdir / "config.json").read_text())
+    config["eval"]["batch_size"] = 24
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
+    assert evaluate(tmp_path / "copy")["retrieval"] == first["retrieval"]
+
+
+def test_all_that_stands_beside_the_six_directions(workdir):
+    metrics = evaluate(workdir, reuse=True)
+    for name, values in metrics["retrieval"].items():
+        low, high = metrics["intervals"]["retrieval"][name]["map"]
+        assert low <= values["map"] <= high
+        for parts in (metrics["by_frames"][name], metrics["by_text"][name]):
+            assert sum(part["queries"] for part in parts.values()) == values["queries"]
+        assert list(metrics["by_frames"][name]) == ["1"] or name[0] != "p"  # pages have one image
+    assert any("without" in parts for parts in metrics["by_text"].values())
+    sizes = {domain: metrics["retrieval"][f"v2{domain[0]}"]["gallery"] for domain in ("page", "live")}
+    sizes["video"] = metrics["retrieval"]["p2v"]["gallery"]
+    assert {domain: part["gallery"] + 1 for domain, part in metrics["same_domain"].items()} == sizes
+    assert {part["gallery"] + 1 for part in metrics["all_domains"].values()} == {sum(sizes.values())}
+    assert metrics["macro"].keys() == metrics["few_shot_all"]["1"].keys() == DIRECTIONS
+    assert metrics["few_shot_all"]["1"]["p2v"]["ways"] > metrics["few_shot"]["p2v"]["ways"] == 3
+
+
+def test_a_run_is_evaluated_with_its_report_which_is_kept(workdir):
+    arguments = {"step": 6, "data_dir": None, "subset": None, "needs_report": True}
+    first = judge(workdir, reuse=True, **arguments)
+    write_report(workdir, first)
+    path = workdir / "eval/6/report.html"
+    assert "step 6" in path.read_text(encoding="utf-8")
+    assert path.stat().st_size > 100_000
+    assert judge(workdir, reuse=True, **arguments).items is None
+    path.unlink()
+    assert judge(workdir, reuse=True, **arguments).items is not None
+    path.write_text("of an earlier evaluation")
+    judge(workdir, reuse=False, **arguments)
+    assert not path.exists()
+
+
+def test_a_subset_is_some_products_with_all_their_items(workdir):
+    config = load_config(workdir)
+    records = open_records(config.data.data_dir, "test")
+    rows = subset_rows(config, 7)
+    owners = {product for row in rows["live"] for product in records.items["live"][int(row)].product_ids}
+    drawn = [p for p in (records.products[i] for i in range(12)) if p.product_id in owners]
+    assert {domain: part.tolist() for domain, part in subset_rows(config, 7).items()} == {
+        domain: part.tolist() for domain, part in rows.items()
+    }
+    assert len(drawn) >= 5
+    metrics = evaluate(workdir, subset=7)
+    assert metrics["retrieval"]["p2l"]["gallery"] == len(rows["live"]) < len(records.items["live"])
+    assert metrics["evaluated"]["subset"] == 7
+    assert json.loads((workdir / "eval/6/metrics-of-7.json").read_text()) == metrics
+    with pytest.raises(ValueError, match="--subset is 13; the split 'test' has 12 products"):
+        evaluate(workdir, subset=13)
+
+
+def test_the_best_step_is_that_of_the_highest_mean_on_the_same_data(workdir, tmp_path):
+    evaluated = {"data": "d1", "split": "test", "subset": None, "data_dir": "data"}
+
+    def put(step: int, mean: float, **changes) -> None:
+        path = metrics_path(tmp_path, step)
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"retrieval_mean": {"mean_r1": mean}, "evaluated": evaluated | changes}))
+
+    with pytest.raises(FileNotFoundError, match=r"no step of .* was evaluated on split 'test' of data.*--step=N"):
+        best_step(tmp_path, evaluated)
+    put(0, 0.9)  # the untrained model is no candidate
+    put(4, 0.5)
+    put(6, 0.5, data_dir="moved")
+    put(8, 0.8, data="d2")
+    put(10, 0.3)
+    assert best_step(tmp_path, evaluated) == 6
+    evaluate(workdir, step=4)
+    evaluate(workdir, step=6)
+    assert evaluate(workdir, step="best", reuse=True)["step"] in (4, 6)
+
+
+TWO = """
+import sys
+from pathlib import Path
+import jax
+jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+from cope_jax.search.embedding_store import embed_to_parquet
+from cope_jax.evaluation.evaluate_run import evaluate
+evaluate(Path(sys.argv[3]))
+embed_to_parquet(Path(sys.argv[3]), Path(sys.argv[4]), split="test", rows=7)
+"""
+
+
+def test_two_processes_evaluate_and_embed_as_one(workdir, tmp_path):
+    """Each embeds half of every batch, counts every other block and writes every other file."""
+    alone = evaluate(workdir, reuse=True)
+    embed_to_parquet(workdir, tmp_path / "one", split="test", rows=7)
+    shutil.copytree(workdir, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "eval")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    words = [sys.executable, "-c", TWO, port]
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    processes = [
+        subprocess.Popen(
+            [*words, str(i), tmp_path / "copy", tmp_path / "two"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            cwd=ROOT,
+        )
+        for i in range(2)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    together = known_metrics(tmp_path / "copy", 6)
+    assert together["retrieval"] == alone["retrieval"]
+    assert together["all_domains"] == alone["all_domains"]
+    for path in (tmp_path / "one").rglob("*.parquet"):
+        one, two = pq.read_table(path), pq.read_table(tmp_path / "two" / path.relative_to(tmp_path / "one"))
+        assert one.drop_columns("embedding").equals(two.drop_columns("embedding"))
+        vectors = [np.array(table["embedding"].to_pylist()) for table in (one, two)]
+        np.testing.assert_allclose(*vectors, atol=1e-5)
+
+
+def test_a_missing_checkpoint_is_named_with_those_there_are(workdir):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 5 .*there are \[4, 6\]"):
+        evaluate(workdir, step=5)
+
+
+def test_a_run_without_a_checkpoint_says_what_to_do(workdir, tmp_path):
+    (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
+    with pytest.raises(FileNotFoundError, match="train first, or ask for --step=0"):
+        evaluate(tmp_path)
+
+
+def test_a_product_that_cannot_be_read_is_left_out_where_faults_are_taken_note_of(tiny_config, monkeypatch):
+    read = ProductRecords.__getitem__
+
+    def rot(self, index):
+        if index == 3:
+            raise BadItem("record 3 is broken")
+        return read(self, index)
+
+    sound = drawn_products(tiny_config, 12)
+    monkeypatch.setattr(ProductRecords, "__getitem__", rot)
+    faults = Faults()
+    found = [product.product_id for product in drawn_products(tiny_config, 12, faults)]
+    assert found == [product.product_id for number, product in enumerate(sound) if number != 3]
+    assert list(faults.last) == ["record 3 is broken"]
+    with pytest.raises(BadItem, match="record 3 is broken"):
+        drawn_products(tiny_config, 12)

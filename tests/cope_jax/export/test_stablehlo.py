@@ -1,0 +1,195 @@
+"""What is exported embeds as the run does, without its code; nothing half-written stays."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from cope_jax import exported
+from cope_jax.data.tokenizer import encode, load_tokenizer
+from cope_jax.domains import DOMAINS
+from cope_jax.evaluation.evaluate_run import embed_split
+from cope_jax.evaluation.loaded_run import load_run
+from cope_jax.export import stablehlo as export
+from cope_jax.runs.checkpoints import Checkpoints
+from cope_jax.runs.config import load_config
+from cope_jax.runs.inputs import evaluation_batches
+from cope_jax.runs.model import split_model
+from cope_jax.training.loop import train
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def workdir(make_tiny_config, tmp_path_factory):
+    """A work directory of a tiny run whose videos use no text, so that every kind of domain is there."""
+    folder = tmp_path_factory.mktemp("run")
+    config = make_tiny_config()
+    config.model.text_domains = ("page", "live")
+    train(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(workdir, tmp_path_factory):
+    """Its export."""
+    out = tmp_path_factory.mktemp("exports") / "tiny"
+    assert export.export_run(workdir, out) < 1e-5
+    return out
+
+
+def test_evaluation_items_embed_as_in_the_run(workdir, folder):
+    """By evaluation's own code: sharded over eight devices there, one device here, and from texts."""
+    config, tokenizer = load_config(workdir), load_tokenizer(workdir / "tokenizer")
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.newest()
+        expected = embed_split(load_run(config, workdir, checkpoints, step), step=step)
+    model = exported.load(folder)
+    for domain in DOMAINS:
+        batch = next(iter(evaluation_batches(config, tokenizer, domain=domain, batch_size=5)))[domain]
+        found = model.programs[domain](model.weights, batch["frames"], batch["frame_mask"], batch["text"])
+        np.testing.assert_allclose(found, expected[domain].vectors[:5], atol=1e-5)
+
+
+def test_weights_carry_their_paths(workdir, folder):
+    weights = load_file(folder / "model.safetensors")
+    assert weights["vision/project/kernel"].shape == (16, 16)
+    assert weights["fusion/video/vision/norm/mean"].any()  # running statistics go along
+    assert not any(name.startswith(("params", "model", "fusion/video/text")) for name in weights)
+
+
+def test_the_loader_embeds_texts_and_frames(folder):
+    model, rng = exported.load(folder), np.random.default_rng(0)
+    frames = rng.integers(0, 256, (3, 1, 16, 16, 3), dtype=np.uint8)
+    vectors = model.embed("page", frames, ["red dress", "", "a long text of many words " * 9])
+    assert vectors.shape == (3, 16)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(model.embed("page", frames[:1], ["red dress"]), vectors[:1], atol=1e-5)
+    assert np.abs(model.embed("page", frames[:1], ["red dress and blue shoes"]) - vectors[:1]).max() > 1e-3
+    clip = rng.integers(0, 256, (1, 3, 16, 16, 3), dtype=np.uint8)
+    mask = np.array([[True, True, False]])
+    changed = clip.copy()
+    changed[:, 2] = 0
+    first, second = (model.embed("video", frames, [""], mask) for frames in (clip, changed))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_the_loader_tokenises_as_training_does(workdir, folder):
+    texts = ["红色连衣裙 夏季新款", "", "one two three four five six seven eight nine ten eleven twelve"]
+    expected = encode(load_tokenizer(workdir / "tokenizer"), texts, 12)
+    np.testing.assert_array_equal(exported.load(folder).tokens(texts, 12), expected)
+
+
+def test_the_loader_works_alone(folder, tmp_path):
+    """Its file and the export elsewhere, in a process that cannot see this code base."""
+    shutil.copy(ROOT / "cope_jax/exported.py", tmp_path / "loader.py")
+    shutil.copytree(folder, tmp_path / "moved")
+    code = (
+        "import sys, numpy as np, loader\n"
+        "vectors = loader.load('moved').embed('page', np.zeros((2, 1, 16, 16, 3), np.uint8), ['a', ''])\n"
+        "print(vectors.shape, {'cope_jax', 'flax', 'transformers'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "(2, 16) set()\n", done.stderr
+
+
+def test_programs_are_for_every_platform_and_any_number_of_items(folder):
+    for domain in DOMAINS:
+        program = jax.export.deserialize(bytearray((folder / f"{domain}.stablehlo").read_bytes()))
+        assert program.platforms == ("cpu", "cuda", "tpu")
+        assert str(program.out_avals[0].shape) == "(B, 16)"
+
+
+def test_a_fusion_transformer_in_bfloat16_can_be_exported(make_tiny_config):
+    """Lowered only: its computation is the models' own."""
+    config = make_tiny_config()
+    config.model.dtype = "bfloat16"
+    config.model.fusion.update({"kind": "transformer", "width": 8, "depth": 1, "heads": 2})
+    graphdef, initialise = split_model(config, vocab_size=50)
+    program = jax.export.deserialize(bytearray(export.stablehlo(graphdef, initialise(), "video", config)))
+    assert str(program.in_avals[-1].shape) == "(B, 12)"
+
+
+def test_an_earlier_step_can_be_exported(workdir, folder, tmp_path):
+    export.export_run(workdir, tmp_path / "four", step=4)
+    steps = [json.loads((place / "config.json").read_text())["step"] for place in (tmp_path / "four", folder)]
+    assert steps == [4, 6]
+    four, six = (load_file(place / "model.safetensors") for place in (tmp_path / "four", folder))
+    assert not np.array_equal(four["vision/project/kernel"], six["vision/project/kernel"])
+
+
+def test_a_folder_that_exists_is_left_alone(workdir, folder):
+    with pytest.raises(ValueError, match="tiny exists already; choose another --out or remove it"):
+        export.export_run(workdir, folder)
+
+
+def test_weights_that_embed_otherwise_are_not_left(workdir, tmp_path, monkeypatch):
+    def shifted(path):
+        weights = load_file(path)
+        return weights | {"vision/project/kernel": weights["vision/project/kernel"] + 0.1}
+
+    monkeypatch.setattr(export, "load_file", shifted)
+    with pytest.raises(ValueError, match=r"model.safetensors gives page embeddings that differ from the run's by"):
+        export.export_run(workdir, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_that_embeds_otherwise_is_not_left(workdir, tmp_path, monkeypatch):
+    original = export.stablehlo
+
+    def swapped(graphdef, model, domain, config):
+        return original(graphdef, model, "video" if domain == "live" else domain, config)
+
+    monkeypatch.setattr(export, "stablehlo", swapped)
+    with pytest.raises(ValueError, match=r"live.stablehlo gives live embeddings that differ from the run's by"):
+        export.export_run(workdir, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_a_checkpoint_says_what_to_do(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    with pytest.raises(FileNotFoundError, match="train first"):
+        export.export_run(tmp_path / "run", tmp_path / "out")
+
+
+def test_the_loader_names_what_is_wrong(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"name a folder that `./run.sh export` wrote"):
+        exported.load(tmp_path)
+    shutil.copytree(folder, tmp_path / "cut")
+    (tmp_path / "cut/live.stablehlo").unlink()
+    (tmp_path / "cut/model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks model.safetensors, live.stablehlo: export again"):
+        exported.load(tmp_path / "cut")
+    (tmp_path / "cut/config.json").write_text('{"format": "cope-jax export, version 9"}')
+    with pytest.raises(ValueError, match="version 9'; this loader reads 'cope-jax export, version 1'"):
+        exported.load(tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("domain", "frames", "mask", "message"),
+    [
+        ("shop", (2, 1, 16, 16, 3), None, "unknown domain 'shop': choose one of page, video, live"),
+        (
+            "page",
+            (3, 1, 16, 16, 3),
+            None,
+            r"page frames are uint8\[3, 1, 16, 16, 3\]; 2 texts go with uint8\[2, 1",
+        ),
+        ("page", (2, 1, 16, 16, 3), (2, 3), r"frame_mask is bool\[2, 3\]; it must be bool\[2, 1\]"),
+    ],
+)
+def test_wrong_inputs_are_refused(folder, domain, frames, mask, message):
+    mask = None if mask is None else np.ones(mask, bool)
+    with pytest.raises(ValueError, match=message):
+        exported.load(folder).embed(domain, np.zeros(frames, np.uint8), ["a", "b"], mask)
+
+
+def test_an_average_that_the_run_has_not_kept_is_refused(workdir, tmp_path):
+    with pytest.raises(ValueError, match=r"checkpoints/6 has no moving average: .*average_decay=0"):
+        export.export_run(workdir, tmp_path / "out", average=True)

@@ -1,0 +1,286 @@
+"""Checkpoints and encoders matched name by name: what is filled, what is not, and every way not to fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax.traverse_util import flatten_dict
+
+from cope_jax.models.backbones.load import prepare
+from cope_jax.models.compute import Compute
+from cope_jax.models.text import TextEncoder
+from cope_jax.models.vision import VisionEncoder
+
+ENCODERS = {"vision": VisionEncoder, "text": TextEncoder}
+
+
+@pytest.fixture
+def start(tmp_path, write_checkpoint, encoder_settings):
+    """A function that writes a checkpoint and prepares the tiny model's encoder to start from it."""
+
+    def run(kind, encoder, *, cut=False, changed=None, **checkpoint):
+        own = {"normalisation": "clip"} if "clip" in kind.split("_") else {}
+        settings = encoder_settings[encoder] | (own if encoder == "vision" else {}) | (changed or {})
+        tensors = write_checkpoint(tmp_path, kind, **checkpoint)
+        compute = Compute(dtype=jnp.dtype("float32"))
+        shapes = nnx.eval_shape(lambda: ENCODERS[encoder](**settings, compute=compute, rngs=nnx.Rngs(params=0)))
+        rng = np.random.default_rng(1)
+        params = jax.tree.map(
+            lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32),
+            nnx.to_pure_dict(nnx.state(shapes, nnx.Param)),
+        )
+        section = f"config.model.{encoder}"
+        weights = prepare(str(tmp_path), encoder, params, settings=settings, cut=cut, section=section)
+        return weights, tensors, params
+
+    return run
+
+
+def flat_numpy(tree):
+    return {path: np.asarray(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}
+
+
+def loaded(start, *args, **kwargs):
+    """(weights, tensors, fresh parameters, loaded parameters), the last two by path."""
+    weights, tensors, params = start(*args, **kwargs)
+    return weights, tensors, flat_numpy(params), flat_numpy(weights.load(params))
+
+
+def unchanged(fresh, new):
+    return {path for path in fresh if np.array_equal(fresh[path], new[path])}
+
+
+def test_xclip_fills_the_whole_vision_encoder(start):
+    weights, tensors, fresh, new = loaded(start, "xclip", "vision", changed={"max_frames": 4})
+    assert unchanged(fresh, new) == set()
+    assert weights.fresh == ()
+    layer = "vision_model.encoder.layers.1"
+    np.testing.assert_array_equal(new["blocks/message_fc/kernel"][1], tensors[f"{layer}.message_fc.weight"].T)
+    np.testing.assert_array_equal(new["blocks/block/norm2/scale"][1], tensors[f"{layer}.layer_norm2.weight"])
+    query = new["blocks/message_attention/qkv/kernel"][1, :, 0].reshape(12, 12)
+    np.testing.assert_array_equal(query, tensors[f"{layer}.message_attn.q_proj.weight"].T)
+    np.testing.assert_array_equal(new["integration/position"], tensors["mit.position_embedding"][0])
+    np.testing.assert_array_equal(new["project/kernel"], tensors["visual_projection.weight"].T)
+    report = weights.report()
+    assert "starting fresh" not in report
+    assert "not used: logit_scale (1), prompts_generator (2), prompts_visual_projection (1), " in report
+    assert "text_model.encoder.layers.* (16), text_projection (1)" in report
+
+
+def test_an_image_model_leaves_what_joins_frames_fresh(start):
+    weights, _, fresh, new = loaded(start, "clip", "vision")
+    joins_frames = {path for path in fresh if path.startswith(("blocks/message_", "integration/"))}
+    assert unchanged(fresh, new) == joins_frames
+    assert weights.fresh == (
+        "blocks/message_attention",
+        "blocks/message_fc",
+        "blocks/message_norm",
+        "integration",
+        "integration/blocks",
+    )
+    assert "starting fresh: blocks/message_attention, " in weights.report()
+
+
+@pytest.mark.parametrize("prefix", ["", "vision_model."])
+@pytest.mark.parametrize(("kind", "frames"), [("clip_vision_model", False), ("xclip_vision_model", True)])
+def test_a_vision_model_alone_leaves_the_projection_fresh(start, kind, frames, prefix):
+    changed = {"cross_frame": frames, "integration_depth": 0}
+    weights, _, fresh, new = loaded(start, kind, "vision", changed=changed, prefix=prefix)
+    assert unchanged(fresh, new) == {"project/kernel"}
+    assert weights.fresh == ("project",)
+
+
+def test_a_vision_model_with_a_projection_fills_it(start):
+    changed = {"cross_frame": False, "integration_depth": 0}
+    sizes = {"prefix": "vision_model.", "projection": True}
+    _, _, fresh, new = loaded(start, "clip_vision_model", "vision", changed=changed, **sizes)
+    assert unchanged(fresh, new) == set()
+    with pytest.raises(ValueError, match=r"output_width is 14; its projection_dim is 10"):
+        start("clip_vision_model", "vision", changed=changed | {"output_width": 14}, **sizes)
+
+
+def test_parts_that_the_model_has_not_are_left_out(start):
+    changed = {"cross_frame": False, "integration_depth": 0, "integration_heads": 5}
+    weights, _, fresh, new = loaded(start, "xclip", "vision", changed=changed)
+    assert unchanged(fresh, new) == set()
+    assert {name for name in weights.unused if "message" in name or name.startswith("mit.")} >= {
+        "mit.position_embedding",
+        "vision_model.encoder.layers.1.message_ln.bias",
+    }
+
+
+def test_a_deeper_integration_starts_fresh_beyond_the_source(start):
+    weights, tensors, fresh, new = loaded(start, "xclip", "vision", changed={"integration_depth": 3})
+    assert weights.fresh == ("integration/blocks[1:]",)
+    path = "integration/blocks/mlp/up/bias"
+    np.testing.assert_array_equal(new[path][0], tensors["mit.encoder.layers.0.mlp.fc1.bias"])
+    np.testing.assert_array_equal(new[path][1:], fresh[path][1:])
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_bert_fills_the_whole_text_encoder_with_a_head_or_without(start, prefix):
+    weights, tensors, fresh, new = loaded(start, "bert", "text", prefix=prefix)
+    assert unchanged(fresh, new) == set()
+    positions = tensors[f"{prefix}embeddings.position_embeddings.weight"]
+    np.testing.assert_array_equal(new["position"], positions[:7])
+    value = new["blocks/attention/qkv/bias"][1, 2].reshape(8)
+    np.testing.assert_array_equal(value, tensors[f"{prefix}encoder.layer.1.attention.self.value.bias"])
+    assert set(weights.unused) == {name for name in tensors if name.startswith("cls.")}
+
+
+def test_a_pooler_that_is_missing_starts_fresh_and_one_too_many_is_left_out(start):
+    def no_pooler(tensors):
+        del tensors["pooler.dense.weight"], tensors["pooler.dense.bias"]
+
+    weights, _, fresh, new = loaded(start, "bert", "text", change=no_pooler)
+    assert unchanged(fresh, new) == {"pooler/kernel", "pooler/bias"}
+    weights, _, fresh, new = loaded(start, "bert", "text", changed={"pooling": "mean"})
+    assert weights.unused == ("pooler.dense.bias", "pooler.dense.weight")
+
+
+def test_a_cut_takes_the_first_layers(start):
+    weights, tensors, _, new = loaded(start, "bert", "text", depth=5, cut=True)
+    path = "blocks/mlp/down/kernel"
+    for i in range(2):
+        np.testing.assert_array_equal(new[path][i], tensors[f"encoder.layer.{i}.output.dense.weight"].T)
+    assert {name.split(".")[2] for name in weights.unused} == {"2", "3", "4"}
+
+
+def test_positions_are_carried_to_other_resolutions_and_frame_counts(start):
+    """A constant stays constant; the class token's position is its own."""
+
+    def constant(tensors):
+        tensors["vision_model.embeddings.position_embedding.weight"][1:] = 5
+        tensors["mit.position_embedding"][:] = 3
+
+    changed = {"image_size": 40, "max_frames": 7}
+    _, tensors, _, new = loaded(start, "xclip", "vision", changed=changed, change=constant)
+    table = tensors["vision_model.embeddings.position_embedding.weight"]
+    assert new["position"].shape == (26, 12)
+    np.testing.assert_array_equal(new["position"][0], table[0])
+    np.testing.assert_allclose(new["position"][1:], 5, rtol=1e-6)
+    np.testing.assert_allclose(new["integration/position"], np.full((7, 10), 3), rtol=1e-6)
+
+
+def test_weights_lie_over_the_devices_as_the_fresh_ones_do(start):
+    """Cut, copied, and stacked deeper than the source: the values do not depend on it."""
+    weights, _, params = start("xclip", "vision", changed={"integration_depth": 3})
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
+
+    def sharding(leaf):
+        """Cuts the first two axes behind that of the layers that can be cut."""
+        axes = iter(mesh.axis_names)
+        cuts = [next(axes, None) if size % 2 == 0 else None for size in leaf.shape[1:]]
+        return jax.NamedSharding(mesh, jax.P(None, *cuts))
+
+    sharded = jax.tree.map(lambda leaf: jax.device_put(leaf, sharding(leaf)), params)
+    result = weights.load(sharded)
+    assert jax.tree.map(lambda x: x.sharding, result) == jax.tree.map(sharding, params)
+    alone, together = flat_numpy(weights.load(params)), flat_numpy(result)
+    for path in alone:
+        np.testing.assert_array_equal(together[path], alone[path], err_msg=path)
+
+
+def test_settings_that_differ_are_listed_together_with_their_keys(start):
+    def other(config):
+        config["vision_config"] |= {"num_attention_heads": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-6}
+        config["vision_config"] |= {"intermediate_size": 40, "mit_num_attention_heads": 5}
+
+    changed = {"width": 24, "patch_size": 16, "output_width": 14}
+    with pytest.raises(ValueError, match=r"config\.model\.vision\.init_from is .*, which is another model") as caught:
+        start("xclip", "vision", changed=changed, change_config=other)
+    for line in (
+        "config.model.vision.width is 24; its hidden_size is 12",
+        "config.model.vision.heads is 3; its num_attention_heads is 4",
+        "config.model.vision.patch_size is 16; its patch_size is 8",
+        "config.model.vision.activation is 'quick_gelu'; its hidden_act is 'gelu'",
+        "config.model.vision.output_width is 14; its projection_dim is 10",
+        "config.model.vision.integration_heads is 2; its mit_num_attention_heads is 5",
+        "its intermediate_size is 40; ours is always 4 times the width, 48; it cannot be used",
+        "its layer_norm_eps is 1e-06; ours is always 1e-05; it cannot be used",
+    ):
+        assert f"\n  {line}" in str(caught.value)
+
+
+def test_pixels_of_another_scale_are_refused(start):
+    """CLIP's weights expect CLIP's own mean and deviation; X-CLIP's, ImageNet's."""
+    wrong = {"clip": "imagenet", "clip_vision_model": "imagenet", "xclip": "clip"}
+    for kind, normalisation in wrong.items():
+        right = {"clip": "imagenet", "imagenet": "clip"}[normalisation]
+        message = f"config.model.vision.normalisation is '{normalisation}'; its family's is '{right}'"
+        with pytest.raises(ValueError, match=message):
+            start(kind, "vision", changed={"normalisation": normalisation})
+
+
+def test_texts_that_differ_are_listed_with_their_keys(start):
+    def other(config):
+        config |= {"hidden_act": "relu", "layer_norm_eps": 1e-5}
+
+    with pytest.raises(ValueError, match="which is another model") as caught:
+        start("bert", "text", vocab_size=30, changed={"max_length": 15, "heads": 4}, change_config=other)
+    for line in (
+        "config.model.text.heads is 4; its num_attention_heads is 2",
+        "its hidden_act is 'relu'; ours is always 'gelu'; it cannot be used",
+        "its layer_norm_eps is 1e-05; ours is always 1e-12; it cannot be used",
+        "the run's tokenizer has 23 entries, and it has vectors for 30: set config.data.tokenizer to the weights' own",
+        "config.data.text_length is 15; it has positions for 14",
+    ):
+        assert f"\n  {line}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "encoder", "depth", "message"),
+    [
+        ("xclip", "vision", 3, r"vision\.depth is 2, and it has 3: config\.model\.vision\.init_cut=True takes the"),
+        ("clip", "vision", 1, r"config\.model\.vision\.depth is 2, and it has only 1"),
+        ("bert", "text", 6, r"text\.depth is 2, and it has 6: config\.model\.text\.init_cut=True takes the first 2"),
+    ],
+)
+def test_another_depth_is_refused_without_a_cut(start, kind, encoder, depth, message):
+    with pytest.raises(ValueError, match=message):
+        start(kind, encoder, depth=depth)
+
+
+def test_all_that_does_not_fit_is_listed(start):
+    def damage(tensors):
+        layer = "vision_model.encoder.layers.1"
+        del tensors[f"{layer}.mlp.fc2.bias"], tensors["visual_projection.weight"]
+        tensors[f"{layer}.layer_norm1.bias"] = np.zeros(13, np.float32)
+        tensors["vision_model.post_layernorm.bias"] = np.zeros(12, np.int8)
+        tensors["vision_model.adapter.weight"] = np.zeros((2, 3), np.float32)
+
+    with pytest.raises(ValueError, match="which does not fit the model") as caught:
+        start("xclip", "vision", change=damage)
+    lines = str(caught.value).split("\n  ")[1:]
+    assert lines == [
+        "parameter blocks/block/mlp/down/bias (2, 12): there is no tensor vision_model.encoder.layers.1.mlp.fc2.bias",
+        "parameter project/kernel (12, 10): there is no tensor visual_projection.weight",
+        "tensor vision_model.adapter.weight (2, 3): unknown",
+        "tensor vision_model.encoder.layers.1.layer_norm1.bias (13,): "
+        "parameter blocks/block/norm1/bias (2, 12) needs (12,)",
+        "tensor vision_model.post_layernorm.bias is I8: parameter post_norm/bias needs one of F64, F32, F16, BF16",
+    ]
+
+
+def test_parameters_that_no_source_knows_are_listed(start):
+    """As of the convolutional stem, which no published model has."""
+    with pytest.raises(ValueError, match=r"parameter stem/project/kernel \(5, 12\): nothing in this source fills it"):
+        start("clip", "vision", changed={"stem": "conv", "stem_widths": (4, 5), "stem_blocks": (0, 0)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "encoder", "families"),
+    [("bert", "vision", "xclip, xclip_vision_model, clip"), ("clip", "text", "bert, chinese_clip")],
+)
+def test_a_model_without_such_an_encoder_is_refused(start, kind, encoder, families):
+    with pytest.raises(ValueError, match=rf"model_type is '{kind}'; the {encoder} encoder can start from {families}"):
+        start(kind, encoder)
+
+
+def test_a_faulty_config_is_refused(start):
+    def odd(config):
+        config["vision_config"]["num_attention_heads"] = 5
+
+    with pytest.raises(ValueError, match=r"whose config\.json is faulty: [^$]*not a multiple"):
+        start("clip", "vision", change_config=odd)

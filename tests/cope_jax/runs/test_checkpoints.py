@@ -1,0 +1,395 @@
+"""Checkpoints on bad days: damaged, unfinished, copied, of another model, on a full disk."""
+
+import json
+import os
+import resource
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import app
+from jax.experimental import multihost_utils
+
+from cope_jax.checkpoints import main as verify
+from cope_jax.runs.checkpoints import Checkpoints, set_aside_damaged
+from cope_jax.runs.manifest import find_damage, write_manifest
+from cope_jax.runs.state import TrainState
+
+GOLDEN = Path(__file__).parent / "golden"  # one checkpoint for each format
+
+
+def make_state(value, *, width=3):
+    params = {"model": {"a": jnp.full((width, 4), value, jnp.float32)}, "loss": {"t": jnp.float32(value)}}
+    return TrainState(
+        step=jnp.asarray(int(value), jnp.int32), params=params, statistics={"mean": jnp.zeros(2)}, opt_state=[params]
+    )
+
+
+def save_steps(workdir, *steps, keep=3):
+    with Checkpoints(workdir, keep=keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, make_state(step), {"loss": (step / 3, 1.0)})
+
+
+def restored(workdir, step):
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.restore(step, make_state(0))
+
+
+def largest_file(folder):
+    """Of those that hold the arrays."""
+    return max((path for path in (folder / "state").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncate(folder):
+    path = largest_file(folder)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(folder):
+    largest_file(folder).write_bytes(b"")
+
+
+def flip_a_bit(folder):
+    path = largest_file(folder)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def delete_half(folder):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file())[::2]:
+        path.unlink()
+
+
+def delete_the_manifest(folder):
+    (folder / "manifest.json").unlink()
+
+
+def damage_the_manifest(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace("sha256", "sha257", 1))
+
+
+DAMAGES = [truncate, empty, flip_a_bit, delete_half, delete_the_manifest, damage_the_manifest]
+
+
+def test_state_and_window_come_back_to_the_last_bit(tmp_path):
+    save_steps(tmp_path, 1, 2)
+    state, window = restored(tmp_path, 2)
+    jax.tree.map(np.testing.assert_array_equal, state, make_state(2))
+    assert window == {"loss": (2 / 3, 1.0)}
+    assert find_damage(tmp_path / "checkpoints/2") == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, capsys, damage):
+    save_steps(tmp_path, 1, 2)
+    damage(tmp_path / "checkpoints/2")
+    set_aside_damaged(tmp_path)
+    assert "the checkpoint of step 2 is damaged, moved to" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["2-0"]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 1
+    assert int(restored(tmp_path, 1)[0].step) == 1
+
+
+def test_damage_is_told_file_by_file(tmp_path):
+    save_steps(tmp_path, 1)
+    folder = tmp_path / "checkpoints/1"
+    path = largest_file(folder)
+    name, size = path.relative_to(folder).as_posix(), path.stat().st_size
+    truncate(folder)
+    assert find_damage(folder) == [f"{name} has {size - 1} bytes, not {size}"]
+    path.unlink()
+    assert find_damage(folder) == [f"{name} is missing"]
+    (folder / "manifest.json").write_text("{")
+    assert "manifest.json does not parse" in find_damage(folder)[0]
+
+
+def test_the_best_checkpoint_must_be_sound_too(tmp_path):
+    """Or the evaluation at the end of the run would refuse it at every start. What is neither, is not looked at."""
+    save_steps(tmp_path, 1, 2, 3, 4, keep=4)
+    for step in (1, 2):
+        flip_a_bit(tmp_path / f"checkpoints/{step}")
+    set_aside_damaged(tmp_path, lambda steps: 2 if 2 in steps else 3)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [1, 3, 4]
+    flip_a_bit(tmp_path / "checkpoints/3")
+    set_aside_damaged(tmp_path, lambda steps: min(steps))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [4]
+
+
+def test_every_flipped_bit_of_a_manifest_is_noticed(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    write_manifest(tmp_path)
+    path = tmp_path / "manifest.json"
+    content = path.read_bytes()
+    assert find_damage(tmp_path) == []
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 2]) + content[place + 1 :])
+        if place == content.index(b"1"):  # the format
+            with pytest.raises(ValueError, match="has the format 3"):
+                find_damage(tmp_path)
+        else:
+            assert find_damage(tmp_path), f"byte {place} of {content}"
+
+
+def test_files_that_cannot_be_read_are_damaged(tmp_path, monkeypatch):
+    save_steps(tmp_path, 1)
+    folder = tmp_path / "checkpoints/1"
+
+    def fail(*args, **kwargs):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cope_jax.runs.manifest.hash_file", fail)
+        assert f"{largest_file(folder).relative_to(folder)} cannot be read (Input/output error)" in find_damage(folder)
+    monkeypatch.setattr(Path, "read_text", fail)
+    assert find_damage(folder) == ["manifest.json cannot be read (Input/output error)"]
+
+
+def test_without_a_sound_checkpoint_the_run_stops_at_every_start(tmp_path):
+    save_steps(tmp_path, 1, 2)
+    for step in (1, 2):
+        empty(tmp_path / f"checkpoints/{step}")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"no sound checkpoint is left in .*checkpoints.* or remove .*damaged"):
+            set_aside_damaged(tmp_path)
+    shutil.rmtree(tmp_path / "damaged")
+    set_aside_damaged(tmp_path)
+
+
+def test_evaluation_refuses_a_damaged_checkpoint(tmp_path):
+    save_steps(tmp_path, 1)
+    flip_a_bit(tmp_path / "checkpoints/1")
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match=r"checkpoints/1 is damaged, choose another --step: .* has other content"),
+    ):
+        checkpoints.restore_model(1, None)
+
+
+def test_a_copy_as_buckets_keep_it_is_restored(tmp_path):
+    """Files alone: no empty folders, times or modes."""
+    save_steps(tmp_path / "here", 1)
+    source, target = tmp_path / "here/checkpoints/1", tmp_path / "there/checkpoints/1"
+    for path in source.rglob("*"):
+        if path.is_file():
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    assert find_damage(target) == []
+    jax.tree.map(np.testing.assert_array_equal, restored(tmp_path / "there", 1)[0], make_state(1))
+
+
+def test_another_model_is_refused_with_all_that_differs(tmp_path):
+    save_steps(tmp_path, 1)
+    other = make_state(0, width=5)
+    other.params["model"]["b"] = jnp.zeros(2)
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match="of another model or optimizer") as raised,
+    ):
+        checkpoints.restore(1, other)
+    text = str(raised.value)
+    assert "params/model/a: float32[3, 4] in the checkpoint, float32[5, 4] by the config" in text
+    assert "params/model/b: nothing in the checkpoint, float32[2] by the config" in text
+    assert "opt_state/0/model/a" in text
+    assert "statistics" not in text
+
+
+def test_what_a_killed_save_left_goes(tmp_path):
+    save_steps(tmp_path, 1)
+    left = tmp_path / "checkpoints/2.orbax-checkpoint-tmp"
+    (left / "state").mkdir(parents=True)
+    with Checkpoints(tmp_path) as checkpoints:  # a reader changes nothing
+        assert checkpoints.latest() == 1
+    assert left.exists()
+    save_steps(tmp_path, 3)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "3"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves an event loop behind
+def test_a_failed_save_is_told_and_the_next_one_tries_again(tmp_path, capfd, full_disk):
+    """The rest stays: the checkpoints before, and no remains of the failed one."""
+    state = make_state(2)
+    # Random, or it would be compressed to nothing.
+    state.params["model"]["a"] = jax.random.normal(jax.random.key(0), (100_000, 4))
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state, {})
+        assert checkpoints.settle()
+        full_disk(100_000)
+        checkpoints.save(2, state, {})
+        assert not checkpoints.settle()
+        assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["1"]
+        assert checkpoints.latest() == checkpoints.saved.step == 1
+        full_disk(resource.RLIM_INFINITY)
+        checkpoints.save(3, state, {})
+        assert checkpoints.settle()
+        assert checkpoints.latest() == 3
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["3"]
+    assert "saving step 2 in" in capfd.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves an event loop behind
+def test_a_disk_that_takes_nothing_fails_no_save_behind(tmp_path, capsys, full_disk):
+    """Where metadata and arrays fail, Orbax has an error for each."""
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        full_disk(100)
+        checkpoints.save(1, make_state(1), {})
+        assert not checkpoints.settle()
+        full_disk(resource.RLIM_INFINITY)
+        time.sleep(1)  # until all threads of that save have ended
+        checkpoints.save(2, make_state(2), {})
+        assert checkpoints.settle()
+        full_disk(100)
+        checkpoints.save(3, make_state(3), {})
+    assert capsys.readouterr().err.count("saving step ") == 2
+
+
+def test_a_save_that_does_not_even_begin_is_no_success(tmp_path, capsys, monkeypatch):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, make_state(1), {})
+        assert checkpoints.settle()
+
+        def fail(*args, **kwargs):
+            raise OSError("no space left")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints.manager, "save", fail)
+            checkpoints.save(2, make_state(2), {})
+        assert not checkpoints.settle()
+        assert checkpoints.saved.step == checkpoints.latest() == 1
+    assert "saving step 2 in" in capsys.readouterr().err
+
+
+def test_remains_that_cannot_be_removed_are_in_nobodys_way(tmp_path, monkeypatch):
+    """Nor a disk that does not even list its files."""
+
+    def fail(*args, **kwargs):
+        raise OSError(5, "Input/output error")
+
+    left = tmp_path / "checkpoints/1.orbax-checkpoint-tmp"
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        with monkeypatch.context() as patch:
+            for name in ("rmdir", "unlink", "remove"):
+                patch.setattr(os, name, fail)
+            patch.setattr(checkpoints.manager, "reload", fail)
+            checkpoints.save(1, make_state(1), {}, fail)
+            assert not checkpoints.settle()
+        assert left.exists()
+        for step in (2, 11):
+            checkpoints.save(step, make_state(step), {})
+            assert checkpoints.settle()
+        assert find_damage(checkpoints.folder / "11") == []
+        assert left.exists()
+
+
+def test_a_save_whose_log_the_disk_does_not_have_fails(tmp_path, capsys):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, make_state(1), {})
+
+        def fail():
+            assert not (checkpoints.folder / "2").exists()
+            raise OSError("metrics.jsonl cannot be written")
+
+        checkpoints.save(2, make_state(2), {}, fail)
+        assert not checkpoints.settle()
+        assert checkpoints.steps() == [1]
+        checkpoints.save(3, make_state(3), {})
+        assert checkpoints.settle()
+    assert "failed: metrics.jsonl cannot be written" in capsys.readouterr().err
+
+
+def test_a_save_counts_from_the_moment_it_is_complete(tmp_path):
+    """And a run that goes on tells where from, with the age of that."""
+    go_on = threading.Event()
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.saved is None
+        checkpoints.save(1, make_state(1), {}, go_on.wait)
+        assert checkpoints.saved is None
+        go_on.set()
+        checkpoints.manager.wait_until_finished()  # as time would
+        assert checkpoints.saved.step == 1
+    os.utime(tmp_path / "checkpoints/1", (0, time.time() - 130))
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.restore(1, make_state(0))
+        assert str(checkpoints.saved).startswith("1, 2:1")
+
+
+def test_a_process_waits_until_it_sees_the_newest_step_of_process_0(tmp_path, monkeypatch):
+    """Storage may show a rename late. The process here is number 1."""
+    save_steps(tmp_path, 1, 2)
+    folder, hidden = tmp_path / "checkpoints/2", tmp_path / "hidden"
+    os.rename(folder, hidden)
+    with Checkpoints(tmp_path) as checkpoints, monkeypatch.context() as patch:
+        patch.setattr("jax.process_count", lambda: 2)
+        patch.setattr(multihost_utils, "broadcast_one_to_all", lambda step: np.int32(2))
+        patch.setattr(multihost_utils, "process_allgather", lambda seen: np.array([True, seen]))
+        patch.setattr("time.sleep", lambda seconds: os.rename(hidden, folder))
+        assert checkpoints.latest() == 1
+        assert checkpoints.latest_of_all() == 2
+        os.rename(folder, hidden)
+        patch.setattr("cope_jax.parallel.shared_storage.SHARED_SECONDS", 0.0)
+        with pytest.raises(ValueError, match=r"process 1 of 2 does not see that 2 is the newest step in .*: --workdir"):
+            checkpoints.latest_of_all()
+
+
+def test_a_manifest_lists_every_file_that_holds_data(tmp_path):
+    save_steps(tmp_path, 1)
+    folder = tmp_path / "checkpoints/1"
+    listed = json.loads((folder / "manifest.json").read_text())["files"]
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    unlisted = {name.rpartition("/")[2] for name in present - listed.keys()}
+    assert unlisted == {"manifest.json", "_CHECKPOINT_METADATA", "commit_success.txt"}
+
+
+def test_verify_tells_which_checkpoint_is_damaged(tmp_path, capsys):
+    save_steps(tmp_path, 9, 10)
+    truncate(tmp_path / "checkpoints/10")
+    for folder in (tmp_path, tmp_path / "checkpoints"):
+        with pytest.raises(SystemExit) as ended:
+            verify("verify", str(folder))
+        assert ended.value.code == 1
+        sound, damaged = capsys.readouterr().out.splitlines()
+        assert sound == f"{tmp_path / 'checkpoints/9'}: as it was written"
+        assert damaged.startswith(f"{tmp_path / 'checkpoints/10'}: state/")
+    with pytest.raises(SystemExit) as ended:
+        verify("verify", str(tmp_path / "checkpoints/9"))
+    assert ended.value.code == 0
+    delete_the_manifest(tmp_path / "checkpoints/9")
+    with pytest.raises(SystemExit) as ended:
+        verify("verify", str(tmp_path / "checkpoints/9"))
+    assert ended.value.code == 1
+    assert capsys.readouterr().out.endswith("checkpoints/9: manifest.json is missing\n")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoints in .*: name a work directory"):
+        verify("verify", str(tmp_path / "checkpoints/9/state"))
+    with pytest.raises(app.UsageError, match="verify DIR"):
+        verify("mend", str(tmp_path))
+
+
+@pytest.mark.parametrize("version", [path.name for path in sorted(GOLDEN.iterdir())])
+def test_checkpoints_of_every_format_load(version, tmp_path):
+    """As `save_steps(…, 3)` wrote them when the format was new."""
+    shutil.copytree(GOLDEN / version, tmp_path / "checkpoints/3")
+    set_aside_damaged(tmp_path)
+    state, window = restored(tmp_path, 3)
+    jax.tree.map(np.testing.assert_array_equal, state, make_state(3))
+    assert window == {"loss": (1.0, 1.0)}
+
+
+def test_a_checkpoint_of_the_future_stays_where_it_is(tmp_path):
+    """An older version of the code shall not take it for damaged."""
+    save_steps(tmp_path, 1)
+    path = tmp_path / "checkpoints/1/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    with pytest.raises(ValueError, match=r"checkpoints/1 has the format 99, newer than 1, .* take the version that"):
+        set_aside_damaged(tmp_path)
+    assert path.exists()

@@ -1,0 +1,147 @@
+"""The search page as its users see it: no complaint in the console, answers in place, clear words for bad files."""
+
+import threading
+import time
+
+import pytest
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from cope_jax.search.server import listen, make_app, make_server
+from cope_jax.search.uploads import MAX_FILE
+from tests.browser import DESKTOP, PHONE, chromium, complaints, look, needs_chromium
+from tests.shop import HOSTILE, ShopEmbedder, make_shop, picture
+
+pytestmark = needs_chromium
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """Where the page of a shop is served."""
+    app = make_app(make_shop(tmp_path_factory.mktemp("shop")), ShopEmbedder(), about="a shop", top=6)
+    with listen("127.0.0.1", 0) as socket:
+        server = make_server(app)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as driver:
+        yield driver
+
+
+@pytest.fixture
+def page(browser, address):
+    look(browser)
+    browser.get(address)
+    yield browser
+    assert complaints(browser) == []
+
+
+def until(page, css: str):
+    """The first element of a selector, as soon as there is one."""
+    return WebDriverWait(page, 20).until(lambda driver: driver.find_elements(By.CSS_SELECTOR, css))[0]
+
+
+def hits(page) -> list[str]:
+    until(page, ".hit")
+    return [image.get_attribute("alt") for image in page.find_elements(By.CSS_SELECTOR, ".hit img:first-child")]
+
+
+def test_a_title_typed_shows_hits_without_leaving_the_page(page):
+    page.find_element(By.ID, "text").send_keys("a dress of kind 3", Keys.ENTER)
+    assert hits(page)[:3] == ["page 103", "video 103, picture 1 of 3", "live 103, picture 1 of 4"]
+    assert page.current_url.endswith("/")
+    assert page.find_element(By.ID, "text").get_attribute("value") == "a dress of kind 3"
+    assert not page.find_elements(By.CSS_SELECTOR, "[aria-busy]")
+
+
+def test_a_picture_chosen_is_shown_and_found(page, tmp_path):
+    (tmp_path / "mine.png").write_bytes(picture(4))
+    page.find_element(By.ID, "pictures").send_keys(str(tmp_path / "mine.png"))
+    assert until(page, "#previews img").get_attribute("alt") == "mine.png"
+    page.find_element(By.ID, "go").click()
+    assert hits(page)[0] == "page 104"
+    page.find_element(By.ID, "clear").click()
+    assert not page.find_elements(By.CSS_SELECTOR, "#previews img")
+
+
+def test_a_broken_file_gives_a_clear_message(browser, address, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(picture(4, kind="JPEG")[:-40])
+    browser.get(address)
+    browser.find_element(By.ID, "pictures").send_keys(str(tmp_path / "broken.jpg"))
+    browser.find_element(By.ID, "go").click()
+    assert until(browser, ".problem").text.startswith("broken.jpg cannot be read as a picture")
+    # Chromium itself notes any 4xx, and that the preview of a broken picture does not show.
+    assert all("415" in line or "ERR_" in line for line in complaints(browser))
+
+
+def test_an_oversized_file_gives_a_clear_message_before_it_is_sent(page, tmp_path):
+    (tmp_path / "huge.jpg").write_bytes(b"\xff" * (MAX_FILE + 200_000))
+    page.find_element(By.ID, "pictures").send_keys(str(tmp_path / "huge.jpg"))
+    assert until(page, ".problem").text == "huge.jpg has 10.2 MB: 10.0 MB at most."
+    assert page.find_element(By.ID, "pictures").get_attribute("value") == ""
+
+
+def test_an_oversized_file_gives_a_clear_message_by_the_server_too(browser, address):
+    """Sent as a browser without scripts does: past the page's own check, as a form."""
+    browser.get(address)
+    browser.execute_script(
+        "const files = new DataTransfer();"
+        "files.items.add(new File([new Uint8Array(arguments[0])], 'huge.jpg'));"
+        "document.getElementById('pictures').files = files.files;"
+        "document.getElementById('form').submit();",
+        MAX_FILE + 200_000,
+    )
+    assert until(browser, ".problem").text == "huge.jpg has 10.2 MB: at most 10.0 MB a picture."
+    assert all("413" in line for line in complaints(browser))
+
+
+def test_a_hostile_title_does_nothing(page, address):
+    page.get(f"{address}/?domain=video&item=102")
+    assert hits(page)[0] == "page 102"
+    shown = page.find_element(By.CSS_SELECTOR, ".hit .text")
+    assert shown.get_attribute("textContent") == HOSTILE
+    page.find_element(By.ID, "text").send_keys("kind 1 <script>document.title='stolen'</script>", Keys.ENTER)
+    until(page, ".query .text")
+    assert page.title == "Product search"
+
+
+def test_more_like_this_leads_on(page):
+    page.find_element(By.CSS_SELECTOR, ".samples a").click()
+    assert {alt.split()[0] for alt in hits(page)} == {"video", "live"}
+    page.find_element(By.CSS_SELECTOR, ".more").click()
+    assert "domain=video&item=101" in page.current_url
+
+
+def test_the_keyboard_reaches_everything_and_every_picture_has_a_text(page):
+    reached = []
+    for _ in range(8):
+        ActionChains(page).send_keys(Keys.TAB).perform()
+        element = page.switch_to.active_element
+        reached.append(element.get_attribute("id") or element.get_attribute("name") or element.tag_name)
+    assert reached == ["pictures", "text", "domain", "search", "search", "search", "go", "a"]
+    assert all(image.get_attribute("alt") for image in page.find_elements(By.TAG_NAME, "img"))
+    outline = page.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_fits_and_follows_the_colours_preferred(page, size, dark):
+    look(page, size, dark=dark)
+    page.find_element(By.ID, "text").send_keys("kind 3", Keys.ENTER)
+    hits(page)
+    width, ground = page.execute_script(
+        "return [document.documentElement.scrollWidth, getComputedStyle(document.body).backgroundColor]"
+    )
+    assert width <= size[0]
+    assert (ground == "rgb(21, 22, 26)") == dark

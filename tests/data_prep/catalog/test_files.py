@@ -1,0 +1,71 @@
+"""Catalogs in files: what is written comes back, by any range of rows, and unfinished ones are refused."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep.catalog import files as catalog_files
+from data_prep.catalog.files import Catalog, CatalogError, Product, write_catalog
+from data_prep.catalog.release import Frame, Item
+
+PAGES = (
+    Item(8, "", (26, 99), (Frame(0, "p8.jpg"),)),
+    Item(7, "外套", (99,), ()),
+    Item(9, "a,\u2028b", (99,), (Frame(0, "a.jpg"), Frame(0, "b.jpg"))),
+)
+VIDEOS = (Item(7, "v", (26,), (Frame(16, "b.jpg"), Frame(240, "a.jpg"))),)
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    return write_catalog(tmp_path, {"train": {"page": reversed(PAGES), "video": VIDEOS, "live": ()}})
+
+
+def test_items_and_products_come_back_in_row_order(catalog):
+    assert catalog.splits == ("train",)
+    assert tuple(catalog.items("train", "page")) == PAGES
+    assert tuple(catalog.items("train", "video")) == VIDEOS
+    assert tuple(catalog.items("train", "live")) == ()
+    assert [catalog.count("train", name) for name in ("page", "video", "live", "product")] == [3, 1, 0, 2]
+    assert list(catalog.products("train")) == [
+        Product(26, {"page": (0,), "video": (0,), "live": ()}),
+        Product(99, {"page": (0, 1, 2), "video": (), "live": ()}),
+    ]
+
+
+def test_any_range_of_rows_is_read_whatever_the_groups_and_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog_files, "GROUP_ROWS", 5)
+    monkeypatch.setattr(catalog_files, "_READ_ROWS", 3)
+    items = [Item(i, str(i), (i,), tuple(Frame(t, f"{i}-{t}.jpg") for t in range(i % 4))) for i in range(17)]
+    catalog = write_catalog(tmp_path, {"test": {"page": items, "video": (), "live": ()}})
+    assert [pq.ParquetFile(catalog.path("test", "page")).metadata.row_group(i).num_rows for i in range(4)] == [
+        5,
+        5,
+        5,
+        2,
+    ]
+    for start in range(19):
+        assert list(catalog.items("test", "page", start)) == items[start:]
+        for stop in range(19):
+            assert list(catalog.items("test", "page", start, stop)) == items[start:stop]
+
+
+def test_the_fingerprint_is_that_of_the_content(tmp_path, catalog):
+    same = write_catalog(tmp_path / "same", {"train": {"page": PAGES, "video": VIDEOS, "live": ()}})
+    fewer = write_catalog(tmp_path / "fewer", {"train": {"page": PAGES[:2], "video": VIDEOS, "live": ()}})
+    renamed = write_catalog(tmp_path / "renamed", {"test": {"page": PAGES, "video": VIDEOS, "live": ()}})
+    assert same.fingerprint == catalog.fingerprint
+    assert len({catalog.fingerprint, fewer.fingerprint, renamed.fingerprint}) == 3
+
+
+def test_what_is_no_finished_catalog_of_this_version_is_refused(tmp_path, catalog):
+    with pytest.raises(CatalogError, match=r"has no split 'test': it has train"):
+        catalog.count("test", "page")
+    summary = catalog.folder / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"version": 0}))
+    with pytest.raises(CatalogError, match=r"summary\.json is of version 0, wanted 1: remove"):
+        _ = Catalog(catalog.folder).splits
+    summary.unlink()
+    with pytest.raises(CatalogError, match=r"no summary\.json in .*not finished; make it with ./run.sh catalog"):
+        next(Catalog(catalog.folder).items("train", "page"))

@@ -1,0 +1,254 @@
+"""An image server that does to its clients what the world's servers do: as told for each name, or by seed.
+
+It speaks HTTP by hand, for no library lets one break it like that. In a thread of the test (`Server`), or as a
+process of its own, which prints its URL:
+
+    python -m tests.data_prep.download.misbehaving_server [--photos=SIDE]
+"""
+
+import argparse
+import asyncio
+import collections
+import email.utils
+import functools
+import json
+import random
+import threading
+import time
+import zlib
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import simplejpeg
+
+from data_prep.download.failures import Failure
+
+# What the server does for a name → why its image is missing in the end; None where it arrives.
+BEHAVIOURS: dict[str, Failure | None] = {
+    "fine": None,
+    "wrong_type": None,  # an image that is said to be text/html
+    "no_length": None,  # the body ends with the connection
+    "chunked": None,
+    "error_twice": None,  # 500, 500, then fine
+    "busy_once": None,  # 503 with Retry-After as a date, then fine
+    "busy_seconds": None,  # 429 with Retry-After: 1, then fine
+    "reset_once": None,
+    "truncated_once": None,
+    "stalls_once": None,
+    "redirect": None,
+    "not_found": Failure.GONE,
+    "gone": Failure.GONE,
+    "error": Failure.SERVER,
+    "forbidden": Failure.CLIENT,
+    "no_content": Failure.CLIENT,
+    "silent": Failure.TIMEOUT,
+    "drip": Failure.TIMEOUT,  # byte by byte, each in time
+    "stalls": Failure.TIMEOUT,
+    "reset": Failure.CONNECTION,
+    "garbage": Failure.CONNECTION,
+    "truncated": Failure.TRUNCATED,
+    "chunk_cut": Failure.TRUNCATED,
+    "redirect_loop": Failure.REDIRECT,
+    "redirect_file": Failure.REDIRECT,
+    "redirect_nowhere": Failure.REDIRECT,
+    "oversized": Failure.TOO_LARGE,
+    "oversized_chunked": Failure.TOO_LARGE,
+    "html": Failure.NOT_AN_IMAGE,
+    "empty": Failure.NOT_AN_IMAGE,
+    "half": Failure.CORRUPT,  # half an image, and a length that fits
+    "placeholder": Failure.PLACEHOLDER,
+}
+_TIMES = {
+    "error_twice": 2,
+    "busy_once": 1,
+    "busy_seconds": 1,
+    "reset_once": 1,
+    "truncated_once": 1,
+    "stalls_once": 1,
+}
+MAX_BYTES = 50_000  # a client's limit that what is oversized here exceeds
+PLACEHOLDER_NAME = "the placeholder"
+
+
+@functools.cache
+def image(name: str, side: int = 24) -> bytes:
+    """Returns the one JPEG of a name."""
+    pixels = np.random.default_rng(zlib.crc32(name.encode())).integers(0, 256, (side, side + 8, 3), np.uint8)
+    return simplejpeg.encode_jpeg(pixels, quality=80)
+
+
+def draw_behaviours(names: Iterable[str], seed: int) -> dict[str, str]:
+    """Returns name → behaviour: each behaviour at least once if there are names enough, else fine or any."""
+    names, rng = list(names), random.Random(seed)
+    # Retry-After halts everything for a second, and each complaint halves the rate: once each is enough.
+    weights = [300 if each == "fine" else not each.startswith("busy") for each in BEHAVIOURS]
+    drawn = [*BEHAVIOURS, *rng.choices(list(BEHAVIOURS), weights, k=len(names))][: len(names)]
+    rng.shuffle(drawn)
+    return dict(zip(names, drawn, strict=True))
+
+
+class Server:
+    """The server, in a thread of its own: a context manager.
+
+    Attributes:
+      requests: name → requests for it so far; a redirect's target counts for itself.
+      answers: status → answers.
+      headers: those of the latest request.
+    """
+
+    def __init__(
+        self, behaviours: Mapping[str, str] | None = None, *, limit: int | None = None, default="not_found", photos=0
+    ):
+        """
+        Args:
+          behaviours: name, as it is quoted in URLs → one of `BEHAVIOURS`.
+          limit: how many requests a second are served; the rest of the second is 429 with Retry-After.
+          default: what names get that `behaviours` does not know.
+          photos: if not 0, all names share a few images of this side, for a benchmark not to wait for their drawing.
+        """
+        self.behaviours = dict(behaviours or {})
+        self.limit = limit
+        self.default = default
+        self.photos = [image(str(number), photos) for number in range(64)] if photos else ()
+        self.requests: collections.Counter[str] = collections.Counter()
+        self.answers: collections.Counter[int] = collections.Counter()
+        self.headers = ""
+        self._served: collections.Counter[int] = collections.Counter()  # by second
+        self._first = self._latest = 0.0
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self.serve()), daemon=True)
+
+    def __enter__(self) -> "Server":
+        self._thread.start()
+        assert self._started.wait(30)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(30)
+
+    async def serve(self) -> None:
+        """Serves until stopped."""
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._connections: set[asyncio.Task] = set()
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0, backlog=1024)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/images/"
+        print(self.url, flush=True)
+        self._started.set()
+        await self._stop.wait()
+        server.close()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(asyncio.current_task())
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                self.headers = head.decode()
+                path = self.headers.split(" ", 2)[1]
+                if not await self._answer(path.removeprefix("/images/"), writer):
+                    break
+                await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            self._connections.discard(asyncio.current_task())
+            writer.close()
+
+    async def _answer(self, name: str, writer: asyncio.StreamWriter) -> bool:
+        """Answers one request; returns whether the connection stays."""
+        if name == "times":  # when the first and the latest request came, for benchmarks
+            times, self._first = [self._first, self._latest], 0.0
+            return self._send(writer, 200, json.dumps(times).encode())
+        self._latest = time.monotonic()
+        self._first = self._first or self._latest
+        self.requests[name] += 1
+        second = int(self._latest)
+        self._served[second] += 1
+        if self.limit is not None:
+            await asyncio.sleep(0.025)  # as on the way to a far server: some more are sent before the first 429 is back
+        if self.limit is not None and self._served[second] > self.limit:
+            return self._send(writer, 429, headers="Retry-After: 1\r\n")
+        # "fine" is for images that there are, and not for the name that the preflight makes up.
+        default = "not_found" if self.default == "fine" and name.endswith("-is-no-image.jpg") else self.default
+        behaviour = self.behaviours.get(name, default)
+        if self.requests[name] > _TIMES.get(behaviour, self.requests[name]):
+            behaviour = "fine"
+        if self.photos:
+            body = self.photos[zlib.crc32(name.encode()) % len(self.photos)]
+        else:
+            body = image(PLACEHOLDER_NAME if behaviour == "placeholder" else name)
+        match behaviour:
+            case "fine" | "placeholder":
+                return self._send(writer, 200, body, "Content-Type: image/jpeg\r\n")
+            case "wrong_type":
+                return self._send(writer, 200, body, "Content-Type: text/html\r\n")
+            case "not_found" | "gone" | "error" | "error_twice" | "forbidden" | "no_content":
+                statuses = {"not_found": 404, "gone": 410, "forbidden": 403, "no_content": 204}
+                return self._send(writer, statuses.get(behaviour, 500))
+            case "busy_once":
+                date = email.utils.formatdate(time.time() + 1, usegmt=True)
+                return self._send(writer, 503, headers=f"Retry-After: {date}\r\n")
+            case "busy_for_a_day":  # not drawn: it ends a download
+                return self._send(writer, 429, headers="Retry-After: 86400\r\n")
+            case "busy_seconds":
+                return self._send(writer, 429, headers="Retry-After: 1\r\n")
+            case "html":
+                return self._send(writer, 200, b"<!doctype html><p>welcome", "Content-Type: image/jpeg\r\n")
+            case "empty":
+                return self._send(writer, 200)
+            case "half":
+                return self._send(writer, 200, body[: len(body) // 2])
+            case "oversized":
+                return self._send(writer, 200, body + bytes(MAX_BYTES))
+            case "redirect" | "redirect_loop" | "redirect_file" | "redirect_nowhere":
+                targets = {"redirect": f"moved-{name}", "redirect_loop": name, "redirect_file": "file:///etc/hostname"}
+                self.behaviours[f"moved-{name}"] = "fine"
+                location = f"Location: {targets[behaviour]}\r\n" if behaviour in targets else ""
+                return self._send(writer, 302, headers=location)
+            case "silent":
+                await asyncio.sleep(60)
+            case "garbage":
+                writer.write(b"220 mail.example.org ESMTP\r\n")
+            case "reset" | "reset_once":
+                writer.transport.abort()
+            case "chunked" | "chunk_cut":
+                self._head(writer, 200, "Transfer-Encoding: chunked\r\n")
+                writer.write(b"%x\r\n%b\r\n" % (100, body[:100]))
+                if behaviour == "chunked":
+                    writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body) - 100, body[100:]))
+                    return True
+            case "no_length":
+                self._head(writer, 200, "Connection: close\r\n")
+                writer.write(body)
+            case "oversized_chunked":
+                self._head(writer, 200, "Transfer-Encoding: chunked\r\n")
+                for _ in range(100):
+                    writer.write(b"%x\r\n%b\r\n" % (len(body), body) * 50)
+                    await writer.drain()
+            case "truncated" | "truncated_once" | "stalls" | "stalls_once" | "drip":
+                self._head(writer, 200, f"Content-Length: {len(body)}\r\n")
+                for start in range(0, 1500 if behaviour == "drip" else 1):
+                    writer.write(body[start : start + 1])
+                    await writer.drain()
+                    await asyncio.sleep(0.04)
+                await asyncio.sleep(0 if behaviour.startswith("truncated") else 60)
+            case _:
+                raise ValueError(f"behaviour {behaviour!r}: wanted one of {', '.join(BEHAVIOURS)}")
+        return False
+
+    def _head(self, writer: asyncio.StreamWriter, status: int, headers: str) -> None:
+        self.answers[status] += 1
+        writer.write(f"HTTP/1.1 {status} Told So\r\n{headers}\r\n".encode())
+
+    def _send(self, writer: asyncio.StreamWriter, status: int, body: bytes = b"", headers: str = "") -> bool:
+        self._head(writer, status, f"{headers}Content-Length: {len(body)}\r\n" if status != 204 else headers)
+        writer.write(body)
+        return True
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--photos", type=int, default=0)
+    asyncio.run(Server(photos=parser.parse_args().photos, default="fine").serve())

@@ -1,0 +1,92 @@
+"""What counts as an image, and how one is shrunk."""
+
+import hashlib
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.download.content import check
+from data_prep.download.failures import Failure, FetchError
+
+
+def encode(kind: str, size=(40, 20), mode="RGB", **kwargs) -> bytes:
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    pixels[: size[1] // 2, : size[0] // 2] = 250  # the upper left quarter is white
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels[..., 0].astype(np.uint16) << 8) if mode == "I;16" else Image.fromarray(pixels)
+    image.convert(mode).save(buffer, kind, **kwargs)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif"), ("BMP", "bmp")]
+)
+@pytest.mark.parametrize("image_size", [None, 20])
+def test_bytes_stay_and_the_extension_tells_what_they_are(kind, extension, image_size):
+    data = encode(kind)
+    picture = check(data, image_size=image_size, refused=frozenset())
+    assert (picture.data, picture.extension, picture.width, picture.height) == (data, extension, 40, 20)
+    assert picture.sha256 == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("body", "failure"),
+    [
+        (b"", Failure.NOT_AN_IMAGE),
+        (b"<html>", Failure.NOT_AN_IMAGE),
+        (encode("JPEG")[:-100], Failure.CORRUPT),
+        (encode("BMP", size=(9000, 8000), mode="1"), Failure.TOO_LARGE),
+    ],
+)
+def test_what_is_none_is_named(body, failure):
+    with pytest.raises(FetchError, match=f"{len(body)} bytes that start with") as caught:
+        check(body, image_size=None, refused=frozenset())
+    assert caught.value.failure == failure
+
+
+def test_a_placeholder_is_refused_as_sent_and_as_shrunk():
+    data = encode("PNG")
+    small = check(data, image_size=10, refused=frozenset()).sha256
+    for refused in (hashlib.sha256(data).hexdigest(), small):
+        with pytest.raises(FetchError, match=f"the placeholder with sha256 {refused}") as caught:
+            check(data, image_size=10, refused={refused})
+        assert caught.value.failure == Failure.PLACEHOLDER
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "I;16"), ("GIF", "P")]
+)
+def test_the_shorter_side_is_shrunk_and_the_picture_is_the_same(kind, mode):
+    picture = check(encode(kind, mode=mode), image_size=10, refused=frozenset())
+    assert (picture.extension, picture.width, picture.height) == ("jpg", 20, 10)
+    assert (picture.original_width, picture.original_height) == (40, 20)
+    with Image.open(io.BytesIO(picture.data)) as image:
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (20, 10))
+        white, *black = (sum(image.getpixel(at)) / 3 for at in ((3, 2), (16, 2), (3, 8), (16, 8)))
+    assert white > 230
+    assert max(black) < 25
+
+
+def test_of_16_bit_grey_the_upper_bits_are_shrunk():
+    values = np.repeat(np.linspace(0, 65535, 40).astype(np.uint16)[None], 20, axis=0)  # most of them above 255
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    picture = check(buffer.getvalue(), image_size=10, refused=frozenset())
+    with Image.open(io.BytesIO(picture.data)) as image:
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (20, 10))
+        pixels = np.asarray(image.convert("L")).astype(float)
+    np.testing.assert_allclose(pixels, (values / 256).reshape(10, 2, 20, 2).mean(axis=(1, 3)), atol=5)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("JPEG", "RGB"), ("PNG", "RGBA"), ("PNG", "I;16")])
+def test_a_rotated_photo_comes_out_upright(kind, mode):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned right: the white quarter is at the upper right
+    picture = check(encode(kind, mode=mode, exif=exif), image_size=10, refused=frozenset())
+    assert (picture.width, picture.height) == (10, 20)
+    with Image.open(io.BytesIO(picture.data)) as image:
+        assert not image.getexif()
+        assert sum(image.getpixel((8, 3))) / 3 > 230
+        assert sum(image.getpixel((2, 3))) / 3 < 25

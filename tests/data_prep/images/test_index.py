@@ -1,0 +1,141 @@
+"""Places of frames against a dictionary, and what is read from them."""
+
+import hashlib
+
+import duckdb
+import numpy as np
+import pytest
+
+from data_prep.catalog.files import write_catalog
+from data_prep.catalog.release import Frame, Item
+from data_prep.images import index as image_index
+from data_prep.images.decoding import Fault
+from data_prep.images.index import Place, places_path, read_places, write_index
+from data_prep.images.reader import ImageReader
+from data_prep.images.sources import WHOLE_FILE, ImageSourceError
+
+
+def make_catalog(folder, items: list[list[str]]):
+    """A catalog whose videos have frames of these names."""
+    videos = [Item(i, "", (1,), tuple(Frame(t, name) for t, name in enumerate(names))) for i, names in enumerate(items)]
+    return write_catalog(folder, {"train": {"page": [], "video": videos, "live": []}})
+
+
+def places_of(tmp_path, items, sources) -> list[Place]:
+    catalog = make_catalog(tmp_path / "catalog", items)
+    write_index(tmp_path / "index", catalog, ["train"], sources)
+    path = places_path(tmp_path / "index", "train", "video")
+    return list(read_places(path, 0, sum(map(len, items))))
+
+
+def write(folder, files: dict[str, bytes]):
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def test_places_are_in_row_order_whatever_the_order_on_disk(tmp_path, write_download, monkeypatch):
+    monkeypatch.setattr(image_index, "GROUP_ROWS", 50)  # several row groups
+    rng = np.random.default_rng(0)
+    data = {f"{i:03}.jpg": bytes([i % 251]) * (1 + i) for i in range(400)}
+    here = [name for name in data if rng.random() < 0.9]
+    rng.shuffle(here)
+    folder = write(tmp_path / "folder", {f"{i % 7}/{name}": data[name] for i, name in enumerate(here[:150])})
+    write_download(tmp_path / "shards", {name: data[name] for name in here[150:]}, checked=True)
+    items = [rng.choice(list(data), rng.integers(0, 9)).tolist() for _ in range(120)]  # names occur repeatedly
+    sources = (folder, tmp_path / "shards")
+    found = places_of(tmp_path, items, sources)
+    with ImageReader(sources) as reader:
+        for name, place in zip([name for names in items for name in names], found, strict=True):
+            if name in here[:150]:
+                assert (sources[place.source] / place.path).read_bytes() == data[name]
+            else:
+                assert reader.read(place) == ((data[name], None) if name in here else (b"", Fault.MISSING))
+    path = places_path(tmp_path / "index", "train", "video")
+    for start, stop in ((0, 1), (49, 51), (50, 100), (7, 333), (5, 5)):
+        assert list(read_places(path, start, stop)) == found[start:stop]
+
+
+def test_which_of_several_is_taken(tmp_path, write_download):
+    first = write(tmp_path / "first", {"x/a.jpg": b"1", "b.jpg": b"22", "y/b.jpg": b"333", "w/c.jpg": b"4"})
+    second = write(tmp_path / "second", {"a.jpg": b"55", "d.jpg": b"66", "v/c.jpg": b"4"})
+    write_download(tmp_path / "third", {"d.jpg": b"77", "e.jpg": b"88"})
+    write_download(tmp_path / "third" / "retry", {"e.jpg": b"999"})
+    items = [["a.jpg", "b.jpg", "y/b.jpg", "c.jpg", "d.jpg", "e.jpg", "x/b.jpg", "../first/b.jpg"]]
+    places = places_of(tmp_path, items, (first, second, tmp_path / "third"))
+    assert [(place.source, place.path, place.size) for place in places] == [
+        (0, "x/a.jpg", 1),  # the first source goes before
+        (0, "b.jpg", 2),  # in one source the whole name before the last part of a path
+        (0, "y/b.jpg", 3),
+        (0, "w/c.jpg", 1),
+        (1, "d.jpg", 2),
+        (2, "00000.tar", 2),  # of two shards the first
+        (None, None, None),
+        (None, None, None),
+    ]
+
+
+def test_a_name_that_means_several_files_is_an_error_only_where_it_is_used(tmp_path):
+    folder = write(tmp_path / "i", {"x/1.jpg": b"1", "y/1.jpg": b"22", "x/2.jpg": b"1", "y/2.jpg": b"2"})
+    # Two of one size are taken for copies, the first folder's wins.
+    assert [place.path for place in places_of(tmp_path / "a", [["2.jpg", "y/1.jpg"]], (folder,))] == [
+        "x/2.jpg",
+        "y/1.jpg",
+    ]
+    with pytest.raises(
+        ImageSourceError, match=r"1 image names mean several files each: '1.jpg' is .*x/1.jpg and .*y/1"
+    ):
+        places_of(tmp_path / "b", [["1.jpg"]], (folder,))
+    assert not list((tmp_path / "b" / "index").glob("*.tmp"))
+    first = write(tmp_path / "first", {"1.jpg": b"333"})
+    assert [place.source for place in places_of(tmp_path / "c", [["1.jpg"]], (first, folder))] == [0]
+
+
+def test_an_index_is_kept(tmp_path, monkeypatch):
+    folder = write(tmp_path / "i", {"1.jpg": b"1"})
+    places_of(tmp_path, [["1.jpg"]], (folder,))
+    (folder / "1.jpg").unlink()
+    monkeypatch.setattr(image_index, "_database", None)
+    assert [place.path for place in places_of(tmp_path, [["1.jpg"]], (folder,))] == ["1.jpg"]
+
+
+def test_what_a_killed_build_left_is_cleared_away(tmp_path):
+    (tmp_path / "index").mkdir()
+    killed = image_index._database(tmp_path / "index")
+    with killed.__enter__() as database:  # as a build with this process's id, which a container gives again
+        database.execute("CREATE VIEW images AS SELECT 1")
+    assert list((tmp_path / "index").glob("duckdb*"))
+    folder = write(tmp_path / "i", {"1.jpg": b"1"})
+    assert [place.path for place in places_of(tmp_path, [["1.jpg"]], (folder,))] == ["1.jpg"]
+    assert not list((tmp_path / "index").glob("duckdb*"))
+
+
+@pytest.mark.parametrize("error", [duckdb.OutOfMemoryException, duckdb.IOException])
+def test_too_little_memory_or_disk_is_said(tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error("No space left on device")
+
+    monkeypatch.setattr(image_index, "_check_aliases", fail)
+    folder = write(tmp_path / "i", {"1.jpg": b"1"})
+    with pytest.raises(ImageSourceError, match=r"2GB of memory or the disk of .*index do not suffice: .*No space left"):
+        places_of(tmp_path, [["1.jpg"]], (folder,))
+
+
+def test_the_reader_says_why_an_image_cannot_be_used(small, tmp_path, monkeypatch):
+    image = small.encode(1)
+    write(tmp_path, {"0.tar": b"junk" + image + image[:40], "a.jpg": image})
+    sha256 = hashlib.sha256(image).hexdigest()
+    with ImageReader((tmp_path,)) as reader:
+        assert reader.read(Place(0, "a.jpg", WHOLE_FILE, len(image), "")) == (image, None)
+        assert reader.read(Place(0, "b.jpg", WHOLE_FILE, len(image), "")) == (b"", Fault.MISSING)
+        assert reader.read(Place(0, "0.tar", 4, len(image), "")) == (image, None)
+        assert reader.read(Place(0, "0.tar", 4, len(image), sha256)) == (image, None)
+        assert reader.read(Place(0, "0.tar", 5, len(image), sha256)) == (b"", Fault.CHANGED)
+        assert reader.read(Place(0, "0.tar", 4 + len(image), 40, "")) == (b"", Fault.CORRUPT)
+        assert reader.read(Place(None, "", 0, 0, "")) == (b"", Fault.MISSING)
+        monkeypatch.setattr("data_prep.images.decoding.MAX_BYTES", len(image) - 1)
+        assert reader.read(Place(0, "0.tar", 4, len(image), sha256)) == (b"", Fault.TOO_LARGE)
+        with pytest.raises(FileNotFoundError, match=r"1\.tar"):
+            reader.read(Place(0, "1.tar", 0, 1, ""))

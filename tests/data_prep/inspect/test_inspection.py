@@ -1,0 +1,142 @@
+"""What `inspect` shows of a small data set, and overlaps planted between its splits."""
+
+import base64
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.inspect import page as inspect_page
+from data_prep.inspect.inspection import InspectError, check_split, format_overlap, format_table, inspect
+from data_prep.inspect.survey import Distribution, Histogram, describe
+
+ROOT = Path(__file__).parents[3]
+
+
+def table(splits, name: str) -> dict[tuple[str, str], list[str]]:
+    (split,) = (split for split in splits if split.name == name)
+    return {(domain, what): numbers for domain, what, *numbers in split.rows}
+
+
+def test_the_table_has_the_distributions_of_the_records(small, built):
+    splits = inspect(built, items=0, products=0, processes=1)
+    rows = table(splits, "train")
+    videos = small.expected("train", "video")
+    frames = [len(item["frames"]) for item in videos]
+    assert rows["video", "items"][-1] == "57"
+    assert rows["video", "frames"] == ["4", "5", f"{round(np.mean(frames), 1)}", "6", "6"]
+    assert rows["video", "characters"][-1] == str(max(len(item["text"]) for item in videos))
+    assert rows["video", "width"] == ["11", "11", "11.0", "11", "11"]
+    assert rows["video", "height"][1] == "9"
+    assert rows["page", "products"][-1] == "2"
+    products = small.read(built, "product", "train")
+    assert rows["product", "videos"][2] == str(round(np.mean([len(p["video_rows"]) for p in products]), 1))
+    assert "video     frames" in format_table(splits[0])
+
+
+def test_a_part_may_be_read(built):
+    rows = table(inspect(built, items=20, products=0, processes=1), "train")
+    assert re.fullmatch(r"57 \(\d+ read\)", rows["video", "items"][-1])
+    assert 20 <= int(rows["video", "items"][-1].split("(")[1].split()[0]) < 40
+
+
+def test_the_page_shows_products_and_escapes_every_text(own_small, tmp_path):
+    own_small.splits["train"]["page"][1].text = "<script>alert('x')</script>&"
+    own_small.build(own_small.write(tmp_path), tmp_path / "data")
+    out = tmp_path / "page.html"
+    command = [sys.executable, "-m", "data_prep.inspect", f"--data_dir={tmp_path / 'data'}", f"--out={out}"]
+    done = subprocess.run([*command, "--processes=1", "--products=3"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"page: {out}\n")
+    page = out.read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&amp;" in page
+    assert re.findall("<h3>product (.*)</h3>", page) == ["0", "20", "40", "501"]
+    of_each = [re.findall(rf"<th>{domain}: (\d+) of (\d+)</th>", page) for domain in ("page", "video", "live")]
+    items = page.count('<div class="item">')
+    assert items == sum(int(number) for found in of_each for number, _ in found) > 6
+    shown = re.findall('base64,([^"]+)"', page)
+    assert len(shown) > 20
+    assert {Image.open(io.BytesIO(base64.b64decode(image))).size for image in shown} == {(11, 9)}
+    assert page.count("<svg") == page.count("</svg>") == 2 * (3 * 6 + 3)
+
+
+def test_photos_are_shown_upright():
+    image = Image.new("RGB", (200, 100), (200, 0, 0))
+    image.paste((0, 0, 200), (100, 0, 200, 100))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", exif=exif)
+    uri = inspect_page.thumbnail(buffer.getvalue())
+    small = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))).astype(int)
+    assert small.shape == (96, 48, 3)
+    assert small[5, 20, 0] > 150  # what lay left is above
+    assert small[90, 20, 2] > 150
+
+
+def test_thumbnails_show_what_training_sees():
+    grey = Image.fromarray(np.full((9, 11), 128 << 8, np.uint16))
+    clear = Image.new("RGBA", (11, 9), (200, 0, 0, 0))
+    for image, shown in ((grey, 128), (clear, 255)):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        small = Image.open(io.BytesIO(base64.b64decode(inspect_page.thumbnail(buffer.getvalue()).split(",")[1])))
+        np.testing.assert_allclose(np.asarray(small).astype(int), np.full((9, 11, 3), shown), atol=2)
+
+
+def test_percentiles_are_numpys():
+    rng = np.random.default_rng(0)
+    for size in (1, 7, 100, 333):
+        values = rng.integers(0, 50, size)
+        shares = [np.quantile(values, share, method="inverted_cdf") for share in (0.05, 0.5, 0.95)]
+        spread = describe(Histogram(values.tolist()))
+        assert [spread.low, spread.median, spread.high] == shares
+        assert (spread.mean, spread.most) == (pytest.approx(values.mean()), values.max())
+    assert describe(Histogram()) == Distribution()
+
+
+def test_bars_hold_every_value():
+    histogram = Histogram({3: 5, 4: 10, 900: 1})
+    plot = inspect_page.plot("x", histogram)
+    counts = [int(bar["label"].split(": ")[1]) for bar in plot["bars"]]
+    assert sum(counts) == histogram.total()
+    assert max(bar["height"] for bar in plot["bars"]) == 80
+    assert inspect_page.plot("empty", Histogram())["bars"] == []
+
+
+def test_check_split_finds_planted_products_and_images(own_small, built, tmp_path):
+    none = check_split(built, processes=1)
+    assert (none.products, none.images) == (0, 0)
+    train, test = own_small.splits["train"], own_small.splits["test"]
+    train["page"][1].frames = [(0, own_small.encode(9001))]
+    test["page"].append(own_small.Wanted(6, [20, 501], "", train["page"][1].frames))  # a product and its image
+    train["video"][13].frames[2] = (14, own_small.encode(9002))
+    test["live"][0].frames = [(4, own_small.encode(9002)), (5, own_small.encode(9003))]  # in another domain
+    train["video"][3].frames[1] = train["video"][3].frames[0]  # twice in one split only
+    own_small.build(own_small.write(tmp_path), tmp_path / "data")
+    found = check_split(tmp_path / "data", processes=1)
+    assert (found.products, found.product_ids, found.images) == (1, [20], 2)
+    assert sorted(found.examples) == ["test live 5, train video 13", "test page 6, train page 3"]
+    assert not list((tmp_path / "data").glob("check_split-*"))
+    assert "products in more than one split: 1\n  product 20\nimages whose" in format_overlap(found)
+
+
+def test_too_little_memory_or_disk_is_said(built, monkeypatch):
+    def fail(*_):
+        raise duckdb.IOException("No space left on device")
+
+    monkeypatch.setattr("data_prep.inspect.find_overlap", fail)
+    with pytest.raises(InspectError, match=rf"2GB of memory or the disk of {built} do not suffice: .*No space left"):
+        check_split(built, processes=1)
+
+
+def test_a_folder_without_data_is_named(tmp_path):
+    with pytest.raises(InspectError, match=r"no finished data set in .*rope/page/1.0.0, .*: build it with"):
+        check_split(tmp_path)

@@ -1,0 +1,187 @@
+import hashlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_prep.catalog.release import DOMAINS
+from data_prep.catalog.release_rows import make_catalog
+from data_prep.synthetic import release as synthetic
+from data_prep.synthetic.plan import plan_release
+from data_prep.synthetic.release import SyntheticError, write_release
+
+ROOT = Path(__file__).parents[3]
+SIZES = {"train_products": 13, "test_products": 9, "image_side": 24, "seed": 7}
+ROWS = {
+    "product_pages_pair": r"\d+, \d+",
+    "page_titles": r"\d+, \S.*\S",
+    "page_images": r"\d+, [0-9a-f-]{36}\.jpg ",
+    "video_frames": r"\d+, \d+, [0-9a-f-]{36}\.jpg ",
+    "live_clips": r"\d+, 16\d{11}, [0-9a-f-]{36}\.jpg ",
+    "live_asrs": r"\d+, (空|\S.*\S)",
+}
+
+
+def digests(directory: Path) -> dict[str, str]:
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {str(p.relative_to(directory)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    return write_release(tmp_path_factory.mktemp("synthetic") / "release", **SIZES)
+
+
+@pytest.fixture(scope="module")
+def catalog(release):
+    """The catalog of the release, in which nothing is left out."""
+    catalog = make_catalog(release, release.with_name("catalog"), max_rejected=0, report=lambda line: None)
+    assert (catalog.folder / "rejected.jsonl").read_bytes() == b""
+    return catalog
+
+
+def test_the_bytes_do_not_depend_on_the_run_nor_on_the_number_of_processes(release, tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "BATCH", 5)
+    again = write_release(tmp_path / "two", **SIZES, processes=2)
+    assert digests(again) == digests(release)
+
+
+def test_another_seed_gives_other_bytes(release, tmp_path):
+    other = digests(write_release(tmp_path / "other", **SIZES | {"seed": 8}))
+    mine = digests(release)
+    assert not {v for k, v in mine.items() if k.startswith("images/")} & set(other.values())
+    assert all(mine[name] != other[name] for name in mine if name.endswith(".txt"))
+
+
+def test_a_release_is_eighteen_text_files_images_and_the_options(release):
+    assert len(list(release.glob("*.txt"))) == 18
+    assert {path.name for path in release.iterdir() if path.suffix != ".txt"} == {"images", "synthetic.json"}
+    assert json.loads((release / "synthetic.json").read_text()) == {"recipe": synthetic.RECIPE, **SIZES}
+
+
+@pytest.mark.parametrize("table", ROWS)
+def test_rows_are_written_as_in_the_real_release(release, table):
+    for prefix in ("training", "test"):
+        rows = (release / f"{prefix}_{table}.txt").read_text(encoding="utf-8").split("\n")
+        assert rows.pop() == ""
+        assert all(re.fullmatch(ROWS[table], row) for row in rows)
+
+
+def test_the_release_reads_back_as_planned(catalog):
+    plan = plan_release(SIZES["train_products"], SIZES["test_products"], SIZES["seed"])
+    for split in ("train", "test"):
+        for domain in DOMAINS:
+            planned = {i.item_id: i for i in plan.items if (i.split, i.domain) == (split, domain)}
+            read = list(catalog.items(split, domain))
+            assert {item.item_id for item in read} == set(planned)
+            for item in read:
+                wanted = planned[item.item_id]
+                assert item.text == ("" if wanted.text == "空" else wanted.text)
+                assert item.product_ids == tuple(sorted(p.product_id for p in wanted.products))
+                assert tuple((f.time, f.name) for f in item.frames) == wanted.frames
+    train, test = ({p.product_id for p in catalog.products(split)} for split in ("train", "test"))
+    assert len(train) + len(test) == 13 + 9
+    assert not train & test
+
+
+def test_every_image_is_there_and_has_the_asked_side(release, catalog):
+    items = [item for split in ("train", "test") for domain in DOMAINS for item in catalog.items(split, domain)]
+    named = {frame.name for item in items for frame in item.frames}
+    assert named == {path.name for path in (release / "images").iterdir()}
+    for name in sorted(named)[:100]:
+        image = Image.open(io.BytesIO((release / "images" / name).read_bytes()))
+        image.load()
+        assert (image.format, image.size, image.mode) == ("JPEG", (24, 24), "RGB")
+
+
+def test_a_finished_release_is_kept(release, capsys):
+    before = {path: path.stat().st_mtime_ns for path in release.rglob("*")}
+    assert write_release(release, **SIZES) == release
+    assert capsys.readouterr().out == f"{release} is already written\n"
+    assert {path: path.stat().st_mtime_ns for path in release.rglob("*")} == before
+
+
+def test_other_options_are_an_error_that_names_both(release):
+    with pytest.raises(SyntheticError, match=r"image_side=24 seed=7, not .*image_side=32 seed=7; .*another --out"):
+        write_release(release, **SIZES | {"image_side": 32})
+
+
+def test_a_folder_with_something_else_is_an_error(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(SyntheticError, match=r"exists and is no synthetic release; choose another --out"):
+        write_release(tmp_path, **SIZES)
+    assert (tmp_path / "letter.txt").read_text() == "dear"
+
+
+def test_a_killed_run_leaves_nothing_under_the_name_and_the_next_starts_over(release, tmp_path, monkeypatch):
+    out = tmp_path / "release"
+    original, left = synthetic.draw_item, list(range(20))
+
+    def draw_twenty(*args, **options):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return original(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(synthetic, "draw_item", draw_twenty)
+        with pytest.raises(KeyboardInterrupt):
+            write_release(out, **SIZES)
+    assert not out.exists()
+    (tmp_path / "release.writing" / "images" / "left.jpg").write_bytes(b"half")
+    assert digests(write_release(out, **SIZES)) == digests(release)
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+def test_a_worker_that_is_killed_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "BATCH", 5)
+    monkeypatch.setattr(synthetic, "Batch", lambda *_: 9)
+    monkeypatch.setattr(synthetic, "draw_batch", os._exit)
+    with pytest.raises(SyntheticError, match="a worker was killed, perhaps for want of memory: try fewer --processes"):
+        write_release(tmp_path / "x", **SIZES, processes=2)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"train_products": 3}, r"--train_products=3 \(8 to 200000\)"),
+        ({"test_products": 300_000}, r"--test_products=300000 \(8 to 200000\)"),
+        ({"image_side": 8}, r"--image_side=8 \(16 to 4096\)"),
+        ({"processes": 0}, r"--processes=0 \(1 to 1024\)"),
+    ],
+)
+def test_options_out_of_range_are_an_error(tmp_path, option, message):
+    with pytest.raises(SyntheticError, match=message):
+        write_release(tmp_path / "x", **SIZES | option)
+    assert not (tmp_path / "x").exists()
+
+
+def test_progress_says_how_far_how_fast_and_how_long(capsys):
+    synthetic._report(iter([400, 600]), 1000)
+    assert re.fullmatch(r"images 1,000 of 1,000, [\d,]+/s, 0 s left\n", capsys.readouterr().err)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "data_prep.synthetic", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_writes_the_same_release_and_fails_with_a_sentence(release, tmp_path):
+    flags = [f"--{name}={value}" for name, value in SIZES.items()]
+    done = run(f"--out={tmp_path / 'cli'}", *flags, "--processes=2")
+    assert done.returncode == 0, done.stderr
+    assert digests(tmp_path / "cli") == digests(release)
+    refused = run(f"--out={tmp_path / 'cli'}", *flags, "--seed=1")
+    assert refused.returncode == 1
+    assert "holds a release of other options" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    refused = run(f"--out={tmp_path / 'cli' / 'synthetic.json' / 'x'}", *flags)
+    assert refused.returncode == 1
+    assert re.match(r"data_prep\.synthetic: \[Errno \d+\] .*synthetic\.json", refused.stderr)
