@@ -48,7 +48,7 @@ def parsed_flags():
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
+def synthetic_data_dir(tmp_path_factory):
     """Array records of a tiny synthetic release, made by the same code as the demo's."""
     from data_prep.build import build
     from data_prep.records.inputs import release_inputs
@@ -58,6 +58,12 @@ def data_dir(tmp_path_factory):
     release = write_release(folder / "release", train_products=24, test_products=12, image_side=32, seed=0, processes=1)
     build(release_inputs(release, folder / "data"), folder / "data", processes=1, report=lambda line: None)
     return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def data_dir(synthetic_data_dir):
+    """The array records that tests use if they do not need special ones."""
+    return synthetic_data_dir
 
 
 @pytest.fixture(scope="session")

@@ -95,8 +95,8 @@ def lock_file(path: Path, activity: str, *, wait: bool = False, remove: bool = F
         raise ValueError(f"{holder} {activity}; wait for it or stop it") from error
     except OSError as error:
         raise ValueError(
-            f"{path} cannot be locked ({error.strerror}); NFS needs version 4 or a lock daemon for that, and Lustre the "
-            "mount option flock"
+            f"{path} cannot be locked ({error.strerror}); NFS needs version 4 or a lock daemon for that, and "
+            "Lustre the mount option flock"
         ) from error
     try:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")

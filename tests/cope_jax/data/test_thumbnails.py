@@ -74,8 +74,8 @@ def test_what_does_not_decode_is_a_placeholder(broken):
     assert shown(placeholder(40)).shape == (40, 40, 3)
 
 
-def test_a_card_tells_what_the_records_do(data_dir):
-    records = open_records(data_dir, "test")
+def test_a_card_tells_what_the_records_do(synthetic_data_dir):
+    records = open_records(synthetic_data_dir, "test")
     for domain, limit in (("page", 1), ("video", 3)):
         row = max(range(len(records.items[domain])), key=lambda row: len(records.items[domain][row].frames))
         item = records.items[domain][row]

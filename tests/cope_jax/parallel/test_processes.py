@@ -37,8 +37,8 @@ with cluster.joined(coordinator, int(processes), int(process), facts={}, seconds
 """
 STOPPABLE = MEMBER.replace("facts={}, seconds=100):", "facts={}, seconds=100), StopSignal() as stop:")
 STOPPABLE = STOPPABLE.replace(
-    "jax.training import cluster",
-    "jax.training import cluster\nfrom cope_jax.training.supervision.signals import StopSignal",
+    "jax.parallel import cluster",
+    "jax.parallel import cluster\nfrom cope_jax.training.supervision.signals import StopSignal",
 )
 STOPPABLE += """
         if stop.behind(step):
@@ -51,12 +51,13 @@ BLIND = """
 import sys
 from pathlib import Path
 from cope_jax.parallel import cluster, shared_storage as shared
+from cope_jax.runs import lock
 
 coordinator, processes, process, *workdirs = sys.argv[1:]
 shared.SHARED_SECONDS = cluster.GRACE = 1.0
 with cluster.joined(coordinator, int(processes), int(process), facts={}, seconds=100):
     for workdir in workdirs[0], workdirs[int(process)]:
-        with shared.held(Path(workdir)):
+        with lock.held(Path(workdir)):
             print("held", workdir, flush=True)
 """
 

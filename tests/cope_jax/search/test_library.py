@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from absl import flags
 
-from cope_jax import search as command
 from cope_jax.data.records import open_records
 from cope_jax.domains import DOMAINS
 from cope_jax.runs.config import load_config
+from cope_jax.search import __main__ as command
 from cope_jax.search.embedding_store import read_manifest
 from cope_jax.search.library import answer_table, open_library
 from cope_jax.search.pages import answers_page

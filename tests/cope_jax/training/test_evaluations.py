@@ -21,7 +21,6 @@ from tensorboardX.proto.event_pb2 import Event
 from benchmarks import chaos
 from benchmarks.chaos import Kill
 from cope_jax import Embedder
-from cope_jax import search as search_command
 from cope_jax.data.bad_items import BadItem
 from cope_jax.data.records import ItemRecords
 from cope_jax.evaluation import evaluate_run as run
@@ -31,6 +30,7 @@ from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.inputs import run_tokenizer, training_batches
 from cope_jax.runs.lock import locked
 from cope_jax.runs.model import ModelState
+from cope_jax.search import __main__ as search_command
 from cope_jax.search.embedding_store import embed_to_parquet, vectors_of
 from cope_jax.search.library import open_library
 from cope_jax.training import loop

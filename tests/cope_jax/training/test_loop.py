@@ -18,8 +18,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import cope_rope
-from cope_jax.parallel import shared_storage as shared
 from cope_jax.parallel.mesh import make_mesh, to_devices
+from cope_jax.runs import lock
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import flatten, load_config
 from cope_jax.runs.inputs import run_tokenizer, training_batches, training_classes
@@ -185,7 +185,7 @@ def test_two_runs_in_one_work_directory_are_refused(finished, tiny_config, monke
         watched.extend(thread.name for thread in threading.enumerate() if thread.name == "watchdog")
         return locked(workdir)
 
-    monkeypatch.setattr(shared, "locked", locked_and_watched)
+    monkeypatch.setattr(lock, "locked", locked_and_watched)
     with locked(finished), pytest.raises(ValueError, match=rf"process {os.getpid()} on .* trains in"):
         train(tiny_config, finished)
     assert watched == ["watchdog"]

@@ -132,7 +132,7 @@ def test_too_little_memory_or_disk_is_said(built, monkeypatch):
     def fail(*_):
         raise duckdb.IOException("No space left on device")
 
-    monkeypatch.setattr("data_prep.inspect.find_overlap", fail)
+    monkeypatch.setattr("data_prep.inspect.inspection.find_overlap", fail)
     with pytest.raises(InspectError, match=rf"2GB of memory or the disk of {built} do not suffice: .*No space left"):
         check_split(built, processes=1)
 

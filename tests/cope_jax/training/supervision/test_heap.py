@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 # Blocks of 20 to 200 KB with small ones between them; the former are freed, so that the latter keep the gaps apart.
 PROGRAM = """
 import ctypes

@@ -41,7 +41,7 @@ def test_a_message_that_cannot_be_written_does_not_keep_it():
         while True:
             os.write(writer, bytes(1 << 12))
     os.set_blocking(writer, True)
-    code = "from cope_jax.training import watchdog\nwatchdog.LAST_WORDS = 1\n" + STUCK
+    code = "from cope_jax.training.supervision import watchdog\nwatchdog.LAST_WORDS = 1\n" + STUCK
     ended = subprocess.run([sys.executable, "-c", code], stderr=writer, timeout=100)
     assert ended.returncode == -signal.SIGALRM
     for end in (reader, writer):
