@@ -34,8 +34,8 @@ from PIL import Image
 
 from benchmarks.ratios import ratio
 from data_prep.build import build
-from data_prep.catalog.files import write_catalog
-from data_prep.catalog.release import DOMAINS, Frame, Item
+from data_prep.catalog.files import Frame, Item, write_catalog
+from data_prep.common.domains import DOMAINS
 from data_prep.download.ledger import SUCCESS, Footer, Row
 from data_prep.download.ledger import write as write_ledger
 from data_prep.download.shard import add_image, ledger_path, tar_path

@@ -25,8 +25,9 @@ import pyarrow.compute as pc
 from absl import app, flags
 
 from data_prep.catalog.files import Catalog
-from data_prep.catalog.release import DOMAINS, release_files
+from data_prep.catalog.release import release_files
 from data_prep.catalog.summary import ROPE
+from data_prep.common.domains import DOMAINS
 
 FRAMES = {"page": 1, "video": 8, "live": 12}  # on average
 TEXT_CHARACTERS = {"page": (10, 50), "video": (0, 200), "live": (0, 200)}

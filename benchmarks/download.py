@@ -23,8 +23,7 @@ import pyarrow.parquet as pq
 from absl import app, flags
 
 from benchmarks.ratios import ratio
-from data_prep.catalog.files import write_catalog
-from data_prep.catalog.release import Frame, Item
+from data_prep.catalog.files import Frame, Item, write_catalog
 from data_prep.download.shard import make_url
 
 FLAGS = flags.FLAGS

@@ -52,9 +52,8 @@ from cope_jax.data.records import Item, open_records, sample_texts
 from cope_jax.data.tokenizer import encode, train_wordpiece
 from cope_jax.domains import DOMAINS
 from data_prep.build import build
-from data_prep.catalog.files import write_catalog
-from data_prep.catalog.release import Frame
-from data_prep.catalog.release import Item as CatalogItem
+from data_prep.catalog.files import Frame, write_catalog
+from data_prep.catalog.files import Item as CatalogItem
 from data_prep.records.inputs import Inputs, release_inputs
 from data_prep.synthetic.release import write_release
 

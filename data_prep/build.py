@@ -20,7 +20,8 @@ from typing import Any
 from absl import app, flags, logging
 
 from data_prep.catalog.files import CatalogError
-from data_prep.catalog.release import DOMAINS, PREFIXES, ReleaseError
+from data_prep.catalog.release import PREFIXES, ReleaseError
+from data_prep.common.domains import DOMAINS
 from data_prep.images.sources import ImageSourceError
 from data_prep.records import schema as records
 from data_prep.records.inputs import BuildError, Inputs, release_inputs

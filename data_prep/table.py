@@ -25,10 +25,10 @@ from data_prep.catalog.assembly import DomainSources, Source
 from data_prep.catalog.files import Catalog, CatalogError
 from data_prep.catalog.lines import PRODUCT_MAX, Reason
 from data_prep.catalog.rejects import Rejects
-from data_prep.catalog.release import DOMAINS
 from data_prep.catalog.summary import format_summary
 from data_prep.catalog.table_rows import SPLITS, read_table
 from data_prep.catalog.text_blocks import START_BYTES
+from data_prep.common.domains import DOMAINS
 
 FLAGS = flags.FLAGS
 IDS_FILE = "ids.parquet"

@@ -20,7 +20,7 @@ from google.protobuf.json_format import ParseError
 from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME
 
 from data_prep.build import SUMMARY_FILE
-from data_prep.catalog.release import DOMAINS
+from data_prep.common.domains import DOMAINS
 from data_prep.records.checks import NO_LINKS, Check, check_items, check_products, unmatched
 from data_prep.records.local_pool import Map, local_map
 from data_prep.rope.rope_dataset_builder import Builder, read_fingerprint

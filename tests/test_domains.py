@@ -17,6 +17,6 @@ def test_pairs_and_directions_are_those_of_the_paper():
 
 def test_data_prep_says_the_same():
     from cope_jax.domains import DOMAINS
-    from data_prep.catalog.release import DOMAINS as THEIRS
+    from data_prep.common.domains import DOMAINS as THEIRS
 
     assert THEIRS == DOMAINS

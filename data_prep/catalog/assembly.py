@@ -19,7 +19,7 @@ from data_prep.catalog.files import ITEM_SCHEMA, PRODUCT_SCHEMA, parquet_path, w
 from data_prep.catalog.lines import Reason
 from data_prep.catalog.ordered_rows import OrderedRows, first_of_each, lists
 from data_prep.catalog.rejects import Rejects
-from data_prep.catalog.release import DOMAINS
+from data_prep.common.domains import DOMAINS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.catalog.release import DOMAINS, Frame, Item
+from data_prep.common.domains import DOMAINS
 
 VERSION = 1  # raise when the files change in form or meaning
 SUMMARY_FILE = "summary.json"
@@ -47,6 +47,24 @@ PRODUCT_SCHEMA = pa.schema(
 
 class CatalogError(ValueError):
     """A catalog that cannot be read or made; the message says what to change."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frame:
+    """One image of an item: `time` (frame number or ms; 0 for pages) orders it, `name` is its file name."""
+
+    time: int
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Item:
+    """One page, video or live clip. `text` is "" where it is missing; products and frames are sorted."""
+
+    item_id: int
+    text: str
+    product_ids: tuple[int, ...]
+    frames: tuple[Frame, ...]
 
 
 @dataclasses.dataclass(frozen=True)

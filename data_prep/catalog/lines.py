@@ -7,7 +7,8 @@ import dataclasses
 import enum
 import re
 
-NO_TEXT = "空"  # how the authors' files write a missing text
+from data_prep.catalog.release import NO_TEXT
+
 MAX_LINE_BYTES = 1 << 20  # hours of speech; what is longer is no row but a file without line ends
 MAX_NAME_BYTES = 255  # the longest file name that common file systems take
 INT64_MAX = 2**63 - 1

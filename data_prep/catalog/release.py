@@ -8,7 +8,7 @@ different items. `lines` says what a line means.
 import dataclasses
 from pathlib import Path
 
-DOMAINS = ("page", "video", "live")
+NO_TEXT = "空"  # how a missing text is written
 PREFIXES = {"train": "training_", "test": "test_"}
 # Domain → what its files of pairs, texts and frames are called between the prefix and ".txt".
 FILES = {
@@ -20,24 +20,6 @@ FILES = {
 
 class ReleaseError(ValueError):
     """A release that lacks files; the message names them."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Frame:
-    """One image of an item: `time` (frame number or ms; 0 for pages) orders it, `name` is its file name."""
-
-    time: int
-    name: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Item:
-    """One page, video or live clip. `text` is "" where it is missing; products and frames are sorted."""
-
-    item_id: int
-    text: str
-    product_ids: tuple[int, ...]
-    frames: tuple[Frame, ...]
 
 
 @dataclasses.dataclass(frozen=True)

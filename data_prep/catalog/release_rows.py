@@ -17,7 +17,8 @@ from data_prep.catalog import text_blocks as blocks
 from data_prep.catalog.assembly import DomainSources, Source
 from data_prep.catalog.files import Catalog, CatalogError
 from data_prep.catalog.rejects import Rejects
-from data_prep.catalog.release import DOMAINS, PREFIXES, DomainFiles, release_files
+from data_prep.catalog.release import PREFIXES, DomainFiles, release_files
+from data_prep.common.domains import DOMAINS
 
 SECONDS_BETWEEN_LINES = 5.0
 

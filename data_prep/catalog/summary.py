@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from data_prep.catalog.release import DOMAINS
+from data_prep.common.domains import DOMAINS
 
 # Products, pages, videos and lives of the real release, by split, as its authors count them.
 ROPE = {

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from data_prep.catalog.files import CatalogError
 from data_prep.catalog.lines import INT64_MAX, MAX_LINE_BYTES, MAX_NAME_BYTES, Reason
-from data_prep.catalog.release import DOMAINS
+from data_prep.common.domains import DOMAINS
 
 SPLITS = ("train", "test")
 SEPARATOR = "|"  # between names in one string

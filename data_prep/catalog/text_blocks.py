@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.catalog.lines import MAX_LINE_BYTES, MAX_NAME_BYTES, NO_TEXT, Last, Layout, Reason, parse_line
+from data_prep.catalog.lines import MAX_LINE_BYTES, MAX_NAME_BYTES, Last, Layout, Reason, parse_line
+from data_prep.catalog.release import NO_TEXT
 
 BLOCK_BYTES = 8 << 20
 START_BYTES = 200  # of a rejected line are shown

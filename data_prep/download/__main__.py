@@ -20,7 +20,7 @@ import uvloop
 from absl import app, flags
 
 from data_prep.catalog.files import Catalog, CatalogError
-from data_prep.catalog.release import DOMAINS
+from data_prep.common.domains import DOMAINS
 from data_prep.download import coverage, run
 from data_prep.download.failures import DownloadError, Failure, PreflightError, Unavailable
 from data_prep.download.fetch import Limits

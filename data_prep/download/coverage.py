@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.catalog.files import Catalog
-from data_prep.catalog.release import DOMAINS
+from data_prep.common.domains import DOMAINS
 from data_prep.download import ledger
 from data_prep.download.durable import replaced
 from data_prep.download.failures import TRANSIENT, Failure

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.catalog.release import Item
+from data_prep.catalog.files import Item
 from data_prep.download.durable import replaced
 from data_prep.download.failures import DownloadError
 from data_prep.images import decoding as images

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from data_prep.catalog.files import Catalog
-from data_prep.catalog.release import Item
+from data_prep.catalog.files import Catalog, Item
 from data_prep.download import ledger
 from data_prep.download.shard import Shard, journal_path, ledger_path, names_of, rows_to_retry, tar_path
 

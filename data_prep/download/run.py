@@ -17,7 +17,7 @@ import aiohttp
 from yarl import URL
 
 from data_prep.catalog.files import Catalog
-from data_prep.catalog.release import DOMAINS
+from data_prep.common.domains import DOMAINS
 from data_prep.download import content, coverage, plan, preflight
 from data_prep.download.durable import replaced
 from data_prep.download.failures import DownloadError, Failure

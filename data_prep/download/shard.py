@@ -10,7 +10,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
-from data_prep.catalog.release import Item
+from data_prep.catalog.files import Item
 from data_prep.download import ledger
 from data_prep.download.durable import replaced
 from data_prep.download.fetch import Answer

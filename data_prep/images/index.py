@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.catalog.files import Catalog
-from data_prep.catalog.release import DOMAINS
+from data_prep.common.domains import DOMAINS
 from data_prep.images import sources as image_sources
 from data_prep.images.sources import ImageSourceError, Location
 

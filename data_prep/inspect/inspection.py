@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from data_prep.catalog.release import DOMAINS
+from data_prep.common.domains import DOMAINS
 from data_prep.inspect import page as inspect_page
 from data_prep.inspect.overlaps import MEMORY_LIMIT, Overlap, RecordFile, find_overlap, take_down
 from data_prep.inspect.page import ShownItem, ShownProduct, Side, Split

@@ -10,7 +10,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data_prep.catalog.release import DOMAINS
+from data_prep.common.domains import DOMAINS
 from data_prep.images import decoding as images
 
 Histogram = collections.Counter[int]  # value → how often

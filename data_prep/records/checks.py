@@ -9,7 +9,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data_prep.catalog.release import DOMAINS
+from data_prep.common.domains import DOMAINS
 from data_prep.images import decoding as images
 from data_prep.records import schema as records
 from data_prep.records import shards

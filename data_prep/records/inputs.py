@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from data_prep.catalog.files import Catalog
-from data_prep.catalog.release import DOMAINS, PREFIXES
+from data_prep.catalog.release import PREFIXES
 from data_prep.catalog.release_rows import make_catalog
+from data_prep.common.domains import DOMAINS
 from data_prep.images import sources as image_sources
 
 VERSION = 1  # raise when the same inputs give other records

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.catalog.files import Catalog, Product
-from data_prep.catalog.release import DOMAINS
+from data_prep.common.domains import DOMAINS
 from data_prep.records import shards
 
 

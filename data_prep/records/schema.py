@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data_prep.catalog.release import DOMAINS
+from data_prep.common.domains import DOMAINS
 
 _READ_RECORDS = 16  # at once: a record may have many MB
 

@@ -10,8 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from data_prep.catalog.files import Catalog
-from data_prep.catalog.release import Item
+from data_prep.catalog.files import Catalog, Item
 from data_prep.images import index as image_index
 from data_prep.images.reader import ImageReader
 from data_prep.records import schema as records

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from data_prep.catalog.files import Catalog
-from data_prep.catalog.release import DOMAINS
+from data_prep.common.domains import DOMAINS
 from data_prep.images import index as image_index
 from data_prep.records import schema as records
 from data_prep.records import shards

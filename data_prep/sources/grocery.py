@@ -18,8 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from absl import app, flags
 
-from data_prep.catalog.lines import NO_TEXT
-from data_prep.catalog.release import FILES, PREFIXES
+from data_prep.catalog.release import FILES, NO_TEXT, PREFIXES
 
 TEST_LISTS = ("auto", "val", "test")
 RECORD = "grocery.json"  # Written into the release: how it was made, and what it holds.

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from data_prep.catalog.release import DOMAINS
+from data_prep.common.domains import DOMAINS
 from data_prep.synthetic import texts
 from data_prep.synthetic.products import Attributes, Product, sample_products
 from data_prep.synthetic.seeds import generator, image_name

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_prep.catalog.lines import NO_TEXT
+from data_prep.catalog.release import NO_TEXT
 from data_prep.synthetic.phrases import ASR_CHATTER, ASR_SENTENCES, HOMOPHONES, JOINING, TITLE_TALK, WORDS
 from data_prep.synthetic.products import Product
 

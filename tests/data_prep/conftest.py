@@ -16,8 +16,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from data_prep.build import build
-from data_prep.catalog.files import Catalog, write_catalog
-from data_prep.catalog.release import DOMAINS, Frame, Item
+from data_prep.catalog.files import Catalog, Frame, Item, write_catalog
+from data_prep.common.domains import DOMAINS
 from data_prep.images.decoding import RULES
 from data_prep.records.inputs import Inputs
 

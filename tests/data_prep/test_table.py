@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 
 from cope_jax.data.collate import checked_id
 from data_prep.catalog import table_rows
-from data_prep.catalog.files import Catalog, CatalogError, Product
+from data_prep.catalog.files import Catalog, CatalogError, Frame, Item, Product
 from data_prep.catalog.lines import Reason
-from data_prep.catalog.release import Frame, Item
 from data_prep.catalog.table_rows import TableRow, parse_row
 from data_prep.table import _split, make_catalog
 

@@ -4,7 +4,7 @@ import collections
 import re
 from pathlib import Path
 
-from data_prep.catalog.release import Frame, Item
+from data_prep.catalog.files import Frame, Item
 
 DOMAINS = {  # the three files of each
     "page": ("product_pages_pair", "page_titles", "page_images"),

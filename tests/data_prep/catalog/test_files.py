@@ -6,8 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.catalog import files as catalog_files
-from data_prep.catalog.files import Catalog, CatalogError, Product, write_catalog
-from data_prep.catalog.release import Frame, Item
+from data_prep.catalog.files import Catalog, CatalogError, Frame, Item, Product, write_catalog
 
 PAGES = (
     Item(8, "", (26, 99), (Frame(0, "p8.jpg"),)),

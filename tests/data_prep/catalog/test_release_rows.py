@@ -18,8 +18,8 @@ from data_prep.catalog import files as catalog_files
 from data_prep.catalog import lines, rejects
 from data_prep.catalog import make as making
 from data_prep.catalog import text_blocks as blocks
-from data_prep.catalog.files import Catalog, CatalogError, Product
-from data_prep.catalog.release import Frame, Item, ReleaseError
+from data_prep.catalog.files import Catalog, CatalogError, Frame, Item, Product
+from data_prep.catalog.release import ReleaseError
 from data_prep.catalog.release_rows import make_catalog
 from data_prep.catalog.summary import ROPE, compare_with_rope, format_summary
 from tests.data_prep.catalog import reference_catalog

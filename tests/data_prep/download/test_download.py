@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
-from data_prep.catalog.files import Catalog, write_catalog
-from data_prep.catalog.release import DOMAINS, Frame, Item
+from data_prep.catalog.files import Catalog, Frame, Item, write_catalog
+from data_prep.common.domains import DOMAINS
 from data_prep.download import coverage, ledger, run, shard
 from data_prep.download.failures import DownloadError, PreflightError, Unavailable
 from data_prep.download.fetch import Limits

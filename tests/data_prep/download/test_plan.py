@@ -1,7 +1,6 @@
 """How items are cut into shards."""
 
-from data_prep.catalog.files import write_catalog
-from data_prep.catalog.release import Frame, Item
+from data_prep.catalog.files import Frame, Item, write_catalog
 from data_prep.download.plan import count_frames, cut
 from data_prep.download.shard import make_url, names_of
 

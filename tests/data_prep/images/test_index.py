@@ -6,8 +6,7 @@ import duckdb
 import numpy as np
 import pytest
 
-from data_prep.catalog.files import write_catalog
-from data_prep.catalog.release import Frame, Item
+from data_prep.catalog.files import Frame, Item, write_catalog
 from data_prep.images import index as image_index
 from data_prep.images.decoding import Fault
 from data_prep.images.index import Place, places_path, read_places, write_index

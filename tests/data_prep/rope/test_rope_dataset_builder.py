@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
-from data_prep.catalog.release import DOMAINS
+from data_prep.common.domains import DOMAINS
 from data_prep.records.inputs import BuildError
 from data_prep.rope import rope_dataset_builder
 from data_prep.rope.rope_dataset_builder import Builder

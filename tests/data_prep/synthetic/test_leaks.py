@@ -12,7 +12,8 @@ import itertools
 import numpy as np
 import pytest
 
-from data_prep.catalog.release import DOMAINS, FILES
+from data_prep.catalog.release import FILES
+from data_prep.common.domains import DOMAINS
 from data_prep.synthetic.plan import plan_release
 from data_prep.synthetic.products import VALUES
 from data_prep.synthetic.release import text_files, write_release

@@ -3,7 +3,7 @@ import collections
 import numpy as np
 import pytest
 
-from data_prep.catalog.release import DOMAINS
+from data_prep.common.domains import DOMAINS
 from data_prep.synthetic.plan import plan_release
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_prep.catalog.release import DOMAINS
 from data_prep.catalog.release_rows import make_catalog
+from data_prep.common.domains import DOMAINS
 from data_prep.synthetic import release as synthetic
 from data_prep.synthetic.plan import plan_release
 from data_prep.synthetic.release import SyntheticError, write_release
