@@ -1,17 +1,19 @@
 """Atomic writes, locks and hashes of files."""
 
+import contextlib
+import errno
 import hashlib
 import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from filelock import FileLock, Timeout
 
 TEMPORARY = ".tmp"  # suffix of files that are being written; killed processes may leave some
+LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def temporary_path(path: Path) -> Path:
@@ -19,7 +21,7 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb", *, durable: bool = False) -> Iterator[IO]:
     """Opens a file that appears under `path`, replacing an older one, once it is complete.
 
@@ -47,7 +49,7 @@ def atomic_write(path: Path, mode: str = "wb", *, durable: bool = False) -> Iter
             os.close(folder)
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_folder(path: Path, *, keep_on_error: bool = False) -> Iterator[Path]:
     """Gives an empty folder next to `path` that is renamed to `path` once it is complete.
 
@@ -63,7 +65,8 @@ def atomic_folder(path: Path, *, keep_on_error: bool = False) -> Iterator[Path]:
     unfinished = path.with_name(f"{path.name}.writing")
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(path.with_name(f".{path.name}.lock"), f"is writing {path}", remove=True):
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
         unfinished.mkdir()
         try:
             yield unfinished
@@ -74,7 +77,7 @@ def atomic_folder(path: Path, *, keep_on_error: bool = False) -> Iterator[Path]:
             raise
 
 
-@contextmanager
+@contextlib.contextmanager
 def lock_file(path: Path, activity: str, *, wait: bool = False, remove: bool = False) -> Iterator[None]:
     """Holds an exclusive lock; the system releases it when the process ends, for whatever reason.
 
@@ -87,24 +90,35 @@ def lock_file(path: Path, activity: str, *, wait: bool = False, remove: bool = F
     Raises:
         ValueError: Another process holds the lock, or the file system does not support locks.
     """
-    lock = FileLock(path, timeout=-1 if wait else 0)
+    lock = FileLock(path, timeout=-1 if wait else 0, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout as error:
-        holder = path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
-        raise ValueError(f"{holder} {activity}; wait for it or stop it") from error
+        raise ValueError(f"{_read_holder(path)} {activity}; wait for it or stop it") from error
     except OSError as error:
+        if error.errno not in LOCKS_UNSUPPORTED:
+            raise
         raise ValueError(
             f"{path} cannot be locked ({error.strerror}); NFS needs version 4 or a lock daemon for that, and "
             "Lustre the mount option flock"
         ) from error
     try:
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        with contextlib.suppress(OSError):  # only for the error message of other processes; the disk may be full
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         yield
     finally:
         if remove:
+            # Before the release: FileLock checks that a file it has locked still has a name, so a process that opened
+            # this one starts over with a new file. After the release, the lock of the next process would be removed.
             path.unlink(missing_ok=True)
         lock.release()
+
+
+def _read_holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+    except OSError:  # removed in the meantime
+        return "another process"
 
 
 def file_sha256(path: Path) -> str:
