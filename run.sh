@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One door to everything: sets up .venv at the first call, then runs a command. ./run.sh help lists them.
+# Sets up .venv on first use, then runs a command in it. ./run.sh help lists the commands.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -9,30 +9,34 @@ LOCK=.cache/install.lock
 
 help() {
   cat <<'TEXT'
-./run.sh demo [--root=DIR] [OPTION…]   write a synthetic release, build it, train on it, evaluate: the whole way once
-./run.sh grocery PATH [OPTION…]        the same on a checkout of GroceryStoreDataset: real photos
+./run.sh demo [--root=DIR] [OPTION…]   write a synthetic release, build it, train on it and evaluate
+./run.sh grocery PATH [OPTION…]        the same on a checkout of GroceryStoreDataset, a data set of real photos
 ./run.sh synthetic --out=DIR …         write a synthetic release
-./run.sh catalog --release=DIR …       check, join and order a release's text files; bad lines are counted and listed
-./run.sh table --table=FILE …          the same catalog from a table of your own products
-./run.sh download --catalog=DIR …      fetch a catalog's images, politely, into tar shards
-./run.sh build --release=DIR …         release → array records (TFDS, without TensorFlow); or from a --catalog
-./run.sh verify --data_dir=DIR         read array records whole and report damage
-./run.sh inspect --data_dir=DIR        a table and a page of what is in them; --check_split: what train and test share
-./run.sh tfds build …                  the same by TFDS's own command
-./run.sh train --config=FILE …         train; the same command goes on where a run stopped
-                                       with --dry_run it only tells what that takes: parameters, memory, arithmetic
-./run.sh eval --workdir=DIR …          retrieval and few-shot tables of a run
-./run.sh compare RUN RUN…              metrics of evaluated runs, and which differ by more than chance explains
-./run.sh embed --workdir=DIR --out=…   embeddings of all items as Parquet
-./run.sh search --workdir=DIR …        items like others, by id, pictures or text: a table and a page with the pictures;
+./run.sh catalog --release=DIR …       check, join and order the text files of a release; invalid lines are listed
+./run.sh table --table=FILE …          make the same kind of catalog from a table of your own products
+./run.sh download --catalog=DIR …      fetch the images of a catalog into tar shards
+./run.sh build --release=DIR …         build array records from a release, or from a --catalog
+./run.sh tfds build …                  the same with the options of TFDS's own command
+./run.sh verify --data_dir=DIR         read array records in full and report damage
+./run.sh inspect --data_dir=DIR        summarize a built data set as a table and an HTML page;
+                                       with --check_split: products and images shared by train and test
+./run.sh train --config=FILE …         train a model; the same command resumes an interrupted run;
+                                       with --dry_run: report parameters, memory and operations, and do not train
+./run.sh eval --workdir=DIR …          evaluate a run: retrieval and few-shot classification
+./run.sh compare RUN RUN…              compare the metrics of evaluated runs and mark significant differences
+./run.sh checkpoints verify DIR        verify checkpoints
+./run.sh embed --workdir=DIR --out=…   write the embeddings of all items as Parquet
+./run.sh search --workdir=DIR …        find similar items, by item, images or text;
                                        ./run.sh search serve --workdir=DIR: a search page on this machine
-./run.sh export --workdir=DIR --out=…  weights and programs of a run, to serve without this code
-./run.sh lint | test [OPTION…]         ruff | the tests (options go to pytest)
+./run.sh export --workdir=DIR --out=…  export the weights and programs of a run, to serve without this code
+./run.sh lint                          check style, format and types
+./run.sh test [--quick] [OPTION…]      run the tests, with --quick without the slow ones; options go to pytest
+./run.sh docs                          build the documentation site in site/
 
-Each takes --help. Options of demo and grocery go to training: ./run.sh demo --config.train.steps=200
-Of demo's, --train_products=N, --test_products=N, --image_side=PIXELS and --seed=N go to the synthetic release.
+Each command takes --help. Options of demo and grocery go to training: ./run.sh demo --config.train.steps=200
+except --train_products=N, --test_products=N, --image_side=PIXELS and --seed=N of demo, which go to the release.
 COPE_PYTHON=/path/to/python uses an environment of your own and installs nothing.
-COPE_JAX='jax[cuda12]' installs that build of JAX instead of the one for the device that is found.
+COPE_JAX='jax[cuda12]' installs this build of JAX instead of the one for the device that is found.
 TEXT
 }
 
@@ -47,7 +51,7 @@ find_python() {
   fail "no Python 3.11 or newer found; install one, or set COPE_PYTHON to an environment of your own"
 }
 
-# The jax build that is asked for, or the one for the device that is there.
+# Prints the JAX package to install: COPE_JAX, or the build for the device of this machine.
 jax_package() {
   if [ -n "${COPE_JAX:-}" ]; then echo "$COPE_JAX"
   elif nvidia-smi -L >/dev/null 2>&1; then echo 'jax[cuda13]'
@@ -56,125 +60,76 @@ jax_package() {
   else echo jax; fi
 }
 
-# setup FILE: makes .venv with what FILE asks for; does nothing where that is done.
+# setup [EXTRA…]: creates .venv with requirements.txt and each requirements-EXTRA.txt, unless that is done, and sets PYTHON.
 setup() {
   if [ -n "${COPE_PYTHON:-}" ]; then
-    command -v "$COPE_PYTHON" >/dev/null || fail "COPE_PYTHON is $COPE_PYTHON, which is no program"
+    command -v "$COPE_PYTHON" >/dev/null || fail "COPE_PYTHON is $COPE_PYTHON, which is not a program"
     PYTHON=$COPE_PYTHON
     return
   fi
   PYTHON=$VENV/bin/python
-  local package stamp
+  local package stamp extra files=(requirements.txt)
+  for extra in "$@"; do files+=("requirements-$extra.txt"); done
   package=$(jax_package)
-  stamp="$VENV/installed-$(cat requirements*.txt <(echo "$package") | cksum | tr ' ' -)-$1"
+  stamp="$VENV/installed-$(cat requirements*.txt <(echo "$package" "$@") | cksum | tr ' ' -)"
   [ -e "$stamp" ] && return
   mkdir -p "$(dirname $LOG)"
-  install "$1" "$package" "$stamp" 9>$LOCK
+  install "$stamp" "$package" "${files[@]}" 9>$LOCK
 }
 
-# install FILE PACKAGE STAMP: does that, one call at a time, for all tasks of a job may begin on the same .venv.
-# Descriptor 9 holds the lock, and gives it back as it closes, however the call ends.
+# install STAMP PACKAGE FILE…: installs into .venv, one call at a time: several tasks of a job may start at once.
+# Descriptor 9 holds the lock and releases it when it is closed, no matter how the call ends.
 install() {
-  local requirements=$1 package=$2 stamp=$3 finder
+  local stamp=$1 package=$2 finder file
+  shift 2
   if command -v flock >/dev/null; then  # macOS has none
     flock -n 9 || { say "waiting for another call that sets up $VENV"; flock 9 || fail "cannot lock $LOCK"; }
     [ -e "$stamp" ] && return
   fi
   if ! "$PYTHON" -c 'import pip' 2>/dev/null; then
     finder=$(find_python)
-    say "making $VENV with $("$finder" --version)"
-    "$finder" -m venv --clear $VENV >"$LOG" 2>&1 || fail "could not make $VENV; the reason is in $LOG (on Debian: apt install python3-venv)"
+    say "creating $VENV with $("$finder" --version)"
+    "$finder" -m venv --clear $VENV >"$LOG" 2>&1 ||
+      fail "could not create $VENV; the reason is in $LOG (on Debian: apt install python3-venv)"
   fi
-  say "installing $requirements and $package into $VENV (a few minutes at the first time)"
-  "$PYTHON" -m pip install --disable-pip-version-check -r "$requirements" "$package" >"$LOG" 2>&1 ||
-    fail "installing failed: $(grep -m1 -i error "$LOG" || echo 'no error named'); all of it is in $LOG"
+  say "installing $* and $package into $VENV (takes a few minutes the first time)"
+  "$PYTHON" -m pip install --disable-pip-version-check $(printf -- '-r %s ' "$@") "$package" >"$LOG" 2>&1 ||
+    fail "installation failed: $(grep -m1 -i error "$LOG" || echo 'unknown error'); see $LOG"
   touch "$stamp"
 }
 
-run() { "$PYTHON" -m "$@"; }
-
-# The settings by which glibc keeps what a step of training on processors has freed. Its temporaries are one block of some
-# 500 MB for the demo, which would go back to the system at the end of each step and be faulted in page by page at the
-# next: a seventh of a step's processor time.
-keep_memory() {
-  if [ "$(jax_package)" = jax ]; then echo MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000; fi
-}
-
-# options KEY DEFAULT ARG…: the value of --KEY=… among the arguments, else the default.
-option() {
-  local key=$1 value=$2 argument
-  shift 2
-  for argument in "$@"; do case $argument in --"$key"=*) value=${argument#*=} ;; esac; done
-  echo "$value"
-}
-
-# whole_way NAME RELEASE ROOT OPTION…: from a release to the tables.
-whole_way() {
-  local name=$1 release=$2 root=$3
-  shift 3
-  say "building array records in $root/data/$name"
-  run data_prep.build --release="$release" --data_dir="$root/data/$name"
-  say "training configs/$name.py in $root/runs/$name"
-  env $(keep_memory) "$PYTHON" -m cope_jax.train --config="configs/$name.py" --workdir="$root/runs/$name" \
-    --config.data.data_dir="$root/data/$name" "$@"
-  say "evaluating: trained / untrained"
-  run cope_jax.evaluate --workdir="$root/runs/$name" --reuse
-  printf '\nwork directory: %s\n' "$root/runs/$name"
-}
-
-demo() {
-  local root release argument training=() writing=()
-  root=$(option root . "$@")
-  release=$root/data/demo/release
-  for argument in "$@"; do
-    case $argument in
-      --root=*) ;;
-      --train_products=* | --test_products=* | --image_side=* | --seed=*) writing+=("$argument") ;;
-      *) training+=("$argument") ;;
-    esac
-  done
-  say "writing a synthetic release to $release"
-  run data_prep.synthetic --out="$release" ${writing[@]+"${writing[@]}"}
-  whole_way demo "$release" "$root" ${training[@]+"${training[@]}"}
-}
-
-grocery() {
-  local checkout=${1:-} root argument training=()
-  case $checkout in "" | --*) fail "grocery needs the path of a checkout of GroceryStoreDataset: ./run.sh grocery PATH" ;; esac
-  [ -d "$checkout" ] || fail "no folder $checkout: give the path of a checkout of GroceryStoreDataset"
-  shift
-  root=$(option root . "$@")
-  for argument in "$@"; do case $argument in --root=*) ;; *) training+=("$argument") ;; esac; done
-  say "turning $checkout into a release in $root/data/grocery/release"
-  run data_prep.sources.grocery --checkout="$checkout" --out="$root/data/grocery/release" --test_list=val
-  whole_way grocery "$root/data/grocery/release" "$root" ${training[@]+"${training[@]}"}
-}
-
-# Compiled programs are kept over runs; TFDS and transformers need not say which frameworks they miss.
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
-export TRANSFORMERS_NO_ADVISORY_WARNINGS=1 PYTHONUNBUFFERED=1
+# Programs are compiled once and shared by later runs.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}" PYTHONUNBUFFERED=1
 
 command=${1:-help}
 [ $# -gt 0 ] && shift
-# The others pass --help on to one command of Python.
-case "$command: $* " in demo:*" --help "* | grocery:*" --help "* | lint:*" --help "*) help; exit ;; esac
+# The other commands handle --help themselves.
+case "$command: $* " in demo:*" --help "* | grocery:*" --help "* | lint:*" --help "* | docs:*" --help "*) help; exit ;; esac
+# Commands replace this shell, so that signals reach them.
 case $command in
-  demo | grocery) setup requirements.txt; "$command" "$@" ;;
-  # In place of this shell, which would take a scheduler's SIGTERM instead of it, and end before it has saved.
-  train) setup requirements.txt; exec env $(keep_memory) "$PYTHON" -m cope_jax.train "$@" ;;
-  eval) setup requirements.txt; run cope_jax.evaluate "$@" ;;
-  compare | embed | search | export) setup requirements.txt; run "cope_jax.$command" "$@" ;;
-  synthetic | catalog | table | verify | inspect) setup requirements.txt; run "data_prep.$command" "$@" ;;
-  download) setup requirements-download.txt; exec "$PYTHON" -m data_prep.download "$@" ;;
-  build)
-    case "$*" in *--beam_pipeline_options*) setup requirements-beam.txt ;; *) setup requirements.txt ;; esac
-    run data_prep.build "$@" ;;
+  grocery)
+    case ${1:-} in "" | --*) fail "grocery needs the path of a checkout of GroceryStoreDataset: ./run.sh grocery PATH" ;; esac
+    [ -d "$1" ] || fail "no folder $1: give the path of a checkout of GroceryStoreDataset"
+    setup ;;
+  demo | synthetic | catalog | table | verify | inspect | train | eval | compare | checkpoints | embed | export) setup ;;
+  download) setup download ;;
+  search) setup search serve ;;
+  build) case "$*" in *--beam_pipeline_options*) setup beam ;; *) setup ;; esac ;;
   tfds)
     [ "${1:-}" = build ] || fail "of TFDS's commands only 'build' works without TensorFlow: ./run.sh tfds build …"
-    shift; setup requirements.txt; run data_prep.tfds_build "$@" ;;
-  lint) setup requirements-dev.txt; run ruff check .; run ruff format --check . ;;
-  # Two workers, each with whole files: their tests share what was built for the first of them.
-  test) setup requirements-dev.txt; run pytest --numprocesses=2 --dist=loadfile "$@" ;;
-  help | --help | -h) help ;;
+    setup ;;
+  lint)
+    setup search serve download beam dev
+    "$PYTHON" -m ruff check .
+    "$PYTHON" -m ruff format --check .
+    exec "$PYTHON" -m basedpyright --pythonpath "$(command -v "$PYTHON")" ;;
+  test)
+    setup search serve download beam dev
+    if [ "${1:-}" = --quick ]; then shift; set -- -m 'not slow' "$@"; fi
+    # Each of two workers runs whole files, whose tests share fixtures.
+    exec "$PYTHON" -m pytest --numprocesses=2 --dist=loadfile "$@" ;;
+  docs) setup docs; exec "$PYTHON" -m mkdocs build --strict "$@" ;;
+  help | --help | -h) help; exit ;;
   *) help >&2; fail "unknown command '$command'" ;;
 esac
+exec "$PYTHON" -m cope_jax "$command" "$@"

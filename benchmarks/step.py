@@ -36,11 +36,11 @@ from cope_jax.domains import DOMAINS
 from cope_jax.parallel.mesh import make_mesh, to_devices
 from cope_jax.runs.inputs import training_batch_shapes
 from cope_jax.training.plan import plan, step_operations
-from cope_jax.training.supervision.heap import close_gaps
+from cope_jax.training.supervision.heap import close_gaps, keep_freed_memory
 
 VOCABULARY = 8000
 WAYS = ("ours", "torch", "torch_compiled")
-# As run.sh sets for training on processors; PyTorch gets them too.
+# What keep_freed_memory() sets, for PyTorch.
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000"}
 TINY = {
     "model.scan_layers": False,  # as in configs/scratch.py
@@ -89,6 +89,7 @@ class Ours:
     """The project's step, compiled."""
 
     def __init__(self, config: ConfigDict):
+        keep_freed_memory()
         self.config = config
         mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
         run = plan(config, mesh, vocab_size=VOCABULARY)

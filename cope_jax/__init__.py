@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cope_jax.search.embedder import Embedder
 
-__all__ = ["Embedder"]
+__version__ = "0.1.0"
+__all__ = ["Embedder", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from cope_jax import cli
 from cope_jax.runs.config import flatten, make_paths_absolute
 from cope_jax.training.dry_run import dry_run, pretend_devices
 from cope_jax.training.loop import train
+from cope_jax.training.supervision.heap import keep_freed_memory
 from cope_jax.training.supervision.signals import Stopped
 from cope_jax.training.supervision.stdout import outlive_a_full_disk
 from cope_jax.training.supervision.tracing import parse_steps
@@ -48,6 +49,7 @@ def main() -> None:
     if not FLAGS.workdir:
         raise ValueError("--workdir is missing: name the folder of the run, which is made if need be")
     outlive_a_full_disk()
+    keep_freed_memory()
     code, profile_steps = 0, parse_steps(FLAGS.profile_steps)
     fields = {f"config.{key}": value for key, value in flatten(FLAGS.config)}
     with cli.this_process({"--workdir": FLAGS.workdir, **fields}):

@@ -1,68 +1,183 @@
-"""Every module, config and command can be imported, without TensorFlow and without torch."""
+"""Tests of the package structure: which module may import which, and that every module and command starts."""
 
+import ast
+import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from cope_jax.__main__ import COMMANDS
+
 ROOT = Path(__file__).parents[1]
-MODULES = sorted(
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    for folder in ("cope_jax", "configs", "data_prep")
+PATHS = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for folder in ("cope_jax", "configs", "data_prep", "benchmarks")
     for path in (ROOT / folder).rglob("*.py")
-)
+}
+
+# Each package of cope_jax, with the packages that it may import besides itself and cope_jax.domains.
+FOUNDATION = {"data", "models", "losses"}
+ALLOWED = {
+    "data": set(),
+    "models": set(),
+    "losses": set(),
+    "parallel": FOUNDATION,
+    "runs": FOUNDATION | {"parallel"},
+    "evaluation": FOUNDATION | {"parallel", "runs"},
+    "training": FOUNDATION | {"parallel", "runs", "evaluation"},
+    "search": FOUNDATION | {"parallel", "runs", "evaluation"},
+    "export": FOUNDATION | {"parallel", "runs", "evaluation"},
+}
+SHARED_WITH_DATA_PREP = re.compile(r"data_prep\.(common(\.\w+)?|records\.schema)")
+# Modules of cope_jax outside of its packages: all may import these; the others are commands.
+SHARED_MODULES = {"domains", "exported"}
 
 
-def python(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+def imported_by(name: str) -> Iterator[str]:
+    """Yields the full names that a module imports, at its top or within functions: modules and `module.attribute`."""
+    for node in ast.walk(ast.parse(PATHS[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} uses a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_all_modules_import_together_and_pull_in_neither_framework():
-    """Together, because two that define the same flags at import would collide."""
-    done = python(
-        f"import importlib, sys\n"
-        f"for name in {MODULES}: importlib.import_module(name)\n"
-        f"print(sorted({{'tensorflow', 'torch'}} & {{name.split('.')[0] for name in sys.modules}}))"
-    )
+def project_imports(name: str) -> set[str]:
+    """Returns the modules of this project that a module imports by name."""
+    imports = set(imported_by(name))
+    return {found if found in PATHS else found.rpartition(".")[0] for found in imports} & PATHS.keys() - {name}
+
+
+IMPORTS = {name: project_imports(name) for name in PATHS}
+
+
+def violations(rule) -> list[str]:
+    """Lists the imports that a rule (importer, imported) → bool forbids."""
+    pairs = ((name, found) for name, imports in sorted(IMPORTS.items()) for found in sorted(imports))
+    return [f"{name} imports {found}" for name, found in pairs if not rule(name, found)]
+
+
+def package_of(name: str) -> str:
+    """Returns the second part of a module's name: `runs` of `cope_jax.runs.config`."""
+    return (*name.split("."), "")[1]
+
+
+def is_command(name: str) -> bool:
+    """Whether a module of cope_jax is one of its entry points, which may import everything."""
+    package = package_of(name)
+    return name.endswith("__main__") or (package not in ALLOWED and package not in SHARED_MODULES)
+
+
+def test_packages_of_cope_jax_import_downward_only():
+    def allowed(name: str, found: str) -> bool:
+        if not (name.startswith("cope_jax.") and found.startswith("cope_jax")) or is_command(name):
+            return True
+        own, other = package_of(name), package_of(found)
+        return other == own or other in SHARED_MODULES or other in ALLOWED.get(own, set())
+
+    assert {package_of(name) for name in PATHS if name.count(".") > 1 and name.startswith("cope_jax")} == set(ALLOWED)
+    assert violations(allowed) == []
+
+
+def test_cope_jax_imports_only_the_shared_parts_of_data_prep():
+    def allowed(name: str, found: str) -> bool:
+        if not (name.startswith("cope_jax") and found.startswith("data_prep")):
+            return True
+        is_decoding = found == "data_prep.images.decoding" and package_of(name) == "data"
+        return is_decoding or bool(SHARED_WITH_DATA_PREP.fullmatch(found))
+
+    assert violations(allowed) == []
+
+
+def test_data_prep_imports_neither_jax_nor_cope_jax():
+    forbidden = {"jax", "jaxlib", "flax", "optax", "orbax", "cope_jax", "configs", "benchmarks"}
+    names = [name for name in PATHS if name.startswith("data_prep")]
+    found = {name: forbidden & {module.split(".")[0] for module in imported_by(name)} for name in names}
+    assert {name: modules for name, modules in found.items() if modules} == {}
+
+
+def test_the_packages_import_neither_configs_nor_benchmarks():
+    outside = ("configs", "benchmarks")
+    assert violations(lambda name, found: name.startswith(outside) or not found.startswith(outside)) == []
+
+
+def test_the_loader_of_exported_models_stands_alone():
+    assert IMPORTS["cope_jax.exported"] == set()
+
+
+def test_no_module_imports_itself_through_others():
+    try:
+        list(TopologicalSorter(IMPORTS).static_order())
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
+
+
+def test_no_package_of_data_prep_imports_itself_through_others():
+    packages: dict[str, set[str]] = {}
+    for name, imports in IMPORTS.items():
+        if name.startswith("data_prep.") and name.count(".") > 1 and not name.endswith("__main__"):
+            found = {package_of(module) for module in imports if module.startswith("data_prep.")}
+            packages.setdefault(package_of(name), set()).update(found - {package_of(name)})
+    try:
+        list(TopologicalSorter(packages).static_order())
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
+
+
+def test_folders_stay_small():
+    files = [path.relative_to(ROOT) for name, path in PATHS.items() if not name.startswith("benchmarks")]
+    counts = Counter(path.parent for path in files if path.name != "__init__.py")
+    assert {str(folder): count for folder, count in counts.items() if count > 15} == {}
+
+
+def python(code: str) -> str:
+    """Runs code in a fresh interpreter and returns what it prints."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
+    return done.stdout.strip()
 
 
-def test_data_prep_stays_free_of_jax_and_of_cope_jax():
-    names = [name for name in MODULES if name.startswith("data_prep")]
-    done = python(
+def frameworks_after_importing(names: list[str], frameworks: set[str]) -> str:
+    """Imports modules into one process and prints which of the frameworks that loads."""
+    return python(
         f"import importlib, sys\n"
         f"for name in {names}: importlib.import_module(name)\n"
-        f"print(sorted({{'jax', 'jaxlib', 'cope_jax'}} & {{name.split('.')[0] for name in sys.modules}}))"
+        f"print(sorted({frameworks} & {{name.split('.')[0] for name in sys.modules}}))"
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "cope_jax.train",
-        "cope_jax.evaluate",
-        "cope_jax.compare",
-        "cope_jax.embed",
-        "cope_jax.export",
-        "cope_jax.search",
-        "data_prep.synthetic",
-        "data_prep.sources.grocery",
-        "data_prep.build",
-        "data_prep.inspect",
-        "data_prep.verify",
-        "data_prep.download",
-        "data_prep.catalog",
-        "data_prep.table",
-    ],
-)
+def test_all_modules_import_together_without_tensorflow_or_torch():
+    """Together, because modules that define the same flags at import time would collide."""
+    names = sorted(name for name in PATHS if not name.startswith("benchmarks"))
+    assert frameworks_after_importing(names, {"tensorflow", "torch"}) == "[]"
+
+
+def test_data_prep_runs_without_jax():
+    names = sorted(name for name in PATHS if name.startswith("data_prep"))
+    assert frameworks_after_importing(names, {"jax", "jaxlib", "cope_jax"}) == "[]"
+
+
+def test_importing_cope_jax_loads_no_library():
+    """The package is imported by commands that need neither jax nor a model, and by `cope --help`."""
+    assert python("import sys, cope_jax\nprint(sorted({'jax', 'numpy', 'absl'} & sys.modules.keys()))") == "[]"
+    assert python("from cope_jax import Embedder") == ""
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_explains_itself(command):
     done = subprocess.run(
-        [sys.executable, "-m", command, "--helpshort"], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "cope_jax", command, "--helpshort"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-    assert "python -m" in done.stdout or "flags:" in done.stdout, done.stderr
-    if command in ("cope_jax.train", "cope_jax.evaluate", "cope_jax.embed"):
+    assert any(words in done.stdout for words in ("python -m", "cope ", "flags:", "usage:")), done.stderr
+    if command in ("train", "eval", "embed"):
         assert "--coordinator" in done.stdout

@@ -1,4 +1,4 @@
-"""The main job through run.sh's own code path, at a tiny size: whole, killed, repeated."""
+"""Tests of run.sh: the demo at a tiny size, whole, interrupted and repeated; messages; the installation."""
 
 import json
 import os
@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from cope_jax.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,43 +39,55 @@ TINY = [
 ]
 
 
-# Where each run of the demo is killed, by what it has left on disk, and printed, by then.
+# When each run of the demo is interrupted, by what it has written and printed by then.
 MOMENTS = {
     "while the release is written": lambda root, printed: any(root.glob("data/demo/release.writing/images/*")),
     "while shards are written": lambda root, printed: any(root.glob("data/demo/rope/**/*array_record*")),
-    "behind a checkpoint": lambda root, printed: any(root.glob("runs/demo/checkpoints/[369]")),
+    "after a checkpoint": lambda root, printed: any(root.glob("runs/demo/checkpoints/[369]")),
     "during evaluation": lambda root, printed: "evaluating" in printed,
 }
+STOPPED = 75  # exit code of a training run that SIGTERM stopped after a checkpoint
 
 
-def run_until(moment, start_run_sh, root, log) -> bool:
-    """Starts the demo and kills it when `moment` has come; False if it ended before."""
+def run_until(moment, start_run_sh, root, log, *, gently: bool) -> int | None:
+    """Starts the demo and kills it when `moment` has come; returns the exit code, None if it ended before.
+
+    Args:
+        gently: Send SIGTERM to the process of run.sh alone, rather than SIGKILL to all processes.
+    """
     with log.open("w") as file:
         process = start_run_sh("demo", f"--root={root}", *TINY, stdout=file, stderr=subprocess.STDOUT)
     while process.poll() is None and not moment(root, log.read_text()):
         time.sleep(0.005)
-    killed = process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return killed
+    if process.poll() is not None:
+        return None
+    if gently:
+        process.terminate()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()
 
 
 @pytest.fixture(scope="module")
 def demo(start_run_sh, run_sh, tmp_path_factory):
-    """A demo killed at one moment after the other, and then run to the end."""
+    """A demo interrupted at one moment after the other, and then run to the end."""
     root = tmp_path_factory.mktemp("demo")
     log = tmp_path_factory.mktemp("log") / "demo.log"
-    killed = [name for name, moment in MOMENTS.items() if run_until(moment, start_run_sh, root, log)]
+    codes = {
+        name: run_until(moment, start_run_sh, root, log, gently=name == "after a checkpoint")
+        for name, moment in MOMENTS.items()
+    }
     done = run_sh("demo", f"--root={root}", *TINY)
     assert done.returncode == 0, done.stdout + done.stderr
-    return root, killed, done.stdout
+    return root, codes, done.stdout
 
 
-def test_a_demo_killed_at_any_point_finishes_when_run_again(demo, run_sh, tmp_path):
-    root, killed, _ = demo
-    assert killed == list(MOMENTS)
-    undisturbed = run_sh("demo", f"--root={tmp_path}", *TINY)
-    assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
+@pytest.mark.slow
+def test_an_interrupted_demo_resumes_to_the_same_results(demo, run_sh, tmp_path):
+    root, codes, _ = demo
+    assert list(codes.values()) == [-signal.SIGKILL, -signal.SIGKILL, STOPPED, -signal.SIGKILL]
+    uninterrupted = run_sh("demo", f"--root={tmp_path}", *TINY)
+    assert uninterrupted.returncode == 0, uninterrupted.stdout + uninterrupted.stderr
     lines, others = (
         [json.loads(line) for line in (place / "runs/demo/metrics.jsonl").read_text().splitlines()]
         for place in (root, tmp_path)
@@ -116,14 +130,14 @@ def test_metrics_have_the_promised_keys(demo):
             assert {"accuracy", "ci95", "ways", "shots"} <= metrics["few_shot"][direction].keys()
 
 
-def test_a_second_demo_repeats_nothing(run_sh, demo):
+def test_a_second_demo_recomputes_nothing(run_sh, demo):
     root, _, first = demo
     files = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
     done = run_sh("demo", f"--root={root}", *TINY)
     assert done.returncode == 0, done.stderr
     assert "has its 12 steps already" in done.stdout
     changed = [path for path in root.rglob("*") if path.is_file() and files.get(path) != path.stat().st_mtime_ns]
-    assert changed == [root / "runs/demo/.lock"]  # which tells who held it last
+    assert changed == [root / "runs/demo/.lock"]  # it names the last process that held it
     table = first[first.index("Cross-domain") :]
     assert done.stdout.endswith(table)
 
@@ -157,21 +171,26 @@ def test_a_moved_work_directory_still_evaluates(run_sh, demo, tmp_path):
         (["build", "--release=/nowhere", "--data_dir={tmp}/data"], "/nowhere"),
     ],
 )  # fmt: skip
-def test_what_is_missing_is_said_in_a_sentence(run_sh, words, message, tmp_path):
+def test_user_errors_are_reported_in_one_sentence(run_sh, words, message, tmp_path):
     done = run_sh(*(word.format(tmp=tmp_path) for word in words))
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_an_unknown_field_names_the_nearest_one(run_sh, tmp_path):
+def test_an_unknown_field_of_the_config_suggests_a_similar_one(run_sh, tmp_path):
     done = run_sh("train", "--config=configs/demo.py", f"--workdir={tmp_path}", "--config.train.batch_sise=3")
     assert done.returncode != 0
     assert "batch_size" in done.stderr + done.stdout
 
 
-# In place of Python: notes its arguments, makes itself the environment's Python, and takes a second to install nothing.
-STAND_IN = """#!/bin/sh
+def test_help_lists_the_same_commands_as_cope(run_sh):
+    listed = {line.split()[1] for line in run_sh("help").stdout.splitlines() if line.startswith("./run.sh ")}
+    assert listed == {name.split()[0] for name in COMMANDS} | {"lint", "test", "docs"}
+
+
+# Used as Python: records its arguments, copies itself into a new environment, and takes a second to install nothing.
+FAKE_PYTHON = """#!/bin/sh
 echo "$@" >>calls
 case "$*" in
   *"-m venv"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
@@ -186,7 +205,7 @@ def start_fresh(tmp_path):
     for path in (ROOT / "run.sh", *ROOT.glob("requirements*.txt")):
         shutil.copy(path, tmp_path)
     (tmp_path / "bin").mkdir()
-    for name, content in (("python3", STAND_IN), ("nvidia-smi", "#!/bin/sh\n")):
+    for name, content in (("python3", FAKE_PYTHON), ("nvidia-smi", "#!/bin/sh\n")):
         (tmp_path / "bin" / name).write_text(content)
         (tmp_path / "bin" / name).chmod(0o755)
     kept = {key: value for key, value in os.environ.items() if not key.startswith("COPE_")}
@@ -200,33 +219,56 @@ def start_fresh(tmp_path):
     return start
 
 
+def recorded_calls(checkout: Path) -> list[str]:
+    """Returns the arguments of each call of Python in a fresh checkout."""
+    return (checkout / "calls").read_text().splitlines() if (checkout / "calls").exists() else []
+
+
 def installed(checkout: Path) -> list[str]:
-    """What pip was asked for in a fresh checkout, a line a call."""
-    lines = (checkout / "calls").read_text().splitlines() if (checkout / "calls").exists() else []
-    return [line.partition("-r ")[2] for line in lines if "pip install" in line]
+    """Returns what pip was asked to install, one string per call."""
+    return [
+        line.partition("--disable-pip-version-check ")[2] for line in recorded_calls(checkout) if "pip install" in line
+    ]
 
 
-def test_of_calls_at_the_same_time_one_installs(start_fresh, tmp_path):
+def test_one_of_several_simultaneous_calls_installs(start_fresh, tmp_path):
     calls = [start_fresh("eval")]
     while not installed(tmp_path):
         time.sleep(0.01)
     calls += [start_fresh("compare"), start_fresh("embed")]
-    said = [call.communicate(timeout=60)[0] for call in calls]
-    assert [call.returncode for call in calls] == [0, 0, 0], said
-    assert installed(tmp_path) == ["requirements.txt jax[cuda13]"]
-    ran = sorted(line for line in (tmp_path / "calls").read_text().splitlines() if line.startswith("-m cope_jax"))
-    assert ran == ["-m cope_jax.compare", "-m cope_jax.embed", "-m cope_jax.evaluate"]
+    outputs = [call.communicate(timeout=60)[0] for call in calls]
+    assert [call.returncode for call in calls] == [0, 0, 0], outputs
+    assert installed(tmp_path) == ["-r requirements.txt jax[cuda13]"]
+    ran = sorted(line for line in recorded_calls(tmp_path) if line.startswith("-m cope_jax"))
+    assert ran == ["-m cope_jax compare", "-m cope_jax embed", "-m cope_jax eval"]
 
 
-def test_the_build_of_jax_may_be_chosen(start_fresh, tmp_path):
+def test_the_build_of_jax_can_be_chosen(start_fresh, tmp_path):
     call = start_fresh("eval", COPE_JAX="jax[cuda12]")
     assert "installing requirements.txt and jax[cuda12] into .venv" in call.communicate(timeout=60)[0]
     assert call.returncode == 0
-    assert installed(tmp_path) == ["requirements.txt jax[cuda12]"]
+    assert installed(tmp_path) == ["-r requirements.txt jax[cuda12]"]
+
+
+def test_a_command_installs_its_optional_requirements(start_fresh, tmp_path):
+    for words in (["download", "--out=images"], ["search", "serve"], ["eval"], ["download"]):
+        call = start_fresh(*words)
+        call.communicate(timeout=60)
+        assert call.returncode == 0
+    assert installed(tmp_path) == [
+        "-r requirements.txt -r requirements-download.txt jax[cuda13]",
+        "-r requirements.txt -r requirements-search.txt -r requirements-serve.txt jax[cuda13]",
+        "-r requirements.txt jax[cuda13]",
+    ]
+
+
+def test_quick_tests_skip_the_slow_ones(start_fresh, tmp_path):
+    start_fresh("test", "--quick", "tests/x.py").communicate(timeout=60)
+    assert recorded_calls(tmp_path)[-1] == "-m pytest --numprocesses=2 --dist=loadfile -m not slow tests/x.py"
 
 
 @pytest.mark.parametrize("command", ["demo", "grocery", "lint"])
-def test_help_is_given_before_anything_is_done(start_fresh, tmp_path, command):
+def test_help_is_printed_before_anything_is_installed(start_fresh, tmp_path, command):
     call = start_fresh(command, "--help")
     assert "--train_products=N" in call.communicate(timeout=60)[0]
     assert call.returncode == 0

@@ -1,12 +1,17 @@
-"""The C library's heap: what compiling leaves in it must not be in the way of the steps."""
+"""glibc's heap in training on CPUs: freed memory is kept, and the gaps that compilation leaves are closed.
+
+Both only save time: without them a step takes up to a fifth longer (docs/experiments.md).
+"""
 
 import ctypes
 import mmap
-import os
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 
-LARGEST, SMALLEST = 1 << 26, 1 << 15  # bytes of the gaps that are looked for; closing smaller ones brought nothing
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # from glibc's malloc.h
+LARGEST, SMALLEST = 1 << 26, 1 << 15  # sizes of the gaps to close, in bytes; closing smaller ones does not help
 MALLINFO = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
-DONT_NEED = 4  # madvise: the pages may go, the addresses stay taken
+MADV_DONTNEED = 4  # madvise: frees the pages but not the addresses
 
 
 class Mallinfo(ctypes.Structure):
@@ -15,26 +20,43 @@ class Mallinfo(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_size_t) for name in MALLINFO)
 
 
-def close_gaps() -> int:
-    """Takes the gaps in the heap out of use for good, and gives their memory back to the system.
+_uses_one_heap = False
 
-    Compiling leaves thousands of gaps of all sizes. Where all threads share one heap (`MALLOC_ARENA_MAX=1`, as run.sh
-    sets it for training on processors), glibc walks over them for every buffer of 32 KiB or more, some 2,600 a step: up
-    to a fifth of its time (benchmarks/README.md). For where nothing computes just then. Does nothing where threads have
-    heaps of their own or the C library is another.
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep what is freed, in one heap for all threads. Call this before JAX starts its threads.
+
+    The temporaries of a step are one block, of some 500 MB for the demo. By default glibc returns it to the system
+    after each step, and faulting in its pages again takes a seventh of the processor time. Does nothing if JAX is
+    installed for another kind of device, or if the C library is not glibc.
+    """
+    global _uses_one_heap
+    libc = ctypes.CDLL(None)
+    if entry_points(group="jax_plugins") or find_spec("libtpu") or not hasattr(libc, "mallinfo2"):
+        return
+    settings = ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1))
+    _uses_one_heap = all([libc.mallopt(name, value) for name, value in settings])
+
+
+def close_gaps() -> int:
+    """Takes the gaps in the heap out of use for good and returns their memory to the system.
+
+    Compilation leaves thousands of gaps of all sizes. In a heap shared by all threads, glibc walks over them for every
+    buffer of 32 KiB or more, some 2,600 times a step. Call this while no computation is running. Does nothing unless
+    `keep_freed_memory` took effect.
 
     Returns:
         The bytes of the gaps.
     """
-    libc = ctypes.CDLL(None)
-    if os.environ.get("MALLOC_ARENA_MAX") != "1" or not hasattr(libc, "mallinfo2"):
+    if not _uses_one_heap:
         return 0
+    libc = ctypes.CDLL(None)
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     libc.free.argtypes = [ctypes.c_void_p]
     libc.sbrk.argtypes, libc.sbrk.restype = [ctypes.c_ssize_t], ctypes.c_void_p
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     libc.mallinfo2.restype = Mallinfo
-    # Behind the last block in use lies the open end of the heap, which new blocks shall come from.
+    # The open end of the heap, after the last block in use, stays available.
     end, closed, size = libc.sbrk(0) - libc.mallinfo2().keepcost - mmap.PAGESIZE, 0, LARGEST
     while size >= SMALLEST:
         block = libc.malloc(size)
@@ -43,6 +65,6 @@ def close_gaps() -> int:
             size //= 2
             continue
         first, last = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE, (block + size) // mmap.PAGESIZE * mmap.PAGESIZE
-        libc.madvise(first, last - first, DONT_NEED)
+        libc.madvise(first, last - first, MADV_DONTNEED)
         closed += size
     return closed
