@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
-from data_prep.records.cores import cores
+from data_prep.common.cores import usable_cores
 
 FLAGS = flags.FLAGS
 
@@ -80,7 +80,7 @@ def main(_: list[str]) -> None:
         if "error" in outcomes[name]:
             print(outcomes[name]["error"], file=sys.stderr, flush=True)
     print("\n" + "\n".join(as_row(name, outcome) for name, outcome in outcomes.items()))
-    print(json.dumps({"cores": cores(), "quick": FLAGS.quick, "benchmarks": outcomes}))
+    print(json.dumps({"cores": usable_cores(), "quick": FLAGS.quick, "benchmarks": outcomes}))
     if any("error" in outcome for outcome in outcomes.values()):
         sys.exit(1)
 

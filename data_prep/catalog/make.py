@@ -13,8 +13,8 @@ import duckdb
 from data_prep.catalog.assembly import DomainSources, write_split
 from data_prep.catalog.files import REJECTED_FILE, SUMMARY_FILE, Catalog, CatalogError, write_summary
 from data_prep.catalog.rejects import Rejects, write_rejects
+from data_prep.common.cores import usable_cores
 from data_prep.common.domains import DOMAINS
-from data_prep.records.cores import cores
 
 MEMORY_LIMIT = "3GB"  # of DuckDB; parsing and writing beside it take about 1 GB more
 MAX_REJECTED = 0.001
@@ -149,7 +149,7 @@ def _database(folder: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnec
     config = {
         "memory_limit": memory_limit,
         "temp_directory": str(folder / _SPILL),
-        "threads": min(cores(), _MAX_THREADS),
+        "threads": min(usable_cores(), _MAX_THREADS),
         "preserve_insertion_order": False,
     }
     try:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from typing import TypeVar
 
+from data_prep.common.cores import usable_cores
 from data_prep.records import shards
-from data_prep.records.cores import cores
 from data_prep.records.shards import Shard, ShardReport
 
 Argument = TypeVar("Argument")
@@ -31,7 +31,7 @@ def local_map(processes: int | None = None) -> Iterator[Map]:
     children. One process is this one.
     """
     if processes is None:
-        processes = 1 if multiprocessing.current_process().daemon else cores()
+        processes = 1 if multiprocessing.current_process().daemon else usable_cores()
     if processes == 1:
         yield _map_here
         return
