@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
-from ml_collections import ConfigDict
 
 from benchmarks.ratios import ratio
 from configs import demo
@@ -26,6 +25,8 @@ from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import embed_function, embed_items
 from cope_jax.evaluation.loaded_run import LoadedRun
 from cope_jax.parallel.mesh import make_mesh, replicated
+from cope_jax.runs.config import RunConfig
+from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.inputs import evaluation_batches
 from cope_jax.runs.model import split_model
 from data_prep.build import build
@@ -44,7 +45,7 @@ def make_data(folder: Path, products: int) -> Path:
     return folder / "data"
 
 
-def make_run(config: ConfigDict) -> LoadedRun:
+def make_run(config: RunConfig) -> LoadedRun:
     """The untrained model."""
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     texts = sample_texts(open_records(config.data.data_dir, config.data.train_split), limit=1000)
@@ -99,10 +100,9 @@ def main(_: list[str]) -> None:
     cores = sorted(os.sched_getaffinity(0))
     apart = not os.path.exists("/dev/nvidiactl") and len(cores) > 1
     with tempfile.TemporaryDirectory() as folder:
-        config = demo.get_config()
-        with config.unlocked():
-            config.data.data_dir = str(make_data(Path(folder), 100 if FLAGS.quick else 1000))
-            config.data.threads = 1 if apart else len(cores)
+        data_dir = make_data(Path(folder), 100 if FLAGS.quick else 1000)
+        changes = {"data.data_dir": str(data_dir), "data.threads": 1 if apart else len(cores)}
+        config = resolve_config(demo.get_config(), changes)
         if apart:
             os.sched_setaffinity(0, cores[:1])  # the threads that JAX starts now stay there
         run = make_run(config)

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import app, flags
-from ml_collections import ConfigDict
 
 from benchmarks.ratios import ratio
 from configs import default
 from cope_jax.parallel.mesh import make_mesh, to_devices
+from cope_jax.runs.config import RunConfig
+from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.inputs import training_batch_shapes
 from cope_jax.training.plan import Plan, plan
 
@@ -27,10 +28,10 @@ MICROBATCH, VOCABULARY = 8, 1000
 FLAGS = flags.FLAGS
 
 
-def make_config(batch_size: int, microbatch: int) -> ConfigDict:
+def make_config(batch_size: int, microbatch: int) -> RunConfig:
     """A small X-CLIP and BERT, four frames a clip."""
-    config = default.get_config()
-    config.update_from_flattened_dict(
+    return resolve_config(
+        default.get_config(),
         {
             "data.image_size": 64,
             "data.frames.video": 4,
@@ -43,9 +44,8 @@ def make_config(batch_size: int, microbatch: int) -> ConfigDict:
             "model.text.heads": 4,
             "train.batch_size": batch_size,
             "train.microbatch": microbatch,
-        }
+        },
     )
-    return config
 
 
 class Step(NamedTuple):

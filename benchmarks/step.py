@@ -28,12 +28,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from ml_collections import ConfigDict
 
 from benchmarks.ratios import ratio
 from configs import default
 from cope_jax.domains import DOMAINS
 from cope_jax.parallel.mesh import make_mesh, to_devices
+from cope_jax.runs.config import RunConfig
+from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.inputs import training_batch_shapes
 from cope_jax.training.plan import plan, step_operations
 from cope_jax.training.supervision.heap import close_gaps, keep_freed_memory
@@ -61,14 +62,12 @@ PRESETS = {"tiny": (TINY, (8,)), "base": ({"model.dtype": "bfloat16"}, (32, 64, 
 FLAGS = flags.FLAGS
 
 
-def make_config(preset: str, batch_size: int) -> ConfigDict:
+def make_config(preset: str, batch_size: int) -> RunConfig:
     """The config of a preset."""
-    config = default.get_config()
-    config.update_from_flattened_dict(PRESETS[preset][0] | {"train.batch_size": batch_size})
-    return config
+    return resolve_config(default.get_config(), PRESETS[preset][0] | {"train.batch_size": batch_size})
 
 
-def make_batch(config: ConfigDict) -> dict[str, Any]:
+def make_batch(config: RunConfig) -> dict[str, Any]:
     """Random items with texts of all lengths, each of a product of its own."""
     rng = np.random.default_rng(0)
     batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), training_batch_shapes(config))
@@ -88,7 +87,7 @@ def make_batch(config: ConfigDict) -> dict[str, Any]:
 class Ours:
     """The project's step, compiled."""
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: RunConfig):
         keep_freed_memory()
         self.config = config
         mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
@@ -154,7 +153,7 @@ class Ours:
 class Torch:
     """PyTorch's step, eager or compiled."""
 
-    def __init__(self, config: ConfigDict, *, compiled: bool):
+    def __init__(self, config: RunConfig, *, compiled: bool):
         import torch
 
         from benchmarks.torch_cope import make_torch_step
@@ -220,7 +219,7 @@ def best_rate(multiply: Callable[[], Any], side: int) -> float:
     return 2 * side**3 / min(timed(multiply) for _ in range(10))
 
 
-MAKERS: dict[str, Callable[[ConfigDict], Any]] = {
+MAKERS: dict[str, Callable[[RunConfig], Any]] = {
     "ours": Ours,
     "torch": partial(Torch, compiled=False),
     "torch_compiled": partial(Torch, compiled=True),

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 import transformers
-from ml_collections import ConfigDict
 from torch import nn
 from torch.nn import functional
 
 from cope_jax.domains import DOMAINS, PAIRS
 from cope_jax.models.vision import NORMALISATIONS
+from cope_jax.runs.config import RunConfig
 
 Batch = Mapping[str, Any]
 
@@ -22,9 +22,9 @@ Batch = Mapping[str, Any]
 class TorchCope(nn.Module):
     """The model and its loss: uint8 frames and token ids of the three domains → float32[]."""
 
-    def __init__(self, config: ConfigDict, *, vocab_size: int):
+    def __init__(self, config: RunConfig, *, vocab_size: int):
         super().__init__()
-        model, frames = config.model, max(config.data.frames.values())
+        model, frames = config.model, config.data.frames.longest
         xclip = transformers.XCLIPModel(xclip_config(config, frames))
         self.vision, self.project, self.integration = xclip.vision_model, xclip.visual_projection, xclip.mit
         self.text = transformers.BertModel(bert_config(config, vocab_size))
@@ -81,7 +81,7 @@ class TorchCope(nn.Module):
         return functional.normalize(head["merge"](both).float(), dim=-1)
 
 
-def xclip_config(config: ConfigDict, frames: int) -> transformers.XCLIPConfig:
+def xclip_config(config: RunConfig, frames: int) -> transformers.XCLIPConfig:
     """Of our vision encoder; X-CLIP's text side, which is not used, is tiny."""
     vision = config.model.vision
     text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -105,7 +105,7 @@ def xclip_config(config: ConfigDict, frames: int) -> transformers.XCLIPConfig:
     )
 
 
-def bert_config(config: ConfigDict, vocab_size: int) -> transformers.BertConfig:
+def bert_config(config: RunConfig, vocab_size: int) -> transformers.BertConfig:
     """Of our text encoder, which drops out everywhere but within attention."""
     text = config.model.text
     return transformers.BertConfig(
@@ -120,7 +120,7 @@ def bert_config(config: ConfigDict, vocab_size: int) -> transformers.BertConfig:
     )
 
 
-def make_torch_step(config: ConfigDict, *, vocab_size: int, compiled: bool) -> tuple[nn.Module, Any]:
+def make_torch_step(config: RunConfig, *, vocab_size: int, compiled: bool) -> tuple[nn.Module, Any]:
     """The model on the device there is, and its training step: batch → loss."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("highest")

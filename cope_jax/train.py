@@ -10,7 +10,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from cope_jax import cli
-from cope_jax.runs.config import flatten, make_paths_absolute
+from cope_jax.runs.config import flatten
+from cope_jax.runs.config_file import make_paths_absolute
+from cope_jax.runs.config_validation import resolve_config
 from cope_jax.training.dry_run import dry_run, pretend_devices
 from cope_jax.training.loop import train
 from cope_jax.training.supervision.heap import keep_freed_memory
@@ -42,21 +44,21 @@ def define_flags() -> None:
 
 def main() -> None:
     """Joins the cluster where there is one, and trains; or tells what that would take."""
+    config = resolve_config(FLAGS.config)
     if FLAGS.dry_run:
-        pretend_devices(FLAGS.config)
-        print(dry_run(FLAGS.config))
+        pretend_devices(config)
+        print(dry_run(config))
         return
     if not FLAGS.workdir:
         raise ValueError("--workdir is missing: name the folder of the run, which is made if need be")
     outlive_a_full_disk()
     keep_freed_memory()
     code, profile_steps = 0, parse_steps(FLAGS.profile_steps)
-    fields = {f"config.{key}": value for key, value in flatten(FLAGS.config)}
+    fields = {f"config.{key}": value for key, value in flatten(config)}
     with cli.this_process({"--workdir": FLAGS.workdir, **fields}):
-        make_paths_absolute(FLAGS.config)
         try:
             train(
-                FLAGS.config,
+                make_paths_absolute(config),
                 Path(FLAGS.workdir),
                 accept_other_data=FLAGS.accept_other_data,
                 profile_steps=profile_steps,

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 # Before the first import of jax.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -68,58 +69,56 @@ def data_dir(synthetic_data_dir):
 
 @pytest.fixture(scope="session")
 def make_tiny_config(data_dir):
-    """A function that makes the config of a run of six steps, which compiles in seconds."""
-    return lambda: _tiny_config(data_dir)
+    """A function that makes the config of a run of six steps, which compiles in seconds; takes changes of fields."""
+    from configs import default
+    from cope_jax.runs.config_validation import resolve_config
+
+    def make(changes=MappingProxyType({})):
+        return resolve_config(default.get_config(), TINY | {"data.data_dir": str(data_dir)} | changes)
+
+    return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config(make_tiny_config):
-    """A test's own copy of the tiny config."""
+    """The tiny config itself."""
     return make_tiny_config()
 
 
-def _tiny_config(data_dir):
-    from configs import default
-
-    config = default.get_config()
-    config.update_from_flattened_dict(
-        {
-            "data.data_dir": str(data_dir),
-            "data.image_size": 16,
-            "eval.frames.video": 3,
-            "eval.frames.live": 3,
-            "data.frames.video": 2,
-            "data.frames.live": 2,
-            "data.vocab_size": 300,
-            "data.text_length": 12,
-            "data.threads": 1,
-            "model.embedding": 16,
-            "model.head_norm": "batch",
-            "model.vision.patch_size": 8,
-            "model.vision.width": 16,
-            "model.vision.depth": 1,
-            "model.vision.heads": 2,
-            "model.vision.integration_heads": 2,
-            "model.vision.output_width": 16,
-            "model.vision.drop_path": 0.1,
-            "model.text.width": 16,
-            "model.text.depth": 1,
-            "model.text.heads": 2,
-            "model.fusion.width": 16,
-            "model.fusion.heads": 2,
-            "optimizer.warmup_steps": 2,
-            "train.batch_size": 8,
-            "train.steps": 6,
-            "train.log_every": 2,
-            "train.checkpoint_every": 2,
-            "train.keep_checkpoints": 2,
-            "eval.batch_size": 8,
-            "eval.ways": 3,
-            "eval.episodes": 10,
-            "mesh.data": 2,  # of the eight: on two cores, eight that wait for each other take a second a step
-        }
-    )
-    return config
+TINY = {
+    "data.image_size": 16,
+    "eval.frames.video": 3,
+    "eval.frames.live": 3,
+    "data.frames.video": 2,
+    "data.frames.live": 2,
+    "data.vocab_size": 300,
+    "data.text_length": 12,
+    "data.threads": 1,
+    "model.embedding": 16,
+    "model.head_norm": "batch",
+    "model.vision.patch_size": 8,
+    "model.vision.width": 16,
+    "model.vision.depth": 1,
+    "model.vision.heads": 2,
+    "model.vision.integration_heads": 2,
+    "model.vision.output_width": 16,
+    "model.vision.drop_path": 0.1,
+    "model.text.width": 16,
+    "model.text.depth": 1,
+    "model.text.heads": 2,
+    "model.fusion.width": 16,
+    "model.fusion.heads": 2,
+    "optimizer.warmup_steps": 2,
+    "train.batch_size": 8,
+    "train.steps": 6,
+    "train.log_every": 2,
+    "train.checkpoint_every": 2,
+    "train.keep_checkpoints": 2,
+    "eval.batch_size": 8,
+    "eval.ways": 3,
+    "eval.episodes": 10,
+    "mesh.data": 2,  # of the eight: on two cores, eight that wait for each other take a second a step
+}
 
 
 ROOT = Path(__file__).parents[1]

@@ -18,6 +18,7 @@ from PIL import Image
 from benchmarks import all as all_benchmarks
 from benchmarks import chaos, input_pipeline, step
 from benchmarks.torch_cope import TorchCope, used_parameters
+from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.model import split_model
 
 MODULES = {path.stem for path in Path(all_benchmarks.__file__).parent.glob("*.py")}
@@ -60,9 +61,7 @@ def one_thread():
 
 @pytest.fixture
 def micro_config():
-    config = step.make_config("tiny", 3)
-    config.update_from_flattened_dict(MICRO)
-    return config
+    return replace_fields(step.make_config("tiny", 3), MICRO)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

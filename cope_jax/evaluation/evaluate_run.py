@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from cope_jax.data.bad_items import BadItem, Faults
 from cope_jax.data.records import Product, fingerprint, open_records
@@ -20,7 +19,9 @@ from cope_jax.evaluation.metrics.ranks import Ranks
 from cope_jax.evaluation.progress import Progress
 from cope_jax.evaluation.result_tables import collect, write_metrics
 from cope_jax.runs.checkpoints import Checkpoints
-from cope_jax.runs.config import load_config
+from cope_jax.runs.config import RunConfig
+from cope_jax.runs.config_file import load_config
+from cope_jax.runs.config_validation import replace_fields
 
 LATEST, BEST = "latest", "best"
 
@@ -38,7 +39,7 @@ class Judged:
         average: whether it is the moving average of the parameters.
     """
 
-    config: ConfigDict
+    config: RunConfig
     step: int
     metrics: dict[str, Any]
     items: dict[str, Items] | None = None
@@ -97,8 +98,7 @@ def judge(
     """
     config = load_config(workdir)
     if data_dir is not None:
-        with config.unlocked():
-            config.data.data_dir = str(data_dir.absolute())
+        config = replace_fields(config, {"data.data_dir": str(data_dir.absolute())})
     evaluated = what_is_evaluated(config, subset)
     with Checkpoints(workdir) as checkpoints:
         step = resolve_step(step, checkpoints, workdir, evaluated)
@@ -118,14 +118,14 @@ def judge(
     return Judged(config, step, metrics, items, ranks, average)
 
 
-def what_is_evaluated(config: ConfigDict, subset: int | None) -> dict[str, Any]:
+def what_is_evaluated(config: RunConfig, subset: int | None) -> dict[str, Any]:
     """All that metrics of a checkpoint depend on; "data" is the same for the same records wherever they lie."""
     return {
         "data": fingerprint(config.data.data_dir, config.data.eval_split),
         "data_dir": config.data.data_dir,
         "split": config.data.eval_split,
         "subset": subset,
-        **config.eval.to_dict(),
+        **asdict(config.eval),
     }
 
 
@@ -136,7 +136,7 @@ def resolve_step(step: int | str, checkpoints: Checkpoints, workdir: Path, evalu
     return best_step(workdir, evaluated) if step == BEST else int(step)
 
 
-def step_number(workdir: Path, step: int | str, config: ConfigDict) -> int:
+def step_number(workdir: Path, step: int | str, config: RunConfig) -> int:
     """`resolve_step` where the records are needed for "best" alone: that is of what was evaluated on them.
 
     Raises:
@@ -171,7 +171,7 @@ def best_step(workdir: Path, evaluated: Mapping[str, Any]) -> int:
     return max(found, key=lambda step: (found[step], step))
 
 
-def subset_rows(config: ConfigDict, subset: int | None) -> dict[str, np.ndarray] | None:
+def subset_rows(config: RunConfig, subset: int | None) -> dict[str, np.ndarray] | None:
     """Rows of each domain that belong to that many products, drawn by the config's seed; None where all are wanted.
 
     Raises:
@@ -185,7 +185,7 @@ def subset_rows(config: ConfigDict, subset: int | None) -> dict[str, np.ndarray]
     return rows
 
 
-def drawn_products(config: ConfigDict, number: int, faults: Faults | None = None) -> list[Product]:
+def drawn_products(config: RunConfig, number: int, faults: Faults | None = None) -> list[Product]:
     """That many random products of the evaluation split, drawn by the config's seed.
 
     Without those that cannot be read, where `faults` take note of them.
@@ -240,7 +240,7 @@ def embeddings_of(items: Mapping[str, Items]) -> retrieval.Embeddings:
     return {domain: (own.vectors, own.products) for domain, own in items.items()}
 
 
-def measure(items: Mapping[str, Items], ranks: Mapping[str, Ranks], config: ConfigDict, *, step: int) -> dict[str, Any]:
+def measure(items: Mapping[str, Items], ranks: Mapping[str, Ranks], config: RunConfig, *, step: int) -> dict[str, Any]:
     """All metrics of embedded items, whose ranks in the six directions are known.
 
     Returns:
@@ -254,7 +254,7 @@ def measure(items: Mapping[str, Items], ranks: Mapping[str, Ranks], config: Conf
     embeddings = embeddings_of(items)
     queries = {direction_name(source, target): items[source] for source, target in DIRECTIONS}
     products = {name: bootstrap.first_product(own.products) for name, own in queries.items()}
-    settings = {key: config.eval[key] for key in ("ways", "shots", "queries", "episodes")}
+    settings = {key: getattr(config.eval, key) for key in ("ways", "shots", "queries", "episodes")}
     return {
         **collect(
             retrieval.six_directions(ranks),

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data.bad_items import Faults
@@ -19,6 +18,7 @@ from cope_jax.evaluation.loaded_run import LoadedRun
 from cope_jax.evaluation.metrics import retrieval
 from cope_jax.evaluation.result_tables import means
 from cope_jax.parallel.mesh import batch_share
+from cope_jax.runs.config import RunConfig
 from cope_jax.runs.model import ModelState
 
 
@@ -44,7 +44,7 @@ class Probe:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: RunConfig,
         tokenizer: PreTrainedTokenizerFast,
         mesh: Mesh,
         graphdef: nnx.GraphDef,

@@ -1,12 +1,11 @@
 """A checkpoint of a run, loaded and compiled: turns rows of the records into embedded items."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data.bad_items import Faults
@@ -14,6 +13,7 @@ from cope_jax.data.tokenizer import load_tokenizer
 from cope_jax.evaluation.embed_items import EmbedFunction, Items, embed_function, embed_items
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.runs.checkpoints import Checkpoints, load_model
+from cope_jax.runs.config import RunConfig
 from cope_jax.runs.inputs import check_batch_sizes, evaluation_batches
 from cope_jax.runs.model import ModelState
 
@@ -22,7 +22,7 @@ from cope_jax.runs.model import ModelState
 class LoadedRun:
     """The model of a step with all that it needs; the config says which records and split are read."""
 
-    config: ConfigDict
+    config: RunConfig
     tokenizer: PreTrainedTokenizerFast
     mesh: Mesh
     embed: EmbedFunction
@@ -50,7 +50,7 @@ class LoadedRun:
 
 
 def load_run(
-    config: ConfigDict, workdir: Path, checkpoints: Checkpoints, step: int, *, average: bool = False
+    config: RunConfig, workdir: Path, checkpoints: Checkpoints, step: int, *, average: bool = False
 ) -> LoadedRun:
     """Loads a step of a work directory, or the moving average of its parameters.
 
@@ -58,7 +58,7 @@ def load_run(
         FileNotFoundError: no such step; for step 0 also: no such weights to start from.
         ValueError: batches do not divide over the devices, or there is no average.
     """
-    mesh = make_mesh(**config.mesh)
+    mesh = make_mesh(**asdict(config.mesh))
     check_batch_sizes(config, mesh)
     tokenizer = load_tokenizer(workdir / "tokenizer")
     graphdef, model = load_model(config, checkpoints, step, mesh, vocab_size=len(tokenizer), average=average)

@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import export
-from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from cope_jax import exported
@@ -24,7 +24,9 @@ from cope_jax.domains import DOMAINS
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.parallel.rules import paths
 from cope_jax.runs.checkpoints import Checkpoints, load_model
-from cope_jax.runs.config import load_config
+from cope_jax.runs.config import RunConfig
+from cope_jax.runs.config_file import load_config
+from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.model import ModelState
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -74,11 +76,9 @@ def export_run(workdir: Path, out: Path, *, step: int | None = None, average: bo
     return difference
 
 
-def portable(config: ConfigDict) -> ConfigDict:
+def portable(config: RunConfig) -> RunConfig:
     """The config with attention as plain operations: a program with cuDNN's would run on NVIDIA devices only."""
-    config = config.copy_and_resolve_references()
-    config.model.attention = "xla"
-    return config
+    return replace_fields(config, {"model.attention": "xla"})
 
 
 def flat(model: ModelState) -> dict[str, np.ndarray]:
@@ -103,7 +103,7 @@ def program_of(graphdef: nnx.GraphDef, like: ModelState, domain: str) -> exporte
     return program
 
 
-def stablehlo(graphdef: nnx.GraphDef, model: ModelState, domain: str, config: ConfigDict) -> bytes:
+def stablehlo(graphdef: nnx.GraphDef, model: ModelState, domain: str, config: RunConfig) -> bytes:
     """The serialised program of a domain, for any number of items on any platform."""
     (B,) = export.symbolic_shape("B")
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model)
@@ -115,13 +115,13 @@ def stablehlo(graphdef: nnx.GraphDef, model: ModelState, domain: str, config: Co
     return bytes(export.export(program, platforms=PLATFORMS)(*arguments).serialize())
 
 
-def input_types(domain: str, config: ConfigDict) -> list[tuple[tuple[int, ...], Any]]:
+def input_types(domain: str, config: RunConfig) -> list[tuple[tuple[int, ...], Any]]:
     """Shape behind B and type of frames, frame mask and token ids."""
     T, side = config.eval.frames[domain], config.data.image_size
     return [((T, side, side, 3), np.uint8), ((T,), bool), ((config.data.text_length,), np.int32)]
 
 
-def describe(config: ConfigDict, step: int, *, separator: int) -> dict[str, Any]:
+def describe(config: RunConfig, step: int, *, separator: int) -> dict[str, Any]:
     """What a loader must know, and the run's config."""
     sizes = {"image_size": config.data.image_size, "text_length": config.data.text_length}
     return {
@@ -130,11 +130,11 @@ def describe(config: ConfigDict, step: int, *, separator: int) -> dict[str, Any]
         "embedding": config.model.embedding,
         "separator": separator,
         "domains": {domain: {"frames": config.eval.frames[domain], **sizes} for domain in DOMAINS},
-        "run": json.loads(config.to_json()),
+        "run": asdict(config),
     }
 
 
-def check(folder: Path, graphdef: nnx.GraphDef, model: ModelState, config: ConfigDict, *, vocab_size: int) -> float:
+def check(folder: Path, graphdef: nnx.GraphDef, model: ModelState, config: RunConfig, *, vocab_size: int) -> float:
     """Loads both forms back and compares their embeddings of random items with the model's own.
 
     Returns:
@@ -165,7 +165,7 @@ def check(folder: Path, graphdef: nnx.GraphDef, model: ModelState, config: Confi
     return largest
 
 
-def random_items(domain: str, config: ConfigDict, *, vocab_size: int) -> list[np.ndarray]:
+def random_items(domain: str, config: RunConfig, *, vocab_size: int) -> list[np.ndarray]:
     """Three items: a whole one, one with half of its frames and text, one without text."""
     rng = np.random.default_rng(0)
     (frames, _), (mask, _), (text, _) = input_types(domain, config)

@@ -17,11 +17,11 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.tree_util import keystr
-from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from cope_jax.parallel.mesh import parameter_shardings, replicated, with_shardings
 from cope_jax.parallel.shared_storage import blind_processes
+from cope_jax.runs.config import RunConfig
 from cope_jax.runs.manifest import find_damage, write_manifest
 from cope_jax.runs.model import ModelState, split_model
 from cope_jax.runs.progress import Saved
@@ -290,7 +290,7 @@ def shapes_by_path(tree: Any) -> dict[str, str]:
 
 
 def load_model(
-    config: ConfigDict, checkpoints: Checkpoints, step: int, mesh: Mesh, *, vocab_size: int, average: bool = False
+    config: RunConfig, checkpoints: Checkpoints, step: int, mesh: Mesh, *, vocab_size: int, average: bool = False
 ) -> tuple[nnx.GraphDef, ModelState]:
     """The graph of a run's model and its state at a step, or their moving average, laid out on a mesh.
 

@@ -1,6 +1,7 @@
 """From a config to what feeds the model: tokenizer, training batches, evaluation batches."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data.bad_items import Faults
@@ -17,11 +17,12 @@ from cope_jax.data.images import EvalView, TrainView
 from cope_jax.data.pipeline import eval_batches, train_batches
 from cope_jax.data.records import open_records, sample_texts
 from cope_jax.data.tokenizer import TextAugment, load_tokenizer, save_tokenizer, train_wordpiece
+from cope_jax.runs.config import RunConfig
 
 VOCABULARY_TEXTS = 200_000  # a domain; more would not change the vocabulary of 8,000 much
 
 
-def run_tokenizer(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerFast:
+def run_tokenizer(config: RunConfig, workdir: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a run, from `tokenizer/` of its work directory; made or copied there at the first start."""
     folder = workdir / "tokenizer"
     if not folder.exists() and jax.process_index() == 0:
@@ -36,7 +37,7 @@ def run_tokenizer(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerFast:
     return load_tokenizer(folder)
 
 
-def training_classes(config: ConfigDict) -> np.ndarray | None:
+def training_classes(config: RunConfig) -> np.ndarray | None:
     """The ids of all training products in the order of their classes, where the classifier has a weight; else None.
 
     Raises:
@@ -55,7 +56,7 @@ def training_classes(config: ConfigDict) -> np.ndarray | None:
 
 
 def training_batches(
-    config: ConfigDict,
+    config: RunConfig,
     tokenizer: PreTrainedTokenizerFast,
     *,
     start_step: int,
@@ -77,7 +78,7 @@ def training_batches(
         split=data.train_split,
         batch_size=config.train.batch_size,
         seed=config.seed,
-        frames=data.frames.to_dict(),
+        frames=asdict(data.frames),
         view=TrainView(size=data.image_size, scale=data.crop_scale, flip=data.flip, colour_jitter=data.colour_jitter),
         text_length=data.text_length,
         tokenizer=tokenizer,
@@ -93,7 +94,7 @@ def training_batches(
     )
 
 
-def training_batch_shapes(config: ConfigDict) -> dict[str, Any]:
+def training_batch_shapes(config: RunConfig) -> dict[str, Any]:
     """Shapes and types of a global training batch, without data."""
     B, data = config.train.batch_size, config.data
 
@@ -111,12 +112,12 @@ def training_batch_shapes(config: ConfigDict) -> dict[str, Any]:
         }
 
     names = ("product_id", "bad_items", *(("product_class",) if classified else ()))
-    leaves = {domain: leaf(T) for domain, T in data.frames.items()}
+    leaves = {domain: leaf(T) for domain, T in asdict(data.frames).items()}
     return {**{name: jax.ShapeDtypeStruct((B,), np.int32) for name in names}, **leaves}
 
 
 def evaluation_batches(
-    config: ConfigDict,
+    config: RunConfig,
     tokenizer: PreTrainedTokenizerFast,
     *,
     domain: str,
@@ -148,7 +149,7 @@ def evaluation_batches(
     )
 
 
-def check_batch_sizes(config: ConfigDict, mesh: Mesh) -> None:
+def check_batch_sizes(config: RunConfig, mesh: Mesh) -> None:
     """Raises a ValueError where a batch does not divide over the devices that share it."""
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     sizes = {

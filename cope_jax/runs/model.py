@@ -1,14 +1,15 @@
 """From a config to the model: its graph, the shapes of its parameters, their initial values."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
-from ml_collections import ConfigDict
 
 from cope_jax.models.compute import Compute
 from cope_jax.models.cope import CopeModel
+from cope_jax.runs.config import RunConfig
 
 
 class ModelState(NamedTuple):
@@ -23,12 +24,12 @@ class ModelState(NamedTuple):
     statistics: Any
 
 
-def make_model(config: ConfigDict, *, vocab_size: int, rngs: nnx.Rngs) -> CopeModel:
+def make_model(config: RunConfig, *, vocab_size: int, rngs: nnx.Rngs) -> CopeModel:
     """The model that a config describes, with the vocabulary of the run's tokenizer."""
     return CopeModel(
         embedding=config.model.embedding,
         **encoder_settings(config, vocab_size=vocab_size),
-        fusion=config.model.fusion.to_dict(),
+        fusion=asdict(config.model.fusion),
         text_domains=config.model.text_domains,
         head_norm=config.model.head_norm,
         compute=Compute(
@@ -41,21 +42,21 @@ def make_model(config: ConfigDict, *, vocab_size: int, rngs: nnx.Rngs) -> CopeMo
     )
 
 
-def encoder_settings(config: ConfigDict, *, vocab_size: int) -> dict[str, dict[str, Any]]:
+def encoder_settings(config: RunConfig, *, vocab_size: int) -> dict[str, dict[str, Any]]:
     """The arguments of the encoders: {"vision": …, "text": …}, without compute and rngs."""
     vision, text = (
-        {key: value for key, value in section.to_dict().items() if not key.startswith("init_")}
+        {key: value for key, value in asdict(section).items() if not key.startswith("init_")}
         for section in (config.model.vision, config.model.text)
     )
     vision |= {
         "image_size": config.data.image_size,
-        "max_frames": max(*config.data.frames.values(), *config.eval.frames.values()),
+        "max_frames": max(config.data.frames.longest, config.eval.frames.longest),
     }
     text |= {"vocab_size": vocab_size, "max_length": config.data.text_length}
     return {"vision": vision, "text": text}
 
 
-def split_model(config: ConfigDict, *, vocab_size: int) -> tuple[nnx.GraphDef, Callable[[], ModelState]]:
+def split_model(config: RunConfig, *, vocab_size: int) -> tuple[nnx.GraphDef, Callable[[], ModelState]]:
     """The model's graph, and a function that makes its initial state as a plain tree of float32 arrays.
 
     The function is pure: `jax.eval_shape` gives the shapes, `jax.jit` with out_shardings makes each device compute

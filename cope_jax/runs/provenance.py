@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from cope_jax.data.records import fingerprint
-from cope_jax.runs.config import flatten
+from cope_jax.runs.config import RunConfig, flatten
 from cope_jax.runs.log_file import LogFile
 from cope_jax.runs.log_lines import as_line, keep_lines_until, read_lines
 
@@ -21,7 +20,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tran
 SECONDS = 20  # for a slow disk to answer git
 
 
-def circumstances(config: ConfigDict) -> dict[str, Any]:
+def circumstances(config: RunConfig) -> dict[str, Any]:
     """All that a run's numbers depend on, its config, which has the seed, included."""
     kinds = Counter(device.device_kind for device in jax.devices())
     return {

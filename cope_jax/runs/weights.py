@@ -3,15 +3,15 @@
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from cope_jax.models.backbones.load import Pretrained, prepare
+from cope_jax.runs.config import RunConfig
 from cope_jax.runs.model import encoder_settings
 
 ENCODERS = ("vision", "text")
 
 
-def prepare_weights(config: ConfigDict, shapes: Any, *, vocab_size: int) -> dict[str, Pretrained]:
+def prepare_weights(config: RunConfig, shapes: Any, *, vocab_size: int) -> dict[str, Pretrained]:
     """Finds the weights that config.model.vision.init_from and text.init_from name, and checks that they fit.
 
     Args:
@@ -28,15 +28,15 @@ def prepare_weights(config: ConfigDict, shapes: Any, *, vocab_size: int) -> dict
     settings = encoder_settings(config, vocab_size=vocab_size)
     return {
         encoder: prepare(
-            config.model[encoder].init_from,
+            getattr(config.model, encoder).init_from,
             encoder,
             shapes[encoder],
             settings=settings[encoder],
-            cut=config.model[encoder].init_cut,
+            cut=getattr(config.model, encoder).init_cut,
             section=f"config.model.{encoder}",
         )
         for encoder in ENCODERS
-        if config.model[encoder].init_from
+        if getattr(config.model, encoder).init_from
     }
 
 

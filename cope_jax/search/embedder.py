@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
@@ -23,7 +22,9 @@ from cope_jax.evaluation.embed_items import MODEL_INPUTS, check_lengths, embed_f
 from cope_jax.evaluation.evaluate_run import LATEST, step_number
 from cope_jax.parallel.mesh import make_mesh, to_devices
 from cope_jax.runs.checkpoints import Checkpoints, load_model
-from cope_jax.runs.config import load_config
+from cope_jax.runs.config import RunConfig
+from cope_jax.runs.config_file import load_config
+from cope_jax.runs.config_validation import resolve_config
 
 Picture = str | Path | bytes | np.ndarray | Image.Image
 Program = Callable[[str, Mapping[str, np.ndarray]], jax.Array]  # domain, inputs → float32[B, E]
@@ -61,7 +62,7 @@ class Embedder:
             eval.batch_size.
     """
 
-    config: ConfigDict
+    config: RunConfig
     tokenizer: PreTrainedTokenizerFast
     program: Program
 
@@ -96,7 +97,7 @@ class Embedder:
         def program(domain: str, inputs: Mapping[str, np.ndarray]) -> jax.Array:
             return model.programs[domain](model.weights, *(inputs[name] for name in MODEL_INPUTS))
 
-        return cls(ConfigDict(model.config["run"]), load_tokenizer(Path(path) / exported.TOKENIZER), program)
+        return cls(resolve_config(model.config["run"]), load_tokenizer(Path(path) / exported.TOKENIZER), program)
 
     def embed(
         self,

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from cope_jax.evaluation.loaded_run import LoadedRun, load_run
 from cope_jax.evaluation.progress import Progress
 from cope_jax.parallel.hosts import from_all, wait_for_all
 from cope_jax.runs.checkpoints import Checkpoints
-from cope_jax.runs.config import load_config
+from cope_jax.runs.config_file import load_config
+from cope_jax.runs.config_validation import replace_fields
 
 MANIFEST = "manifest.json"
 ROWS = 16_384  # of a shard, which is what a kill can lose: 8 MB at 128 dimensions
@@ -72,13 +73,11 @@ def embed_to_parquet(
             is no average.
     """
     config = load_config(workdir)
-    with config.unlocked():
-        config.data.data_dir = str((data_dir or Path(config.data.data_dir)).absolute())
+    config = replace_fields(config, {"data.data_dir": str((data_dir or Path(config.data.data_dir)).absolute())})
     with Checkpoints(workdir) as checkpoints:
         if not isinstance(step, int):
             step = resolve_step(step, checkpoints, workdir, what_is_evaluated(config, None))
-        with config.unlocked():
-            config.data.eval_split = split
+        config = replace_fields(config, {"data.eval_split": split})
         records = open_records(config.data.data_dir, split)
         sizes = {domain: len(records.items[domain]) for domain in DOMAINS}
         manifest = {
@@ -88,7 +87,7 @@ def embed_to_parquet(
             "checkpoint": checkpoint_fingerprint(workdir, step),
             "split": split,
             "data": fingerprint(config.data.data_dir, split),
-            "frames": config.eval.frames.to_dict(),
+            "frames": asdict(config.eval.frames),
             "width": config.model.embedding,
             "dtype": dtype,
             "rows": rows,

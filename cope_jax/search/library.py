@@ -11,7 +11,7 @@ from cope_jax.data.records import Records, open_records
 from cope_jax.data.thumbnails import Card, read_card
 from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.evaluate_run import LATEST, step_number
-from cope_jax.runs.config import load_config
+from cope_jax.runs.config_file import load_config
 from cope_jax.search.embedder import Embedder, Picture
 from cope_jax.search.embedding_store import MANIFEST, ROWS, embed_to_parquet, read_manifest, vectors_at
 from cope_jax.search.index import Index, build_index, open_index

@@ -5,18 +5,19 @@ What XLA plans for one of them stands in for the accelerator that is not there.
 """
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from math import prod
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import PartitionSpec
-from ml_collections import ConfigDict
 
 from cope_jax.data.tokenizer import load_tokenizer
 from cope_jax.domains import DOMAINS
-from cope_jax.parallel.mesh import AXES, make_mesh
+from cope_jax.parallel.mesh import make_mesh
 from cope_jax.parallel.rules import apply_rules, paths
-from cope_jax.runs.config import active_terms, validate
+from cope_jax.runs.config import RunConfig
+from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import check_batch_sizes, training_batch_shapes
 from cope_jax.training.optimizer import decays, rate_factors
 from cope_jax.training.plan import Plan, plan, step_operations
@@ -58,33 +59,24 @@ class Costs(NamedTuple):
     temporary: int
 
 
-def pretend_devices(config: ConfigDict) -> None:
+def pretend_devices(config: RunConfig) -> None:
     """Gives this process as many CPU devices as the config's mesh has; before anything has asked for devices."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", prod(mesh_sizes(config).values()))
 
 
-def mesh_sizes(config: ConfigDict) -> dict[str, int]:
-    """The config's mesh, where an open axis (−1) stands for one device: there is nothing to take the rest of.
-
-    Raises:
-        ValueError: a size is neither −1 nor a number of devices.
-    """
-    for axis in AXES:
-        if config.mesh[axis] != -1 and config.mesh[axis] < 1:
-            raise ValueError(f"config.mesh.{axis} is {config.mesh[axis]}; it must be -1 or a number of devices")
-    return {axis: 1 if config.mesh[axis] == -1 else config.mesh[axis] for axis in AXES}
+def mesh_sizes(config: RunConfig) -> dict[str, int]:
+    """The config's mesh, where an open axis (−1) stands for one device: there is nothing to take the rest of."""
+    return {axis: 1 if size == -1 else size for axis, size in asdict(config.mesh).items()}
 
 
-def dry_run(config: ConfigDict) -> str:
+def dry_run(config: RunConfig) -> str:
     """The report on a config, which needs as many devices as its mesh has, of any kind.
 
     Raises:
         ValueError: a fault in the config, or a mesh that does not fit the batch or the parameters.
     """
-    validate(config)
-    config = config.copy_and_resolve_references()
-    config.model.attention = "xla"  # pretended devices have no cuDNN
+    config = replace_fields(config, {"model.attention": "xla"})  # pretended devices have no cuDNN
     if config.losses.classifier.weight and not config.losses.classifier.classes:
         raise ValueError("config.losses.classifier.classes is 0: a dry run counts no products; tell how many there are")
     mesh = make_mesh(**mesh_sizes(config), devices=jax.devices()[: prod(mesh_sizes(config).values())])
@@ -103,7 +95,7 @@ def dry_run(config: ConfigDict) -> str:
     )
 
 
-def vocabulary(config: ConfigDict) -> tuple[int, str]:
+def vocabulary(config: RunConfig) -> tuple[int, str]:
     """The number of words and where it is from: the tokenizer where this machine has it, else the config."""
     name, key = config.data.tokenizer, "config.data.vocab_size"
     if not name:
@@ -114,7 +106,7 @@ def vocabulary(config: ConfigDict) -> tuple[int, str]:
         return config.data.vocab_size, f"{key}: {name} is not on this machine"
 
 
-def parameters(params: Any, config: ConfigDict) -> Iterator[Parameter]:
+def parameters(params: Any, config: RunConfig) -> Iterator[Parameter]:
     """The rows of a tree of shapes with shardings."""
     groups = config.optimizer.groups
     numbered = apply_rules(
@@ -125,7 +117,7 @@ def parameters(params: Any, config: ConfigDict) -> Iterator[Parameter]:
         yield Parameter(path, leaf.shape, leaf.size, group, bool(factor and decay), leaf.sharding.spec)
 
 
-def step_costs(config: ConfigDict, run: Plan, operations: float) -> Costs:
+def step_costs(config: RunConfig, run: Plan, operations: float) -> Costs:
     """Compiles the step and reads what a device holds and needs."""
     memory = run.step.lower(run.state, training_batch_shapes(config)).compile().memory_analysis()
     return Costs(
@@ -153,7 +145,7 @@ def parameter_table(rows: list[Parameter]) -> str:
     return text_table(cells)
 
 
-def group_table(rows: list[Parameter], config: ConfigDict) -> str:
+def group_table(rows: list[Parameter], config: RunConfig) -> str:
     """One line a group of the optimiser, and their total."""
     cells = [["group", "parameters", "values", "peak rate"]]
     for number, (pattern, factor) in enumerate(config.optimizer.groups):
@@ -163,7 +155,7 @@ def group_table(rows: list[Parameter], config: ConfigDict) -> str:
     return text_table([*cells, ["total", str(len(rows)), f"{sum(row.size for row in rows):,}", ""]])
 
 
-def setting(config: ConfigDict, vocab_size: int, origin: str) -> str:
+def setting(config: RunConfig, vocab_size: int, origin: str) -> str:
     """What the numbers are of."""
     sizes, data, B = mesh_sizes(config), config.data, config.train.batch_size
     axes = " × ".join(f"{axis} {size}" for axis, size in sizes.items())
@@ -172,19 +164,19 @@ def setting(config: ConfigDict, vocab_size: int, origin: str) -> str:
         f"mesh        {axes} = {prod(sizes.values())} devices in all",
         f"batch       {B} products, {B // (sizes['data'] * sizes['fsdp'])} a share; of each {frames} frames of "
         f"{data.image_size}×{data.image_size}, texts of {data.text_length} tokens",
-        f"losses      {', '.join(f'{name} × {config.losses[name].weight:g}' for name in active_terms(config))}",
+        f"losses      {', '.join(f'{name} × {weight:g}' for name, weight in config.losses.active.items())}",
         f"vocabulary  {vocab_size:,} (from {origin})",
         f"computing   in {config.model.dtype}, layers {'scanned' if config.model.scan_layers else 'unrolled'}, "
         f"remat {config.model.remat!r}",
     ]
     if config.train.microbatch:
         lines[1] += f"; {config.train.microbatch} products embedded at a time"
-    if -1 in config.mesh.values():
+    if -1 in asdict(config.mesh).values():
         lines[0] += " (an open axis counts as one here)"
     return "\n".join(lines)
 
 
-def cost_table(costs: Costs, config: ConfigDict) -> str:
+def cost_table(costs: Costs, config: RunConfig) -> str:
     """Arithmetic and memory."""
     kept = costs.parameters + costs.optimizer + costs.batch
     memory = {

@@ -4,10 +4,9 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from cope_jax.evaluation.in_training import Probe
-from cope_jax.runs.config import AVERAGE
+from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig
 from cope_jax.runs.log_lines import EVALUATIONS, read_lines, rounded
 from cope_jax.runs.model import ModelState
 from cope_jax.runs.state import TrainState
@@ -20,7 +19,7 @@ class Evaluations:
     file does not tell how often a run was killed.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, *, step: int):
+    def __init__(self, config: RunConfig, workdir: Path, *, step: int):
         """Takes up what is known of the steps until `step`."""
         train = config.train
         self.every, self.last, self.best_by = train.evaluate_every, train.steps, train.best_by
@@ -54,4 +53,4 @@ def look_at(
     if state.average is None:
         return sight.metrics, sight.samples
     average = probe(state.average, between).metrics
-    return sight.metrics | {AVERAGE + name: value for name, value in average.items()}, sight.samples
+    return sight.metrics | {AVERAGE_PREFIX + name: value for name, value in average.items()}, sight.samples

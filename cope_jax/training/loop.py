@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data.bad_items import Faults
@@ -17,7 +17,9 @@ from cope_jax.evaluation.evaluate_run import evaluate
 from cope_jax.evaluation.in_training import Probe
 from cope_jax.parallel.mesh import batch_share, make_mesh, to_devices
 from cope_jax.runs.checkpoints import Checkpoints, Window, set_aside_damaged
-from cope_jax.runs.config import save_config, validate
+from cope_jax.runs.config import RunConfig
+from cope_jax.runs.config_file import save_config
+from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import check_batch_sizes, run_tokenizer, training_batches, training_classes
 from cope_jax.runs.lock import held
 from cope_jax.runs.model import ModelState
@@ -52,7 +54,7 @@ class Attendants(NamedTuple):
 
 
 def train(
-    config: ConfigDict,
+    config: RunConfig,
     workdir: Path,
     *,
     accept_other_data: bool = False,
@@ -75,8 +77,7 @@ def train(
         OSError: the last checkpoint could not be saved.
         Stopped: a signal came; the state is saved.
     """
-    validate(config)
-    mesh = make_mesh(**config.mesh)
+    mesh = make_mesh(**asdict(config.mesh))
     check_batch_sizes(config, mesh)
     share = batch_share(mesh)
     if mesh.size < jax.device_count():
@@ -84,7 +85,7 @@ def train(
     with Watchdog(config.train.stall_seconds) as watchdog, held(workdir), StopSignal() as stop:
         class_ids = training_classes(config)
         if class_ids is not None:
-            config.losses.classifier.classes = len(class_ids)
+            config = replace_fields(config, {"losses.classifier.classes": len(class_ids)})
         if jax.process_index() == 0:
             save_config(config, workdir)
             set_aside_damaged(workdir, Evaluations(config, workdir, step=config.train.steps).best)
@@ -116,7 +117,7 @@ def train(
 
 
 def start(
-    config: ConfigDict, mesh: Mesh, checkpoints: Checkpoints, *, vocab_size: int
+    config: RunConfig, mesh: Mesh, checkpoints: Checkpoints, *, vocab_size: int
 ) -> tuple[TrainState, Window, Plan]:
     """The state and report window to begin with, of the newest checkpoint or fresh, and the plan that they are of."""
     run = plan(config, mesh, vocab_size=vocab_size)
@@ -135,13 +136,13 @@ def start(
     return state, {}, run
 
 
-def make_probe(config: ConfigDict, tokenizer: PreTrainedTokenizerFast, mesh: Mesh, run: Plan) -> Probe:
+def make_probe(config: RunConfig, tokenizer: PreTrainedTokenizerFast, mesh: Mesh, run: Plan) -> Probe:
     """What looks at the model while it trains."""
     return Probe(config, tokenizer, mesh, run.graphdef, ModelState(run.state.params["model"], run.state.statistics))
 
 
 def make_reporter(
-    config: ConfigDict, log: MetricsLog | None, faults: Faults, window: Window, *, vocab_size: int
+    config: RunConfig, log: MetricsLog | None, faults: Faults, window: Window, *, vocab_size: int
 ) -> Reporter:
     """What tells of a run, or of the rest of one, that begins with an open report window."""
     train, peak = config.train, peak_of_devices()
@@ -164,7 +165,7 @@ def make_reporter(
 
 
 def run_steps(
-    config: ConfigDict, mesh: Mesh, state: TrainState, run: Plan, batches: Iterator[Any], attend: Attendants
+    config: RunConfig, mesh: Mesh, state: TrainState, run: Plan, batches: Iterator[Any], attend: Attendants
 ) -> None:
     """Takes the steps that are left; saves and evaluates on schedule and at the end, saves when asked to stop.
 
@@ -231,7 +232,7 @@ def evaluate_step(step: int, state: TrainState, attend: Attendants) -> bool:
     return True
 
 
-def evaluate_in_full(config: ConfigDict, workdir: Path, stop: StopSignal, watchdog: Watchdog) -> None:
+def evaluate_in_full(config: RunConfig, workdir: Path, stop: StopSignal, watchdog: Watchdog) -> None:
     """Evaluates the last and the best step, and their moving averages where there are some, on the whole split.
 
     Raises:

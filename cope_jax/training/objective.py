@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from cope_jax.domains import DOMAINS, PAIRS
 from cope_jax.losses.classifier import classifier_loss, init_table
@@ -15,7 +14,7 @@ from cope_jax.losses.pairs import Pair, Side
 from cope_jax.losses.sigmoid import init_scalars, sigmoid_loss
 from cope_jax.losses.statistics import Watched
 from cope_jax.models.fusion import Embeddings
-from cope_jax.runs.config import active_terms
+from cope_jax.runs.config import InfoNCEConfig, RunConfig, SigmoidConfig
 from cope_jax.training.metrics import Mean
 
 # (params of all terms, embeddings per domain, batch, random key) → (loss, metrics)
@@ -24,11 +23,11 @@ LossFunction = Callable[
 ]
 
 
-def init_losses(config: ConfigDict) -> dict[str, Any]:
+def init_losses(config: RunConfig) -> dict[str, Any]:
     """What the terms of a config learn themselves, at the start; a pure function of it. Terms may learn nothing."""
     params = {}
-    for name in active_terms(config):
-        term = config.losses[name]
+    for name in config.losses.active:
+        term: Any = getattr(config.losses, name)
         if name == "sigmoid":
             params[name] = init_scalars(temperature=term.temperature, bias=term.bias)
         elif name == "classifier":
@@ -38,11 +37,11 @@ def init_losses(config: ConfigDict) -> dict[str, Any]:
     return params
 
 
-def make_loss(config: ConfigDict, mesh: Mesh) -> LossFunction:
+def make_loss(config: RunConfig, mesh: Mesh) -> LossFunction:
     """The weighted sum of the config's terms on batches that are cut over a mesh."""
 
     def term_loss(name: str, params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Watched]:
-        term = config.losses[name]
+        term: Any = getattr(config.losses, name)
         if name == "classifier":
             settings = {"classes": term.classes, "scale": term.scale, "margin": term.margin, "rate": term.rate}
             items = classified_items(embeddings, batch)
@@ -56,9 +55,9 @@ def make_loss(config: ConfigDict, mesh: Mesh) -> LossFunction:
 
     def loss_and_metrics(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> Any:
         total, metrics = jnp.zeros(()), {}
-        for name in active_terms(config):
+        for name in config.losses.active:
             loss, watched = term_loss(name, params, embeddings, batch, key)
-            total += config.losses[name].weight * loss
+            total += config.losses.active[name] * loss
             metrics[f"{name}/loss"] = Mean.of(loss)
             metrics |= {f"{name}/{what}": Mean(*value) for what, value in watched.items()}
         return total, metrics
@@ -66,11 +65,11 @@ def make_loss(config: ConfigDict, mesh: Mesh) -> LossFunction:
     return loss_and_metrics
 
 
-def make_pairs(term: ConfigDict) -> list[Pair]:
+def make_pairs(term: SigmoidConfig | InfoNCEConfig) -> list[Pair]:
     """The three pairs of domains, and those of pages' texts or frames alone where the term gives them a weight."""
     pairs = [Pair(a, b) for a, b in PAIRS]
-    for side in ("page_text", "page_vision"):
-        pairs += [Pair(side, domain, term[side]) for domain in DOMAINS if domain != "page" and term[side]]
+    for side, weight in (("page_text", term.page_text), ("page_vision", term.page_vision)):
+        pairs += [Pair(side, domain, weight) for domain in DOMAINS if domain != "page" and weight]
     return pairs
 
 

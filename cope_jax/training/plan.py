@@ -1,6 +1,7 @@
 """What a run computes with, worked out before anything is allocated."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import NamedTuple
 
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from cope_jax.parallel.mesh import batch_sharding, make_mesh, parameter_shardings, replicated, with_shardings
+from cope_jax.runs.config import RunConfig
+from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import training_batch_shapes
 from cope_jax.runs.model import ModelState, split_model
 from cope_jax.runs.state import TrainState
@@ -36,12 +38,12 @@ class Plan(NamedTuple):
     step: StepFunction
 
 
-def plan(config: ConfigDict, mesh: Mesh, *, vocab_size: int) -> Plan:
+def plan(config: RunConfig, mesh: Mesh, *, vocab_size: int) -> Plan:
     """What the run of a config computes on a mesh."""
     graphdef, initialise = split_model(config, vocab_size=vocab_size)
 
     shapes = {"model": jax.eval_shape(initialise).params, "loss": jax.eval_shape(partial(init_losses, config))}
-    optimizer = make_optimizer(shapes, steps=config.train.steps, **config.optimizer)
+    optimizer = make_optimizer(shapes, steps=config.train.steps, **asdict(config.optimizer))
 
     def initial_state() -> TrainState:
         model = initialise()
@@ -87,13 +89,12 @@ def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, 
     return TrainState(replicated(mesh), params, statistics, opt_state, average)
 
 
-def step_operations(config: ConfigDict, vocab_size: int) -> float:
+def step_operations(config: RunConfig, vocab_size: int) -> float:
     """Floating-point operations of a step, as XLA counts them in the program before it optimises.
 
     Of the step with layers unrolled, as XLA counts the body of a loop once, and with nothing rematerialised.
     """
-    plain = config.copy_and_resolve_references()
-    plain.update_from_flattened_dict({"model.scan_layers": False, "model.remat": "none", "train.microbatch": 0})
+    plain = replace_fields(config, {"model.scan_layers": False, "model.remat": "none", "train.microbatch": 0})
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     run = plan(plain, mesh, vocab_size=vocab_size)
     return run.step.lower(run.state, training_batch_shapes(plain)).cost_analysis()["flops"]

@@ -173,8 +173,7 @@ def make_quick_config(make_tiny_config):
     """A function that makes the config of a run of five steps with little to compile."""
 
     def make(**changes):
-        config = make_tiny_config()
-        config.update_from_flattened_dict(
+        return make_tiny_config(
             {
                 "data.frames.video": 1,
                 "data.frames.live": 1,
@@ -189,7 +188,6 @@ def make_quick_config(make_tiny_config):
             }
             | changes
         )
-        return config
 
     return make
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from cope_jax.data.records import Records, open_records
 from cope_jax.domains import DIRECTIONS, DOMAINS, direction_name
@@ -23,7 +22,8 @@ from cope_jax.evaluation.report.rendering import render
 from cope_jax.evaluation.report.svg_charts import Axis, Chart, Curve, chart
 from cope_jax.evaluation.report.training_charts import training_charts
 from cope_jax.evaluation.result_tables import METRICS
-from cope_jax.runs.config import load_config
+from cope_jax.runs.config import RunConfig
+from cope_jax.runs.config_file import load_config
 
 UPTO = 100  # the last k of the curves of R@k
 TICKS = (1, 2, 5, 10, 20, 50, 100)
@@ -92,11 +92,11 @@ def contents(workdir: Path, judged: Judged, beside: Mapping[str, Any] | None) ->
     }
 
 
-def facts(trained: ConfigDict, judged: ConfigDict) -> list[tuple[str, str]]:
+def facts(trained: RunConfig, judged: RunConfig) -> list[tuple[str, str]]:
     """What a reader may want to know about the run; from its config, and the one with the data it was judged on."""
     model, train = trained.model, trained.train
     weights = {"from scratch" if not part.init_from else part.init_from for part in (model.vision, model.text)}
-    terms = [f"{name} × {term.weight:g}" for name, term in trained.losses.items() if term.weight]
+    terms = [f"{name} × {weight:g}" for name, weight in trained.losses.active.items()]
     frames = ", ".join(f"{judged.eval.frames[domain]} of a {domain}" for domain in DOMAINS)
     return [
         ("Trained on", _data(trained, trained.data.train_split)),
@@ -111,7 +111,7 @@ def facts(trained: ConfigDict, judged: ConfigDict) -> list[tuple[str, str]]:
     ]
 
 
-def _data(config: ConfigDict, split: str) -> str:
+def _data(config: RunConfig, split: str) -> str:
     return f"{Path(config.data.data_dir).name}, split {split}"
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from cope_jax.evaluation.report.svg_charts import Axis, Chart, Curve, chart
 from cope_jax.evaluation.report.training_history import (
@@ -14,10 +13,11 @@ from cope_jax.evaluation.report.training_history import (
     read_history,
     throughput,
 )
+from cope_jax.runs.config import RunConfig
 from cope_jax.runs.schedule import rate_schedule
 
 
-def training_charts(workdir: Path, config: ConfigDict) -> list[Chart]:
+def training_charts(workdir: Path, config: RunConfig) -> list[Chart]:
     """Loss, accuracy of its terms within the batch, evaluations, learning rate and throughput; none without a log."""
     history = read_history(workdir)
     if not history:
@@ -35,7 +35,7 @@ def training_charts(workdir: Path, config: ConfigDict) -> list[Chart]:
     return charts
 
 
-def rates(config: ConfigDict, last: int) -> tuple[np.ndarray, np.ndarray]:
+def rates(config: RunConfig, last: int) -> tuple[np.ndarray, np.ndarray]:
     """The learning rate at 200 steps up to the last one, as the config has it."""
     optimizer = config.optimizer
     schedule = rate_schedule(rate=optimizer.rate, warmup_steps=optimizer.warmup_steps, steps=config.train.steps)

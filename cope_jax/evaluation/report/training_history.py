@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cope_jax.domains import DOMAINS
-from cope_jax.runs.config import AVERAGE
+from cope_jax.runs.config import AVERAGE_PREFIX
 from cope_jax.runs.log_lines import EVALUATIONS, read_lines
 
 SIDES = (*DOMAINS, "page_text", "page_vision")
@@ -52,7 +52,10 @@ def pair_name(metric: str) -> str:
 def evaluations(workdir: Path) -> Curves:
     """Mean R@1 on some products, of the model and of its moving average where the run kept one."""
     found = read_lines(workdir / EVALUATIONS)
-    curves = {"the model": _curve(found, ["mean_r1"]), "its moving average": _curve(found, [f"{AVERAGE}mean_r1"])}
+    curves = {
+        "the model": _curve(found, ["mean_r1"]),
+        "its moving average": _curve(found, [f"{AVERAGE_PREFIX}mean_r1"]),
+    }
     return {name: curve for name, curve in curves.items() if len(curve[0])}
 
 

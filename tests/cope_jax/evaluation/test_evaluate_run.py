@@ -24,7 +24,7 @@ from cope_jax.evaluation.evaluate_run import (
     subset_rows,
 )
 from cope_jax.evaluation.report.report import write_report
-from cope_jax.runs.config import load_config
+from cope_jax.runs.config_file import load_config
 from cope_jax.search.embedding_store import embed_to_parquet
 
 ROOT = Path(__file__).parents[3]

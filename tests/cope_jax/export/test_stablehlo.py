@@ -18,7 +18,7 @@ from cope_jax.evaluation.evaluate_run import embed_split
 from cope_jax.evaluation.loaded_run import load_run
 from cope_jax.export import stablehlo as export
 from cope_jax.runs.checkpoints import Checkpoints
-from cope_jax.runs.config import load_config
+from cope_jax.runs.config_file import load_config
 from cope_jax.runs.inputs import evaluation_batches
 from cope_jax.runs.model import split_model
 from cope_jax.training.loop import train
@@ -30,9 +30,7 @@ ROOT = Path(__file__).parents[3]
 def workdir(make_tiny_config, tmp_path_factory):
     """A work directory of a tiny run whose videos use no text, so that every kind of domain is there."""
     folder = tmp_path_factory.mktemp("run")
-    config = make_tiny_config()
-    config.model.text_domains = ("page", "live")
-    train(config, folder)
+    train(make_tiny_config({"model.text_domains": ("page", "live")}), folder)
     return folder
 
 
@@ -108,9 +106,9 @@ def test_programs_are_for_every_platform_and_any_number_of_items(folder):
 
 def test_a_fusion_transformer_in_bfloat16_can_be_exported(make_tiny_config):
     """Lowered only: its computation is the models' own."""
-    config = make_tiny_config()
-    config.model.dtype = "bfloat16"
-    config.model.fusion.update({"kind": "transformer", "width": 8, "depth": 1, "heads": 2})
+    fusion = {"kind": "transformer", "width": 8, "depth": 1, "heads": 2}
+    changes = {f"model.fusion.{name}": value for name, value in fusion.items()}
+    config = make_tiny_config(changes | {"model.dtype": "bfloat16"})
     graphdef, initialise = split_model(config, vocab_size=50)
     program = jax.export.deserialize(bytearray(export.stablehlo(graphdef, initialise(), "video", config)))
     assert str(program.in_avals[-1].shape) == "(B, 12)"

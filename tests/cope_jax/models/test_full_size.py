@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from configs import default
+from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.model import split_model
 
 # What config.model.vision states for each X-CLIP and CLIP.
@@ -16,8 +17,8 @@ SHAPES = {
 
 def counts(**changed) -> dict[str, int]:
     """Parameters of each part of the default model with some of its settings changed."""
-    config = default.get_config()
-    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changed.items()})
+    changes = {key.replace("__", "."): value for key, value in changed.items()}
+    config = resolve_config(default.get_config(), changes)
     _, initialise = split_model(config, vocab_size=21128)
     params = jax.eval_shape(initialise).params
     return {name: sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in params}

@@ -8,6 +8,7 @@ import pytest
 from configs import default
 from cope_jax.parallel.mesh import LARGE, PARAMETER_RULES, make_mesh, parameter_shardings, to_devices
 from cope_jax.parallel.rules import apply_rules
+from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.model import split_model
 
 
@@ -35,10 +36,9 @@ def test_sizes_that_do_not_make_the_devices_are_refused(sizes):
 
 
 def test_every_rule_serves_the_full_model_and_covers_it():
-    config = default.get_config()
     used = set()
     for stem, fusion in (("patch", "linear"), ("conv", "transformer")):
-        config.model.vision.stem, config.model.fusion.kind = stem, fusion
+        config = resolve_config(default.get_config(), {"model.vision.stem": stem, "model.fusion.kind": fusion})
         _, initialise = split_model(config, vocab_size=100)
         params = {"model": jax.eval_shape(initialise).params, "loss": {"classifier": {"table": shape(3072, 128)}}}
         parameter_shardings(params, make_mesh(data=2, fsdp=2, tensor=2))

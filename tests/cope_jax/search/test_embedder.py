@@ -15,7 +15,8 @@ from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.loaded_run import load_run
 from cope_jax.export.stablehlo import export_run
 from cope_jax.runs.checkpoints import Checkpoints
-from cope_jax.runs.config import load_config
+from cope_jax.runs.config_file import load_config
+from cope_jax.runs.config_validation import replace_fields
 from cope_jax.search.embedder import square
 
 ROOT = Path(__file__).parents[3]
@@ -120,9 +121,7 @@ def test_what_cannot_be_embedded_is_named(embedder, domain, items, message):
 
 
 def test_a_text_that_the_model_does_not_read_is_refused(embedder):
-    config = embedder.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model.text_domains = ("page",)
+    config = replace_fields(embedder.config, {"model.text_domains": ("page",)})
     blind = Embedder(config, embedder.tokenizer, embedder.program)
     with pytest.raises(ValueError, match="video item 0 has nothing to embed: the model reads no texts of this domain"):
         blind.embed("video", texts=["red"])

@@ -12,7 +12,7 @@ from cope_jax.domains import DOMAINS
 from cope_jax.evaluation import loaded_run as loaded
 from cope_jax.evaluation.evaluate_run import embed_split
 from cope_jax.runs.checkpoints import Checkpoints
-from cope_jax.runs.config import load_config
+from cope_jax.runs.config_file import load_config
 from cope_jax.search import embedding_store as parquet
 from cope_jax.search.embedding_store import embed_to_parquet, vectors_of
 

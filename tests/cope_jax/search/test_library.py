@@ -8,7 +8,7 @@ from absl import flags
 
 from cope_jax.data.records import open_records
 from cope_jax.domains import DOMAINS
-from cope_jax.runs.config import load_config
+from cope_jax.runs.config_file import load_config
 from cope_jax.search import __main__ as command
 from cope_jax.search.embedding_store import read_manifest
 from cope_jax.search.library import answer_table, open_library

@@ -27,6 +27,7 @@ from cope_jax.evaluation import evaluate_run as run
 from cope_jax.evaluation.evaluate_run import evaluate, known_metrics
 from cope_jax.evaluation.in_training import Probe
 from cope_jax.runs.checkpoints import Checkpoints
+from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import run_tokenizer, training_batches
 from cope_jax.runs.lock import locked
 from cope_jax.runs.model import ModelState
@@ -266,8 +267,7 @@ def test_the_average_forgets_the_start_and_follows():
 
 
 def test_what_is_best_is_told_by_the_file(make_config, tmp_path):
-    config = make_config()
-    config.train.best_by = "mean_r1"
+    config = replace_fields(make_config(), {"train.best_by": "mean_r1"})
     lines = [{"step": 2, "mean_r1": 0.5}, {"step": 4, "mean_r1": 0.5}, {"step": 6, "mean_r1": 0.9}, {"step": 7}]
     (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     evaluations = Evaluations(config, tmp_path, step=4)
@@ -277,7 +277,7 @@ def test_what_is_best_is_told_by_the_file(make_config, tmp_path):
     assert evaluations.best([3]) is None
     evaluations.add(6, {"mean_r1": 0.50000001})
     assert evaluations.best([4, 6]) == 6
-    config.train.evaluate_every = 0
+    config = replace_fields(config, {"train.evaluate_every": 0})
     assert not any(Evaluations(config, tmp_path, step=0).due(step) for step in range(8))
 
 

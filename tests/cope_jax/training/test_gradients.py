@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from cope_jax.parallel.mesh import make_mesh, to_devices
+from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import run_tokenizer, training_batches
 from cope_jax.runs.model import split_model
 from cope_jax.training.gradients import batch_gradients, cached_gradients
@@ -17,8 +18,7 @@ from cope_jax.training.objective import init_losses, make_loss
 @pytest.fixture(scope="module")
 def setting(make_tiny_config, tmp_path_factory):
     """A config without batch normalisation, its tokenizer and a batch of 16 products."""
-    config = make_tiny_config()
-    config.update_from_flattened_dict(
+    config = make_tiny_config(
         {
             "model.head_norm": "none",
             "model.vision.drop_path": 0.0,
@@ -86,8 +86,7 @@ def test_micro_batches_give_the_gradients_of_the_whole(setting, whole, sizes, pa
 def test_both_passes_draw_the_same(setting):
     """With dropout: as automatic differentiation says of the loss whose micro-batches have those draws."""
     config, tokenizer, batch = setting
-    config = config.copy_and_resolve_references()
-    config.model.text.dropout = 0.5
+    config = replace_fields(config, {"model.text.dropout": 0.5})
     drawn = config, tokenizer, batch
     cached = gradients(drawn, one_device(), parts=2)
     embed, statistics, params = make_embed(config, len(tokenizer))

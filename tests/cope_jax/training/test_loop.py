@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 
 import jax
@@ -21,7 +22,9 @@ from configs import cope_rope
 from cope_jax.parallel.mesh import make_mesh, to_devices
 from cope_jax.runs import lock
 from cope_jax.runs.checkpoints import Checkpoints
-from cope_jax.runs.config import flatten, load_config
+from cope_jax.runs.config import flatten
+from cope_jax.runs.config_file import load_config
+from cope_jax.runs.config_validation import replace_fields, resolve_config
 from cope_jax.runs.inputs import run_tokenizer, training_batches, training_classes
 from cope_jax.runs.lock import locked
 from cope_jax.runs.progress import Progress
@@ -94,14 +97,14 @@ def test_a_stopped_run_ends_bit_for_bit_where_an_unstopped_one_does(finished, ti
 
 
 def test_a_frozen_encoder_keeps_its_values_over_a_restart(tiny_config, tmp_path):
-    tiny_config.optimizer.groups = (("^model/text/", 0.0), ("", 1.0))
-    tiny_config.train.steps = 3
-    tiny_config.train.checkpoint_every = 1
+    groups = (("^model/text/", 0.0), ("", 1.0))
+    changes = {"optimizer.groups": groups, "train.steps": 3, "train.checkpoint_every": 1}
+    tiny_config = replace_fields(tiny_config, changes)
     train(tiny_config, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints/3")
     train(tiny_config, tmp_path)
     first, last = (stored(tmp_path, step)["params"]["model"] for step in (2, 3))
-    mesh = make_mesh(**tiny_config.mesh)
+    mesh = make_mesh(**asdict(tiny_config.mesh))
     with Checkpoints(tmp_path / "fresh") as none:
         vocabulary = len(run_tokenizer(tiny_config, tmp_path))
         fresh = start(tiny_config, mesh, none, vocab_size=vocabulary)[0].params["model"]
@@ -205,7 +208,7 @@ def test_a_last_checkpoint_that_cannot_be_saved_is_an_error(finished, tiny_confi
 
 def test_a_step_without_finite_numbers_changes_nothing(finished, tiny_config, tmp_path):
     tokenizer = run_tokenizer(tiny_config, finished)
-    mesh = make_mesh(**tiny_config.mesh)
+    mesh = make_mesh(**asdict(tiny_config.mesh))
     with Checkpoints(tmp_path) as checkpoints:
         state, _, run = start(tiny_config, mesh, checkpoints, vocab_size=len(tokenizer))
     state.params["loss"]["sigmoid"]["bias"] *= np.nan
@@ -220,7 +223,7 @@ def test_a_step_without_finite_numbers_changes_nothing(finished, tiny_config, tm
 
 def test_too_many_numbers_that_are_not_finite_end_the_run(tiny_config, tmp_path, capsys):
     """The rate throws the parameters out of bounds at the second step; what that leaves is kept as it is."""
-    tiny_config.update_from_flattened_dict({"optimizer.rate": 1e38, "train.max_skipped": 2, "train.steps": 20})
+    tiny_config = replace_fields(tiny_config, {"optimizer.rate": 1e38, "train.max_skipped": 2, "train.steps": 20})
     with pytest.raises(ValueError, match=r"3 steps in a row .* Lower config.optimizer.rate"):
         train(tiny_config, tmp_path)
     assert "skipped: its loss or gradients were not finite; products of the batch:" in capsys.readouterr().out
@@ -256,9 +259,10 @@ def test_a_finished_run_is_left_alone(finished, tiny_config, capsys):
     ],
 )
 def test_every_mesh_trains_the_same(finished, tiny_config, tmp_path, sizes, changed):
-    tiny_config.update_from_flattened_dict(changed)
+    tiny_config = replace_fields(tiny_config, changed)
     tokenizer, class_ids = run_tokenizer(tiny_config, finished), training_classes(tiny_config)
-    tiny_config.losses.classifier.classes = 0 if class_ids is None else len(class_ids)
+    classes = 0 if class_ids is None else len(class_ids)
+    tiny_config = replace_fields(tiny_config, {"losses.classifier.classes": classes})
     meshes = (
         make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1]),
         make_mesh(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))),
@@ -287,7 +291,7 @@ def test_every_mesh_trains_the_same(finished, tiny_config, tmp_path, sizes, chan
 
 
 def test_a_batch_that_does_not_divide_is_refused(tiny_config, tmp_path):
-    tiny_config.train.batch_size, tiny_config.mesh.data = 12, 8
+    tiny_config = replace_fields(tiny_config, {"train.batch_size": 12, "mesh.data": 8})
     with pytest.raises(
         ValueError, match=r"config.train.batch_size 12 is no multiple of the 8 devices .* make it 16, say"
     ):
@@ -295,11 +299,8 @@ def test_a_batch_that_does_not_divide_is_refused(tiny_config, tmp_path):
 
 
 def test_training_lowers_the_loss(tiny_config, tmp_path):
-    tiny_config.train.steps = 40
-    tiny_config.optimizer.rate = 1e-2
-    tiny_config.losses.sigmoid.bias = -2.0
-    tiny_config.train.log_every = 10
-    train(tiny_config, tmp_path)
+    changes = {"train.steps": 40, "optimizer.rate": 1e-2, "losses.sigmoid.bias": -2.0, "train.log_every": 10}
+    train(replace_fields(tiny_config, changes), tmp_path)
     values = [loss for _, loss in losses(tmp_path)]
     assert values[-1] < 0.8 * values[0]
 
@@ -307,15 +308,14 @@ def test_training_lowers_the_loss(tiny_config, tmp_path):
 @pytest.fixture
 def small_authors(tiny_config):
     """The authors' recipe at the size of the other tests, from fresh weights."""
-    config = cope_rope.get_config()
     sizes = {key: value for key, value in flatten(tiny_config) if key.startswith(("data.", "train.", "eval."))}
     shape = ("width", "depth", "heads", "patch_size", "integration_heads", "output_width")
     sizes |= {key: value for key, value in flatten(tiny_config) if key.startswith("model.") and key.endswith(shape)}
     weights = {"data.tokenizer": "", "model.vision.init_from": "", "model.text.init_from": ""}
     # Two thousandths of the rate serve published weights, and a warm-up of thousands of steps.
     rates = {"optimizer.groups": (("", 1.0),), "optimizer.warmup_steps": 2}
-    config.update_from_flattened_dict(sizes | weights | rates | {"train.steps": 30, "train.log_every": 10})
-    return config
+    changes = sizes | weights | rates | {"train.steps": 30, "train.log_every": 10}
+    return resolve_config(cope_rope.get_config(), changes)
 
 
 def test_the_authors_recipe_trains(small_authors, tmp_path):
@@ -332,7 +332,7 @@ def test_the_authors_recipe_trains(small_authors, tmp_path):
 
 
 def test_a_wrong_number_of_classes_is_refused(small_authors, tmp_path):
-    small_authors.losses.classifier.classes = 25
+    small_authors = replace_fields(small_authors, {"losses.classifier.classes": 25})
     with pytest.raises(ValueError, match=r"classifier.classes is 25, but the split 'train' of .* has 24 products"):
         train(small_authors, tmp_path)
 

@@ -8,6 +8,7 @@ import pytest
 from cope_jax.domains import DOMAINS
 from cope_jax.models.fusion import Embeddings
 from cope_jax.parallel.mesh import make_mesh
+from cope_jax.runs.config_validation import replace_fields
 from cope_jax.training.metrics import Mean
 from cope_jax.training.objective import init_losses, make_loss, make_pairs, make_sides
 
@@ -48,12 +49,9 @@ def evaluate(tiny_config, items, one_device):
     """A function that computes the loss of some weights of terms: on these items, or on others."""
 
     def evaluate(weights, embeddings=items[0]):
-        for name, term in tiny_config.losses.items():
-            term.weight = weights.get(name, 0.0)
-        tiny_config.losses.classifier.classes = CLASSES
-        return jax.jit(make_loss(tiny_config, one_device))(
-            init_losses(tiny_config), embeddings, items[1], jax.random.key(0)
-        )
+        changes = {f"losses.{name}.weight": weights.get(name, 0.0) for name in ("sigmoid", "infonce", "classifier")}
+        config = replace_fields(tiny_config, changes | {"losses.classifier.classes": CLASSES})
+        return jax.jit(make_loss(config, one_device))(init_losses(config), embeddings, items[1], jax.random.key(0))
 
     return evaluate
 
@@ -67,8 +65,8 @@ def test_sides_hold_what_is_there(items):
 
 
 def test_pairs_are_the_authors(tiny_config):
-    tiny_config.losses.infonce.page_vision = 0.5
-    assert {pair.name: pair.weight for pair in make_pairs(tiny_config.losses.infonce)} == {
+    losses = replace_fields(tiny_config, {"losses.infonce.page_vision": 0.5}).losses
+    assert {pair.name: pair.weight for pair in make_pairs(losses.infonce)} == {
         "page_video": 1.0,
         "page_live": 1.0,
         "video_live": 1.0,
@@ -77,7 +75,7 @@ def test_pairs_are_the_authors(tiny_config):
         "page_vision_video": 0.5,
         "page_vision_live": 0.5,
     }
-    assert len(make_pairs(tiny_config.losses.sigmoid)) == 3
+    assert len(make_pairs(losses.sigmoid)) == 3
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(evaluate):
@@ -92,10 +90,10 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(evaluate):
 
 
 def test_terms_without_a_weight_learn_nothing(tiny_config):
-    tiny_config.losses.classifier.classes = CLASSES
-    assert {name: sorted(part) for name, part in init_losses(tiny_config).items()} == {"sigmoid": ["bias", "log_t"]}
-    tiny_config.losses.sigmoid.weight, tiny_config.losses.classifier.weight = 0.0, 1.0
-    assert {name: sorted(part) for name, part in init_losses(tiny_config).items()} == {"classifier": ["table"]}
+    config = replace_fields(tiny_config, {"losses.classifier.classes": CLASSES})
+    assert {name: sorted(part) for name, part in init_losses(config).items()} == {"sigmoid": ["bias", "log_t"]}
+    config = replace_fields(config, {"losses.sigmoid.weight": 0.0, "losses.classifier.weight": 1.0})
+    assert {name: sorted(part) for name, part in init_losses(config).items()} == {"classifier": ["table"]}
 
 
 def test_each_term_tells_what_to_watch(evaluate):

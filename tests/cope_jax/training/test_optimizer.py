@@ -7,6 +7,7 @@ import pytest
 
 from configs import default
 from cope_jax.parallel.rules import paths
+from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.model import split_model
 from cope_jax.runs.schedule import rate_schedule
 from cope_jax.training.optimizer import decays, hold_frozen, make_optimizer
@@ -110,8 +111,7 @@ def test_groups_must_fit_the_parameters():
 
 @pytest.mark.parametrize(("fusion", "more"), [("linear", []), ("transformer", ["query", "modality"])])
 def test_of_the_full_model_matrices_and_word_vectors_decay(fusion, more):
-    config = default.get_config()
-    config.model.fusion.kind = fusion
+    config = resolve_config(default.get_config(), {"model.fusion.kind": fusion})
     _, initialise = split_model(config, vocab_size=100)
     scalars = {"log_t": jnp.zeros(()), "bias": jnp.zeros(())}
     params = {"model": jax.eval_shape(initialise).params, "loss": scalars}

@@ -24,7 +24,7 @@ from cope_jax.evaluation.report.pca_map import POINTS
 from cope_jax.evaluation.report.query_gallery import BYTES
 from cope_jax.evaluation.report.rendering import FOLDER, percent
 from cope_jax.evaluation.report.report import parts, write_report
-from cope_jax.runs.config import save_config
+from cope_jax.runs.config_file import save_config
 from tests.browser import DESKTOP, PHONE, chromium, complaints, look, needs_chromium
 
 HOSTILE = [

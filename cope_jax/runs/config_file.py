@@ -1,0 +1,115 @@
+"""`config.json` of a work directory."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cope_jax.runs.config import RunConfig, flatten
+from cope_jax.runs.config_validation import replace_fields, resolve_config
+from data_prep.common.differences import describe_differences
+from data_prep.common.files import atomic_write
+
+FILE = "config.json"
+FOLDER_OR_HUB = ("data.tokenizer", "model.vision.init_from", "model.text.init_from")
+
+# Fields that may change when a run resumes: they affect neither the parameters nor what is compared.
+MAY_CHANGE = (
+    "config.mesh.",
+    "config.eval.batch_size",
+    "config.eval.ways",
+    "config.eval.shots",
+    "config.eval.queries",
+    "config.eval.episodes",
+    "config.model.attention",
+    "config.model.scan_layers",
+    "config.model.remat",
+    "config.data.data_dir",
+    "config.data.threads",
+    "config.data.max_bad_fraction",
+    "config.data.eval_split",
+    "config.train.log_every",
+    "config.train.checkpoint_every",
+    "config.train.keep_checkpoints",
+    "config.train.max_skipped",
+    "config.train.microbatch",
+    "config.train.stall_seconds",
+    "config.train.evaluate_every",
+    "config.train.evaluate_products",
+    "config.train.best_by",
+)
+
+
+def load_config(workdir: Path) -> RunConfig:
+    """Reads the config of a work directory.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is invalid.
+    """
+    path = workdir / FILE
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: --workdir must name the folder of a training run")
+    fields = _read(path)
+    try:
+        return resolve_config(fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def save_config(config: RunConfig, workdir: Path) -> None:
+    """Writes `config.json`, or compares the config with the one that is there.
+
+    Fields in `MAY_CHANGE` may differ. Before the first checkpoint all fields may differ; then the tokenizer of the
+    earlier start is removed, since it may depend on them.
+
+    Raises:
+        ValueError: The work directory has checkpoints of a run with another config. Lists the fields that differ.
+    """
+    path = workdir / FILE
+    text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    if path.exists():
+        fixed = (
+            {key: value for key, value in _flatten(fields, "config").items() if not key.startswith(MAY_CHANGE)}
+            for fields in (_read(path), json.loads(text))
+        )
+        differences = describe_differences(*fixed)
+        if differences and any((workdir / "checkpoints").glob("[0-9]*")):
+            raise ValueError(
+                f"{workdir} contains a run with another config; choose another --workdir or restore these fields:\n"
+                + "\n".join(f"  {difference}" for difference in differences)
+            )
+        if differences:
+            shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
+        if path.read_text(encoding="utf-8") == text:
+            return
+    with atomic_write(path, "w") as file:
+        file.write(text)
+
+
+def make_paths_absolute(config: RunConfig) -> RunConfig:
+    """Returns the config with absolute paths, so that a run can be evaluated from another folder.
+
+    A tokenizer or weights whose name is not a local folder are names of the hub and stay.
+    """
+    paths = {key: value for key, value in flatten(config) if key in FOLDER_OR_HUB and value and Path(value).is_dir()}
+    paths["data.data_dir"] = config.data.data_dir
+    return replace_fields(config, {key: str(Path(path).absolute()) for key, path in paths.items()})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Reads a JSON file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+
+
+def _flatten(fields: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Joins the keys of nested mappings with dots."""
+    flat = {}
+    for key, value in fields.items():
+        flat |= _flatten(value, f"{prefix}.{key}") if isinstance(value, dict) else {f"{prefix}.{key}": value}
+    return flat

@@ -1,0 +1,93 @@
+"""config.json: a work directory keeps its run."""
+
+import dataclasses
+import json
+
+import pytest
+
+from configs import cope_rope, default
+from cope_jax.runs.config_file import load_config, make_paths_absolute, save_config
+from cope_jax.runs.config_validation import replace_fields, resolve_config
+
+DEFAULT = resolve_config(default.get_config())
+
+
+def test_configs_come_back_in_the_format_of_earlier_versions(tmp_path):
+    fields = cope_rope.get_config()
+    config = resolve_config(fields)
+    save_config(config, tmp_path)
+    assert (tmp_path / "config.json").read_text() == fields.to_json(indent=2) + "\n"
+    assert load_config(tmp_path) == config
+
+
+def test_a_run_resumes_with_other_settings_but_stays_the_same_run(tmp_path):
+    save_config(DEFAULT, tmp_path)
+    (tmp_path / "checkpoints/1000").mkdir(parents=True)
+    changes = {"mesh.fsdp": 2, "train.log_every": 7, "model.scan_layers": False, "model.remat": "block"}
+    config = replace_fields(DEFAULT, changes)
+    save_config(config, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["mesh"]["fsdp"] == 2
+    config = replace_fields(config, {"train.batch_size": 64, "data.crop_scale": (0.5, 1.0)})
+    with pytest.raises(ValueError, match=r"contains a run with another config; choose another --workdir") as caught:
+        save_config(config, tmp_path)
+    assert str(caught.value).splitlines()[1:] == [
+        "  config.data.crop_scale: [0.64, 1.0] before, [0.5, 1.0] now",
+        "  config.train.batch_size: 128 before, 64 now",
+    ]
+
+
+def test_a_failed_start_may_be_repeated_with_another_config(tmp_path):
+    """Its tokenizer may be that of the old config."""
+    save_config(DEFAULT, tmp_path)
+    (tmp_path / "tokenizer").mkdir()
+    save_config(DEFAULT, tmp_path)
+    assert (tmp_path / "tokenizer").exists()
+    save_config(replace_fields(DEFAULT, {"data.vocab_size": 77}), tmp_path)
+    assert load_config(tmp_path).data.vocab_size == 77
+    assert not (tmp_path / "tokenizer").exists()
+
+
+@pytest.mark.parametrize("frames", ["eval.frames.live", "data.frames.live"])
+def test_numbers_of_frames_are_fixed_once_positions_are_trained(tmp_path, frames):
+    save_config(DEFAULT, tmp_path)
+    (tmp_path / "checkpoints/1000").mkdir(parents=True)
+    with pytest.raises(ValueError, match=f"config.{frames}: 8 before, 16 now"):
+        save_config(replace_fields(DEFAULT, {frames: 16}), tmp_path)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--workdir must name the folder of a training run"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"config.json is not a JSON file: Expecting"),
+        ("[]", r"config.json: invalid config:\n  config is \[\]; expected a section with seed, data"),
+        ("{}", r"config.json: invalid config:\n  config.seed is missing; expected an integer"),
+    ],
+)
+def test_an_invalid_file_is_named(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_config(tmp_path)
+
+
+def test_a_field_that_the_file_lacks_counts_as_a_difference(tmp_path):
+    fields = dataclasses.asdict(DEFAULT)
+    del fields["train"]["steps"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    (tmp_path / "checkpoints/1000").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"config.train.steps: nothing before, 50000 now"):
+        save_config(DEFAULT, tmp_path)
+
+
+def test_folders_become_absolute_and_names_of_the_hub_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    changes = {"data.data_dir": "data", "model.vision.init_from": "weights", "data.tokenizer": "hfl/rbt3"}
+    config = make_paths_absolute(replace_fields(DEFAULT, changes | {"model.text.init_from": "hfl/rbt3"}))
+    assert config.data.data_dir == str(tmp_path / "data")
+    assert config.model.vision.init_from == str(tmp_path / "weights")
+    assert config.model.text.init_from == config.data.tokenizer == "hfl/rbt3"
