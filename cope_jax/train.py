@@ -44,7 +44,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Joins the cluster where there is one, and trains; or tells what that would take."""
-    config = resolve_config(FLAGS.config)
+    config = resolve_config(FLAGS.config.to_dict())
     if FLAGS.dry_run:
         pretend_devices(config)
         print(dry_run(config))

@@ -39,7 +39,7 @@ def resolve_config(
         return not any(a.startswith(b) or b.startswith(a) for a in wanted for b in invalid)
 
     lines = [f"{key} {problem}" for key, problem in problems.items()]
-    if config is not None:
+    if "config" not in problems:
         lines += _combination_problems(config, valid)
     if lines:
         raise ValueError("invalid config:\n" + "\n".join(f"  {line}" for line in lines))

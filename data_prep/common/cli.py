@@ -33,4 +33,15 @@ def run(name: str, main: Callable[..., int | None], *, positional: bool = False)
                 raise
             sys.exit(f"{name}: {error}")
 
-    app.run(checked)
+    app.run(checked, flags_parser=lambda argv: _parse_flags(name, argv))
+
+
+def _parse_flags(name: str, argv: list[str]) -> list[str]:
+    """Parses the flags; a config flag for a field that does not exist is an error of one line, too."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:  # from ml_collections, nested
+        message: object = error
+        while isinstance(message, Exception):
+            message = message.args[0]
+        sys.exit(f"{name}: unknown field of the config: {message}")

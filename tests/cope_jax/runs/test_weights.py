@@ -45,6 +45,8 @@ def config(tiny_config, sources):
             "model.text.init_cut": True,
             "model.text.width": 8,
             "train.steps": 3,
+            "eval.frames.video": 2,
+            "eval.frames.live": 2,
         },
     )
 
