@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
-from data_prep.common.cores import usable_cores
+from data_prep.common.process_pool import usable_cores
 
 FLAGS = flags.FLAGS
 

@@ -30,7 +30,7 @@ from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.inputs import evaluation_batches
 from cope_jax.runs.model import split_model
 from data_prep.build import build
-from data_prep.records.inputs import release_inputs
+from data_prep.records.inputs import inputs_from_release
 from data_prep.synthetic.release import write_release
 
 FLAGS = flags.FLAGS
@@ -41,7 +41,7 @@ def make_data(folder: Path, products: int) -> Path:
     release = write_release(
         folder / "release", train_products=products, test_products=products, image_side=96, seed=0, processes=2
     )
-    build(release_inputs(release, folder / "data"), folder / "data", report=lambda line: None)
+    build(inputs_from_release(release, folder / "data"), folder / "data", report=lambda line: None)
     return folder / "data"
 
 

@@ -54,7 +54,7 @@ from cope_jax.domains import DOMAINS
 from data_prep.build import build
 from data_prep.catalog.files import Frame, write_catalog
 from data_prep.catalog.files import Item as CatalogItem
-from data_prep.records.inputs import Inputs, release_inputs
+from data_prep.records.inputs import Inputs, inputs_from_release
 from data_prep.synthetic.release import write_release
 
 FLAGS = flags.FLAGS
@@ -92,7 +92,7 @@ def write_records(folder: Path, products: int) -> None:
     release = write_release(
         folder / "release", train_products=products, test_products=10, image_side=96, seed=SEED, processes=2
     )
-    build(release_inputs(release, folder / "demo"), folder / "demo", report=lambda line: None)
+    build(inputs_from_release(release, folder / "demo"), folder / "demo", report=lambda line: None)
     items, names = {}, []
     for domain in DOMAINS:
         frames = [[f"{domain}-{i}-{t}.jpg" for t in range(CLIP_FRAMES[domain])] for i in range(products)]

@@ -1,8 +1,8 @@
-"""The three domains a product is shown in, and the ways to pair them. The order is the same everywhere."""
+"""The domains in which products are shown, and the ways to pair them."""
 
 from itertools import combinations
 
-DOMAINS = ("page", "video", "live")
+from data_prep.common.domains import DOMAINS
 
 # The pairs that contrastive losses compare: (page, video), (page, live), (video, live).
 PAIRS = tuple(combinations(DOMAINS, 2))

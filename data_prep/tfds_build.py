@@ -1,7 +1,7 @@
-"""`tfds build`, as TFDS has it, for machines without TensorFlow.
+"""Runs `tfds build` without TensorFlow.
 
-The `tfds` program cannot start without TensorFlow, because of another of its commands (convert_format). Its
-build command needs none; this module runs just that one, with all of its flags:
+The `tfds` program needs TensorFlow only for another of its commands (convert_format). This module runs its build
+command alone, with all flags:
 
     python -m data_prep.tfds_build data_prep/rope --data_dir=DIR --manual_dir=RELEASE [--config=page]
 """
@@ -11,19 +11,12 @@ import sys
 from absl import app
 from tensorflow_datasets.scripts.cli import build, cli_utils
 
-from data_prep.catalog.files import CatalogError
-from data_prep.catalog.release import ReleaseError
-from data_prep.images.sources import ImageSourceError
-from data_prep.records.inputs import BuildError
 
-
-def main(args: build.Args) -> int:
+def main(args: build.Args) -> None:
     try:
         args.execute()
-    except (BuildError, CatalogError, ImageSourceError, ReleaseError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    except (ValueError, OSError) as error:
+        sys.exit(f"tfds build: {error}")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME
 
 from data_prep.build import SUMMARY_FILE
 from data_prep.common.domains import DOMAINS
+from data_prep.common.process_pool import ProcessMap, process_map
 from data_prep.records.checks import NO_LINKS, Check, check_items, check_products, unmatched
-from data_prep.records.local_pool import Map, local_map
 from data_prep.rope.rope_dataset_builder import Builder, read_fingerprint
 
 FLAGS = flags.FLAGS
@@ -33,7 +33,7 @@ MOST_LINES = 20  # of damage in one file: a lost one has as many as records
 def verify(data_dir: Path, *, processes: int | None = None, report: Callable[[str], None] = print) -> int:
     """Checks the data sets in <data_dir>/rope, reports each damage as a line and returns how many there are."""
     damages = 0
-    with local_map(processes) as apply:
+    with process_map(processes) as apply:
         for place, found in _find_damages(data_dir / Builder.name, apply, report):
             for damage in found[:MOST_LINES]:
                 report(f"{place}: {damage}")
@@ -43,7 +43,7 @@ def verify(data_dir: Path, *, processes: int | None = None, report: Callable[[st
     return damages
 
 
-def _find_damages(folder: Path, apply: Map, report: Callable[[str], None]) -> Iterator[Damage]:
+def _find_damages(folder: Path, apply: ProcessMap, report: Callable[[str], None]) -> Iterator[Damage]:
     path = folder / SUMMARY_FILE
     if not path.exists():
         yield path, ["not found: no build was finished here"]
@@ -78,7 +78,9 @@ def _find_damages(folder: Path, apply: Map, report: Callable[[str], None]) -> It
         report(f"{split}: read " + ", ".join(f"{sum(check.rows for _, check in items[d])} {d} items" for d in DOMAINS))
 
 
-def _check_files(folder: Path, split: str, check: Callable[[Path], Check], apply: Map) -> list[tuple[Path, Check]]:
+def _check_files(
+    folder: Path, split: str, check: Callable[[Path], Check], apply: ProcessMap
+) -> list[tuple[Path, Check]]:
     """Returns the files of a split in order and what they hold."""
     splits = tfds.builder_from_directory(folder).info.splits
     paths = [Path(path) for path in splits[split].filepaths] if split in splits else []

@@ -52,12 +52,12 @@ def parsed_flags():
 def synthetic_data_dir(tmp_path_factory):
     """Array records of a tiny synthetic release, made by the same code as the demo's."""
     from data_prep.build import build
-    from data_prep.records.inputs import release_inputs
+    from data_prep.records.inputs import inputs_from_release
     from data_prep.synthetic.release import write_release
 
     folder = tmp_path_factory.mktemp("synthetic")
     release = write_release(folder / "release", train_products=24, test_products=12, image_side=32, seed=0, processes=1)
-    build(release_inputs(release, folder / "data"), folder / "data", processes=1, report=lambda line: None)
+    build(inputs_from_release(release, folder / "data"), folder / "data", processes=1, report=lambda line: None)
     return folder / "data"
 
 

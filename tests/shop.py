@@ -79,7 +79,7 @@ def shop_item(domain: str, product: int) -> Item:
     """The item of a product in a domain."""
     text = HOSTILE if (domain, product) == ("page", 2) else f"{domain} of kind {product} 红裙"
     frames = (picture(product),) * FRAMES[domain]
-    return Item(100 + product, text, (1000 + product,), frames, np.arange(len(frames)))
+    return Item(100 + product, text, (1000 + product,), frames)
 
 
 class ShopEmbedder:

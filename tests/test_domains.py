@@ -13,10 +13,3 @@ def test_pairs_and_directions_are_those_of_the_paper():
         "v2l",
         "l2v",
     ]
-
-
-def test_data_prep_says_the_same():
-    from cope_jax.domains import DOMAINS
-    from data_prep.common.domains import DOMAINS as THEIRS
-
-    assert THEIRS == DOMAINS

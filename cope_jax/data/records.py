@@ -1,58 +1,70 @@
-"""Random access to the array records of a split, or of several: items of each domain by row, products by number."""
+"""Random access to the array records of one or more splits: items by domain and row, products by number."""
 
 import hashlib
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
-from google.protobuf.message import DecodeError
-from tensorflow_datasets.proto import tf_example_pb2
 
 from cope_jax.data.bad_items import BadItem
 from cope_jax.domains import DOMAINS
+from data_prep.records.schema import parse_example
 
-# Of array_record (a hash that does not match), protobuf, a field without value, text that is no UTF-8.
-BROKEN = (RuntimeError, DecodeError, IndexError, UnicodeDecodeError)
-SAMPLE = 1 << 16  # bytes at both ends of a file that its fingerprint is made from
-OTHER_FILES = 500  # that a process has open: libraries, logs, checkpoints, sockets
+# Raised for an invalid record: by array_record (wrong hash), for a feature without values, by parsing and decoding.
+INVALID = (RuntimeError, IndexError, ValueError)
+SAMPLE = 1 << 16  # bytes read from both ends of a file for its fingerprint
+OTHER_FILES = 500  # further files that a process has open: libraries, logs, checkpoints, sockets
 
 
 @dataclass(frozen=True)
 class Item:
-    """One page, video or live clip.
+    """A page, video or live clip.
 
-    text is "" where the item has none; product_ids are sorted; frames are encoded images (JPEG, PNG, …)
-    in time order and frame_times i64[n] their frame numbers or milliseconds.
+    Attributes:
+        item_id: Id of the item, unique within its domain.
+        text: Its text, or "".
+        product_ids: Ids of its products, ascending.
+        frames: Encoded images (JPEG, PNG, …) in time order.
     """
 
     item_id: int
     text: str
     product_ids: tuple[int, ...]
     frames: tuple[bytes, ...]
-    frame_times: np.ndarray
 
 
 @dataclass(frozen=True)
 class Product:
-    """A product and the rows of its items, i64[n] per domain (empty where it lacks the domain)."""
+    """A product and the rows of its items in each domain, i64[n], empty for domains without items."""
 
     product_id: int
     rows: Mapping[str, np.ndarray]
 
 
+class RecordSource(Protocol):
+    """Records by number, as TFDS's `as_data_source` returns them."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, record_key: Any, /) -> Any: ...
+    def __getitems__(self, record_keys: Sequence[int], /) -> Sequence[bytes]: ...
+
+
 @dataclass(frozen=True)
 class ItemRecords:
-    """The items of one domain; `records[row]` reads one, nothing is held in memory.
+    """The items of a domain; `records[row]` reads one.
 
-    files: path → number of records, in row order.
+    Attributes:
+        domain: Name of the domain.
+        source: Serialized records by row.
+        files: Number of records of each file, in row order.
     """
 
     domain: str
-    source: Sequence
+    source: RecordSource
     files: Mapping[Path, int]
 
     def __len__(self) -> int:
@@ -62,33 +74,35 @@ class ItemRecords:
         """Reads an item.
 
         Raises:
-          BadItem: the record is broken; names its file.
+            BadItem: The record is invalid; the message names its file.
         """
         try:
-            features = _features(self.source[row])
+            example = parse_example(self.source[row])
             return Item(
-                item_id=features["item_id"].int64_list.value[0],
-                text=features["text"].bytes_list.value[0].decode("utf-8"),
-                product_ids=tuple(sorted(features["product_ids"].int64_list.value)),
-                frames=tuple(features["frames"].bytes_list.value),
-                frame_times=np.array(features["frame_times"].int64_list.value, np.int64),
+                item_id=example.integers("item_id")[0],
+                text=example.byte_strings("text")[0].decode("utf-8"),
+                product_ids=tuple(sorted(example.integers("product_ids"))),
+                frames=tuple(example.byte_strings("frames")),
             )
-        except BROKEN as error:
-            raise BadItem(f"{self.place(row)} is broken: {error}") from error
+        except INVALID as error:
+            raise BadItem(f"{self.place(row)} is invalid: {error}") from error
 
     def place(self, row: int) -> str:
-        """Where a row lies: "record 3 of /data/rope/page/1.0.0/rope-train.array_record-00001-of-00016"."""
+        """Returns "record 3 of /data/rope/page/1.0.0/rope-train.array_record-00001-of-00016"."""
         return _place(self.files, row)
 
 
 @dataclass(frozen=True)
 class ProductRecords:
-    """The products of the splits; `records[p]` reads one. files as of `ItemRecords`.
+    """The products; `records[number]` reads one.
 
-    starts: of each split how many products and items of each domain come before it; its rows count from there.
+    Attributes:
+        source: Serialized records by number.
+        files: Number of records of each file, in order.
+        starts: For each split, the number of products and of items of each domain in the splits before it.
     """
 
-    source: Sequence
+    source: RecordSource
     files: Mapping[Path, int]
     starts: Sequence[Mapping[str, int]]
 
@@ -99,62 +113,61 @@ class ProductRecords:
         """Reads a product.
 
         Raises:
-          BadItem: the record is broken; names its file.
+            BadItem: The record is invalid; the message names its file.
         """
         start = [start for start in self.starts if start["product"] <= index][-1]
         try:
-            features = _features(self.source[index])
+            example = parse_example(self.source[index])
             rows = {
-                domain: start[domain] + np.array(features[f"{domain}_rows"].int64_list.value, np.int64)
-                for domain in DOMAINS
+                domain: start[domain] + np.array(example.integers(f"{domain}_rows"), np.int64) for domain in DOMAINS
             }
-            return Product(product_id=features["product_id"].int64_list.value[0], rows=rows)
-        except BROKEN as error:
-            raise BadItem(f"{_place(self.files, index)} is broken: {error}") from error
+            return Product(product_id=example.integers("product_id")[0], rows=rows)
+        except INVALID as error:
+            raise BadItem(f"{_place(self.files, index)} is invalid: {error}") from error
 
     def ids(self, *, chunk: int = 4096) -> np.ndarray:
-        """The ids of all products, i64[P], in the order of the records.
+        """Returns the ids of all products, i64[P], in the order of the records.
 
-        Read `chunk` records at once: 187,431 take two seconds, one by one they would take a minute.
+        Reading `chunk` records at once takes two seconds for 187,431 products instead of a minute.
 
         Raises:
-          BadItem: a record is broken; names its file.
+            BadItem: A record is invalid; the message names its file.
         """
         ids = np.zeros(len(self), np.int64)
         for start in range(0, len(self), chunk):
             indices = range(start, min(start + chunk, len(self)))
             try:
                 records = self.source.__getitems__(indices)
-                ids[indices] = [_features(record)["product_id"].int64_list.value[0] for record in records]
-            except BROKEN:
-                ids[indices] = [self[index].product_id for index in indices]  # says which one
+                ids[indices] = [parse_example(record).integers("product_id")[0] for record in records]
+            except INVALID:
+                ids[indices] = [self[index].product_id for index in indices]  # raises BadItem for the invalid record
         return ids
 
 
 @dataclass(frozen=True)
 class Records:
-    """The four data sets of one split, or of several, one after the other."""
+    """The data sets of one or more splits, concatenated."""
 
     items: Mapping[str, ItemRecords]
     products: ProductRecords
 
 
 def open_records(data_dir: str | Path, split: str) -> Records:
-    """Opens rope/page, rope/video, rope/live and rope/product under `data_dir`, newest version of each.
+    """Opens the newest versions of rope/page, rope/video, rope/live and rope/product.
 
     Args:
-      data_dir: TFDS's data folder.
-      split: its name, or several as TFDS writes them: "train+test".
+        data_dir: TFDS's data folder.
+        split: Name of a split, or several as TFDS writes them: "train+test".
 
     Raises:
-      FileNotFoundError: data sets that are not there, all of them, with the command that makes them.
-      ValueError: data sets that lack a split, all of them, with the splits they have; more files than this process
-        may open.
+        FileNotFoundError: Data sets are missing; the message lists them and the command that builds them.
+        ValueError: Data sets lack a split, or they have more files than this process may open.
     """
-    builders = _builders(data_dir, split)
-    _allow_open_files(sum(len(_files(builder, split)) for builder in builders.values()), data_dir)
-    sources = {
-        config: builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    builders = _load_builders(data_dir, split)
+    files = {config: _files(builder, split) for config, builder in builders.items()}
+    _allow_open_files(sum(map(len, files.values())), data_dir)
+    sources: dict[str, Any] = {
+        config: builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
         for config, builder in builders.items()
     }
     starts = [dict.fromkeys(builders, 0)]
@@ -162,28 +175,28 @@ def open_records(data_dir: str | Path, split: str) -> Records:
         sizes = {config: builder.info.splits[name].num_examples for config, builder in builders.items()}
         starts.append({config: starts[-1][config] + size for config, size in sizes.items()})
     return Records(
-        items={domain: ItemRecords(domain, sources[domain], _files(builders[domain], split)) for domain in DOMAINS},
-        products=ProductRecords(sources["product"], _files(builders["product"], split), starts),
+        items={domain: ItemRecords(domain, sources[domain], files[domain]) for domain in DOMAINS},
+        products=ProductRecords(sources["product"], files["product"], starts),
     )
 
 
 def fingerprint(data_dir: str | Path, split: str) -> str:
-    """Tells the records of a split from others, wherever they lie: hex digits.
+    """Returns 16 hexadecimal digits that identify the records of a split, wherever they are stored.
 
-    Made from the name, size, beginning and end of each file: reading all would take hours where data sets are large.
+    They depend on the name, size, beginning and end of each file: reading whole files would take hours for large data.
 
     Raises:
-      FileNotFoundError, ValueError: as `open_records`.
+        FileNotFoundError, ValueError: See `open_records`.
     """
     digest = hashlib.sha256()
-    for config, builder in _builders(data_dir, split).items():
+    for config, builder in _load_builders(data_dir, split).items():
         for path in _files(builder, split):
             add_file(digest, path, config)
     return digest.hexdigest()[:16]
 
 
 def add_file(digest: "hashlib._Hash", path: Path, kind: str) -> None:
-    """Adds a file's kind, name, size, beginning and end to a fingerprint."""
+    """Updates a digest with a file's kind, name, size, beginning and end."""
     size = path.stat().st_size
     digest.update(f"{kind} {path.name} {size}\n".encode())
     with path.open("rb") as file:
@@ -192,86 +205,74 @@ def add_file(digest: "hashlib._Hash", path: Path, kind: str) -> None:
         digest.update(file.read(SAMPLE))
 
 
-def _builders(data_dir: str | Path, split: str) -> dict[str, tfds.core.DatasetBuilder]:
-    """Of page, video, live and product the data set; errors as of `open_records`."""
-    configs = (*DOMAINS, "product")
-    folders = {config: _newest_version(Path(data_dir) / "rope" / config) for config in configs}
-    absent = [str(Path(data_dir) / "rope" / config) for config, folder in folders.items() if folder is None]
-    if absent:
+def sample_texts(records: Records, *, limit: int) -> list[str]:
+    """Returns at most `limit` texts per domain, from evenly spaced rows; items without text are skipped.
+
+    The result is deterministic: for 10 rows and a limit of 4, rows 0, 2, 5 and 7 are read.
+    """
+    texts = []
+    for domain in DOMAINS:
+        items = records.items[domain]
+        count = min(limit, len(items))
+        texts += [items[i * len(items) // count].text for i in range(count)]
+    return [text for text in texts if text]
+
+
+def _load_builders(data_dir: str | Path, split: str) -> dict[str, tfds.core.DatasetBuilder]:
+    """Returns the builders of page, video, live and product; raises as `open_records` does."""
+    folders = {config: Path(data_dir) / "rope" / config for config in (*DOMAINS, "product")}
+    versions = {config: _versions(folder) for config, folder in folders.items()}
+    if missing := [str(folder) for config, folder in folders.items() if not versions[config]]:
         raise FileNotFoundError(
-            f"no array records in {', '.join(absent)}; make them with "
-            f"`./run.sh build --release=RELEASE --data_dir={data_dir}` or set data_dir to where they are"
+            f"no array records in {', '.join(missing)}; build them with "
+            f"`./run.sh build --release=RELEASE --data_dir={data_dir}`, or set data_dir to the folder that has them"
         )
-    builders = {config: tfds.builder_from_directory(folder) for config, folder in folders.items()}
+    newest = {config: folder / str(max(versions[config])) for config, folder in folders.items()}
+    builders = {config: tfds.builder_from_directory(folder) for config, folder in newest.items()}
     lacking = [
-        f"{folders[config]} (has {', '.join(sorted(builder.info.splits)) or 'none'})"
+        f"{newest[config]} (has {', '.join(sorted(builder.info.splits)) or 'none'})"
         for config, builder in builders.items()
         if set(split.split("+")) - set(builder.info.splits)
     ]
     if lacking:
         raise ValueError(
-            f"no split {split!r} in {', '.join(lacking)}; name another, or several as in train+test, or build all "
-            "that are wanted into another data_dir with `./run.sh build … --splits=train,test`"
+            f"no split {split!r} in {', '.join(lacking)}; choose another, or several as in train+test, or build all "
+            "that you need into another data_dir with `./run.sh build … --splits=train,test`"
         )
     return builders
 
 
+def _versions(folder: Path) -> list[tfds.core.Version]:
+    """Returns the versions of a data set that are finished."""
+    names = [path.parent.name for path in folder.glob("*.*.*/dataset_info.json")]
+    return [tfds.core.Version(name) for name in names if tfds.core.Version.is_valid(name)]
+
+
 def _files(builder: tfds.core.DatasetBuilder, split: str) -> dict[Path, int]:
-    """Path → number of records of each file of the splits."""
+    """Returns the number of records of each file of the splits."""
     infos = [builder.info.splits[name] for name in split.split("+")]
     return {Path(path): count for info in infos for path, count in zip(info.filepaths, info.shard_lengths, strict=True)}
 
 
 def _place(files: Mapping[Path, int], row: int) -> str:
-    """The number of a row within its file, and that; files as of `ItemRecords`."""
+    """Returns the file of a row and its number there."""
     for path, count in files.items():
         if row < count:
             return f"record {row} of {path}"
         row -= count
-    raise IndexError(f"row {row} is behind the last record")
+    raise IndexError(f"row {row} is beyond the last record")
 
 
 def _allow_open_files(count: int, data_dir: str | Path) -> None:
-    """Lets this process open so many record files, which stay open, twice if the machine allows it."""
+    """Raises the limit of open files for `count` record files, which stay open; for twice as many if possible."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= 2 * count + OTHER_FILES:
+    wanted = 2 * count + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
-    allowed = 2 * count + OTHER_FILES if hard == resource.RLIM_INFINITY else min(hard, 2 * count + OTHER_FILES)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
     if allowed < count + OTHER_FILES:
         raise ValueError(
-            f"{data_dir} has {count} files, which stay open, and this process may open no more than {hard}: allow it "
-            f"{2 * count + OTHER_FILES} (`ulimit -Hn`, or LimitNOFILE in systemd)"
+            f"{data_dir} has {count} files, which stay open, but this process may open only {hard}; allow "
+            f"{wanted} (`ulimit -Hn`, or LimitNOFILE in systemd)"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
-
-
-def sample_texts(records: Records, *, limit: int) -> list[str]:
-    """At most `limit` texts per domain, from rows spread evenly over it; missing texts are left out.
-
-    The same records give the same texts in the same order: 10 rows and limit 4 read rows 0, 2, 5, 7.
-    """
-    texts = []
-    for domain in DOMAINS:
-        items = records.items[domain]
-        taken = min(limit, len(items))
-        texts += [items[i * len(items) // taken].text for i in range(taken)]
-    return [text for text in texts if text]
-
-
-def _features(record: bytes) -> Mapping[str, Any]:
-    """The features of a serialised tf.train.Example; one without values reads as empty.
-
-    TFDS decodes the same values in 0.1 to 0.2 ms a record, this in 0.01: at 64 px a sixth of the time
-    of a training batch.
-    """
-    return tf_example_pb2.Example.FromString(record).features.feature
-
-
-def _newest_version(folder: Path) -> Path | None:
-    """The folder of the highest version that holds a finished data set, None where there is none."""
-    versions = [
-        (tuple(int(part) for part in child.parent.name.split(".")), child.parent)
-        for child in folder.glob("*.*.*/dataset_info.json")
-        if all(part.isdigit() for part in child.parent.name.split("."))
-    ]
-    return max(versions)[1] if versions else None

@@ -135,7 +135,7 @@ class Embedder:
             short_clips=self.config.data.short_clips,
         )
         items = [
-            Item(number, text, (), tuple(enumerate(clip)), np.arange(len(clip)))
+            Item(number, text, (), tuple(enumerate(clip)))
             for number, (clip, text) in enumerate(zip(clips, texts, strict=True))
         ]
         parts = [np.asarray(vectors)[:count] for count, vectors in late(self.dispatch(items, maker))]

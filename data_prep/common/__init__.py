@@ -1,9 +1,10 @@
 """Helpers shared by `data_prep` and `cope_jax`, free of jax.
 
-cli          the frame of a command: flags, quiet libraries, one-line errors
-differences  differences between two mappings, in words
-domains      names of the domains
-files        atomic writes, locks and hashes of files
-progress     a progress bar on a terminal, lines in a log
-text_table   aligned columns of text
+cli           the frame of a command: flags, quiet libraries, one-line errors
+differences   differences between two mappings, in words
+domains       names of the domains
+files         atomic writes, locks and hashes of files
+process_pool  a pool of processes
+progress      a progress bar on a terminal, lines in a log
+text_table    aligned columns of text
 """

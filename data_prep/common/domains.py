@@ -1,3 +1,3 @@
-"""The three domains a product is shown in, in the order used everywhere."""
+"""Names of the domains in which products are shown, in the order used everywhere."""
 
 DOMAINS = ("page", "video", "live")

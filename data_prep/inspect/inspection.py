@@ -7,11 +7,11 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from data_prep.common.domains import DOMAINS
+from data_prep.common.process_pool import ProcessMap, process_map
 from data_prep.inspect import page as inspect_page
 from data_prep.inspect.overlaps import MEMORY_LIMIT, Overlap, RecordFile, find_overlap, take_down
 from data_prep.inspect.page import ShownItem, ShownProduct, Side, Split
 from data_prep.inspect.survey import Histogram, Part, add_up, describe, survey_items, survey_products
-from data_prep.records.local_pool import Map, local_map
 from data_prep.rope.rope_dataset_builder import Builder
 
 HEADER = ("domain", "what", "5%", "median", "mean", "95%", "most")
@@ -25,7 +25,7 @@ class InspectError(ValueError):
 def inspect(data_dir: Path, *, items: int, products: int, processes: int | None = None) -> list[Split]:
     """Returns what there is to show of each split; arguments as the flags of the command."""
     configs = _open(data_dir)
-    with local_map(processes) as apply:
+    with process_map(processes) as apply:
         return [_inspect_split(configs, split, items, products, apply) for split in configs["page"].info.splits]
 
 
@@ -34,7 +34,7 @@ def check_split(data_dir: Path, *, processes: int | None = None) -> Overlap:
     import duckdb  # here, so that the processes that only read records are spared it
 
     configs = _open(data_dir)
-    with tempfile.TemporaryDirectory(dir=data_dir, prefix="check_split-") as name, local_map(processes) as apply:
+    with tempfile.TemporaryDirectory(dir=data_dir, prefix="check_split-") as name, process_map(processes) as apply:
         folder = Path(name)
         files = [
             RecordFile(path, split, config, folder / f"{config}-{path.name}.parquet")
@@ -78,7 +78,7 @@ def _paths(builder: tfds.core.DatasetBuilder, split: str) -> list[Path]:
 
 
 def _inspect_split(
-    configs: dict[str, tfds.core.DatasetBuilder], split: str, items: int, products: int, apply: Map
+    configs: dict[str, tfds.core.DatasetBuilder], split: str, items: int, products: int, apply: ProcessMap
 ) -> Split:
     histograms: dict[tuple[str, str], Histogram] = {}
     rows = []

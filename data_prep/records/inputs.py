@@ -1,4 +1,4 @@
-"""What a build is made from, and a fingerprint that changes when it does."""
+"""The inputs of a build and their fingerprint."""
 
 import dataclasses
 import functools
@@ -13,11 +13,7 @@ from data_prep.catalog.release_rows import make_catalog
 from data_prep.common.domains import DOMAINS
 from data_prep.images import sources as image_sources
 
-VERSION = 1  # raise when the same inputs give other records
-
-
-class BuildError(ValueError):
-    """A build that cannot be made; the message says what to change."""
+VERSION = 1  # increment when the same inputs give other records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,52 +21,52 @@ class Inputs:
     """A catalog and the images of its frames.
 
     Attributes:
-      catalog: its folder.
-      images: where the images are, folders or shards of a download; of several with a name the first is taken.
-      splits: the splits to build.
+        catalog: Folder of the catalog.
+        images: Sources of images: folders, or shards of a download. If several contain a name, the first wins.
+        splits: Splits to build.
     """
 
     catalog: Path
     images: tuple[Path, ...]
     splits: tuple[str, ...] = ("train", "test")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.splits or len(set(self.splits)) < len(self.splits):
-            raise BuildError(f"splits {list(self.splits)}: wanted at least one, and each once")
+            raise ValueError(f"splits are {list(self.splits)}; name at least one, and each only once")
         if not self.images:
-            raise BuildError("no source of images: name at least one with --images")
+            raise ValueError("there is no source of images; name at least one with --images")
 
     @functools.cached_property
-    def opened(self) -> Catalog:
+    def opened_catalog(self) -> Catalog:
+        """The catalog."""
         return Catalog(self.catalog)
 
     def check(self) -> None:
-        """Raises CatalogError or BuildError where a split or a domain's items lack, before hours go into others."""
-        lacking = [
+        """Raises ValueError if a split or all items of a domain are missing, before hours are spent on the others."""
+        missing = [
             f"no {domain} items in split {split!r}"
             for split in self.splits
             for domain in DOMAINS
-            if not self.opened.count(split, domain)
+            if not self.opened_catalog.count(split, domain)
         ]
-        if lacking:
-            raise BuildError(
-                f"{self.catalog} has {', '.join(lacking)}; a split needs all three domains: build other --splits, or "
-                "make the catalog anew, that of a table with a larger --test_fraction or with a column split"
+        if missing:
+            raise ValueError(
+                f"{self.catalog} has {', '.join(missing)}; every split needs items of all domains: build other "
+                "--splits, or make another catalog; for a table, with a larger --test_fraction or a split column"
             )
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, str]:
-        """What was built from: name → digest or value, the same wherever catalog and images lie.
+        """Digests and values that identify the inputs, wherever the catalog and the images are stored.
 
-        Images are not opened: `image_sources.fingerprint`.
+        Images are identified by their names and sizes, see `image_sources.fingerprint`.
 
         Raises:
-          CatalogError: no finished catalog.
-          ImageSourceError: a missing folder of images, or a tar without a ledger.
+            ValueError: There is no finished catalog, no folder of images, or a tar without a ledger.
         """
         digests = [image_sources.fingerprint(source) for source in self.images]
         return {
-            "catalog": self.opened.fingerprint,
+            "catalog": self.opened_catalog.fingerprint,
             "images": hashlib.sha256(" ".join(digests).encode()).hexdigest(),
             "splits": ", ".join(self.splits),
             "version": str(VERSION),
@@ -78,11 +74,11 @@ class Inputs:
 
     @property
     def digest(self) -> str:
-        """The fingerprint as sixteen hex digits, to name folders by."""
+        """The fingerprint as 16 hexadecimal digits, used in names of folders."""
         return hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def release_inputs(
+def inputs_from_release(
     release: Path,
     data_dir: Path,
     *,
@@ -91,18 +87,18 @@ def release_inputs(
     prefixes: Mapping[str, str] | None = None,
     report: Callable[[str], None] = print,
 ) -> Inputs:
-    """Makes the catalog of a release in `<data_dir>/catalog` and returns what to build from.
+    """Makes the catalog of a release in `<data_dir>/catalog` and returns the inputs of its build.
 
     Args:
-      release: folder with the text files.
-      data_dir: TFDS's data folder.
-      images: sources of images; none is `<release>/images`.
-      splits: the splits to build.
-      prefixes: split → prefix of its file names, where not that of `release.PREFIXES`.
-      report: takes lines of progress.
+        release: Folder with the text files.
+        data_dir: TFDS's data folder.
+        images: Sources of images; by default `<release>/images`.
+        splits: Splits to build.
+        prefixes: Prefixes of the file names by split, if they differ from `release.PREFIXES`.
+        report: Called with lines of progress.
 
     Raises:
-      ReleaseError, CatalogError: the release cannot be read, or the catalog there is another's.
+        ValueError: The release cannot be read, or the folder contains the catalog of another release.
     """
     inputs = Inputs(data_dir / "catalog", tuple(images) or (release / "images",), tuple(splits))
     make_catalog(release, inputs.catalog, splits=inputs.splits, prefixes=prefixes, report=report)

@@ -1,4 +1,4 @@
-"""The records of the data set: their features, and a file of them written whole or not at all."""
+"""The records of the data sets: their features, and how they are serialized, parsed and written."""
 
 import dataclasses
 import os
@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_prep.common.domains import DOMAINS
+from data_prep.common.files import temporary_path
 
-_READ_RECORDS = 16  # at once: a record may have many MB
+_READ_RECORDS = 16  # records read at once; a record may have many MB
+_Example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  (protobuf makes it at import)
 
 
 def item_features() -> tfds.features.FeaturesDict:
-    """Features of a page, video or live record. `frames` holds the encoded images, byte for byte.
+    """Returns the features of a page, video or live record; `frames` holds encoded images byte for byte.
 
     `Sequence(Image())` cannot be read back without TensorFlow; `Text` gives the raw bytes.
     """
@@ -34,67 +37,17 @@ def item_features() -> tfds.features.FeaturesDict:
 
 
 def product_features() -> tfds.features.FeaturesDict:
-    """Features of a product record: its id and its rows in the records of each domain, ascending."""
+    """Returns the features of a product record: its id and its ascending rows in the records of each domain."""
     rows = {f"{domain}_rows": tfds.features.Sequence(np.int64) for domain in DOMAINS}
     return tfds.features.FeaturesDict({"product_id": np.int64, **rows})
 
 
-@dataclasses.dataclass
-class Tally:
-    """How many records went by, and a checksum of their bytes in order."""
-
-    count: int = 0
-    crc32: int = 0
-
-    def add(self, record: bytes) -> None:
-        self.count += 1
-        self.crc32 = zlib.crc32(record, self.crc32)
-
-
-def write_records(path: Path, examples: Iterable[Mapping[str, Any]]) -> Tally:
-    """Writes an ArrayRecord file of `examples` in their order.
-
-    The file appears under `path` only when it is complete. Same examples, same bytes.
-    """
-    tally = Tally()
-    unfinished = temporary(path)
-    # One record a group: a random read touches one record and not its neighbours. Uncompressed: encoded
-    # images do not shrink, and a read takes half the time.
-    writer = ArrayRecordWriter(os.fspath(unfinished), "group_size:1,uncompressed")
-    for example in examples:
-        record = serialize(example)
-        tally.add(record)
-        writer.write(record)
-    writer.close()
-    _start_writing_out(unfinished)
-    unfinished.rename(path)
-    return tally
-
-
-def _start_writing_out(path: Path) -> None:
-    """Has the system begin to bring a file to the disk, where it can, so that who waits for that later waits less."""
-    if hasattr(os, "posix_fadvise"):  # not on macOS
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def tally_records(path: Path) -> Tally:
-    """Reads an ArrayRecord file whole. RuntimeError where it is damaged or not there."""
-    tally = Tally()
-    reader = ArrayRecordReader(os.fspath(path))
-    for start in range(0, reader.num_records(), _READ_RECORDS):
-        for record in reader.read(start, min(start + _READ_RECORDS, reader.num_records())):
-            tally.add(record)
-    reader.close()
-    return tally
-
-
 def serialize(example: Mapping[str, Any]) -> bytes:
-    """Returns the tf.train.Example of values that are integers, text or sequences of integers or bytes.
+    """Returns a tf.train.Example of values that are integers, text, or sequences of integers or bytes.
 
-    The bytes are those of TFDS's serialiser, which takes as long as writing them does.
+    The bytes equal those of TFDS's serializer, which takes as long as writing them does.
     """
-    proto = tf_example_pb2.Example()
+    proto = _Example()
     for name, value in example.items():
         feature = proto.features.feature[name]
         if isinstance(value, str):
@@ -105,18 +58,84 @@ def serialize(example: Mapping[str, Any]) -> bytes:
             feature.bytes_list.value.extend(value)
         else:
             feature.int64_list.value.extend(value)
-            feature.int64_list.SetInParent()  # an empty sequence is there, too
-    # The order of a map's entries is one that each process draws anew.
+            feature.int64_list.SetInParent()  # keeps the feature if the sequence is empty
+    # Deterministic, because the order of map entries otherwise differs between processes.
     return proto.SerializeToString(deterministic=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file that appears under `path` only when it is complete."""
-    unfinished = temporary(path)
-    unfinished.write_text(text, encoding="utf-8")
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A parsed tf.train.Example; a feature that it lacks reads as empty."""
+
+    features: Mapping[str, Any]
+
+    def integers(self, name: str) -> list[int]:
+        """Returns the values of an integer feature."""
+        return list(self.features[name].int64_list.value)
+
+    def byte_strings(self, name: str) -> list[bytes]:
+        """Returns the values of a feature of text or encoded images."""
+        return list(self.features[name].bytes_list.value)
+
+
+def parse_example(record: bytes) -> Example:
+    """Parses a record in about 0.01 ms; TFDS takes 0.1 to 0.2 ms to decode the same values.
+
+    Raises:
+        ValueError: The record is not a tf.train.Example.
+    """
+    try:
+        return Example(_Example.FromString(record).features.feature)
+    except DecodeError as error:
+        raise ValueError(f"not a tf.train.Example: {error}") from error
+
+
+@dataclasses.dataclass
+class Tally:
+    """Number of records and the checksum of their bytes in order."""
+
+    count: int = 0
+    crc32: int = 0
+
+    def add(self, record: bytes) -> None:
+        """Counts a record."""
+        self.count += 1
+        self.crc32 = zlib.crc32(record, self.crc32)
+
+
+def write_records(path: Path, examples: Iterable[Mapping[str, Any]]) -> Tally:
+    """Writes examples to an ArrayRecord file, which appears under `path` once it is complete.
+
+    The bytes of the file depend on the examples alone.
+    """
+    tally = Tally()
+    unfinished = temporary_path(path)
+    # One record per group, so that a random read touches no neighbors. Uncompressed, because encoded images do not
+    # shrink, and reads take half the time.
+    writer = ArrayRecordWriter(os.fspath(unfinished), "group_size:1,uncompressed")
+    for example in examples:
+        record = serialize(example)
+        tally.add(record)
+        writer.write(record)
+    writer.close()
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        # Starts writing to disk, so that the fsync at the end of a build waits less (row "build" of the benchmarks).
+        with unfinished.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     unfinished.rename(path)
+    return tally
 
 
-def temporary(path: Path) -> Path:
-    """Returns the name under which this process writes `path`; `*.tmp` finds what killed processes left."""
-    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def tally_records(path: Path) -> Tally:
+    """Reads a whole ArrayRecord file.
+
+    Raises:
+        RuntimeError: The file is missing or invalid.
+    """
+    tally = Tally()
+    reader = ArrayRecordReader(os.fspath(path))
+    for start in range(0, reader.num_records(), _READ_RECORDS):
+        for record in reader.read(start, min(start + _READ_RECORDS, reader.num_records())):
+            tally.add(record)
+    reader.close()
+    return tally

@@ -1,40 +1,35 @@
-"""Writes the items of a domain as shards: each a range of items, written by one pure function in any process.
+"""Writes the items of a domain as shards: each is a range of items, written by one pure function in any process.
 
-A shard is finished once it has a report. Reports say which items were left out, and so which row each of the
-others has: rows count the kept items of one shard after the other.
+A shard is finished once it has a report. The report lists the items that were dropped and thus determines the rows of
+the others: rows count the kept items of all shards in order.
 """
 
 import collections
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from data_prep.catalog.files import Catalog, Item
+from data_prep.common.files import atomic_write
 from data_prep.images import index as image_index
 from data_prep.images.reader import ImageReader
-from data_prep.records import schema as records
+from data_prep.records import schema
 
-# Images a shard. The upper bound keeps a shard below 1 GB at 50 kB an image and ROPE's files, all of which a training
-# keeps open, at 4,000; the lower one spares a small data set files of a few images; between them 16 shards keep a pool
-# busy and lose little to a kill.
+# Frames per shard. The maximum keeps shards below 1 GB at 50 kB per image, and ROPE at 4,000 files, all of which are
+# open during training. The minimum spares small data sets files of a few images. In between, 16 shards keep a pool busy
+# and lose little when a build is killed.
 MIN_FRAMES, MAX_FRAMES, SHARDS = 64, 16_384, 16
 NO_FRAMES = "no frames listed"
 NO_FRAMES_LEFT = "no frames left"
 
 
-class ReportError(ValueError):
-    """A file that is no report of a shard."""
-
-
-def report_path(path: Path) -> Path:
-    """Returns where the report of the shard `path` lies."""
-    return path.parent / "reports" / f"{path.name}.json"
-
-
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """The items [start, stop) of a domain, whose frames are its frames [first_frame, last_frame)."""
+    """The items [start, stop) of a domain and their frames [first_frame, last_frame)."""
 
     start: int
     stop: int
@@ -44,13 +39,13 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """The order to write the items of a span to the file `path`.
+    """A shard to write.
 
     Attributes:
-      path: where to write.
-      catalog, split, domain, span: which items.
-      places: the index's file of the domain's places (`image_index.places_path`).
-      sources: what these places are in.
+        path: File to write.
+        catalog, split, domain, span: Its items.
+        places: File of the image index with the places of the domain's frames.
+        sources: Sources of images that the places refer to.
     """
 
     path: Path
@@ -64,15 +59,15 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class ShardReport:
-    """What was written.
+    """The content of a finished shard.
 
     Attributes:
-      span: the items in order.
-      dropped_rows: those of them that were left out, ascending.
-      frames: how many were kept.
-      num_bytes: of the file.
-      crc32: of the records, `records.Tally`.
-      dropped_items, dropped_frames: reason → count.
+        span: Its items in the catalog.
+        dropped_rows: Catalog rows of the items that were dropped, ascending.
+        frames: Number of frames kept.
+        num_bytes: Size of the file.
+        crc32: Checksum of the records, see `schema.Tally`.
+        dropped_items, dropped_frames: Counts by reason.
     """
 
     span: Span
@@ -85,14 +80,32 @@ class ShardReport:
 
     @property
     def rows(self) -> int:
+        """Number of records."""
         return self.span.stop - self.span.start - len(self.dropped_rows)
 
 
-def plan_shards(frame_counts: Iterable[int], *, max_frames: int) -> list[Span]:
-    """Cuts items of so many frames into spans of at most `max_frames`, or of one item where that has more.
+class KeptRows:
+    """Maps rows of a domain in the catalog to rows of its records, which skip the dropped items.
 
-    An item without frames counts as one. Depends on the items alone, so that any number of processes gives
-    the same files. Items of 2, 2, 1 and 5 frames at `max_frames=4`: items [0, 2), [2, 3), [3, 4).
+    If rows 1 and 3 of 0 to 4 are dropped, (0, 1, 4) becomes (0, 2).
+    """
+
+    def __init__(self, dropped: np.ndarray) -> None:
+        """Takes the dropped rows of the catalog, i64[n], ascending."""
+        self._dropped = dropped
+
+    def __call__(self, rows: Sequence[int]) -> tuple[int, ...]:
+        """Returns the rows in the records of those catalog rows that were kept, in the same order."""
+        before = np.searchsorted(self._dropped, rows, side="left")
+        kept = before == np.searchsorted(self._dropped, rows, side="right")
+        return tuple((np.asarray(rows, np.int64) - before)[kept].tolist())
+
+
+def plan_shards(frame_counts: Iterable[int], *, max_frames: int) -> list[Span]:
+    """Divides items into spans of at most `max_frames` frames, or of one item if that has more.
+
+    An item without frames counts as one frame. The result depends on the items alone, so that any number of processes
+    writes the same files. For example, items of 2, 2, 1 and 5 frames with `max_frames=4` become [0, 2), [2, 3), [3, 4).
     """
     spans, start, first_frame, filled = [], 0, 0, 0
     index, frame = -1, 0
@@ -107,22 +120,44 @@ def plan_shards(frame_counts: Iterable[int], *, max_frames: int) -> list[Span]:
 
 
 def frames_per_shard(frames: int) -> int:
-    """Returns the most images that a shard of a domain with `frames` images gets."""
+    """Returns the maximum number of frames per shard of a domain with `frames` frames in total."""
     return min(MAX_FRAMES, max(MIN_FRAMES, -(-frames // SHARDS)))
 
 
+def finish_shard(shard: Shard) -> tuple[ShardReport, bool]:
+    """Writes a shard unless an earlier run finished it; returns its report and whether one did."""
+    report = find_finished(shard)
+    return (report, True) if report is not None else (write_shard(shard), False)
+
+
+def find_finished(shard: Shard) -> ShardReport | None:
+    """Returns the report of a shard that an earlier run finished, or None if the shard must be written.
+
+    This reads the whole shard: after a power failure the report may be on disk but only part of the shard.
+    """
+    try:
+        report = read_report(report_path(shard.path))
+        size = shard.path.stat().st_size
+        tally = schema.tally_records(shard.path)
+    except (FileNotFoundError, ValueError, RuntimeError):
+        return None
+    # Another version of `plan_shards` may have given this name to other items.
+    same_items, same_size = report.span == shard.span, size == report.num_bytes
+    return report if same_items and same_size and tally == schema.Tally(report.rows, report.crc32) else None
+
+
 def write_shard(shard: Shard) -> ShardReport:
-    """Writes a shard and its report. Pure but for these two files: same arguments and images, same bytes.
+    """Writes a shard and its report; the same arguments and images give the same bytes.
 
     Raises:
-      OSError: an image or the shard cannot be read or written (an image that does not exist is dropped).
+        OSError: An image or the shard cannot be read or written. An image that does not exist is dropped instead.
     """
     dropped_rows: list[int] = []
     dropped_items: collections.Counter[str] = collections.Counter()
     dropped_frames: collections.Counter[str] = collections.Counter()
     kept_frames = 0
 
-    def examples() -> Iterator[dict]:
+    def examples() -> Iterator[dict[str, Any]]:
         nonlocal kept_frames
         span = shard.span
         items = Catalog(shard.catalog).items(shard.split, shard.domain, span.start, span.stop)
@@ -138,7 +173,7 @@ def write_shard(shard: Shard) -> ShardReport:
                 fields = {"item_id": item.item_id, "text": item.text, "product_ids": item.product_ids}
                 yield {**fields, "frames": frames, "frame_times": times}
 
-    tally = records.write_records(shard.path, examples())
+    tally = schema.write_records(shard.path, examples())
     report = ShardReport(
         span=shard.span,
         dropped_rows=tuple(dropped_rows),
@@ -148,18 +183,19 @@ def write_shard(shard: Shard) -> ShardReport:
         dropped_items=dict(sorted(dropped_items.items())),
         dropped_frames=dict(sorted(dropped_frames.items())),
     )
-    # Last, for the report is what makes the shard a finished one.
+    # Last, because the report marks the shard as finished.
     report_path(shard.path).parent.mkdir(exist_ok=True)
-    records.write_text(report_path(shard.path), json.dumps(dataclasses.asdict(report)))
+    with atomic_write(report_path(shard.path), "w") as file:
+        json.dump(dataclasses.asdict(report), file)
     return report
 
 
 def _read_frames(
     item: Item, places: Iterator[image_index.Place], reader: ImageReader, dropped: collections.Counter[str]
 ) -> tuple[list[int], list[bytes]]:
-    """Returns times and bytes of the frames that decode, and counts the others in `dropped`."""
+    """Returns the times and bytes of the frames that decode, and counts the others in `dropped`."""
     times, frames = [], []
-    for frame, place in zip(item.frames, places, strict=False):  # the places go on with the next item's
+    for frame, place in zip(item.frames, places, strict=False):  # the places continue with those of the next item
         data, fault = reader.read(place)
         if fault is not None:
             dropped[fault.value] += 1
@@ -169,43 +205,48 @@ def _read_frames(
     return times, frames
 
 
+def report_path(path: Path) -> Path:
+    """Returns the path of the report of the shard `path`."""
+    return path.parent / "reports" / f"{path.name}.json"
+
+
 def read_report(path: Path) -> ShardReport:
-    """Reads a shard's report.
+    """Reads the report of a shard.
 
     Raises:
-      FileNotFoundError: there is none.
-      ReportError: it is not whole, as after a power cut, or of another version.
+        FileNotFoundError: There is no report.
+        ValueError: The report is incomplete, as after a power failure, or of another version.
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        more = {"span": Span(**fields["span"]), "dropped_rows": tuple(fields["dropped_rows"])}
-        return ShardReport(**{**fields, **more})
+        fields |= {"span": Span(**fields["span"]), "dropped_rows": tuple(fields["dropped_rows"])}
+        return ShardReport(**fields)
     except (ValueError, KeyError, TypeError) as error:
-        raise ReportError(f"{path} is no report of a shard: {error!r}") from error
+        raise ValueError(f"{path} is not the report of a shard: {error!r}") from error
 
 
-def report_paths(folder: Path, split: str) -> list[Path]:
-    """Returns the paths of the reports of a split's finished shards in `folder`, in row order."""
-    return sorted((folder / "reports").glob(f"*-{split}.*.json"))
+def read_kept_rows(folder: Path, split: str) -> KeptRows:
+    """Returns the kept rows of a split whose finished shards are in `folder`."""
+    paths = sorted((folder / "reports").glob(f"*-{split}.*.json"))
+    return KeptRows(np.concatenate([np.array(read_report(path).dropped_rows, np.int64) for path in paths]))
 
 
-def finished(shard: Shard) -> ShardReport | None:
-    """Returns the report of a shard that an earlier run finished, None where it has to be written.
-
-    The shard is read whole: after a power cut a file system may hold the report and not all of the shard.
-    """
-    try:
-        report = read_report(report_path(shard.path))
-        size = shard.path.stat().st_size
-        tally = records.tally_records(shard.path)
-    except (FileNotFoundError, ReportError, RuntimeError):
-        return None
-    # Another version of `plan_shards` may have given this name to other items.
-    same_items, same_size = report.span == shard.span, size == report.num_bytes
-    return report if same_items and same_size and tally == records.Tally(report.rows, report.crc32) else None
-
-
-def finish_shard(shard: Shard) -> tuple[ShardReport, bool]:
-    """Returns the report of a shard, written now or, which the second value says, by an earlier run."""
-    report = finished(shard)
-    return (report, True) if report is not None else (write_shard(shard), False)
+def summarize(reports: Sequence[ShardReport]) -> dict[str, Any]:
+    """Returns the counts of a domain's shards for the build summary: items, frames and bytes."""
+    dropped_items, dropped_frames = collections.Counter(), collections.Counter()
+    for report in reports:
+        dropped_items.update(report.dropped_items)
+        dropped_frames.update(report.dropped_frames)
+    return {
+        "items": {
+            "in": sum(report.span.stop - report.span.start for report in reports),
+            "kept": sum(report.rows for report in reports),
+            "dropped": dict(sorted(dropped_items.items())),
+        },
+        "frames": {
+            "in": sum(report.span.last_frame - report.span.first_frame for report in reports),
+            "kept": sum(report.frames for report in reports),
+            "dropped": dict(sorted(dropped_frames.items())),
+        },
+        "bytes": sum(report.num_bytes for report in reports),
+    }

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from data_prep.catalog.release import FILES, PREFIXES
-from data_prep.records.local_pool import local_map
+from data_prep.common.process_pool import process_map
 from data_prep.synthetic.plan import Plan, PlannedItem, plan_release
 from data_prep.synthetic.products import Attributes
 from data_prep.synthetic.scenes import draw_item
@@ -150,7 +150,7 @@ def _draw(plan: Plan, images: Path, side: int, seed: int, processes: int) -> Non
     ]
     total = sum(len(item.frames) for item in plan.items)
     try:
-        with local_map(min(processes, len(batches))) as apply:
+        with process_map(min(processes, len(batches))) as apply:
             _report((count for _, count in apply(draw_batch, batches)), total)
     except BrokenProcessPool as error:
         raise SyntheticError("a worker was killed, perhaps for want of memory: try fewer --processes") from error

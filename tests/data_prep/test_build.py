@@ -19,7 +19,7 @@ from data_prep.catalog.files import Catalog, CatalogError
 from data_prep.images import decoding as images
 from data_prep.images.sources import ImageSourceError
 from data_prep.records import shards
-from data_prep.records.inputs import BuildError, Inputs, release_inputs
+from data_prep.records.inputs import BuildError, Inputs, inputs_from_release
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,24 +80,24 @@ def test_images_may_lie_anywhere(small, inputs, built, tmp_path, write_download,
 
 def test_a_release_is_built_by_way_of_its_catalog(small, release, built, tmp_path):
     lines: list[str] = []
-    inputs = release_inputs(release, tmp_path / "data", report=lines.append)
+    inputs = inputs_from_release(release, tmp_path / "data", report=lines.append)
     small.build(inputs, tmp_path / "data")
     for config in ("page", "video", "live", "product"):
         assert small.read(tmp_path / "data", config, "train") == small.read(built, config, "train")
-    again = release_inputs(shutil.copytree(release, tmp_path / "copy"), tmp_path / "data", report=lines.append)
+    again = inputs_from_release(shutil.copytree(release, tmp_path / "copy"), tmp_path / "data", report=lines.append)
     assert lines[-1].endswith(f"is the finished catalog of {tmp_path / 'copy'}: nothing to do")
     assert small.build(again, tmp_path / "data")[1][-1].endswith("nothing to do")
     with (tmp_path / "copy" / "training_page_titles.txt").open("a") as file:
         file.write("3, new\n")
     with pytest.raises(CatalogError, match=r"catalog of another source \(train page texts differ\)"):
-        release_inputs(tmp_path / "copy", tmp_path / "data")
+        inputs_from_release(tmp_path / "copy", tmp_path / "data")
 
 
 def test_prefixes_and_images_folder_can_be_given(small, release, inputs, tmp_path):
     (tmp_path / "release").mkdir()
     for path in release.glob("training_*.txt"):
         shutil.copy(path, tmp_path / "release" / path.name.replace("training_", "dev_"))
-    own = release_inputs(
+    own = inputs_from_release(
         tmp_path / "release", tmp_path, images=inputs.images, splits=("train",), prefixes={"train": "dev_"}, report=str
     )
     assert small.build(own, tmp_path)[0]["splits"]["train"]["page"]["items"]["kept"] == 3

@@ -9,7 +9,7 @@ from cope_jax.data.tokenizer import TextAugment
 
 def item(blues: list[int], image, **changes) -> Item:
     """An item whose frames are plain, with these blues."""
-    values = {"item_id": 7, "text": "红色", "product_ids": (3, 5), "frame_times": np.arange(len(blues))}
+    values = {"item_id": 7, "text": "红色", "product_ids": (3, 5)}
     frames = tuple(image(np.full((8, 8, 3), (0, 0, blue))) for blue in blues)
     return Item(frames=frames, **values | changes)
 
@@ -81,14 +81,14 @@ def test_texts_are_augmented_with_an_rng_only(tokenizer, image):
 
 
 def test_a_broken_image_names_its_item(maker, image):
-    broken = Item(7, "", (3,), (image(np.zeros((8, 8, 3))), b"no image"), np.arange(2))
+    broken = Item(7, "", (3,), (image(np.zeros((8, 8, 3))), b"no image"))
     with pytest.raises(ValueError, match=r"video item 7, record 4 of x: 8 bytes that start with b'no image' are no"):
         maker([[Example(broken, place=lambda: "record 4 of x")]])
 
 
 def test_the_next_candidate_stands_for_a_broken_one(maker, image):
     frames = (*item([50, 60], image).frames, b"no image")  # the first two are in place before the fault is found
-    broken, good = Item(7, "红", (3,), frames, np.arange(3)), item([100], image, item_id=8, product_ids=(4,))
+    broken, good = Item(7, "红", (3,), frames), item([100], image, item_id=8, product_ids=(4,))
     faults = []
     candidates = [[Example(good)], iter([Example(broken), Example(broken), Example(good)]), [Example(broken)]]
     leaf = maker(candidates, lambda b, fault: faults.append((b, str(fault)[:12])))

@@ -247,7 +247,7 @@ def rotten(data_dir, tmp_path):
         except ValueError as error:
             faults[row] = str(error)
     ((row, fault),) = faults.items()
-    assert fault.startswith(f"record {row - len(pages) // 2} of {path} is broken: ")
+    assert fault.startswith(f"record {row - len(pages) // 2} of {path} is invalid: ")
     return tmp_path / "rotten", row
 
 
@@ -317,14 +317,14 @@ def test_the_next_product_stands_for_one_with_a_broken_record(train, data_dir, t
             assert (after[domain]["present"][wanted] == bool(content.products[ids[0]][domain])).all()
             np.testing.assert_array_equal(after[domain]["frames"][~wanted], before[domain]["frames"][~wanted])
     assert hit
-    broken = r"record 6 of .*rope/product/.*-00001-of-00002 is broken: "
+    broken = r"record 6 of .*rope/product/.*-00001-of-00002 is invalid: "
     assert all(re.match(broken, fault) for fault in faults.last)
     with pytest.raises(ValueError, match=broken):
         open_records(folder, "train").products.ids()
 
 
 def test_no_product_with_a_sound_record_ends_the_reading(train, data_dir, tmp_path):
-    with pytest.raises(ValueError, match=r"record \d of .*rope/product/.* is broken: "):
+    with pytest.raises(ValueError, match=r"record \d of .*rope/product/.* is invalid: "):
         train(1, data_dir=broken_products(data_dir, tmp_path / "rotten", every=True))
 
 
@@ -363,7 +363,7 @@ def test_evaluation_of_some_rows_is_that_of_all(evaluate):
 def test_evaluation_leaves_out_what_cannot_be_read_where_asked(evaluate, rotten, write_broken, tmp_path):
     """A broken record, and an image that is none."""
     for folder, bad in (rotten, (write_broken(tmp_path / "images", {("page", 3)}), 3)):
-        with pytest.raises(ValueError, match=r"-00001-of-00002 is broken|are no image"):
+        with pytest.raises(ValueError, match=r"-00001-of-00002 is invalid|are no image"):
             evaluate("page", data_dir=folder)
         faults = Faults()
         found = evaluate("page", data_dir=folder, faults=faults)

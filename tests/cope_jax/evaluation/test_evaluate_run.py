@@ -198,7 +198,7 @@ def test_a_product_that_cannot_be_read_is_left_out_where_faults_are_taken_note_o
 
     def rot(self, index):
         if index == 3:
-            raise BadItem("record 3 is broken")
+            raise BadItem("record 3 is invalid")
         return read(self, index)
 
     sound = drawn_products(tiny_config, 12)
@@ -206,6 +206,6 @@ def test_a_product_that_cannot_be_read_is_left_out_where_faults_are_taken_note_o
     faults = Faults()
     found = [product.product_id for product in drawn_products(tiny_config, 12, faults)]
     assert found == [product.product_id for number, product in enumerate(sound) if number != 3]
-    assert list(faults.last) == ["record 3 is broken"]
-    with pytest.raises(BadItem, match="record 3 is broken"):
+    assert list(faults.last) == ["record 3 is invalid"]
+    with pytest.raises(BadItem, match="record 3 is invalid"):
         drawn_products(tiny_config, 12)

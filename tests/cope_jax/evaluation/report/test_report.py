@@ -54,7 +54,7 @@ class Rows:
         frames = () if row % 7 == 1 else (picture(), b"broken" if row % 3 == 0 else picture())
         text = HOSTILE[row % len(HOSTILE)] + f" Item{row}" if row % 5 else ""
         products = tuple(self.items.products[row].tolist())
-        return Item(int(self.items.item_ids[row]), text, products, frames, np.arange(len(frames)))
+        return Item(int(self.items.item_ids[row]), text, products, frames)
 
 
 @pytest.fixture(scope="module")
@@ -231,9 +231,7 @@ def test_the_file_stays_small(page, write, judged, monkeypatch):
         buffer = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(buffer, "JPEG")
         noise.append(buffer.getvalue())
-    monkeypatch.setattr(
-        Rows, "__getitem__", lambda rows, row: Item(row, "长" * 900, (1,), tuple(noise[:5]), np.arange(5))
-    )
+    monkeypatch.setattr(Rows, "__getitem__", lambda rows, row: Item(row, "长" * 900, (1,), tuple(noise[:5])))
     monkeypatch.setattr(report, "gallery", partial(report.gallery, limit=1_000_000))
     assert 800_000 < write().stat().st_size < 1_300_000
     assert BYTES + POINTS * 700 + 300_000 < 10_000_000
