@@ -83,7 +83,7 @@ def build(
         "fingerprint": inputs.fingerprint,
         "seconds": round(time.monotonic() - start, 1),
         "splits": {
-            split: {name: builder.info.metadata[split] for name, builder in builders.items()} for split in inputs.splits
+            split: {name: builder.counts[split] for name, builder in builders.items()} for split in inputs.splits
         },
     }
     with atomic_write(summary_path, "w") as file:
@@ -94,7 +94,7 @@ def build(
 
 def format_summary(summary: dict[str, Any]) -> str:
     """Returns the summary as a table with one line per domain and split."""
-    rows = [("split", "domain", "items", "kept", "frames", "kept", "MB", "dropped")]
+    rows: list[tuple[str, ...]] = [("split", "domain", "items", "kept", "frames", "kept", "MB", "dropped")]
     for split, parts in summary["splits"].items():
         for domain in DOMAINS:
             items, frames, size = (parts[domain][key] for key in ("items", "frames", "bytes"))

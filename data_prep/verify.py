@@ -1,49 +1,51 @@
-"""Reads a built data set whole and reports damage, with file and record.
+"""Reads a whole built data set and reports every problem with its file and record.
 
     python -m data_prep.verify --data_dir=DIR [--processes=N]
 
-Exit code 0: the records are those that were written (by their checksums), every one parses, every frame decodes, the
-counts are those of the summary, and products and items point at each other. 1: something is wrong, a line each.
+Exit code 0: all records have the checksums with which they were written and can be parsed, every frame decodes, the
+counts match the summary, and products and items refer to each other. Exit code 1: problems were found, one per line.
 """
 
 import collections
 import json
-import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import app, flags, logging
+from absl import flags, logging
 from google.protobuf.json_format import ParseError
 from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME
 
 from data_prep.build import SUMMARY_FILE
+from data_prep.common.cli import run
 from data_prep.common.domains import DOMAINS
 from data_prep.common.process_pool import ProcessMap, process_map
-from data_prep.records.checks import NO_LINKS, Check, check_items, check_products, unmatched
+from data_prep.records.checks import Check, as_links, check_items, check_products, differences
 from data_prep.rope.rope_dataset_builder import Builder, read_fingerprint
 
 FLAGS = flags.FLAGS
-Damage = tuple[Path, list[str]]  # a file or folder, and what is wrong in it
-MOST_LINES = 20  # of damage in one file: a lost one has as many as records
+Problems = tuple[Path, list[str]]  # a file or folder and its problems
+CheckedFiles = list[tuple[Path, Check]]  # the files of a split, in order
+MAX_LINES = 20  # problems shown per file; a lost file has as many as records
 
 
 def verify(data_dir: Path, *, processes: int | None = None, report: Callable[[str], None] = print) -> int:
-    """Checks the data sets in <data_dir>/rope, reports each damage as a line and returns how many there are."""
-    damages = 0
+    """Checks the data sets in <data_dir>/rope, reports each problem in a line and returns the number of problems."""
+    count = 0
     with process_map(processes) as apply:
-        for place, found in _find_damages(data_dir / Builder.name, apply, report):
-            for damage in found[:MOST_LINES]:
-                report(f"{place}: {damage}")
-            if len(found) > MOST_LINES:
-                report(f"{place}: and {len(found) - MOST_LINES} more")
-            damages += len(found)
-    return damages
+        for place, problems in _find_problems(data_dir / Builder.name, apply, report):
+            for problem in problems[:MAX_LINES]:
+                report(f"{place}: {problem}")
+            if len(problems) > MAX_LINES:
+                report(f"{place}: and {len(problems) - MAX_LINES} more")
+            count += len(problems)
+    return count
 
 
-def _find_damages(folder: Path, apply: ProcessMap, report: Callable[[str], None]) -> Iterator[Damage]:
+def _find_problems(folder: Path, apply: ProcessMap, report: Callable[[str], None]) -> Iterator[Problems]:
     path = folder / SUMMARY_FILE
     if not path.exists():
         yield path, ["not found: no build was finished here"]
@@ -55,99 +57,98 @@ def _find_damages(folder: Path, apply: ProcessMap, report: Callable[[str], None]
         yield path, [f"cannot be read: {error!r}"]
         return
     folders = {name: folder / name / str(Builder.VERSION) for name in (*DOMAINS, "product")}
-    for at in folders.values():
-        if not (at / DATASET_INFO_FILENAME).exists():
-            yield at, ["no finished data set"]
+    for config_folder in folders.values():
+        if not (config_folder / DATASET_INFO_FILENAME).exists():
+            yield config_folder, ["no finished data set"]
             return
         try:
-            built_from = read_fingerprint(at)
-            tfds.builder_from_directory(at)
+            built_from = read_fingerprint(config_folder)
+            tfds.builder_from_directory(config_folder)
         except (ValueError, ParseError) as error:
-            yield at, [f"its descriptions, *.json and fingerprint, cannot be read: {error!r}"]
+            yield config_folder, [f"its descriptions, *.json and fingerprint, cannot be read: {error!r}"]
             return
         if built_from != fingerprint:
-            yield at, [f"built from other inputs than {path} says"]
+            yield config_folder, [f"built from other inputs than {path}"]
     for split, counts in splits.items():
-        items = {domain: _check_files(folders[domain], split, check_items, apply) for domain in DOMAINS}
-        products = _check_files(folders["product"], split, check_products, apply)
-        for domain, files in items.items():
-            yield from _find_wrong_counts(folders[domain], split, counts[domain], files)
-        yield from _find_wrong_counts(folders["product"], split, {"items": counts["product"]["products"]}, products)
-        for domain, files in items.items():
-            yield from _find_wrong_links(domain, files, products)
-        report(f"{split}: read " + ", ".join(f"{sum(check.rows for _, check in items[d])} {d} items" for d in DOMAINS))
+        yield from _check_split(folders, split, counts, apply, report)
 
 
-def _check_files(
-    folder: Path, split: str, check: Callable[[Path], Check], apply: ProcessMap
-) -> list[tuple[Path, Check]]:
-    """Returns the files of a split in order and what they hold."""
+def _check_split(
+    folders: Mapping[str, Path],
+    split: str,
+    counts: Mapping[str, Any],
+    apply: ProcessMap,
+    report: Callable[[str], None],
+) -> Iterator[Problems]:
+    items = {domain: _check_files(folders[domain], split, check_items, apply) for domain in DOMAINS}
+    products = _check_files(folders["product"], split, check_products, apply)
+    for domain, files in items.items():
+        yield from _check_counts(folders[domain], split, counts[domain], files)
+    yield from _check_counts(folders["product"], split, {"items": counts["product"]["products"]}, products)
+    for domain, files in items.items():
+        yield from _check_links(domain, files, products)
+    report(f"{split}: read " + ", ".join(f"{sum(check.rows for _, check in items[d])} {d} items" for d in DOMAINS))
+
+
+def _check_files(folder: Path, split: str, check: Callable[[Path], Check], apply: ProcessMap) -> CheckedFiles:
     splits = tfds.builder_from_directory(folder).info.splits
     paths = [Path(path) for path in splits[split].filepaths] if split in splits else []
     checks = dict(apply(check, paths))
     return [(path, checks[index]) for index, path in enumerate(paths)]
 
 
-def _find_wrong_counts(folder: Path, split: str, counts: dict, files: list[tuple[Path, Check]]) -> Iterator[Damage]:
+def _check_counts(folder: Path, split: str, counts: Mapping[str, Any], files: CheckedFiles) -> Iterator[Problems]:
+    """Yields the problems of the files, and of the numbers of their records and frames."""
     for path, check in files:
-        if check.damages:
-            yield path, check.damages
+        if check.problems:
+            yield path, check.problems
     lengths = [check.rows for _, check in files]
     splits = tfds.builder_from_directory(folder).info.splits
-    wanted = splits[split].shard_lengths if split in splits else None
-    if lengths != wanted:
-        yield folder, [f"split {split!r} has files of {lengths} records, wanted {wanted}"]
+    expected = splits[split].shard_lengths if split in splits else None
+    if lengths != expected:
+        yield folder, [f"split {split!r} has files of {lengths} records, expected {expected}"]
     found = {"items": sum(lengths), "frames": sum(check.frames for _, check in files)}
     for name, part in counts.items():
         if name in found and found[name] != part["kept"]:
-            yield folder, [f"split {split!r} has {found[name]} {name}, wanted {part['kept']}"]
+            yield folder, [f"split {split!r} has {found[name]} {name}, expected {part['kept']}"]
 
 
-def _find_wrong_links(
-    domain: str, files: list[tuple[Path, Check]], products: list[tuple[Path, Check]]
-) -> Iterator[Damage]:
-    """Compares what items say of their products with what products say of their items."""
+def _check_links(domain: str, files: CheckedFiles, products: CheckedFiles) -> Iterator[Problems]:
+    """Compares the products listed by items with the items listed by products."""
     starts = np.cumsum([0, *(check.rows for _, check in files)])
-    said = [check.links["item"] + [start, 0] for (_, check), start in zip(files, starts, strict=False)]
-    pointed = [check.links[domain] for _, check in products]
-    missing, wrong = unmatched(np.concatenate([NO_LINKS, *said]), np.concatenate([NO_LINKS, *pointed]))
-    damages: dict[Path, list[str]] = collections.defaultdict(list)
+    by_items = [check.links["item"] + [start, 0] for (_, check), start in zip(files, starts, strict=False)]
+    by_products = [check.links[domain] for _, check in products]
+    not_in_product, not_in_item = differences(
+        np.concatenate([as_links([]), *by_items]), np.concatenate([as_links([]), *by_products])
+    )
+    problems: dict[Path, list[str]] = collections.defaultdict(list)
     for links, text in (
-        (missing, "no product record {} points at it"),
-        (wrong, "is none of product {}, which points at it"),
+        (not_in_product, "the item lists product {0}, but product {0} does not list the item"),
+        (not_in_item, "product {0} lists the item, but the item does not list product {0}"),
     ):
         for row, product in links.tolist():
             number = int(np.searchsorted(starts, row, side="right")) - 1
             if 0 <= number < len(files):
-                damages[files[number][0]].append(f"record {row - starts[number]}: {text.format(product)}")
+                problems[files[number][0]].append(f"record {row - starts[number]}: {text.format(product)}")
             else:
                 folder = products[0][0].parent
-                damages[folder].append(f"product {product} points at {domain} row {row} of {starts[-1]}")
-    yield from damages.items()
+                problems[folder].append(f"product {product} lists {domain} row {row}, but there are {starts[-1]} rows")
+    yield from problems.items()
 
 
 def define_flags() -> None:
-    """Defines the flags of the command; not at import, where those of two commands would collide."""
+    """Defines the flags of the command."""
     flags.DEFINE_string("data_dir", None, "Folder with the data sets, in its folder rope.", required=True)
-    flags.DEFINE_integer("processes", None, "Processes that read; default: one a core.", lower_bound=1)
+    flags.DEFINE_integer("processes", None, "Number of processes. Default: one per core.", lower_bound=1)
 
 
-def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    logging.set_verbosity(logging.ERROR)  # TFDS tells of each data set that it opens
-    try:
-        damages = verify(Path(FLAGS.data_dir), processes=FLAGS.processes)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except BrokenProcessPool:
-        print("error: a worker was killed, perhaps for want of memory", file=sys.stderr)
-        return 1
-    print(f"{damages} damages" if damages else "no damage")
-    return 1 if damages else 0
+def main() -> int:
+    logging.set_verbosity(logging.ERROR)  # TFDS logs each data set that it opens
+    count = verify(Path(FLAGS.data_dir), processes=FLAGS.processes, report=partial(print, flush=True))
+    print(f"{count} problem{'s' if count > 1 else ''} found." if count else "No problems found.")
+    return 1 if count else 0
 
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    run("verify", main)

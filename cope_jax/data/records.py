@@ -5,10 +5,10 @@ import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from cope_jax.data.bad_items import BadItem
 from cope_jax.domains import DOMAINS
@@ -45,14 +45,6 @@ class Product:
     rows: Mapping[str, np.ndarray]
 
 
-class RecordSource(Protocol):
-    """Records by number, as TFDS's `as_data_source` returns them."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, record_key: Any, /) -> Any: ...
-    def __getitems__(self, record_keys: Sequence[int], /) -> Sequence[bytes]: ...
-
-
 @dataclass(frozen=True)
 class ItemRecords:
     """The items of a domain; `records[row]` reads one.
@@ -64,7 +56,7 @@ class ItemRecords:
     """
 
     domain: str
-    source: RecordSource
+    source: ArrayRecordDataSource
     files: Mapping[Path, int]
 
     def __len__(self) -> int:
@@ -102,7 +94,7 @@ class ProductRecords:
         starts: For each split, the number of products and of items of each domain in the splits before it.
     """
 
-    source: RecordSource
+    source: ArrayRecordDataSource
     files: Mapping[Path, int]
     starts: Sequence[Mapping[str, int]]
 
@@ -166,8 +158,8 @@ def open_records(data_dir: str | Path, split: str) -> Records:
     builders = _load_builders(data_dir, split)
     files = {config: _files(builder, split) for config, builder in builders.items()}
     _allow_open_files(sum(map(len, files.values())), data_dir)
-    sources: dict[str, Any] = {
-        config: builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    sources = {
+        config: ArrayRecordDataSource(builder.info.splits[split].file_instructions)
         for config, builder in builders.items()
     }
     starts = [dict.fromkeys(builders, 0)]

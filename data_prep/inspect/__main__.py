@@ -1,60 +1,51 @@
-"""Shows what is in a built data set, so that a person can see in a minute whether the data are right.
+"""Shows what a built data set contains, so that a person can judge it within a minute.
 
     python -m data_prep.inspect --data_dir=DIR [--out=DIR/inspect.html] [--products=8] [--items=20000]
     python -m data_prep.inspect --data_dir=DIR --check_split
 
-The first prints a table of distributions and writes a page with plots and some products, their pages, videos and
-lives side by side. Of each domain about `items` items are read, evenly spread; 0 reads all. The second reads
-all and reports products and byte-identical images that occur in more than one split.
+The first form prints a table of distributions and writes a page with plots and some products: their pages, videos and
+lives side by side. It reads about `items` evenly spaced items per domain; 0 reads all. The second form reads everything
+and reports products and byte-identical images that occur in more than one split.
 """
 
-import sys
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-from data_prep.inspect import page as inspect_page
-from data_prep.inspect.inspection import InspectError, check_split, format_overlap, format_table, inspect
+from data_prep.common.cli import run
+from data_prep.common.files import atomic_write
+from data_prep.inspect.page import format_table, inspect, render
+from data_prep.inspect.split_overlap import check_split, format_overlap
 from data_prep.rope.rope_dataset_builder import Builder
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Defines the flags of the command; not at import, where those of two commands would collide."""
+    """Defines the flags of the command."""
     flags.DEFINE_string("data_dir", None, "Folder with the data sets, in its folder rope.", required=True)
-    flags.DEFINE_string("out", None, "The page to write; default: inspect.html in the data folder.")
-    flags.DEFINE_integer("products", 8, "Products to show of each split.", lower_bound=0)
-    flags.DEFINE_integer("items", 20_000, "Items to read of each domain and split, about; 0 is all.", lower_bound=0)
-    flags.DEFINE_bool("check_split", False, "Report what occurs in more than one split, instead.")
-    flags.DEFINE_integer("processes", None, "Processes that read; default: one a core.", lower_bound=1)
+    flags.DEFINE_string("out", None, "Page to write. Default: inspect.html in the data folder.")
+    flags.DEFINE_integer("products", 8, "Number of products to show per split.", lower_bound=0)
+    flags.DEFINE_integer("items", 20_000, "Approximate number of items to read per domain and split; 0 reads all.", 0)
+    flags.DEFINE_bool("check_split", False, "Report what occurs in more than one split instead.")
+    flags.DEFINE_integer("processes", None, "Number of processes. Default: one per core.", lower_bound=1)
 
 
-def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    logging.set_verbosity(logging.ERROR)  # TFDS tells of each data set that it opens
+def main() -> None:
+    logging.set_verbosity(logging.ERROR)  # TFDS logs each data set that it opens
     data_dir = Path(FLAGS.data_dir)
-    try:
-        if FLAGS.check_split:
-            print(format_overlap(check_split(data_dir, processes=FLAGS.processes)))
-            return 0
-        splits = inspect(data_dir, items=FLAGS.items, products=FLAGS.products, processes=FLAGS.processes)
-        out = Path(FLAGS.out) if FLAGS.out else data_dir / "inspect.html"
-        out.write_text(inspect_page.render(f"{Builder.name} in {data_dir}", splits), encoding="utf-8")
-    except (InspectError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except BrokenProcessPool:
-        print("error: a worker was killed, perhaps for want of memory", file=sys.stderr)
-        return 1
+    if FLAGS.check_split:
+        print(format_overlap(check_split(data_dir, processes=FLAGS.processes)))
+        return
+    splits = inspect(data_dir, items=FLAGS.items, products=FLAGS.products, processes=FLAGS.processes)
+    out = Path(FLAGS.out) if FLAGS.out else data_dir / "inspect.html"
+    with atomic_write(out, "w") as file:
+        file.write(render(f"{Builder.name} in {data_dir}", splits))
     for split in splits:
         print(f"{split.name}\n{format_table(split)}\n")
     print(f"page: {out}")
-    return 0
 
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    run("inspect", main)

@@ -1,111 +1,129 @@
-"""The page of `data_prep.inspect`: plots of distributions and a few products side by side, in one file of HTML."""
+"""An HTML page with tables, plots and some products of each split, in one file."""
 
 import base64
 import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image, ImageOps
+from tensorflow_datasets.core import DatasetBuilder
 
+from data_prep.common.domains import DOMAINS
+from data_prep.common.process_pool import ProcessMap, process_map
+from data_prep.common.text_table import text_table
 from data_prep.images import decoding as images
-from data_prep.inspect.survey import FORMATS, Distribution, Histogram, describe
+from data_prep.inspect import distributions
+from data_prep.inspect.distributions import Histogram, Sample, describe
+from data_prep.records.schema import parse_example
+from data_prep.rope.rope_dataset_builder import open_builders, split_files
 
+HEADER = ("domain", "what", "5%", "median", "mean", "95%", "most")
+ITEMS_SHOWN, FRAMES_SHOWN = 2, 8
 THUMBNAIL = 96  # pixels
 BARS = 24
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{{ title }}</title><style>
-body { font: 14px system-ui, sans-serif; margin: 2em; max-width: 80em }
-table { border-collapse: collapse } td, th { padding: .2em .8em; text-align: right; vertical-align: top }
-th:first-child, td:first-child, .text td, .text th { text-align: left }
-.plots { display: flex; flex-wrap: wrap; gap: 1em; margin: 2em 0 } figure { margin: 0 } rect { fill: #4678b4 }
-.product { border-top: 1px solid #ccc; padding: 1em 0 } .item { max-width: 28em } img { margin: 1px }
-</style></head><body>
-<h1>{{ title }}</h1>
-{% for split in splits %}
-<h2>{{ split.name }}</h2>
-<table><tr>{% for name in split.header %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in split.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table>
-<div class="plots">{% for plot in split.plots %}<figure><figcaption>{{ plot.title }}</figcaption>
-<svg width="220" height="100" role="img">
-{% for bar in plot.bars %}<rect x="{{ bar.x }}" y="{{ bar.y }}" width="{{ bar.width }}" height="{{ bar.height }}">
-<title>{{ bar.label }}</title></rect>{% endfor %}
-<text x="0" y="98" font-size="11">{{ plot.low }}</text>
-<text x="220" y="98" font-size="11" text-anchor="end">{{ plot.high }}</text></svg></figure>
-{% endfor %}</div>
-{% for product in split.products %}<div class="product"><h3>product {{ product.product_id }}</h3>
-<table class="text">
-<tr>{% for side in product.sides %}<th>{{ side.domain }}: {{ side.items|length }} of {{ side.count }}</th>
-{% endfor %}</tr>
-<tr>{% for side in product.sides %}<td>{% for item in side.items %}<div class="item">
-<p>{{ item.item_id }}: {{ item.text or "no text" }}</p>
-{% for image in item.images %}<img src="{{ image }}" alt="">{% endfor %}</div>{% endfor %}</td>
-{% endfor %}</tr></table></div>
-{% endfor %}{% endfor %}
-</body></html>
-"""
-
-
-@dataclasses.dataclass(frozen=True)
-class ShownItem:
-    """An item as the page shows it; `images` are data URIs."""
-
-    item_id: int
-    text: str
-    images: list[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Side:
-    """A product's items of one domain: how many, and those shown."""
-
-    domain: str
-    count: int
-    items: list[ShownItem]
-
-
-@dataclasses.dataclass(frozen=True)
-class ShownProduct:
-    """A product as the page shows it."""
-
-    product_id: int
-    sides: list[Side]
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A split as the page shows it: a table, plots and products."""
+    """A split as shown on the page.
+
+    Attributes:
+        name: Name of the split.
+        rows: Rows of its table, with the columns `HEADER`.
+        plots: Plots as returned by `plot`.
+        products: Some products as dicts: product_id and domains (name, count, items: item_id, text, images as data URIs).
+    """
 
     name: str
-    header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    plots: Sequence[Mapping]
-    products: Sequence[ShownProduct]
+    plots: Sequence[Mapping[str, Any]]
+    products: Sequence[Mapping[str, Any]]
+
+
+def inspect(data_dir: Path, *, items: int, products: int, processes: int | None = None) -> list[Split]:
+    """Returns the contents of the page; the arguments are the flags of the command."""
+    builders = open_builders(data_dir)
+    with process_map(processes) as apply:
+        return [_inspect_split(builders, split, items, products, apply) for split in builders["page"].info.splits]
 
 
 def render(title: str, splits: Sequence[Split]) -> str:
-    """Returns the page; every text in it is escaped."""
-    return (
-        jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-        .from_string(_PAGE)
-        .render(title=title, splits=splits)
+    """Returns the page; all texts in it are escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    return environment.get_template("page.html.jinja").render(title=title, header=HEADER, splits=splits)
 
 
-def plot(title: str, histogram: Histogram) -> dict:
-    """Returns the bars of a histogram, values above the 95th percentile in the last one."""
-    spread: Distribution = describe(histogram)
+def format_table(split: Split) -> str:
+    """Returns the table of a split as text."""
+    return text_table([HEADER, *split.rows], left=(0, 1))
+
+
+def _inspect_split(
+    builders: Mapping[str, DatasetBuilder], split: str, items: int, products: int, apply: ProcessMap
+) -> Split:
+    histograms: dict[tuple[str, str], Histogram] = {}
+    rows = []
+    for domain in DOMAINS:
+        total = builders[domain].info.splits[split].num_examples
+        step = max(1, total // items) if items else 1
+        samples = [Sample(path, step) for path in split_files(builders[domain], split)]
+        counts = distributions.add_up(dict(apply(distributions.item_histograms, samples)).values())
+        read = counts["frames"].total()
+        rows.append((domain, "items", *[""] * 4, f"{total:,}" + (f" ({read:,} read)" if step > 1 else "")))
+        histograms |= {(domain, name): histogram for name, histogram in counts.items()}
+    samples = [Sample(path) for path in split_files(builders["product"], split)]
+    per_product = distributions.add_up(dict(apply(distributions.product_histograms, samples)).values())
+    rows.append(("product", "products", *[""] * 4, f"{builders['product'].info.splits[split].num_examples:,}"))
+    histograms |= {("product", f"{domain}s"): histogram for domain, histogram in per_product.items()}
+    for (domain, name), histogram in histograms.items():
+        found = describe(histogram)
+        numbers = (found.low, found.median, round(found.mean, 1), found.high, found.maximum)
+        rows.append((domain, name, *(f"{number:,}" for number in numbers)))
+    plots = [plot(f"{domain}: {name}", histogram) for (domain, name), histogram in histograms.items()]
+    return Split(split, rows, plots, list(_show_products(builders, split, products)))
+
+
+def _show_products(builders: Mapping[str, DatasetBuilder], split: str, count: int) -> Iterator[dict[str, Any]]:
+    sources = {
+        name: ArrayRecordDataSource(builder.info.splits[split].file_instructions) for name, builder in builders.items()
+    }
+    total = len(sources["product"])
+    for number in range(min(count, total)):
+        product = parse_example(sources["product"][number * total // min(count, total)])
+        domains = []
+        for domain in DOMAINS:
+            rows = product.integers(f"{domain}_rows")
+            items = [_show_item(sources[domain][row]) for row in rows[:ITEMS_SHOWN]]
+            domains.append({"name": domain, "count": len(rows), "items": items})
+        yield {"product_id": product.integers("product_id")[0], "domains": domains}
+
+
+def _show_item(record: bytes) -> dict[str, Any]:
+    item = parse_example(record)
+    return {
+        "item_id": item.integers("item_id")[0],
+        "text": item.byte_strings("text")[0].decode(),
+        "images": [thumbnail(data) for data in item.byte_strings("frames")[:FRAMES_SHOWN]],
+    }
+
+
+def plot(title: str, histogram: Histogram) -> dict[str, Any]:
+    """Returns the bars of a histogram; the last one includes all values above the 95th percentile."""
+    found = describe(histogram)
     low = min(histogram, default=0)
-    width = max(1, math.ceil((spread.high - low + 1) / BARS))
-    count = (spread.high - low) // width + 1
+    width = max(1, math.ceil((found.high - low + 1) / BARS))
+    count = (found.high - low) // width + 1
     heights = np.zeros(count)
-    for value, occurs in histogram.items():
-        heights[min((value - low) // width, count - 1)] += occurs
+    for value, occurrences in histogram.items():
+        heights[min((value - low) // width, count - 1)] += occurrences
     bars = [
         {
             "x": round(220 * i / count, 1),
@@ -117,13 +135,13 @@ def plot(title: str, histogram: Histogram) -> dict:
         for i, height in enumerate(heights)
         if height
     ]
-    beyond = f"{spread.high} or more, up to {spread.most}" if spread.most > spread.high else str(spread.high)
-    return {"title": title, "bars": bars, "low": low, "high": beyond}
+    high = f"{found.high} or more, up to {found.maximum}" if found.maximum > found.high else str(found.high)
+    return {"title": title, "bars": bars, "low": low, "high": high}
 
 
 def thumbnail(data: bytes) -> str:
     """Returns a small upright JPEG of an encoded image as a data URI."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=distributions.FORMATS) as image:
         image.draft("RGB", (THUMBNAIL, THUMBNAIL))
         small = ImageOps.exif_transpose(images.as_rgb(image))
         small.thumbnail((THUMBNAIL, THUMBNAIL))

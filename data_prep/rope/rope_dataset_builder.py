@@ -86,7 +86,13 @@ class Builder(FileReaderBuilder):
             metadata=tfds.core.MetadataDict(),
         )
 
-    def download_and_prepare(
+    @property
+    def counts(self) -> dict[str, Any]:
+        """Counts of items, frames and bytes, or of products, by split; stored with the data set."""
+        assert self.info.metadata is not None
+        return self.info.metadata
+
+    def download_and_prepare(  # pyright: ignore[reportIncompatibleVariableOverride]  (TFDS decorates its method)
         self, *, download_config: tfds.download.DownloadConfig | None = None, **kwargs: Any
     ) -> None:
         """Like TFDS's, but raises ValueError for data built from other inputs, which TFDS would silently keep."""
@@ -117,12 +123,14 @@ class Builder(FileReaderBuilder):
         return self._inputs
 
     def _download_and_prepare(
-        self, dl_manager: tfds.download.DownloadManager, download_config: tfds.download.DownloadConfig
+        self, dl_manager: tfds.download.DownloadManager, download_config: tfds.download.DownloadConfig | None = None
     ) -> None:
-        if download_config.max_examples_per_split is not None:
+        if download_config is not None and download_config.max_examples_per_split is not None:
             raise ValueError("max_examples_per_split is not supported; build from a smaller release")
         if self.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-            raise ValueError(f"file format {self.info.file_format.value} is not supported; use {FILE_FORMAT}")
+            raise ValueError(
+                f"file format {self.info.file_format and self.info.file_format.value} is not supported; use {FILE_FORMAT}"
+            )
         inputs = self._inputs or self._read_release(Path(dl_manager.manual_dir))
         inputs.check()
         incomplete = Path(self.data_dir)  # TFDS's folder, with a new name at every attempt; renamed at the end
@@ -148,13 +156,12 @@ class Builder(FileReaderBuilder):
         ]
         reports: dict[int, shards.ShardReport] = {}
         resumed = 0
-        progress = Progress(total=spans[-1].stop, desc=f"{split} {domain}", unit="items")
-        with progress, self._runner() as run:
+        with Progress(total=spans[-1].stop, desc=f"{split} {domain}", unit="items") as progress, self._runner() as run:
             for number, report, was_finished in run(jobs):
                 reports[number] = report
                 items = report.span.stop - report.span.start
                 resumed += items if was_finished else 0
-                progress.update(items)
+                (progress.skip if was_finished else progress.update)(items)
         if resumed:
             self._report(f"{split} {domain}: {resumed} of {spans[-1].stop} items were written by an earlier run")
         ordered = [reports[number] for number in range(len(jobs))]
@@ -164,7 +171,7 @@ class Builder(FileReaderBuilder):
                 f"split {split!r} has no {domain} item with an image that decodes in "
                 f"{', '.join(map(str, inputs.images))}: {summary['items']['dropped']}, {summary['frames']['dropped']}"
             )
-        self.info.metadata[split] = summary
+        self.counts[split] = summary
         return self._split_info(split, [report.rows for report in ordered], summary["bytes"])
 
     def _write_products(self, folder: Path, inputs: Inputs, split: str) -> tfds.core.SplitInfo:
@@ -184,7 +191,7 @@ class Builder(FileReaderBuilder):
         for path, length in zip(self._shard_paths(folder, split, len(lengths)), lengths, strict=True):
             schema.write_records(path, itertools.islice(examples, length))
             num_bytes += path.stat().st_size
-        self.info.metadata[split] = {
+        self.counts[split] = {
             "products": {"in": catalog.count(split, "product"), "kept": count},
             "bytes": num_bytes,
         }
@@ -210,6 +217,19 @@ class Builder(FileReaderBuilder):
         return tfds.core.SplitInfo(
             name=split, shard_lengths=shard_lengths, num_bytes=num_bytes, filename_template=template
         )
+
+
+def open_builders(data_dir: Path) -> dict[str, tfds.core.DatasetBuilder]:
+    """Opens the four finished data sets of a data folder; raises ValueError if some are missing."""
+    folders = {name: data_dir / Builder.name / name / str(Builder.VERSION) for name in (*DOMAINS, "product")}
+    if missing := [str(folder) for folder in folders.values() if not (folder / "dataset_info.json").exists()]:
+        raise ValueError(f"no finished data set in {', '.join(missing)}: build it with ./run.sh build")
+    return {name: tfds.builder_from_directory(folder) for name, folder in folders.items()}
+
+
+def split_files(builder: tfds.core.DatasetBuilder, split: str) -> list[Path]:
+    """Returns the record files of a split in order."""
+    return [Path(path) for path in builder.info.splits[split].filepaths]
 
 
 def read_fingerprint(folder: Path) -> dict[str, str]:
