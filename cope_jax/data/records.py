@@ -12,7 +12,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from cope_jax.data.bad_items import BadItem
 from cope_jax.domains import DOMAINS
-from data_prep.records.schema import parse_example
+from data_prep.records.schema import open_split, parse_example
 
 # Raised for an invalid record: by array_record (wrong hash), for a feature without values, by parsing and decoding.
 INVALID = (RuntimeError, IndexError, ValueError)
@@ -158,10 +158,7 @@ def open_records(data_dir: str | Path, split: str) -> Records:
     builders = _load_builders(data_dir, split)
     files = {config: _files(builder, split) for config, builder in builders.items()}
     _allow_open_files(sum(map(len, files.values())), data_dir)
-    sources = {
-        config: ArrayRecordDataSource(builder.info.splits[split].file_instructions)
-        for config, builder in builders.items()
-    }
+    sources = {config: open_split(builder, split) for config, builder in builders.items()}
     starts = [dict.fromkeys(builders, 0)]
     for name in split.split("+")[:-1]:
         sizes = {config: builder.info.splits[name].num_examples for config, builder in builders.items()}

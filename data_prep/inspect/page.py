@@ -10,7 +10,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image, ImageOps
 from tensorflow_datasets.core import DatasetBuilder
 
@@ -20,7 +19,7 @@ from data_prep.common.text_table import text_table
 from data_prep.images import decoding as images
 from data_prep.inspect import distributions
 from data_prep.inspect.distributions import Histogram, Sample, describe
-from data_prep.records.schema import parse_example
+from data_prep.records.schema import open_split, parse_example
 from data_prep.rope.rope_dataset_builder import open_builders, split_files
 
 HEADER = ("domain", "what", "5%", "median", "mean", "95%", "most")
@@ -37,7 +36,7 @@ class Split:
         name: Name of the split.
         rows: Rows of its table, with the columns `HEADER`.
         plots: Plots as returned by `plot`.
-        products: Some products as dicts: product_id and domains (name, count, items: item_id, text, images as data URIs).
+        products: Some products: product_id, domains (name, count, items: item_id, text, images as data URIs).
     """
 
     name: str
@@ -92,9 +91,7 @@ def _inspect_split(
 
 
 def _show_products(builders: Mapping[str, DatasetBuilder], split: str, count: int) -> Iterator[dict[str, Any]]:
-    sources = {
-        name: ArrayRecordDataSource(builder.info.splits[split].file_instructions) for name, builder in builders.items()
-    }
+    sources = {name: open_split(builder, split) for name, builder in builders.items()}
     total = len(sources["product"])
     for number in range(min(count, total)):
         product = parse_example(sources["product"][number * total // min(count, total)])

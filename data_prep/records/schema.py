@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
@@ -139,3 +140,9 @@ def tally_records(path: Path) -> Tally:
             tally.add(record)
     reader.close()
     return tally
+
+
+def open_split(builder: tfds.core.DatasetBuilder, split: str) -> ArrayRecordDataSource:
+    """Opens one or more splits ("train+test") for random access; their files are opened when they are needed."""
+    instructions = builder.info.splits[split].file_instructions
+    return ArrayRecordDataSource(instructions)  # pyright: ignore[reportArgumentType]  (frozen; the protocol is not)

@@ -127,10 +127,9 @@ class Builder(FileReaderBuilder):
     ) -> None:
         if download_config is not None and download_config.max_examples_per_split is not None:
             raise ValueError("max_examples_per_split is not supported; build from a smaller release")
-        if self.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-            raise ValueError(
-                f"file format {self.info.file_format and self.info.file_format.value} is not supported; use {FILE_FORMAT}"
-            )
+        file_format = self.info.file_format
+        if file_format != tfds.core.FileFormat.ARRAY_RECORD:
+            raise ValueError(f"file format {file_format and file_format.value} is not supported; use {FILE_FORMAT}")
         inputs = self._inputs or self._read_release(Path(dl_manager.manual_dir))
         inputs.check()
         incomplete = Path(self.data_dir)  # TFDS's folder, with a new name at every attempt; renamed at the end

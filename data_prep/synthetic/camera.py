@@ -1,4 +1,4 @@
-"""How products get into a frame and what the camera makes of it: poses, motion, light, noise."""
+"""Poses and motion of products in frames, and the effects of light and camera."""
 
 import dataclasses
 import functools
@@ -8,42 +8,43 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from data_prep.synthetic.products import Attributes
+from data_prep.synthetic.products import Attributes, Color
 from data_prep.synthetic.sprites import sprites
 
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
-    """Where and how a product stands in a frame; lengths are shares of the frame's side."""
+    """Pose of a product in a frame; lengths are relative to the side of the frame."""
 
-    centre: tuple[float, float]
+    center: tuple[float, float]
     size: float
     angle: float = 0.0  # degrees
-    turn: float = 1.0  # narrowing by turning about the upright axis
+    turn: float = 1.0  # horizontal scale from turning about the vertical axis
     shear: float = 0.0
 
     def moved(self, x: float, y: float) -> "Pose":
-        return dataclasses.replace(self, centre=(self.centre[0] + x, self.centre[1] + y))
+        """Returns the pose with another center."""
+        return dataclasses.replace(self, center=(self.center[0] + x, self.center[1] + y))
 
     def pixels(self, side: int) -> tuple[float, float]:
-        """The centre in pixels."""
-        return self.centre[0] * side, self.centre[1] * side
+        """Returns the center in pixels."""
+        return self.center[0] * side, self.center[1] * side
 
 
 @dataclasses.dataclass(frozen=True)
 class Motion:
-    """The limits within which a product moves through a clip; lengths are shares of the frame's side."""
+    """Limits of the motion of a product through a clip; lengths are relative to the side of the frame."""
 
     size: tuple[float, float]
-    offset: float  # of the product's centre from the frame's
+    offset: float  # of the product's center from the frame's
     angle: float  # degrees to either side
-    turn: float  # narrowest width by turning, 1 is frontal
+    turn: float  # minimum horizontal scale; 1 is frontal
     shear: float
-    blanks: float  # share of frames that do not show the product
-    covered: float  # share of frames in which something covers a border of it
+    blanks: float  # share of frames without the product
+    covered: float  # share of frames in which something covers an edge of it
 
     def poses(self, frames: int, x: float, share: float, rng: np.random.Generator) -> list[Pose]:
-        """The poses of a product through a clip, about `x` right of the middle, `share` as large as usual."""
+        """Returns the poses of a product, about `x` right of the center and `share` times as large as usual."""
         columns = (
             0.5 + x + share * drift(-self.offset, self.offset, frames, rng),
             0.5 + drift(-self.offset, self.offset, frames, rng),
@@ -55,7 +56,7 @@ class Motion:
         return [Pose((x, y), *rest) for x, y, *rest in np.stack(columns, axis=-1).tolist()]
 
     def blank_frames(self, frames: int, rng: np.random.Generator) -> np.ndarray:
-        """Which frames do not show the product: bool [frames], always fewer than half of them."""
+        """Returns which frames do not show the product, bool[frames]; always fewer than half of them."""
         blank = rng.random(frames) < self.blanks
         blank[rng.permutation(np.flatnonzero(blank))[(frames - 1) // 2 :]] = False
         return blank
@@ -63,16 +64,16 @@ class Motion:
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What light and camera do to the frames of an item."""
+    """Effects of light and camera on the frames of an item."""
 
-    light: tuple[float, float]  # brightness, changing through the clip
-    tint: float  # of each colour channel, at most
-    slope: float  # of the light across the frame, at most
+    light: tuple[float, float]  # brightness, which changes through the clip
+    tint: float  # maximum change of a color channel
+    slope: float  # maximum slope of the light across the frame
     noise: float  # standard deviation, of 255
-    quality: tuple[int, int]  # of the JPEG file, the upper limit excluded
+    quality: tuple[int, int]  # of the JPEG file; the upper limit is exclusive
 
     def develop(self, canvases: Sequence[Image.Image], rng: np.random.Generator) -> np.ndarray:
-        """Lights the square frames and adds noise: uint8 [frames, side, side, 3]."""
+        """Returns the square frames with light and noise, uint8[frames, side, side, 3]."""
         frames, side = len(canvases), canvases[0].width
         gains = drift(*self.light, frames, rng)[:, None] * rng.uniform(1 - self.tint, 1 + self.tint, 3)
         direction, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, self.slope)
@@ -88,23 +89,24 @@ class Look:
 
 
 def drift(low: float, high: float, frames: int, rng: np.random.Generator, *, jitter: float = 0.15) -> np.ndarray:
-    """float [frames] from one value within the limits to another, unsteadily."""
-    steady = np.linspace(*rng.uniform(low, high, 2), frames)
+    """Returns values that drift with jitter from one random value within the limits to another, float[frames]."""
+    start, stop = rng.uniform(low, high, 2)
+    steady = np.linspace(start, stop, frames)
     return np.clip(steady + rng.uniform(-jitter, jitter, frames) * (high - low), low, high)
 
 
-def pan(ground: Image.Image, frames: int, side: int, rng: np.random.Generator) -> list[Image.Image]:
-    """What a moving camera sees of a larger ground in each frame."""
-    spare = ground.width - side
+def pan(background: Image.Image, frames: int, side: int, rng: np.random.Generator) -> list[Image.Image]:
+    """Returns the crops of a larger background that a moving camera shows."""
+    spare = background.width - side
     corners = zip(*(drift(0, spare, frames, rng).round().astype(int).tolist() for _ in "xy"), strict=True)
-    return [ground.crop((x, y, x + side, y + side)) for x, y in corners]
+    return [background.crop((x, y, x + side, y + side)) for x, y in corners]
 
 
-def place(canvas: Image.Image, attributes: Attributes, pose: Pose, *, ink: tuple[int, int, int] | None = None) -> None:
-    """Draws a product onto a square canvas; with `ink`, only its shadow in that colour."""
+def place(canvas: Image.Image, attributes: Attributes, pose: Pose, *, ink: Color | None = None) -> None:
+    """Draws a product on a square canvas; with `ink`, only its shadow in that color."""
     size = pose.size * canvas.width
     sprite = sprites(attributes, canvas.width)[size < 0.55 * canvas.width]
-    box, matrix = _warp(pose, size, sprite.colour.width)
+    box, matrix = _warp(pose, size, sprite.color.width)
     x, y = pose.pixels(canvas.width)
     left, top = round(x - box / 2), round(y - box / 2)
     transform = functools.partial(
@@ -114,12 +116,12 @@ def place(canvas: Image.Image, attributes: Attributes, pose: Pose, *, ink: tuple
         data=matrix,
         resample=Image.Resampling.BILINEAR,
     )
-    paint = transform(sprite.colour) if ink is None else ink
+    paint = transform(sprite.color) if ink is None else ink
     canvas.paste(paint, (left, top, left + box, top + box), transform(sprite.opacity))
 
 
 def _warp(pose: Pose, size: float, source: int) -> tuple[int, tuple[float, ...]]:
-    """The side of the box a posed product fits in and the affine map from the box back to its sprite."""
+    """Returns the side of the box around a posed product, and the affine map from the box to its sprite."""
     cos, sin = math.cos(math.radians(pose.angle)), math.sin(math.radians(pose.angle))
     forward = np.array(((cos, -sin), (sin, cos))) @ ((pose.turn, pose.shear), (0, 1)) * size / source
     (a, b), (d, e) = np.linalg.inv(forward).tolist()
@@ -129,5 +131,5 @@ def _warp(pose: Pose, size: float, source: int) -> tuple[int, tuple[float, ...]]
 
 @functools.cache
 def _grain(side: int) -> np.ndarray:
-    """Standard normal noise, float32 [2 · side, 2 · side, 3]; frames take theirs from random places."""
+    """Returns standard normal noise, float32[2 · side, 2 · side, 3]; frames use random crops of it."""
     return np.random.default_rng(0).standard_normal((2 * side, 2 * side, 3), np.float32)

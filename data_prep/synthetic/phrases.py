@@ -1,6 +1,6 @@
-"""Words for every attribute value, chatter around them, and characters that sound alike."""
+"""Words for every attribute value, chatter, and characters that sound alike."""
 
-COLOUR_WORDS = {
+COLOR_WORDS = {
     "red": ("红色", "大红", "正红色"),
     "wine": ("酒红", "暗红色", "枣红"),
     "orange": ("橙色", "橘色", "橘黄"),
@@ -14,7 +14,7 @@ COLOUR_WORDS = {
     "pink": ("粉色", "粉红", "樱花粉"),
     "brown": ("棕色", "咖色", "咖啡色"),
     "beige": ("米色", "杏色", "奶茶色"),
-    "grey": ("灰色", "银灰", "烟灰色"),
+    "gray": ("灰色", "银灰", "烟灰色"),
     "black": ("黑色", "纯黑", "曜石黑"),
     "white": ("白色", "纯白", "雪白"),
 }
@@ -37,8 +37,8 @@ WORDS = {
         "guitar": ("吉他", "木吉他", "六弦琴"),
         "cushion": ("抱枕", "靠枕", "靠垫"),
     },
-    "base": COLOUR_WORDS,
-    "second": COLOUR_WORDS,
+    "base": COLOR_WORDS,
+    "second": COLOR_WORDS,
     "pattern": {
         "plain": ("纯色", "素面", "净面"),
         "horizontal": ("横条纹", "横纹", "海魂纹"),
@@ -74,7 +74,7 @@ TITLE_TALK = (
     "复古",
 )  # fmt: skip
 
-# How one says a word: `{}` is the word, which may be dropped or garbled.
+# Sentences around a word `{}`, which may be omitted or garbled.
 ASR_SENTENCES = {
     "category": ("咱们今天这个{}", "这款{}真的绝了", "家里缺{}的姐妹", "好多人问的{}来了", "这个{}你放心拍"),
     "base": ("主色是{}的", "{}的这一款", "你看这个{}多正", "底子是{}", "大面积是{}的"),
@@ -95,7 +95,7 @@ ASR_CHATTER = (
 )  # fmt: skip
 JOINING = ("和", "加", "配", "搭", "+")
 
-# Characters a speech recogniser mixes up: they sound the same, or nearly.
+# Characters that speech recognition confuses because they sound alike.
 HOMOPHONES = dict(
     zip(
         "红酒橙橘黄绿青蓝藏紫粉棕咖米灰黑白包杯鞋短衣瓶灯椅帽手表伞壶裤裙琴枕纯素横竖斜点格拼纹条印标圆环星角心十字规高宽窄长"

@@ -1,18 +1,19 @@
 """Synthetic products: combinations of six visible attributes and a brand, some of them near-duplicates."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
 
-from data_prep.synthetic.seeds import generator
+Color = tuple[int, int, int]
 
-# Share of products that come in families; the members of a family differ in exactly one attribute.
+# Share of products in families, whose members differ in exactly one attribute.
 NEAR_DUPLICATES = 1 / 3
 FAMILY_SIZES = (2, 3, 4)
 
-# Sixteen colours a person tells apart in daylight; some are close on purpose (red and wine, white and beige).
-COLOURS = {
+# Sixteen colors that a person can tell apart in daylight; some are close on purpose (red and wine, white and beige).
+COLORS: dict[str, Color] = {
     "red": (214, 36, 40),
     "wine": (126, 22, 48),
     "orange": (242, 128, 24),
@@ -26,7 +27,7 @@ COLOURS = {
     "pink": (246, 150, 186),
     "brown": (120, 76, 40),
     "beige": (226, 206, 170),
-    "grey": (136, 140, 146),
+    "gray": (136, 140, 146),
     "black": (34, 34, 38),
     "white": (246, 246, 244),
 }
@@ -38,7 +39,7 @@ PATTERNS = ("plain", "horizontal", "vertical", "diagonal", "dots", "checks", "zi
 MARKS = ("none", "disc", "ring", "star", "triangle", "heart", "cross", "letter")
 PROPORTIONS = ("regular", "tall", "wide", "flared")
 
-# Brands are heard and read, never seen. Sixteen characters make 64 names, so that names resemble one another.
+# Brands are heard and read, never seen. Sixteen characters make 64 names, so that some names are similar.
 BRANDS = tuple(
     first + second + ("", "", "曼")[(i + j) % 3]
     for i, first in enumerate("华森雅朗安锦云佳")
@@ -48,11 +49,11 @@ BRANDS = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Attributes:
-    """What one sees of a product. No two products of a release have equal attributes."""
+    """The visible attributes of a product, unique within a release."""
 
     category: str
-    base: str  # colour of the body
-    second: str  # colour of the pattern and of handles, straps, soles …; never the base colour
+    base: str  # color of the body
+    second: str  # color of the pattern and of handles, straps, soles …; never the base color
     pattern: str
     mark: str
     proportion: str
@@ -60,7 +61,7 @@ class Attributes:
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """One product: its id, what one sees of it and its brand."""
+    """A product: its id, visible attributes and brand."""
 
     product_id: int
     attributes: Attributes
@@ -69,18 +70,39 @@ class Product:
 
 VALUES = {
     "category": CATEGORIES,
-    "base": tuple(COLOURS),
-    "second": tuple(COLOURS),
+    "base": tuple(COLORS),
+    "second": tuple(COLORS),
     "pattern": PATTERNS,
     "mark": MARKS,
     "proportion": PROPORTIONS,
 }
 
 
-def sample_products(train: int, test: int, seed: int) -> tuple[list[Product], list[Product]]:
-    """Draws the training and the test products; no combination of attributes occurs twice in the two lists.
+def random_bytes(seed: int, *purpose: str | int) -> bytes:
+    """Returns sixteen bytes that depend on the seed and the purpose alone."""
+    name = "/".join(str(part) for part in (seed, *purpose))
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()
 
-    Families lie within one split. Ids are a random permutation over both.
+
+def generator(seed: int, *purpose: str | int) -> np.random.Generator:
+    """Returns the generator of a purpose, such as `generator(0, "frames", "video", 17)`.
+
+    Because everything random in the release has its own generator, nothing depends on the order of drawing or on the
+    number of processes.
+    """
+    return np.random.Generator(np.random.PCG64(int.from_bytes(random_bytes(seed, *purpose), "little")))
+
+
+def darker(color: Color, factor: float) -> Color:
+    """Returns a color with all channels multiplied by a factor."""
+    red, green, blue = (int(factor * channel) for channel in color)
+    return red, green, blue
+
+
+def sample_products(train: int, test: int, seed: int) -> tuple[list[Product], list[Product]]:
+    """Draws the training and the test products, all with different attributes.
+
+    Families do not extend over both splits. Ids are a random permutation over both.
     """
     taken: set[Attributes] = set()
     drawn = [
@@ -93,7 +115,7 @@ def sample_products(train: int, test: int, seed: int) -> tuple[list[Product], li
 
 
 def _sample_split(count: int, rng: np.random.Generator, taken: set[Attributes]) -> list[tuple[Attributes, str]]:
-    """`count` new combinations with their brands in random order; adds them to `taken`."""
+    """Returns `count` new combinations and their brands in random order, and adds them to `taken`."""
     families = list(_family_sizes(round(count * NEAR_DUPLICATES), rng))
     sizes = families + [1] * (count - sum(families))
     drawn = []
@@ -109,7 +131,7 @@ def _sample_split(count: int, rng: np.random.Generator, taken: set[Attributes]) 
 
 
 def _family_sizes(members: int, rng: np.random.Generator) -> Iterator[int]:
-    """Sizes of families of at least two that together have `members` members, or one fewer."""
+    """Yields sizes of families, at least two, that add up to `members` or one less."""
     while members >= min(FAMILY_SIZES):
         size = min(int(rng.choice(FAMILY_SIZES)), members)
         yield size
@@ -117,7 +139,7 @@ def _family_sizes(members: int, rng: np.random.Generator) -> Iterator[int]:
 
 
 def _balanced(values: tuple[str, ...], count: int, rng: np.random.Generator) -> list[str]:
-    """`count` values in random order, each as often as any other: also few products show every value."""
+    """Returns `count` values in random order, all equally often, so that even few products have every value."""
     return [values[i] for i in rng.permutation(np.arange(count) % len(values))]
 
 
@@ -131,10 +153,10 @@ def _founders(count: int, rng: np.random.Generator) -> Iterator[Attributes]:
 
 
 def _relatives(founder: Attributes, count: int, rng: np.random.Generator, taken: set[Attributes]) -> list[Attributes]:
-    """`count` new combinations that differ from the founder and one another in the same attribute."""
+    """Returns `count` new combinations that differ from the founder and one another in the same attribute."""
     for name in rng.permutation(list(VALUES)):
         changed = [dataclasses.replace(founder, **{str(name): value}) for value in VALUES[name]]
         free = [c for c in changed if c != founder and c.base != c.second and c not in taken]
         if len(free) >= count:
             return [free[i] for i in rng.choice(len(free), count, replace=False)]
-    raise ValueError(f"no {count} free combinations are left beside {founder}; ask for fewer products")
+    raise ValueError(f"fewer than {count} free combinations are left next to {founder}; ask for fewer products")

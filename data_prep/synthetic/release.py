@@ -1,42 +1,34 @@
-"""The synthetic release: text files and JPEG images, with difficulties like the real one's."""
+"""Writes the synthetic release: text files and JPEG images, with difficulties like those of the real one."""
 
 import dataclasses
 import json
-import os
-import shutil
-import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data_prep.catalog.release import FILES, PREFIXES
+from data_prep.common.files import atomic_folder
 from data_prep.common.process_pool import process_map
+from data_prep.common.progress import Progress
 from data_prep.synthetic.plan import Plan, PlannedItem, plan_release
-from data_prep.synthetic.products import Attributes
+from data_prep.synthetic.products import Attributes, generator
 from data_prep.synthetic.scenes import draw_item
-from data_prep.synthetic.seeds import generator
 
-# Raise when the drawing or the texts change: a release of an older recipe is then not taken for this one.
+# Increment when the drawings or texts change, so that a release of an older recipe is not taken for a current one.
 RECIPE = 6
 OPTIONS_FILE = "synthetic.json"
-# There are about a million combinations of attributes: with most of them taken, all would be near-duplicates.
+# There are about a million combinations of attributes; if most were taken, all products would be near-duplicates.
 LIMITS = {
     "train_products": (8, 200_000),
     "test_products": (8, 200_000),
     "image_side": (16, 4096),
     "processes": (1, 1024),
 }
-BATCH = 48  # items a process draws at a time
-
-
-class SyntheticError(ValueError):
-    """A release that cannot be written; the message says what to change."""
+BATCH = 48  # items that a process draws at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Items for one process to draw, all of one split, and where the images go."""
+    """Items of one split for one process to draw, and the folder for their images."""
 
     items: Sequence[PlannedItem]
     shelf: tuple[Attributes, ...]
@@ -46,83 +38,77 @@ class Batch:
 
 
 def write_release(
-    directory: Path | str,
-    *,
-    train_products: int,
-    test_products: int,
-    image_side: int,
-    seed: int,
-    processes: int = 1,
+    directory: Path | str, *, train_products: int, test_products: int, image_side: int, seed: int, processes: int = 1
 ) -> Path:
-    """Writes a release with the splits `train` and `test`; keeps a finished one of the same options.
+    """Writes a release with the splits `train` and `test`, or keeps a finished one with the same options.
 
     Args:
-      directory: folder to make; it must not exist, be empty, or hold this very release.
-      train_products: products of the training split.
-      test_products: products of the test split, none of them in training.
-      image_side: width and height of all images in pixels.
-      seed: any integer; other seeds give other products, items and pictures.
-      processes: how many draw; the result is the same for any number.
+        directory: Folder of the release. It must not exist, be empty, or contain this release.
+        train_products: Number of products of the training split.
+        test_products: Number of products of the test split; none is in the training split.
+        image_side: Width and height of all images in pixels.
+        seed: Any integer; determines products, items and pictures.
+        processes: Number of processes; the result does not depend on it.
 
     Returns:
-      The folder with 18 text files, `images/` and `synthetic.json`, which records the options.
+        The folder with 18 text files, `images/` and `synthetic.json`, which records the options.
 
     Raises:
-      SyntheticError: the folder holds something else, an option is out of range, or a process was killed.
+        ValueError: An option is out of range, or the folder contains something else.
     """
     directory = Path(directory)
     options = {
-        "recipe": RECIPE, "train_products": train_products, "test_products": test_products,
-        "image_side": image_side, "seed": seed,
-    }  # fmt: skip
+        "recipe": RECIPE,
+        "train_products": train_products,
+        "test_products": test_products,
+        "image_side": image_side,
+        "seed": seed,
+    }
     _check(options | {"processes": processes})
     if _is_written(directory, options):
         print(f"{directory} is already written")
         return directory
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = directory.with_name(f"{directory.name}.writing")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (unfinished / "images").mkdir(parents=True)
-    plan = plan_release(train_products, test_products, seed)
-    for name, rows in text_files(plan, seed):
-        (unfinished / name).write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
-    _draw(plan, unfinished / "images", image_side, seed, processes)
-    (unfinished / OPTIONS_FILE).write_text(json.dumps(options, indent=2) + "\n")
-    os.replace(unfinished, directory)
+    with atomic_folder(directory) as unfinished:
+        (unfinished / "images").mkdir()
+        plan = plan_release(train_products, test_products, seed)
+        for name, rows in text_files(plan, seed):
+            (unfinished / name).write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+        _draw(plan, unfinished / "images", image_side, seed, processes)
+        (unfinished / OPTIONS_FILE).write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
     return directory
 
 
-def _check(options: dict[str, int]) -> None:
-    faults = [
-        f"--{name}={options[name]} ({least} to {most})"
-        for name, (least, most) in LIMITS.items()
-        if not least <= options[name] <= most
+def _check(options: Mapping[str, int]) -> None:
+    invalid = [
+        f"--{name}={options[name]} ({low} to {high})"
+        for name, (low, high) in LIMITS.items()
+        if not low <= options[name] <= high
     ]
-    if faults:
-        raise SyntheticError(f"out of range: {', '.join(faults)}")
+    if invalid:
+        raise ValueError(f"out of range: {', '.join(invalid)}")
 
 
-def _is_written(directory: Path, options: dict[str, int]) -> bool:
-    """Whether the folder already holds this release; an error where it holds anything else."""
+def _is_written(directory: Path, options: Mapping[str, int]) -> bool:
+    """Returns whether the folder contains this release; raises ValueError if it contains something else."""
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return False
     if not (directory / OPTIONS_FILE).is_file():
-        raise SyntheticError(f"{directory} exists and is no synthetic release; choose another --out or remove it")
-    found = json.loads((directory / OPTIONS_FILE).read_text())
+        raise ValueError(f"{directory} exists and is not a synthetic release; choose another --out or remove it")
+    found = json.loads((directory / OPTIONS_FILE).read_text(encoding="utf-8"))
     if found != options:
-        raise SyntheticError(
-            f"{directory} holds a release of other options: {_spelled(found)}, not {_spelled(options)}; "
+        raise ValueError(
+            f"{directory} contains a release with other options: {_format(found)}, not {_format(options)}; "
             "choose another --out or remove it"
         )
     return True
 
 
-def _spelled(options: dict[str, int]) -> str:
+def _format(options: Mapping[str, int]) -> str:
     return " ".join(f"{name}={value}" for name, value in options.items())
 
 
 def text_files(plan: Plan, seed: int) -> Iterator[tuple[str, list[str]]]:
-    """Yields (file name, rows in random order) of all 18 text files, blanks as in the real ones."""
+    """Yields the names and rows of all 18 text files; rows in random order, with spaces as in the real release."""
     for split, prefix in PREFIXES.items():
         for domain, (pairs, texts, frames) in FILES.items():
             items = [item for item in plan.items if (item.split, item.domain) == (split, domain)]
@@ -137,8 +123,8 @@ def text_files(plan: Plan, seed: int) -> Iterator[tuple[str, list[str]]]:
 
 
 def _frame_rows(item: PlannedItem) -> Iterator[str]:
-    for moment, name in item.frames:
-        yield f"{item.item_id}, {name} " if item.domain == "page" else f"{item.item_id}, {moment}, {name} "
+    for time, name in item.frames:
+        yield f"{item.item_id}, {name} " if item.domain == "page" else f"{item.item_id}, {time}, {name} "
 
 
 def _draw(plan: Plan, images: Path, side: int, seed: int, processes: int) -> None:
@@ -149,15 +135,13 @@ def _draw(plan: Plan, images: Path, side: int, seed: int, processes: int) -> Non
         for start in range(0, len(items), BATCH)
     ]
     total = sum(len(item.frames) for item in plan.items)
-    try:
-        with process_map(min(processes, len(batches))) as apply:
-            _report((count for _, count in apply(draw_batch, batches)), total)
-    except BrokenProcessPool as error:
-        raise SyntheticError("a worker was killed, perhaps for want of memory: try fewer --processes") from error
+    with process_map(min(processes, len(batches))) as apply, Progress(total=total, unit="images") as progress:
+        for _, count in apply(draw_batch, batches):
+            progress.update(count)
 
 
 def draw_batch(batch: Batch) -> int:
-    """Draws and writes the images of some items; returns their number."""
+    """Draws and writes the images of some items; returns the number of images."""
     count = 0
     for item in batch.items:
         rng = generator(batch.seed, "scene", item.domain, item.item_id)
@@ -166,21 +150,3 @@ def draw_batch(batch: Batch) -> int:
             (batch.images / name).write_bytes(encoded)
             count += 1
     return count
-
-
-def _report(counts: Iterable[int], total: int) -> None:
-    """Keeps one line of progress on a terminal; elsewhere writes a line every ten seconds."""
-    live, start = sys.stderr.isatty(), time.monotonic()
-    done, said = 0, start
-    for count in counts:
-        done, now = done + count, time.monotonic()
-        if now - said < (0.2 if live else 10) and done < total:
-            continue
-        said, rate = now, done / max(now - start, 1e-9)
-        line = f"images {done:,} of {total:,}, {rate:,.0f}/s, {(total - done) / rate:.0f} s left"
-        print(
-            f"\r{line:<60}" if live else line,
-            end="" if live and done < total else "\n",
-            file=sys.stderr,
-            flush=True,
-        )

@@ -1,4 +1,4 @@
-"""Pictures of single products, frontal and without a ground: what the scenes then turn, scale and cover."""
+"""Frontal pictures of single products without a background, which the scenes turn, scale and cover."""
 
 import dataclasses
 import functools
@@ -7,97 +7,87 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_prep.synthetic.printed_marks import MARK_OUTLINES
-from data_prep.synthetic.products import COLOURS, Attributes
-from data_prep.synthetic.silhouettes import SILHOUETTES, in_proportion
+from data_prep.synthetic.outlines import MARKS, SILHOUETTES, in_proportion
+from data_prep.synthetic.products import COLORS, Attributes, Color, darker
 
 SUPERSAMPLING = 2
-MARK_RADIUS = 0.125  # of the sprite's side
+MARK_RADIUS = 0.125  # relative to the side of the sprite
 DARK = (40, 36, 36)
 LIGHT = (252, 250, 246)
-# A sprite that falls out is drawn anew; an item's products and those on the shelf stay inside.
-CACHED_SPRITES = 512
+CACHED_SPRITES = 512  # more than the products of an item and its shelf
 
 
 @dataclasses.dataclass(frozen=True)
 class Sprite:
-    """Colour (mode RGB) and opacity (mode L) of one product, both square."""
+    """Color (mode RGB) and opacity (mode L) of a product, both square."""
 
-    colour: Image.Image
+    color: Image.Image
     opacity: Image.Image
 
     def halved(self) -> "Sprite":
-        """The same at half the side; bilinear sampling of the full sprite would alias below that scale."""
-        return Sprite(self.colour.reduce(2), self.opacity.reduce(2))
+        """Returns the sprite at half the side; bilinear sampling of the full sprite would alias below that scale."""
+        return Sprite(self.color.reduce(2), self.opacity.reduce(2))
 
 
 @functools.lru_cache(maxsize=CACHED_SPRITES)
 def sprites(attributes: Attributes, side: int) -> tuple[Sprite, Sprite]:
     """Draws a product in a square of `side` pixels and in one of half that side."""
     full = _draw(attributes, side * SUPERSAMPLING)
-    sprite = Sprite(full.colour.reduce(SUPERSAMPLING), full.opacity.reduce(SUPERSAMPLING))
+    sprite = Sprite(full.color.reduce(SUPERSAMPLING), full.opacity.reduce(SUPERSAMPLING))
     return sprite, sprite.halved()
 
 
 def _draw(attributes: Attributes, side: int) -> Sprite:
-    base, second = COLOURS[attributes.base], COLOURS[attributes.second]
+    base, second = COLORS[attributes.base], COLORS[attributes.second]
     silhouette = SILHOUETTES[attributes.category]
-    colour, opacity = Image.new("RGB", (side, side), base), Image.new("L", (side, side))
+    color, opacity = Image.new("RGB", (side, side), base), Image.new("L", (side, side))
     body = Image.new("RGB", (side, side), base)
     body.paste(second, mask=pattern_mask(attributes.pattern, side))
-    pen, mask_pen = ImageDraw.Draw(colour), ImageDraw.Draw(opacity)
+    pen, mask_pen = ImageDraw.Draw(color), ImageDraw.Draw(opacity)
     for role, points in silhouette.parts:
         points = _pixels(in_proportion(points, attributes.proportion), side)
         mask_pen.polygon(points, fill=0 if role == "cut" else 255)
         if role == "body":
             part = Image.new("L", (side, side))
             ImageDraw.Draw(part).polygon(points, fill=255)
-            colour.paste(body, mask=part)
-        # An outline keeps a white product visible on the white ground of a page.
+            color.paste(body, mask=part)
+        # An outline keeps a white product visible on a white page.
         fill = {"body": None, "cut": None, "trim": second, "dark": DARK}[role]
-        pen.polygon(points, fill=fill, outline=_darker(second if role == "trim" else base), width=side // 64)
+        pen.polygon(points, fill=fill, outline=darker(second if role == "trim" else base, 0.62), width=side // 64)
     (place,) = in_proportion((silhouette.mark_at,), attributes.proportion)
     _print_mark(pen, attributes.mark, place, base, side)
-    return Sprite(_shaded(colour), opacity)
+    return Sprite(_shaded(color), opacity)
 
 
 def _pixels(points: Iterable[tuple[float, float]], side: int) -> list[tuple[float, float]]:
     return [(x * side, y * side) for x, y in points]
 
 
-def _darker(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    return tuple(int(0.62 * channel) for channel in colour)
-
-
-def _print_mark(pen: ImageDraw.ImageDraw, mark: str, place: tuple[float, float], base: tuple, side: int) -> None:
-    """Prints a mark in a light or dark colour, whichever stands out, on a rim of the other."""
+def _print_mark(pen: ImageDraw.ImageDraw, mark: str, place: tuple[float, float], base: Color, side: int) -> None:
+    """Prints a mark, dark on light bases and light on dark ones, with a rim of the other color."""
     ink, rim = (DARK, LIGHT) if sum(base) > 360 else (LIGHT, DARK)
-    for outline, fill in zip(MARK_OUTLINES[mark], (ink, rim), strict=False):
+    for outline, fill in zip(MARKS[mark], (ink, rim), strict=False):
         points = _pixels(((place[0] + MARK_RADIUS * x, place[1] + MARK_RADIUS * y) for x, y in outline), side)
         pen.polygon(points, fill=fill, outline=rim, width=max(1, side // 48))
 
 
-def _shaded(colour: Image.Image) -> Image.Image:
-    """Lets light fall from the upper left, so that the product looks less like a paper cutting."""
-    u, v = _grid(colour.width)
+def _shaded(color: Image.Image) -> Image.Image:
+    """Adds light from the upper left, so that the product looks less flat."""
+    u, v = _grid(color.width)
     light = 1.10 - 0.16 * u - 0.14 * v
-    return Image.fromarray(np.clip(np.asarray(colour) * light[..., None], 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(np.asarray(color) * light[..., None], 0, 255).astype(np.uint8))
 
 
 @functools.cache
 def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Columns u and rows v of the pixel centres in the unit square, float32 [side, side] each."""
+    """Returns columns u and rows v of the pixel centers in the unit square, float32[side, side] each."""
     ticks = (np.arange(side, dtype=np.float32) + 0.5) / side
     return np.broadcast_to(ticks, (side, side)), np.broadcast_to(ticks[:, None], (side, side))
 
 
 @functools.cache
 def pattern_mask(pattern: str, side: int) -> Image.Image:
-    """Where a pattern shows the second colour: mode 1, `side` × `side`.
-
-    Raises:
-      ValueError: the pattern is unknown.
-    """
+    """Returns the mask of the second color in a pattern, mode 1, `side` × `side`."""
     u, v = _grid(side)
     match pattern:
         case "plain":

@@ -1,4 +1,4 @@
-"""What sellers write and say about synthetic products: page titles and noisy transcripts, in Chinese."""
+"""Texts of synthetic products in Chinese: titles of pages and noisy transcripts of clips."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ from data_prep.catalog.release import NO_TEXT
 from data_prep.synthetic.phrases import ASR_CHATTER, ASR_SENTENCES, HOMOPHONES, JOINING, TITLE_TALK, WORDS
 from data_prep.synthetic.products import Product
 
-# Titles always name brand and category; each other attribute is left out at this rate.
+# Titles always name the brand and the category, and omit each other attribute at this rate.
 TITLE_OMITS = 0.12
 TITLE_TALK_WORDS = (1, 4)
-# Speech: each attribute goes unsaid, or is said and misheard, at these rates; so does the brand.
+# Transcripts omit or garble each attribute and the brand at these rates.
 ASR_OMITS = 0.18
 ASR_OMITS_BRAND = 0.35
 ASR_GARBLES = 0.08
@@ -21,20 +21,20 @@ COMMAS = (",", "，", "，", " ")
 
 
 def title(products: Sequence[Product], rng: np.random.Generator) -> str:
-    """A page's title: every product's brand and attributes in random order and wording, with shop talk.
+    """Writes a title: brands and attributes of the products in random order and wording, with shop talk.
 
-    E.g. `爆款 华诺 竖条纹 手提包 酒红配雪白 爱心 高款 包邮`.
+    For example, `爆款 华诺 竖条纹 手提包 酒红配雪白 爱心 高款 包邮`.
     """
     described = f" {_pick(JOINING, rng)} ".join(_description(product, rng) for product in products)
     words = described.split(" ")
     for talk in rng.choice(TITLE_TALK, rng.integers(*TITLE_TALK_WORDS, endpoint=True), replace=False):
-        # Shop talk goes to either end: inside, it would tear a product's words apart.
+        # At either end, because in between it would separate the words of a product.
         words.insert(0 if rng.random() < 0.5 else len(words), str(talk))
     return " ".join(words)
 
 
 def transcript(products: Sequence[Product], rng: np.random.Generator) -> str:
-    """What is heard in a clip: chatter with dropped and misheard words, `空` where nobody speaks."""
+    """Writes the transcript of a clip: chatter with omitted and misheard words, or `空` if nobody speaks."""
     if rng.random() < ASR_MISSING:
         return NO_TEXT
     count = rng.integers(*ASR_CHATTER_SENTENCES, endpoint=True)
@@ -46,7 +46,7 @@ def transcript(products: Sequence[Product], rng: np.random.Generator) -> str:
 
 
 def _spoken(product: Product, rng: np.random.Generator) -> list[str]:
-    """The sentences that do get said about a product."""
+    """Returns the sentences about a product that are not omitted."""
     words = {name: word(product, name, rng) for name in WORDS} | {"brand": product.brand}
     said = []
     for name, spoken in words.items():
@@ -59,14 +59,14 @@ def _spoken(product: Product, rng: np.random.Generator) -> list[str]:
 
 
 def _description(product: Product, rng: np.random.Generator) -> str:
-    """Brand and attributes of one product; the brand is first more often than not, the rest in any order."""
+    """Returns the words for the brand, usually first, and the attributes of a product in random order."""
     words = {name: word(product, name, rng) for name in WORDS}
     named = [name for name in words if name == "category" or rng.random() >= TITLE_OMITS]
     second = "second" in named
     if second:
         named.remove("second")
     parts = [words[name] for name in rng.permutation(named)]
-    if second:  # which colour is the second one is said by the word before it
+    if second:  # the word before the second color marks it as such
         phrase = _pick(("配", "拼", "搭", "撞"), rng) + words["second"]
         base = parts.index(words["base"]) if "base" in named else int(rng.integers(len(parts)))
         parts.insert(base + 1, phrase)
@@ -75,12 +75,12 @@ def _description(product: Product, rng: np.random.Generator) -> str:
 
 
 def word(product: Product, name: str, rng: np.random.Generator) -> str:
-    """One of the words for the product's value of an attribute."""
+    """Returns one of the words for the value of a product's attribute."""
     return _pick(WORDS[name][getattr(product.attributes, name)], rng)
 
 
 def misheard(spoken: str, rng: np.random.Generator) -> str:
-    """Replaces one or two characters by ones that sound alike, where the word has such characters."""
+    """Replaces one or two characters by others that sound alike, if the word has such characters."""
     places = [i for i, character in enumerate(spoken) if character in HOMOPHONES]
     characters = list(spoken)
     for i in rng.permutation(places)[: rng.integers(1, 3)]:
@@ -89,4 +89,4 @@ def misheard(spoken: str, rng: np.random.Generator) -> str:
 
 
 def _pick(choices: Sequence[str], rng: np.random.Generator) -> str:
-    return choices[rng.integers(len(choices))]
+    return choices[int(rng.integers(len(choices)))]

@@ -273,7 +273,7 @@ def test_another_page_of_the_product_stands_for_a_rotten_one(train, rotten, cont
                     np.testing.assert_array_equal(leaves(after)[name][b], part[b], err_msg=name)
     assert hit
     assert faults.count >= hit  # threads are ahead
-    assert all("-00001-of-00002 is broken" in fault for fault in faults.last)
+    assert all("-00001-of-00002 is invalid" in fault for fault in faults.last)
 
 
 def test_a_product_without_a_readable_item_lacks_the_domain(train, content, write_broken, tmp_path):

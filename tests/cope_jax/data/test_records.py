@@ -1,3 +1,5 @@
+"""Tests random access to array records."""
+
 import re
 import resource
 import shutil
@@ -16,7 +18,7 @@ def records(data_dir):
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_items_are_what_was_written(records, content, domain):
+def test_items_equal_those_written(records, content, domain):
     items = records.items[domain]
     assert len(items) == len(content.items[domain])
     for row, (text, owners, count) in enumerate(content.items[domain]):
@@ -25,7 +27,7 @@ def test_items_are_what_was_written(records, content, domain):
         assert (item.text, item.product_ids, len(item.frames)) == (text, owners, count)
 
 
-def test_products_point_at_their_rows(records, content):
+def test_products_list_their_rows(records, content):
     assert len(records.products) == 13
     for index, (product_id, rows) in enumerate(content.products.items()):
         product = records.products[index]
@@ -34,7 +36,7 @@ def test_products_point_at_their_rows(records, content):
     assert records.products[0].rows["page"].shape == (0,)
 
 
-def test_several_splits_follow_one_another(two_splits_dir, content):
+def test_several_splits_are_concatenated(two_splits_dir, content):
     both = open_records(two_splits_dir, "test+train")
     for domain, items in content.items.items():
         found = [both.items[domain][row].text for row in range(len(both.items[domain]))]
@@ -50,7 +52,7 @@ def test_several_splits_follow_one_another(two_splits_dir, content):
             assert product.rows[domain].tolist() == [before + row for row in rows[domain]]
 
 
-def test_records_read_as_tfds_reads_them(records, data_dir):
+def test_records_equal_those_read_by_tfds(records, data_dir):
     source = tfds.builder_from_directory(data_dir / "rope" / "video" / "1.0.0").as_data_source("train")
     for row in (0, 5, len(source) - 1):
         reference, item = source[row], records.items["video"][row]
@@ -60,7 +62,7 @@ def test_records_read_as_tfds_reads_them(records, data_dir):
         np.testing.assert_array_equal(item.product_ids, reference["product_ids"])
 
 
-def test_the_fingerprint_is_that_of_the_records_wherever_they_lie(data_dir, tmp_path):
+def test_the_fingerprint_depends_on_the_records_but_not_on_their_folder(data_dir, tmp_path):
     shutil.copytree(data_dir / "rope", tmp_path / "rope")
     own = fingerprint(data_dir, "train")
     assert fingerprint(tmp_path, "train") == own
@@ -71,11 +73,11 @@ def test_the_fingerprint_is_that_of_the_records_wherever_they_lie(data_dir, tmp_
     assert fingerprint(tmp_path, "train") != own
 
 
-def test_newest_version_is_read_and_unfinished_ones_are_not(data_dir, tmp_path):
+def test_the_newest_finished_version_is_read(data_dir, tmp_path):
     shutil.copytree(data_dir / "rope", tmp_path / "rope")
     pages = tmp_path / "rope" / "page"
     video = open_records(data_dir, "train").items["video"]
-    # 1.10.0 is newer than 1.9.0, and 2.0.0 holds nothing yet. The newest page set is a copy of the videos.
+    # 1.10.0 is newer than 1.9.0, and 2.0.0 is not finished. The newest page set is a copy of the videos.
     shutil.copytree(pages / "1.0.0", pages / "1.9.0")
     shutil.copytree(tmp_path / "rope" / "video" / "1.0.0", pages / "1.10.0")
     (pages / "2.0.0").mkdir()
@@ -83,20 +85,20 @@ def test_newest_version_is_read_and_unfinished_ones_are_not(data_dir, tmp_path):
     assert [newest[row].text for row in range(len(newest))] == [video[row].text for row in range(len(video))]
 
 
-def test_absent_data_sets_are_all_named_with_the_remedy(data_dir, tmp_path):
+def test_missing_data_sets_are_listed_with_the_remedy(data_dir, tmp_path):
     shutil.copytree(data_dir / "rope" / "page", tmp_path / "rope" / "page")
     with pytest.raises(FileNotFoundError, match=r"rope/video, .*rope/live, .*rope/product; .*\./run\.sh build"):
         open_records(tmp_path, "train")
 
 
-def test_a_split_that_is_not_there_names_those_that_are(data_dir):
+def test_an_unknown_split_is_an_error_that_lists_the_splits(data_dir):
     for split in ("test", "train+test"):
         named = rf"no split '{re.escape(split)}' in .*page/1\.0\.0 \(has train\).*into another data_dir"
         with pytest.raises(ValueError, match=named):
             open_records(data_dir, split)
 
 
-def test_sampled_texts_are_spread_over_each_domain(records, content):
+def test_sampled_texts_are_evenly_spaced_in_each_domain(records, content):
     pages, videos, lives = ([text for text, _, _ in content.items[domain]] for domain in DOMAINS)
     assert (len(pages), len(videos), len(lives)) == (24, 12, 12)
     expected = [pages[0], pages[8], pages[16], videos[0], videos[4], videos[8], lives[0], lives[4], lives[8]]
@@ -106,7 +108,7 @@ def test_sampled_texts_are_spread_over_each_domain(records, content):
     assert pages.count("") == 2
 
 
-def test_as_many_files_as_there_are_may_be_open(data_dir, monkeypatch):
+def test_the_limit_of_open_files_is_raised(data_dir, monkeypatch):
     limits = []
     monkeypatch.setattr(resource, "setrlimit", lambda kind, limit: limits.append((kind, limit)))
 
@@ -121,5 +123,5 @@ def test_as_many_files_as_there_are_may_be_open(data_dir, monkeypatch):
     assert open_within(100, 4096) == [(resource.RLIMIT_NOFILE, (2 * files + OTHER_FILES, 4096))]
     assert open_within(100, resource.RLIM_INFINITY)[0][1][0] == 2 * files + OTHER_FILES
     assert open_within(100, files + OTHER_FILES) == [(resource.RLIMIT_NOFILE, (files + OTHER_FILES,) * 2)]
-    with pytest.raises(ValueError, match=rf"has {files} files, which stay open, .* no more than 120: allow it"):
+    with pytest.raises(ValueError, match=rf"has {files} files, which stay open, but .* only 120; allow"):
         open_within(100, 120)

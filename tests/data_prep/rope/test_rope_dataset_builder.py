@@ -1,4 +1,4 @@
-"""The records against the catalog they were built from."""
+"""Tests that the records match the catalog they were built from."""
 
 import subprocess
 import sys
@@ -8,7 +8,6 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_prep.common.domains import DOMAINS
-from data_prep.records.inputs import BuildError
 from data_prep.rope import rope_dataset_builder
 from data_prep.rope.rope_dataset_builder import Builder
 
@@ -22,7 +21,7 @@ def test_records_are_the_items_of_the_catalog(small, built, split, domain):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_product_records_point_back(small, built, split):
+def test_product_records_list_the_rows_of_their_items(small, built, split):
     records = small.read(built, "product", split)
     ids = [record["product_id"] for record in records]
     assert ids == {"train": [0, 10, 20, 30, 40, 50, 77], "test": [501]}[split]  # 900 has no image left
@@ -44,12 +43,12 @@ def test_products_fill_several_shards(small, inputs, built, tmp_path, monkeypatc
 
 def test_several_shards_are_one_split(built):
     info = tfds.builder_from_directory(built / "rope" / "video" / "1.0.0").info.splits["train"]
-    assert info.num_shards == 5  # 297 frames at 64 a shard, cut between items
+    assert info.num_shards == 5  # 297 frames, at most 64 per shard, divided between items
     assert info.num_examples == 57
     assert info.num_bytes == sum(Path(path).stat().st_size for path in info.filepaths)
 
 
-def test_nothing_but_the_data_sets_is_left(built):
+def test_only_the_data_sets_remain(built):
     assert {path.name for path in (built / "rope").iterdir()} - {".config"} == {
         *DOMAINS,
         "product",
@@ -78,14 +77,14 @@ def test_tfds_build_makes_the_same_records_from_the_release_without_tensorflow(r
     assert (tmp_path / name).read_bytes() == (built / name).read_bytes()
 
 
-def test_faults_name_the_remedy(inputs, release, tmp_path):
+def test_errors_name_the_remedy(inputs, release, tmp_path):
     def prepare(config: str, manual_dir: Path, **options):
         download_config = tfds.download.DownloadConfig(manual_dir=manual_dir, **options)
         Builder(config=config, data_dir=tmp_path).download_and_prepare(download_config=download_config)
 
-    with pytest.raises(BuildError, match="rope/product needs the rows of rope/page: build that one first"):
+    with pytest.raises(ValueError, match="rope/product needs the rows of rope/page; build that one first"):
         prepare("product", release)
-    with pytest.raises(BuildError, match="max_examples_per_split is not supported"):
+    with pytest.raises(ValueError, match="max_examples_per_split is not supported"):
         prepare("page", release, max_examples_per_split=1)
-    with pytest.raises(BuildError, match="file format tfrecord not supported: only array_record"):
+    with pytest.raises(ValueError, match="file format tfrecord is not supported; use array_record"):
         Builder(config="page", data_dir=tmp_path, file_format="tfrecord", inputs=inputs).download_and_prepare()

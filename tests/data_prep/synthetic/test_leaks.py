@@ -1,9 +1,9 @@
-"""Nothing but pictures and texts tells which items show one product: not ids, names, times, sizes nor order.
+"""Tests that only pictures and texts reveal the product of an item: not ids, names, times, sizes or order.
 
-Each feature of an item alone is used to find the same product in another domain. `retrieval` is the chance
-that a right item is nearer to the query than a wrong one: 0.5 where the feature says nothing.
-`attribute_signal` asks whether a feature's mean depends on an attribute: how many standard deviations its F
-statistic lies above 1.
+Each feature of an item is used alone to find the same product in another domain. `retrieval` is the probability that
+an item of the same product is nearer to the query than another one: 0.5 if the feature contains no information.
+`attribute_signal` measures whether the mean of a feature depends on an attribute: how many standard deviations its F
+statistic is above 1.
 """
 
 import collections
@@ -34,7 +34,7 @@ def items(plan):
 
 @pytest.fixture(scope="module")
 def positions(plan):
-    """domain → kind of file → item id → number of its first row."""
+    """Number of the first row by domain, kind of file and item id."""
     tables = dict(text_files(plan, SEED))
     found = collections.defaultdict(dict)
     for domain, names in FILES.items():
@@ -47,7 +47,7 @@ def positions(plan):
 
 
 def ranks(values) -> np.ndarray:
-    """Ranks from 0 to 1: features of different domains have different ranges. Ties share their mean rank."""
+    """Returns ranks from 0 to 1, because features of different domains have different ranges; ties share a rank."""
     _, inverse, counts = np.unique(np.asarray(values, float), return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - counts / 2)[inverse] / len(inverse)
 
@@ -102,7 +102,7 @@ def test_no_feature_finds_the_product_in_another_domain(items, positions, name):
 
 
 @pytest.mark.parametrize("name", [*FEATURES, *CLIP_FEATURES])
-def test_no_feature_tells_an_attribute_nor_the_product_id(items, positions, name):
+def test_no_feature_reveals_an_attribute_or_the_product_id(items, positions, name):
     feature = (FEATURES | CLIP_FEATURES)[name]
     for domain in DOMAINS:
         if domain == "page" and name in CLIP_FEATURES:
@@ -115,7 +115,7 @@ def test_no_feature_tells_an_attribute_nor_the_product_id(items, positions, name
         assert abs(np.corrcoef(ranks(values), ids)[0, 1]) < 0.2, domain
 
 
-def test_product_ids_tell_neither_attribute_nor_split(plan):
+def test_product_ids_reveal_neither_attributes_nor_the_split(plan):
     for attribute in VALUES:
         ids = [product.product_id for product in plan.products["test"]]
         assert attribute_signal(plan.products["test"], ids, attribute) < 5
@@ -123,14 +123,14 @@ def test_product_ids_tell_neither_attribute_nor_split(plan):
     assert np.mean(train) == pytest.approx(np.mean(test), rel=0.25)
 
 
-def test_names_of_one_item_share_no_beginning(items):
+def test_image_names_of_an_item_have_different_prefixes(items):
     for item in itertools.chain(items["video"], items["live"]):
         beginnings = {name[:6] for _, name in item.frames}
         assert len(beginnings) == len(item.frames)
 
 
 def test_sizes_of_the_image_files_find_no_product(tmp_path):
-    """Sizes follow the picture (patterns take more bytes), but clutter, noise and quality drown that."""
+    """Sizes depend on the picture (patterns need more bytes), but clutter, noise and quality hide that."""
     directory = write_release(tmp_path / "r", train_products=8, test_products=180, image_side=48, seed=SEED)
     plan = plan_release(8, 180, SEED)
     items = {d: [i for i in plan.items if (i.split, i.domain) == ("test", d)] for d in DOMAINS}
@@ -142,8 +142,8 @@ def test_sizes_of_the_image_files_find_no_product(tmp_path):
         assert retrieval(items, sizes, query, gallery) == pytest.approx(0.5, abs=0.07), (query, gallery)
 
 
-def test_the_measures_do_find_a_leak(items):
-    """Both would see it, were an id to follow the product or an attribute, even with much noise."""
+def test_the_measures_find_a_leak(items):
+    """Checks that both measures detect an id that depends on the product or an attribute, even with much noise."""
     rng = np.random.default_rng(0)
     noisy = {d: [i.products[0].product_id + rng.normal(0, 60) for i in items[d]] for d in DOMAINS}
     assert all(retrieval(items, noisy, *pair) > 0.6 for pair in PAIRS)

@@ -1,4 +1,7 @@
+"""Tests the plan of a release."""
+
 import collections
+import re
 
 import numpy as np
 import pytest
@@ -27,7 +30,7 @@ def test_a_product_has_one_to_four_items_in_a_domain(plan):
     assert set(counts.values()) == {1, 2, 3, 4}
 
 
-def test_some_products_lack_one_domain_and_none_lacks_two(plan):
+def test_some_products_lack_one_domain_but_none_lacks_two(plan):
     for split, products in plan.products.items():
         has = {d: {p.product_id for item in of(plan, split, d) for p in item.products} for d in DOMAINS}
         lacking = collections.Counter(
@@ -53,7 +56,7 @@ def test_clips_have_four_to_twelve_frames_and_pages_one(plan):
     assert mean == pytest.approx(6.5, abs=0.1)
 
 
-def test_frames_are_in_time_order_and_lives_last_longer(plan):
+def test_frames_are_in_time_order_with_the_durations_of_lives(plan):
     for item in plan.items:
         times = [time for time, _ in item.frames]
         assert times == sorted(set(times))
@@ -68,12 +71,13 @@ def test_ids_are_unique_within_a_domain_and_repeat_across_domains(plan):
         assert ids[domain] == list(range(1, len(ids[domain]) + 1))
 
 
-def test_image_names_never_repeat(plan):
+def test_image_names_look_like_the_real_ones_and_never_repeat(plan):
     names = [name for item in plan.items for _, name in item.frames]
     assert len(names) == len(set(names))
+    assert all(re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.jpg", name) for name in names)
 
 
-def test_lives_stand_before_products_of_their_own_split(plan):
+def test_shelves_contain_products_of_their_own_split(plan):
     for split, products in plan.products.items():
         assert len(plan.shelves[split]) == 96
         assert set(plan.shelves[split]) <= {product.attributes for product in products}

@@ -1,3 +1,5 @@
+"""Tests the attributes of products and the random generators."""
+
 import collections
 import dataclasses
 
@@ -5,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_prep.synthetic import products
-from data_prep.synthetic.products import BRANDS, VALUES, Attributes, sample_products
+from data_prep.synthetic.products import BRANDS, VALUES, Attributes, generator, sample_products
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +16,7 @@ def splits():
 
 
 def differences(some) -> np.ndarray:
-    """How many attributes differ between any two products: int [n, n]."""
+    """Returns the number of differing attributes of any two products, int[n, n]."""
     rows = np.array([dataclasses.astuple(product.attributes) for product in some])
     return (rows[:, None] != rows).sum(-1)
 
@@ -35,13 +37,13 @@ def test_every_value_of_every_attribute_occurs_in_training(splits):
         assert min(counts.values()) > 1500 / len(values) / 2, name
 
 
-def test_about_a_third_has_a_near_duplicate_that_differs_in_one_attribute(splits):
+def test_about_a_third_of_products_have_a_near_duplicate(splits):
     for split in splits:
         near = (differences(split) == 1).any(axis=1).mean()
         assert 0.28 < near < 0.48
 
 
-def test_a_family_differs_in_one_attribute_only_and_shares_its_brand():
+def test_a_family_differs_in_one_attribute_and_shares_its_brand():
     drawn = products._sample_split(60, np.random.default_rng(5), taken=set())
     rows = np.array([dataclasses.astuple(attributes) for attributes, _ in drawn])
     near = (rows[:, None] != rows).sum(-1) == 1
@@ -65,14 +67,31 @@ def test_brands_are_short_names_that_several_products_share(splits):
     assert min(collections.Counter(product.brand for product in splits[0]).values()) > 5
 
 
-def test_seeds_give_other_products_and_the_same_seed_the_same():
+def test_the_seed_determines_the_products():
     assert sample_products(30, 20, seed=1) == sample_products(30, 20, seed=1)
     one, other = ({p.attributes for p in sample_products(30, 20, seed=s)[0]} for s in (1, 2))
     assert len(one & other) <= 1
 
 
-def test_exhausted_neighbourhoods_are_an_error():
+def test_too_few_free_combinations_are_an_error():
     founder = Attributes("bag", "red", "navy", "dots", "star", "tall")
     taken = {dataclasses.replace(founder, **{name: value}) for name, values in VALUES.items() for value in values}
-    with pytest.raises(ValueError, match=r"no 2 free combinations are left beside .*bag"):
+    with pytest.raises(ValueError, match=r"fewer than 2 free combinations are left next to .*bag"):
         products._relatives(founder, 2, np.random.default_rng(0), taken)
+
+
+def test_a_generator_depends_only_on_the_seed_and_the_purpose():
+    draws = generator(3, "frames", "video", 17).integers(1000, size=8).tolist()
+    generator(3, "frames", "video", 18).integers(1000, size=8)
+    assert generator(3, "frames", "video", 17).integers(1000, size=8).tolist() == draws
+    others = [
+        (4, "frames", "video", 17),
+        (3, "frame", "video", 17),
+        (3, "frames", "live", 17),
+        (3, "frames", 17),
+    ]
+    assert all(generator(*other).integers(1000, size=8).tolist() != draws for other in others)
+
+
+def test_draws_stay_the_same_from_version_to_version():
+    assert generator(0, "products").integers(1000, size=4).tolist() == [990, 392, 424, 36]

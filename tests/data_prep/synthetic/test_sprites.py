@@ -1,19 +1,21 @@
+"""Tests the pictures of single products."""
+
 import dataclasses
 
 import numpy as np
 import pytest
 
-from data_prep.synthetic.products import CATEGORIES, COLOURS, PATTERNS, VALUES, Attributes
+from data_prep.synthetic.products import CATEGORIES, COLORS, PATTERNS, VALUES, Attributes
 from data_prep.synthetic.sprites import pattern_mask, sprites
 
 SIDE = 64
 
 
 def picture(attributes: Attributes) -> np.ndarray:
-    """The product on grey: float [SIDE, SIDE, 3]."""
+    """Returns the product on gray, float[SIDE, SIDE, 3]."""
     sprite, _ = sprites(attributes, SIDE)
     opacity = np.asarray(sprite.opacity, float)[..., None] / 255
-    return opacity * np.asarray(sprite.colour, float) + (1 - opacity) * 128
+    return opacity * np.asarray(sprite.color, float) + (1 - opacity) * 128
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
@@ -31,25 +33,25 @@ def test_one_changed_attribute_is_visible(category):
                 assert (np.abs(one - other).max(-1) > 25).sum() > 12, name
 
 
-def test_categories_have_outlines_of_their_own():
+def test_categories_have_different_outlines():
     outlines = [picture(Attributes(c, "red", "red", "plain", "none", "regular")) for c in CATEGORIES]
     for i, one in enumerate(outlines):
         for other in outlines[:i]:
             assert (np.abs(one - other).max(-1) > 25).mean() > 0.03
 
 
-def test_the_body_has_the_base_colour_and_the_trim_the_second():
+def test_body_and_trim_have_the_base_and_second_color():
     sprite, half = sprites(Attributes("bag", "navy", "yellow", "plain", "none", "regular"), SIDE)
-    colour, opacity = np.asarray(sprite.colour, int), np.asarray(sprite.opacity)
-    assert np.abs(colour[40, 32] - COLOURS["navy"]).max() < 35
-    assert np.abs(colour[53, 32] - COLOURS["yellow"]).max() < 35  # the hem
+    color, opacity = np.asarray(sprite.color, int), np.asarray(sprite.opacity)
+    assert np.abs(color[40, 32] - COLORS["navy"]).max() < 35
+    assert np.abs(color[53, 32] - COLORS["yellow"]).max() < 35  # the hem
     assert opacity[40, 32] == 255
     assert opacity[2, 2] == 0
     assert opacity[21, 32] == 0  # through the handle
-    assert (half.colour.size, half.opacity.size) == ((SIDE // 2,) * 2, (SIDE // 2,) * 2)
+    assert (half.color.size, half.opacity.size) == ((SIDE // 2,) * 2, (SIDE // 2,) * 2)
 
 
-def test_patterns_cover_a_part_and_differ():
+def test_patterns_cover_part_of_the_body():
     masks = {pattern: np.asarray(pattern_mask(pattern, 100)) for pattern in PATTERNS}
     assert not masks["plain"].any()
     for pattern, mask in masks.items():

@@ -1,3 +1,5 @@
+"""Tests titles and transcripts."""
+
 import numpy as np
 import pytest
 
@@ -27,7 +29,7 @@ def test_every_value_has_several_words_and_no_word_means_two_values():
         assert min(map(len, values.values())) >= 3
 
 
-def test_titles_always_name_brand_and_category_and_mostly_the_rest():
+def test_titles_always_name_brand_and_category_and_usually_the_rest():
     assert all(product.brand in title for title, product in zip(TITLES, PRODUCTS, strict=True))
     assert share(TITLES, "category") == 1
     for attribute in ("base", "second", "pattern", "mark", "proportion"):
@@ -50,19 +52,19 @@ def test_a_title_of_two_products_names_both():
     assert names(title, second, "category")
 
 
-def test_transcripts_are_missing_at_the_stated_rate():
+def test_transcripts_are_missing_at_their_rate():
     assert np.mean([text == "空" for text in TRANSCRIPTS]) == pytest.approx(0.10, abs=0.04)
     assert "空" not in "".join(text for text in TRANSCRIPTS if text != "空")
 
 
-def test_transcripts_are_long_and_full_of_both_commas():
+def test_transcripts_are_long_and_use_both_commas():
     spoken = [text for text in TRANSCRIPTS if text != "空"]
     assert np.mean([len(text) for text in spoken]) > 70
     assert np.mean(["," in text for text in spoken]) > 0.9
     assert np.mean(["，" in text for text in spoken]) > 0.9
 
 
-def test_transcripts_drop_and_garble_attributes():
+def test_transcripts_omit_and_garble_attributes():
     said = 0.90 * 0.82
     for attribute in ("base", "second", "pattern", "mark", "proportion", "category"):
         clear = share(TRANSCRIPTS, attribute)
@@ -71,7 +73,7 @@ def test_transcripts_drop_and_garble_attributes():
     assert brands == pytest.approx(0.90 * 0.65 * 0.92, abs=0.06)
 
 
-def test_a_misheard_word_sounds_alike_and_means_nothing_else():
+def test_a_misheard_word_sounds_alike_and_is_no_other_word():
     assert texts.misheard("学生", RNG) == "学生"
     every = {word for values in WORDS.values() for words in values.values() for word in words}
     garbled = {word: {texts.misheard(word, RNG) for _ in range(20)} for word in every}
@@ -85,7 +87,7 @@ def test_a_misheard_word_sounds_alike_and_means_nothing_else():
             assert all(HOMOPHONES[a] == b for a, b in pairs)
 
 
-def test_texts_depend_on_the_generator_alone():
+def test_texts_depend_only_on_the_generator():
     for write in (texts.title, texts.transcript):
         first, again, other = (write(PRODUCTS[:1], np.random.default_rng(seed)) for seed in (4, 4, 5))
         assert first == again != other

@@ -1,4 +1,4 @@
-"""What `inspect` shows of a small data set, and overlaps planted between its splits."""
+"""Tests the page of `inspect` on a small data set."""
 
 import base64
 import io
@@ -7,14 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import duckdb
 import numpy as np
-import pytest
 from PIL import Image
 
-from data_prep.inspect import page as inspect_page
-from data_prep.inspect.inspection import InspectError, check_split, format_overlap, format_table, inspect
-from data_prep.inspect.survey import Distribution, Histogram, describe
+from data_prep.inspect.distributions import Histogram
+from data_prep.inspect.page import format_table, inspect, plot, thumbnail
 
 ROOT = Path(__file__).parents[3]
 
@@ -37,16 +34,16 @@ def test_the_table_has_the_distributions_of_the_records(small, built):
     assert rows["page", "products"][-1] == "2"
     products = small.read(built, "product", "train")
     assert rows["product", "videos"][2] == str(round(np.mean([len(p["video_rows"]) for p in products]), 1))
-    assert "video     frames" in format_table(splits[0])
+    assert re.search("^video +frames +4 +5 +", format_table(splits[0]), re.MULTILINE)
 
 
-def test_a_part_may_be_read(built):
+def test_a_sample_of_the_items_may_be_read(built):
     rows = table(inspect(built, items=20, products=0, processes=1), "train")
     assert re.fullmatch(r"57 \(\d+ read\)", rows["video", "items"][-1])
     assert 20 <= int(rows["video", "items"][-1].split("(")[1].split()[0]) < 40
 
 
-def test_the_page_shows_products_and_escapes_every_text(own_small, tmp_path):
+def test_the_page_shows_products_and_escapes_all_texts(own_small, tmp_path):
     own_small.splits["train"]["page"][1].text = "<script>alert('x')</script>&"
     own_small.build(own_small.write(tmp_path), tmp_path / "data")
     out = tmp_path / "page.html"
@@ -74,10 +71,10 @@ def test_photos_are_shown_upright():
     exif[0x0112] = 6
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", exif=exif)
-    uri = inspect_page.thumbnail(buffer.getvalue())
+    uri = thumbnail(buffer.getvalue())
     small = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))).astype(int)
     assert small.shape == (96, 48, 3)
-    assert small[5, 20, 0] > 150  # what lay left is above
+    assert small[5, 20, 0] > 150  # the left half is now on top
     assert small[90, 20, 2] > 150
 
 
@@ -87,56 +84,14 @@ def test_thumbnails_show_what_training_sees():
     for image, shown in ((grey, 128), (clear, 255)):
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        small = Image.open(io.BytesIO(base64.b64decode(inspect_page.thumbnail(buffer.getvalue()).split(",")[1])))
+        small = Image.open(io.BytesIO(base64.b64decode(thumbnail(buffer.getvalue()).split(",")[1])))
         np.testing.assert_allclose(np.asarray(small).astype(int), np.full((9, 11, 3), shown), atol=2)
 
 
-def test_percentiles_are_numpys():
-    rng = np.random.default_rng(0)
-    for size in (1, 7, 100, 333):
-        values = rng.integers(0, 50, size)
-        shares = [np.quantile(values, share, method="inverted_cdf") for share in (0.05, 0.5, 0.95)]
-        spread = describe(Histogram(values.tolist()))
-        assert [spread.low, spread.median, spread.high] == shares
-        assert (spread.mean, spread.most) == (pytest.approx(values.mean()), values.max())
-    assert describe(Histogram()) == Distribution()
-
-
-def test_bars_hold_every_value():
+def test_bars_include_every_value():
     histogram = Histogram({3: 5, 4: 10, 900: 1})
-    plot = inspect_page.plot("x", histogram)
-    counts = [int(bar["label"].split(": ")[1]) for bar in plot["bars"]]
+    bars = plot("x", histogram)["bars"]
+    counts = [int(bar["label"].split(": ")[1]) for bar in bars]
     assert sum(counts) == histogram.total()
-    assert max(bar["height"] for bar in plot["bars"]) == 80
-    assert inspect_page.plot("empty", Histogram())["bars"] == []
-
-
-def test_check_split_finds_planted_products_and_images(own_small, built, tmp_path):
-    none = check_split(built, processes=1)
-    assert (none.products, none.images) == (0, 0)
-    train, test = own_small.splits["train"], own_small.splits["test"]
-    train["page"][1].frames = [(0, own_small.encode(9001))]
-    test["page"].append(own_small.Wanted(6, [20, 501], "", train["page"][1].frames))  # a product and its image
-    train["video"][13].frames[2] = (14, own_small.encode(9002))
-    test["live"][0].frames = [(4, own_small.encode(9002)), (5, own_small.encode(9003))]  # in another domain
-    train["video"][3].frames[1] = train["video"][3].frames[0]  # twice in one split only
-    own_small.build(own_small.write(tmp_path), tmp_path / "data")
-    found = check_split(tmp_path / "data", processes=1)
-    assert (found.products, found.product_ids, found.images) == (1, [20], 2)
-    assert sorted(found.examples) == ["test live 5, train video 13", "test page 6, train page 3"]
-    assert not list((tmp_path / "data").glob("check_split-*"))
-    assert "products in more than one split: 1\n  product 20\nimages whose" in format_overlap(found)
-
-
-def test_too_little_memory_or_disk_is_said(built, monkeypatch):
-    def fail(*_):
-        raise duckdb.IOException("No space left on device")
-
-    monkeypatch.setattr("data_prep.inspect.inspection.find_overlap", fail)
-    with pytest.raises(InspectError, match=rf"2GB of memory or the disk of {built} do not suffice: .*No space left"):
-        check_split(built, processes=1)
-
-
-def test_a_folder_without_data_is_named(tmp_path):
-    with pytest.raises(InspectError, match=r"no finished data set in .*rope/page/1.0.0, .*: build it with"):
-        check_split(tmp_path)
+    assert max(bar["height"] for bar in bars) == 80
+    assert plot("empty", Histogram())["bars"] == []
