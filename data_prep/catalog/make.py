@@ -13,8 +13,8 @@ import duckdb
 from data_prep.catalog.assembly import DomainSources, write_split
 from data_prep.catalog.files import REJECTED_FILE, SUMMARY_FILE, Catalog, CatalogError, write_summary
 from data_prep.catalog.rejects import Rejects, write_rejects
-from data_prep.common.process_pool import usable_cores
 from data_prep.common.domains import DOMAINS
+from data_prep.common.process_pool import usable_cores
 
 MEMORY_LIMIT = "3GB"  # of DuckDB; parsing and writing beside it take about 1 GB more
 MAX_REJECTED = 0.001

@@ -9,7 +9,7 @@ is complete. If the command is interrupted, run it again: it starts over.
 from absl import flags
 
 from data_prep.common.cli import run
-from data_prep.common.process_pool import available_cores
+from data_prep.common.process_pool import usable_cores
 from data_prep.synthetic.release import write_release
 
 FLAGS = flags.FLAGS
@@ -32,7 +32,7 @@ def main() -> None:
         test_products=FLAGS.test_products,
         image_side=FLAGS.image_side,
         seed=FLAGS.seed,
-        processes=available_cores() if FLAGS.processes is None else FLAGS.processes,
+        processes=usable_cores() if FLAGS.processes is None else FLAGS.processes,
     )
 
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from data_prep.common.process_pool import usable_cores, process_map
+from data_prep.common.process_pool import process_map, usable_cores
 
 
 def test_only_cores_of_this_process_are_counted(monkeypatch):
