@@ -1,4 +1,4 @@
-"""Every command of the README runs: on tiny data, with tiny models, otherwise as written."""
+"""Every command and Python example of the README and the docs runs: as written, but on tiny data with tiny models."""
 
 import json
 import os
@@ -16,12 +16,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cope_jax.__main__ import COMMANDS as COPE_COMMANDS
 from data_prep.synthetic.release import write_release
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
+PAGES = ["README.md", *(f"docs/{name}.md" for name in (
+    "quickstart", "rope", "catalog", "training", "losses", "pretrained", "hardware", "evaluation", "search",
+    "reliability", "troubleshooting", "formats", "concepts", "architecture", "benchmarks", "experiments", "index",
+))]  # fmt: skip
+
+
+def code_blocks(language: str) -> list[str]:
+    """Returns the code blocks of a language in all pages, in the order of PAGES, each once."""
+    texts = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    return list(dict.fromkeys(block for text in texts for block in re.findall(rf"```{language}\n(.*?)```", text, re.S)))
+
+
+COMMANDS = list(
+    dict.fromkeys(line.split("  #")[0].strip() for block in code_blocks("bash") for line in block.splitlines())
+)
+EXAMPLES = code_blocks("python")
 TINY_RUN = [
     "--config.data.image_size=32",
     "--config.data.vocab_size=300",
@@ -95,23 +109,23 @@ def shop(folder: Path) -> None:
     put(folder / "items.csv", "\n".join(rows) + "\n")
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    """Serves files without telling."""
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves files without logging requests."""
 
     def log_message(self, *args: object) -> None:
-        """Nothing."""
+        """Logs nothing."""
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """The folder in which the README's paths lie here, with what is there at the start, and where images are served."""
-    folder = tmp_path_factory.mktemp("readme")
+    """The folder that stands in for the user's, with the input data, and a server of ROPE's images."""
+    folder = tmp_path_factory.mktemp("docs")
     release = write_release(folder / "rope", train_products=12, test_products=8, image_side=32, seed=0)
     grocery_checkout(folder / "GroceryStoreDataset")
     shop(folder)
     (folder / "runs").mkdir()
     (folder / "runs/rope_sigmoid").symlink_to("rope")
-    with ThreadingHTTPServer(("localhost", 0), partial(Quiet, directory=release / "images")) as server:
+    with ThreadingHTTPServer(("localhost", 0), partial(QuietHandler, directory=release / "images")) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         yield {"folder": str(folder), "server": f"http://localhost:{server.server_port}/"}
         server.shutdown()
@@ -123,15 +137,15 @@ PATHS = re.compile(
 
 
 def words_of(command: str, places: dict[str, str]) -> list[str]:
-    """The words behind ./run.sh, with places put in and sizes made tiny."""
+    """Returns the arguments of ./run.sh, with paths in the test folder and tiny sizes."""
     program, *words = shlex.split(command)
     assert program == "./run.sh"
     words = [PATHS.sub(rf"\g<1>{places['folder']}/\g<3>", word) for word in words]
     if words[0] == "demo":
         sizes = ["--train_products=12", "--test_products=8", "--image_side=32"]
-        return [*words, f"--root={places['folder']}/root", *sizes, *TINY_RUN]
+        return [*words, f"--root={places['folder']}", *sizes, *TINY_RUN]
     if words[0] == "grocery":
-        return [*words, f"--root={places['folder']}/root", *TINY_RUN]
+        return [*words, f"--root={places['folder']}", *TINY_RUN]
     if words[0] == "download":
         return [*words, f"--url_prefix={places['server']}", "--rate=2000"]
     if words[0] == "test":
@@ -142,30 +156,19 @@ def words_of(command: str, places: dict[str, str]) -> list[str]:
     return [*words, *TINY_RUN] if words[0] == "train" else words
 
 
-def test_the_readme_shows_the_main_commands():
-    assert {shlex.split(command)[1] for command in COMMANDS} == {
-        "demo",
-        "test",
-        "grocery",
-        "catalog",
-        "download",
-        "table",
-        "build",
-        "verify",
-        "inspect",
-        "train",
-        "eval",
-        "compare",
-        "embed",
-        "search",
-        "export",
-        "tfds",
-    }
+def test_the_pages_show_the_main_commands():
+    shown = {shlex.split(command)[1] for command in COMMANDS}
+    assert shown >= {*COPE_COMMANDS} - {"synthetic", "checkpoints", "tfds build"} | {"tfds", "test"}
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "--distributed" not in c])
-def test_a_command_of_the_readme_runs(run_sh, places, command):
-    """In the README's order: later commands find what earlier ones made."""
+def test_every_page_is_listed():
+    pages = {str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")}
+    assert pages == set(PAGES) - {"README.md"}
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "--distributed" not in command])
+def test_command_of_the_docs_runs(run_sh, places, command):
+    """Runs the commands in the order of the pages: later ones use what earlier ones wrote."""
     done = run_sh(*words_of(command, places))
     assert done.returncode == 0, done.stdout + done.stderr
     if "--dry_run" in command:  # without data, tokenizer, work directory or that many devices
@@ -173,50 +176,43 @@ def test_a_command_of_the_readme_runs(run_sh, places, command):
         assert "300 (from config.data.vocab_size: nobody/nothing is not on this machine)" in done.stdout
 
 
-def run_example(name: str, ending: str, places: dict[str, str]) -> str:
-    """What the example that names a folder prints, with one more line, as a program that a user would write."""
-    (example,) = [code for code in EXAMPLES if f'"{name}' in code]
-    code = example.replace(name, f"{places['folder']}/{name}") + ending
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+# Text that identifies an example → code that follows it in the test, and what that prints.
+CHECKS = {
+    'Embedder.from_workdir("runs/demo")': ("print(similarity.shape)", "(2, 1)"),
+    'Embedder.from_workdir("runs/rope")': ("print(similarity.shape)", "(2, 1)"),
+    'load("exports/rope")': ("print(similarity.round(3).diagonal())", "[1. 1.]"),
+    "pd.read_parquet": (
+        "print(scores.shape == (len(pages), len(videos)), abs(scores).max() < 1.001, len(counts.fetchall()))",
+        "True True 3",
+    ),
+    "microsoft/xclip": ("print(config.model.text.init_from)", "hfl/rbt3"),
+}
 
 
-def test_the_exported_model_of_the_readme_embeds(places):
-    assert run_example("exports/rope", "print(similarity.round(3).diagonal())\n", places) == "[1. 1.]\n"
-
-
-def test_pandas_polars_and_duckdb_read_the_embeddings_as_the_readme_says(places):
-    manifest = json.loads((Path(places["folder"]) / "embeddings/rope/manifest.json").read_text())
-    items = manifest["items"]
-    printed = run_example(
-        "embeddings/rope", "print(scores.shape, abs(scores).max() < 1.001, counts.fetchall())\n", places
-    )
-    expected = [(domain, items[domain]) for domain in sorted(items)]
-    assert printed == f"{(items['page'], items['video'])} True {expected}\n"
-
-
-def test_the_embedder_of_the_readme_embeds(places):
-    for name, colour in (("dress", "red"), ("shoes", "black")):
-        Image.new("RGB", (40, 30), colour).save(Path(places["folder"]) / f"photos/{name}.jpg")
-    (example,) = [code for code in EXAMPLES if "Embedder" in code]
+@pytest.mark.parametrize("text", CHECKS)
+def test_example_of_the_docs_runs(places, text):
+    for name, color in (("dress", "red"), ("shoes", "black")):
+        Image.new("RGB", (40, 30), color).save(Path(places["folder"]) / f"photos/{name}.jpg")
+    (example,) = [code for code in EXAMPLES if text in code]
+    ending, printed = CHECKS[text]
     done = subprocess.run(
-        [sys.executable, "-c", example + "print(similarity.shape)\n"],
+        [sys.executable, "-c", f"{example}\n{ending}\n"],
         cwd=places["folder"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.stdout == "(2, 1)\n", done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{printed}\n"
 
 
-def test_every_example_of_the_readme_is_run():
-    assert len(EXAMPLES) == 3
+def test_every_example_is_run():
+    assert len(EXAMPLES) == len(CHECKS)
 
 
 def test_two_processes_train_as_one(start_run_sh, places, tmp_path):
-    """The README's command for several hosts, on this one, ends with the metrics of a single process."""
+    """The command for several hosts, on this one, ends with the metrics of a single process."""
     (command,) = [c for c in COMMANDS if "--distributed" in c]
     words = [word for word in words_of(command, places) if not word.startswith(("--workdir", "--process="))]
     processes = [start_run_sh(*words, f"--workdir={tmp_path}", f"--process={i}") for i in range(2)]
