@@ -29,7 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import app, flags
 
-from cope_jax.parallel.cluster import FAILED, LOST
+from cope_jax.parallel.monitor import EXIT_FAILED, EXIT_RETRY
 from cope_jax.runs.checkpoints import UNFINISHED
 from cope_jax.runs.manifest import FILE as MANIFEST
 
@@ -218,9 +218,9 @@ def run_with_kills(
 
 def expected_codes(kill: Kill, processes: int) -> set[int]:
     """How the processes of a run may end behind a kill."""
-    codes = {-SIGNALS[kill.kind], -signal.SIGTERM, -signal.SIGKILL, STOPPED, LOST, 0}
+    codes = {-SIGNALS[kill.kind], -signal.SIGTERM, -signal.SIGKILL, STOPPED, EXIT_RETRY, 0}
     # One that is killed before it has joined the others is one that did not start, to them.
-    return codes | {FAILED} if kill.instant == "at once" and processes > 1 else codes
+    return codes | {EXIT_FAILED} if kill.instant == "at once" and processes > 1 else codes
 
 
 def next_kill(pending: Sequence[Kill], training: Training) -> Kill | None:

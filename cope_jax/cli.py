@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from cope_jax.parallel.cluster import joined
+from cope_jax.parallel.cluster import join_cluster
 from data_prep.common.cli import run
 
 __all__ = ["define_cluster_flags", "parse_step", "run", "this_process"]
@@ -24,18 +24,20 @@ def define_cluster_flags() -> None:
     flags.DEFINE_float("join_seconds", 60.0, "How long processes wait for each other to start.", lower_bound=1.0)
 
 
-def this_process(facts: Mapping[str, Any]) -> AbstractContextManager[None]:
+def this_process(settings: Mapping[str, Any]) -> AbstractContextManager[None]:
     """What stands round the work of this process, before any use of a device: the other processes, or nothing.
 
     Args:
-        facts: what must be the same in all processes, by name.
+        settings: What must be the same in all processes, by name.
 
     Raises:
         ValueError: flags of one process among several, without saying that it is one.
     """
     place = {"coordinator": FLAGS.coordinator, "processes": FLAGS.processes, "process": FLAGS.process}
     if FLAGS.distributed:
-        return joined(**place, facts=facts | {"the version of jax": jax.__version__}, seconds=FLAGS.join_seconds)
+        return join_cluster(
+            **place, settings={**settings, "the version of jax": jax.__version__}, seconds=FLAGS.join_seconds
+        )
     given = [f"--{flag}" for flag, value in place.items() if value is not None]
     if given:
         raise ValueError(f"{', '.join(given)} without --distributed: this would work alone; add it or leave them out")

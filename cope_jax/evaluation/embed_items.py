@@ -10,8 +10,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cope_jax.data.bad_items import BadItem, Faults
-from cope_jax.parallel.hosts import from_all
 from cope_jax.parallel.mesh import batch_sharding, replicated, to_devices
+from cope_jax.parallel.processes import allgather
 from cope_jax.runs.model import ModelState
 
 MODEL_INPUTS = ("frames", "frame_mask", "text")
@@ -106,7 +106,7 @@ def check_lengths(vectors: np.ndarray, domain: str, item_ids: np.ndarray) -> Non
 
 def whole(shares: np.ndarray) -> np.ndarray:
     """This host's shares [batches, B / hosts, …] of some batches → all of them in order, [batches · B, …]."""
-    by_batch = np.moveaxis(from_all(shares), 0, 1)
+    by_batch = np.moveaxis(allgather(shares), 0, 1)
     return by_batch.reshape(-1, *shares.shape[2:])
 
 

@@ -22,7 +22,7 @@ from cope_jax import exported
 from cope_jax.data.tokenizer import load_tokenizer, save_tokenizer
 from cope_jax.domains import DOMAINS
 from cope_jax.parallel.mesh import make_mesh
-from cope_jax.parallel.rules import paths
+from cope_jax.parallel.path_rules import leaf_paths
 from cope_jax.runs.checkpoints import Checkpoints, load_model
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
@@ -83,13 +83,13 @@ def portable(config: RunConfig) -> RunConfig:
 
 def flat(model: ModelState) -> dict[str, np.ndarray]:
     """Parameters and statistics by their paths in the model."""
-    names = [name for tree in model for name in jax.tree.leaves(paths(tree))]
+    names = [name for tree in model for name in jax.tree.leaves(leaf_paths(tree))]
     return dict(zip(names, map(np.asarray, jax.tree.leaves(model)), strict=True))
 
 
 def unflat(weights: Mapping[str, Any], like: ModelState) -> ModelState:
     """The inverse of `flat`; `like` gives the structure."""
-    names = [name for tree in like for name in jax.tree.leaves(paths(tree))]
+    names = [name for tree in like for name in jax.tree.leaves(leaf_paths(tree))]
     return jax.tree.unflatten(jax.tree.structure(like), [weights[name] for name in names])
 
 

@@ -1,1 +1,9 @@
-"""TODO cope_jax/parallel."""
+"""Devices and processes of a run.
+
+cluster         joins several processes before JAX starts
+mesh            the device mesh; which part of a batch each process and device gets
+monitor         ends all processes of a cluster if one fails or is lost
+path_rules      (regex, value) rules over parameter paths
+processes       collective operations between processes, checks of shared storage
+sharding_rules  how parameters are sharded over the mesh
+"""

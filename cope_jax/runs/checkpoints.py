@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 from jax.tree_util import keystr
 from orbax.checkpoint import checkpoint_managers
 
-from cope_jax.parallel.mesh import parameter_shardings, replicated, with_shardings
-from cope_jax.parallel.shared_storage import blind_processes
+from cope_jax.parallel.mesh import replicated, with_shardings
+from cope_jax.parallel.sharding_rules import parameter_shardings
+from cope_jax.parallel.processes import processes_failing
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.manifest import find_damage, write_manifest
 from cope_jax.runs.model import ModelState, split_model
@@ -114,7 +115,7 @@ class Checkpoints:
                 self.manager.reload()
                 return (self.latest() or UNTRAINED) == newest
 
-            if blind := blind_processes(look):
+            if blind := processes_failing(look):
                 raise ValueError(
                     f"process {blind} of {jax.process_count()} does not see that {newest} is the newest step in "
                     f"{self.folder}: --workdir must be on storage that soon shows all hosts what one of them changes"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from cope_jax.parallel.shared_storage import check_shared
+from cope_jax.parallel.processes import check_shared_storage
 
 FILE = ".lock"
 
@@ -52,5 +52,5 @@ def held(workdir: Path) -> Iterator[None]:
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
     with locked(workdir) if jax.process_index() == 0 else nullcontext():
-        check_shared(workdir)
+        check_shared_storage(workdir)
         yield

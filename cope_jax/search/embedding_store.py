@@ -23,7 +23,7 @@ from cope_jax.evaluation.embed_items import Items
 from cope_jax.evaluation.evaluate_run import LATEST, resolve_step, what_is_evaluated
 from cope_jax.evaluation.loaded_run import LoadedRun, load_run
 from cope_jax.evaluation.progress import Progress
-from cope_jax.parallel.hosts import from_all, wait_for_all
+from cope_jax.parallel.processes import allgather, barrier
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
@@ -96,11 +96,11 @@ def embed_to_parquet(
         claim(out, manifest)
         shards = [shard for domain, size in sizes.items() for shard in shards_of(out, domain, size, rows)]
         # Process 0 decides for all: they compute together, and may see a shared folder at different times.
-        written = from_all(np.array([shard.path.exists() for shard in shards], bool))[0]
+        written = allgather(np.array([shard.path.exists() for shard in shards], bool))[0]
         todo = [shard for shard, there in zip(shards, written, strict=True) if not there]
         if todo:
             write_shards(todo, load_run(config, workdir, checkpoints, step, average=average), records.products, dtype)
-    wait_for_all("embedded")
+    barrier("embedded")
     check_rows(shards)
     return sizes
 
@@ -132,14 +132,14 @@ def claim(out: Path, manifest: Mapping[str, Any]) -> None:
             )
     elif out.exists() and any(not child.name.startswith(".") for child in out.iterdir()):
         raise ValueError(f"{out} is not empty and has no {MANIFEST}; choose another folder")
-    wait_for_all("looked")  # before one of them writes
+    barrier("looked")  # before one of them writes
     if jax.process_index() == 0:
         out.mkdir(parents=True, exist_ok=True)
         if not path.exists():  # before anything else: a folder without it is not ours
             write_whole(path, (json.dumps(manifest, indent=2) + "\n").encode())
         for domain in DOMAINS:
             (out / domain).mkdir(exist_ok=True)
-    wait_for_all("claimed")
+    barrier("claimed")
 
 
 def shards_of(out: Path, domain: str, size: int, rows: int) -> list[Shard]:

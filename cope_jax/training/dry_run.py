@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from cope_jax.data.tokenizer import load_tokenizer
 from cope_jax.domains import DOMAINS
 from cope_jax.parallel.mesh import make_mesh
-from cope_jax.parallel.rules import apply_rules, paths
+from cope_jax.parallel.path_rules import apply_rules, leaf_paths
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import check_batch_sizes, training_batch_shapes
@@ -110,9 +110,9 @@ def parameters(params: Any, config: RunConfig) -> Iterator[Parameter]:
     """The rows of a tree of shapes with shardings."""
     groups = config.optimizer.groups
     numbered = apply_rules(
-        [(pattern, i) for i, (pattern, _) in enumerate(groups)], params, what="config.optimizer.groups"
+        [(pattern, i) for i, (pattern, _) in enumerate(groups)], params, name="config.optimizer.groups"
     )
-    columns = (paths(params), params, numbered, rate_factors(groups, params), decays(params))
+    columns = (leaf_paths(params), params, numbered, rate_factors(groups, params), decays(params))
     for path, leaf, group, factor, decay in zip(*map(jax.tree.leaves, columns), strict=True):
         yield Parameter(path, leaf.shape, leaf.size, group, bool(factor and decay), leaf.sharding.spec)
 

@@ -33,7 +33,7 @@ from cope_jax.training.plan import Plan, plan, step_operations
 from cope_jax.training.supervision.heap import close_gaps
 from cope_jax.training.supervision.peak_flops import peak_of_devices
 from cope_jax.training.supervision.signals import Stopped, StopSignal
-from cope_jax.training.supervision.tracing import Profile
+from cope_jax.training.supervision.tracing import Profiler
 from cope_jax.training.supervision.watchdog import Watchdog
 
 
@@ -50,7 +50,7 @@ class Attendants(NamedTuple):
     probe: Probe | None
     stop: StopSignal
     watchdog: Watchdog
-    profile: Profile
+    profiler: Profiler
 
 
 def train(
@@ -108,9 +108,9 @@ def train(
                     config, tokenizer, start_step=newest, share=share, class_ids=class_ids, faults=faults
                 )
                 log = MetricsLog(workdir, step=newest) if jax.process_index() == 0 else None
-                with closing(batches), closing(Profile(workdir / "profile", profile_steps)) as profile:
+                with closing(batches), closing(Profiler(workdir / "profile", profile_steps)) as profiler:
                     reporter = make_reporter(config, log, faults, window, vocab_size=len(tokenizer))
-                    attend = Attendants(checkpoints, reporter, evaluations, probe, stop, watchdog, profile)
+                    attend = Attendants(checkpoints, reporter, evaluations, probe, stop, watchdog, profiler)
                     run_steps(config, mesh, state, run, batches, attend)
         if config.train.evaluate_every:
             evaluate_in_full(config, workdir, stop, watchdog)
@@ -172,31 +172,31 @@ def run_steps(
     Raises:
         Stopped: a signal came; the state is saved.
     """
-    checkpoints, reporter, evaluations, _, stop, watchdog, profile = attend
+    checkpoints, reporter, evaluations, _, stop, watchdog, profiler = attend
     first, steps = int(state.step), config.train.steps
     if evaluations.due(first) and not evaluate_step(first, state, attend):
         raise Stopped(what_is_left(first, steps))
     for step in range(first + 1, steps + 1):
         watchdog.saved = reporter.progress.saved = checkpoints.saved
-        watchdog.begin(f"the batch of step {step}")
+        watchdog.reset(f"the batch of step {step}")
         with reporter.progress.waiting():
             batch = next(batches)
         if step == 1:
             reporter.show(step, batch)
-        profile.before(step)
-        watchdog.begin(f"the compiling of step {step}" if step == first + 1 else f"step {step - 1}")
+        profiler.before_step(step)
+        watchdog.reset(f"the compiling of step {step}" if step == first + 1 else f"step {step - 1}")
         state, metrics = run.step(state, to_devices(batch, mesh))
         if step == first + 1 and jax.default_backend() == "cpu":
             jax.block_until_ready(state)
             close_gaps()  # that compiling has left
         reporter.add(step, metrics, batch["product_id"])
-        profile.behind(step, state)
+        profiler.after_step(step, state)
         watchdog.finished = step - 1
-        watchdog.begin(f"the other processes at step {step}")
-        stopped, due = stop.behind(step), evaluations.due(step)
+        watchdog.reset(f"the other processes at step {step}")
+        stopped, due = stop.agreed(step), evaluations.due(step)
         if step == steps or step % config.train.checkpoint_every == 0 or stopped or due:
             reporter.flush()
-            watchdog.begin(f"the saving of step {step}")
+            watchdog.reset(f"the saving of step {step}")
             checkpoints.save(step, state, reporter.open_window(), reporter.sync)
         if due and not stopped:
             stopped = not evaluate_step(step, state, attend)
@@ -215,11 +215,11 @@ def evaluate_step(step: int, state: TrainState, attend: Attendants) -> bool:
     """Evaluates the model of a step; False where the run was asked to stop before the end of that."""
 
     def between() -> None:
-        attend.watchdog.begin(f"the evaluation of step {step}")
-        if attend.stop.now():
+        attend.watchdog.reset(f"the evaluation of step {step}")
+        if attend.stop.interrupts():
             raise Stopped
 
-    attend.watchdog.begin(f"the evaluation of step {step}")
+    attend.watchdog.reset(f"the evaluation of step {step}")
     attend.reporter.begin_evaluation(step)
     try:
         with attend.reporter.progress.standing():
@@ -245,14 +245,14 @@ def evaluate_in_full(config: RunConfig, workdir: Path, stop: StopSignal, watchdo
     behind = count(last + 1)  # batches count on where steps end: all processes stop behind the same one
 
     def between() -> None:
-        watchdog.begin(f"the evaluation of all of {what}")
-        if stop.behind(next(behind)):
+        watchdog.reset(f"the evaluation of all of {what}")
+        if stop.agreed(next(behind)):
             raise Stopped(what_is_left(last, last))
 
     for step in sorted(steps):
         for average in (False, True) if config.train.average_decay else (False,):
             what = f"the moving average of step {step}" if average else f"step {step}"
-            watchdog.begin(f"the evaluation of all of {what}")
+            watchdog.reset(f"the evaluation of all of {what}")
             metrics = evaluate(workdir, step=step, average=average, reuse=True, between=between)
             if jax.process_index() == 0:
                 print(f"{what}, all of it evaluated: mean R@1 {metrics['retrieval_mean']['mean_r1']:.3f}")

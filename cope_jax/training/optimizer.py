@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cope_jax.parallel.rules import apply_rules
+from cope_jax.parallel.path_rules import apply_rules
 from cope_jax.runs.schedule import rate_schedule
 
 Groups = Sequence[tuple[str, float]]
@@ -25,12 +25,12 @@ def rate_factors(groups: Groups, params: Any) -> Any:
     Raises:
         ValueError: a parameter in no group, or a group without parameters; all are listed.
     """
-    return apply_rules(groups, params, what="config.optimizer.groups")
+    return apply_rules(groups, params, name="config.optimizer.groups")
 
 
 def decays(params: Any) -> Any:
     """Whether weight decay applies to each parameter (that is not frozen)."""
-    return apply_rules(DECAY_RULES, params, what="DECAY_RULES", require_all_used=False)
+    return apply_rules(DECAY_RULES, params, name="DECAY_RULES", require_all_used=False)
 
 
 def hold_frozen(params: Any, groups: Groups) -> Any:

@@ -11,7 +11,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from cope_jax.parallel.mesh import batch_sharding, make_mesh, parameter_shardings, replicated, with_shardings
+from cope_jax.parallel.mesh import batch_sharding, make_mesh, replicated, with_shardings
+from cope_jax.parallel.sharding_rules import parameter_shardings
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import training_batch_shapes

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from threadpoolctl import threadpool_limits
 
-from cope_jax.parallel.hosts import from_all
+from cope_jax.parallel.processes import allgather
 
 HOST_BLOCK = 8160  # items of a block on a CPU, a multiple of 8 × 255: eight bytes count side by side, up to 255 each
 HOST_ROWS = 128  # of a tile that a core makes at once, 8 MB; at most 255
@@ -80,7 +80,7 @@ def count_between(a: Asked, b: Asked, *, block: int | None = None) -> tuple[np.n
     rows, columns = blocks(a, size), blocks(b, size)
     for row in rows[jax.process_index() :: jax.process_count()]:
         tile(row, columns)
-    return from_all(collected(rows, a)).sum(axis=0), from_all(collected(columns, b)).sum(axis=0)
+    return allgather(collected(rows, a)).sum(axis=0), allgather(collected(columns, b)).sum(axis=0)
 
 
 def count_within(a: Asked, *, block: int | None = None) -> np.ndarray:
@@ -89,7 +89,7 @@ def count_within(a: Asked, *, block: int | None = None) -> np.ndarray:
     rows = blocks(a, size)
     for i in range(jax.process_index(), len(rows), jax.process_count()):
         tile(rows[i], rows[i:])  # a tile above the diagonal serves the one below, too
-    return from_all(collected(rows, a)).sum(axis=0)
+    return allgather(collected(rows, a)).sum(axis=0)
 
 
 def blocks(asked: Asked, size: int) -> list[Block]:

@@ -1,19 +1,16 @@
-"""A run that is asked to stop, by a scheduler, a cloud or Ctrl-C."""
+"""Stops a run after a step when a scheduler, a cloud or Ctrl-C asks for it."""
 
 import ctypes
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
 
-NUMBERS = (signal.SIGTERM, signal.SIGINT)
-HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
-# signal(2), for handlers that are not Python's: number, address of the new one, 0 the default → address of the old one.
-set_handler = ctypes.CDLL(None).signal
-set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
@@ -21,40 +18,43 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """Turns the first SIGTERM or SIGINT into a flag that the loop looks at between steps; the second one kills.
+    """Turns the first SIGTERM or SIGINT into a request that the training loop checks; the second one kills.
 
-    Of several processes each may get the signal, at another step or not at all, so they must agree. JAX has them do so
-    and catches SIGTERM in C++ for it: here its handler is called instead of, for else nothing would count to two.
+    With several processes, each may get the signal at another step or not at all, so they have to agree. JAX's
+    preemption service does that. It catches SIGTERM in C++; here a Python handler calls that one, to count signals.
+
+    Attributes:
+        requested: Whether this process got a signal.
     """
 
     def __enter__(self) -> "StopSignal":
-        self.asked, self.alone, self.fresh = False, jax.process_count() == 1, True
+        self.requested, self.alone, self.started = False, jax.process_count() == 1, False
         if not self.alone:
-            self.tell_jax = HANDLER(set_handler(signal.SIGTERM, 0))
-        self.previous = {number: signal.signal(number, self.note) for number in NUMBERS}
-        heard, self.pipe = os.pipe()
+            self.notify_jax = take_handler(signal.SIGTERM)
+        self.previous = {number: signal.signal(number, self.handle) for number in SIGNALS}
+        reader, self.pipe = os.pipe()
         os.set_blocking(self.pipe, False)
         self.previous_pipe = signal.set_wakeup_fd(self.pipe)
-        threading.Thread(target=end_at_the_second, args=(heard,), name="signals", daemon=True).start()
+        threading.Thread(target=exit_at_second_signal, args=(reader,), name="signals", daemon=True).start()
         return self
 
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
-        self.asked = True
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal."""
+        self.requested = True
         if not self.alone:
-            self.tell_jax(signal.SIGTERM)
+            self.notify_jax(signal.SIGTERM)
 
-    def behind(self, step: int) -> bool:
-        """Whether to stop behind this step, the same in all processes; each must ask at every step."""
+    def agreed(self, step: int) -> bool:
+        """Returns whether to stop after this step, the same in all processes; each must ask after every step."""
         if self.alone:
-            return self.asked
-        # JAX has them stop at the number behind the largest that one has asked for: 1 where that came before all steps.
-        before, self.fresh = self.fresh and multihost_utils.reached_preemption_sync_point(1), False
-        return before or multihost_utils.reached_preemption_sync_point(step)
+            return self.requested
+        # JAX chooses the step after the latest one that any process has asked for: 1 if the signal came before that.
+        early, self.started = not self.started and multihost_utils.reached_preemption_sync_point(1), True
+        return early or multihost_utils.reached_preemption_sync_point(step)
 
-    def now(self) -> bool:
-        """Whether to stop between two steps; several processes agree at steps only."""
-        return self.alone and self.asked
+    def interrupts(self) -> bool:
+        """Returns whether to stop between two steps, which only a single process can."""
+        return self.alone and self.requested
 
     def __exit__(self, *exception: object) -> None:
         signal.set_wakeup_fd(self.previous_pipe)
@@ -63,14 +63,21 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-def end_at_the_second(pipe: int) -> None:
-    """Ends the process at the second signal that Python writes to a pipe, until that is closed.
+def take_handler(number: int) -> Callable[[int], None]:
+    """Returns a signal's handler that was set from C++, and sets the default one."""
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    return ctypes.CFUNCTYPE(None, ctypes.c_int)(set_handler(number, None))
 
-    Handlers in Python run on the main thread only, which may be in C++ for minutes: it compiles, or waits for devices.
+
+def exit_at_second_signal(pipe: int) -> None:
+    """Ends the process at the second signal that Python writes to a pipe, until the pipe is closed.
+
+    Python's handlers run on the main thread only, which may be in C++ for minutes, compiling or waiting for devices.
     """
     count = 0
     with open(pipe, "rb", buffering=0) as signals:
         while number := signals.read(1):
-            count += number[0] in NUMBERS
+            count += number[0] in SIGNALS
             if count == 2:
-                os._exit(128 + number[0])  # as shells tell a signal
+                os._exit(128 + number[0])  # as shells report a signal

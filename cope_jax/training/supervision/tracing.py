@@ -1,46 +1,48 @@
-"""A trace of some steps for TensorBoard's or Perfetto's profiler."""
+"""Profiler traces of chosen steps, for TensorBoard or Perfetto."""
 
 from pathlib import Path
 from typing import Any
 
 import jax
 
+PyTree = Any
 
-class Profile:
-    """Traces the steps from `first` to `last` to a folder; with None, nothing."""
+
+class Profiler:
+    """Writes a trace of some steps to a folder.
+
+    Args:
+        folder: Where to write.
+        steps: First and last step to trace; None traces nothing.
+    """
 
     def __init__(self, folder: Path, steps: tuple[int, int] | None):
-        """Nothing is traced yet."""
         self.folder = folder
         self.first, self.last = steps or (0, 0)
         self.running = False
 
-    def before(self, step: int) -> None:
-        """Begins the trace where `step` is the first, or the run began in the middle."""
+    def before_step(self, step: int) -> None:
+        """Starts the trace before the first of its steps that this process runs."""
         if not self.running and self.first <= step <= self.last:
             jax.profiler.start_trace(self.folder)
             self.running = True
 
-    def behind(self, step: int, result: Any) -> None:
-        """Ends the trace where `step` is the last, once its result is computed."""
+    def after_step(self, step: int, result: PyTree) -> None:
+        """Stops the trace after its last step, once the result is computed."""
         if self.running and step >= self.last:
             jax.block_until_ready(result)
             self.close()
             print(f"\ntrace of steps {self.first} to {self.last} in {self.folder}: tensorboard --logdir={self.folder}")
 
     def close(self) -> None:
-        """Ends a trace that is under way."""
+        """Stops a running trace."""
         if self.running:
             self.running = False
             jax.profiler.stop_trace()
 
 
 def parse_steps(text: str) -> tuple[int, int] | None:
-    """ "10:15" → (10, 15), "" → None.
-
-    Raises:
-        ValueError: it is no such thing.
-    """
+    """Parses "10:15" as (10, 15) and "" as None; anything else raises ValueError."""
     if not text:
         return None
     first, _, last = text.partition(":")

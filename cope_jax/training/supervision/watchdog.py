@@ -1,4 +1,4 @@
-"""Ends a run that stands still, and says what it waited for."""
+"""Ends a run that hangs, and reports what it was waiting for."""
 
 import faulthandler
 import os
@@ -7,30 +7,33 @@ import sys
 import threading
 import time
 
-from cope_jax.parallel.cluster import GO_ON, LOST
+from cope_jax.parallel.monitor import EXIT_RETRY, RESUME_HINT
 from cope_jax.runs.progress import Saved
 
-LOOK = 1.0  # seconds between two looks at the clock
-LAST_WORDS = 20  # seconds that the last message may take
+CHECK_INTERVAL = 1.0  # seconds
+REPORT_TIMEOUT = 20  # seconds
 
 
 class Watchdog:
-    """Ends the process when nothing was noted for a number of seconds: a stuck disk, data worker, device or host.
+    """Ends the process if it makes no progress for some time, as when a disk, data worker, device or host hangs.
 
-    A context manager; 0 seconds watches nothing.
+    A context manager. 0 seconds disable it.
+
+    Attributes:
+        finished: Last finished step.
+        saved: Last saved step.
     """
 
     def __init__(self, seconds: float):
-        """Begins to watch once entered."""
         self.seconds = seconds
-        self.leaving = threading.Event()
+        self.exiting = threading.Event()
         self.finished = 0
         self.saved: Saved | None = None
-        self.begin("the start")
+        self.reset("the start")
 
-    def begin(self, what: str) -> None:
-        """Notes what is waited for from now on."""
-        self.waiting, self.since = what, time.monotonic()
+    def reset(self, activity: str) -> None:
+        """Restarts the timer for the next activity, such as "the batch of step 5"."""
+        self.activity, self.since = activity, time.monotonic()
 
     def __enter__(self) -> "Watchdog":
         if self.seconds:
@@ -38,23 +41,24 @@ class Watchdog:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.leaving.set()
+        self.exiting.set()
 
     def watch(self) -> None:
-        """Looks at the clock until the run is left."""
-        while not self.leaving.wait(min(LOOK, self.seconds / 4)):
+        """Checks the timer until the context is left."""
+        while not self.exiting.wait(min(CHECK_INTERVAL, self.seconds / 4)):
             if time.monotonic() - self.since > self.seconds:
                 self.end()
 
     def end(self) -> None:
-        """Shows where every thread stands, and ends the process: killed by an alarm where not even the log moves."""
-        signal.alarm(LAST_WORDS)  # of the system: no other thread of Python runs while one waits in the dump
+        """Prints the stacks of all threads and ends the process."""
+        # Kills the process if the log hangs, too. Not a thread: none runs while this one writes the stacks.
+        signal.alarm(REPORT_TIMEOUT)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         print(
-            f"\nnothing moved for {self.seconds:.0f} s (config.train.stall_seconds) while waiting for {self.waiting}; "
-            f"the last finished step is {self.finished}, the last one saved "
-            f"{self.saved or 'none'}. The stacks above tell where each thread stands; {GO_ON}",
+            f"\nno progress for {self.seconds:.0f} s (config.train.stall_seconds) while waiting for {self.activity}; "
+            f"last finished step: {self.finished}, last saved step: {self.saved or 'none'}. The stacks above show what "
+            f"each thread is doing; {RESUME_HINT}",
             file=sys.stderr,
             flush=True,
         )
-        os._exit(LOST)
+        os._exit(EXIT_RETRY)

@@ -50,7 +50,7 @@ def test_padding_is_left_out_and_the_order_kept():
 def test_the_shares_of_hosts_are_put_in_order(monkeypatch):
     """Two hosts with two batches of two rows each: batch 0 is rows 0, 1 | 2, 3."""
     shares = np.array([[[0, 1], [4, 5]], [[2, 3], [6, 7]]])
-    monkeypatch.setattr(embed, "from_all", lambda own: shares)
+    monkeypatch.setattr(embed, "allgather", lambda own: shares)
     assert embed.whole(shares[0]).tolist() == list(range(8))
 
 

@@ -337,7 +337,7 @@ def test_a_process_waits_until_it_sees_the_newest_step_of_process_0(tmp_path, mo
         assert checkpoints.latest() == 1
         assert checkpoints.latest_of_all() == 2
         os.rename(folder, hidden)
-        patch.setattr("cope_jax.parallel.shared_storage.SHARED_SECONDS", 0.0)
+        patch.setattr("cope_jax.parallel.processes.STORAGE_TIMEOUT", 0.0)
         with pytest.raises(ValueError, match=r"process 1 of 2 does not see that 2 is the newest step in .*: --workdir"):
             checkpoints.latest_of_all()
 

@@ -119,13 +119,13 @@ def test_a_lost_checkpoint_is_trained_again(finished, tiny_config, tmp_path, cap
 
     Meanwhile the watchdog learns what is waited for, and a trace is written of those steps that come.
     """
-    begin, begun = Watchdog.begin, []
+    begin, begun = Watchdog.reset, []
 
     def note(self, what):
         begun.append(what)
         begin(self, what)
 
-    monkeypatch.setattr(Watchdog, "begin", note)
+    monkeypatch.setattr(Watchdog, "reset", note)
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
     train(tiny_config, tmp_path / "run", profile_steps=(6, 9))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from cope_jax.parallel.rules import paths
+from cope_jax.parallel.path_rules import leaf_paths
 from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.model import split_model
 from cope_jax.runs.schedule import rate_schedule
@@ -116,7 +116,7 @@ def test_of_the_full_model_matrices_and_word_vectors_decay(fusion, more):
     scalars = {"log_t": jnp.zeros(()), "bias": jnp.zeros(())}
     params = {"model": jax.eval_shape(initialise).params, "loss": scalars}
     names = {True: set(), False: set()}
-    for path, decay in zip(jax.tree.leaves(paths(params)), jax.tree.leaves(decays(params)), strict=True):
+    for path, decay in zip(jax.tree.leaves(leaf_paths(params)), jax.tree.leaves(decays(params)), strict=True):
         names[decay].add(path.split("/")[-1])
     assert names[True] == {"kernel", "embedding"}
     assert names[False] == {"bias", "scale", "position", "segment", "class_token", "log_t", *more}

@@ -12,18 +12,18 @@ from cope_jax.training.supervision.signals import StopSignal
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_asks(number):
+def test_the_first_signal_is_a_request(number):
     before = signal.getsignal(number)
     with StopSignal() as stop:
-        assert not stop.behind(1)
-        assert not stop.now()
+        assert not stop.agreed(1)
+        assert not stop.interrupts()
         os.kill(os.getpid(), number)
-        assert stop.behind(2)
-        assert stop.now()
+        assert stop.agreed(2)
+        assert stop.interrupts()
     assert signal.getsignal(number) == before
 
 
-# In C for minutes, as a compiler, so that no handler in Python runs.
+# In C for minutes, like a compiler, so that no Python handler runs.
 BUSY = """
 import hashlib
 from cope_jax.training.supervision.signals import StopSignal
@@ -34,7 +34,7 @@ with StopSignal():
 """
 
 
-def test_the_second_signal_ends_at_once():
+def test_the_second_signal_ends_the_process_at_once():
     busy = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True)
     with busy:
         assert busy.stdout.readline() == "listening\n"

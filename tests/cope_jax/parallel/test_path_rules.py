@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cope_jax.parallel.rules import apply_rules, paths
+from cope_jax.parallel.path_rules import apply_rules, leaf_paths
 
 TREE = {
     "model": {"blocks": {0: {"kernel": np.zeros(2), "bias": np.zeros(3)}}},
@@ -12,24 +12,24 @@ TREE = {
 
 
 def test_paths_join_keys_with_slashes():
-    assert paths(TREE)["model"]["blocks"][0] == {
+    assert leaf_paths(TREE)["model"]["blocks"][0] == {
         "kernel": "model/blocks/0/kernel",
         "bias": "model/blocks/0/bias",
     }
 
 
 def test_the_first_match_wins():
-    found = apply_rules([("^loss", "a"), ("bias$", "b"), ("", "c")], TREE, what="rules")
+    found = apply_rules([("^loss", "a"), ("bias$", "b"), ("", "c")], TREE, name="rules")
     assert found == {"model": {"blocks": {0: {"kernel": "c", "bias": "b"}}}, "loss": {"bias": "a"}}
 
 
 def test_uncovered_paths_are_listed():
     with pytest.raises(ValueError, match=r"rules: no rule matches the parameters loss/bias, model/blocks/0/bias; add"):
-        apply_rules([("kernel", 1)], TREE, what="rules")
+        apply_rules([("kernel", 1)], TREE, name="rules")
 
 
-def test_a_rule_without_a_path_is_an_error_unless_allowed():
+def test_an_unused_rule_is_an_error_unless_allowed():
     rules = [("", 1), ("kernel", 2)]
     with pytest.raises(ValueError, match="rules: no parameter is left for 'kernel' among loss/bias"):
-        apply_rules(rules, TREE, what="rules")
-    assert apply_rules(rules, TREE, what="rules", require_all_used=False)["loss"]["bias"] == 1
+        apply_rules(rules, TREE, name="rules")
+    assert apply_rules(rules, TREE, name="rules", require_all_used=False)["loss"]["bias"] == 1

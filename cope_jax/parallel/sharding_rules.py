@@ -1,0 +1,65 @@
+"""How parameters are sharded over the mesh, by rules over their paths."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cope_jax.parallel.path_rules import apply_rules, leaf_paths
+
+PyTree = Any
+
+# Parameter paths → how the last axes are sharded; axes before these, which stack layers, are not. `tensor` splits heads
+# and hidden units, so that a block communicates only once after attention and once after the MLP.
+PARAMETER_RULES = (
+    (r"/qkv/kernel$", PartitionSpec("fsdp", None, "tensor", None)),
+    (r"/out/kernel$", PartitionSpec("tensor", None, "fsdp")),
+    (r"/up/kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"/down/kernel$", PartitionSpec("tensor", "fsdp")),
+    (r"/(message_fc|project|pooler)/kernel$", PartitionSpec("fsdp", None)),
+    (r"fusion/\w+/\w+/linear/kernel$", PartitionSpec("fsdp", None)),
+    (r"fusion/\w+/(frames|words)/kernel$", PartitionSpec("fsdp", None)),
+    (r"/words/embedding$", PartitionSpec(None, "fsdp")),
+    (r"/stem/.*kernel$", PartitionSpec(None, None, None, "fsdp")),
+    (r"^loss/classifier/table$", PartitionSpec(("data", "fsdp", "tensor"), None)),
+    # Large only in very deep models or for many patches; replicated.
+    (r"/(bias|scale|position)$", PartitionSpec()),
+)
+LARGE = 65_536  # number of elements from which a parameter must have a rule; smaller ones without are replicated
+
+
+def parameter_shardings(params: PyTree, mesh: Mesh) -> PyTree:
+    """Returns the sharding of each parameter (array or shape) by PARAMETER_RULES.
+
+    Raises:
+        ValueError: No rule covers a large parameter, or the mesh does not divide a parameter evenly. Lists all.
+    """
+    specs = apply_rules(
+        PARAMETER_RULES,
+        params,
+        name="PARAMETER_RULES in parallel/sharding_rules.py",
+        require_all_used=False,
+        exempt=lambda leaf: leaf.size < LARGE,
+        default=PartitionSpec(),
+    )
+    specs = jax.tree.map(lambda leaf, spec: align_right(spec, len(leaf.shape)), params, specs)
+    uneven = [
+        f"{path} {leaf.shape} by {spec}"
+        for path, leaf, spec in zip(*map(jax.tree.leaves, (leaf_paths(params), params, specs)), strict=True)
+        if any(leaf.shape[i] % shard_count(axes, mesh) for i, axes in enumerate(spec))
+    ]
+    if uneven:
+        raise ValueError(f"the mesh {dict(mesh.shape)} does not divide these parameters evenly: {'; '.join(uneven)}")
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
+def shard_count(axes: str | Sequence[str] | None, mesh: Mesh) -> int:
+    """Returns into how many shards an entry of a PartitionSpec splits an axis."""
+    return prod(mesh.shape[axis] for axis in ([axes] if isinstance(axes, str) else axes or ()))
+
+
+def align_right(spec: PartitionSpec, ndim: int) -> PartitionSpec:
+    """Moves a spec to the last of `ndim` axes: PartitionSpec("fsdp") and 2 give PartitionSpec(None, "fsdp")."""
+    return PartitionSpec(*[None] * (ndim - len(spec)), *spec)

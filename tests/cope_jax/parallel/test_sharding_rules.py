@@ -1,0 +1,77 @@
+"""How parameters are sharded over the mesh."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import default
+from cope_jax.parallel.mesh import make_mesh
+from cope_jax.parallel.path_rules import apply_rules
+from cope_jax.parallel.sharding_rules import LARGE, PARAMETER_RULES, parameter_shardings
+from cope_jax.runs.config_validation import resolve_config
+from cope_jax.runs.model import split_model
+
+
+def shape(*sizes: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def test_the_rules_cover_all_models_and_each_rule_is_used():
+    used = set()
+    for stem, fusion in (("patch", "linear"), ("conv", "transformer")):
+        config = resolve_config(default.get_config(), {"model.vision.stem": stem, "model.fusion.kind": fusion})
+        _, initialise = split_model(config, vocab_size=100)
+        params = {"model": jax.eval_shape(initialise).params, "loss": {"classifier": {"table": shape(3072, 128)}}}
+        parameter_shardings(params, make_mesh(data=2, fsdp=2, tensor=2))
+        values = jax.tree.leaves(
+            apply_rules(
+                [(pattern, i) for i, (pattern, _) in enumerate(PARAMETER_RULES)],
+                params,
+                name="rules",
+                require_all_used=False,
+                exempt=lambda leaf: leaf.size < LARGE,
+            )
+        )
+        used |= set(values)
+    assert used == set(range(len(PARAMETER_RULES)))
+
+
+def test_kernels_are_sharded_by_the_rules():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    params = {"b": {"qkv": {"kernel": shape(8, 3, 4, 2), "bias": shape(3, 4, 2)}}}
+    shardings = parameter_shardings(params, mesh)["b"]["qkv"]
+    assert shardings["kernel"].shard_shape((8, 3, 4, 2)) == (4, 3, 2, 2)
+    assert shardings["bias"].shard_shape((3, 4, 2)) == (3, 4, 2)
+
+
+def test_the_axis_that_stacks_layers_is_not_sharded():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    params = {"blocks": {"qkv": {"kernel": shape(4, 8, 3, 6, 2)}, "up": {"kernel": shape(4, 8, 6)}}}
+    shardings = parameter_shardings(params, mesh)["blocks"]
+    assert shardings["qkv"]["kernel"].shard_shape((4, 8, 3, 6, 2)) == (4, 4, 3, 3, 2)
+    assert shardings["up"]["kernel"].shard_shape((4, 8, 6)) == (4, 4, 3)
+
+
+def test_large_parameters_need_a_rule_and_small_ones_are_replicated():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    params = {"a": shape(256, 255), "b": shape()}
+    assert all(sharding.is_fully_replicated for sharding in jax.tree.leaves(parameter_shardings(params, mesh)))
+    params |= {"c": shape(256, 256), "d": {"kernel": shape(1, 65536)}}
+    with pytest.raises(
+        ValueError,
+        match=r"PARAMETER_RULES in parallel/sharding_rules.py: no rule matches the parameters c, d/kernel; add",
+    ):
+        parameter_shardings(params, mesh)
+
+
+def test_all_parameters_that_the_mesh_does_not_divide_are_listed():
+    mesh = make_mesh(data=1, fsdp=4, tensor=2)
+    params = {
+        "b": {
+            "up": {"kernel": shape(6, 8)},
+            "down": {"kernel": shape(7, 8)},
+            "out": {"kernel": shape(2, 2, 8)},
+        }
+    }
+    with pytest.raises(ValueError, match=r"b/down/kernel \(7, 8\) by .*; b/up/kernel \(6, 8\) by"):
+        parameter_shardings(params, mesh)
