@@ -164,7 +164,7 @@ def test_tensorboard_shows_the_first_examples_metrics_and_histograms_of_embeddin
 def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, make_config, tmp_path, monkeypatch):
     """Of step 4 while it looks at the average, of step 5, the last one, while it looks at the model, and in full."""
     look, looks, stops = Probe.__call__, [], [4, 7]
-    embed, begin, begun = run.embed_split, Watchdog.begin, []
+    embed, begin, begun = run.embed_split, Watchdog.reset, []
 
     def stop_in_the_middle(self, model, between):
         looks.append(model)
@@ -186,7 +186,7 @@ def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, m
 
     monkeypatch.setattr(Probe, "__call__", stop_in_the_middle)
     monkeypatch.setattr(run, "embed_split", stop_at_once)
-    monkeypatch.setattr(Watchdog, "begin", note)
+    monkeypatch.setattr(Watchdog, "reset", note)
     averages = []
     for step in (4, 5):
         with pytest.raises(Stopped, match=f"stopped at step {step} of 5, which is saved"):
