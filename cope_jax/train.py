@@ -13,11 +13,11 @@ from cope_jax import cli
 from cope_jax.runs.config import flatten
 from cope_jax.runs.config_file import make_paths_absolute
 from cope_jax.runs.config_validation import resolve_config
+from cope_jax.runs.log_files import ignore_full_disk_when_printing
 from cope_jax.training.dry_run import dry_run, pretend_devices
 from cope_jax.training.loop import train
 from cope_jax.training.supervision.heap import keep_freed_memory
 from cope_jax.training.supervision.signals import Stopped
-from cope_jax.training.supervision.stdout import outlive_a_full_disk
 from cope_jax.training.supervision.tracing import parse_steps
 
 FLAGS = flags.FLAGS
@@ -51,7 +51,7 @@ def main() -> None:
         return
     if not FLAGS.workdir:
         raise ValueError("--workdir is missing: name the folder of the run, which is made if need be")
-    outlive_a_full_disk()
+    ignore_full_disk_when_printing()
     keep_freed_memory()
     code, profile_steps = 0, parse_steps(FLAGS.profile_steps)
     fields = {f"config.{key}": value for key, value in flatten(config)}

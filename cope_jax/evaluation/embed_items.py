@@ -13,6 +13,7 @@ from cope_jax.data.bad_items import BadItem, Faults
 from cope_jax.parallel.mesh import batch_sharding, replicated, to_devices
 from cope_jax.parallel.processes import allgather
 from cope_jax.runs.model import ModelState
+from data_prep.common.progress import Progress
 
 MODEL_INPUTS = ("frames", "frame_mask", "text")
 EmbedFunction = Callable[[ModelState, dict[str, Any]], jax.Array]
@@ -91,6 +92,11 @@ def embed_items(
         items = taken(items, sound)
     check_lengths(items.vectors, domain, items.item_ids)
     return items
+
+
+def count_items(progress: Progress, count: int) -> None:
+    """Adds the items of a batch, the last of which may be padded, to a progress bar."""
+    progress.update(min(count, int(progress.total or 0) - progress.n))
 
 
 def have_length_1(vectors: np.ndarray) -> np.ndarray:

@@ -12,16 +12,16 @@ import numpy as np
 from cope_jax.data.bad_items import BadItem, Faults
 from cope_jax.data.records import Product, fingerprint, open_records
 from cope_jax.domains import DIRECTIONS, DOMAINS, direction_name
-from cope_jax.evaluation.embed_items import Items
+from cope_jax.evaluation.embed_items import Items, count_items
 from cope_jax.evaluation.loaded_run import LoadedRun, load_run
 from cope_jax.evaluation.metrics import bootstrap, breakdown, few_shot, retrieval
 from cope_jax.evaluation.metrics.ranks import Ranks
-from cope_jax.evaluation.progress import Progress
 from cope_jax.evaluation.result_tables import collect, write_metrics
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
+from data_prep.common.progress import Progress
 
 LATEST, BEST = "latest", "best"
 
@@ -223,15 +223,15 @@ def embed_split(
     """The embedded items of each domain of the evaluation split: those of some rows, or all."""
     records = open_records(run.config.data.data_dir, run.config.data.eval_split)
 
-    def report(items: int) -> None:
-        progress.add(items)
+    def report(count: int) -> None:
+        count_items(progress, count)
         between()
 
     items = {}
     for domain in DOMAINS:
         wanted = np.arange(len(records.items[domain])) if rows is None else rows[domain]
-        progress = Progress(f"step {step}: embedded {domain} items", len(wanted))
-        items[domain] = run.items(domain, wanted, report)
+        with Progress(total=len(wanted), desc=f"step {step}: embedded {domain}", unit="items") as progress:
+            items[domain] = run.items(domain, wanted, report)
     return items
 
 

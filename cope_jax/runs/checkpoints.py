@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,14 +18,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.tree_util import keystr
 from orbax.checkpoint import checkpoint_managers
+from tqdm import tqdm
 
 from cope_jax.parallel.mesh import replicated, with_shardings
-from cope_jax.parallel.sharding_rules import parameter_shardings
 from cope_jax.parallel.processes import processes_failing
+from cope_jax.parallel.sharding_rules import parameter_shardings
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.manifest import find_damage, write_manifest
 from cope_jax.runs.model import ModelState, split_model
-from cope_jax.runs.progress import Saved
 from cope_jax.runs.state import TrainState
 from cope_jax.runs.weights import load_weights, prepare_weights
 
@@ -57,6 +57,16 @@ class Best:
         return [checkpoint.step == self.step for checkpoint in checkpoints]
 
 
+class SavedStep(NamedTuple):
+    """A step whose checkpoint is complete, and when the step was finished (monotonic seconds)."""
+
+    step: int
+    time: float
+
+    def __str__(self) -> str:
+        return f"{self.step}, {tqdm.format_interval(time.monotonic() - self.time)} ago"
+
+
 class Checkpoints:
     """The folder `checkpoints/` of a work directory.
 
@@ -73,8 +83,8 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, keep: int | None = None):
         """Opens the folder; `keep` newest checkpoints stay, None is for readers, which change nothing."""
         self.folder = workdir.absolute() / "checkpoints"
-        self.saving: Saved | None = None
-        self.complete: Saved | None = None
+        self.saving: SavedStep | None = None
+        self.complete: SavedStep | None = None
         self.failed = False
         self.best = Best()
         if keep is not None and jax.process_index() == 0:
@@ -127,7 +137,7 @@ class Checkpoints:
         return sorted(self.manager.all_steps())
 
     @property
-    def saved(self) -> Saved | None:
+    def saved(self) -> SavedStep | None:
         """What a kill would leave now, as far as this start knows."""
         if self.saving and os.path.exists(self.folder / str(self.saving.step)):
             self.complete = self.saving
@@ -160,7 +170,7 @@ class Checkpoints:
         self.settle()
         with suppress(*FAILURES):  # a failed save may leave several, each of which would fail a later one
             self.manager.check_for_errors()
-        self.saving, self.failed, self.sync_log = Saved(step, time.monotonic()), False, sync_log
+        self.saving, self.failed, self.sync_log = SavedStep(step, time.monotonic()), False, sync_log
         items = {STATE: ocp.args.StandardSave(as_tree(state)), WINDOW: ocp.args.JsonSave(dict(window))}
         try:
             self.manager.save(step, args=ocp.args.Composite(**items))
@@ -214,7 +224,7 @@ class Checkpoints:
         items = {STATE: ocp.args.StandardRestore(wanted), WINDOW: ocp.args.JsonRestore()}
         restored = self.manager.restore(step, args=ocp.args.Composite(**items))
         age = time.time() - (self.folder / str(step)).stat().st_mtime
-        self.complete = Saved(step, time.monotonic() - age)
+        self.complete = SavedStep(step, time.monotonic() - age)
         return TrainState(**restored[STATE]), {name: tuple(pair) for name, pair in restored[WINDOW].items()}
 
     def restore_model(self, step: int, like: ModelState, *, average: bool = False) -> ModelState:

@@ -12,8 +12,7 @@ import jax
 
 from cope_jax.data.records import fingerprint
 from cope_jax.runs.config import RunConfig, flatten
-from cope_jax.runs.log_file import LogFile
-from cope_jax.runs.log_lines import as_line, keep_lines_until, read_lines
+from cope_jax.runs.log_files import LogFile, drop_lines_after, json_line, read_json_lines
 
 FILE = "starts.jsonl"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
@@ -54,8 +53,8 @@ def record_start(workdir: Path, step: int, now: dict[str, Any], *, accept_other_
         ValueError: the run would go on with other training data than it began with, and that is not accepted.
     """
     path = workdir / FILE
-    keep_lines_until(path, math.inf)
-    lines = read_lines(path)
+    drop_lines_after(path, math.inf)
+    lines = read_json_lines(path)
     before = lines[-1] if lines and step else None
     changes = differences(before, now) if before else []
     if before and before["data"] != now["data"] and not accept_other_data:
@@ -63,7 +62,7 @@ def record_start(workdir: Path, step: int, now: dict[str, Any], *, accept_other_
             f"the training data are not those that {workdir} began with (fingerprint {before['data']} there, "
             f"{now['data']} now): set config.data.data_dir to them, or --accept_other_data to go on with these"
         )
-    LogFile(path).add(as_line({"step": step, **now}))
+    LogFile(path).append(json_line({"step": step, **now}))
     return changes
 
 

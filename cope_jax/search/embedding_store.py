@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ import pyarrow.parquet as pq
 
 from cope_jax.data.records import ProductRecords, fingerprint, open_records
 from cope_jax.domains import DOMAINS
-from cope_jax.evaluation.embed_items import Items
+from cope_jax.evaluation.embed_items import Items, count_items
 from cope_jax.evaluation.evaluate_run import LATEST, resolve_step, what_is_evaluated
 from cope_jax.evaluation.loaded_run import LoadedRun, load_run
-from cope_jax.evaluation.progress import Progress
 from cope_jax.parallel.processes import allgather, barrier
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
+from data_prep.common.progress import Progress
 
 MANIFEST = "manifest.json"
 ROWS = 16_384  # of a shard, which is what a kill can lose: 8 MB at 128 dimensions
@@ -156,16 +157,17 @@ def write_shards(shards: list[Shard], run: LoadedRun, products: ProductRecords, 
     owned = product_lists(products)
     for domain in DOMAINS:
         own = [shard for shard in shards if shard.domain == domain]
-        progress = Progress(f"embedded {domain} items", sum(shard.stop - shard.start for shard in own))
-        for number, shard in enumerate(own):
-            wanted = np.arange(shard.start, shard.stop)
-            items = run.items(domain, wanted, progress.add)
-            if items.rows.tolist() != wanted.tolist():
-                raise ValueError(
-                    f"{shard.path}: {len(items.rows)} items came back of rows {shard.start} … {shard.stop - 1}"
-                )
-            if number % jax.process_count() == jax.process_index():
-                write_whole(shard.path, table_bytes(as_table(domain, items, owned[domain], dtype)))
+        total = sum(shard.stop - shard.start for shard in own)
+        with Progress(total=total, desc=f"embedded {domain}", unit="items") as progress:
+            for number, shard in enumerate(own):
+                wanted = np.arange(shard.start, shard.stop)
+                items = run.items(domain, wanted, partial(count_items, progress))
+                if items.rows.tolist() != wanted.tolist():
+                    raise ValueError(
+                        f"{shard.path}: {len(items.rows)} items came back of rows {shard.start} … {shard.stop - 1}"
+                    )
+                if number % jax.process_count() == jax.process_index():
+                    write_whole(shard.path, table_bytes(as_table(domain, items, owned[domain], dtype)))
 
 
 def product_lists(products: ProductRecords) -> dict[str, dict[int, list[int]]]:

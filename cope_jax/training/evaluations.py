@@ -7,7 +7,7 @@ import numpy as np
 
 from cope_jax.evaluation.in_training import Probe
 from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig
-from cope_jax.runs.log_lines import EVALUATIONS, read_lines, rounded
+from cope_jax.runs.log_files import EVALUATIONS, read_json_lines, round_values
 from cope_jax.runs.model import ModelState
 from cope_jax.runs.state import TrainState
 
@@ -23,7 +23,7 @@ class Evaluations:
         """Takes up what is known of the steps until `step`."""
         train = config.train
         self.every, self.last, self.best_by = train.evaluate_every, train.steps, train.best_by
-        lines = read_lines(workdir / EVALUATIONS)
+        lines = read_json_lines(workdir / EVALUATIONS)
         self.found = {line["step"]: line for line in lines if line["step"] <= step}
 
     def due(self, step: int) -> bool:
@@ -33,7 +33,7 @@ class Evaluations:
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
         """Takes note of what was found at a step, with as many digits as the file has."""
-        self.found[step] = rounded(metrics)
+        self.found[step] = round_values(metrics)
 
     def best(self, among: Collection[int]) -> int | None:
         """The step with the highest config.train.best_by, the newest of equals; None where none of these has one."""

@@ -23,15 +23,14 @@ from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import check_batch_sizes, run_tokenizer, training_batches, training_classes
 from cope_jax.runs.lock import held
 from cope_jax.runs.model import ModelState
-from cope_jax.runs.progress import Progress
 from cope_jax.runs.provenance import circumstances, record_start
 from cope_jax.runs.state import TrainState
 from cope_jax.runs.weights import load_weights, prepare_weights
 from cope_jax.training.evaluations import Evaluations, look_at
-from cope_jax.training.metrics import MetricsLog, Reporter
 from cope_jax.training.plan import Plan, plan, step_operations
+from cope_jax.training.progress import TrainingProgress, peak_flops
+from cope_jax.training.reporting import MetricsLog, Reporter
 from cope_jax.training.supervision.heap import close_gaps
-from cope_jax.training.supervision.peak_flops import peak_of_devices
 from cope_jax.training.supervision.signals import Stopped, StopSignal
 from cope_jax.training.supervision.tracing import Profiler
 from cope_jax.training.supervision.watchdog import Watchdog
@@ -111,7 +110,8 @@ def train(
                 with closing(batches), closing(Profiler(workdir / "profile", profile_steps)) as profiler:
                     reporter = make_reporter(config, log, faults, window, vocab_size=len(tokenizer))
                     attend = Attendants(checkpoints, reporter, evaluations, probe, stop, watchdog, profiler)
-                    run_steps(config, mesh, state, run, batches, attend)
+                    with closing(reporter.progress):
+                        run_steps(config, mesh, state, run, batches, attend)
         if config.train.evaluate_every:
             evaluate_in_full(config, workdir, stop, watchdog)
 
@@ -145,8 +145,8 @@ def make_reporter(
     config: RunConfig, log: MetricsLog | None, faults: Faults, window: Window, *, vocab_size: int
 ) -> Reporter:
     """What tells of a run, or of the rest of one, that begins with an open report window."""
-    train, peak = config.train, peak_of_devices()
-    progress = Progress(
+    train, peak = config.train, peak_flops()
+    progress = TrainingProgress(
         steps=train.steps,
         batch_size=train.batch_size,
         # Counting takes seconds to a minute: not where nothing can be made of it.
@@ -179,10 +179,10 @@ def run_steps(
     for step in range(first + 1, steps + 1):
         watchdog.saved = reporter.progress.saved = checkpoints.saved
         watchdog.reset(f"the batch of step {step}")
-        with reporter.progress.waiting():
+        with reporter.progress.waiting_for_data():
             batch = next(batches)
         if step == 1:
-            reporter.show(step, batch)
+            reporter.add_examples(step, batch)
         profiler.before_step(step)
         watchdog.reset(f"the compiling of step {step}" if step == first + 1 else f"step {step - 1}")
         state, metrics = run.step(state, to_devices(batch, mesh))
@@ -222,7 +222,7 @@ def evaluate_step(step: int, state: TrainState, attend: Attendants) -> bool:
     attend.watchdog.reset(f"the evaluation of step {step}")
     attend.reporter.begin_evaluation(step)
     try:
-        with attend.reporter.progress.standing():
+        with attend.reporter.progress.paused():
             metrics, samples = look_at(state, attend.probe, between)
     except Stopped:
         return False

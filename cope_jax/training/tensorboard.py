@@ -1,6 +1,6 @@
-"""What TensorBoard shows of a run: one file of events a start.
+"""TensorBoard event files of a run, one per start.
 
-tensorboardX is imported where it is used: wherever torch is installed it takes that along, for seconds.
+Imports tensorboardX only when needed: it imports torch if that is installed, which takes seconds.
 """
 
 import socket
@@ -12,55 +12,49 @@ from typing import Any
 
 import numpy as np
 
-from cope_jax.runs.log_file import LogFile
+from cope_jax.runs.log_files import LogFile
 
-BINS = 64  # of histograms
+HISTOGRAM_BINS = 64
 
 
-class Board:
-    """Writes events. tensorboardX's own writer ends with a full disk, and then blocks whoever has more for it."""
+class EventFile:
+    """Writes events. tensorboardX's own writer stops on a full disk and then blocks its callers.
+
+    Args:
+        folder: Where to write; made if missing.
+        step: Step at which the run starts or resumes. Hides later steps of earlier files.
+    """
 
     def __init__(self, folder: Path, *, step: int):
-        """Continues a run at `step`: what earlier files tell of later ones is hidden."""
-        from tensorboardX.proto.event_pb2 import SessionLog
-
         folder.mkdir(exist_ok=True)
         self.file = LogFile(folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}")
         self.add(step + 1, file_version="brain.Event:2")
-        self.add(step + 1, session_log=SessionLog(status=SessionLog.START))
+        self.add(step + 1, session_log={"status": "START"})
 
-    def add(self, step: int, **what: Any) -> None:
-        """Adds an event: a record of its length, the length's checksum, its content and the content's checksum."""
-        from tensorboardX.proto.event_pb2 import Event
+    def add(self, step: int, **fields: Any) -> None:
+        """Adds an event, as a TFRecord: length, checksum of the length, content, checksum of the content."""
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboardX.record_writer import masked_crc32c
 
-        content = Event(step=step, wall_time=time.time(), **what).SerializeToString()
-        length = struct.pack("<Q", len(content))
-        parts = (length, checksum(length), content, checksum(content))
-        self.file.add(b"".join(parts))
+        content = Event(step=step, wall_time=time.time(), **fields).SerializeToString()
+        parts = (struct.pack("<Q", len(content)), content)
+        self.file.append(b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts))
 
     def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds numbers by name."""
-        from tensorboardX.proto.summary_pb2 import Summary
         from tensorboardX.summary import scalar
 
         summaries = [scalar(name, value) for name, value in values.items()]
-        self.add(step, summary=Summary(value=[value for summary in summaries for value in summary.value]))
+        self.add(step, summary={"value": [value for summary in summaries for value in summary.value]})
 
     def add_histogram(self, step: int, name: str, sample: np.ndarray) -> None:
-        """Adds how a sample is distributed."""
+        """Adds the histogram of a sample."""
         from tensorboardX.summary import histogram
 
-        self.add(step, summary=histogram(name, sample, BINS))
+        self.add(step, summary=histogram(name, sample, HISTOGRAM_BINS))
 
     def add_image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Adds a picture, u8[H,W,3]."""
+        """Adds an image, u8[H, W, 3]."""
         from tensorboardX.summary import image
 
         self.add(step, summary=image(name, pixels, dataformats="HWC"))
-
-
-def checksum(content: bytes) -> bytes:
-    """As TFRecord files have it."""
-    from tensorboardX.record_writer import masked_crc32c
-
-    return struct.pack("<I", masked_crc32c(content))

@@ -7,7 +7,7 @@ import numpy as np
 
 from cope_jax.domains import DOMAINS
 from cope_jax.runs.config import AVERAGE_PREFIX
-from cope_jax.runs.log_lines import EVALUATIONS, read_lines
+from cope_jax.runs.log_files import EVALUATIONS, read_json_lines
 
 SIDES = (*DOMAINS, "page_text", "page_vision")
 
@@ -16,7 +16,7 @@ Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # name → steps and values, 
 
 def read_history(workdir: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`."""
-    return read_lines(workdir / "metrics.jsonl")
+    return read_json_lines(workdir / "metrics.jsonl")
 
 
 def losses(history: list[dict[str, Any]]) -> Curves:
@@ -51,7 +51,7 @@ def pair_name(metric: str) -> str:
 
 def evaluations(workdir: Path) -> Curves:
     """Mean R@1 on some products, of the model and of its moving average where the run kept one."""
-    found = read_lines(workdir / EVALUATIONS)
+    found = read_json_lines(workdir / EVALUATIONS)
     curves = {
         "the model": _curve(found, ["mean_r1"]),
         "its moving average": _curve(found, [f"{AVERAGE_PREFIX}mean_r1"]),
@@ -61,7 +61,7 @@ def evaluations(workdir: Path) -> Curves:
 
 def throughput(workdir: Path) -> tuple[np.ndarray, np.ndarray]:
     """Products a second by step: f64[n] each. Of a step that was done twice the last time counts."""
-    speeds = {line["step"]: line["examples_per_s"] for line in read_lines(workdir / "speed.jsonl")}
+    speeds = {line["step"]: line["examples_per_s"] for line in read_json_lines(workdir / "speed.jsonl")}
     steps = sorted(speeds)
     return np.array(steps, float), np.array([speeds[step] for step in steps], float)
 

@@ -8,7 +8,7 @@ import threading
 import time
 
 from cope_jax.parallel.monitor import EXIT_RETRY, RESUME_HINT
-from cope_jax.runs.progress import Saved
+from cope_jax.runs.checkpoints import SavedStep
 
 CHECK_INTERVAL = 1.0  # seconds
 REPORT_TIMEOUT = 20  # seconds
@@ -28,7 +28,7 @@ class Watchdog:
         self.seconds = seconds
         self.exiting = threading.Event()
         self.finished = 0
-        self.saved: Saved | None = None
+        self.saved: SavedStep | None = None
         self.reset("the start")
 
     def reset(self, activity: str) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from contextlib import closing
 from dataclasses import asdict
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,10 @@ from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields, resolve_config
 from cope_jax.runs.inputs import run_tokenizer, training_batches, training_classes
 from cope_jax.runs.lock import locked
-from cope_jax.runs.progress import Progress
 from cope_jax.training.loop import start, train
-from cope_jax.training.metrics import MetricsLog, merge_all
+from cope_jax.training.metrics import merge
+from cope_jax.training.progress import TrainingProgress
+from cope_jax.training.reporting import MetricsLog
 from cope_jax.training.supervision.signals import Stopped
 from cope_jax.training.supervision.watchdog import Watchdog
 
@@ -79,17 +80,17 @@ def test_a_run_leaves_a_whole_work_directory(finished, tiny_config):
 
 
 def test_a_stopped_run_ends_bit_for_bit_where_an_unstopped_one_does(finished, tiny_config, tmp_path, monkeypatch):
-    report = Progress.update
+    report = TrainingProgress.update
 
     def stop_at_two(self, step, loss):
         report(self, step, loss)
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Progress, "update", stop_at_two)
+    monkeypatch.setattr(TrainingProgress, "update", stop_at_two)
     with pytest.raises(Stopped, match="stopped at step 3 of 6, which is saved"):  # inside a report window
         train(tiny_config, tmp_path)
-    monkeypatch.setattr(Progress, "update", report)
+    monkeypatch.setattr(TrainingProgress, "update", report)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     train(tiny_config, tmp_path)
     assert_equal_trees(stored(tmp_path, 6), stored(finished, 6))
@@ -155,7 +156,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(finished, tin
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves an event loop behind
 def test_a_full_disk_costs_a_save_and_not_the_run(finished, tiny_config, tmp_path, capsys, monkeypatch, full_disk):
     """Full from step 1 to step 4, when the save of step 2 is due."""
-    report, sync, syncs = Progress.update, MetricsLog.sync, []
+    report, sync, syncs = TrainingProgress.update, MetricsLog.sync, []
 
     def fill_and_clear(self, step, loss):
         report(self, step, loss)
@@ -166,7 +167,7 @@ def test_a_full_disk_costs_a_save_and_not_the_run(finished, tiny_config, tmp_pat
     def note(self):
         syncs.append(sync(self))
 
-    monkeypatch.setattr(Progress, "update", fill_and_clear)
+    monkeypatch.setattr(TrainingProgress, "update", fill_and_clear)
     monkeypatch.setattr(MetricsLog, "sync", note)
     train(tiny_config, tmp_path)
     assert len(syncs) == 2
@@ -286,8 +287,9 @@ def test_every_mesh_trains_the_same(finished, tiny_config, tmp_path, sizes, chan
     # Columns vary by about 1; a mean that is such a bias alone is as undecided as the bias.
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), statistics, cut_statistics)
     np.testing.assert_allclose(*([step["loss"].compute() for step in c] for c in (cut_curve, curve)), rtol=1e-5)
-    for name, value in merge_all(curve[:3]).items():
-        assert merge_all(cut_curve[:3])[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    window, cut_window = (reduce(merge, c[:3], {}) for c in (curve, cut_curve))
+    for name, mean in window.items():
+        assert cut_window[name].compute() == pytest.approx(mean.compute(), rel=1e-4, abs=1e-6), name
 
 
 def test_a_batch_that_does_not_divide_is_refused(tiny_config, tmp_path):
@@ -348,6 +350,6 @@ def test_random_draws_depend_on_the_step(finished, tiny_config, tmp_path):
 
     def loss_at(step):
         at = jax.tree.map(jnp.copy, state).replace(step=jnp.asarray(step, jnp.int32))
-        return merge_all([jax.device_get(run.step(at, batch)[1])])["loss"]
+        return jax.device_get(run.step(at, batch)[1])["loss"].compute()
 
     assert loss_at(0) == loss_at(0) != loss_at(1)

@@ -12,14 +12,14 @@ from cope_jax.training.supervision.watchdog import Watchdog
 
 HANGING = """
 import time
-from cope_jax.runs.progress import Saved
+from cope_jax.runs.checkpoints import SavedStep
 from cope_jax.training.supervision.watchdog import Watchdog
 
 def wait_forever():
     time.sleep(600)
 
 with Watchdog(0.5) as watchdog:
-    watchdog.finished, watchdog.saved = 7, Saved(5, time.monotonic() - 130)
+    watchdog.finished, watchdog.saved = 7, SavedStep(5, time.monotonic() - 130)
     watchdog.reset("the batch of step 8")
     wait_forever()
 """
@@ -29,7 +29,7 @@ def test_a_hanging_run_ends_with_its_stacks_and_what_it_waited_for():
     ended = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=100)
     assert ended.returncode == EXIT_RETRY
     assert "in wait_forever" in ended.stderr
-    message = "while waiting for the batch of step 8; last finished step: 7, last saved step: 5, 2:1"
+    message = "while waiting for the batch of step 8; last finished step: 7, last saved step: 5, 02:1"
     assert message in ended.stderr
 
 

@@ -1,0 +1,138 @@
+"""Progress and speed of a training run."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import jax
+
+from cope_jax.runs.checkpoints import SavedStep
+from data_prep.common.progress import Progress
+
+DATA_WAIT_WARNING = 0.2  # share of the time spent waiting for batches that is worth a warning
+WARNING_DELAY = 60.0  # seconds of training before that share is judged
+# Peak dense bfloat16 FLOP/s of a device, by JAX's name for it, from the vendors' data sheets.
+PEAK_FLOPS = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def peak_flops() -> float:
+    """Returns the peak FLOP/s of all devices together; 0 if that of one is unknown."""
+    peaks = [PEAK_FLOPS.get(device.device_kind, 0.0) for device in jax.devices()]
+    return sum(peaks) if all(peaks) else 0.0
+
+
+class Moment(NamedTuple):
+    """A step, when it was finished, and how many seconds the run had waited for data by then."""
+
+    step: int
+    time: float
+    waited: float
+
+
+class TrainingProgress:
+    """Shows step, loss, speed, waiting time, time left and last checkpoint; measures the speed for the log.
+
+    The clock starts after the first step, which compiles.
+
+    Args:
+        steps: Number of steps of the run.
+        batch_size: Examples per step.
+        peak_seconds: Duration of a step at the peak FLOP/s of the devices; 0 if unknown.
+
+    Attributes:
+        saved: Last complete checkpoint, if any.
+    """
+
+    def __init__(self, *, steps: int, batch_size: int, peak_seconds: float = 0.0):
+        self.steps, self.batch_size, self.peak_seconds = steps, batch_size, peak_seconds
+        self.bar = Progress(
+            total=steps,
+            unit="steps",
+            file=sys.stdout,
+            bar_format="step {n_fmt}/{total_fmt}{postfix}",
+            disable=jax.process_index() > 0,
+        )
+        self.first: Moment | None = None
+        self.last_lap: Moment | None = None
+        self.waited = 0.0
+        self.warned = False
+        self.saved: SavedStep | None = None
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts the time inside as waiting for data."""
+        start = time.monotonic()
+        yield
+        self.waited += time.monotonic() - start
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Excludes the time inside from the speed."""
+        start = time.monotonic()
+        yield
+        if self.first is not None and self.last_lap is not None:
+            seconds = time.monotonic() - start
+            self.first = self.first._replace(time=self.first.time + seconds)
+            self.last_lap = self.last_lap._replace(time=self.last_lap.time + seconds)
+
+    def lap(self, step: int) -> dict[str, float]:
+        """Returns the speed since the last lap: examples/s, s/step, share of waiting, and MFU if known."""
+        since, self.last_lap = self.last_lap, Moment(step, time.monotonic(), self.waited)
+        return self.speed_since(since, step)
+
+    def speed_since(self, since: Moment | None, step: int) -> dict[str, float]:
+        """Returns the speed between a moment and now; nothing before the second step."""
+        if since is None or step == since.step:
+            return {}
+        steps = step - since.step
+        seconds = (time.monotonic() - since.time) / steps
+        waited = (self.waited - since.waited) / steps / seconds
+        speed = {"examples_per_s": self.batch_size / seconds, "step_s": seconds, "data_wait": waited}
+        return speed | ({"mfu": self.peak_seconds / seconds} if self.peak_seconds else {})
+
+    def update(self, step: int, loss: float) -> None:
+        """Shows that a step is finished."""
+        if self.first is None:
+            self.first = self.last_lap = Moment(step, time.monotonic(), self.waited)
+        speed = self.speed_since(self.first, step)
+        parts = [f"loss {loss:.4f}"]
+        if speed:
+            parts += [f"{speed['examples_per_s']:.1f} examples/s", f"{speed['step_s']:.3g} s/step"]
+            parts += [f"data wait {speed['data_wait']:.0%}"]
+            parts += [f"MFU {speed['mfu']:.0%}"] if "mfu" in speed else []
+            parts += [f"{self.bar.format_interval((self.steps - step) * speed['step_s'])} left"]
+        if self.saved:
+            parts += [f"saved {self.saved}"]
+        self.bar.set_postfix_str(", ".join(parts), refresh=False)
+        self.bar.update(step - self.bar.n)
+        self.warn_of_slow_data(speed)
+
+    def warn_of_slow_data(self, speed: dict[str, float]) -> None:
+        """Warns once if devices wait for data."""
+        running = self.first is not None and time.monotonic() - self.first.time >= WARNING_DELAY
+        if self.warned or not running or speed.get("data_wait", 0.0) < DATA_WAIT_WARNING:
+            return
+        self.warned = True
+        self.print(
+            f"the input pipeline is the bottleneck: {speed['data_wait']:.0%} of the time is spent waiting for batches. "
+            "More config.data.threads than cores hardly help; smaller images on disk, fewer frames or more hosts do"
+        )
+
+    def print(self, message: str) -> None:
+        """Prints a message above the progress line."""
+        self.bar.write(message)
+
+    def close(self) -> None:
+        """Shows the last step."""
+        self.bar.close()

@@ -1,0 +1,166 @@
+"""Reports what a run does: to its logs, to TensorBoard and to the console."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from cope_jax.data.bad_items import Faults
+from cope_jax.runs.log_files import EVALUATIONS, LogFile, drop_lines_after, json_line, round_values
+from cope_jax.training.metrics import Mean, merge
+from cope_jax.training.progress import TrainingProgress
+from cope_jax.training.tensorboard import EventFile
+from data_prep.common.domains import DOMAINS
+
+SHOWN_EXAMPLES = 4  # in TensorBoard, of the first batch
+
+
+class MetricsLog:
+    """The logs of a run: `metrics.jsonl`, `speed.jsonl`, `evaluations.jsonl` and TensorBoard's.
+
+    Args:
+        workdir: Work directory of the run.
+        step: Step at which the run starts or resumes. Later lines, which will be written again, are dropped.
+    """
+
+    def __init__(self, workdir: Path, *, step: int):
+        paths = [workdir / name for name in ("metrics.jsonl", "speed.jsonl", EVALUATIONS)]
+        for path in paths:
+            drop_lines_after(path, step)
+        self.metrics, self.speed, self.evaluations = map(LogFile, paths)
+        self.events = EventFile(workdir / "tensorboard", step=step)
+
+    def write_examples(self, step: int, batch: Mapping[str, Any]) -> None:
+        """Adds images of the first examples of a batch, as the model sees them, to TensorBoard."""
+        for example in range(min(SHOWN_EXAMPLES, len(batch["product_id"]))):
+            clips = [np.concatenate(list(batch[domain]["frames"][example]), axis=1) for domain in DOMAINS]
+            name = f"batch/product {batch['product_id'][example]}: page, video, live"
+            self.events.add_image(step, name, np.concatenate(clips, axis=1))
+
+    def write_metrics(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
+        """Adds the means of a report window; the speed, which differs between equal runs, has its own file."""
+        self.metrics.append(json_line({"step": step, **round_values(values)}))
+        if speed:
+            self.speed.append(json_line({"step": step, **speed}))
+        self.events.add_scalars(step, {**values, **{f"speed/{name}": value for name, value in speed.items()}})
+
+    def write_evaluation(self, step: int, values: Mapping[str, float], samples: Mapping[str, np.ndarray]) -> None:
+        """Adds the metrics of an evaluation, and to TensorBoard histograms of samples."""
+        self.evaluations.append(json_line({"step": step, **round_values(values)}))
+        self.events.add_scalars(step, {f"eval/{name}": value for name, value in values.items()})
+        for name, sample in samples.items():
+            self.events.add_histogram(step, name, sample)
+
+    def sync(self) -> None:
+        """Waits until metrics and evaluations are on the disk; raises OSError, naming the file, if they are not."""
+        for file in (self.metrics, self.evaluations):
+            file.sync()
+
+
+class Reporter:
+    """Collects the metrics of steps and reports them, one step late so that the device never waits.
+
+    Args:
+        log: None in all processes but the first, which reports for all.
+        progress: Shows each step.
+        every: Number of steps in a report window, whose means are logged.
+        last: Last step of the run.
+        max_skipped: How many steps in a row may be skipped.
+        max_bad_fraction: Which share of the items in a window may be unreadable.
+        faults: The unreadable items.
+        window: The open report window of a resumed run, from `open_window`.
+    """
+
+    def __init__(
+        self,
+        log: MetricsLog | None,
+        progress: TrainingProgress,
+        *,
+        every: int,
+        last: int,
+        max_skipped: int,
+        max_bad_fraction: float,
+        faults: Faults,
+        window: Mapping[str, tuple[float, float]],
+    ):
+        self.log, self.progress, self.every, self.last = log, progress, every, last
+        self.max_skipped, self.skipped = max_skipped, 0
+        self.max_bad_fraction, self.faults = max_bad_fraction, faults
+        self.window = {name: Mean(np.float32(total), np.float32(count)) for name, (total, count) in window.items()}
+        self.late: tuple[int, dict[str, Mean], np.ndarray] | None = None
+
+    def add_examples(self, step: int, batch: Mapping[str, Any]) -> None:
+        """Reports what the model is trained with."""
+        if self.log is not None:
+            self.log.write_examples(step, batch)
+
+    def add(self, step: int, metrics: dict[str, Mean], product_ids: np.ndarray) -> None:
+        """Adds the metrics of a step that may still be running, and the products in its batch."""
+        self.flush()
+        self.late = step, metrics, product_ids
+
+    def flush(self) -> None:
+        """Waits for the step added last and reports it.
+
+        Raises:
+            ValueError: Too many steps in a row had a loss or gradients that were not finite, or too many items of a
+                window were unreadable.
+        """
+        if self.late is None:
+            return
+        (step, metrics, product_ids), self.late = self.late, None
+        metrics = jax.device_get(metrics)
+        self.check_skipped(step, metrics, product_ids)
+        self.window = merge(self.window, metrics)
+        if self.log is not None:
+            self.progress.update(step, metrics["loss"].compute())
+        if step % self.every == 0 or step == self.last:
+            means = {name: mean.compute() for name, mean in self.window.items()}
+            self.window = {}
+            if self.log is not None:
+                self.log.write_metrics(step, means, self.progress.lap(step))
+            if means["bad_items"] > self.max_bad_fraction:
+                raise ValueError(
+                    f"{means['bad_items']:.2%} of the items in the {self.every} steps until {step} were unreadable; "
+                    f"config.data.max_bad_fraction allows {self.max_bad_fraction:.2%}. Verify or rebuild the data; the "
+                    f"last ones in this process: {'; '.join(self.faults.last) or 'none'}"
+                )
+
+    def check_skipped(self, step: int, metrics: Mapping[str, Mean], product_ids: np.ndarray) -> None:
+        """Reports a skipped step with its products; raises ValueError for too many in a row."""
+        if not metrics["skipped"].compute():
+            self.skipped = 0
+            return
+        self.skipped += 1
+        products = ", ".join(map(str, product_ids))
+        self.progress.print(f"step {step} skipped: loss or gradients not finite; products in the batch: {products}")
+        if self.skipped > self.max_skipped:
+            raise ValueError(
+                f"{self.skipped} steps in a row, up to step {step}, had a loss or gradients that were not finite; "
+                f"config.train.max_skipped allows {self.max_skipped}. Lower config.optimizer.rate or "
+                "config.optimizer.clip_norm, or check the products printed above. Skipped steps change nothing: the "
+                "last checkpoint is as good as the ones before"
+            )
+
+    def begin_evaluation(self, step: int) -> None:
+        """Reports that an evaluation starts."""
+        if self.log is not None:
+            self.progress.print(f"step {step}: evaluating")
+
+    def add_evaluation(self, step: int, values: Mapping[str, float], samples: Mapping[str, np.ndarray]) -> None:
+        """Reports the results of an evaluation."""
+        if self.log is not None:
+            self.log.write_evaluation(step, values, samples)
+            means = ", ".join(f"{name} {value:.3f}" for name, value in values.items() if "mean" in name)
+            self.progress.print(f"step {step} evaluated: {means}")
+
+    def sync(self) -> None:
+        """Waits until all reports are on the disk; raises OSError, naming the file, if they are not."""
+        if self.log is not None:
+            self.log.sync()
+
+    def open_window(self) -> dict[str, tuple[float, float]]:
+        """Returns (total, count) of each metric in the report window that is not complete yet."""
+        return {name: (float(mean.total), float(mean.count)) for name, mean in self.window.items()}

@@ -1,0 +1,151 @@
+"""Reports of a run's metrics, and logs of a run that resumes or fills its disk."""
+
+import json
+import os
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from cope_jax.data.bad_items import Faults
+from cope_jax.runs.log_files import read_json_lines
+from cope_jax.training.metrics import Mean
+from cope_jax.training.progress import TrainingProgress
+from cope_jax.training.reporting import MetricsLog, Reporter
+
+PRODUCTS = np.array([3, 5])
+
+
+def mean(total: float, count: float) -> Mean:
+    return Mean(np.float32(total), np.float32(count))
+
+
+def step_metrics(loss, skipped=0, bad=0):
+    return {"loss": mean(loss, 1), "skipped": mean(skipped, 1), "bad_items": mean(bad, 10)}
+
+
+def make_reporter(log, *, steps, every=2, window=(), **changes):
+    values = {"every": every, "last": steps, "max_skipped": 0, "max_bad_fraction": 0.1, "faults": Faults()}
+    progress = TrainingProgress(steps=steps, batch_size=2)
+    return Reporter(log, progress, window=dict(window), **values | changes)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_windows_are_reported_one_step_late_and_when_flushed(tmp_path):
+    reporter = make_reporter(MetricsLog(tmp_path, step=0), steps=5)
+    for step, loss in enumerate([1.0, 3.0, 5.0, 9.0, 4.0], start=1):
+        reporter.add(step, step_metrics(loss), PRODUCTS)
+        assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [2, 4][: (step - 1) // 2]
+    reporter.flush()
+    assert lines(tmp_path / "metrics.jsonl") == [
+        {"step": 2, "loss": 2.0, "skipped": 0.0, "bad_items": 0.0},
+        {"step": 4, "loss": 7.0, "skipped": 0.0, "bad_items": 0.0},
+        {"step": 5, "loss": 4.0, "skipped": 0.0, "bad_items": 0.0},
+    ]
+
+
+def test_a_window_continues_in_another_process_to_the_last_bit(tmp_path):
+    """Sums of thirds depend on their order."""
+    values = [1 / 3, 1e4 / 3, 1e-3 / 3]
+    for name, stops in (("whole", ()), ("stopped", (1, 2))):
+        window = {}
+        (tmp_path / name).mkdir()
+        log = MetricsLog(tmp_path / name, step=0)
+        reporter = make_reporter(log, steps=3, every=3)
+        for step, loss in enumerate(values, start=1):
+            reporter.add(step, step_metrics(loss), PRODUCTS)
+            if step in stops:
+                reporter.flush()
+                window = json.loads(json.dumps(reporter.open_window()))
+                reporter = make_reporter(log, steps=3, every=3, window=window)
+        reporter.flush()
+    assert window["loss"][1] == 2
+    assert lines(tmp_path / "whole/metrics.jsonl") == lines(tmp_path / "stopped/metrics.jsonl") != []
+
+
+def test_skipped_steps_are_reported_and_too_many_in_a_row_are_an_error(capsys):
+    reporter = make_reporter(None, steps=9, max_skipped=1)
+    for step, skipped in enumerate([1, 0, 1], start=1):
+        reporter.add(step, step_metrics(1.0, skipped), PRODUCTS)
+    reporter.add(4, step_metrics(1.0, 1), np.array([8, 9]))
+    output = capsys.readouterr().out
+    assert output.count("skipped: loss or gradients not finite; products in the batch: 3, 5") == 2
+    with pytest.raises(ValueError, match=r"2 steps in a row, up to step 4.* config.train.max_skipped allows 1"):
+        reporter.flush()
+    assert "step 4 skipped" in capsys.readouterr().out
+
+
+def test_too_many_unreadable_items_are_an_error_that_names_them():
+    faults = Faults()
+    faults.add(ValueError("record 3 of page-file"))
+    reporter = make_reporter(None, steps=9, faults=faults)
+    for step, bad in enumerate([0, 2, 1], start=1):  # a tenth of the first window's items: just allowed
+        reporter.add(step, step_metrics(1.0, bad=bad), PRODUCTS)
+    reporter.add(4, step_metrics(1.0, bad=2), PRODUCTS)
+    with pytest.raises(ValueError, match=r"15.00% of the items .* until 4 .* allows 10.00%.* record 3 of page-file"):
+        reporter.flush()
+
+
+def test_a_resumed_log_drops_lines_that_will_be_written_again(tmp_path):
+    metrics, speed = tmp_path / "metrics.jsonl", tmp_path / "speed.jsonl"
+    metrics.write_text('{"step": 2, "loss": 1}\n{"step": 4, "loss": 2}\n', encoding="utf-8")
+    speed.write_text('{"step": 2, "step_s": 1}\n{"step": 4, "step', encoding="utf-8")
+    MetricsLog(tmp_path, step=3).write_metrics(4, {"loss": 0.5, "empty": float("nan")}, {"step_s": 3.0})
+    assert lines(metrics) == [{"step": 2, "loss": 1}, {"step": 4, "loss": 0.5, "empty": None}]
+    assert lines(speed) == [{"step": 2, "step_s": 1}, {"step": 4, "step_s": 3.0}]
+
+
+def test_a_full_disk_loses_no_line_and_no_event(tmp_path, full_disk, read_records, capsys):
+    """It is reported once for each file, blocks nobody, and everything is written when there is space again."""
+    log = MetricsLog(tmp_path, step=0)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    for step in range(1, 40):
+        full_disk({7: 250, 33: resource.RLIM_INFINITY}.get(step, resource.getrlimit(resource.RLIMIT_FSIZE)[0]))
+        log.write_metrics(step, {"loss": step / 2}, {"step_s": 0.5})
+        if step == 20:
+            log.write_evaluation(step, {"mean_r1": 0.25} | {f"r{k}": 0.5 for k in range(20)}, {})
+            with pytest.raises(OSError, match=r"metrics.jsonl cannot be written \(File too large\)"):
+                log.sync()
+        # There may be an incomplete line at the end.
+        assert [line["step"] for line in read_json_lines(log.metrics.path)][:6] == [*range(1, min(step, 6) + 1)]
+    log.sync()
+    warnings = capsys.readouterr().err.splitlines()
+    assert sorted(Path(line.split()[0]).name for line in warnings if line) == [
+        "evaluations.jsonl",
+        events.name,
+        "metrics.jsonl",
+        "speed.jsonl",
+    ]
+    assert lines(tmp_path / "metrics.jsonl") == [{"step": step, "loss": step / 2} for step in range(1, 40)]
+    assert lines(tmp_path / "speed.jsonl") == [{"step": step, "step_s": 0.5} for step in range(1, 40)]
+    assert [line["step"] for line in lines(tmp_path / "evaluations.jsonl")] == [20]
+    found = [Event.FromString(record) for record in read_records(events)]
+    shown = [(event.step, value.tag) for event in found for value in event.summary.value]
+    assert [step for step, tag in shown if tag == "loss"] == [*range(1, 40)]
+    assert (20, "eval/mean_r1") in shown
+
+
+def test_metrics_and_evaluations_are_synced_to_the_disk(tmp_path, monkeypatch):
+    """What is only in memory is lost with the machine."""
+    on_disk = {}
+
+    def fsync(handle):
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        on_disk[path.name] = path.read_text()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    log = MetricsLog(tmp_path, step=0)
+    log.sync()
+    assert on_disk == {}
+    log.write_metrics(1, {"loss": 0.5}, {})
+    log.write_evaluation(1, {"mean_r1": 0.25}, {})
+    log.sync()
+    assert on_disk == {
+        "metrics.jsonl": '{"step": 1, "loss": 0.5}\n',
+        "evaluations.jsonl": '{"step": 1, "mean_r1": 0.25}\n',
+    }
