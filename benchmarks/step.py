@@ -37,12 +37,10 @@ from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.inputs import training_batch_shapes
 from cope_jax.training.plan import plan, step_operations
-from cope_jax.training.supervision.heap import close_gaps, keep_freed_memory
+from cope_jax.training.supervision.allocator import mimalloc_environment
 
 VOCABULARY = 8000
 WAYS = ("ours", "torch", "torch_compiled")
-# What keep_freed_memory() sets, for PyTorch.
-KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000"}
 TINY = {
     "model.scan_layers": False,  # as in configs/scratch.py
     "data.image_size": 112,
@@ -88,7 +86,6 @@ class Ours:
     """The project's step, compiled."""
 
     def __init__(self, config: RunConfig):
-        keep_freed_memory()
         self.config = config
         mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
         run = plan(config, mesh, vocab_size=VOCABULARY)
@@ -99,7 +96,6 @@ class Ours:
         self.step = run.step.lower(run.state, self.batch).compile()
         self.compile_seconds = time.perf_counter() - started
         self.state = jax.block_until_ready(jax.jit(run.initial_state)())
-        close_gaps()  # as training does
 
     def run(self, steps: int) -> float:
         """Seconds of some steps."""
@@ -270,7 +266,7 @@ class Served:
         command += [f"--steps={FLAGS.steps}", f"--batch_sizes={','.join(FLAGS.batch_sizes)}"]
         # Compiled anew each time, or a second run would tell of no time for it.
         fresh = {"JAX_ENABLE_COMPILATION_CACHE": "false", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
-        environment = os.environ | KEEP_MEMORY | fresh | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
+        environment = os.environ | mimalloc_environment() | fresh | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
         self.started = self.process.stdout.readline().strip() == "ready"

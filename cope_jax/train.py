@@ -3,6 +3,11 @@
 Fields of the config are flags: `--config.train.batch_size=64`. The same command goes on where a run was stopped.
 """
 
+from cope_jax.training.supervision.allocator import preload_mimalloc
+
+if __name__ == "__main__":
+    preload_mimalloc()  # before the imports below, which take seconds
+
 import sys
 from pathlib import Path
 
@@ -16,7 +21,6 @@ from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.log_files import ignore_full_disk_when_printing
 from cope_jax.training.dry_run import dry_run, pretend_devices
 from cope_jax.training.loop import train
-from cope_jax.training.supervision.heap import keep_freed_memory
 from cope_jax.training.supervision.signals import Stopped
 from cope_jax.training.supervision.tracing import parse_steps
 
@@ -52,7 +56,6 @@ def main() -> None:
     if not FLAGS.workdir:
         raise ValueError("--workdir is missing: name the folder of the run, which is made if need be")
     ignore_full_disk_when_printing()
-    keep_freed_memory()
     code, profile_steps = 0, parse_steps(FLAGS.profile_steps)
     fields = {f"config.{key}": value for key, value in flatten(config)}
     with cli.this_process({"--workdir": FLAGS.workdir, **fields}):

@@ -30,7 +30,6 @@ from cope_jax.training.evaluations import Evaluations, look_at
 from cope_jax.training.plan import Plan, plan, step_operations
 from cope_jax.training.progress import TrainingProgress, peak_flops
 from cope_jax.training.reporting import MetricsLog, Reporter
-from cope_jax.training.supervision.heap import close_gaps
 from cope_jax.training.supervision.signals import Stopped, StopSignal
 from cope_jax.training.supervision.tracing import Profiler
 from cope_jax.training.supervision.watchdog import Watchdog
@@ -186,9 +185,6 @@ def run_steps(
         profiler.before_step(step)
         watchdog.reset(f"the compiling of step {step}" if step == first + 1 else f"step {step - 1}")
         state, metrics = run.step(state, to_devices(batch, mesh))
-        if step == first + 1 and jax.default_backend() == "cpu":
-            jax.block_until_ready(state)
-            close_gaps()  # that compiling has left
         reporter.add(step, metrics, batch["product_id"])
         profiler.after_step(step, state)
         watchdog.finished = step - 1
