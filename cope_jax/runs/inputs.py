@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
@@ -17,6 +16,7 @@ from cope_jax.data.images import EvalView, TrainView
 from cope_jax.data.pipeline import eval_batches, train_batches
 from cope_jax.data.records import open_records, sample_texts
 from cope_jax.data.tokenizer import TextAugment, load_tokenizer, save_tokenizer, train_wordpiece
+from cope_jax.parallel.processes import barrier
 from cope_jax.runs.config import RunConfig
 
 VOCABULARY_TEXTS = 200_000  # a domain; more would not change the vocabulary of 8,000 much
@@ -32,8 +32,7 @@ def run_tokenizer(config: RunConfig, workdir: Path) -> PreTrainedTokenizerFast:
             records = open_records(config.data.data_dir, config.data.train_split)
             tokenizer = train_wordpiece(sample_texts(records, limit=VOCABULARY_TEXTS), config.data.vocab_size)
         save_tokenizer(tokenizer, folder)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("tokenizer")
+    barrier("tokenizer")
     return load_tokenizer(folder)
 
 

@@ -144,23 +144,11 @@ def make_reporter(
     config: RunConfig, log: MetricsLog | None, faults: Faults, window: Window, *, vocab_size: int
 ) -> Reporter:
     """What tells of a run, or of the rest of one, that begins with an open report window."""
-    train, peak = config.train, peak_flops()
-    progress = TrainingProgress(
-        steps=train.steps,
-        batch_size=train.batch_size,
-        # Counting takes seconds to a minute: not where nothing can be made of it.
-        peak_seconds=step_operations(config, vocab_size) / peak if peak else 0.0,
-    )
-    return Reporter(
-        log,
-        progress,
-        every=train.log_every,
-        last=train.steps,
-        max_skipped=train.max_skipped,
-        max_bad_fraction=config.data.max_bad_fraction,
-        faults=faults,
-        window=window,
-    )
+    peak = peak_flops()
+    # Counting operations takes seconds to a minute.
+    peak_seconds = step_operations(config, vocab_size) / peak if peak else 0.0
+    progress = TrainingProgress(steps=config.train.steps, batch_size=config.train.batch_size, peak_seconds=peak_seconds)
+    return Reporter(config, log, progress, faults, window)
 
 
 def run_steps(

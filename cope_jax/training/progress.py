@@ -65,7 +65,7 @@ class TrainingProgress:
         )
         self.first: Moment | None = None
         self.last_lap: Moment | None = None
-        self.waited = 0.0
+        self.waited = self.paused_seconds = 0.0
         self.warned = False
         self.saved: SavedStep | None = None
 
@@ -81,30 +81,30 @@ class TrainingProgress:
         """Excludes the time inside from the speed."""
         start = time.monotonic()
         yield
-        if self.first is not None and self.last_lap is not None:
-            seconds = time.monotonic() - start
-            self.first = self.first._replace(time=self.first.time + seconds)
-            self.last_lap = self.last_lap._replace(time=self.last_lap.time + seconds)
+        self.paused_seconds += time.monotonic() - start
+
+    def now(self, step: int) -> Moment:
+        """Returns the current moment, with the last finished step."""
+        return Moment(step, time.monotonic() - self.paused_seconds, self.waited)
 
     def lap(self, step: int) -> dict[str, float]:
         """Returns the speed since the last lap: examples/s, s/step, share of waiting, and MFU if known."""
-        since, self.last_lap = self.last_lap, Moment(step, time.monotonic(), self.waited)
+        since, self.last_lap = self.last_lap, self.now(step)
         return self.speed_since(since, step)
 
     def speed_since(self, since: Moment | None, step: int) -> dict[str, float]:
         """Returns the speed between a moment and now; nothing before the second step."""
         if since is None or step == since.step:
             return {}
-        steps = step - since.step
-        seconds = (time.monotonic() - since.time) / steps
-        waited = (self.waited - since.waited) / steps / seconds
-        speed = {"examples_per_s": self.batch_size / seconds, "step_s": seconds, "data_wait": waited}
+        now, steps = self.now(step), step - since.step
+        seconds, waited = (now.time - since.time) / steps, (now.waited - since.waited) / steps
+        speed = {"examples_per_s": self.batch_size / seconds, "step_s": seconds, "data_wait": waited / seconds}
         return speed | ({"mfu": self.peak_seconds / seconds} if self.peak_seconds else {})
 
     def update(self, step: int, loss: float) -> None:
         """Shows that a step is finished."""
         if self.first is None:
-            self.first = self.last_lap = Moment(step, time.monotonic(), self.waited)
+            self.first = self.last_lap = self.now(step)
         speed = self.speed_since(self.first, step)
         parts = [f"loss {loss:.4f}"]
         if speed:
@@ -116,12 +116,11 @@ class TrainingProgress:
             parts += [f"saved {self.saved}"]
         self.bar.set_postfix_str(", ".join(parts), refresh=False)
         self.bar.update(step - self.bar.n)
-        self.warn_of_slow_data(speed)
+        self.warn_of_slow_data(speed, self.now(step).time - self.first.time)
 
-    def warn_of_slow_data(self, speed: dict[str, float]) -> None:
+    def warn_of_slow_data(self, speed: dict[str, float], seconds: float) -> None:
         """Warns once if devices wait for data."""
-        running = self.first is not None and time.monotonic() - self.first.time >= WARNING_DELAY
-        if self.warned or not running or speed.get("data_wait", 0.0) < DATA_WAIT_WARNING:
+        if self.warned or speed.get("data_wait", 0.0) < DATA_WAIT_WARNING or seconds < WARNING_DELAY:
             return
         self.warned = True
         self.print(

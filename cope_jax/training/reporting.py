@@ -8,6 +8,8 @@ import jax
 import numpy as np
 
 from cope_jax.data.bad_items import Faults
+from cope_jax.runs.checkpoints import Window
+from cope_jax.runs.config import RunConfig
 from cope_jax.runs.log_files import EVALUATIONS, LogFile, drop_lines_after, json_line, round_values
 from cope_jax.training.metrics import Mean, merge
 from cope_jax.training.progress import TrainingProgress
@@ -63,31 +65,20 @@ class Reporter:
     """Collects the metrics of steps and reports them, one step late so that the device never waits.
 
     Args:
+        config: Config of the run.
         log: None in all processes but the first, which reports for all.
         progress: Shows each step.
-        every: Number of steps in a report window, whose means are logged.
-        last: Last step of the run.
-        max_skipped: How many steps in a row may be skipped.
-        max_bad_fraction: Which share of the items in a window may be unreadable.
         faults: The unreadable items.
         window: The open report window of a resumed run, from `open_window`.
     """
 
     def __init__(
-        self,
-        log: MetricsLog | None,
-        progress: TrainingProgress,
-        *,
-        every: int,
-        last: int,
-        max_skipped: int,
-        max_bad_fraction: float,
-        faults: Faults,
-        window: Mapping[str, tuple[float, float]],
+        self, config: RunConfig, log: MetricsLog | None, progress: TrainingProgress, faults: Faults, window: Window
     ):
-        self.log, self.progress, self.every, self.last = log, progress, every, last
-        self.max_skipped, self.skipped = max_skipped, 0
-        self.max_bad_fraction, self.faults = max_bad_fraction, faults
+        self.log, self.progress, self.faults = log, progress, faults
+        self.every, self.last, self.max_skipped = config.train.log_every, config.train.steps, config.train.max_skipped
+        self.max_bad_fraction = config.data.max_bad_fraction
+        self.skipped = 0  # steps in a row
         self.window = {name: Mean(np.float32(total), np.float32(count)) for name, (total, count) in window.items()}
         self.late: tuple[int, dict[str, Mean], np.ndarray] | None = None
 

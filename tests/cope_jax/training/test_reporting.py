@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from configs import default
 from cope_jax.data.bad_items import Faults
+from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.log_files import read_json_lines
 from cope_jax.training.metrics import Mean
 from cope_jax.training.progress import TrainingProgress
@@ -26,10 +28,10 @@ def step_metrics(loss, skipped=0, bad=0):
     return {"loss": mean(loss, 1), "skipped": mean(skipped, 1), "bad_items": mean(bad, 10)}
 
 
-def make_reporter(log, *, steps, every=2, window=(), **changes):
-    values = {"every": every, "last": steps, "max_skipped": 0, "max_bad_fraction": 0.1, "faults": Faults()}
-    progress = TrainingProgress(steps=steps, batch_size=2)
-    return Reporter(log, progress, window=dict(window), **values | changes)
+def make_reporter(log, *, steps, every=2, window=(), max_skipped=0, faults=()):
+    changes = {"train.steps": steps, "train.log_every": every, "train.max_skipped": max_skipped}
+    config = resolve_config(default.get_config(), changes | {"optimizer.warmup_steps": 1, "data.max_bad_fraction": 0.1})
+    return Reporter(config, log, TrainingProgress(steps=steps, batch_size=2), faults or Faults(), dict(window))
 
 
 def lines(path):
