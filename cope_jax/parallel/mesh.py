@@ -14,13 +14,9 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns a mesh with axes `data`, `fsdp` and `tensor`.
+    """Returns a mesh with axes `data`, `fsdp` and `tensor`; a size of −1 takes the remaining devices.
 
-    Args:
-        data: Size of the axis. One size may be −1: it takes the remaining devices.
-        fsdp: Size of the axis.
-        tensor: Size of the axis.
-        devices: Devices to use, by default all. If no size is −1, a single process may use only the first of them.
+    If no size is −1, a single process may use fewer than the given devices (by default all): the first ones.
 
     Raises:
         ValueError: The sizes do not multiply to the number of devices.

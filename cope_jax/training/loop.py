@@ -109,7 +109,7 @@ def train(
                 with closing(batches), closing(Profiler(workdir / "profile", profile_steps)) as profiler:
                     reporter = make_reporter(config, log, faults, window, vocab_size=len(tokenizer))
                     attend = Attendants(checkpoints, reporter, evaluations, probe, stop, watchdog, profiler)
-                    with closing(reporter.progress):
+                    with closing(reporter.progress.bar):
                         run_steps(config, mesh, state, run, batches, attend)
         if config.train.evaluate_every:
             evaluate_in_full(config, workdir, stop, watchdog)

@@ -123,15 +123,7 @@ class TrainingProgress:
         if self.warned or speed.get("data_wait", 0.0) < DATA_WAIT_WARNING or seconds < WARNING_DELAY:
             return
         self.warned = True
-        self.print(
+        self.bar.write(
             f"the input pipeline is the bottleneck: {speed['data_wait']:.0%} of the time is spent waiting for batches. "
             "More config.data.threads than cores hardly help; smaller images on disk, fewer frames or more hosts do"
         )
-
-    def print(self, message: str) -> None:
-        """Prints a message above the progress line."""
-        self.bar.write(message)
-
-    def close(self) -> None:
-        """Shows the last step."""
-        self.bar.close()

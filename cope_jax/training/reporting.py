@@ -126,7 +126,7 @@ class Reporter:
             return
         self.skipped += 1
         products = ", ".join(map(str, product_ids))
-        self.progress.print(f"step {step} skipped: loss or gradients not finite; products in the batch: {products}")
+        self.progress.bar.write(f"step {step} skipped: loss or gradients not finite; products in the batch: {products}")
         if self.skipped > self.max_skipped:
             raise ValueError(
                 f"{self.skipped} steps in a row, up to step {step}, had a loss or gradients that were not finite; "
@@ -138,14 +138,14 @@ class Reporter:
     def begin_evaluation(self, step: int) -> None:
         """Reports that an evaluation starts."""
         if self.log is not None:
-            self.progress.print(f"step {step}: evaluating")
+            self.progress.bar.write(f"step {step}: evaluating")
 
     def add_evaluation(self, step: int, values: Mapping[str, float], samples: Mapping[str, np.ndarray]) -> None:
         """Reports the results of an evaluation."""
         if self.log is not None:
             self.log.write_evaluation(step, values, samples)
             means = ", ".join(f"{name} {value:.3f}" for name, value in values.items() if "mean" in name)
-            self.progress.print(f"step {step} evaluated: {means}")
+            self.progress.bar.write(f"step {step} evaluated: {means}")
 
     def sync(self) -> None:
         """Waits until all reports are on the disk; raises OSError, naming the file, if they are not."""

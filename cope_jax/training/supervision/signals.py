@@ -4,7 +4,6 @@ import ctypes
 import os
 import signal
 import threading
-from collections.abc import Callable
 from types import FrameType
 
 import jax
@@ -30,7 +29,9 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         self.requested, self.alone, self.started = False, jax.process_count() == 1, False
         if not self.alone:
-            self.notify_jax = take_handler(signal.SIGTERM)
+            set_handler = ctypes.CDLL(None).signal
+            set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+            self.notify_jax = ctypes.CFUNCTYPE(None, ctypes.c_int)(set_handler(signal.SIGTERM, None))  # None: default
         self.previous = {number: signal.signal(number, self.handle) for number in SIGNALS}
         reader, self.pipe = os.pipe()
         os.set_blocking(self.pipe, False)
@@ -39,7 +40,7 @@ class StopSignal:
         return self
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Handles a signal."""
+        """Handles a signal; `notify_jax` is the handler that JAX had set."""
         self.requested = True
         if not self.alone:
             self.notify_jax(signal.SIGTERM)
@@ -61,13 +62,6 @@ class StopSignal:
         os.close(self.pipe)
         for number, handler in self.previous.items():
             signal.signal(number, handler)
-
-
-def take_handler(number: int) -> Callable[[int], None]:
-    """Returns a signal's handler that was set from C++, and sets the default one."""
-    set_handler = ctypes.CDLL(None).signal
-    set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
-    return ctypes.CFUNCTYPE(None, ctypes.c_int)(set_handler(number, None))
 
 
 def exit_at_second_signal(pipe: int) -> None:

@@ -44,7 +44,7 @@ def test_closing_shows_the_last_step(capsys, clock):
     clock.now += 2
     progress.update(2, 0.5)
     assert capsys.readouterr().out == ""
-    progress.close()
+    progress.bar.close()
     speed = "8.0 examples/s, 2 s/step, data wait 0%, 00:14 left"
     assert capsys.readouterr().out == f"step 2/9, loss 0.5000, {speed}\n"
 
