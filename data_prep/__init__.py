@@ -1,5 +1,6 @@
-"""From a release (text files and images) to array records; knows nothing of jax nor of the model.
+"""Turns releases and tables of products into array records; uses neither JAX nor `cope_jax`.
 
-`catalog` checks and joins the text files of a release, `table` a table of one's own products, `images` judges encoded
-images, `shards` writes records, `rope` is the TFDS builder over them, `build` the command that builds everything.
+The commands `catalog`, `table`, `download`, `build`, `verify` and `inspect` are steps from text files to checked data
+sets; `synthetic` and `sources` write releases for those who have none. `catalog` contains the joined Parquet files,
+`images` finds and checks images, `records` writes them as shards, `rope` is the TFDS builder.
 """

@@ -52,22 +52,12 @@ def build(
     Returns:
         The summary: {"fingerprint", "seconds" (of the run that finished the build), "splits": split → domain →
         {items, frames: {in, kept, dropped: reason → count}, bytes}, and split → "product"}.
-
-    Raises:
-        ValueError: The catalog or the images cannot be read, the folder contains data of other inputs, or a domain
-            would have no items.
     """
     start = time.monotonic()
     runner = local_runner(processes) if beam_options is None else contextlib.nullcontext(beam_runner(beam_options))
     with runner as shared:  # by all four data sets, because a pool takes seconds to start
         builders = {
-            name: Builder(
-                config=name,
-                data_dir=data_dir,
-                inputs=inputs,
-                runner=lambda: contextlib.nullcontext(shared),
-                report=report,
-            )
+            name: Builder(config=name, data_dir=data_dir, inputs=inputs, runner=shared, report=report)
             for name in (*DOMAINS, "product")
         }
         inputs.check()

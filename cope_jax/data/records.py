@@ -22,19 +22,12 @@ OTHER_FILES = 500  # further files that a process has open: libraries, logs, che
 
 @dataclass(frozen=True)
 class Item:
-    """A page, video or live clip.
+    """A page, video or live clip."""
 
-    Attributes:
-        item_id: Id of the item, unique within its domain.
-        text: Its text, or "".
-        product_ids: Ids of its products, ascending.
-        frames: Encoded images (JPEG, PNG, …) in time order.
-    """
-
-    item_id: int
-    text: str
-    product_ids: tuple[int, ...]
-    frames: tuple[bytes, ...]
+    item_id: int  # unique within the domain
+    text: str  # "" if it has none
+    product_ids: tuple[int, ...]  # ascending
+    frames: tuple[bytes, ...]  # encoded images (JPEG, PNG, …) in time order
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,7 @@ class Product:
 
 @dataclass(frozen=True)
 class ItemRecords:
-    """The items of a domain; `records[row]` reads one.
+    """The items of a domain. `records[row]` reads one; it raises BadItem, naming the file, if the record is invalid.
 
     Attributes:
         domain: Name of the domain.
@@ -63,11 +56,6 @@ class ItemRecords:
         return len(self.source)
 
     def __getitem__(self, row: int) -> Item:
-        """Reads an item.
-
-        Raises:
-            BadItem: The record is invalid; the message names its file.
-        """
         try:
             example = parse_example(self.source[row])
             return Item(
@@ -86,7 +74,7 @@ class ItemRecords:
 
 @dataclass(frozen=True)
 class ProductRecords:
-    """The products; `records[number]` reads one.
+    """The products. `records[number]` reads one; it raises BadItem, naming the file, if the record is invalid.
 
     Attributes:
         source: Serialized records by number.
@@ -102,11 +90,6 @@ class ProductRecords:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Product:
-        """Reads a product.
-
-        Raises:
-            BadItem: The record is invalid; the message names its file.
-        """
         start = [start for start in self.starts if start["product"] <= index][-1]
         try:
             example = parse_example(self.source[index])
@@ -121,9 +104,6 @@ class ProductRecords:
         """Returns the ids of all products, i64[P], in the order of the records.
 
         Reading `chunk` records at once takes two seconds for 187,431 products instead of a minute.
-
-        Raises:
-            BadItem: A record is invalid; the message names its file.
         """
         ids = np.zeros(len(self), np.int64)
         for start in range(0, len(self), chunk):
@@ -173,9 +153,6 @@ def fingerprint(data_dir: str | Path, split: str) -> str:
     """Returns 16 hexadecimal digits that identify the records of a split, wherever they are stored.
 
     They depend on the name, size, beginning and end of each file: reading whole files would take hours for large data.
-
-    Raises:
-        FileNotFoundError, ValueError: See `open_records`.
     """
     digest = hashlib.sha256()
     for config, builder in _load_builders(data_dir, split).items():

@@ -30,19 +30,12 @@ BARS = 24
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A split as shown on the page.
-
-    Attributes:
-        name: Name of the split.
-        rows: Rows of its table, with the columns `HEADER`.
-        plots: Plots as returned by `plot`.
-        products: Some products: product_id, domains (name, count, items: item_id, text, images as data URIs).
-    """
+    """A split as shown on the page."""
 
     name: str
-    rows: Sequence[Sequence[str]]
-    plots: Sequence[Mapping[str, Any]]
-    products: Sequence[Mapping[str, Any]]
+    rows: Sequence[Sequence[str]]  # of its table, with the columns `HEADER`
+    plots: Sequence[Mapping[str, Any]]  # as returned by `plot`
+    products: Sequence[Mapping[str, Any]]  # with their domains, the items in these, and images as data URIs
 
 
 def inspect(data_dir: Path, *, items: int, products: int, processes: int | None = None) -> list[Split]:

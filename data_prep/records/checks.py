@@ -15,13 +15,10 @@ from data_prep.records.schema import Example, parse_example
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """The content of a file and its problems.
+    """The content of a file that could be read, and its problems, one line each.
 
-    Attributes:
-        rows, frames: Numbers of records and frames that could be read.
-        problems: One line each.
-        links: Pairs of a row and a product id, i64[n, 2]. Under "item": a record of this file and one of its products.
-            Under a domain: a row of that domain and the product that lists it.
+    `links` are pairs of a row and a product id, i64[n, 2]. Under "item": a record of this file and one of its products.
+    Under a domain: a row of that domain and the product that lists it.
     """
 
     rows: int

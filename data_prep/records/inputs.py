@@ -18,16 +18,10 @@ VERSION = 1  # increment when the same inputs give other records
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """A catalog and the images of its frames.
-
-    Attributes:
-        catalog: Folder of the catalog.
-        images: Sources of images: folders, or shards of a download. If several contain a name, the first wins.
-        splits: Splits to build.
-    """
+    """A catalog, the images of its frames, and the splits to build."""
 
     catalog: Path
-    images: tuple[Path, ...]
+    images: tuple[Path, ...]  # folders, or shards of a download; if several contain a name, the first wins
     splits: tuple[str, ...] = ("train", "test")
 
     def __post_init__(self) -> None:
@@ -60,9 +54,6 @@ class Inputs:
         """Digests and values that identify the inputs, wherever the catalog and the images are stored.
 
         Images are identified by their names and sizes, see `image_sources.fingerprint`.
-
-        Raises:
-            ValueError: There is no finished catalog, no folder of images, or a tar without a ledger.
         """
         digests = [image_sources.fingerprint(source) for source in self.images]
         return {
@@ -96,9 +87,6 @@ def inputs_from_release(
         splits: Splits to build.
         prefixes: Prefixes of the file names by split, if they differ from `release.PREFIXES`.
         report: Called with lines of progress.
-
-    Raises:
-        ValueError: The release cannot be read, or the folder contains the catalog of another release.
     """
     inputs = Inputs(data_dir / "catalog", tuple(images) or (release / "images",), tuple(splits))
     make_catalog(release, inputs.catalog, splits=inputs.splits, prefixes=prefixes, report=report)

@@ -44,7 +44,7 @@ def product_features() -> tfds.features.FeaturesDict:
 
 
 def serialize(example: Mapping[str, Any]) -> bytes:
-    """Returns a tf.train.Example of values that are integers, text, or sequences of integers or bytes.
+    """Returns a tf.train.Example of integers, texts, and sequences of integers or bytes.
 
     The bytes equal those of TFDS's serializer, which takes as long as writing them does.
     """
@@ -80,11 +80,7 @@ class Example:
 
 
 def parse_example(record: bytes) -> Example:
-    """Parses a record in about 0.01 ms; TFDS takes 0.1 to 0.2 ms to decode the same values.
-
-    Raises:
-        ValueError: The record is not a tf.train.Example.
-    """
+    """Parses a record in about 0.01 ms, which takes TFDS 0.1 to 0.2 ms; raises ValueError if it is invalid."""
     try:
         return Example(_Example.FromString(record).features.feature)
     except DecodeError as error:
@@ -105,10 +101,7 @@ class Tally:
 
 
 def write_records(path: Path, examples: Iterable[Mapping[str, Any]]) -> Tally:
-    """Writes examples to an ArrayRecord file, which appears under `path` once it is complete.
-
-    The bytes of the file depend on the examples alone.
-    """
+    """Writes an ArrayRecord file atomically; its bytes depend on the examples alone."""
     tally = Tally()
     unfinished = temporary_path(path)
     # One record per group, so that a random read touches no neighbors. Uncompressed, because encoded images do not
@@ -128,11 +121,7 @@ def write_records(path: Path, examples: Iterable[Mapping[str, Any]]) -> Tally:
 
 
 def tally_records(path: Path) -> Tally:
-    """Reads a whole ArrayRecord file.
-
-    Raises:
-        RuntimeError: The file is missing or invalid.
-    """
+    """Reads a whole ArrayRecord file; raises RuntimeError if it is missing or invalid."""
     tally = Tally()
     reader = ArrayRecordReader(os.fspath(path))
     for start in range(0, reader.num_records(), _READ_RECORDS):

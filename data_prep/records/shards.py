@@ -23,8 +23,6 @@ from data_prep.records import schema
 # open during training. The minimum spares small data sets files of a few images. In between, 16 shards keep a pool busy
 # and lose little when a build is killed.
 MIN_FRAMES, MAX_FRAMES, SHARDS = 64, 16_384, 16
-NO_FRAMES = "no frames listed"
-NO_FRAMES_LEFT = "no frames left"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,66 +37,33 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A shard to write.
-
-    Attributes:
-        path: File to write.
-        catalog, split, domain, span: Its items.
-        places: File of the image index with the places of the domain's frames.
-        sources: Sources of images that the places refer to.
-    """
+    """A shard to write: a span of the items of a domain."""
 
     path: Path
     catalog: Path
     split: str
     domain: str
     span: Span
-    places: Path
-    sources: tuple[Path, ...]
+    places: Path  # file of the image index with the places of the domain's frames
+    sources: tuple[Path, ...]  # sources of images that the places refer to
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardReport:
-    """The content of a finished shard.
-
-    Attributes:
-        span: Its items in the catalog.
-        dropped_rows: Catalog rows of the items that were dropped, ascending.
-        frames: Number of frames kept.
-        num_bytes: Size of the file.
-        crc32: Checksum of the records, see `schema.Tally`.
-        dropped_items, dropped_frames: Counts by reason.
-    """
+    """The content of a finished shard."""
 
     span: Span
-    dropped_rows: tuple[int, ...]
-    frames: int
+    dropped_rows: tuple[int, ...]  # rows of the catalog, ascending
+    frames: int  # number of frames kept
     num_bytes: int
-    crc32: int
-    dropped_items: Mapping[str, int]
+    crc32: int  # of the records, see `schema.Tally`
+    dropped_items: Mapping[str, int]  # counts by reason
     dropped_frames: Mapping[str, int]
 
     @property
     def rows(self) -> int:
         """Number of records."""
         return self.span.stop - self.span.start - len(self.dropped_rows)
-
-
-class KeptRows:
-    """Maps rows of a domain in the catalog to rows of its records, which skip the dropped items.
-
-    If rows 1 and 3 of 0 to 4 are dropped, (0, 1, 4) becomes (0, 2).
-    """
-
-    def __init__(self, dropped: np.ndarray) -> None:
-        """Takes the dropped rows of the catalog, i64[n], ascending."""
-        self._dropped = dropped
-
-    def __call__(self, rows: Sequence[int]) -> tuple[int, ...]:
-        """Returns the rows in the records of those catalog rows that were kept, in the same order."""
-        before = np.searchsorted(self._dropped, rows, side="left")
-        kept = before == np.searchsorted(self._dropped, rows, side="right")
-        return tuple((np.asarray(rows, np.int64) - before)[kept].tolist())
 
 
 def plan_shards(frame_counts: Iterable[int], *, max_frames: int) -> list[Span]:
@@ -149,8 +114,7 @@ def find_finished(shard: Shard) -> ShardReport | None:
 def write_shard(shard: Shard) -> ShardReport:
     """Writes a shard and its report; the same arguments and images give the same bytes.
 
-    Raises:
-        OSError: An image or the shard cannot be read or written. An image that does not exist is dropped instead.
+    An image that does not exist is dropped, but one that cannot be read raises OSError.
     """
     dropped_rows: list[int] = []
     dropped_items: collections.Counter[str] = collections.Counter()
@@ -167,7 +131,7 @@ def write_shard(shard: Shard) -> ShardReport:
                 times, frames = _read_frames(item, places, reader, dropped_frames)
                 if not frames:
                     dropped_rows.append(row)
-                    dropped_items[NO_FRAMES_LEFT if item.frames else NO_FRAMES] += 1
+                    dropped_items["no frames left" if item.frames else "no frames listed"] += 1
                     continue
                 kept_frames += len(frames)
                 fields = {"item_id": item.item_id, "text": item.text, "product_ids": item.product_ids}
@@ -211,12 +175,7 @@ def report_path(path: Path) -> Path:
 
 
 def read_report(path: Path) -> ShardReport:
-    """Reads the report of a shard.
-
-    Raises:
-        FileNotFoundError: There is no report.
-        ValueError: The report is incomplete, as after a power failure, or of another version.
-    """
+    """Reads the report of a shard; raises ValueError if it is incomplete, as after a power failure."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         fields |= {"span": Span(**fields["span"]), "dropped_rows": tuple(fields["dropped_rows"])}
@@ -225,10 +184,20 @@ def read_report(path: Path) -> ShardReport:
         raise ValueError(f"{path} is not the report of a shard: {error!r}") from error
 
 
-def read_kept_rows(folder: Path, split: str) -> KeptRows:
-    """Returns the kept rows of a split whose finished shards are in `folder`."""
+def read_dropped_rows(folder: Path, split: str) -> np.ndarray:
+    """Returns the dropped catalog rows of a split whose finished shards are in `folder`, i64[n], ascending."""
     paths = sorted((folder / "reports").glob(f"*-{split}.*.json"))
-    return KeptRows(np.concatenate([np.array(read_report(path).dropped_rows, np.int64) for path in paths]))
+    return np.concatenate([np.array(read_report(path).dropped_rows, np.int64) for path in paths])
+
+
+def kept_rows(rows: Sequence[int], dropped: np.ndarray) -> tuple[int, ...]:
+    """Maps ascending rows of the catalog to rows of the records, which skip the dropped items.
+
+    For example, if rows [1, 3] are dropped, (0, 1, 4) becomes (0, 2).
+    """
+    before = np.searchsorted(dropped, rows, side="left")
+    kept = before == np.searchsorted(dropped, rows, side="right")
+    return tuple((np.asarray(rows, np.int64) - before)[kept].tolist())
 
 
 def summarize(reports: Sequence[ShardReport]) -> dict[str, Any]:

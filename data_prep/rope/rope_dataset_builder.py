@@ -56,18 +56,18 @@ class Builder(FileReaderBuilder):
         self,
         *,
         inputs: Inputs | None = None,
-        runner: Callable[[], contextlib.AbstractContextManager[Runner]] = local_runner,
+        runner: Runner | None = None,
         report: Callable[[str], None] = logging.info,
         file_format: str | tfds.core.FileFormat = FILE_FORMAT,
         **kwargs: Any,
     ) -> None:
-        """Makes a builder.
+        """Makes a builder; without inputs it builds both splits of the release in TFDS's manual directory.
 
         Args:
-            inputs: Inputs of the build; by default both splits and the images of the release in the manual directory.
-            runner: Opens the runner that writes the shards.
+            inputs: Inputs of the build.
+            runner: Writes the shards. Default: a pool with one process per core.
             report: Called with lines of progress.
-            file_format: "array_record", the only format supported.
+            file_format: Must be "array_record".
             **kwargs: Arguments of `tfds.core.DatasetBuilder`: data_dir, config, version.
         """
         super().__init__(file_format=file_format, **kwargs)
@@ -155,7 +155,8 @@ class Builder(FileReaderBuilder):
         ]
         reports: dict[int, shards.ShardReport] = {}
         resumed = 0
-        with Progress(total=spans[-1].stop, desc=f"{split} {domain}", unit="items") as progress, self._runner() as run:
+        runner = contextlib.nullcontext(self._runner) if self._runner else local_runner()
+        with Progress(total=spans[-1].stop, desc=f"{split} {domain}", unit="items") as progress, runner as run:
             for number, report, was_finished in run(jobs):
                 reports[number] = report
                 items = report.span.stop - report.span.start
@@ -175,11 +176,11 @@ class Builder(FileReaderBuilder):
 
     def _write_products(self, folder: Path, inputs: Inputs, split: str) -> tfds.core.SplitInfo:
         catalog = inputs.opened_catalog
-        kept_rows = {domain: shards.read_kept_rows(self._finished(domain, inputs), split) for domain in DOMAINS}
+        dropped = {domain: shards.read_dropped_rows(self._finished(domain, inputs), split) for domain in DOMAINS}
 
         def kept_products() -> Iterator[dict[str, Any]]:
             for product in catalog.products(split):
-                rows = {f"{domain}_rows": kept_rows[domain](product.rows[domain]) for domain in DOMAINS}
+                rows = {f"{domain}_rows": shards.kept_rows(product.rows[domain], dropped[domain]) for domain in DOMAINS}
                 if any(rows.values()):
                     yield {"product_id": product.product_id, **rows}
 

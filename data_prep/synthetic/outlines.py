@@ -1,6 +1,5 @@
 """Outlines of the product categories and of the printed marks; y points down."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -9,22 +8,16 @@ Points = tuple[tuple[float, float], ...]
 Part = tuple[str, Points]
 
 
-@dataclasses.dataclass(frozen=True)
 class Silhouette:
     """Outline of a category in the unit square.
 
-    Attributes:
-        parts: Roles and polygons in drawing order. `body` has the base color and the pattern, `trim` the second color,
-            `dark` is a dark detail, and `cut` is a hole through everything drawn before.
-        mark_at: Center of the printed mark.
+    Parts are roles and polygons in drawing order: `body` has the base color and the pattern, `trim` the second color,
+    `dark` is a dark detail, and `cut` is a hole through everything drawn before.
     """
 
-    parts: tuple[Part, ...]
-    mark_at: tuple[float, float]
-
-
-def _silhouette(*parts: Part, mark_at: tuple[float, float]) -> Silhouette:
-    return Silhouette(parts, mark_at)
+    def __init__(self, *parts: Part, mark_at: tuple[float, float]) -> None:
+        """Takes the parts and the center of the printed mark."""
+        self.parts, self.mark_at = parts, mark_at
 
 
 def oval(x: float, y: float, rx: float, ry: float, start: float = 0.0, end: float = 360.0) -> Points:
@@ -57,21 +50,21 @@ _CANOPY = (
 
 # fmt: off
 SILHOUETTES = {
-    "bag": _silhouette(
+    "bag": Silhouette(
         ("trim", oval(0.5, 0.32, 0.21, 0.24)),
         ("cut", oval(0.5, 0.32, 0.14, 0.17)),
         ("body", ((0.14, 0.34), (0.86, 0.34), (0.95, 0.92), (0.05, 0.92))),
         ("trim", ((0.06, 0.83), (0.94, 0.83), (0.95, 0.92), (0.05, 0.92))),
         mark_at=(0.5, 0.60),
     ),
-    "mug": _silhouette(
+    "mug": Silhouette(
         ("trim", oval(0.74, 0.52, 0.21, 0.23)),
         ("cut", oval(0.74, 0.52, 0.13, 0.15)),
         ("body", _box(0.10, 0.14, 0.72, 0.90)),
         ("trim", _box(0.10, 0.14, 0.72, 0.22)),
         mark_at=(0.41, 0.56),
     ),
-    "shoe": _silhouette(
+    "shoe": Silhouette(
         ("body", (
             (0.06, 0.28), (0.20, 0.24), (0.36, 0.26), (0.54, 0.45),
             (0.80, 0.52), (0.93, 0.62), (0.95, 0.74), (0.05, 0.74),
@@ -82,7 +75,7 @@ SILHOUETTES = {
         ("dark", ((0.55, 0.45), (0.60, 0.47), (0.54, 0.55), (0.50, 0.53))),
         mark_at=(0.25, 0.56),
     ),
-    "shirt": _silhouette(
+    "shirt": Silhouette(
         ("body", (
             (0.32, 0.10), (0.41, 0.18), (0.59, 0.18), (0.68, 0.10), (0.94, 0.30), (0.84, 0.47),
             (0.74, 0.41), (0.74, 0.92), (0.26, 0.92), (0.26, 0.41), (0.16, 0.47), (0.06, 0.30),
@@ -92,19 +85,19 @@ SILHOUETTES = {
         ("trim", ((0.32, 0.10), (0.41, 0.18), (0.59, 0.18), (0.68, 0.10), (0.62, 0.24), (0.38, 0.24))),
         mark_at=(0.5, 0.52),
     ),
-    "bottle": _silhouette(
+    "bottle": Silhouette(
         ("body", ((0.42, 0.20), (0.58, 0.20), (0.72, 0.40), (0.72, 0.97), (0.28, 0.97), (0.28, 0.40))),
         ("trim", _box(0.42, 0.10, 0.58, 0.23)),
         ("dark", _box(0.40, 0.03, 0.60, 0.11)),
         mark_at=(0.5, 0.62),
     ),
-    "lamp": _silhouette(
+    "lamp": Silhouette(
         ("trim", _box(0.46, 0.50, 0.54, 0.88)),
         ("trim", oval(0.5, 0.89, 0.24, 0.07)),
         ("body", ((0.32, 0.05), (0.68, 0.05), (0.90, 0.54), (0.10, 0.54))),
         mark_at=(0.5, 0.32),
     ),
-    "chair": _silhouette(
+    "chair": Silhouette(
         ("trim", _box(0.14, 0.62, 0.21, 0.96)),
         ("trim", _box(0.79, 0.62, 0.86, 0.96)),
         ("trim", _box(0.34, 0.62, 0.40, 0.86)),
@@ -113,13 +106,13 @@ SILHOUETTES = {
         ("body", ((0.18, 0.54), (0.82, 0.54), (0.92, 0.70), (0.08, 0.70))),
         mark_at=(0.5, 0.29),
     ),
-    "hat": _silhouette(
+    "hat": Silhouette(
         ("body", oval(0.5, 0.72, 0.48, 0.12)),
         ("body", (*oval(0.5, 0.56, 0.31, 0.42, 180, 360), (0.81, 0.72), (0.19, 0.72))),
         ("trim", _box(0.19, 0.59, 0.81, 0.70)),
         mark_at=(0.5, 0.38),
     ),
-    "phone": _silhouette(
+    "phone": Silhouette(
         ("dark", _box(0.24, 0.02, 0.76, 0.98)),
         ("body", _box(0.26, 0.04, 0.74, 0.96)),
         ("trim", _box(0.30, 0.08, 0.52, 0.27)),
@@ -127,7 +120,7 @@ SILHOUETTES = {
         ("dark", oval(0.46, 0.20, 0.04, 0.04)),
         mark_at=(0.5, 0.57),
     ),
-    "watch": _silhouette(
+    "watch": Silhouette(
         ("trim", (
             (0.37, 0.01), (0.63, 0.01), (0.70, 0.30), (0.70, 0.70),
             (0.63, 0.99), (0.37, 0.99), (0.30, 0.70), (0.30, 0.30),
@@ -137,14 +130,14 @@ SILHOUETTES = {
         ("body", oval(0.5, 0.5, 0.29, 0.29)),
         mark_at=(0.5, 0.5),
     ),
-    "umbrella": _silhouette(
+    "umbrella": Silhouette(
         ("trim", oval(0.42, 0.88, 0.11, 0.09, 0, 180)),
         ("cut", oval(0.42, 0.88, 0.05, 0.04)),
         ("trim", _box(0.475, 0.04, 0.53, 0.89)),
         ("body", _CANOPY),
         mark_at=(0.5, 0.30),
     ),
-    "teapot": _silhouette(
+    "teapot": Silhouette(
         ("trim", oval(0.20, 0.56, 0.17, 0.20)),
         ("cut", oval(0.20, 0.56, 0.10, 0.13)),
         ("trim", ((0.66, 0.62), (0.84, 0.34), (0.97, 0.32), (0.90, 0.42), (0.76, 0.80))),
@@ -153,7 +146,7 @@ SILHOUETTES = {
         ("trim", oval(0.48, 0.33, 0.17, 0.05)),
         mark_at=(0.48, 0.61),
     ),
-    "trousers": _silhouette(
+    "trousers": Silhouette(
         ("body", (
             (0.24, 0.04), (0.76, 0.04), (0.86, 0.96), (0.59, 0.96),
             (0.5, 0.44), (0.41, 0.96), (0.14, 0.96),
@@ -161,7 +154,7 @@ SILHOUETTES = {
         ("trim", _box(0.24, 0.04, 0.76, 0.12)),
         mark_at=(0.5, 0.27),
     ),
-    "dress": _silhouette(
+    "dress": Silhouette(
         ("body", (
             (0.33, 0.04), (0.42, 0.16), (0.58, 0.16), (0.67, 0.04), (0.72, 0.08),
             (0.65, 0.42), (0.92, 0.96), (0.08, 0.96), (0.35, 0.42), (0.28, 0.08),
@@ -169,7 +162,7 @@ SILHOUETTES = {
         ("trim", _box(0.34, 0.37, 0.66, 0.45)),
         mark_at=(0.5, 0.67),
     ),
-    "guitar": _silhouette(
+    "guitar": Silhouette(
         ("body", oval(0.5, 0.50, 0.22, 0.18)),
         ("body", oval(0.5, 0.76, 0.31, 0.22)),
         ("trim", _box(0.46, 0.08, 0.54, 0.52)),
@@ -177,7 +170,7 @@ SILHOUETTES = {
         ("trim", _box(0.38, 0.90, 0.62, 0.94)),
         mark_at=(0.5, 0.70),
     ),
-    "cushion": _silhouette(
+    "cushion": Silhouette(
         *(("trim", oval(x, y, 0.08, 0.08)) for x in (0.1, 0.9) for y in (0.14, 0.86)),
         ("body", (
             (0.08, 0.12), (0.5, 0.18), (0.92, 0.12), (0.87, 0.5),

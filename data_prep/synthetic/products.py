@@ -14,23 +14,11 @@ FAMILY_SIZES = (2, 3, 4)
 
 # Sixteen colors that a person can tell apart in daylight; some are close on purpose (red and wine, white and beige).
 COLORS: dict[str, Color] = {
-    "red": (214, 36, 40),
-    "wine": (126, 22, 48),
-    "orange": (242, 128, 24),
-    "yellow": (248, 212, 40),
-    "green": (104, 190, 60),
-    "forest": (24, 92, 56),
-    "teal": (20, 160, 160),
-    "sky": (112, 190, 240),
-    "navy": (28, 48, 120),
-    "purple": (124, 60, 168),
-    "pink": (246, 150, 186),
-    "brown": (120, 76, 40),
-    "beige": (226, 206, 170),
-    "gray": (136, 140, 146),
-    "black": (34, 34, 38),
-    "white": (246, 246, 244),
-}
+    "red": (214, 36, 40), "wine": (126, 22, 48), "orange": (242, 128, 24), "yellow": (248, 212, 40),
+    "green": (104, 190, 60), "forest": (24, 92, 56), "teal": (20, 160, 160), "sky": (112, 190, 240),
+    "navy": (28, 48, 120), "purple": (124, 60, 168), "pink": (246, 150, 186), "brown": (120, 76, 40),
+    "beige": (226, 206, 170), "gray": (136, 140, 146), "black": (34, 34, 38), "white": (246, 246, 244),
+}  # fmt: skip
 CATEGORIES = (
     "bag", "mug", "shoe", "shirt", "bottle", "lamp", "chair", "hat",
     "phone", "watch", "umbrella", "teapot", "trousers", "dress", "guitar", "cushion",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data_prep.catalog.release import FILES, PREFIXES
+from data_prep.common.differences import describe_differences
 from data_prep.common.files import atomic_folder
 from data_prep.common.process_pool import process_map
 from data_prep.common.progress import Progress
@@ -44,17 +45,13 @@ def write_release(
 
     Args:
         directory: Folder of the release. It must not exist, be empty, or contain this release.
-        train_products: Number of products of the training split.
-        test_products: Number of products of the test split; none is in the training split.
+        train_products, test_products: Numbers of products of the two splits, which share none.
         image_side: Width and height of all images in pixels.
         seed: Any integer; determines products, items and pictures.
         processes: Number of processes; the result does not depend on it.
 
     Returns:
         The folder with 18 text files, `images/` and `synthetic.json`, which records the options.
-
-    Raises:
-        ValueError: An option is out of range, or the folder contains something else.
     """
     directory = Path(directory)
     options = {
@@ -95,16 +92,11 @@ def _is_written(directory: Path, options: Mapping[str, int]) -> bool:
     if not (directory / OPTIONS_FILE).is_file():
         raise ValueError(f"{directory} exists and is not a synthetic release; choose another --out or remove it")
     found = json.loads((directory / OPTIONS_FILE).read_text(encoding="utf-8"))
-    if found != options:
+    if differences := ", ".join(describe_differences(found, options, labels=("there", "given"))):
         raise ValueError(
-            f"{directory} contains a release with other options: {_format(found)}, not {_format(options)}; "
-            "choose another --out or remove it"
+            f"{directory} contains a release with other options ({differences}); choose another --out or remove it"
         )
     return True
-
-
-def _format(options: Mapping[str, int]) -> str:
-    return " ".join(f"{name}={value}" for name, value in options.items())
 
 
 def text_files(plan: Plan, seed: int) -> Iterator[tuple[str, list[str]]]:
@@ -115,16 +107,15 @@ def text_files(plan: Plan, seed: int) -> Iterator[tuple[str, list[str]]]:
             tables = {
                 pairs: [f"{p.product_id}, {item.item_id}" for item in items for p in item.products],
                 texts: [f"{item.item_id}, {item.text}" for item in items],
-                frames: [row for item in items for row in _frame_rows(item)],
+                frames: [
+                    f"{item.item_id}, {name} " if domain == "page" else f"{item.item_id}, {time}, {name} "
+                    for item in items
+                    for time, name in item.frames
+                ],
             }
             for table, rows in tables.items():
                 order = generator(seed, "rows", split, table).permutation(len(rows))
                 yield f"{prefix}{table}.txt", [rows[i] for i in order]
-
-
-def _frame_rows(item: PlannedItem) -> Iterator[str]:
-    for time, name in item.frames:
-        yield f"{item.item_id}, {name} " if item.domain == "page" else f"{item.item_id}, {time}, {name} "
 
 
 def _draw(plan: Plan, images: Path, side: int, seed: int, processes: int) -> None:

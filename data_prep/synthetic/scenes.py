@@ -43,18 +43,9 @@ def draw_item(
     side: int,
     rng: np.random.Generator,
 ) -> list[bytes]:
-    """Draws the frames of an item.
+    """Draws the frames of an item as JPEG files of `side` × `side` pixels.
 
-    Args:
-        domain: `page`, `video` or `live`.
-        shown: The one or two products of the item.
-        shelf: Products that may appear in the background of a live clip.
-        frames: Number of images.
-        side: Width and height of the images in pixels.
-        rng: Generator of this item alone.
-
-    Returns:
-        JPEG files.
+    `shown` are its one or two products, `shelf` those that may appear in the background of a live clip.
     """
     match domain:
         case "page":

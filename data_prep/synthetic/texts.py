@@ -1,12 +1,19 @@
 """Texts of synthetic products in Chinese: titles of pages and noisy transcripts of clips."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from data_prep.catalog.release import NO_TEXT
-from data_prep.synthetic.phrases import ASR_CHATTER, ASR_SENTENCES, HOMOPHONES, JOINING, TITLE_TALK, WORDS
-from data_prep.synthetic.products import Product
+from data_prep.synthetic.products import VALUES, Product
+
+_PHRASES = json.loads(Path(__file__).with_name("phrases.json").read_text(encoding="utf-8"))
+# Attribute → value → words for it.
+WORDS = {name: _PHRASES["words"]["color" if name in ("base", "second") else name] for name in VALUES}
+ASR_SENTENCES = _PHRASES["asr_sentences"]  # attribute or "brand" → sentences around a word `{}`
+HOMOPHONES = _PHRASES["homophones"]  # characters that speech recognition confuses because they sound alike
 
 # Titles always name the brand and the category, and omit each other attribute at this rate.
 TITLE_OMITS = 0.12
@@ -25,9 +32,9 @@ def title(products: Sequence[Product], rng: np.random.Generator) -> str:
 
     For example, `爆款 华诺 竖条纹 手提包 酒红配雪白 爱心 高款 包邮`.
     """
-    described = f" {_pick(JOINING, rng)} ".join(_description(product, rng) for product in products)
+    described = f" {_pick(_PHRASES['joining'], rng)} ".join(_description(product, rng) for product in products)
     words = described.split(" ")
-    for talk in rng.choice(TITLE_TALK, rng.integers(*TITLE_TALK_WORDS, endpoint=True), replace=False):
+    for talk in rng.choice(_PHRASES["title_talk"], rng.integers(*TITLE_TALK_WORDS, endpoint=True), replace=False):
         # At either end, because in between it would separate the words of a product.
         words.insert(0 if rng.random() < 0.5 else len(words), str(talk))
     return " ".join(words)
@@ -38,7 +45,7 @@ def transcript(products: Sequence[Product], rng: np.random.Generator) -> str:
     if rng.random() < ASR_MISSING:
         return NO_TEXT
     count = rng.integers(*ASR_CHATTER_SENTENCES, endpoint=True)
-    sentences = [str(s) for s in rng.choice(ASR_CHATTER, count, replace=False)]
+    sentences = [str(s) for s in rng.choice(_PHRASES["asr_chatter"], count, replace=False)]
     for product in products:
         sentences += _spoken(product, rng)
     sentences = [sentences[i] for i in rng.permutation(len(sentences))]

@@ -8,7 +8,7 @@ import numpy as np
 from data_prep.catalog.files import Catalog
 from data_prep.images import index as image_index
 from data_prep.records import shards
-from data_prep.records.shards import KeptRows, Span
+from data_prep.records.shards import Span, kept_rows
 
 
 def test_shards_divide_between_items():
@@ -60,13 +60,12 @@ def test_a_shard_is_finished_only_if_it_matches_its_report(inputs, tmp_path):
 
 
 def test_kept_rows_are_numbered_without_gaps():
-    assert KeptRows(np.array([1, 3]))((0, 1, 4)) == (0, 2)
+    assert kept_rows((0, 1, 4), np.array([1, 3])) == (0, 2)
     rng = np.random.default_rng(1)
     dropped = np.flatnonzero(rng.random(60) < 0.4)
     new = {row: number for number, row in enumerate(row for row in range(60) if row not in set(dropped.tolist()))}
-    kept = KeptRows(dropped)
     for _ in range(20):
         rows = tuple(sorted(rng.choice(60, 7, replace=False).tolist()))
-        assert kept(rows) == tuple(new[row] for row in rows if row in new)
-    assert kept(()) == ()
-    assert KeptRows(np.zeros(0, np.int64))((5, 9)) == (5, 9)
+        assert kept_rows(rows, dropped) == tuple(new[row] for row in rows if row in new)
+    assert kept_rows((), dropped) == ()
+    assert kept_rows((5, 9), np.zeros(0, np.int64)) == (5, 9)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from data_prep.synthetic import texts
-from data_prep.synthetic.phrases import HOMOPHONES, WORDS
 from data_prep.synthetic.products import VALUES, sample_products
+from data_prep.synthetic.texts import HOMOPHONES, WORDS
 
 PRODUCTS = sample_products(400, 8, seed=2)[0]
 RNG = np.random.default_rng(0)
