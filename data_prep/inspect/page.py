@@ -22,7 +22,7 @@ from data_prep.inspect.distributions import Histogram, Sample, describe
 from data_prep.records.schema import open_split, parse_example
 from data_prep.rope.rope_dataset_builder import open_builders, split_files
 
-HEADER = ("domain", "what", "5%", "median", "mean", "95%", "most")
+HEADER = ("domain", "value", "5%", "median", "mean", "95%", "max")
 ITEMS_SHOWN, FRAMES_SHOWN = 2, 8
 THUMBNAIL = 96  # pixels
 BARS = 24

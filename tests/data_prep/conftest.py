@@ -1,4 +1,4 @@
-"""A small catalog with images that has a bit of everything, and the test's own account of its records."""
+"""Fixtures: a small catalog with images of all kinds, valid and invalid, and the records expected from it."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ from data_prep.records.inputs import Inputs
 
 @dataclasses.dataclass
 class Wanted:
-    """An item as it goes into a test catalog; bytes None stands for an image that is nowhere."""
+    """An item of a test catalog; its frames are (time, bytes), where None stands for a missing image."""
 
     item_id: int
     products: list[int]
@@ -33,7 +33,7 @@ class Wanted:
 
 
 class Small:
-    """The catalog: `splits` is split → domain → its items, which a test may change before it writes them."""
+    """The small catalog; `splits` maps split → domain → items, which a test may change before writing them."""
 
     Wanted = Wanted
 
@@ -48,7 +48,7 @@ class Small:
         return buffer.getvalue()
 
     def names(self) -> dict[str, bytes]:
-        """Image name → bytes, of those that exist, in row order."""
+        """Returns the bytes of all existing images by name, in row order."""
         return {
             _name(split, domain, item, number): data
             for split in self.splits
@@ -88,7 +88,7 @@ class Small:
         return write_catalog(folder, items).folder
 
     def expected(self, split: str, domain: str) -> list[dict]:
-        """What the records have to hold."""
+        """Returns the contents expected in the records."""
         records = []
         for item in self.rows(split, domain):
             frames = [frame for _, frame in _ordered(item) if _decodes(frame[1])]
@@ -106,7 +106,7 @@ class Small:
 
     @staticmethod
     def build(inputs: Inputs, data_dir: Path, **options) -> tuple[dict, list[str]]:
-        """Builds, in this process where nothing else is said; returns the summary and the lines of progress."""
+        """Builds in this process by default; returns the summary and the reported lines."""
         lines: list[str] = []
         return build(inputs, data_dir, **({"processes": 1} | options), report=lines.append), lines
 
@@ -122,7 +122,7 @@ class Small:
 
     @staticmethod
     def contents(data_dir: Path) -> dict[str, bytes]:
-        """Every file of the data sets; of the summary all but how long it took."""
+        """Returns the bytes of all files of the data sets, and the summary without its duration."""
         folder = data_dir / "rope"
         files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
         summary = json.loads(files.pop("build_summary.json").read_text())
@@ -137,9 +137,9 @@ def _make_train() -> dict[str, list[Wanted]]:
         Wanted(i, [10 * (i % 6)], f"第{i}个,好", [(7 * t, encode(100 * i + t)) for t in range(4 + i % 3)])
         for i in range(60)
     ]
-    videos[7].frames[2] = (14, encode(1)[:40])  # broken
-    videos[7].frames[0] = (0, None)  # not on disk
-    videos[8].frames = [(0, b"<html>"), (9, None)]  # nothing left
+    videos[7].frames[2] = (14, encode(1)[:40])  # truncated
+    videos[7].frames[0] = (0, None)  # missing
+    videos[8].frames = [(0, b"<html>"), (9, None)]  # none left
     videos[9].frames = []
     videos[59] = Wanted(59, [900], "x", [(3, b"")])  # the only item of its product
     videos[11].text = ""
@@ -166,7 +166,7 @@ def _name(split: str, domain: str, item: Wanted, number: int) -> str:
 
 
 def _ordered(item: Wanted) -> list[tuple[int, tuple[int, bytes | None]]]:
-    """(number, (time, bytes)) of the frames in order of time."""
+    """Returns (number, (time, bytes)) of the frames in time order."""
     return sorted(enumerate(item.frames), key=lambda numbered: numbered[1][0])
 
 
@@ -180,13 +180,13 @@ def _decodes(data: bytes | None) -> bool:
 
 @pytest.fixture(scope="session")
 def small() -> Small:
-    """The small catalog, which this test must not change."""
+    """The small catalog, shared by all tests, which must not change it."""
     return Small()
 
 
 @pytest.fixture
 def own_small() -> Small:
-    """The small catalog, the test's own."""
+    """A small catalog that the test may change."""
     return Small()
 
 
@@ -198,7 +198,7 @@ def inputs(small, tmp_path_factory) -> Inputs:
 
 @pytest.fixture(scope="session")
 def built(small, inputs, tmp_path_factory) -> Path:
-    """The data folder with the data sets of the small catalog."""
+    """The data folder with the data sets built from the small catalog."""
     data_dir = tmp_path_factory.mktemp("built")
     small.build(inputs, data_dir)
     return data_dir
@@ -206,9 +206,9 @@ def built(small, inputs, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def write_download():
-    """A function that writes images, name → bytes, as the shards of a download, `a_shard` in each.
+    """A function that writes images (name → bytes) as the shards of a download with `a_shard` images each.
 
-    `checked` shards name the rules that their images passed, as our downloader's do; img2dataset's do not.
+    The ledgers of `checked` shards name the rules that their images passed, as those of our downloader do.
     """
 
     def write(folder: Path, images: dict[str, bytes], *, a_shard: int = 40, checked: bool = False) -> None:
@@ -237,7 +237,7 @@ def write_download():
 
 @pytest.fixture(scope="session")
 def release(small, inputs, tmp_path_factory) -> Path:
-    """The small catalog's items as a release, rows last to first."""
+    """The items of the small catalog as a release, with its rows in reverse order."""
     folder = tmp_path_factory.mktemp("release")
     (folder / "images").symlink_to(inputs.images[0])
     catalog = Catalog(inputs.catalog)

@@ -6,12 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from data_prep.records import shards
-from data_prep.records.checks import differences
 from data_prep.records.schema import _Example, parse_example, tally_records
 from data_prep.verify import verify
 
@@ -176,12 +174,3 @@ def test_the_command_exits_with_1_if_there_are_problems(own_copy):
     (own_copy / "rope/build_summary.json").unlink()
     done = run()
     assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "1 problem found."), done.stderr
-
-
-def test_differences_are_those_of_sets():
-    rng = np.random.default_rng(0)
-    for _ in range(30):
-        first, second = ({tuple(pair) for pair in rng.integers(0, 5, (n, 2)).tolist()} for n in rng.integers(0, 20, 2))
-        arrays = [np.array(sorted(pairs), np.int64).reshape(-1, 2) for pairs in (first, second)]
-        left, right = ({tuple(pair) for pair in rows.tolist()} for rows in differences(*arrays))
-        assert (left, right) == (first - second, second - first)

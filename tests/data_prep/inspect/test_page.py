@@ -79,9 +79,9 @@ def test_photos_are_shown_upright():
 
 
 def test_thumbnails_show_what_training_sees():
-    grey = Image.fromarray(np.full((9, 11), 128 << 8, np.uint16))
+    gray = Image.fromarray(np.full((9, 11), 128 << 8, np.uint16))
     clear = Image.new("RGBA", (11, 9), (200, 0, 0, 0))
-    for image, shown in ((grey, 128), (clear, 255)):
+    for image, shown in ((gray, 128), (clear, 255)):
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         small = Image.open(io.BytesIO(base64.b64decode(thumbnail(buffer.getvalue()).split(",")[1])))
