@@ -14,7 +14,7 @@ from cope_jax.data.records import Product, fingerprint, open_records
 from cope_jax.domains import DIRECTIONS, DOMAINS, direction_name
 from cope_jax.evaluation.embed_items import Items, count_items
 from cope_jax.evaluation.loaded_run import LoadedRun, load_run
-from cope_jax.evaluation.metrics import bootstrap, breakdown, few_shot, retrieval
+from cope_jax.evaluation.metrics import bootstrap, few_shot, retrieval
 from cope_jax.evaluation.metrics.ranks import Ranks
 from cope_jax.evaluation.result_tables import collect, write_metrics
 from cope_jax.runs.checkpoints import Checkpoints
@@ -257,17 +257,23 @@ def measure(items: Mapping[str, Items], ranks: Mapping[str, Ranks], config: RunC
     settings = {key: getattr(config.eval, key) for key in ("ways", "shots", "queries", "episodes")}
     return {
         **collect(
-            retrieval.six_directions(ranks),
-            few_shot.six_directions(embeddings, **settings, seed=config.seed),
+            retrieval.direction_metrics(ranks),
+            few_shot.few_shot_by_direction(embeddings, **settings, seed=config.seed),
             step=step,
         ),
-        "intervals": bootstrap.intervals(ranks, products, seed=config.seed),
-        "macro": bootstrap.macro(ranks, products),
+        "intervals": bootstrap.bootstrap_intervals(ranks, products, seed=config.seed),
+        "macro": bootstrap.product_means(ranks, products),
         "same_domain": retrieval.same_domain(embeddings),
         "all_domains": retrieval.all_domains(embeddings),
-        "by_frames": breakdown.by_frames(ranks, {name: own.frames for name, own in queries.items()}),
-        "by_text": breakdown.by_text(ranks, {name: own.has_text for name, own in queries.items()}),
-        "few_shot_all": few_shot.every_product(embeddings, queries=config.eval.queries, seed=config.seed),
+        "by_frames": {
+            name: retrieval.by_part(own, np.array([retrieval.frame_range(n) for n in queries[name].frames.tolist()]))
+            for name, own in ranks.items()
+        },
+        "by_text": {
+            name: retrieval.by_part(own, np.where(queries[name].has_text, "with", "without"))
+            for name, own in ranks.items()
+        },
+        "few_shot_all": few_shot.few_shot_all_products(embeddings, queries=config.eval.queries, seed=config.seed),
     }
 
 

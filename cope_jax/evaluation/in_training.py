@@ -91,7 +91,7 @@ class Probe:
         items = {domain: run.items(domain, self.rows[domain], lambda _: between(), self.faults) for domain in DOMAINS}
         bad = sum(len(self.rows[domain]) - len(own.rows) for domain, own in items.items())
         ranks = retrieval.direction_ranks({name: (own.vectors, own.products) for name, own in items.items()})
-        directions = retrieval.six_directions(ranks)
+        directions = retrieval.direction_metrics(ranks)
         each = {f"{name}_r1": float(found["r1"]) for name, found in directions.items()}
         entries = {f"embeddings/{domain}": own.vectors for domain, own in items.items()}
         positives = {f"positives/{name}": of_direction.scores for name, of_direction in ranks.items()}

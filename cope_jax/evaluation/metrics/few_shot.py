@@ -1,161 +1,36 @@
-"""Cross-domain few-shot classification: can a few items of one domain name the items of another?
-
-Runs on the host in numpy: an episode is small.
-"""
+"""Cross-domain few-shot classification: can a few items of one domain classify the items of another?"""
 
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from cope_jax import domains
+from cope_jax.evaluation.metrics.retrieval import Embeddings, Metrics
 
-MIN_EPISODES = 10  # Fewer make a 95% interval that says nothing. Of episodes with every product they are enough.
-ALL_SHOTS = (1, 5)  # support items of a class where every product is one
+MIN_EPISODES = 10  # fewer give a meaningless interval; enough if each episode has all products
+ALL_SHOTS = (1, 5)  # support items per class if all products are classes
 BLOCK = 1024  # queries compared at once
 
-_Rows = Mapping[int, Sequence[int]]  # product → the rows of its items
+_Rows = Mapping[int, Sequence[int]]  # product → rows of its items
 
 
-class TooFewProducts(ValueError):
-    """There are fewer than two classes to tell apart."""
+class TooFewProductsError(ValueError):
+    """Fewer than two products have enough items."""
 
 
-def few_shot(
-    support: np.ndarray,
-    query: np.ndarray,
-    support_products: np.ndarray,
-    query_products: np.ndarray,
-    *,
-    name: str,
-    ways: int,
-    shots: int,
-    queries: int,
-    episodes: int,
-    seed: int,
-) -> dict[str, float | int]:
-    """N-way K-shot classification of queries by the nearest class mean, over random episodes.
-
-    An episode draws `ways` products that have at least `shots` support items and one query item. A class is
-    represented by the mean of `shots` of its support embeddings, normalised again; up to `queries` of its
-    query items go to the class with the largest dot product. A tie counts as wrong. Items that belong to two
-    of the episode's classes are left out; classes that would lack items for that are not drawn together. With
-    acc_e the share of queries that are right in episode e of n,
-
-        accuracy = mean_e acc_e,    ci95 = 1.96 · std_e(acc_e) / √n    (std with n − 1)
-
-    Args:
-      support, query: f32[S, E] and f32[Q, E] embeddings of two domains.
-      support_products, query_products: i32[S, M] and i32[Q, N] product ids, padded with -1.
-      name: of the direction. It seeds the episodes, with `seed` and the number of the episode.
-      ways, shots, queries, episodes: see above; with fewer products than `ways`, all there are.
-
-    Returns:
-      accuracy, ci95, and ways (as drawn), shots and episodes.
-
-    Raises:
-      ValueError: an option is out of range.
-      TooFewProducts: a ValueError: there are fewer than two classes.
-    """
-    for option, value, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1)):
-        if value < least:
-            raise ValueError(f"few-shot {name}: {option} is {value}, but must be at least {least}")
-    if episodes < MIN_EPISODES:
-        raise ValueError(f"few-shot {name}: episodes is {episodes}, but must be at least {MIN_EPISODES}")
-    support, query = np.asarray(support), np.asarray(query)
-    support_rows, query_rows = _rows_by_product(support_products), _rows_by_product(query_products)
-    generators = [
-        np.random.default_rng([zlib.crc32(f"few_shot {name}".encode()), seed, episode]) for episode in range(episodes)
-    ]
-    sharing = _sharing(support_rows) | _sharing(query_rows)
-    drawn = [_draw_classes(rng, support_rows, query_rows, sharing, ways=ways, shots=shots) for rng in generators]
-    ways = min(len(classes) for classes in drawn)
-    if ways < 2:
-        raise TooFewProducts(
-            f"few-shot {name}: needs 2 products with {shots} support items and a query item, found {ways}; "
-            f"lower the number of shots or take more items"
-        )
-    accuracies = []
-    for rng, classes in zip(generators, drawn, strict=True):
-        own_support, own_query = (
-            _own_rows(support_rows, classes[:ways]),
-            _own_rows(query_rows, classes[:ways]),
-        )
-        picked = [rng.choice(own_support[product], shots, replace=False) for product in classes[:ways]]
-        asked = [rng.permutation(own_query[product])[:queries] for product in classes[:ways]]
-        accuracies.append(_accuracy([support[rows] for rows in picked], [query[rows] for rows in asked]))
-    return {
-        "accuracy": float(np.mean(accuracies)),
-        "ci95": float(1.96 * np.std(accuracies, ddof=1) / np.sqrt(episodes)),
-        "ways": ways,
-        "shots": shots,
-        "episodes": episodes,
-    }
-
-
-def every_product(
-    embeddings: Mapping[str, tuple[np.ndarray, np.ndarray]], *, queries: int, seed: int
-) -> dict[str, dict[str, dict[str, float | int] | None]]:
-    """`few_shot` with all products as classes, for each of ALL_SHOTS.
-
-    Args:
-      embeddings, queries, seed: as for `six_directions`.
-
-    Returns:
-      The metrics by shots and direction, {"1": {"p2v": …, …}, "5": …}; None where fewer than two products have so many
-      support items.
-    """
-    results = {str(shots): {} for shots in ALL_SHOTS}
-    for shots in ALL_SHOTS:
-        for source, target in domains.DIRECTIONS:
-            (support, support_products), (query, query_products) = embeddings[source], embeddings[target]
-            name = domains.direction_name(source, target)
-            try:
-                results[str(shots)][name] = few_shot(
-                    support,
-                    query,
-                    support_products,
-                    query_products,
-                    name=name,
-                    ways=max(len(support), 2),  # all there are: each needs an item of its own
-                    shots=shots,
-                    queries=queries,
-                    episodes=MIN_EPISODES,
-                    seed=seed,
-                )
-            except TooFewProducts:
-                results[str(shots)][name] = None
-    return results
-
-
-def six_directions(
-    embeddings: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    *,
-    ways: int,
-    shots: int,
-    queries: int,
-    episodes: int,
-    seed: int,
-) -> dict[str, dict[str, float | int]]:
-    """`few_shot` for every ordered pair of domains.
-
-    Args:
-      embeddings: for each domain, all its items: f32[N, E] embeddings and i32[N, M] products padded with -1.
-      ways, shots, queries, episodes, seed: as for `few_shot`.
-
-    Returns:
-      The metrics of each direction by name, support before query: "p2v" learns from pages, asks about videos.
-    """
+def few_shot_by_direction(
+    embeddings: Embeddings, *, ways: int, shots: int, queries: int, episodes: int, seed: int
+) -> dict[str, Metrics]:
+    """Runs `few_shot` for every ordered pair of domains: "p2v" learns from pages and classifies videos."""
     results = {}
     for source, target in domains.DIRECTIONS:
-        (support, support_products), (query, query_products) = embeddings[source], embeddings[target]
         name = domains.direction_name(source, target)
         results[name] = few_shot(
-            support,
-            query,
-            support_products,
-            query_products,
+            *embeddings[source],
+            *embeddings[target],
             name=name,
             ways=ways,
             shots=shots,
@@ -166,16 +41,115 @@ def six_directions(
     return results
 
 
+def few_shot_all_products(embeddings: Embeddings, *, queries: int, seed: int) -> dict[str, dict[str, Metrics | None]]:
+    """Runs `few_shot` with all products as classes, for each number of shots in ALL_SHOTS.
+
+    Returns:
+        The metrics by shots and direction, {"1": {"p2v": …, …}, "5": …}. They are None if fewer than two products have
+        that many support items.
+    """
+    results: dict[str, dict[str, Metrics | None]] = {str(shots): {} for shots in ALL_SHOTS}
+    for shots in ALL_SHOTS:
+        for source, target in domains.DIRECTIONS:
+            name = domains.direction_name(source, target)
+            try:
+                results[str(shots)][name] = few_shot(
+                    *embeddings[source],
+                    *embeddings[target],
+                    name=name,
+                    ways=max(len(embeddings[source][0]), 2),  # at least as many as there are products
+                    shots=shots,
+                    queries=queries,
+                    episodes=MIN_EPISODES,
+                    seed=seed,
+                )
+            except TooFewProductsError:
+                results[str(shots)][name] = None
+    return results
+
+
+def few_shot(
+    support: Float[np.ndarray, "S E"],
+    support_products: Int[np.ndarray, "S M"],
+    query: Float[np.ndarray, "Q E"],
+    query_products: Int[np.ndarray, "Q N"],
+    *,
+    name: str,
+    ways: int,
+    shots: int,
+    queries: int,
+    episodes: int,
+    seed: int,
+) -> Metrics:
+    """Classifies queries N-way K-shot by the nearest class mean, over random episodes.
+
+    An episode draws `ways` products that have at least `shots` support items and one query item. A class is
+    represented by the mean of `shots` support embeddings, normalized again. Up to `queries` of its query items are
+    assigned to the class with the largest dot product; a tie counts as wrong. Items that belong to two of the
+    episode's classes are left out, and classes that would lack items because of that are not drawn together. With
+    acc_e the share of correct queries in episode e of n,
+
+        accuracy = mean_e acc_e,    ci95 = 1.96 · std_e(acc_e) / √n    (std with n - 1)
+
+    Args:
+        support: Embeddings of the items that classes are learned from.
+        support_products: Their product ids, padded with -1.
+        query: Embeddings of the items to classify.
+        query_products: Their product ids, padded with -1.
+        name: Name of the direction. Together with `seed` and the number of the episode, it seeds the draws.
+        ways: Classes per episode. If there are fewer products, all are used.
+        shots: Support items per class.
+        queries: Maximum number of queries per class.
+        episodes: Number of episodes.
+        seed: Seed of the draws.
+
+    Returns:
+        accuracy, ci95, ways (as drawn), shots, and episodes.
+
+    Raises:
+        TooFewProductsError: There are fewer than two classes.
+        ValueError: An option is out of range.
+    """
+    least = {"ways": (ways, 2), "shots": (shots, 1), "queries": (queries, 1), "episodes": (episodes, MIN_EPISODES)}
+    for option, (value, minimum) in least.items():
+        if value < minimum:
+            raise ValueError(f"few-shot {name}: {option} is {value}, but must be at least {minimum}")
+    support_rows, query_rows = _rows_by_product(support_products), _rows_by_product(query_products)
+    sharing = _sharing_products(support_rows) | _sharing_products(query_rows)
+    purpose = zlib.crc32(f"few_shot {name}".encode())
+    generators = [np.random.default_rng([purpose, seed, episode]) for episode in range(episodes)]
+    drawn = [_draw_classes(rng, support_rows, query_rows, sharing, ways=ways, shots=shots) for rng in generators]
+    ways = min(len(classes) for classes in drawn)
+    if ways < 2:
+        raise TooFewProductsError(
+            f"few-shot {name}: needs 2 products with {shots} support items and a query item, found {ways}; "
+            "use fewer shots or more items"
+        )
+    accuracies = []
+    for rng, classes in zip(generators, drawn, strict=True):
+        own_support, own_query = _own_rows(support_rows, classes[:ways]), _own_rows(query_rows, classes[:ways])
+        examples = [rng.choice(own_support[product], shots, replace=False) for product in classes[:ways]]
+        asked = [rng.permutation(own_query[product])[:queries] for product in classes[:ways]]
+        accuracies.append(_accuracy([support[rows] for rows in examples], [query[rows] for rows in asked]))
+    return {
+        "accuracy": float(np.mean(accuracies)),
+        "ci95": float(1.96 * np.std(accuracies, ddof=1) / np.sqrt(episodes)),
+        "ways": ways,
+        "shots": shots,
+        "episodes": episodes,
+    }
+
+
 def _rows_by_product(products: np.ndarray) -> _Rows:
     rows_of = defaultdict(list)
-    for row, ids in enumerate(np.asarray(products).tolist()):
+    for row, ids in enumerate(products.tolist()):
         for product in sorted(set(ids) - {-1}):
             rows_of[product].append(row)
     return rows_of
 
 
 def _own_rows(rows_of: _Rows, classes: Sequence[int]) -> dict[int, list[int]]:
-    """The rows of each class that no other of the classes has."""
+    """Rows of each class that belong to no other of the classes."""
     owners = Counter(row for product in classes for row in rows_of[product])
     return {product: [row for row in rows_of[product] if owners[row] == 1] for product in classes}
 
@@ -183,9 +157,9 @@ def _own_rows(rows_of: _Rows, classes: Sequence[int]) -> dict[int, list[int]]:
 def _draw_classes(
     rng: np.random.Generator, support_rows: _Rows, query_rows: _Rows, sharing: Container[int], *, ways: int, shots: int
 ) -> list[int]:
-    """Up to `ways` products in random order that leave each other enough items; so do the first n of them.
+    """Up to `ways` products in random order that leave each other enough items, as do the first n of them.
 
-    Only those of `sharing` are looked at for that: among thousands of products, all would take hours.
+    Only products in `sharing` are checked for that: checking all of thousands of products would take hours.
     """
     eligible = [p for p in sorted(support_rows) if len(support_rows[p]) >= shots and len(query_rows.get(p, ())) >= 1]
     classes, entangled = [], []
@@ -202,30 +176,25 @@ def _draw_classes(
     return classes
 
 
-def _sharing(rows_of: _Rows) -> set[int]:
-    """The products that have an item in common with another one."""
+def _sharing_products(rows_of: _Rows) -> set[int]:
+    """Products that have an item in common with another product."""
     owners = Counter(row for rows in rows_of.values() for row in rows)
     return {product for product, rows in rows_of.items() if any(owners[row] > 1 for row in rows)}
 
 
-def _accuracy(support: Sequence[np.ndarray], query: Sequence[np.ndarray]) -> float:
-    """Share of queries nearest to their own class, given support f32[K, E] and queries f32[q, E] of each."""
+def _accuracy(
+    support: Sequence[Float[np.ndarray, "shots E"]], query: Sequence[Float[np.ndarray, "queries E"]]
+) -> float:
+    """Share of queries nearest to their own class, given support and query embeddings of each class."""
     means = np.stack([rows.astype(np.float64).mean(axis=0) for rows in support])
     lengths = np.linalg.norm(means, axis=-1, keepdims=True)
-    prototypes = means / np.maximum(lengths, np.finfo(np.float32).tiny)  # Opposite items can have mean 0.
+    prototypes = means / np.maximum(lengths, np.finfo(np.float32).tiny)  # the mean of opposite items can be 0
     labels = np.repeat(np.arange(len(query)), [len(rows) for rows in query])
-    queries, right = np.concatenate(query), 0
+    queries, correct = np.concatenate(query), 0
     for start in range(0, len(queries), BLOCK):
-        scores = _similarity(queries[start : start + BLOCK], prototypes)
+        # Equal embeddings must tie. In a float32 product, the last bit may depend on the position in the block;
+        # rounded from float64, it does not.
+        scores = (queries[start : start + BLOCK].astype(np.float64) @ prototypes.T).astype(np.float32)
         own = np.take_along_axis(scores, labels[start : start + BLOCK, None], axis=-1)
-        right += ((scores >= own).sum(axis=-1) == 1).sum()
-    return float(right / len(queries))
-
-
-def _similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Dot products f32[A, B] of the rows of a [A, E] and b [B, E], rounded from float64.
-
-    A float32 product may differ in the last bit with a row's place in the block, so that equal embeddings
-    would not tie. Rounding from float64 makes a score depend on its two rows alone.
-    """
-    return (np.asarray(a, np.float64) @ np.asarray(b, np.float64).T).astype(np.float32)
+        correct += ((scores >= own).sum(axis=-1) == 1).sum()
+    return float(correct / len(queries))

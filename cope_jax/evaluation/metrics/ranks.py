@@ -1,125 +1,176 @@
-"""The ranks of positives: all that retrieval metrics need, for every query and exactly."""
+"""Exact ranks of the positives of every query, from which all retrieval metrics follow."""
 
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, Int64
 
-from cope_jax.evaluation.metrics.positive_pairs import pair_scores, shared_products
-from cope_jax.evaluation.metrics.score_counts import Asked, count_between, count_within
+from cope_jax.evaluation.metrics.score_counts import ItemThresholds, count_between
 
-# Scores this near tie: the sum of a dot product depends on its order, by 1e-16 on a CPU and by 1e-11 on an accelerator.
+# Scores this close tie. The order of summation changes a dot product by 1e-16 on a CPU and by 1e-11 on an accelerator.
 TIE = 2.0**-34
+PAIRS_AT_ONCE = 2048  # small enough to stay in the cache
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Of every query, its positives from the best to the worst.
+    """Positives of every query, best first.
 
-    Query q's are at offsets[q] … offsets[q + 1] of the other arrays; one without positives has none.
+    Those of query q are at `offsets[q]` to `offsets[q + 1]` of the other arrays. A query may have none.
 
     Attributes:
-      offsets: i64[Q + 1].
-      rows: i64[K] gallery rows of the positives.
-      scores: f64[K], falling for each query.
-      ranks: i64[K], from 1, rising for each query.
-      gallery: number of items that a query is compared with.
+        offsets: Q + 1 positions.
+        rows: Gallery rows of the positives.
+        scores: Their scores.
+        ranks: Their ranks, from 1.
+        gallery: Number of items that a query is compared with.
     """
 
-    offsets: np.ndarray
-    rows: np.ndarray
-    scores: np.ndarray
-    ranks: np.ndarray
+    offsets: Int64[np.ndarray, " _"]
+    rows: Int64[np.ndarray, " K"]
+    scores: Float[np.ndarray, " K"]
+    ranks: Int64[np.ndarray, " K"]
     gallery: int
 
     @property
-    def asked(self) -> np.ndarray:
-        """bool[Q]: queries with a positive."""
+    def has_positive(self) -> Bool[np.ndarray, " Q"]:
+        """Whether each query has a positive. The following properties leave out queries without one."""
         return np.diff(self.offsets) > 0
 
-    def positives(self, query: int) -> np.ndarray:
-        """i64[n]: gallery rows of a query's positives, best first."""
-        return self.rows[self.offsets[query] : self.offsets[query + 1]]
+    @property
+    def best(self) -> Int64[np.ndarray, " q"]:
+        """Rank of each query's best positive."""
+        return self.ranks[self.offsets[:-1][self.has_positive]]
 
     @property
-    def first(self) -> np.ndarray:
-        """i64[queries with a positive]: the rank of the best one."""
-        return self.ranks[self.offsets[:-1][self.asked]]
-
-    @property
-    def precision(self) -> np.ndarray:
-        """f64[queries with a positive]: average precision, (1/P) Σ_k k / rank_k."""
+    def average_precision(self) -> Float[np.ndarray, " q"]:
+        """Average precision of each query, (1/P) Σ_k k / rank_k."""
         numbers = np.diff(self.offsets)
         k = np.arange(1, len(self.ranks) + 1) - np.repeat(self.offsets[:-1], numbers)
-        starts = self.offsets[:-1][self.asked]
+        starts = self.offsets[:-1][self.has_positive]
         sums = np.add.reduceat(k / self.ranks, starts) if len(starts) else np.zeros(0)
-        return sums / numbers[self.asked]
+        return sums / numbers[self.has_positive]
+
+    def positives(self, query: int) -> Int64[np.ndarray, " n"]:
+        """Gallery rows of a query's positives, best first."""
+        return self.rows[self.offsets[query] : self.offsets[query + 1]]
 
 
 def ranks_between(
-    a: np.ndarray, b: np.ndarray, a_products: np.ndarray, b_products: np.ndarray, *, block: int | None = None
+    a: Float[np.ndarray, "A E"],
+    b: Float[np.ndarray, "B E"],
+    a_products: Int[np.ndarray, "A M"],
+    b_products: Int[np.ndarray, "B N"],
+    *,
+    block: int | None = None,
 ) -> tuple[Ranks, Ranks]:
-    """Ranks of a's items as queries in the gallery b, and of b's as queries in the gallery a.
+    """Ranks the positives of a's items in the gallery b, and those of b's items in the gallery a.
 
-    A gallery item is *positive* for a query when they have a product in common. Ties count against the model: among
-    equal scores, positives come last. So with a query's P positive scores s_1 ≥ … ≥ s_P, the k-th positive has
+    A gallery item is a *positive* of a query if they have a product in common. Ties count against the model: among
+    equal scores, positives come last. So if s_1 ≥ … ≥ s_P are the scores of a query's positives, the k-th has
 
         rank_k = k + |{non-positives with score ≥ s_k}|
 
-    For example, scores 0.9, 0.8⁺, 0.8, 0.3⁺ (⁺ positive) have the ranks 3 and 4 for their positives.
+    For example, the positives (⁺) among the scores 0.9, 0.8⁺, 0.8, 0.3⁺ have the ranks 3 and 4.
 
     Args:
-      a, b: f32[A, E] and f32[B, E] embeddings of length 1.
-      a_products, b_products: i32[A, M] and i32[B, N] ids of their products, padded with -1.
-      block: items compared at once; ranks do not depend on it.
+        a: Embeddings of unit length.
+        b: Embeddings of unit length.
+        a_products: Product ids of each item of a, padded with -1.
+        b_products: Product ids of each item of b, padded with -1.
+        block: Maximum number of items compared at once. Ranks do not depend on it.
     """
-    rows_a, rows_b = shared_products(a_products, b_products)
+    rows_a, rows_b = positive_pairs(a_products, b_products)
     scores = pair_scores(a, b, rows_a, rows_b)
     of_a, of_b = _sorted(rows_a, rows_b, scores, len(a), len(b)), _sorted(rows_b, rows_a, scores, len(b), len(a))
-    counts_a, counts_b = count_between(_asked(a, of_a), _asked(b, of_b), block=block)
+    counts_a, counts_b = count_between(_thresholds(a, of_a), _thresholds(b, of_b), block=block)
     return _ranked(of_a, counts_a), _ranked(of_b, counts_b)
 
 
-def ranks_within(items: np.ndarray, products: np.ndarray, *, block: int | None = None) -> Ranks:
-    """Ranks of items as queries in a gallery of all the others; arguments as in `ranks_between`."""
-    rows, others = shared_products(products, products)
+def ranks_within(
+    items: Float[np.ndarray, "N E"], products: Int[np.ndarray, "N M"], *, block: int | None = None
+) -> Ranks:
+    """Ranks the positives of each item in a gallery of all other items; see `ranks_between`."""
+    rows, others = positive_pairs(products, products)
     rows, others = rows[rows != others], others[rows != others]
     positives = _sorted(rows, others, pair_scores(items, items, rows, others), len(items), len(items) - 1)
-    counts = count_within(_asked(items, positives), block=block)
+    gallery = ItemThresholds(items, np.zeros(len(items) + 1, np.int64), np.zeros(0, np.float32))
+    counts, _ = count_between(_thresholds(items, positives), gallery, block=block)
     every = np.arange(len(items))
     own = np.repeat(pair_scores(items, items, every, every), np.diff(positives.offsets))
-    return _ranked(positives, counts - (own.astype(np.float32) >= thresholds(positives.scores)))
+    return _ranked(positives, counts - (own.astype(np.float32) >= tie_thresholds(positives.scores)))
 
 
-def thresholds(scores: np.ndarray) -> np.ndarray:
-    """What a score must reach, rounded to float32, to stand before or tie with these: f32."""
+def positive_pairs(
+    a: Int[np.ndarray, "A M"], b: Int[np.ndarray, "B N"]
+) -> tuple[Int64[np.ndarray, " K"], Int64[np.ndarray, " K"]]:
+    """Lists all pairs of rows that have a product id in common, sorted and without repetition.
+
+    Products (1), (2, 3) and (3), (2, 3), (1) give the pairs 0-2, 1-0 and 1-1.
+    """
+    (rows_a, ids_a), (rows_b, ids_b) = _listed(a), _listed(b)
+    order = np.argsort(ids_b, kind="stable")
+    rows_b, ids_b = rows_b[order], ids_b[order]
+    starts, ends = np.searchsorted(ids_b, ids_a, "left"), np.searchsorted(ids_b, ids_a, "right")
+    sizes = ends - starts
+    places = np.arange(sizes.sum()) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+    pairs = np.unique(np.repeat(rows_a, sizes) * len(b) + rows_b[places])  # two common products list a pair twice
+    return pairs // max(len(b), 1), pairs % max(len(b), 1)
+
+
+def _listed(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row and id of every product of every item."""
+    rows, columns = np.nonzero(products >= 0)
+    return rows, products[rows, columns]
+
+
+def pair_scores(
+    a: Float[np.ndarray, "A E"],
+    b: Float[np.ndarray, "B E"],
+    rows_a: Int[np.ndarray, " K"],
+    rows_b: Int[np.ndarray, " K"],
+) -> Float[np.ndarray, " K"]:
+    """Computes the dot products of pairs of rows in float64."""
+    scores = np.empty(len(rows_a))
+    for start in range(0, len(rows_a), PAIRS_AT_ONCE):
+        part = slice(start, start + PAIRS_AT_ONCE)
+        left, right = a[rows_a[part]].astype(np.float64), b[rows_b[part]].astype(np.float64)
+        scores[part] = np.einsum("ke,ke->k", left, right)
+    return scores
+
+
+def tie_thresholds(scores: Float[np.ndarray, " K"]) -> Float32[np.ndarray, " K"]:
+    """Returns what a score, rounded to float32, must reach to precede or tie with each of these."""
     return (scores - TIE).astype(np.float32)
 
 
 def _sorted(queries: np.ndarray, rows: np.ndarray, scores: np.ndarray, total: int, gallery: int) -> Ranks:
-    """The positives of `total` queries, best first, without their ranks."""
+    """Positives of `total` queries, best first, without their ranks."""
     order = np.lexsort((rows, -scores, queries))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(queries, minlength=total))])
     return Ranks(offsets, rows[order], scores[order], np.zeros(len(order), np.int64), gallery)
 
 
-def _asked(vectors: np.ndarray, positives: Ranks) -> Asked:
-    return Asked(vectors, positives.offsets, thresholds(positives.scores))
+def _thresholds(vectors: np.ndarray, positives: Ranks) -> ItemThresholds:
+    return ItemThresholds(vectors, positives.offsets, tie_thresholds(positives.scores))
 
 
 def _ranked(positives: Ranks, counts: np.ndarray) -> Ranks:
-    """The ranks, from how many gallery items, positives among them, reach each positive's threshold."""
+    """Adds the ranks, given how many gallery items, including positives, reach each positive's threshold."""
     numbers = np.diff(positives.offsets)
     starts, ends = (np.repeat(side, numbers) for side in (positives.offsets[:-1], positives.offsets[1:]))
     k = np.arange(1, len(counts) + 1) - starts
-    themselves = _reaching(positives.scores.astype(np.float32), thresholds(positives.scores), starts, ends)
-    return Ranks(positives.offsets, positives.rows, positives.scores, k + counts - themselves, positives.gallery)
+    among_positives = _count_reaching(
+        positives.scores.astype(np.float32), tie_thresholds(positives.scores), starts, ends
+    )
+    return Ranks(positives.offsets, positives.rows, positives.scores, k + counts - among_positives, positives.gallery)
 
 
-def _reaching(scores: np.ndarray, wanted: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """How many of the falling scores[starts[k]:ends[k]] reach wanted[k], by bisection: i64[K]."""
-    low, high = starts.copy(), ends.copy()  # the first `low` reach it, those from `high` on do not
-    while (open_ := low < high).any():
+def _count_reaching(scores: np.ndarray, wanted: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Counts how many of the falling scores[starts[k]:ends[k]] reach wanted[k], by bisection."""
+    low, high = starts.copy(), ends.copy()  # those before `low` reach it, those from `high` on do not
+    while (searching := low < high).any():
         middle = (low + high) // 2
-        reaches = open_ & (scores[np.minimum(middle, len(scores) - 1)] >= wanted)
-        low, high = np.where(reaches, middle + 1, low), np.where(open_ & ~reaches, middle, high)
+        reaches = searching & (scores[np.minimum(middle, len(scores) - 1)] >= wanted)
+        low, high = np.where(reaches, middle + 1, low), np.where(searching & ~reaches, middle, high)
     return low - starts

@@ -8,7 +8,7 @@ import numpy as np
 from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import Items
 from cope_jax.evaluation.metrics.bootstrap import first_product
-from cope_jax.evaluation.metrics.nearest_neighbors import top_hits
+from cope_jax.evaluation.metrics.nearest_neighbors import nearest_neighbors
 
 POINTS = 1500  # shown at most: more hide each other
 ASKED = 300  # items of each domain whose neighbours are counted
@@ -87,7 +87,7 @@ def neighbour_shares(items: Mapping[str, Items], *, seed: int) -> dict[str, dict
     shares = {}
     for domain, start, size in zip(DOMAINS, starts, sizes, strict=True):
         asked = start + rng.choice(size, min(ASKED, size), replace=False)
-        rows, _ = top_hits(vectors[asked], vectors, [np.zeros(0, np.int64)] * len(asked), k=NEIGHBOURS + 1)
+        rows, _ = nearest_neighbors(vectors[asked], vectors, [np.zeros(0, np.int64)] * len(asked), k=NEIGHBOURS + 1)
         others = whose[rows[rows != asked[:, None]]]  # an item itself is nearly always nearest
         shares[domain] = _shares(others)
     return shares | {"all": _shares(whose)}

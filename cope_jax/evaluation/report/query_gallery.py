@@ -11,7 +11,7 @@ from cope_jax.data.records import Records
 from cope_jax.data.thumbnails import read_card
 from cope_jax.domains import DIRECTIONS, direction_name
 from cope_jax.evaluation.embed_items import Items
-from cope_jax.evaluation.metrics.nearest_neighbors import top_hits
+from cope_jax.evaluation.metrics.nearest_neighbors import nearest_neighbors
 from cope_jax.evaluation.metrics.ranks import Ranks
 
 HITS = 5
@@ -77,7 +77,7 @@ def answers(
 def _chosen(
     items: Mapping[str, Items], ranks: Ranks, direction: tuple[str, str], seed: int, of_each: int
 ) -> list[Answer]:
-    asked, first = np.flatnonzero(ranks.asked), ranks.first
+    asked, first = np.flatnonzero(ranks.has_positive), ranks.best
     order = np.argsort(-first, kind="stable")  # worst first
     missed, right = asked[order[first[order] > 1]], asked[first == 1]
     worst = answered(items, ranks, direction, missed[:of_each])
@@ -94,7 +94,7 @@ def answered(
     """What some queries of a direction, which have positives, found."""
     source, target = direction
     positives = [ranks.positives(query) for query in queries]
-    hits, scores = top_hits(items[source].vectors[queries], items[target].vectors, positives, k=HITS)
+    hits, scores = nearest_neighbors(items[source].vectors[queries], items[target].vectors, positives, k=HITS)
     starts = ranks.offsets[queries]
     return [
         Answer(

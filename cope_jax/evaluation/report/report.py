@@ -14,8 +14,8 @@ from cope_jax.evaluation.embed_items import Items
 from cope_jax.evaluation.evaluate_run import Judged, report_path
 from cope_jax.evaluation.metrics.bootstrap import first_product
 from cope_jax.evaluation.metrics.ranks import Ranks
-from cope_jax.evaluation.metrics.recall_curves import guessed_curve, recall_curve
-from cope_jax.evaluation.metrics.similarity_histograms import Histograms, histograms
+from cope_jax.evaluation.metrics.retrieval import chance_curve, recall_curve
+from cope_jax.evaluation.metrics.similarity_histograms import Histograms, similarity_histograms
 from cope_jax.evaluation.report.pca_map import NEIGHBOURS, neighbour_shares, plane
 from cope_jax.evaluation.report.query_gallery import CLOSE, OF_EACH, answers, gallery, item_key, shortened
 from cope_jax.evaluation.report.rendering import render
@@ -53,9 +53,9 @@ def contents(workdir: Path, judged: Judged, beside: Mapping[str, Any] | None) ->
     trained = load_config(workdir)
     records = open_records(config.data.data_dir, config.data.eval_split)
     names = [direction_name(*direction) for direction in DIRECTIONS]
-    guessed = {name: guessed_curve(ranks[name], min(UPTO, ranks[name].gallery)) for name in names}
+    guessed = {name: chance_curve(ranks[name], min(UPTO, ranks[name].gallery)) for name in names}
     similarities = {
-        direction_name(source, target): histograms(
+        direction_name(source, target): similarity_histograms(
             items[source].vectors, items[target].vectors, ranks[direction_name(source, target)], seed=config.seed
         )
         for source, target in DIRECTIONS
@@ -86,7 +86,7 @@ def contents(workdir: Path, judged: Judged, beside: Mapping[str, Any] | None) ->
         "neighbour_count": NEIGHBOURS,
         "of_each": OF_EACH,
         "close": CLOSE,
-        "wrong": {name: int((ranks[name].first > 1).sum()) for name in names},
+        "wrong": {name: int((ranks[name].best > 1).sum()) for name in names},
         **maps(items, records, seed=config.seed),
         "gallery": gallery(shown, items, records),
     }

@@ -1,4 +1,4 @@
-"""What queries find, against sorting everything in plain Python."""
+"""Nearest neighbors compared with sorting the whole gallery in Python."""
 
 import math
 
@@ -6,12 +6,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cope_jax.evaluation.metrics.nearest_neighbors import nearest_wrong, top_hits
+from cope_jax.evaluation.metrics.nearest_neighbors import nearest_negative_scores, nearest_neighbors
 
 
 @st.composite
 def problems(draw):
-    """Small integers, so that scores are exact and often tie; galleries of one item, and queries without positives."""
+    """Small integers, so that scores are exact and often tie. Galleries may have one item, queries no positives."""
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
     queries, gallery = (rng.integers(-2, 3, (draw(st.integers(1, 70)), 3)).astype(np.float32) for _ in range(2))
     return queries, gallery, [np.flatnonzero(rng.random(len(gallery)) < 0.3) for _ in queries]
@@ -19,10 +19,10 @@ def problems(draw):
 
 @settings(deadline=None, max_examples=60)
 @given(problem=problems(), k=st.integers(1, 6))
-def test_hits_are_the_first_of_a_sorted_gallery(problem, k):
+def test_neighbors_are_the_first_of_the_sorted_gallery(problem, k):
     queries, gallery, positives = problem
-    rows, scores = top_hits(queries, gallery, positives, k=k)
-    wrong = nearest_wrong(queries, gallery, positives)
+    rows, scores = nearest_neighbors(queries, gallery, positives, k=k)
+    wrong = nearest_negative_scores(queries, gallery, positives)
     for i, query in enumerate(queries.tolist()):
         every = [sum(a * b for a, b in zip(query, item, strict=True)) for item in gallery.tolist()]
         order = sorted(range(len(every)), key=lambda row: (-every[row], row in positives[i], row))

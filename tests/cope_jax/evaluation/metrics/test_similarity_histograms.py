@@ -1,10 +1,10 @@
-"""Histograms against a loop over all pairs."""
+"""Histograms compared with the matrix of all pairs."""
 
 import numpy as np
 import pytest
 
-from cope_jax.evaluation.metrics import similarity_histograms as similarity
 from cope_jax.evaluation.metrics.ranks import ranks_between
+from cope_jax.evaluation.metrics.similarity_histograms import similarity_histograms
 
 
 def unit(rng, rows: int) -> np.ndarray:
@@ -20,9 +20,9 @@ def problem():
     return queries, gallery, *products, ranks_between(queries, gallery, *products)[0]
 
 
-def test_histograms_are_of_all_positives_and_a_sample_of_negatives(problem):
+def test_histograms_cover_all_positives_and_a_sample_of_negatives(problem):
     queries, gallery, a, b, ranks = problem
-    found = similarity.histograms(queries, gallery, ranks, seed=3)
+    found = similarity_histograms(queries, gallery, ranks, seed=3)
     same = a == b.T
     scores = queries.astype(np.float64) @ gallery.T.astype(np.float64)
     np.testing.assert_allclose(found.positives, np.histogram(scores[same], found.edges)[0] / same.sum())
@@ -32,10 +32,10 @@ def test_histograms_are_of_all_positives_and_a_sample_of_negatives(problem):
     assert found.overlap == pytest.approx(sum(map(min, found.positives, found.negatives)))
 
 
-def test_what_a_threshold_tells_apart_does_not_overlap():
+def test_separable_similarities_do_not_overlap():
     vectors = np.eye(4, dtype=np.float32)
     products = np.arange(4)[:, None]
     ranks = ranks_between(vectors, vectors, products, products)[0]
-    found = similarity.histograms(vectors, vectors, ranks, seed=0)
+    found = similarity_histograms(vectors, vectors, ranks, seed=0)
     assert found.overlap == 0
     assert found.positives[-1] == found.negatives[0] == found.nearest_wrong[0] == 1

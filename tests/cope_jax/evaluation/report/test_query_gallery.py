@@ -76,7 +76,7 @@ def test_answers_are_those_of_sorting(items, ranks):
 def test_worst_misses_confusions_and_right_ones_take_turns(items, ranks, monkeypatch):
     monkeypatch.setattr(gallery, "CLOSE", 0.3)  # so that there are enough confusions
     answers = gallery.answers(items, ranks, seed=0, of_each=3)["p2v"]
-    every = [by_brute_force(items, "page", "video", query) for query in range(40) if ranks["p2v"].asked[query]]
+    every = [by_brute_force(items, "page", "video", query) for query in range(40) if ranks["p2v"].has_positive[query]]
     missed = sorted((found for found in every if found[0] > 1), key=lambda found: -found[0])
     assert [answer.rank for answer in answers[::3]] == [rank for rank, *_ in missed[:3]]
     gaps = sorted(scores[0] - best for _, _, scores, _, best in missed[3:])[:3]
