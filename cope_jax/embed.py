@@ -1,6 +1,6 @@
 """Embeds all items of a split: `python -m cope_jax.embed --workdir=runs/demo --split=test --out=embeddings/demo`.
 
-Writes Parquet files, `page/00000-of-00004.parquet` and so on. The same command goes on where it was stopped.
+Writes Parquet files, `page/00000-of-00004.parquet` and so on. If it is interrupted, the same command resumes.
 """
 
 from pathlib import Path
@@ -8,15 +8,16 @@ from pathlib import Path
 from absl import flags
 
 from cope_jax import cli
-from cope_jax.evaluation.evaluate_run import BEST, LATEST
+from cope_jax.evaluation.results import BEST, LATEST
 from cope_jax.search.embedding_store import TYPES, embed_to_parquet
 
 FLAGS = flags.FLAGS
+SHARED_FLAGS = ("workdir", "out", "split", "data_dir", "step", "average", "dtype")  # must be the same in all processes
 
 
 def define_flags() -> None:
-    """Defines the flags of the command; not at import, where those of two commands would collide."""
-    flags.DEFINE_string("workdir", None, "Folder of a training run.")
+    """Defines the flags of the command."""
+    flags.DEFINE_string("workdir", None, "Work directory of the run.")
     flags.DEFINE_string("out", None, "Folder to write.")
     flags.DEFINE_string("split", "test", "Split to embed, or several: train+test.")
     flags.DEFINE_string("data_dir", None, "Array records to embed instead of the run's own.")
@@ -27,17 +28,16 @@ def define_flags() -> None:
         "is the untrained model.",
     )
     flags.DEFINE_bool(
-        "average", False, "Embed with the moving average of the parameters, of a run with config.train.average_decay."
+        "average", False, "Embed with the moving average of the parameters; needs config.train.average_decay."
     )
-    flags.DEFINE_enum("dtype", "float32", list(TYPES), "Of the embeddings.")
+    flags.DEFINE_enum("dtype", "float32", list(TYPES), "Type of the embeddings.")
     cli.define_cluster_flags()
     flags.mark_flags_as_required(["workdir", "out"])
 
 
 def main() -> None:
-    """Embeds and says how many."""
-    flags_of_all = ("workdir", "out", "split", "data_dir", "step", "average", "dtype")
-    with cli.this_process({f"--{name}": FLAGS[name].value for name in flags_of_all}):
+    """Embeds the items and prints their numbers."""
+    with cli.this_process({f"--{name}": FLAGS[name].value for name in SHARED_FLAGS}):
         sizes = embed_to_parquet(
             Path(FLAGS.workdir),
             Path(FLAGS.out),
@@ -47,9 +47,8 @@ def main() -> None:
             average=FLAGS.average,
             dtype=FLAGS.dtype,
         )
-    print(
-        f"{FLAGS.out} holds the embeddings of {', '.join(f'{size} {domain} items' for domain, size in sizes.items())}"
-    )
+    counts = ", ".join(f"{size} {domain} items" for domain, size in sizes.items())
+    print(f"{FLAGS.out} has the embeddings of {counts}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evaluates a run: `python -m cope_jax.evaluate --workdir=runs/demo` prints both tables and writes a report."""
+"""Evaluates a run: `python -m cope_jax.evaluate --workdir=runs/demo` prints metrics and writes a report."""
 
 from pathlib import Path
 from typing import Any
@@ -6,18 +6,19 @@ from typing import Any
 from absl import flags
 
 from cope_jax import cli
-from cope_jax.evaluation.evaluate_run import BEST, LATEST, evaluate, judge, metrics_path, report_path
+from cope_jax.evaluation.evaluate_run import evaluate
 from cope_jax.evaluation.report.report import write_report
-from cope_jax.evaluation.result_tables import tables
+from cope_jax.evaluation.result_tables import format_tables
+from cope_jax.evaluation.results import BEST, LATEST, metrics_path, report_path
 from cope_jax.runs.checkpoints import UNTRAINED
 
 FLAGS = flags.FLAGS
-FACTS = ("workdir", "step", "data_dir", "subset", "average")  # flags that are the same in all processes
+SHARED_FLAGS = ("workdir", "step", "data_dir", "subset", "average")  # must be the same in all processes
 
 
 def define_flags() -> None:
-    """Defines the flags of the command; not at import, where those of two commands would collide."""
-    flags.DEFINE_string("workdir", None, "Folder of a training run.")
+    """Defines the flags of the command."""
+    flags.DEFINE_string("workdir", None, "Work directory of the run.")
     flags.DEFINE_string(
         "step",
         LATEST,
@@ -26,47 +27,46 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("data_dir", None, "Array records to evaluate on instead of the run's own.")
     flags.DEFINE_integer(
-        "subset", None, "Evaluate that many random products alone: for a quick look; the task is easier.", lower_bound=1
+        "subset", None, "Evaluate only this many random products. Faster, but an easier task.", lower_bound=1
     )
     flags.DEFINE_bool(
-        "average", False, "Evaluate the moving average of the parameters, of a run with config.train.average_decay."
+        "average", False, "Evaluate the moving average of the parameters; needs config.train.average_decay."
     )
-    flags.DEFINE_bool("baseline", True, "Show the untrained model's numbers beside the checkpoint's.")
-    flags.DEFINE_bool("reuse", False, "Take what an earlier evaluation of the same step and data wrote, if any.")
-    flags.DEFINE_bool("report", True, "Write report.html, too: tables, curves, a map, a gallery of queries and hits.")
+    flags.DEFINE_bool("baseline", True, "Show the untrained model's metrics as well.")
+    flags.DEFINE_bool("reuse", False, "Reuse the results of an earlier evaluation of the same step and data.")
+    flags.DEFINE_bool("report", True, "Write report.html with tables, curves, a map, and example queries.")
     cli.define_cluster_flags()
     flags.mark_flags_as_required(["workdir"])
 
 
 def main() -> None:
-    """Evaluates, prints and writes."""
+    """Evaluates the checkpoint, prints tables, and writes metrics and report."""
     step = cli.parse_step(FLAGS.step, words=(LATEST, BEST))
     workdir = Path(FLAGS.workdir)
-    with cli.this_process({f"--{name}": FLAGS[name].value for name in FACTS}):
-        judged = judge(workdir, step=step, average=FLAGS.average, needs_report=FLAGS.report, **options())
-        beside = untrained(workdir) if FLAGS.baseline else None
-        if FLAGS.report and judged.items is not None:
-            write_report(workdir, judged, beside)
+    options = {
+        "data_dir": Path(FLAGS.data_dir) if FLAGS.data_dir else None,
+        "subset": FLAGS.subset,
+        "reuse": FLAGS.reuse,
+    }
+    with cli.this_process({f"--{name}": FLAGS[name].value for name in SHARED_FLAGS}):
+        evaluation = evaluate(workdir, step=step, average=FLAGS.average, needs_report=FLAGS.report, **options)
+        baseline = untrained_metrics(workdir, options) if FLAGS.baseline else None
+        if FLAGS.report and evaluation.embedded:
+            write_report(workdir, evaluation, evaluation.embedded, baseline)
     if FLAGS.subset:
-        print(f"Of {FLAGS.subset} random products alone, among whose items it is easier to find the right one")
-    print(tables(judged.metrics, beside))
-    print(f"\nwritten to {metrics_path(workdir, judged.step, FLAGS.subset, average=FLAGS.average)}")
+        print(f"Only {FLAGS.subset} random products, which is easier than all products")
+    print(format_tables(evaluation.metrics, baseline))
+    print(f"\nwritten to {metrics_path(workdir, evaluation.step, FLAGS.subset, average=FLAGS.average)}")
     if FLAGS.report:
-        print(f"report: {report_path(workdir, judged.step, FLAGS.subset, average=FLAGS.average)}")
+        print(f"report: {report_path(workdir, evaluation.step, FLAGS.subset, average=FLAGS.average)}")
 
 
-def options() -> dict[str, Any]:
-    """What the evaluations of both models have in common."""
-    data_dir = Path(FLAGS.data_dir) if FLAGS.data_dir else None
-    return {"data_dir": data_dir, "subset": FLAGS.subset, "reuse": FLAGS.reuse}
-
-
-def untrained(workdir: Path) -> dict[str, Any] | None:
-    """The untrained model's metrics; None, with the reason printed, where the weights it starts from are elsewhere."""
+def untrained_metrics(workdir: Path, options: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the untrained model's metrics, or None if its initial weights are not available."""
     try:
-        return evaluate(workdir, step=UNTRAINED, **options())
+        return evaluate(workdir, step=UNTRAINED, **options).metrics
     except FileNotFoundError as error:
-        print(f"without the untrained model beside it: {error}")
+        print(f"without the untrained model: {error}")
         return None
 
 

@@ -1,7 +1,7 @@
-"""Loads what `cope_jax.export` wrote and embeds items with it.
+"""Loads a model that `cope_jax.export` wrote, and embeds items with it.
 
-Needs jax, flatbuffers, numpy, safetensors and tokenizers, and nothing else of this package: the file can be taken
-along alone.
+This file needs jax, flatbuffers, numpy, safetensors, and tokenizers, but nothing else of this package, so it can be
+copied alone.
 
     model = load("exports/rope")
     vectors = model.embed("page", frames, ["a red dress"])    # uint8[1, 1, 224, 224, 3] → float32[1, 128]
@@ -25,16 +25,16 @@ Program = Callable[[Mapping[str, Any], Any, Any, Any], jax.Array]
 
 
 def program_file(domain: str) -> str:
-    """Name of a domain's program: weights, uint8[B, T, H, W, 3], bool[B, T], int32[B, L] → float32[B, E]."""
+    """Names a domain's program: weights, uint8[B, T, H, W, 3], bool[B, T], int32[B, L] → float32[B, E]."""
     return f"{domain}.stablehlo"
 
 
 def load(folder: str | Path) -> "Exported":
-    """The model in a folder that `cope_jax.export` wrote, on the device that jax prefers.
+    """Loads a model that `cope_jax.export` wrote, on JAX's default device.
 
     Raises:
-        FileNotFoundError: a file of an export is missing.
-        ValueError: the folder is of another format.
+        FileNotFoundError: A file is missing.
+        ValueError: The folder has another format.
     """
     folder = Path(folder)
     path = folder / CONFIG
@@ -58,13 +58,14 @@ def load(folder: str | Path) -> "Exported":
 
 @dataclass(frozen=True)
 class Exported:
-    """A trained model without its code.
+    """A trained model without its source code.
 
     Attributes:
-        config: {"domains": {"page": {"frames": T, "image_size": H, "text_length": L}, …}, "embedding": E, …}.
-        weights: name → array.
-        tokenizer: of the texts.
-        programs: one a domain, compiled once for each number of items.
+        config: The description,
+            {"domains": {"page": {"frames": T, "image_size": H, "text_length": L}, …}, "embedding": E, …}.
+        weights: Weights by name.
+        tokenizer: Tokenizer of the texts.
+        programs: Program of each domain, compiled once for each number of items.
     """
 
     config: Mapping[str, Any]
@@ -78,16 +79,16 @@ class Exported:
         """Embeds items of a domain.
 
         Args:
-            domain: "page", "video" or "live".
-            frames: uint8[B, T, H, W, 3], RGB, resized to the model's square.
-            texts: B texts, "" where an item has none.
-            frame_mask: bool[B, T], False where a place holds no frame; None means that all do.
+            domain: "page", "video", or "live".
+            frames: RGB frames uint8[B, T, H, W, 3], resized to the model's square.
+            texts: B texts, "" if an item has none.
+            frame_mask: bool[B, T], False for padding; by default, there is none.
 
         Returns:
-            float32[B, E], of length 1.
+            float32[B, E] of unit length.
 
         Raises:
-            ValueError: an unknown domain, or arrays of another shape than the model takes.
+            ValueError: The domain is unknown, or an array has the wrong shape or type.
         """
         if domain not in self.config["domains"]:
             raise ValueError(f"unknown domain {domain!r}: choose one of {', '.join(self.config['domains'])}")
@@ -95,8 +96,7 @@ class Exported:
         wanted = (len(texts), sizes["frames"], sizes["image_size"], sizes["image_size"], 3)
         if frames.shape != wanted or frames.dtype != np.uint8:
             raise ValueError(
-                f"{domain} frames are {frames.dtype}{list(frames.shape)}; {len(texts)} texts go with "
-                f"uint8{list(wanted)}"
+                f"{domain} frames are {frames.dtype}{list(frames.shape)}; {len(texts)} texts need uint8{list(wanted)}"
             )
         if frame_mask is None:
             frame_mask = np.ones(wanted[:2], bool)
@@ -108,7 +108,7 @@ class Exported:
         return np.asarray(self.programs[domain](self.weights, frames, frame_mask, tokens))
 
     def tokens(self, texts: Sequence[str], length: int) -> np.ndarray:
-        """Token ids int32[B, length], padded with 0; a text too long keeps its separator, "" is all 0."""
+        """Returns token ids int32[B, length], padded with 0. Truncated texts keep the separator; "" is all 0."""
         ids = np.zeros((len(texts), length), np.int32)
         for row, text in enumerate(texts):
             if text:

@@ -1,4 +1,4 @@
-"""A shop of six products for tests of search: records in memory, embeddings in files, an encoder without a model."""
+"""A shop of six products for tests of search: records in memory, embeddings in files, and a simple encoder."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from cope_jax.data.images import decode
 from cope_jax.data.records import Item, Records
 from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import Items
-from cope_jax.search.embedding_store import MANIFEST, as_table, shards_of, table_bytes
+from cope_jax.search.embedding_store import MANIFEST, list_shards, write_shard
 from cope_jax.search.index import build_index, open_index
 from cope_jax.search.library import Library
 
@@ -24,14 +24,14 @@ HOSTILE = "<script>document.title='stolen'</script>\"><img src=x onerror=\"docum
 
 
 def picture(product: int, *, size: tuple[int, int] = (32, 24), kind: str = "PNG", **options) -> bytes:
-    """An image file in the colour of a product: red is 40 × its number."""
+    """Encodes an image in the color of a product: red is 40 × its number."""
     buffer = io.BytesIO()
     Image.new("RGB", size, (40 * product, 90, 160)).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def write_embeddings(folder: Path, vectors: Mapping[str, np.ndarray], *, rows: int) -> Path:
-    """A folder of embeddings f32[N, E] of each domain with so many rows a file; the id of row r is 100 + r."""
+    """Writes embeddings float32[N, E] of each domain with `rows` rows per file; the id of row r is 100 + r."""
     sizes = {domain: len(own) for domain, own in vectors.items()}
     manifest = {
         "run": "shop",
@@ -43,25 +43,25 @@ def write_embeddings(folder: Path, vectors: Mapping[str, np.ndarray], *, rows: i
     }
     folder.mkdir(exist_ok=True)
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    for domain, own in vectors.items():
+    for domain in vectors:
         (folder / domain).mkdir()
-        for shard in shards_of(folder, domain, len(own), rows):
-            taken = np.arange(shard.start, shard.stop)
-            none = np.zeros(len(taken), np.int32)
-            items = Items(own[taken], none[:, None], taken, 100 + taken, none, none)
-            shard.path.write_bytes(table_bytes(as_table(domain, items, {}, "float32")))
+    for shard in list_shards(folder, manifest):
+        numbers = np.arange(shard.start, shard.stop)
+        zeros = np.zeros(len(numbers), np.int32)
+        items = Items(vectors[shard.domain][numbers], zeros[:, None], numbers, 100 + numbers, zeros, zeros)
+        write_shard(shard.path, shard.domain, items, {}, "float32")
     return folder
 
 
 def embedding(product: int, tilt: float = 0.0) -> np.ndarray:
-    """A product's direction f32[E], tilted a little towards the next one's."""
+    """Returns a product's direction float32[E], tilted a little towards the next one's."""
     vector = np.zeros(PRODUCTS + 1, np.float32)
     vector[product], vector[product + 1] = np.cos(tilt), np.sin(tilt)
     return vector
 
 
 def make_shop(folder: Path) -> Library:
-    """Of each product a page, a video and a live, in this order of rows; page 102's text is HOSTILE.
+    """Builds a library with a page, a video, and a live item of each product; the text of page 102 is HOSTILE.
 
     Each domain is tilted from its products' directions by its angle in TILTS.
     """
@@ -76,14 +76,14 @@ def make_shop(folder: Path) -> Library:
 
 
 def shop_item(domain: str, product: int) -> Item:
-    """The item of a product in a domain."""
+    """Returns the item of a product in a domain."""
     text = HOSTILE if (domain, product) == ("page", 2) else f"{domain} of kind {product} 红裙"
     frames = (picture(product),) * FRAMES[domain]
     return Item(100 + product, text, (1000 + product,), frames)
 
 
 class ShopEmbedder:
-    """Embeds a text that says "kind 3", or else the colour of the first picture."""
+    """Embeds a text like "kind 3" or, without one, the color of the first picture."""
 
     def embed(self, domain: str, *, frames: Sequence[Sequence], texts: Sequence[str]) -> np.ndarray:
         (clip,), (text,) = frames, texts

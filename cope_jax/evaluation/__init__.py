@@ -1,1 +1,6 @@
-"""Judges the embeddings of test items, in six directions: cross-domain retrieval, few-shot classification."""
+"""Evaluation of a run's checkpoints.
+
+`evaluate_run` embeds a split and computes its metrics (`metrics/`), which `results` stores in the work directory,
+`result_tables` prints, `run_comparison` compares, and `report/` shows as an HTML page. `probe` evaluates some products
+during training. `loaded_run` and `embed_items` embed items with a checkpoint, for search as well.
+"""

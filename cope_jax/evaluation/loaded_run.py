@@ -1,10 +1,11 @@
-"""A checkpoint of a run, loaded and compiled: turns rows of the records into embedded items."""
+"""A loaded and compiled checkpoint of a run, which embeds rows of its records."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
@@ -20,7 +21,7 @@ from cope_jax.runs.model import ModelState
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """The model of a step with all that it needs; the config says which records and split are read."""
+    """The model of a checkpoint with its tokenizer and mesh; the config says which records it reads."""
 
     config: RunConfig
     tokenizer: PreTrainedTokenizerFast
@@ -28,35 +29,49 @@ class LoadedRun:
     embed: EmbedFunction
     model: ModelState
 
-    def items(
+    def embed_rows(
         self,
         domain: str,
-        rows: Sequence[int],
-        report: Callable[[int], None] | None = None,
+        rows: Sequence[int] | np.ndarray,
+        on_batch: Callable[[int], object] | None = None,
         faults: Faults | None = None,
     ) -> Items:
-        """Embeds some rows of a domain; all hosts take part and get all.
+        """Embeds rows of a domain. All hosts must call this, and each gets all items.
 
         Args:
-            domain, rows: of the items.
-            report: told of each batch how many items it has.
-            faults: takes note of items that cannot be read or embedded, which are then left out; without it, such a
-                one is an error.
+            domain: Domain of the items.
+            rows: Rows of the items.
+            on_batch: Called after each batch with its number of items.
+            faults: Collects items that cannot be read or embedded, which are skipped. Without it, they are errors.
         """
         batches = evaluation_batches(
-            self.config, self.tokenizer, domain=domain, batch_size=self.config.eval.batch_size, rows=rows, faults=faults
+            self.config,
+            self.tokenizer,
+            domain=domain,
+            batch_size=self.config.eval.batch_size,
+            rows=np.asarray(rows).tolist(),
+            faults=faults,
         )
-        return embed_items(batches, domain, self.embed, self.model, self.mesh, report, faults)
+        remaining = len(rows)
+
+        def count(batch_size: int) -> None:
+            nonlocal remaining
+            items = min(batch_size, remaining)  # the last batch is padded
+            remaining -= items
+            if on_batch:
+                on_batch(items)
+
+        return embed_items(batches, domain, self.embed, self.model, self.mesh, count, faults)
 
 
 def load_run(
     config: RunConfig, workdir: Path, checkpoints: Checkpoints, step: int, *, average: bool = False
 ) -> LoadedRun:
-    """Loads a step of a work directory, or the moving average of its parameters.
+    """Loads a checkpoint of a work directory, or the moving average of its parameters.
 
     Raises:
-        FileNotFoundError: no such step; for step 0 also: no such weights to start from.
-        ValueError: batches do not divide over the devices, or there is no average.
+        FileNotFoundError: There is no such checkpoint, or no initial weights for step 0.
+        ValueError: Batches cannot be divided among the devices, or there is no average.
     """
     mesh = make_mesh(**asdict(config.mesh))
     check_batch_sizes(config, mesh)

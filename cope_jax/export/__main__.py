@@ -1,6 +1,6 @@
 """Exports a run for serving: `python -m cope_jax.export --workdir=runs/demo --out=exports/demo`.
 
-Writes config.json, model.safetensors, tokenizer/ and a StableHLO program a domain; `cope_jax.exported` loads them.
+Writes config.json, model.safetensors, tokenizer/, and one StableHLO program per domain; `cope_jax.exported` loads them.
 """
 
 from pathlib import Path
@@ -14,20 +14,20 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Defines the flags of the command; not at import, where those of two commands would collide."""
-    flags.DEFINE_string("workdir", None, "Folder of a training run.")
-    flags.DEFINE_string("out", None, "Folder to write; must not exist.")
-    flags.DEFINE_integer("step", None, "Checkpoint to export; the newest if not given.", lower_bound=0)
+    """Defines the flags of the command."""
+    flags.DEFINE_string("workdir", None, "Work directory of the run.")
+    flags.DEFINE_string("out", None, "Folder to write; it must not exist.")
+    flags.DEFINE_integer("step", None, "Checkpoint to export; the newest by default.", lower_bound=0)
     flags.DEFINE_bool(
-        "average", False, "Export the moving average of the parameters, of a run with config.train.average_decay."
+        "average", False, "Export the moving average of the parameters; needs config.train.average_decay."
     )
     flags.mark_flags_as_required(["workdir", "out"])
 
 
 def main() -> None:
-    """Exports and says how well the copies agree."""
+    """Exports the run and prints how well the copies agree."""
     difference = export_run(Path(FLAGS.workdir), Path(FLAGS.out), step=FLAGS.step, average=FLAGS.average)
-    print(f"wrote {FLAGS.out}; loaded back, its embeddings differ from the run's by {difference:.1e} at most")
+    print(f"wrote {FLAGS.out}; loaded back, its embeddings differ from the run's by at most {difference:.1e}")
 
 
 if __name__ == "__main__":

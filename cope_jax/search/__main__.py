@@ -1,12 +1,12 @@
-"""Finds items like another, or like pictures and texts of one's own, with a run's model.
+"""Finds items similar to an item, or to your own pictures and text, with a run's model.
 
-    python -m cope_jax.search --workdir=runs/demo                     a few items of each domain, and what is like them
+    python -m cope_jax.search --workdir=runs/demo                     search for some items of each domain
     python -m cope_jax.search --workdir=runs/demo --domain=page --item=7
     python -m cope_jax.search --workdir=runs/demo --domain=video --images=0.jpg,1.jpg --text="red dress" --among=page
-    python -m cope_jax.search serve --workdir=runs/demo               the same as a web page on this machine
-    python -m cope_jax.search build --workdir=runs/demo --kind=hnsw   the index alone, anew
+    python -m cope_jax.search serve --workdir=runs/demo               serve a search page on this machine
+    python -m cope_jax.search build --workdir=runs/demo --kind=hnsw   rebuild the index
 
-Answers are printed, and written as an HTML page with the pictures. Embeddings and index are made where there are none.
+Results are printed and written as an HTML page with pictures. Embeddings and index are created if they do not exist.
 """
 
 from pathlib import Path
@@ -17,51 +17,52 @@ from absl import flags
 from cope_jax import Embedder, cli
 from cope_jax.data.thumbnails import data_uri
 from cope_jax.domains import DOMAINS
-from cope_jax.evaluation.evaluate_run import BEST, LATEST
-from cope_jax.search.embedding_store import read_manifest, write_whole
+from cope_jax.evaluation.results import BEST, LATEST
+from cope_jax.search.embedding_store import read_manifest
 from cope_jax.search.index import KINDS
-from cope_jax.search.library import Answer, Library, answer_table, open_library, others
-from cope_jax.search.pages import answers_page
+from cope_jax.search.library import Library, SearchResult, open_library, other_domains
+from cope_jax.search.result_views import results_page, results_table
 from cope_jax.search.server import LOCAL, listen, make_app, make_server
+from data_prep.common.files import atomic_write
 
 FLAGS = flags.FLAGS
 ACTIONS = ("query", "serve", "build")
 
 
 def define_flags() -> None:
-    """Defines the flags of the command; not at import, where those of two commands would collide."""
-    flags.DEFINE_string("workdir", None, "Folder of a training run.")
-    flags.DEFINE_string("step", LATEST, f"Checkpoint: a step, {LATEST!r} or {BEST!r}.")
+    """Defines the flags of the command."""
+    flags.DEFINE_string("workdir", None, "Work directory of the run.")
+    flags.DEFINE_string("step", LATEST, f"Checkpoint: a step, {LATEST!r}, or {BEST!r}.")
     flags.DEFINE_bool(
-        "average", False, "Search with the moving average of the parameters, of a run with config.train.average_decay."
+        "average", False, "Search with the moving average of the parameters; needs config.train.average_decay."
     )
     flags.DEFINE_string(
-        "split", None, "Split to search, or several: train+test. The one that the run is evaluated on if not given."
+        "split", None, "Split to search, or several: train+test. By default, the one that the run is evaluated on."
     )
     flags.DEFINE_string("data_dir", None, "Array records to search instead of the run's own.")
     flags.DEFINE_string(
-        "embeddings", None, "Folder that `embed` wrote, or to write; below eval/ of the run if not given."
+        "embeddings", None, "Folder of embeddings to read or write. By default, one in eval/ of the run."
     )
-    flags.DEFINE_enum(
-        "kind", None, list(KINDS), "Of the index, where it is built; by the number of items if not given."
-    )
-    flags.DEFINE_enum("domain", "page", list(DOMAINS), "What the query is.")
-    flags.DEFINE_integer("item", None, "Query: the id of an item.")
+    flags.DEFINE_enum("kind", None, list(KINDS), "Kind of index to build. By default, it depends on the size.")
+    flags.DEFINE_enum("domain", "page", list(DOMAINS), "Domain of the query.")
+    flags.DEFINE_integer("item", None, "Query: id of an item.")
     flags.DEFINE_list("images", [], "Query: image files, separated by commas, in time order.")
     flags.DEFINE_string("text", "", "Query: a title or transcript, alone or with images.")
     flags.DEFINE_list(
-        "among", None, "Domains to search, separated by commas. If not given, for an item all but its own, else all."
+        "among",
+        None,
+        "Domains to search, separated by commas. By default, all domains; for an item, all domains but its own.",
     )
-    flags.DEFINE_integer("top", 10, "How many items to find.")
-    flags.DEFINE_string("html", None, "Page to write; search.html beside the embeddings if not given.")
-    flags.DEFINE_bool("serve", False, "The same as the word serve.")
-    flags.DEFINE_string("host", LOCAL[0], "Address to serve on. Anybody who reaches it can search.")
+    flags.DEFINE_integer("top", 10, "Number of items to find.")
+    flags.DEFINE_string("html", None, "Page to write. By default, search.html next to the embeddings.")
+    flags.DEFINE_bool("serve", False, "The same as the action serve.")
+    flags.DEFINE_string("host", LOCAL[0], "Address to serve on. Anyone who can reach it can search.")
     flags.DEFINE_integer("port", 8000, "Port to serve on; 0 takes a free one.", lower_bound=0, upper_bound=65535)
     flags.mark_flag_as_required("workdir")
 
 
 def main(*words: str) -> None:
-    """Does what the word says."""
+    """Runs the action."""
     action = "serve" if FLAGS.serve and not words else (words or ACTIONS)[0]
     if len(words) > 1 or action not in ACTIONS:
         raise ValueError(f"unknown action {' '.join(words)!r}: choose one of {', '.join(ACTIONS)}")
@@ -83,42 +84,49 @@ def main(*words: str) -> None:
 
 
 def query(library: Library) -> None:
-    """Prints the answers and writes the page."""
-    answers = ask(library)
-    for answer in answers:
-        own = answer.query.item_id < 0
-        print(f"\n{answer.query.domain} {'of your own' if own else answer.query.item_id}\n{answer_table(answer)}")
+    """Prints the results and writes the page."""
+    results = search(library)
+    for result in results:
+        name = "of your own" if result.query.item_id < 0 else result.query.item_id
+        print(f"\n{result.query.domain} {name}\n{results_table(result)}")
     page = Path(FLAGS.html) if FLAGS.html else library.embeddings / "search.html"
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(page, answers_page(answers, f"Search among {FLAGS.workdir}").encode())
+    with atomic_write(page, "w") as file:
+        file.write(results_page(results, f"Search among {FLAGS.workdir}"))
     print(f"\nwritten to {page}")
 
 
-def ask(library: Library) -> list[Answer]:
-    """The answers to the query of the flags, or to some of the library's items where they hold none."""
+def search(library: Library) -> list[SearchResult]:
+    """Searches for the query in the flags or, without one, for some items of the library."""
     top = FLAGS.top
     if FLAGS.item is not None and (FLAGS.images or FLAGS.text):
-        raise ValueError("--item is a query, --images and --text are another: give one")
+        raise ValueError("--item is one query, --images and --text are another: give one of them")
     if FLAGS.item is not None:
-        return [library.by_item(FLAGS.domain, FLAGS.item, among=FLAGS.among or others(FLAGS.domain), top=top)]
+        among = FLAGS.among or other_domains(FLAGS.domain)
+        return [library.search_item(FLAGS.domain, FLAGS.item, among=among, top=top)]
     if FLAGS.images or FLAGS.text:
-        shown = [data_uri(Path(image).read_bytes()) for image in FLAGS.images]
-        own = (FLAGS.domain, FLAGS.images, FLAGS.text)
-        return [library.by_own(embedder(library), *own, shown=shown, among=FLAGS.among or DOMAINS, top=top)]
+        thumbnails = [data_uri(Path(image).read_bytes()) for image in FLAGS.images]
+        among = FLAGS.among or DOMAINS
+        embedder = load_embedder(library)
+        return [
+            library.search_own(
+                embedder, FLAGS.domain, FLAGS.images, FLAGS.text, thumbnails=thumbnails, among=among, top=top
+            )
+        ]
     return [
-        library.by_item(domain, item, among=FLAGS.among or others(domain), top=top)
+        library.search_item(domain, item, among=FLAGS.among or other_domains(domain), top=top)
         for domain, item in library.samples()
     ]
 
 
-def embedder(library: Library) -> Embedder:
-    """The model that the library's embeddings are of."""
+def load_embedder(library: Library) -> Embedder:
+    """Loads the model that made the library's embeddings."""
     manifest = read_manifest(library.embeddings)
     return Embedder.from_workdir(FLAGS.workdir, step=manifest["step"], average=manifest["average"])
 
 
 def serve(library: Library) -> None:
-    """Serves the page until it is stopped."""
+    """Serves the search page until the process is stopped."""
     manifest = read_manifest(library.embeddings)
     counts = ", ".join(f"{count:,} {domain}s" for domain, count in manifest["items"].items())
     model_name = f"{manifest['run']} at step {manifest['step']}" + (", averaged" if manifest["average"] else "")
@@ -126,11 +134,11 @@ def serve(library: Library) -> None:
     with listen(FLAGS.host, FLAGS.port) as socket:
         port = socket.getsockname()[1]
         hosts = LOCAL if FLAGS.host in LOCAL else (*LOCAL, "*" if FLAGS.host == "0.0.0.0" else FLAGS.host)
-        model = embedder(library)
-        for domain in DOMAINS:  # compiles, which the first to ask would wait for
-            model.embed(domain, images=[np.zeros((8, 8, 3), np.uint8)])
-        app = make_app(library, model, about=about, top=FLAGS.top, hosts=hosts)
-        print(f"\nsearch at http://{FLAGS.host}:{port} (Ctrl-C ends it)", flush=True)
+        embedder = load_embedder(library)
+        for domain in DOMAINS:  # compiles, which would delay the first query
+            embedder.embed(domain, images=[np.zeros((8, 8, 3), np.uint8)])
+        app = make_app(library, embedder, about=about, top=FLAGS.top, hosts=hosts)
+        print(f"\nsearch at http://{FLAGS.host}:{port} (stop with Ctrl-C)", flush=True)
         make_server(app).run(sockets=[socket])
 
 

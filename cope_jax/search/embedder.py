@@ -1,10 +1,9 @@
-"""Embeds what lies outside of records: photos, clips and texts of one's own, with the pixels that evaluation sees."""
+"""Embeds photos, clips, and texts from outside the records, with the same preprocessing as evaluation."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,14 +11,13 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from cope_jax import exported
-from cope_jax.data.collate import Example, LeafMaker
+from cope_jax.data.frames import choose
 from cope_jax.data.images import WHOLE, crop_resize, on_white, resize
 from cope_jax.data.orientation import exif_orientation, turn_upright
-from cope_jax.data.records import Item
-from cope_jax.data.tokenizer import load_tokenizer
+from cope_jax.data.tokenizer import encode, load_tokenizer
 from cope_jax.domains import DOMAINS
-from cope_jax.evaluation.embed_items import MODEL_INPUTS, check_lengths, embed_function, late
-from cope_jax.evaluation.evaluate_run import LATEST, step_number
+from cope_jax.evaluation.embed_items import MODEL_INPUTS, check_unit_length, embed_function, lookahead
+from cope_jax.evaluation.results import LATEST, find_step
 from cope_jax.parallel.mesh import make_mesh, to_devices
 from cope_jax.runs.checkpoints import Checkpoints, load_model
 from cope_jax.runs.config import RunConfig
@@ -31,35 +29,22 @@ Program = Callable[[str, Mapping[str, np.ndarray]], jax.Array]  # domain, inputs
 
 
 @dataclass(frozen=True)
-class OwnView:
-    """`EvalView` for pictures of any kind; each comes with its number in the clip, for errors."""
-
-    size: int
-
-    def __call__(self, pictures: Sequence[tuple[int, Picture]], rng: None, out: np.ndarray) -> np.ndarray:
-        """Numbered pictures → `out`, u8[N, size, size, 3]; ValueError where one cannot be read."""
-        for (number, picture), frame in zip(pictures, out, strict=True):
-            frame[:] = square(picture, self.size, number)
-        return out
-
-
-@dataclass(frozen=True)
 class Embedder:
-    """A trained model for items of one's own, on one device.
+    """A trained model that embeds your own items, on one device.
 
         embedder = Embedder.from_workdir("runs/demo")
         pages = embedder.embed("page", images=["dress.jpg", photo], texts=["a red dress", ""])
         videos = embedder.embed("video", frames=[["0.jpg", "1.jpg"], clip])    # float32[2, E]
         scores = pages @ videos.T
 
-    A picture is a path, encoded bytes, uint8[H, W, 3] in RGB or a PIL image. Files and bytes are read as evaluation
-    reads records; these and PIL images are turned upright as their EXIF says.
+    A picture is a path, encoded bytes, uint8[H, W, 3] in RGB, or a PIL image. Files and bytes are decoded as in
+    evaluation. They and PIL images are turned upright according to their EXIF orientation.
 
     Attributes:
-        config: of the run.
-        tokenizer: of its texts.
-        program: the compiled model; compiles once for each domain and size of batch: powers of two up to the config's
-            eval.batch_size.
+        config: Config of the run.
+        tokenizer: Tokenizer of the run.
+        program: The model. It is compiled once per domain and batch size, which are powers of two up to
+            `config.eval.batch_size`.
     """
 
     config: RunConfig
@@ -68,21 +53,21 @@ class Embedder:
 
     @classmethod
     def from_workdir(cls, path: str | Path, step: int | str = LATEST, *, average: bool = False) -> "Embedder":
-        """The model of a training run.
+        """Loads the model of a training run.
 
         Args:
-            path: its work directory.
-            step: of the checkpoint, "latest" or "best", as `evaluation.run.evaluate` has it.
-            average: whether it is the moving average of the parameters.
+            path: Work directory of the run.
+            step: Step of the checkpoint, "latest", or "best", the one with the highest mean R@1.
+            average: Load the moving average of the parameters.
 
         Raises:
-            FileNotFoundError: no such work directory or step.
-            ValueError: step is another word, or there is no average.
+            FileNotFoundError: There is no such work directory or step.
+            ValueError: `step` is another word, or there is no average.
         """
         workdir = Path(path)
         config = load_config(workdir)
         tokenizer = load_tokenizer(workdir / "tokenizer")
-        number = step_number(workdir, step, config)
+        number = find_step(workdir, step, config)
         mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
         with Checkpoints(workdir) as checkpoints:
             graphdef, model = load_model(config, checkpoints, number, mesh, vocab_size=len(tokenizer), average=average)
@@ -91,7 +76,7 @@ class Embedder:
 
     @classmethod
     def from_export(cls, path: str | Path) -> "Embedder":
-        """The model in a folder that `cope_jax.export` wrote; errors as of `exported.load`."""
+        """Loads a model that `cope_jax.export` wrote; raises the errors of `exported.load`."""
         model = exported.load(path)
 
         def program(domain: str, inputs: Mapping[str, np.ndarray]) -> jax.Array:
@@ -110,99 +95,103 @@ class Embedder:
         """Embeds items of a domain.
 
         Args:
-            domain: "page", "video" or "live".
-            images: one picture an item, None where it has none.
-            frames: instead of images, all pictures of each item in time order; those at the middles of equal segments
-                are taken, as in evaluation. Empty where it has none.
-            texts: one an item, "" or None where it has none. Without texts, or without pictures, the model sees the
-                other alone.
+            domain: "page", "video", or "live".
+            images: One picture per item, or None.
+            frames: Instead of images, all pictures of each item in time order. As in evaluation, those in the middles
+                of equal segments are used. Empty if an item has none.
+            texts: One text per item, "" or None if it has none. Without texts or without pictures, the model embeds
+                the other modality alone.
 
         Returns:
-            float32[N, E] of length 1.
+            float32[N, E] of unit length.
 
         Raises:
-            ValueError: an unknown domain; images and frames, or neither they nor texts; counts that differ; an item
-                without anything that the model looks at; a picture that cannot be read.
+            ValueError: The domain is unknown, both images and frames or nothing at all are given, the counts differ,
+                an item has nothing that the model reads, or a picture cannot be read.
         """
-        clips, texts = self.items_of(domain, images, frames, texts)
-        maker = LeafMaker(
-            domain,
-            self.config.eval.frames[domain],
-            OwnView(self.config.data.image_size),
-            self.config.data.text_length,
-            self.tokenizer,
-            max_products=1,
-            short_clips=self.config.data.short_clips,
-        )
-        items = [
-            Item(number, text, (), tuple(enumerate(clip)))
-            for number, (clip, text) in enumerate(zip(clips, texts, strict=True))
-        ]
-        parts = [np.asarray(vectors)[:count] for count, vectors in late(self.dispatch(items, maker))]
+        clips, all_texts = self._clips_and_texts(domain, images, frames, texts)
+        parts = [np.asarray(vectors)[:count] for count, vectors in lookahead(self._dispatch(domain, clips, all_texts))]
         vectors = np.concatenate([np.zeros((0, self.config.model.embedding), np.float32), *parts])
-        check_lengths(vectors, domain, np.arange(len(vectors)))
+        check_unit_length(vectors, domain, np.arange(len(vectors)))
         return vectors
 
-    def items_of(self, domain: str, images: Any, frames: Any, texts: Any) -> tuple[list[list[Picture]], list[str]]:
-        """The arguments of `embed` as the clip and the text of each item; its errors but those of pictures."""
+    def _clips_and_texts(
+        self,
+        domain: str,
+        images: Sequence[Picture | None] | None,
+        frames: Sequence[Sequence[Picture]] | None,
+        texts: Sequence[str | None] | None,
+    ) -> tuple[list[list[Picture]], list[str]]:
+        """Checks the arguments of `embed` and returns the pictures and the text of each item."""
         if domain not in DOMAINS:
             raise ValueError(f"unknown domain {domain!r}: choose one of {', '.join(DOMAINS)}")
         if images is not None and frames is not None:
-            raise ValueError("both images and frames are given; frames are for items of several pictures")
-        given = {
-            name: column
-            for name, column in (("images", images), ("frames", frames), ("texts", texts))
-            if column is not None
-        }
-        if not given:
-            raise ValueError(f"nothing to embed: give images, frames or texts of the {domain} items")
-        counts = {name: len(column) for name, column in given.items()}
+            raise ValueError("both images and frames are given; frames are for items with several pictures")
+        given = {"images": images, "frames": frames, "texts": texts}
+        counts = {name: len(column) for name, column in given.items() if column is not None}
+        if not counts:
+            raise ValueError(f"nothing to embed: give images, frames, or texts of the {domain} items")
         if len(set(counts.values())) > 1:
             raise ValueError("counts differ: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
-        (count,) = set(counts.values())
+        count = min(counts.values())
+        clips: list[list[Picture]] = [[] for _ in range(count)]
         if images is not None:
-            frames = [[] if image is None else [image] for image in images]
-        clips = [list(clip) for clip in frames] if frames is not None else [[] for _ in range(count)]
-        texts = [text or "" for text in texts] if texts is not None else [""] * count
-        for number, (clip, text) in enumerate(zip(clips, texts, strict=True)):
-            if not clip and not (text and self.reads_texts(domain)):
-                reason = f": the model reads no texts of this domain, and {text!r} is all it has" if text else ""
+            clips = [[] if image is None else [image] for image in images]
+        elif frames is not None:
+            clips = [list(clip) for clip in frames]
+        all_texts = [""] * count if texts is None else [text or "" for text in texts]
+        reads_texts = domain in self.config.model.text_domains
+        for number, (clip, text) in enumerate(zip(clips, all_texts, strict=True)):
+            if not clip and not (text and reads_texts):
+                reason = (
+                    f": the model does not read texts of this domain, and the item has only {text!r}" if text else ""
+                )
                 raise ValueError(f"{domain} item {number} has nothing to embed{reason}")
-        return clips, texts
+        return clips, all_texts
 
-    def reads_texts(self, domain: str) -> bool:
-        """Whether the model was made to look at the texts of a domain."""
-        return domain in self.config.model.text_domains
-
-    def dispatch(self, items: Sequence[Item], maker: LeafMaker) -> Iterator[tuple[int, jax.Array]]:
-        """Starts the computation of each batch: how many items, and their embeddings with padding behind them."""
-        full = self.config.eval.batch_size
+    def _dispatch(self, domain: str, clips: list[list[Picture]], texts: list[str]) -> Iterator[tuple[int, jax.Array]]:
+        """Starts the computation of each batch; yields its size and its embeddings, padded."""
+        T, side, limit = self.config.eval.frames[domain], self.config.data.image_size, self.config.eval.batch_size
         with ThreadPoolExecutor(self.config.data.threads or 1) as pool:
-            for start in range(0, len(items), full):
-                batch = items[start : start + full]
-                leaves = list(pool.map(lambda item: maker([[Example(item)]]), batch))
-                size = min(1 << (len(batch) - 1).bit_length(), full)
-                leaves += [maker([[]] * (size - len(batch)))] if size > len(batch) else []
-                inputs = {name: np.concatenate([leaf[name] for leaf in leaves]) for name in MODEL_INPUTS}
-                yield len(batch), self.program(maker.domain, inputs)
+            for start in range(0, len(clips), limit):
+                numbers = range(start, min(start + limit, len(clips)))
+                padding = min(1 << (len(numbers) - 1).bit_length(), limit) - len(numbers)
+                frames = np.zeros((len(numbers) + padding, T, side, side, 3), np.uint8)
+                frame_mask = np.zeros(frames.shape[:2], bool)
+                squares = pool.map(lambda number: self._squares(domain, number, clips[number]), numbers)
+                for row, own in enumerate(squares):
+                    frames[row, : len(own)], frame_mask[row, : len(own)] = own, True
+                batch_texts = [*texts[start : start + limit], *[""] * padding]
+                text = encode(self.tokenizer, batch_texts, self.config.data.text_length)
+                yield len(numbers), self.program(domain, {"frames": frames, "frame_mask": frame_mask, "text": text})
+
+    def _squares(self, domain: str, number: int, clip: Sequence[Picture]) -> np.ndarray:
+        """The frames of an item that the model reads: uint8[n, H, W, 3]."""
+        T, side = self.config.eval.frames[domain], self.config.data.image_size
+        positions = choose(len(clip), T, short_clips=self.config.data.short_clips, rng=None).tolist()
+        try:
+            squares = {position: resize_picture(clip[position], side, position) for position in set(positions)}
+        except ValueError as error:
+            raise ValueError(f"{domain} item {number}: {error}") from error
+        return np.array([squares[position] for position in positions], np.uint8).reshape(-1, side, side, 3)
 
 
-def square(picture: Picture, size: int, number: int) -> np.ndarray:
-    """A picture resized as evaluation does: u8[size, size, 3].
+def resize_picture(picture: Picture, side: int, number: int) -> np.ndarray:
+    """Resizes a picture as in evaluation, to uint8[side, side, 3].
 
     Raises:
-        ValueError: it cannot be read; names its path, or its number in the clip.
+        ValueError: The picture cannot be read. The message has its path, or its number in the clip.
     """
     if isinstance(picture, Image.Image):
         pixels = turn_upright(on_white(picture), exif_orientation(picture.info.get("exif", b"")))
-        return resize(pixels, WHOLE, size)
+        return resize(pixels, WHOLE, side)
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
             raise ValueError(f"picture {number} is {picture.dtype}{list(picture.shape)}; it must be uint8[H, W, 3]")
-        return resize(picture, WHOLE, size)
+        return resize(picture, WHOLE, side)
     name = f"picture {number}" if isinstance(picture, bytes) else str(picture)
     try:
-        return crop_resize(picture if isinstance(picture, bytes) else Path(picture).read_bytes(), WHOLE, size)
+        return crop_resize(picture if isinstance(picture, bytes) else Path(picture).read_bytes(), WHOLE, side)
     except OSError as error:
         raise ValueError(f"{name} cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""FAISS indexes of a folder of embeddings, one for each domain, so that a filter by domain costs no recall.
+"""FAISS indexes of a folder of embeddings, one per domain, so that a filter by domain costs no recall.
 
-An index folder holds page, video and live.faiss and `index.json`: what they were built from, and how often they find
-what exact search finds. It appears whole or not at all.
+An index folder has page.faiss, video.faiss, live.faiss, and `index.json`, which records what they were built from and
+their recall. It is written atomically.
 """
 
 import hashlib
@@ -9,7 +9,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,29 +19,30 @@ import numpy as np
 
 from cope_jax.data.records import add_file
 from cope_jax.domains import DOMAINS
-from cope_jax.search.embedding_store import MANIFEST, check_rows, read_manifest, shards_of, vectors_at, vectors_of
+from cope_jax.search.embedding_store import MANIFEST, check_rows, list_shards, read_manifest, read_rows, read_vectors
+from data_prep.common.files import atomic_folder
 
 FORMAT = "cope-jax index, version 1"
 DESCRIPTION = "index.json"
 KINDS = ("flat", "hnsw", "ivfpq")
-FLAT_UP_TO = 200_000  # items; exact, 20 ms a query at 128 dimensions on one core
-HNSW_UP_TO = 2_000_000  # 800 bytes an item at 128 dimensions, in memory; beyond, IVF-PQ takes 72
-TOP, SAMPLE = 10, 256  # recall@10 is that of so many queries
-PQ_ITEMS = 39 * 256  # faiss wants 39 items for each of the 256 centroids that a byte tells apart
+FLAT_LIMIT = 200_000  # items; exact search takes 20 ms per query at 128 dimensions on one core
+HNSW_LIMIT = 2_000_000  # items; 800 bytes of memory per item at 128 dimensions, IVF-PQ takes 72
+TOP, QUERIES = 10, 256  # recall@10 is measured with this many queries
+PQ_ITEMS = 39 * 256  # faiss wants 39 items for each of the 256 centroids of a byte
 
 
 @dataclass(frozen=True)
 class Index:
-    """What an index folder holds, opened."""
+    """An opened index folder."""
 
     description: Mapping[str, Any]
     domains: Mapping[str, faiss.Index]
 
     def search(self, vectors: np.ndarray, domain: str, top: int) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest items of a domain to each of f32[Q, E].
+        """Finds the nearest items of a domain to each of float32[Q, E].
 
         Returns:
-            Similarities f32[Q, top], best first, and rows i64[Q, top], −1 where the domain has fewer items.
+            Similarities float32[Q, top], best first, and rows int64[Q, top], -1 if the domain has fewer items.
         """
         return self.domains[domain].search(np.ascontiguousarray(vectors, np.float32), top)
 
@@ -50,41 +50,38 @@ class Index:
 def build_index(
     embeddings: Path, out: Path, *, kind: str | None = None, report: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Builds the index of a folder of embeddings; one that is there already is replaced.
+    """Builds the index of a folder of embeddings. An existing one is replaced.
 
     Args:
-        embeddings: that `parquet.embed_to_parquet` wrote, finished.
-        out: folder to write.
-        kind: one of KINDS for all domains; None chooses for each by its number of items.
-        report: gets a line for each domain.
+        embeddings: Complete folder from `embed_to_parquet`.
+        out: Folder to write.
+        kind: One of KINDS for all domains; by default chosen for each domain by its number of items.
+        report: Called with a line for each domain.
 
     Returns:
         The description: {"kinds": {domain: kind}, "recall_at_10": {domain: …}, "sizes": {domain: …}, …}.
 
     Raises:
-        FileNotFoundError: no such embeddings.
-        ValueError: an unknown kind; too few items for IVF-PQ; embeddings that were not finished.
+        FileNotFoundError: There are no embeddings.
+        ValueError: The kind is unknown, there are too few items for IVF-PQ, or the embeddings are incomplete.
     """
     if kind not in (None, *KINDS):
         raise ValueError(f"unknown kind of index {kind!r}: choose one of {', '.join(KINDS)}")
     manifest = read_manifest(embeddings)
     sizes, width = manifest["items"], manifest["width"]
-    kinds = {domain: kind or kind_for(sizes[domain]) for domain in DOMAINS}
+    kinds = {domain: kind or default_kind(sizes[domain]) for domain in DOMAINS}
     if small := [f"{sizes[d]} {d} items" for d in DOMAINS if kinds[d] == "ivfpq" and sizes[d] < PQ_ITEMS]:
         raise ValueError(
-            f"an IVF-PQ index needs {PQ_ITEMS} items a domain, not {', '.join(small)}: choose flat or hnsw"
+            f"an IVF-PQ index needs {PQ_ITEMS} items per domain, not {', '.join(small)}: choose flat or hnsw"
         )
-    check_finished(embeddings, manifest)
-    queries = sample(embeddings, sizes, SAMPLE)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        unfinished.chmod(0o755)  # mkdtemp makes it private
-        recall = {}
+    _check_complete(embeddings, manifest)
+    queries = _sample_queries(embeddings, sizes)
+    recall = {}
+    with atomic_folder(out) as folder:
         for domain in DOMAINS:
-            index = filled(kinds[domain], embeddings, domain, sizes[domain], width)
-            recall[domain] = recall_of(index, queries, embeddings, domain)
-            faiss.write_index(index, str(unfinished / f"{domain}.faiss"))
+            index = _build_domain(kinds[domain], embeddings, domain, sizes[domain], width)
+            recall[domain] = _measure_recall(index, queries, embeddings, domain)
+            faiss.write_index(index, str(folder / f"{domain}.faiss"))
             report(f"{domain}: {kinds[domain]} index of {sizes[domain]} items, recall@{TOP} {recall[domain]:.3f}")
         description = {
             "format": FORMAT,
@@ -95,15 +92,11 @@ def build_index(
             f"recall_at_{TOP}": recall,
             "queries": len(queries),
         }
-        (unfinished / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        for path in unfinished.iterdir():
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        for path in folder.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        if out.exists():
-            shutil.rmtree(out)
-        unfinished.rename(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(out, ignore_errors=True)
     return description
 
 
@@ -111,8 +104,8 @@ def open_index(folder: Path, embeddings: Path) -> Index:
     """Opens an index folder.
 
     Raises:
-        FileNotFoundError: no index there, or part of it.
-        ValueError: it is of another format or of other embeddings, or a file of it is broken.
+        FileNotFoundError: A file is missing.
+        ValueError: The index has another format or other embeddings, or a file is damaged.
     """
     path = folder / DESCRIPTION
     if not path.exists():
@@ -122,31 +115,30 @@ def open_index(folder: Path, embeddings: Path) -> Index:
         raise ValueError(f"{path} has the format {description.get('format')!r}, not {FORMAT!r}: build it again")
     if description["embeddings"] != embeddings_fingerprint(embeddings):
         raise ValueError(f"{folder} is the index of other embeddings than those in {embeddings}: build it again")
-    return Index(description, {d: read_faiss(folder / f"{d}.faiss", description["sizes"][d]) for d in DOMAINS})
+    return Index(description, {d: _read_faiss(folder / f"{d}.faiss", description["sizes"][d]) for d in DOMAINS})
 
 
-def read_faiss(path: Path, size: int) -> faiss.Index:
-    """One domain's index of `size` items."""
+def _read_faiss(path: Path, size: int) -> faiss.Index:
     if not path.exists():
         raise FileNotFoundError(f"no {path}: build the index again")
     try:
         index = faiss.read_index(str(path))
     except RuntimeError as error:
-        raise ValueError(f"{path} is broken, build the index again: {error}") from error
+        raise ValueError(f"{path} is damaged, build the index again: {error}") from error
     if index.ntotal != size:
-        raise ValueError(f"{path} holds {index.ntotal} items instead of {size}: build the index again")
+        raise ValueError(f"{path} has {index.ntotal} items instead of {size}: build the index again")
     return index
 
 
-def kind_for(size: int) -> str:
-    """The kind of index for so many items."""
-    if size <= FLAT_UP_TO:
+def default_kind(size: int) -> str:
+    """Returns the kind of index for a number of items."""
+    if size <= FLAT_LIMIT:
         return "flat"
-    return "hnsw" if size <= HNSW_UP_TO else "ivfpq"
+    return "hnsw" if size <= HNSW_LIMIT else "ivfpq"
 
 
-def empty(kind: str, size: int, width: int) -> faiss.Index:
-    """An index of a kind for `size` items of `width` dimensions, by inner product."""
+def _empty_index(kind: str, size: int, width: int) -> faiss.Index:
+    """An index by inner product for `size` items of `width` dimensions."""
     if kind == "flat":
         return faiss.IndexFlatIP(width)
     if kind == "hnsw":
@@ -154,43 +146,41 @@ def empty(kind: str, size: int, width: int) -> faiss.Index:
         index.hnsw.efConstruction, index.hnsw.efSearch = 100, 256
         return index
     lists = min(int(4 * math.sqrt(size)), size // 39)
-    codes = max(m for m in range(1, width // 2 + 1) if width % m == 0)  # bytes an item: two dimensions each
+    codes = max(m for m in range(1, width // 2 + 1) if width % m == 0)  # bytes per item, two dimensions each
     index = faiss.IndexIVFPQ(faiss.IndexFlatIP(width), width, lists, codes, 8, faiss.METRIC_INNER_PRODUCT)
     index.nprobe = max(16, lists // 16)
     return index
 
 
-def filled(kind: str, embeddings: Path, domain: str, size: int, width: int) -> faiss.Index:
-    """The index of a domain's embeddings, trained on a sample of them where its kind learns."""
-    index = empty(kind, size, width)
-    if not index.is_trained:
-        wanted = min(size, max(PQ_ITEMS, 64 * index.nlist))
-        rows = np.sort(np.random.default_rng(0).choice(size, wanted, replace=False))
-        index.train(vectors_at(embeddings, domain, rows))
-    for _, vectors in vectors_of(embeddings, domain):
+def _build_domain(kind: str, embeddings: Path, domain: str, size: int, width: int) -> faiss.Index:
+    """The index of a domain, trained on a sample if its kind needs it."""
+    index = _empty_index(kind, size, width)
+    if isinstance(index, faiss.IndexIVF):
+        count = min(size, max(PQ_ITEMS, 64 * index.nlist))
+        rows = np.sort(np.random.default_rng(0).choice(size, count, replace=False))
+        index.train(read_rows(embeddings, domain, rows))
+    for _, vectors in read_vectors(embeddings, domain):
         index.add(vectors)
     return index
 
 
-def check_finished(embeddings: Path, manifest: Mapping[str, Any]) -> None:
-    """Raises a ValueError where a file of embeddings is missing or has lost rows."""
-    shards = [
-        s for domain in DOMAINS for s in shards_of(embeddings, domain, manifest["items"][domain], manifest["rows"])
-    ]
+def _check_complete(embeddings: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises ValueError if a file of embeddings is missing or lacks rows."""
+    shards = list_shards(embeddings, manifest)
     if missing := [str(shard.path.relative_to(embeddings)) for shard in shards if not shard.path.exists()]:
         raise ValueError(f"{embeddings} lacks {', '.join(missing[:10])}: finish embedding first")
     check_rows(shards)
 
 
-def sample(embeddings: Path, sizes: Mapping[str, int], count: int) -> np.ndarray:
-    """About `count` embeddings f32[Q, E], evenly from all domains: what is looked for comes from any."""
-    share = -(-count // len(DOMAINS))
-    rows = {domain: np.arange(min(share, sizes[domain])) * sizes[domain] // max(share, 1) for domain in DOMAINS}
-    return np.concatenate([vectors_at(embeddings, domain, rows[domain]) for domain in DOMAINS])
+def _sample_queries(embeddings: Path, sizes: Mapping[str, int]) -> np.ndarray:
+    """About QUERIES embeddings, evenly from all domains."""
+    share = -(-QUERIES // len(DOMAINS))
+    rows = {domain: np.arange(min(share, sizes[domain])) * sizes[domain] // share for domain in DOMAINS}
+    return np.concatenate([read_rows(embeddings, domain, rows[domain]) for domain in DOMAINS])
 
 
-def recall_of(index: faiss.Index, queries: np.ndarray, embeddings: Path, domain: str) -> float:
-    """The share of the TOP nearest items, by exact search, that an index finds among its own TOP; 1 of no items."""
+def _measure_recall(index: faiss.Index, queries: np.ndarray, embeddings: Path, domain: str) -> float:
+    """Share of the exact TOP nearest items that the index finds; 1 if there are no items."""
     top = min(TOP, index.ntotal)
     if not top or not len(queries):
         return 1.0
@@ -199,12 +189,12 @@ def recall_of(index: faiss.Index, queries: np.ndarray, embeddings: Path, domain:
 
 
 def exact_search(queries: np.ndarray, embeddings: Path, domain: str, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """The exact answer of `Index.search`, a file of embeddings after the other."""
+    """Returns the exact result of `Index.search`, reading one file of embeddings at a time."""
     scores, rows = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
     start = 0
-    for _, vectors in vectors_of(embeddings, domain):
-        more, places = faiss.knn(queries, vectors, min(top, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
-        scores, rows = np.concatenate([scores, more], axis=1), np.concatenate([rows, places + start], axis=1)
+    for _, vectors in read_vectors(embeddings, domain):
+        more, found = faiss.knn(queries, vectors, min(top, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
+        scores, rows = np.concatenate([scores, more], axis=1), np.concatenate([rows, found + start], axis=1)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
         scores, rows = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
         start += len(vectors)
@@ -212,7 +202,7 @@ def exact_search(queries: np.ndarray, embeddings: Path, domain: str, top: int) -
 
 
 def embeddings_fingerprint(folder: Path) -> str:
-    """Tells the embeddings of a folder from others, wherever it lies: hex digits."""
+    """Identifies the embeddings in a folder, wherever it is."""
     digest = hashlib.sha256((folder / MANIFEST).read_bytes())
     for domain in DOMAINS:
         for path in sorted((folder / domain).glob("*.parquet")):

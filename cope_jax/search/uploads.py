@@ -1,4 +1,4 @@
-"""Forms with pictures from people who may send anything: limits on the request, its files and their pixels."""
+"""Uploaded pictures from untrusted users: limits on requests, files, and pixels."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,18 +13,18 @@ from cope_jax.data.thumbnails import MAX_PIXELS
 
 MAX_FILE = 10_000_000  # bytes
 MAX_FILES = 16
-MAX_REQUEST = 60_000_000  # bytes, all together
-MAX_DRAINED = 1_000_000_000  # of a larger request so much is read and dropped, or the browser would not see the answer
+MAX_REQUEST = 60_000_000  # bytes
+MAX_DRAINED = 1_000_000_000  # bytes read and dropped of a larger request, or the browser would not show the response
 MAX_TEXT = 2_000  # characters
 MAX_FIELDS = 10
 
 
 @asynccontextmanager
 async def limited_form(request: Request) -> AsyncIterator[FormData]:
-    """The form of a request, for a block: never held beyond MAX_REQUEST, whatever the request says of its length.
+    """Parses a form without ever storing more than MAX_REQUEST, whatever content length the request claims.
 
     Raises:
-        HTTPException: 413, it is larger; 400, it is no form, or one of too many parts.
+        HTTPException: 413 if it is larger, 400 if it is not a form or has too many parts.
     """
     body, size = bytearray(), 0
     async for part in request.stream():
@@ -36,9 +36,7 @@ async def limited_form(request: Request) -> AsyncIterator[FormData]:
         else:
             body.clear()
     if size > MAX_REQUEST:
-        raise HTTPException(
-            413, f"That is too much at once: at most {megabytes(MAX_REQUEST)} for all pictures together."
-        )
+        raise HTTPException(413, f"The pictures are too large: at most {megabytes(MAX_REQUEST)} together.")
 
     async def replay() -> Message:
         return {"type": "http.request", "body": bytes(body), "more_body": False}
@@ -48,30 +46,31 @@ async def limited_form(request: Request) -> AsyncIterator[FormData]:
 
 
 async def read_pictures(form: FormData) -> list[tuple[str, bytes]]:
-    """Name and bytes of the uploaded pictures; a field without a file is none.
+    """Returns name and content of the uploaded pictures.
 
     Raises:
-        HTTPException: 400, not a file; 413, one is too large.
+        HTTPException: 400 if a picture is not a file, 413 if it is too large.
     """
     pictures = []
     for upload in form.getlist("pictures"):
         if not isinstance(upload, UploadFile):
             raise HTTPException(400, "pictures must be files.")
-        if not upload.filename:
+        if not upload.filename:  # the field was left empty
             continue
-        if (upload.size or 0) > MAX_FILE:
+        size = upload.size or 0
+        if size > MAX_FILE:
             raise HTTPException(
-                413, f"{upload.filename} has {megabytes(upload.size)}: at most {megabytes(MAX_FILE)} a picture."
+                413, f"{upload.filename} has {megabytes(size)}: at most {megabytes(MAX_FILE)} per picture."
             )
         pictures.append((upload.filename, await upload.read()))
     return pictures
 
 
-def checked(name: str, data: bytes) -> bytes:
-    """An uploaded picture that is known to decode.
+def check_picture(name: str, data: bytes) -> bytes:
+    """Returns an uploaded picture if it can be decoded.
 
     Raises:
-        HTTPException: 415, it is no picture of a known format or is broken; 413, it has too many pixels.
+        HTTPException: 415 if it has an unknown format or is damaged, 413 if it has too many pixels.
     """
     try:
         with open_image(data) as image:
@@ -82,10 +81,10 @@ def checked(name: str, data: bytes) -> bytes:
                 )
             image.load()
     except ValueError as error:
-        raise HTTPException(415, f"{name} cannot be read as a picture (JPEG, PNG, WebP, GIF or BMP).") from error
+        raise HTTPException(415, f"{name} cannot be read as a picture (JPEG, PNG, WebP, GIF, or BMP).") from error
     return data
 
 
 def megabytes(size: int) -> str:
-    """Bytes for people."""
+    """Formats a number of bytes."""
     return f"{size / 1e6:.1f} MB"

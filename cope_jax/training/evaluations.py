@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cope_jax.evaluation.in_training import Probe
+from cope_jax.evaluation.probe import Probe
 from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig
 from cope_jax.runs.log_files import EVALUATIONS, read_json_lines, round_values
 from cope_jax.runs.model import ModelState
@@ -49,8 +49,8 @@ def look_at(
     Args:
         between: called behind each batch.
     """
-    sight = probe(ModelState(state.params["model"], state.statistics), between)
+    result = probe(ModelState(state.params["model"], state.statistics), between)
     if state.average is None:
-        return sight.metrics, sight.samples
+        return result.metrics, result.samples
     average = probe(state.average, between).metrics
-    return sight.metrics | {AVERAGE_PREFIX + name: value for name, value in average.items()}, sight.samples
+    return result.metrics | {AVERAGE_PREFIX + name: value for name, value in average.items()}, result.samples

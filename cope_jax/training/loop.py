@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data.bad_items import Faults
 from cope_jax.evaluation.evaluate_run import evaluate
-from cope_jax.evaluation.in_training import Probe
+from cope_jax.evaluation.probe import Probe
 from cope_jax.parallel.mesh import batch_share, make_mesh, to_devices
 from cope_jax.runs.checkpoints import Checkpoints, Window, set_aside_damaged
 from cope_jax.runs.config import RunConfig
@@ -237,7 +237,7 @@ def evaluate_in_full(config: RunConfig, workdir: Path, stop: StopSignal, watchdo
         for average in (False, True) if config.train.average_decay else (False,):
             what = f"the moving average of step {step}" if average else f"step {step}"
             watchdog.reset(f"the evaluation of all of {what}")
-            metrics = evaluate(workdir, step=step, average=average, reuse=True, between=between)
+            metrics = evaluate(workdir, step=step, average=average, reuse=True, on_batch=between).metrics
             if jax.process_index() == 0:
                 print(f"{what}, all of it evaluated: mean R@1 {metrics['retrieval_mean']['mean_r1']:.3f}")
 

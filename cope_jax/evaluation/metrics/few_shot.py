@@ -182,9 +182,7 @@ def _sharing_products(rows_of: _Rows) -> set[int]:
     return {product for product, rows in rows_of.items() if any(owners[row] > 1 for row in rows)}
 
 
-def _accuracy(
-    support: Sequence[Float[np.ndarray, "shots E"]], query: Sequence[Float[np.ndarray, "queries E"]]
-) -> float:
+def _accuracy(support: Sequence[Float[np.ndarray, "_ E"]], query: Sequence[Float[np.ndarray, "_ E"]]) -> float:
     """Share of queries nearest to their own class, given support and query embeddings of each class."""
     means = np.stack([rows.astype(np.float64).mean(axis=0) for rows in support])
     lengths = np.linalg.norm(means, axis=-1, keepdims=True)

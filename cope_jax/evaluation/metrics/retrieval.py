@@ -12,7 +12,7 @@ RECALLS = (1, 5, 10)
 MEAN_METRICS = (*(f"r{k}" for k in RECALLS), "map")  # means over queries
 
 # Embeddings and product ids (padded with -1) of the items of each domain.
-Embeddings = Mapping[str, tuple[Float[np.ndarray, "N E"], Int[np.ndarray, "N M"]]]
+Embeddings = Mapping[str, tuple[Float[np.ndarray, "_ _"], Int[np.ndarray, "_ _"]]]
 Metrics = dict[str, float | int]
 
 
@@ -97,6 +97,11 @@ def direction_metrics(ranks: Mapping[str, Ranks]) -> dict[str, Metrics]:
         except ValueError as error:
             raise ValueError(f"retrieval {name}: {error}") from error
     return results
+
+
+def direction_means(metrics: Mapping[str, Metrics]) -> dict[str, float]:
+    """Returns means over the directions: "mean_r1", "mean_r5", "mean_r10", "mean_map"."""
+    return {f"mean_{key}": sum(own[key] for own in metrics.values()) / len(metrics) for key in MEAN_METRICS}
 
 
 def same_domain(embeddings: Embeddings) -> dict[str, Metrics | None]:

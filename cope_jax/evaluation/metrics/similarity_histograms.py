@@ -47,7 +47,7 @@ def similarity_histograms(
     negatives = _random_negatives(queries, gallery, ranks, rng)
     chosen = np.flatnonzero(ranks.has_positive)
     chosen = np.sort(rng.choice(chosen, min(QUERIES, len(chosen)), replace=False))
-    nearest = nearest_negative_scores(queries[chosen], gallery, [ranks.positives(query) for query in chosen])
+    nearest = nearest_negative_scores(queries[chosen], gallery, [ranks.positives(query) for query in chosen.tolist()])
     samples = [ranks.scores, negatives, nearest[np.isfinite(nearest)]]
     every = np.concatenate(samples)
     edges = np.linspace(every.min(), every.max(), BINS + 1)

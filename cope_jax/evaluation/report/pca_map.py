@@ -1,98 +1,129 @@
-"""The embeddings on a plane, to look at whether the domains mix, and a number for what a plane cannot show."""
+"""A map of the embeddings, to see whether domains mix, and neighbor statistics for what a plane cannot show."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from cope_jax.data.records import Records
 from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import Items
 from cope_jax.evaluation.metrics.bootstrap import first_product
 from cope_jax.evaluation.metrics.nearest_neighbors import nearest_neighbors
+from cope_jax.evaluation.report.query_gallery import item_key, shorten
 
-POINTS = 1500  # shown at most: more hide each other
-ASKED = 300  # items of each domain whose neighbours are counted
-NEIGHBOURS = 10
+POINTS = 1500  # maximum number of points; more would hide each other
+QUERIES = 300  # items of each domain whose neighbors are counted
+NEIGHBORS = 10
+SIDE, MARGIN = 400, 14  # pixels of a map
+TEXT = 80  # characters shown of a text
 
 
 @dataclass(frozen=True)
-class Plane:
-    """Some products with all their items, on the two directions along which all items differ most.
+class PcaMap:
+    """All items of some products, projected onto the first two principal components.
 
     Attributes:
-      points: of each domain f64[n, 2].
-      rows: of each domain, the places of these n among its items.
-      explained: share of the items' whole variance that lies in the plane.
+        points: Points [n, 2] of each domain.
+        positions: Positions of these n items in `Items`.
+        explained: Share of the variance in the plane.
     """
 
     points: Mapping[str, np.ndarray]
-    rows: Mapping[str, np.ndarray]
+    positions: Mapping[str, np.ndarray]
     explained: float
 
 
-def plane(items: Mapping[str, Items], *, seed: int, each_centred: bool, limit: int = POINTS) -> Plane:
-    """Principal components of all items; shown are random products until there are `limit` items.
+def map_data(items: Mapping[str, Items], records: Records, *, seed: int) -> dict[str, Any]:
+    """Returns both maps of the same items, and a description of each point.
+
+    Returns:
+        "maps": [{"explained": share of the variance, "points": [(domain, x, y) in pixels, …]}, …], as embedded and with
+        each domain centered; "points": [[item, domain, id, products, text], …] in the same order.
+    """
+    maps = [pca_map(items, seed=seed, center_domains=center_domains) for center_domains in (False, True)]
+    shown = [(domain, position) for domain in DOMAINS for position in maps[0].positions[domain].tolist()]
+    return {
+        "map_side": SIDE,
+        "maps": [{"explained": own.explained, "points": _pixels(own.points)} for own in maps],
+        "points": [_describe(items, records, domain, position) for domain, position in shown],
+    }
+
+
+def pca_map(items: Mapping[str, Items], *, seed: int, center_domains: bool, limit: int = POINTS) -> PcaMap:
+    """Projects the items of random products onto the principal components of all items.
 
     Args:
-      items: of each domain.
-      seed: of the products.
-      each_centred: whether each domain's own mean is taken away, instead of that of all: where domains lie apart, this
-        shows whether they are arranged alike.
-      limit: of items.
+        items: Items of each domain.
+        seed: Seed for drawing products.
+        center_domains: Subtract each domain's own mean instead of the overall mean. If domains are far apart, this
+            shows whether they are arranged alike.
+        limit: Maximum number of points.
     """
-    centred = centred_vectors(items, each=each_centred)
-    values, axes = np.linalg.eigh(sum(own.T @ own for own in centred.values()))  # rising
+    vectors = {domain: items[domain].vectors.astype(np.float64) for domain in DOMAINS}
+    overall = np.concatenate(list(vectors.values())).mean(axis=0)
+    centered = {domain: own - (own.mean(axis=0) if center_domains else overall) for domain, own in vectors.items()}
+    values, axes = np.linalg.eigh(np.sum([own.T @ own for own in centered.values()], axis=0))  # ascending
     axes = axes[:, :-3:-1]
-    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])  # either sign would do; always the same one
-    rows = shown_rows(items, np.random.default_rng(seed), limit)
-    return Plane(
-        points={domain: own[rows[domain]] @ axes for domain, own in centred.items()},
-        rows=rows,
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])  # makes the signs unique
+    positions = _draw_products(items, np.random.default_rng(seed), limit)
+    return PcaMap(
+        points={domain: own[positions[domain]] @ axes for domain, own in centered.items()},
+        positions=positions,
         explained=float(values[-2:].sum() / values.sum()) if values.sum() > 0 else 0.0,
     )
 
 
-def centred_vectors(items: Mapping[str, Items], *, each: bool) -> dict[str, np.ndarray]:
-    """The embeddings f64[N, E] of each domain, without the mean of the domain's own, or of all."""
-    vectors = {domain: items[domain].vectors.astype(np.float64) for domain in DOMAINS}
-    common = np.concatenate(list(vectors.values())).mean(axis=0)
-    return {domain: own - (own.mean(axis=0) if each else common) for domain, own in vectors.items()}
+def _draw_products(items: Mapping[str, Items], rng: np.random.Generator, limit: int) -> dict[str, np.ndarray]:
+    """Positions of all items of random products, up to the limit.
 
-
-def shown_rows(items: Mapping[str, Items], rng: np.random.Generator, limit: int) -> dict[str, np.ndarray]:
-    """The places of all items of some random products: as many as keep to the limit.
-
-    Where the first of them has more by itself, every second of its items, or third, …
+    If the first product has more items by itself, only every n-th of them is taken.
     """
     owners = {domain: first_product(items[domain].products) for domain in DOMAINS}
     products, sizes = np.unique(np.concatenate(list(owners.values())), return_counts=True)
     order = rng.permutation(len(products))
     shown = products[order[: max(int((sizes[order].cumsum() <= limit).sum()), 1)]]
-    rows = {domain: np.flatnonzero(np.isin(own, shown)) for domain, own in owners.items()}
-    step = -(-sum(map(len, rows.values())) // limit)
-    return {domain: own[::step] for domain, own in rows.items()}
+    positions = {domain: np.flatnonzero(np.isin(own, shown)) for domain, own in owners.items()}
+    step = -(-sum(map(len, positions.values())) // limit)
+    return {domain: own[::step] for domain, own in positions.items()}
 
 
-def neighbour_shares(items: Mapping[str, Items], *, seed: int) -> dict[str, dict[str, float]]:
-    """Which domains the nearest items, of all domains, of an item of each domain belong to.
+def _pixels(points: Mapping[str, np.ndarray]) -> list[tuple[str, float, float]]:
+    """Scales the points of all domains to the picture, both axes alike."""
+    every = np.concatenate(list(points.values()))
+    low, high = every.min(axis=0), every.max(axis=0)
+    scale = (SIDE - 2 * MARGIN) / max(float((high - low).max()), np.finfo(np.float32).tiny)
+    pixels = {domain: SIDE / 2 + (own - (low + high) / 2) * [scale, -scale] for domain, own in points.items()}
+    return [(domain, x, y) for domain in DOMAINS for x, y in pixels[domain].round(1).tolist()]
+
+
+def _describe(items: Mapping[str, Items], records: Records, domain: str, position: int) -> list[Any]:
+    item = records.items[domain][int(items[domain].rows[position])]
+    products = list(map(str, item.product_ids))
+    return [item_key(domain, position), domain, str(item.item_id), products, shorten(item.text, TEXT)]
+
+
+def neighbor_shares(items: Mapping[str, Items], *, seed: int) -> dict[str, dict[str, float]]:
+    """Computes which domains the nearest items of each domain's items belong to, among the items of all domains.
 
     Returns:
-      {"page": {"page": 0.4, "video": 0.3, "live": 0.3}, …}: means over some random items, and under "all" the shares
-      of the domains among all items, which they would have if the domain did not matter.
+        {"page": {"page": 0.4, "video": 0.3, "live": 0.3}, …}, means over random items. "all" has the shares of the
+        domains among all items, which is what to expect if the domain did not matter.
     """
     rng = np.random.default_rng(seed)
     vectors = np.concatenate([items[domain].vectors for domain in DOMAINS])
     sizes = np.array([len(items[domain].vectors) for domain in DOMAINS])
-    starts, whose = np.cumsum(sizes) - sizes, np.repeat(np.arange(len(DOMAINS)), sizes)
+    starts, owners = np.cumsum(sizes) - sizes, np.repeat(np.arange(len(DOMAINS)), sizes)
     shares = {}
     for domain, start, size in zip(DOMAINS, starts, sizes, strict=True):
-        asked = start + rng.choice(size, min(ASKED, size), replace=False)
-        rows, _ = nearest_neighbors(vectors[asked], vectors, [np.zeros(0, np.int64)] * len(asked), k=NEIGHBOURS + 1)
-        others = whose[rows[rows != asked[:, None]]]  # an item itself is nearly always nearest
-        shares[domain] = _shares(others)
-    return shares | {"all": _shares(whose)}
+        queries = start + rng.choice(size, min(QUERIES, size), replace=False)
+        no_positives = [np.zeros(0, np.int64)] * len(queries)
+        rows, _ = nearest_neighbors(vectors[queries], vectors, no_positives, k=NEIGHBORS + 1)
+        shares[domain] = _shares(owners[rows[rows != queries[:, None]]])  # an item is nearly always its own nearest
+    return shares | {"all": _shares(owners)}
 
 
-def _shares(whose: np.ndarray) -> dict[str, float]:
-    counts = np.bincount(whose, minlength=len(DOMAINS))
+def _shares(owners: np.ndarray) -> dict[str, float]:
+    counts = np.bincount(owners, minlength=len(DOMAINS))
     return dict(zip(DOMAINS, (counts / max(counts.sum(), 1)).tolist(), strict=True))

@@ -1,182 +1,183 @@
-"""The report of an evaluated checkpoint: one HTML file with tables, curves, a map and a gallery of answers."""
+"""Writes the report of an evaluated checkpoint: one HTML file with tables, curves, a map, and example queries."""
 
-import os
+import base64
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from cope_jax.data.records import Records, open_records
+from cope_jax.data.records import open_records
 from cope_jax.domains import DIRECTIONS, DOMAINS, direction_name
-from cope_jax.evaluation.embed_items import Items
-from cope_jax.evaluation.evaluate_run import Judged, report_path
+from cope_jax.evaluation.evaluate_run import EmbeddedSplit, Evaluation
 from cope_jax.evaluation.metrics.bootstrap import first_product
 from cope_jax.evaluation.metrics.ranks import Ranks
 from cope_jax.evaluation.metrics.retrieval import chance_curve, recall_curve
 from cope_jax.evaluation.metrics.similarity_histograms import Histograms, similarity_histograms
-from cope_jax.evaluation.report.pca_map import NEIGHBOURS, neighbour_shares, plane
-from cope_jax.evaluation.report.query_gallery import CLOSE, OF_EACH, answers, gallery, item_key, shortened
-from cope_jax.evaluation.report.rendering import render
+from cope_jax.evaluation.report.pca_map import NEIGHBORS, map_data, neighbor_shares
+from cope_jax.evaluation.report.query_gallery import CLOSE, PER_OUTCOME, choose_queries, gallery
 from cope_jax.evaluation.report.svg_charts import Axis, Chart, Curve, chart
 from cope_jax.evaluation.report.training_charts import training_charts
 from cope_jax.evaluation.result_tables import METRICS
+from cope_jax.evaluation.results import report_path
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
+from data_prep.common.files import atomic_write
 
-UPTO = 100  # the last k of the curves of R@k
+PAGES = Path(__file__).parent / "pages"
+CURVE_LENGTH = 100  # largest k of the curves of R@k
 TICKS = (1, 2, 5, 10, 20, 50, 100)
-MAP_SIDE, MAP_EDGE = 400, 14  # pixels of a map, and what its points keep from the edge
-MAP_TEXT = 80  # characters of a text beside the map
 
 
-def write_report(workdir: Path, judged: Judged, beside: Mapping[str, Any] | None = None) -> None:
-    """Writes `report.html` beside the metrics, whole or not at all; of several processes the first one does.
+def write_report(
+    workdir: Path, evaluation: Evaluation, embedded: EmbeddedSplit, baseline: Mapping[str, Any] | None = None
+) -> None:
+    """Writes `report.html` next to the metrics; only the first of several processes does.
 
     Args:
-        workdir: of the run.
-        judged: what was evaluated, with its items.
-        beside: metrics of the untrained model on the same items, where they are known.
+        workdir: Work directory of the run.
+        evaluation: The evaluation.
+        embedded: The items that it evaluated.
+        baseline: Metrics of the untrained model on the same items.
     """
     if jax.process_index() > 0:
         return
-    path = report_path(workdir, judged.step, judged.metrics["evaluated"]["subset"], average=judged.average)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(render(contents(workdir, judged, beside)), encoding="utf-8")
-    os.replace(partial, path)
+    subset = evaluation.metrics["evaluated"]["subset"]
+    html = render(contents(workdir, evaluation, embedded, baseline))
+    with atomic_write(report_path(workdir, evaluation.step, subset, average=evaluation.average), "w") as file:
+        file.write(html)
 
 
-def contents(workdir: Path, judged: Judged, beside: Mapping[str, Any] | None) -> dict[str, Any]:
-    """All that the template shows, by the names it knows; arguments as of `write_report`."""
-    config, items, ranks = judged.config, judged.items, judged.ranks
+def render(contents: Mapping[str, Any]) -> str:
+    """Renders the template with its style sheet and script into one page that loads nothing.
+
+    All texts are escaped: values in the template by Jinja, those in the script's data by `tojson`. The script inserts
+    them as text nodes. If one slipped through, the browser still would not run it: the page's policy allows only
+    scripts and styles with the hashes of ours, and pictures embedded in the page.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(PAGES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": True, "separators": (",", ":"), "allow_nan": False}
+    environment.filters |= {"number": "{:,}".format, "share": "{:.3f}".format, "percent": percent}
+    style, script = ((PAGES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_source_hash(style)}'; script-src '{_source_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    template = environment.get_template("report.html.jinja")
+    return template.render(contents, style=Markup(style), script=Markup(script), policy=policy)
+
+
+def _source_hash(source: str) -> str:
+    """Hash of an inline script or style sheet for a content security policy."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+
+
+def percent(share: float) -> str:
+    """Formats a share in percent, with a decimal if it is small: 0.734 → "73%", 0.0047 → "0.5%"."""
+    return f"{share:.0%}" if share >= 0.0995 or share == 0 else f"{share:.1%}"
+
+
+def contents(
+    workdir: Path, evaluation: Evaluation, embedded: EmbeddedSplit, baseline: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Returns the variables of the template; for the arguments, see `write_report`."""
+    config, metrics, items, ranks = evaluation.config, evaluation.metrics, embedded.items, embedded.ranks
     trained = load_config(workdir)
     records = open_records(config.data.data_dir, config.data.eval_split)
-    names = [direction_name(*direction) for direction in DIRECTIONS]
-    guessed = {name: chance_curve(ranks[name], min(UPTO, ranks[name].gallery)) for name in names}
-    similarities = {
-        direction_name(source, target): similarity_histograms(
-            items[source].vectors, items[target].vectors, ranks[direction_name(source, target)], seed=config.seed
-        )
-        for source, target in DIRECTIONS
+    directions = {direction_name(*direction): direction for direction in DIRECTIONS}
+    chance = {name: chance_curve(ranks[name], min(CURVE_LENGTH, ranks[name].gallery)) for name in directions}
+    histograms = {
+        name: similarity_histograms(items[source].vectors, items[target].vectors, ranks[name], seed=config.seed)
+        for name, (source, target) in directions.items()
     }
-    shown = answers(items, ranks, seed=config.seed)
     return {
         "run": workdir.resolve().name,
-        "step": judged.step,
-        "facts": facts(trained, config),
+        "step": evaluation.step,
+        "facts": run_facts(trained, config),
         "batch_size": trained.train.batch_size,
-        "trained_on": _data(trained, trained.data.train_split),
-        "judged_on": _data(config, config.data.eval_split),
-        "metrics": judged.metrics,
-        "beside": beside,
+        "trained_on": _data_name(trained, trained.data.train_split),
+        "evaluated_on": _data_name(config, config.data.eval_split),
+        "metrics": metrics,
+        "baseline": baseline,
         "columns": METRICS,
-        "directions": dict(zip(names, DIRECTIONS, strict=True)),
+        "directions": directions,
         "domains": DOMAINS,
         "items": {domain: len(items[domain].vectors) for domain in DOMAINS},
         "products": len(np.unique(np.concatenate([first_product(items[domain].products) for domain in DOMAINS]))),
-        "frame_parts": parts(judged.metrics["by_frames"]),
-        "text_parts": parts(judged.metrics["by_text"])[::-1],
-        "guessed": {name: float(curve[0]) for name, curve in guessed.items()},
-        "recall": {name: recall_chart(ranks[name], guessed[name]) for name in names},
-        "similarity": {name: similarity_chart(found) for name, found in similarities.items()},
-        "overlap": {name: found.overlap for name, found in similarities.items()},
+        "frame_parts": parts(metrics["by_frames"]),
+        "text_parts": parts(metrics["by_text"])[::-1],
+        "chance": {name: float(curve[0]) for name, curve in chance.items()},
+        "recall": {name: _recall_chart(ranks[name], chance[name]) for name in directions},
+        "similarity": {name: _similarity_chart(own) for name, own in histograms.items()},
+        "overlap": {name: own.overlap for name, own in histograms.items()},
         "training": training_charts(workdir, config),
-        "neighbours": neighbour_shares(items, seed=config.seed),
-        "neighbour_count": NEIGHBOURS,
-        "of_each": OF_EACH,
+        "neighbors": neighbor_shares(items, seed=config.seed),
+        "neighbor_count": NEIGHBORS,
+        "per_outcome": PER_OUTCOME,
         "close": CLOSE,
-        "wrong": {name: int((ranks[name].best > 1).sum()) for name in names},
-        **maps(items, records, seed=config.seed),
-        "gallery": gallery(shown, items, records),
+        **map_data(items, records, seed=config.seed),
+        "gallery": gallery(choose_queries(items, ranks, seed=config.seed), items, records),
     }
 
 
-def facts(trained: RunConfig, judged: RunConfig) -> list[tuple[str, str]]:
-    """What a reader may want to know about the run; from its config, and the one with the data it was judged on."""
+def run_facts(trained: RunConfig, evaluated: RunConfig) -> list[tuple[str, str]]:
+    """Returns labels and values of the section about the run, given its config and that of the evaluation."""
     model, train = trained.model, trained.train
-    weights = {"from scratch" if not part.init_from else part.init_from for part in (model.vision, model.text)}
+    weights = {part.init_from or "from scratch" for part in (model.vision, model.text)}
     terms = [f"{name} × {weight:g}" for name, weight in trained.losses.active.items()]
-    frames = ", ".join(f"{judged.eval.frames[domain]} of a {domain}" for domain in DOMAINS)
+    frames = ", ".join(f"{evaluated.eval.frames[domain]} per {domain}" for domain in DOMAINS)
     return [
-        ("Trained on", _data(trained, trained.data.train_split)),
-        ("Training", f"{train.steps} steps planned of {train.batch_size} products each, seed {trained.seed}"),
+        ("Training data", _data_name(trained, trained.data.train_split)),
+        ("Training", f"{train.steps} steps planned, {train.batch_size} products each, seed {trained.seed}"),
         ("Loss", ", ".join(terms)),
-        ("Started", ", ".join(sorted(weights))),
-        ("Embedding", f"{model.embedding} numbers, fused by {model.fusion.kind}"),
-        ("Texts read of", ", ".join(model.text_domains) or "no domain"),
-        ("Images", f"{trained.data.image_size} × {trained.data.image_size} pixels"),
-        ("Judged on", _data(judged, judged.data.eval_split)),
-        ("Frames looked at", frames),
+        ("Initial weights", ", ".join(sorted(weights))),
+        ("Embedding", f"{model.embedding} dimensions, fused by {model.fusion.kind}"),
+        ("Domains with text input", ", ".join(model.text_domains) or "none"),
+        ("Image size", f"{trained.data.image_size} × {trained.data.image_size} pixels"),
+        ("Evaluation data", _data_name(evaluated, evaluated.data.eval_split)),
+        ("Frames in evaluation", frames),
     ]
 
 
-def _data(config: RunConfig, split: str) -> str:
+def _data_name(config: RunConfig, split: str) -> str:
     return f"{Path(config.data.data_dir).name}, split {split}"
 
 
 def parts(breakdown: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The parts of a breakdown in all directions, "8-15" behind "2-3"."""
-    every = {part for of_direction in breakdown.values() for part in of_direction}
+    """Returns the parts of all directions in order: "2-3" before "8-15"."""
+    every = {part for own in breakdown.values() for part in own}
     return sorted(every, key=lambda part: (int(part.split("-")[0]) if part[0].isdigit() else 0, part))
 
 
-def recall_chart(ranks: Ranks, guessed: np.ndarray) -> Chart:
-    """R@k of a direction over k, beside guessing."""
-    ks = np.arange(1, len(guessed) + 1)
-    curves = [Curve("model", "main", ks, recall_curve(ranks, len(ks))), Curve("guessing", "guess", ks, guessed)]
-    ticks = [k for k in TICKS if k <= len(ks)]
-    x = Axis("k, logarithmic", 1, len(ks), log=True, ticks=ticks)
+def _recall_chart(ranks: Ranks, chance: np.ndarray) -> Chart:
+    """R@k over k, with the expected values of a random order."""
+    ks = np.arange(1, len(chance) + 1)
+    curves = [Curve("model", "main", ks, recall_curve(ranks, len(ks))), Curve("chance", "chance", ks, chance)]
+    x = Axis("k, logarithmic", 1, len(ks), log=True, ticks=[k for k in TICKS if k <= len(ks)])
     return chart("R@k", curves, x, Axis("share of queries", 0, 1))
 
 
-def similarity_chart(found: Histograms) -> Chart:
-    """The histograms of a direction as steps."""
-    edges = np.repeat(found.edges, 2)[1:-1]
+def _similarity_chart(histograms: Histograms) -> Chart:
+    edges = histograms.edges
     kinds = [
-        ("different products", "negative", found.negatives, True),
-        ("same product", "positive", found.positives, True),
-        ("nearest wrong item", "nearest", found.nearest_wrong, False),
+        ("different products", "negative", histograms.negatives, True),
+        ("same product", "positive", histograms.positives, True),
+        ("nearest wrong item", "nearest", histograms.nearest_wrong, False),
     ]
+    steps = np.repeat(edges, 2)[1:-1]
+    curves = [Curve(kind, style, steps, np.repeat(shares, 2), filled) for kind, style, shares, filled in kinds]
+    means = [f"{kind} {float(shares @ (edges[:-1] + edges[1:]) / 2):.2f}" for kind, _, shares, _ in kinds]
     highest = max(float(shares.max()) for _, _, shares, _ in kinds)
-    curves = [Curve(kind, style, edges, np.repeat(shares, 2), filled) for kind, style, shares, filled in kinds]
-    means = [f"{kind} {_mean(found.edges, shares):.2f}" for kind, _, shares, _ in kinds]
-    x, y = Axis("cosine similarity", *found.edges[[0, -1]].tolist()), Axis("share of pairs", 0, highest)
-    description = f"On average {', '.join(means)}; overlap {found.overlap:.0%}"
+    x, y = Axis("cosine similarity", *edges[[0, -1]].tolist()), Axis("share of pairs", 0, highest)
+    description = f"Mean similarities: {', '.join(means)}; overlap {histograms.overlap:.0%}"
     return chart("Similarities", curves, x, y, description=description)
-
-
-def _mean(edges: np.ndarray, shares: np.ndarray) -> float:
-    return float(shares @ (edges[:-1] + edges[1:]) / 2)
-
-
-def maps(items: Mapping[str, Items], records: Records, *, seed: int) -> dict[str, Any]:
-    """Both maps of the same items, and what their points stand for.
-
-    Returns:
-        "maps": [{"explained": share of the variance, "points": [(domain, x, y) in pixels, …]}, …], as embedded and
-        with each domain's mean taken away; "points": [[item, domain, id, products, text], …] in the same order.
-    """
-    planes = [plane(items, seed=seed, each_centred=each) for each in (False, True)]
-    return {
-        "map_side": MAP_SIDE,
-        "maps": [{"explained": found.explained, "points": _pixels(found.points)} for found in planes],
-        "points": [
-            _point(items, records, domain, place) for domain in DOMAINS for place in planes[0].rows[domain].tolist()
-        ],
-    }
-
-
-def _pixels(points: Mapping[str, np.ndarray]) -> list[tuple[str, float, float]]:
-    """Points of all domains in one picture, as large as fits, both axes to the same scale."""
-    every = np.concatenate(list(points.values()))
-    low, high = every.min(axis=0), every.max(axis=0)
-    scale = (MAP_SIDE - 2 * MAP_EDGE) / max(float((high - low).max()), np.finfo(np.float32).tiny)
-    places = {domain: MAP_SIDE / 2 + (own - (low + high) / 2) * [scale, -scale] for domain, own in points.items()}
-    return [(domain, *place) for domain in DOMAINS for place in places[domain].round(1).tolist()]
-
-
-def _point(items: Mapping[str, Items], records: Records, domain: str, place: int) -> list[Any]:
-    item = records.items[domain][int(items[domain].rows[place])]
-    text = shortened(item.text, MAP_TEXT)
-    return [item_key(domain, place), domain, str(item.item_id), list(map(str, item.product_ids)), text]

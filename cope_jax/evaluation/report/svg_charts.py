@@ -1,4 +1,4 @@
-"""Curves → what a template needs to draw them as SVG: places in pixels, ticks, and a description in words."""
+"""Line charts as SVG: paths and ticks in pixels, and a description in words, for the template."""
 
 import math
 from collections.abc import Sequence
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WIDTH, HEIGHT = 340, 210  # of a chart
-LEFT, TOP, RIGHT, BOTTOM = 54, 10, 12, 38  # what its axes leave free
+WIDTH, HEIGHT = 340, 210  # pixels of a chart
+LEFT, TOP, RIGHT, BOTTOM = 54, 10, WIDTH - 12, HEIGHT - 38  # pixels of the plotting area
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis from low to high; with `log` its places are logarithms, and `ticks` must be given."""
+    """An axis. If it is logarithmic, `ticks` is required."""
 
     label: str
     low: float
@@ -20,20 +20,22 @@ class Axis:
     log: bool = False
     ticks: Sequence[float] | None = None
 
-    def place(self, values: np.ndarray) -> np.ndarray:
-        """Values → 0 at low, 1 at high."""
-        low, high, values = (np.log(v) if self.log else v for v in (self.low, self.high, np.asarray(values, float)))
+    def fraction(self, values: np.ndarray) -> np.ndarray:
+        """Returns positions on the axis: 0 at low, 1 at high."""
+        low, high, values = self.low, self.high, np.asarray(values, float)
+        if self.log:
+            low, high, values = np.log(low), np.log(high), np.log(values)
         return (values - low) / (high - low) if high > low else np.full_like(values, 0.5)
 
-    def labelled(self) -> list[tuple[float, str]]:
-        """Places and texts of the ticks."""
+    def labeled_ticks(self) -> list[tuple[float, str]]:
+        """Returns the position and the text of each tick."""
         ticks = self.ticks if self.ticks is not None else round_ticks(self.low, self.high)
-        return list(zip(self.place(np.array(ticks)).tolist(), map(short, ticks), strict=True))
+        return list(zip(self.fraction(np.array(ticks)).tolist(), map(short_number, ticks), strict=True))
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A named curve through f64[n] xs and ys; `style` is the class that the style sheet knows it by."""
+    """A named curve; `style` is its class in the style sheet."""
 
     name: str
     style: str
@@ -44,14 +46,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn chart.
-
-    Attributes:
-      title, description: in words.
-      lines: (name, style, path) of each curve, paths in SVG's language.
-      x_ticks, y_ticks: (pixel, text) of each tick.
-      x_label, y_label: of the axes.
-    """
+    """A chart as the template draws it: (name, style, SVG path) of each curve, (pixel, text) of each tick."""
 
     title: str
     description: str
@@ -63,53 +58,48 @@ class Chart:
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
-    right: int = WIDTH - RIGHT
+    right: int = RIGHT
     top: int = TOP
-    bottom: int = HEIGHT - BOTTOM
+    bottom: int = BOTTOM
 
 
 def chart(title: str, curves: Sequence[Curve], x: Axis, y: Axis, *, description: str = "") -> Chart:
-    """Draws curves; the description ends with where each of them begins and ends, unless one is given."""
+    """Lays out a chart. By default, the description is the first and last value of each curve."""
+    ranges = [
+        f"{own.name} from {short_number(own.ys[0])} to {short_number(own.ys[-1])}" if len(own.ys) else own.name
+        for own in curves
+    ]
     return Chart(
         title=title,
-        description=description or "; ".join(map(course, curves)),
-        lines=[(curve.name, curve.style, path(curve, x, y)) for curve in curves],
-        x_ticks=[(across(place), text) for place, text in x.labelled()],
-        y_ticks=[(down(place), text) for place, text in y.labelled()],
+        description=description or "; ".join(ranges),
+        lines=[(curve.name, curve.style, svg_path(curve, x, y)) for curve in curves],
+        x_ticks=[(_x_pixel(fraction), text) for fraction, text in x.labeled_ticks()],
+        y_ticks=[(_y_pixel(fraction), text) for fraction, text in y.labeled_ticks()],
         x_label=x.label,
         y_label=y.label,
     )
 
 
-def path(curve: Curve, x: Axis, y: Axis) -> str:
-    """The curve as an SVG path; filled ones go down to the axis and back."""
-    places = zip(x.place(curve.xs).tolist(), y.place(curve.ys).tolist(), strict=True)
-    steps = [f"{across(a)} {down(b)}" for a, b in places]
-    if not steps:
+def svg_path(curve: Curve, x: Axis, y: Axis) -> str:
+    """Returns a curve as an SVG path, closed along the x axis if it is filled."""
+    if not len(curve.xs):
         return ""
+    points = list(zip(x.fraction(curve.xs).tolist(), y.fraction(curve.ys).tolist(), strict=True))
     if curve.filled:
-        first, last = (across(float(place)) for place in x.place(curve.xs[[0, -1]]))
-        steps = [f"{first} {down(0)}", *steps, f"{last} {down(0)}"]
-    return "M" + "L".join(steps) + ("Z" if curve.filled else "")
+        points = [(points[0][0], 0), *points, (points[-1][0], 0)]
+    return "M" + "L".join(f"{_x_pixel(a)} {_y_pixel(b)}" for a, b in points) + ("Z" if curve.filled else "")
 
 
-def across(place: float) -> float:
-    """0 … 1 → pixels from the left."""
-    return round(float(LEFT + place * (WIDTH - LEFT - RIGHT)), 1)
+def _x_pixel(fraction: float) -> float:
+    return round(LEFT + fraction * (RIGHT - LEFT), 1)
 
 
-def down(place: float) -> float:
-    """0 … 1 → pixels from the top."""
-    return round(float(HEIGHT - BOTTOM - place * (HEIGHT - TOP - BOTTOM)), 1)
-
-
-def course(curve: Curve) -> str:
-    """A curve in words: "loss from 35.6 to 13.6"."""
-    return f"{curve.name} from {short(curve.ys[0])} to {short(curve.ys[-1])}" if len(curve.ys) else curve.name
+def _y_pixel(fraction: float) -> float:
+    return round(float(BOTTOM - fraction * (BOTTOM - TOP)), 1)
 
 
 def round_ticks(low: float, high: float, *, about: int = 4) -> list[float]:
-    """Round numbers between low and high, some `about` of them: 0, 7 → 0, 2, 4, 6."""
+    """Returns about `about` round numbers between low and high: 0, 7 → 0, 2, 4, 6."""
     if not high > low:
         return [low]
     rough = (high - low) / about
@@ -118,6 +108,6 @@ def round_ticks(low: float, high: float, *, about: int = 4) -> list[float]:
     return [round(i * step, 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def short(value: float) -> str:
-    """A number in few characters: 1200 → 1200, 0.002 → 0.002, 12000 → 12k."""
+def short_number(value: float) -> str:
+    """Formats a number with few characters: 1200 → 1200, 0.002 → 0.002, 12000 → 12k."""
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

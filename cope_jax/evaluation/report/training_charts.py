@@ -1,42 +1,88 @@
-"""Charts of how a run's training went."""
+"""Charts of a run's training, from its logs."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.report.svg_charts import Axis, Chart, Curve, chart
-from cope_jax.evaluation.report.training_history import (
-    Curves,
-    accuracies,
-    evaluations,
-    losses,
-    read_history,
-    throughput,
-)
-from cope_jax.runs.config import RunConfig
+from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig
+from cope_jax.runs.log_files import EVALUATIONS, read_json_lines
 from cope_jax.runs.schedule import rate_schedule
+
+VIEWS = (*DOMAINS, "page_text", "page_vision")
+
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # name → steps and values
 
 
 def training_charts(workdir: Path, config: RunConfig) -> list[Chart]:
-    """Loss, accuracy of its terms within the batch, evaluations, learning rate and throughput; none without a log."""
-    history = read_history(workdir)
+    """Draws loss, batch accuracies, evaluations, learning rate, and throughput; returns nothing without a log."""
+    history = read_json_lines(workdir / "metrics.jsonl")
     if not history:
         return []
     steps = Axis("step", 0, history[-1]["step"])
-    charts = [_chart("Loss", losses(history), steps, "loss", style=_term_style)]
+    charts = [_chart("Loss", losses(history), steps, "loss", style=_loss_style)]
     for term, curves in accuracies(history).items():
-        charts.append(_chart(f"{term}: nearest of the batch is right", curves, steps, "share", style=pair_style, top=1))
+        charts.append(_chart(f"{term}: nearest in the batch is right", curves, steps, "share", style=pair_style, top=1))
     if evaluated := evaluations(workdir):
-        charts.append(_chart("Mean R@1 on some products", evaluated, steps, "mean R@1", style=_average_style, top=1))
+        charts.append(_chart("Mean R@1 on some products", evaluated, steps, "mean R@1", style=_model_style, top=1))
     charts.append(_chart("Learning rate", {"learning rate": rates(config, history[-1]["step"])}, steps, "rate"))
     speeds = throughput(workdir)
     if len(speeds[0]):
-        charts.append(_chart("Throughput", {"products a second": speeds}, steps, "products a second"))
+        charts.append(_chart("Throughput", {"products per second": speeds}, steps, "products per second"))
     return charts
 
 
+def losses(history: list[dict[str, Any]]) -> Curves:
+    """Returns the total loss and, if there are several terms, each of them without its weight."""
+    terms = sorted({name for line in history for name in line if name.endswith("/loss")})
+    names = ["loss", *(terms if len(terms) > 1 else [])]
+    return {name.removesuffix("/loss"): _mean_curve(history, [name]) for name in names}
+
+
+def accuracies(history: list[dict[str, Any]]) -> dict[str, Curves]:
+    """Returns how often the nearest item in the batch was right, by loss term and pair of views.
+
+    Both directions of a pair are averaged: "page_video" and "video_page" become "page – video".
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for name in sorted({name for line in history for name in line if "/accuracy/" in name}):
+        term, _, views = name.partition("/accuracy/")
+        found.setdefault(term, {}).setdefault(pair_name(views), []).append(name)
+    return {
+        term: {pair: _mean_curve(history, names) for pair, names in sorted(pairs.items())}
+        for term, pairs in found.items()
+    }
+
+
+def pair_name(metric: str) -> str:
+    """Names a pair of views in the order of domains: "live_page_text" → "page text – live"."""
+    for a in VIEWS:
+        if metric.startswith(f"{a}_") and (b := metric.removeprefix(f"{a}_")) in VIEWS:
+            order = sorted((a, b), key=lambda view: (DOMAINS.index(view.split("_")[0]), view))
+            return " – ".join(view.replace("_", " ") for view in order)
+    return metric
+
+
+def evaluations(workdir: Path) -> Curves:
+    """Returns the mean R@1 evaluated during training, of the model and of its moving average if there is one."""
+    found = read_json_lines(workdir / EVALUATIONS)
+    names = {"the model": "mean_r1", "its moving average": f"{AVERAGE_PREFIX}mean_r1"}
+    curves = {title: _mean_curve(found, [name]) for title, name in names.items()}
+    return {title: curve for title, curve in curves.items() if len(curve[0])}
+
+
+def throughput(workdir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Returns steps and products per second; of a repeated step, the last measurement."""
+    speeds = {line["step"]: line["examples_per_s"] for line in read_json_lines(workdir / "speed.jsonl")}
+    steps = sorted(speeds)
+    return np.array(steps, float), np.array([speeds[step] for step in steps], float)
+
+
 def rates(config: RunConfig, last: int) -> tuple[np.ndarray, np.ndarray]:
-    """The learning rate at 200 steps up to the last one, as the config has it."""
+    """Returns the configured learning rate at up to 200 steps."""
     optimizer = config.optimizer
     schedule = rate_schedule(rate=optimizer.rate, warmup_steps=optimizer.warmup_steps, steps=config.train.steps)
     steps = np.unique(np.linspace(0, last, 200).astype(int))
@@ -44,7 +90,7 @@ def rates(config: RunConfig, last: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pair_style(name: str) -> str:
-    """Classes for a pair of sides: its domains give the colour, a side of text or vision alone the dashes.
+    """Returns the classes of a pair of views: its domains set the color, a single modality the dashes.
 
     "page text – live" → "page-live text"; "video" → "video"
     """
@@ -53,16 +99,31 @@ def pair_style(name: str) -> str:
     return " ".join(["-".join(domains), *(word for word in words if word in ("text", "vision"))])
 
 
-def _term_style(name: str) -> str:
+def _loss_style(name: str) -> str:
     return "main" if name == "loss" else f"term {name}"
 
 
-def _average_style(name: str) -> str:
+def _model_style(name: str) -> str:
     return "main" if name == "the model" else "term"
 
 
-def _chart(title: str, curves: Curves, steps: Axis, label: str, *, style=lambda name: "main", top: float = 0) -> Chart:
-    """Named curves over the steps, from 0 up; to `top` where it is given."""
+def _mean_curve(history: list[dict[str, Any]], names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of some metrics at the steps that have all of them."""
+    lines = [line for line in history if all(line.get(name) is not None for name in names)]
+    steps = np.array([line["step"] for line in lines], float)
+    return steps, np.array([np.mean([line[name] for name in names]) for line in lines])
+
+
+def _chart(
+    title: str,
+    curves: Curves,
+    steps: Axis,
+    label: str,
+    *,
+    style: Callable[[str], str] = lambda name: "main",
+    top: float = 0,
+) -> Chart:
+    """Draws curves over the steps, from 0 or the lowest value to `top` or the highest value."""
     highest = max((float(ys.max()) for _, ys in curves.values() if len(ys)), default=1.0)
     lowest = min((float(ys.min()) for _, ys in curves.values() if len(ys)), default=0.0)
     drawn = [Curve(name, style(name), xs, ys) for name, (xs, ys) in curves.items()]

@@ -1,4 +1,4 @@
-// The form works without this; here are drag and drop, previews, checks before anything is sent, answers in place.
+// The form works without this script, which adds drag and drop, previews, checks before sending, and results in place.
 "use strict";
 
 const form = document.getElementById("form");
@@ -15,7 +15,7 @@ function results() {
   return document.getElementById("results");
 }
 
-function complain(text) {
+function showProblem(text) {
   const problem = document.createElement("p");
   problem.className = "problem";
   problem.setAttribute("role", "alert");
@@ -23,8 +23,8 @@ function complain(text) {
   results().replaceChildren(problem);
 }
 
-// What is wrong with the chosen files, or "".
-function fault(files) {
+// Returns what is wrong with the selected files, or "".
+function findProblem(files) {
   if (files.length > maxFiles) return `${files.length} pictures are too many: ${maxFiles} at most.`;
   const large = files.find((file) => file.size > maxFile);
   return large ? `${large.name} has ${megabytes(large.size)}: ${megabytes(maxFile)} at most.` : "";
@@ -33,10 +33,10 @@ function fault(files) {
 function showChosen() {
   for (const image of previews.children) URL.revokeObjectURL(image.src);
   const files = [...input.files];
-  const wrong = fault(files);
+  const wrong = findProblem(files);
   if (wrong) {
     input.value = "";
-    complain(wrong);
+    showProblem(wrong);
   }
   previews.replaceChildren(
     ...(wrong ? [] : files).map((file) => {
@@ -49,7 +49,7 @@ function showChosen() {
   clear.hidden = !input.files.length;
 }
 
-async function ask() {
+async function search() {
   results().setAttribute("aria-busy", "true");
   go.disabled = true;
   try {
@@ -60,7 +60,7 @@ async function ask() {
     results().replaceWith(document.adoptNode(found));
     results().scrollIntoView({ block: "nearest" });
   } catch (error) {
-    complain(`No answer: ${error.message}. Is the server still running?`);
+    showProblem(`No response: ${error.message}. Is the server still running?`);
   } finally {
     results().removeAttribute("aria-busy");
     go.disabled = false;
@@ -77,7 +77,7 @@ for (const name of ["dragenter", "dragover"]) drop.addEventListener(name, () => 
 for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  ask();
+  search();
 });
 document.getElementById("text").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {

@@ -1,17 +1,16 @@
-"""Embedding all items: each once, in order, whatever the batches."""
+"""Every item is embedded once and in order, whatever the batches."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cope_jax.data.bad_items import Faults
-from cope_jax.evaluation import embed_items as embed
-from cope_jax.evaluation.embed_items import embed_items, late
+from cope_jax.evaluation.embed_items import embed_items, gather_shares, lookahead
 from cope_jax.parallel.mesh import make_mesh
 
 
 def batches(rows: list[list[int]]):
-    """Batches of eight; a row's text is its number plus 1, −1 is padding."""
+    """Batches of eight. The text of a row is its number plus 1; row -1 is padding."""
     for numbers in rows:
         numbers = np.array(numbers + [-1] * (8 - len(numbers)))
         yield {
@@ -28,12 +27,12 @@ def batches(rows: list[list[int]]):
 
 
 def circle(model, batch):
-    """An encoder whose embedding is the angle row / 10."""
+    """An encoder that embeds a row at the angle row / 10."""
     angle = (batch["page"]["text"][:, 0] - 1) / 10
     return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1) * model
 
 
-def test_padding_is_left_out_and_the_order_kept():
+def test_padding_is_removed_and_the_order_kept():
     mesh = make_mesh(data=-1, fsdp=1, tensor=1)
     rows = [list(range(8)), list(range(8, 13))]
     items = embed_items(batches(rows), "page", circle, 1.0, mesh)
@@ -47,15 +46,14 @@ def test_padding_is_left_out_and_the_order_kept():
     assert items.has_text.all()
 
 
-def test_the_shares_of_hosts_are_put_in_order(monkeypatch):
+def test_shares_of_hosts_are_joined_in_order(monkeypatch):
     """Two hosts with two batches of two rows each: batch 0 is rows 0, 1 | 2, 3."""
     shares = np.array([[[0, 1], [4, 5]], [[2, 3], [6, 7]]])
-    monkeypatch.setattr(embed, "allgather", lambda own: shares)
-    assert embed.whole(shares[0]).tolist() == list(range(8))
+    monkeypatch.setattr("cope_jax.evaluation.embed_items.allgather", lambda own: shares)
+    assert gather_shares(shares[0]).tolist() == list(range(8))
 
 
-def test_an_item_without_text_is_told():
-    """Row −1's text, which is 0, is what a missing text looks like."""
+def test_has_text_is_false_without_tokens():
     (batch,) = batches([[0, 1, 2]])
     batch["page"]["text"][1] = 0
     items = embed_items(
@@ -65,13 +63,13 @@ def test_an_item_without_text_is_told():
 
 
 @pytest.mark.parametrize("scale", [0.0, np.nan, 2.0])
-def test_broken_embeddings_are_an_error_that_names_items(scale):
+def test_error_names_items_with_invalid_embeddings(scale):
     mesh = make_mesh(data=-1, fsdp=1, tensor=1)
     with pytest.raises(ValueError, match=r"3 page embeddings do not have length 1, of items \[1000, 999, 998\]"):
         embed_items(batches([[0, 1, 2]]), "page", circle, scale, mesh)
 
 
-def test_some_broken_embeddings_are_left_out_where_faults_are_taken_note_of():
+def test_items_with_invalid_embeddings_are_skipped_and_reported():
     mesh, faults = make_mesh(data=-1, fsdp=1, tensor=1), Faults()
     scale = np.array([[1.0], [np.nan], [1.0], [0.0], *[[1.0]] * 4], np.float32)
     items = embed_items(batches([list(range(5))]), "page", circle, scale, mesh, faults=faults)
@@ -81,7 +79,7 @@ def test_some_broken_embeddings_are_left_out_where_faults_are_taken_note_of():
         embed_items(batches([[0, 1, 2]]), "page", circle, np.nan, mesh, faults=faults)
 
 
-def test_late_hands_on_everything_one_behind():
+def test_lookahead_requests_the_next_item_before_yielding_one():
     made = []
 
     def make():
@@ -89,6 +87,6 @@ def test_late_hands_on_everything_one_behind():
             made.append(i)
             yield i
 
-    seen = [(item, list(made)) for item in late(make())]
+    seen = [(item, list(made)) for item in lookahead(make())]
     assert seen == [(0, [0, 1]), (1, [0, 1, 2]), (2, [0, 1, 2])]
-    assert list(late([])) == []
+    assert list(lookahead([])) == []

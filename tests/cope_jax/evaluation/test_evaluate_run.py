@@ -1,4 +1,4 @@
-"""Evaluating a work directory."""
+"""Evaluation of a work directory."""
 
 import json
 import os
@@ -14,16 +14,10 @@ import pytest
 
 from cope_jax.data.bad_items import BadItem, Faults
 from cope_jax.data.records import ProductRecords, open_records
-from cope_jax.evaluation.evaluate_run import (
-    best_step,
-    drawn_products,
-    evaluate,
-    judge,
-    known_metrics,
-    metrics_path,
-    subset_rows,
-)
+from cope_jax.evaluation import evaluate_run
+from cope_jax.evaluation.evaluate_run import draw_products, subset_rows
 from cope_jax.evaluation.report.report import write_report
+from cope_jax.evaluation.results import metrics_path, read_metrics
 from cope_jax.runs.config_file import load_config
 from cope_jax.search.embedding_store import embed_to_parquet
 
@@ -31,19 +25,23 @@ ROOT = Path(__file__).parents[3]
 DIRECTIONS = {"p2v", "v2p", "p2l", "l2p", "v2l", "l2v"}
 
 
-def test_the_newest_checkpoint_is_evaluated_and_written(workdir):
+def evaluate(workdir, **options):
+    return evaluate_run.evaluate(workdir, **options).metrics
+
+
+def test_newest_checkpoint_is_evaluated_and_written(workdir):
     metrics = evaluate(workdir)
     assert metrics["step"] == 6
     assert json.loads(metrics_path(workdir, 6).read_text()) == metrics
     assert metrics["retrieval"]["p2v"]["gallery"] >= 12
 
 
-def test_the_untrained_model_differs_from_the_trained_one(workdir):
+def test_untrained_and_trained_model_differ(workdir):
     untrained, trained = (evaluate(workdir, step=step) for step in (0, 6))
     assert untrained["retrieval"] != trained["retrieval"]
 
 
-def test_evaluation_repeats_itself_and_knows_what_it_was_of(workdir, make_tiny_config):
+def test_evaluation_is_repeatable_and_reused_only_for_the_same_data(workdir):
     first = evaluate(workdir)
     path = metrics_path(workdir, 6)
     before = path.stat().st_mtime_ns
@@ -51,11 +49,11 @@ def test_evaluation_repeats_itself_and_knows_what_it_was_of(workdir, make_tiny_c
     assert path.stat().st_mtime_ns == before
     assert evaluate(workdir) == first
     path.write_text(json.dumps(first | {"evaluated": {"data_dir": "elsewhere"}}))
-    assert evaluate(workdir, reuse=True) == first  # of other data: done again
-    assert known_metrics(workdir, 6) == first
+    assert evaluate(workdir, reuse=True) == first
+    assert read_metrics(workdir, 6) == first
 
 
-def test_the_batch_size_does_not_matter(workdir, tmp_path):
+def test_batch_size_does_not_matter(workdir, tmp_path):
     first = evaluate(workdir)
     shutil.copytree(workdir, tmp_path / "copy")
     config = json.loads((workdir / "config.json").read_text())
@@ -64,7 +62,7 @@ def test_the_batch_size_does_not_matter(workdir, tmp_path):
     assert evaluate(tmp_path / "copy")["retrieval"] == first["retrieval"]
 
 
-def test_all_that_stands_beside_the_six_directions(workdir):
+def test_breakdowns_and_other_galleries_are_consistent(workdir):
     metrics = evaluate(workdir, reuse=True)
     for name, values in metrics["retrieval"].items():
         low, high = metrics["intervals"]["retrieval"][name]["map"]
@@ -81,22 +79,22 @@ def test_all_that_stands_beside_the_six_directions(workdir):
     assert metrics["few_shot_all"]["1"]["p2v"]["ways"] > metrics["few_shot"]["p2v"]["ways"] == 3
 
 
-def test_a_run_is_evaluated_with_its_report_which_is_kept(workdir):
-    arguments = {"step": 6, "data_dir": None, "subset": None, "needs_report": True}
-    first = judge(workdir, reuse=True, **arguments)
-    write_report(workdir, first)
+def test_report_is_written_and_reused(workdir):
+    options = {"step": 6, "needs_report": True}
+    first = evaluate_run.evaluate(workdir, reuse=True, **options)
+    write_report(workdir, first, first.embedded)
     path = workdir / "eval/6/report.html"
     assert "step 6" in path.read_text(encoding="utf-8")
     assert path.stat().st_size > 100_000
-    assert judge(workdir, reuse=True, **arguments).items is None
+    assert evaluate_run.evaluate(workdir, reuse=True, **options).embedded is None
     path.unlink()
-    assert judge(workdir, reuse=True, **arguments).items is not None
+    assert evaluate_run.evaluate(workdir, reuse=True, **options).embedded is not None
     path.write_text("of an earlier evaluation")
-    judge(workdir, reuse=False, **arguments)
+    evaluate(workdir, reuse=False, **options)
     assert not path.exists()
 
 
-def test_a_subset_is_some_products_with_all_their_items(workdir):
+def test_subset_has_all_items_of_some_products(workdir):
     config = load_config(workdir)
     records = open_records(config.data.data_dir, "test")
     rows = subset_rows(config, 7)
@@ -114,22 +112,7 @@ def test_a_subset_is_some_products_with_all_their_items(workdir):
         evaluate(workdir, subset=13)
 
 
-def test_the_best_step_is_that_of_the_highest_mean_on_the_same_data(workdir, tmp_path):
-    evaluated = {"data": "d1", "split": "test", "subset": None, "data_dir": "data"}
-
-    def put(step: int, mean: float, **changes) -> None:
-        path = metrics_path(tmp_path, step)
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"retrieval_mean": {"mean_r1": mean}, "evaluated": evaluated | changes}))
-
-    with pytest.raises(FileNotFoundError, match=r"no step of .* was evaluated on split 'test' of data.*--step=N"):
-        best_step(tmp_path, evaluated)
-    put(0, 0.9)  # the untrained model is no candidate
-    put(4, 0.5)
-    put(6, 0.5, data_dir="moved")
-    put(8, 0.8, data="d2")
-    put(10, 0.3)
-    assert best_step(tmp_path, evaluated) == 6
+def test_best_step_is_one_of_the_evaluated_steps(workdir):
     evaluate(workdir, step=4)
     evaluate(workdir, step=6)
     assert evaluate(workdir, step="best", reuse=True)["step"] in (4, 6)
@@ -148,7 +131,7 @@ embed_to_parquet(Path(sys.argv[3]), Path(sys.argv[4]), split="test", rows=7)
 
 
 def test_two_processes_evaluate_and_embed_as_one(workdir, tmp_path):
-    """Each embeds half of every batch, counts every other block and writes every other file."""
+    """Each embeds half of every batch, counts every other block, and writes every other file."""
     alone = evaluate(workdir, reuse=True)
     embed_to_parquet(workdir, tmp_path / "one", split="test", rows=7)
     shutil.copytree(workdir, tmp_path / "copy")
@@ -172,7 +155,7 @@ def test_two_processes_evaluate_and_embed_as_one(workdir, tmp_path):
     for process in processes:
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
-    together = known_metrics(tmp_path / "copy", 6)
+    together = read_metrics(tmp_path / "copy", 6)
     assert together["retrieval"] == alone["retrieval"]
     assert together["all_domains"] == alone["all_domains"]
     for path in (tmp_path / "one").rglob("*.parquet"):
@@ -182,30 +165,30 @@ def test_two_processes_evaluate_and_embed_as_one(workdir, tmp_path):
         np.testing.assert_allclose(*vectors, atol=1e-5)
 
 
-def test_a_missing_checkpoint_is_named_with_those_there_are(workdir):
+def test_error_for_a_missing_checkpoint_lists_the_existing_ones(workdir):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 5 .*there are \[4, 6\]"):
         evaluate(workdir, step=5)
 
 
-def test_a_run_without_a_checkpoint_says_what_to_do(workdir, tmp_path):
+def test_error_for_a_run_without_checkpoints_says_what_to_do(workdir, tmp_path):
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
     with pytest.raises(FileNotFoundError, match="train first, or ask for --step=0"):
         evaluate(tmp_path)
 
 
-def test_a_product_that_cannot_be_read_is_left_out_where_faults_are_taken_note_of(tiny_config, monkeypatch):
+def test_invalid_products_are_skipped_and_reported(tiny_config, monkeypatch):
     read = ProductRecords.__getitem__
 
-    def rot(self, index):
+    def fail_on_record_3(self, index):
         if index == 3:
             raise BadItem("record 3 is invalid")
         return read(self, index)
 
-    sound = drawn_products(tiny_config, 12)
-    monkeypatch.setattr(ProductRecords, "__getitem__", rot)
+    every = draw_products(tiny_config, 12)
+    monkeypatch.setattr(ProductRecords, "__getitem__", fail_on_record_3)
     faults = Faults()
-    found = [product.product_id for product in drawn_products(tiny_config, 12, faults)]
-    assert found == [product.product_id for number, product in enumerate(sound) if number != 3]
+    found = [product.product_id for product in draw_products(tiny_config, 12, faults)]
+    assert found == [product.product_id for number, product in enumerate(every) if number != 3]
     assert list(faults.last) == ["record 3 is invalid"]
     with pytest.raises(BadItem, match="record 3 is invalid"):
-        drawn_products(tiny_config, 12)
+        draw_products(tiny_config, 12)

@@ -1,57 +1,39 @@
-import json
-import math
-
 import pytest
 
-from cope_jax.evaluation import result_tables as tables
+from cope_jax.evaluation.metrics.retrieval import direction_means
+from cope_jax.evaluation.result_tables import format_tables
 
 NAMES = ("p2v", "v2p", "p2l", "l2p", "v2l", "l2v")
 
 
 def result(scale: float) -> dict:
-    """R@1 of the six directions is scale × 0.1, 0.2, …, 0.6, whose mean is scale × 0.35."""
+    """R@1 of the six directions is scale × 0.1, 0.2, …, 0.6; their mean is scale × 0.35."""
     retrieval, few_shot = {}, {}
     for number, name in enumerate(NAMES, start=1):
         share = scale * number / 10
         retrieval[name] = {"r1": share, "r5": share + 0.1, "r10": share + 0.2, "map": share + 0.05}
         retrieval[name] |= {"median_rank": 1.5, "queries": 1000 + number, "gallery": 20 + number}
         few_shot[name] = {"accuracy": share, "ci95": 0.0123, "ways": 20, "shots": 5, "episodes": 100}
-    metrics = tables.collect(retrieval, few_shot, step=300)
     bounds = {f"mean_{key}": [scale * 0.1, scale * 0.2 + i * 0.02] for i, key in enumerate(("r1", "r5", "r10", "map"))}
-    return metrics | {"intervals": {"retrieval_mean": bounds}}
+    return {
+        "retrieval": retrieval,
+        "retrieval_mean": direction_means(retrieval),
+        "few_shot": few_shot,
+        "intervals": {"retrieval_mean": bounds},
+    }
 
 
 def words(line: str) -> str:
     return " ".join(line.split())
 
 
-def test_means():
+def test_means_over_directions():
     expected = {"mean_r1": 0.35, "mean_r5": 0.45, "mean_r10": 0.55, "mean_map": 0.40}
     assert result(1)["retrieval_mean"] == pytest.approx(expected)
 
 
-def test_metrics_file(tmp_path):
-    path = tmp_path / "eval" / "300" / "metrics.json"
-    tables.write_metrics(path, {"step": 1})
-    tables.write_metrics(path, result(1))
-    read = json.loads(path.read_text())
-    assert read == result(1)
-    assert read["step"] == 300
-    assert set(read["retrieval"]) == set(read["few_shot"]) == set(NAMES)
-    assert read["retrieval"]["l2v"]["queries"] == 1006
-    assert [file.name for file in path.parent.iterdir()] == ["metrics.json"]
-
-
-def test_metrics_file_without_nan(tmp_path):
-    path = tmp_path / "metrics.json"
-    tables.write_metrics(path, {"step": 1})
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        tables.write_metrics(path, {"step": math.nan})
-    assert json.loads(path.read_text()) == {"step": 1}
-
-
 def test_tables():
-    lines = tables.tables(result(1)).splitlines()
+    lines = format_tables(result(1)).splitlines()
     assert lines[0] == "Cross-domain retrieval"
     assert words(lines[1]) == "direction queries gallery R@1 R@5 R@10 mAP median rank"
     assert words(lines[3]) == "P → V 1001 21 0.100 0.200 0.300 0.150 1.5"
@@ -65,15 +47,15 @@ def test_tables():
 
 
 def test_tables_are_aligned():
-    lines = tables.tables(result(1), result(0.01)).splitlines()
+    lines = format_tables(result(1), result(0.01)).splitlines()
     for table in (lines[1:9], lines[13:21]):
         assert len({len(line) for line in table}) == 1
     assert lines[9].index("0.350 / 0.003") == lines[3].index("0.100 / 0.001")
     assert lines[3].index("1001") + 4 == lines[1].index("queries") + len("queries")
 
 
-def test_tables_beside_each_other():
-    lines = tables.tables(result(1), result(0.1), names=("new", "old")).splitlines()
+def test_baseline_is_shown_after_a_slash():
+    lines = format_tables(result(1), result(0.1), names=("new", "old")).splitlines()
     assert lines[0] == "Cross-domain retrieval (new / old)"
     assert "0.100 / 0.010    0.200 / 0.110    0.300 / 0.210    0.150 / 0.060    1.5 / 1.5" in lines[3]
     assert words(lines[9]) == "mean 0.350 / 0.035 0.450 / 0.135 0.550 / 0.235 0.400 / 0.085"

@@ -1,4 +1,4 @@
-"""What is exported embeds as the run does, without its code; nothing half-written stays."""
+"""Exported models have the run's embeddings, without its code; incomplete exports are removed."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def workdir(make_tiny_config, tmp_path_factory):
-    """A work directory of a tiny run whose videos use no text, so that every kind of domain is there."""
+    """A tiny run whose videos use no text, so that domains differ."""
     folder = tmp_path_factory.mktemp("run")
     train(make_tiny_config({"model.text_domains": ("page", "live")}), folder)
     return folder
@@ -42,8 +42,8 @@ def folder(workdir, tmp_path_factory):
     return out
 
 
-def test_evaluation_items_embed_as_in_the_run(workdir, folder):
-    """By evaluation's own code: sharded over eight devices there, one device here, and from texts."""
+def test_embeddings_equal_those_of_the_run(workdir, folder):
+    """Evaluation shards over eight devices, the export runs on one."""
     config, tokenizer = load_config(workdir), load_tokenizer(workdir / "tokenizer")
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.newest()
@@ -55,14 +55,14 @@ def test_evaluation_items_embed_as_in_the_run(workdir, folder):
         np.testing.assert_allclose(found, expected[domain].vectors[:5], atol=1e-5)
 
 
-def test_weights_carry_their_paths(workdir, folder):
+def test_weights_are_named_by_path(workdir, folder):
     weights = load_file(folder / "model.safetensors")
     assert weights["vision/project/kernel"].shape == (16, 16)
-    assert weights["fusion/video/vision/norm/mean"].any()  # running statistics go along
+    assert weights["fusion/video/vision/norm/mean"].any()  # running statistics
     assert not any(name.startswith(("params", "model", "fusion/video/text")) for name in weights)
 
 
-def test_the_loader_embeds_texts_and_frames(folder):
+def test_loader_embeds_texts_and_frames(folder):
     model, rng = exported.load(folder), np.random.default_rng(0)
     frames = rng.integers(0, 256, (3, 1, 16, 16, 3), dtype=np.uint8)
     vectors = model.embed("page", frames, ["red dress", "", "a long text of many words " * 9])
@@ -78,14 +78,14 @@ def test_the_loader_embeds_texts_and_frames(folder):
     np.testing.assert_array_equal(first, second)
 
 
-def test_the_loader_tokenises_as_training_does(workdir, folder):
+def test_loader_tokenizes_like_training(workdir, folder):
     texts = ["红色连衣裙 夏季新款", "", "one two three four five six seven eight nine ten eleven twelve"]
     expected = encode(load_tokenizer(workdir / "tokenizer"), texts, 12)
     np.testing.assert_array_equal(exported.load(folder).tokens(texts, 12), expected)
 
 
-def test_the_loader_works_alone(folder, tmp_path):
-    """Its file and the export elsewhere, in a process that cannot see this code base."""
+def test_loader_works_alone(folder, tmp_path):
+    """Copies of the loader and the export work in a process that cannot import this package."""
     shutil.copy(ROOT / "cope_jax/exported.py", tmp_path / "loader.py")
     shutil.copytree(folder, tmp_path / "moved")
     code = (
@@ -97,24 +97,24 @@ def test_the_loader_works_alone(folder, tmp_path):
     assert done.stdout == "(2, 16) set()\n", done.stderr
 
 
-def test_programs_are_for_every_platform_and_any_number_of_items(folder):
+def test_programs_support_all_platforms_and_batch_sizes(folder):
     for domain in DOMAINS:
         program = jax.export.deserialize(bytearray((folder / f"{domain}.stablehlo").read_bytes()))
         assert program.platforms == ("cpu", "cuda", "tpu")
         assert str(program.out_avals[0].shape) == "(B, 16)"
 
 
-def test_a_fusion_transformer_in_bfloat16_can_be_exported(make_tiny_config):
-    """Lowered only: its computation is the models' own."""
+def test_fusion_transformer_in_bfloat16_can_be_exported(make_tiny_config):
+    """It is only lowered; the tests of models cover its values."""
     fusion = {"kind": "transformer", "width": 8, "depth": 1, "heads": 2}
     changes = {f"model.fusion.{name}": value for name, value in fusion.items()}
     config = make_tiny_config(changes | {"model.dtype": "bfloat16"})
-    graphdef, initialise = split_model(config, vocab_size=50)
-    program = jax.export.deserialize(bytearray(export.stablehlo(graphdef, initialise(), "video", config)))
+    graphdef, initialize = split_model(config, vocab_size=50)
+    program = jax.export.deserialize(bytearray(export.export_program(graphdef, initialize(), "video", config)))
     assert str(program.in_avals[-1].shape) == "(B, 12)"
 
 
-def test_an_earlier_step_can_be_exported(workdir, folder, tmp_path):
+def test_earlier_step_can_be_exported(workdir, folder, tmp_path):
     export.export_run(workdir, tmp_path / "four", step=4)
     steps = [json.loads((place / "config.json").read_text())["step"] for place in (tmp_path / "four", folder)]
     assert steps == [4, 6]
@@ -122,12 +122,12 @@ def test_an_earlier_step_can_be_exported(workdir, folder, tmp_path):
     assert not np.array_equal(four["vision/project/kernel"], six["vision/project/kernel"])
 
 
-def test_a_folder_that_exists_is_left_alone(workdir, folder):
+def test_existing_folder_is_not_overwritten(workdir, folder):
     with pytest.raises(ValueError, match="tiny exists already; choose another --out or remove it"):
         export.export_run(workdir, folder)
 
 
-def test_weights_that_embed_otherwise_are_not_left(workdir, tmp_path, monkeypatch):
+def test_export_with_wrong_weights_is_removed(workdir, tmp_path, monkeypatch):
     def shifted(path):
         weights = load_file(path)
         return weights | {"vision/project/kernel": weights["vision/project/kernel"] + 0.1}
@@ -138,25 +138,25 @@ def test_weights_that_embed_otherwise_are_not_left(workdir, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_program_that_embeds_otherwise_is_not_left(workdir, tmp_path, monkeypatch):
-    original = export.stablehlo
+def test_export_with_wrong_program_is_removed(workdir, tmp_path, monkeypatch):
+    original = export.export_program
 
     def swapped(graphdef, model, domain, config):
         return original(graphdef, model, "video" if domain == "live" else domain, config)
 
-    monkeypatch.setattr(export, "stablehlo", swapped)
+    monkeypatch.setattr(export, "export_program", swapped)
     with pytest.raises(ValueError, match=r"live.stablehlo gives live embeddings that differ from the run's by"):
         export.export_run(workdir, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_without_a_checkpoint_says_what_to_do(workdir, tmp_path):
+def test_error_for_a_run_without_checkpoints_says_what_to_do(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     with pytest.raises(FileNotFoundError, match="train first"):
         export.export_run(tmp_path / "run", tmp_path / "out")
 
 
-def test_the_loader_names_what_is_wrong(folder, tmp_path):
+def test_loader_names_missing_files_and_unknown_formats(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"name a folder that `./run.sh export` wrote"):
         exported.load(tmp_path)
     shutil.copytree(folder, tmp_path / "cut")
@@ -177,17 +177,17 @@ def test_the_loader_names_what_is_wrong(folder, tmp_path):
             "page",
             (3, 1, 16, 16, 3),
             None,
-            r"page frames are uint8\[3, 1, 16, 16, 3\]; 2 texts go with uint8\[2, 1",
+            r"page frames are uint8\[3, 1, 16, 16, 3\]; 2 texts need uint8\[2, 1",
         ),
         ("page", (2, 1, 16, 16, 3), (2, 3), r"frame_mask is bool\[2, 3\]; it must be bool\[2, 1\]"),
     ],
 )
-def test_wrong_inputs_are_refused(folder, domain, frames, mask, message):
+def test_invalid_inputs(folder, domain, frames, mask, message):
     mask = None if mask is None else np.ones(mask, bool)
     with pytest.raises(ValueError, match=message):
         exported.load(folder).embed(domain, np.zeros(frames, np.uint8), ["a", "b"], mask)
 
 
-def test_an_average_that_the_run_has_not_kept_is_refused(workdir, tmp_path):
+def test_export_of_a_missing_average(workdir, tmp_path):
     with pytest.raises(ValueError, match=r"checkpoints/6 has no moving average: .*average_decay=0"):
         export.export_run(workdir, tmp_path / "out", average=True)

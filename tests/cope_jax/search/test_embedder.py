@@ -1,4 +1,4 @@
-"""One's own items embed as evaluation embeds records, from a run and from its export, in whatever form they come."""
+"""Your own items are embedded like records in evaluation, by a run and by its export."""
 
 import io
 import subprocess
@@ -17,15 +17,15 @@ from cope_jax.export.stablehlo import export_run
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
-from cope_jax.search.embedder import square
+from cope_jax.search.embedder import resize_picture
 
 ROOT = Path(__file__).parents[3]
-ROWS = 13  # more than a batch of eight, no multiple of it
+ROWS = 13  # more than a batch of eight, and not a multiple
 
 
 @pytest.fixture(scope="module")
 def embedders(workdir, tmp_path_factory):
-    """By where the model comes from."""
+    """Embedders of the run and of its export."""
     folder = tmp_path_factory.mktemp("exports") / "tiny"
     export_run(workdir, folder)
     return {"workdir": Embedder.from_workdir(workdir), "export": Embedder.from_export(folder)}
@@ -38,7 +38,7 @@ def embedder(embedders):
 
 @pytest.fixture(scope="module")
 def expected(workdir):
-    """Of each domain the first rows' items and their embeddings, by evaluation's own code on eight devices."""
+    """The first items of each domain and their embeddings in evaluation, on eight devices."""
     config = load_config(workdir)
     records = open_records(config.data.data_dir, config.data.eval_split)
     with Checkpoints(workdir) as checkpoints:
@@ -46,7 +46,7 @@ def expected(workdir):
     return {
         domain: (
             [records.items[domain][row] for row in range(ROWS)],
-            run.items(domain, range(ROWS)).vectors,
+            run.embed_rows(domain, range(ROWS)).vectors,
         )
         for domain in DOMAINS
     }
@@ -54,22 +54,22 @@ def expected(workdir):
 
 @pytest.mark.parametrize("source", ["workdir", "export"])
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_embeddings_are_those_of_evaluation(embedders, expected, source, domain):
+def test_embeddings_equal_those_of_evaluation(embedders, expected, source, domain):
     items, vectors = expected[domain]
     found = embedders[source].embed(domain, frames=[item.frames for item in items], texts=[i.text for i in items])
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, vectors, atol=1e-5)
-    assert np.abs(found - vectors[::-1]).max() > 1e-2  # items do differ
+    assert np.abs(found - vectors[::-1]).max() > 1e-2  # the items differ
 
 
-def test_an_earlier_step_is_another_model(workdir, embedder, expected):
+def test_another_step_has_other_embeddings(workdir, embedder, expected):
     items, _ = expected["page"]
     four = Embedder.from_workdir(workdir, step=4).embed("page", images=[items[0].frames[0]])
     assert np.abs(four - embedder.embed("page", images=[items[0].frames[0]])).max() > 1e-4
 
 
-def test_a_picture_may_come_in_any_form(embedder, tmp_path):
-    """As PNG: the forms hold the same pixels."""
+def test_all_forms_of_a_picture_have_the_same_embedding(embedder, tmp_path):
+    """PNG is lossless, so all forms have the same pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -80,16 +80,16 @@ def test_a_picture_may_come_in_any_form(embedder, tmp_path):
     assert np.abs(embedder.embed("page", images=[255 - pixels]) - vectors[0][None]).max() > 1e-3
 
 
-def test_the_frames_of_a_clip_are_chosen_as_in_evaluation(embedder):
-    """Three of seven, floor((2i+1)·7/6): 1, 3 and 5. The others are never read."""
+def test_frames_are_chosen_as_in_evaluation(embedder):
+    """Three of seven, floor((2i+1)·7/6): 1, 3, and 5. The others are not read."""
     clip = list(np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), dtype=np.uint8))
     holes = [frame if i in (1, 3, 5) else b"unread" for i, frame in enumerate(clip)]
     found = embedder.embed("video", frames=[clip, holes, clip[1::2]])
     np.testing.assert_allclose(found[1:], np.stack([found[0]] * 2), atol=1e-6)
 
 
-def test_what_is_missing_is_masked(embedder):
-    """A text alone and a picture alone, beside items that have both."""
+def test_missing_modalities_are_masked(embedder):
+    """A batch has an item with a picture only, one with a text only, and one with both."""
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     mixed = embedder.embed("page", images=[pixels, None, pixels], texts=[None, "red", "red"])
     np.testing.assert_allclose(embedder.embed("page", images=[pixels]), mixed[:1], atol=1e-6)
@@ -105,7 +105,7 @@ PIXELS = np.zeros((8, 8, 3), np.uint8)
     ("domain", "items", "message"),
     [
         ("shop", {"texts": ["a"]}, "unknown domain 'shop': choose one of page, video, live"),
-        ("page", {}, "nothing to embed: give images, frames or texts of the page items"),
+        ("page", {}, "nothing to embed: give images, frames, or texts of the page items"),
         ("page", {"images": [PIXELS], "frames": [[PIXELS]]}, "both images and frames are given"),
         ("page", {"images": [PIXELS] * 3, "texts": ["a"]}, "counts differ: 3 images, 1 texts"),
         ("video", {"frames": [[PIXELS], []]}, "video item 1 has nothing to embed$"),
@@ -115,31 +115,31 @@ PIXELS = np.zeros((8, 8, 3), np.uint8)
         ("page", {"images": [PIXELS.astype(float)]}, r"picture 0 is float64\[8, 8, 3\]"),
     ],
 )
-def test_what_cannot_be_embedded_is_named(embedder, domain, items, message):
+def test_invalid_arguments(embedder, domain, items, message):
     with pytest.raises(ValueError, match=message):
         embedder.embed(domain, **items)
 
 
-def test_a_text_that_the_model_does_not_read_is_refused(embedder):
+def test_text_alone_needs_a_model_that_reads_texts(embedder):
     config = replace_fields(embedder.config, {"model.text_domains": ("page",)})
-    blind = Embedder(config, embedder.tokenizer, embedder.program)
-    with pytest.raises(ValueError, match="video item 0 has nothing to embed: the model reads no texts of this domain"):
-        blind.embed("video", texts=["red"])
+    no_texts = Embedder(config, embedder.tokenizer, embedder.program)
+    with pytest.raises(ValueError, match="video item 0 has nothing to embed: the model does not read video texts"):
+        no_texts.embed("video", texts=["red"])
 
 
-def test_an_unknown_step_is_refused(workdir):
-    with pytest.raises(ValueError, match="step is 'newest'; it must be 'latest', 'best' or a number"):
+def test_unknown_step(workdir):
+    with pytest.raises(ValueError, match="step is 'newest'; it must be 'latest', 'best', or a number"):
         Embedder.from_workdir(workdir, step="newest")
 
 
-def test_importing_the_package_stays_light():
+def test_importing_the_package_imports_neither_jax_nor_numpy():
     code = "import sys, cope_jax; print({'jax', 'numpy'} & set(sys.modules), hasattr(cope_jax, 'Embeder'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "set() False\n", done.stderr
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photos_are_turned_upright_however_they_come(tmp_path, orientation):
+def test_photos_are_turned_upright_in_all_forms(tmp_path, orientation):
     gradient = np.stack(np.broadcast_arrays(np.arange(32) * 8, 10 * np.arange(24)[:, None], 40), axis=-1)
     exif, encoded = Image.Exif(), io.BytesIO()
     exif[0x0112] = orientation
@@ -149,5 +149,7 @@ def test_photos_are_turned_upright_however_they_come(tmp_path, orientation):
     with Image.open(path) as opened:
         upright = np.asarray(ImageOps.exif_transpose(opened))
         for photo in (path, path.read_bytes(), opened):
-            # Wide, for a JPEG is decoded at half its size; a wrong turn makes differences of 100 and more.
-            np.testing.assert_allclose(square(photo, 12, 0).astype(int), square(upright, 12, 0), atol=16)
+            # The tolerance is wide because a JPEG is decoded at half its size; a wrong turn differs by 100 and more.
+            np.testing.assert_allclose(
+                resize_picture(photo, 12, 0).astype(int), resize_picture(upright, 12, 0), atol=16
+            )

@@ -1,4 +1,4 @@
-"""Indexes find what exact search finds, are tied to their embeddings, and appear whole or not at all."""
+"""Indexes have the expected recall, belong to their embeddings, and are written atomically."""
 
 import json
 import re
@@ -9,20 +9,20 @@ import pytest
 
 from cope_jax.domains import DOMAINS
 from cope_jax.search import index as index_module
-from cope_jax.search.embedding_store import MANIFEST, vectors_at
-from cope_jax.search.index import PQ_ITEMS, build_index, exact_search, kind_for, open_index
+from cope_jax.search.embedding_store import MANIFEST, read_rows
+from cope_jax.search.index import PQ_ITEMS, build_index, default_kind, exact_search, open_index
 from tests.shop import write_embeddings
 
 WIDTH, ROWS = 16, 900
 SIZES = {"page": 1_510, "video": 2_003, "live": 1_600}
-FEW = 1_500  # items that IVF-PQ is content with here
+FEW = 1_500  # replaces PQ_ITEMS
 
 
 def clusters(count: int, seed: int) -> np.ndarray:
-    """Unit vectors round 100 products, as trained embeddings lie: f32[count, WIDTH]."""
+    """Returns unit vectors float32[count, WIDTH] around 100 centers, similar to trained embeddings."""
     rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(0).normal(size=(100, WIDTH))
-    vectors = centres[rng.integers(100, size=count)] + 0.4 * rng.normal(size=(count, WIDTH))
+    centers = np.random.default_rng(0).normal(size=(100, WIDTH))
+    vectors = centers[rng.integers(100, size=count)] + 0.4 * rng.normal(size=(count, WIDTH))
     return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
@@ -33,13 +33,13 @@ def vectors():
 
 @pytest.fixture(scope="module")
 def embeddings(vectors, tmp_path_factory):
-    """A folder of embeddings in two or three files a domain."""
+    """A folder of embeddings with two or three files per domain."""
     return write_embeddings(tmp_path_factory.mktemp("embeddings") / "of 100 products", vectors, rows=ROWS)
 
 
 @pytest.fixture(scope="module")
 def built(embeddings, tmp_path_factory):
-    """By kind, the folder of an index and its description."""
+    """Folder and description of an index of each kind, and the lines reported."""
     out, lines = tmp_path_factory.mktemp("indexes"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index_module, "PQ_ITEMS", FEW)
@@ -53,7 +53,7 @@ def brute_force(queries: np.ndarray, gallery: np.ndarray, top: int) -> np.ndarra
     return np.argsort(-(queries.astype(np.float64) @ gallery.T.astype(np.float64)), axis=1, kind="stable")[:, :top]
 
 
-def test_exact_search_over_files_is_brute_force(embeddings, vectors):
+def test_exact_search_over_files_matches_brute_force(embeddings, vectors):
     queries = clusters(5, 9)
     scores, rows = exact_search(queries, embeddings, "video", 11)
     expected = brute_force(queries, vectors["video"], 11)
@@ -63,8 +63,8 @@ def test_exact_search_over_files_is_brute_force(embeddings, vectors):
 
 @pytest.mark.parametrize(("kind", "least"), [("flat", 1.0), ("hnsw", 0.97), ("ivfpq", 0.7)])
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_an_index_finds_what_exact_search_finds(built, embeddings, vectors, kind, least, domain):
-    """Of queries that building did not see; the recall that building told is near theirs."""
+def test_recall_of_each_kind(built, embeddings, vectors, kind, least, domain):
+    """The recall of new queries is high and close to the recorded one."""
     folder, description = built[0][kind]
     queries = clusters(100, 9)
     scores, found = open_index(folder, embeddings).search(queries, domain, 10)
@@ -77,7 +77,7 @@ def test_an_index_finds_what_exact_search_finds(built, embeddings, vectors, kind
     np.testing.assert_allclose(scores, exact, atol=0.1 if kind == "ivfpq" else 1e-5)
 
 
-def test_recall_is_told_when_built(built):
+def test_recall_is_reported(built):
     lines = built[1]
     assert len(lines) == 9
     assert lines[0] == "page: flat index of 1510 items, recall@10 1.000"
@@ -85,8 +85,8 @@ def test_recall_is_told_when_built(built):
     assert re.fullmatch(r"live: ivfpq index of 1600 items, recall@10 0\.[6-9]\d\d", lines[8])
 
 
-def test_the_kind_goes_by_size():
-    assert [kind_for(size) for size in (0, 200_000, 200_001, 2_000_000, 2_000_001)] == [
+def test_default_kind_depends_on_the_size():
+    assert [default_kind(size) for size in (0, 200_000, 200_001, 2_000_000, 2_000_001)] == [
         "flat",
         "flat",
         "hnsw",
@@ -97,21 +97,21 @@ def test_the_kind_goes_by_size():
 
 def test_rows_are_read_across_files(embeddings, vectors):
     rows = np.array([2_002, 3, 900, 899, 3])
-    np.testing.assert_array_equal(vectors_at(embeddings, "video", rows), vectors["video"][rows])
+    np.testing.assert_array_equal(read_rows(embeddings, "video", rows), vectors["video"][rows])
 
 
-def test_a_failed_build_leaves_nothing_and_the_old_index(built, embeddings, tmp_path, monkeypatch):
+def test_failed_build_keeps_the_old_index(built, embeddings, tmp_path, monkeypatch):
     out = tmp_path / "index"
     shutil.copytree(built[0]["flat"][0], out)
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    monkeypatch.setattr(index_module, "recall_of", lambda *_: 1 / 0)
+    monkeypatch.setattr(index_module, "_measure_recall", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build_index(embeddings, out, kind="flat")
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
-def test_an_index_is_replaced_whole(built, embeddings, tmp_path):
+def test_index_is_replaced_completely(built, embeddings, tmp_path):
     out = tmp_path / "index"
     shutil.copytree(built[0]["hnsw"][0], out)
     (out / "leftover").touch()
@@ -120,27 +120,27 @@ def test_an_index_is_replaced_whole(built, embeddings, tmp_path):
     assert set(open_index(out, embeddings).description["kinds"].values()) == {"flat"}
 
 
-def test_an_index_of_other_embeddings_is_refused(built, embeddings, tmp_path):
+def test_index_of_other_embeddings(built, embeddings, tmp_path):
     others = tmp_path / "others"
     shutil.copytree(embeddings, others)
     own = built[0]["flat"][0]
-    open_index(own, others)  # a copy is the same
+    open_index(own, others)  # an identical copy
     shard = sorted((others / "page").iterdir())[0]
     shard.write_bytes(shard.read_bytes()[:-9] + b"x" + shard.read_bytes()[-8:])
     with pytest.raises(ValueError, match=r"is the index of other embeddings than those in .*others: build it again"):
         open_index(own, others)
 
 
-def test_what_is_wrong_with_an_index_is_said(built, embeddings, tmp_path):
+def test_missing_and_damaged_index_files(built, embeddings, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"build the index with `./run.sh search build`"):
         open_index(tmp_path, embeddings)
     out = tmp_path / "index"
     shutil.copytree(built[0]["flat"][0], out)
     (out / "live.faiss").write_bytes((out / "live.faiss").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"live.faiss is broken, build the index again"):
+    with pytest.raises(ValueError, match=r"live.faiss is damaged, build the index again"):
         open_index(out, embeddings)
     shutil.copy(out / "page.faiss", out / "live.faiss")
-    with pytest.raises(ValueError, match=r"live.faiss holds 1510 items instead of 1600: build the index again"):
+    with pytest.raises(ValueError, match=r"live.faiss has 1510 items instead of 1600: build the index again"):
         open_index(out, embeddings)
     (out / "live.faiss").unlink()
     with pytest.raises(FileNotFoundError, match=r"live.faiss: build the index again"):
@@ -150,7 +150,7 @@ def test_what_is_wrong_with_an_index_is_said(built, embeddings, tmp_path):
         open_index(out, embeddings)
 
 
-def test_what_cannot_be_built_is_said(embeddings, tmp_path):
+def test_invalid_arguments_and_incomplete_embeddings(embeddings, tmp_path):
     with pytest.raises(ValueError, match="unknown kind of index 'tree': choose one of flat, hnsw, ivfpq"):
         build_index(embeddings, tmp_path / "out", kind="tree")
     with pytest.raises(FileNotFoundError, match=r"name a folder that `./run.sh embed` wrote"):
@@ -160,7 +160,7 @@ def test_what_cannot_be_built_is_said(embeddings, tmp_path):
     manifest = json.loads((few / MANIFEST).read_text())
     (few / MANIFEST).write_text(json.dumps(manifest | {"items": SIZES | {"live": 9}}))
     with pytest.raises(
-        ValueError, match=f"an IVF-PQ index needs {PQ_ITEMS} items a domain, not .*, 9 live items: choose"
+        ValueError, match=f"an IVF-PQ index needs {PQ_ITEMS} items per domain, not .*, 9 live items: choose"
     ):
         build_index(few, tmp_path / "out", kind="ivfpq")
     (few / MANIFEST).write_text((embeddings / MANIFEST).read_text())
@@ -169,7 +169,7 @@ def test_what_cannot_be_built_is_said(embeddings, tmp_path):
         build_index(few, tmp_path / "out", kind="flat")
 
 
-def test_a_domain_without_items_has_an_index(tmp_path):
+def test_domain_without_items_has_an_index(tmp_path):
     folder = write_embeddings(tmp_path / "none", dict.fromkeys(DOMAINS, np.zeros((0, 3), np.float32)), rows=5)
     build_index(folder, tmp_path / "index", report=lambda line: None)
     _, rows = open_index(tmp_path / "index", folder).search(np.zeros((1, 3), np.float32), "page", 2)

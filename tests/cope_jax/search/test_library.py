@@ -1,4 +1,4 @@
-"""Queries find what they should, in the domains asked for; the command answers with a table and a page."""
+"""Search results of the library, and the search command."""
 
 import re
 
@@ -11,8 +11,8 @@ from cope_jax.domains import DOMAINS
 from cope_jax.runs.config_file import load_config
 from cope_jax.search import __main__ as command
 from cope_jax.search.embedding_store import read_manifest
-from cope_jax.search.library import answer_table, open_library
-from cope_jax.search.pages import answers_page
+from cope_jax.search.library import open_library
+from cope_jax.search.result_views import results_page, results_table
 from tests.shop import HOSTILE, ShopEmbedder, make_shop, picture
 
 
@@ -21,55 +21,55 @@ def shop(tmp_path_factory):
     return make_shop(tmp_path_factory.mktemp("shop"))
 
 
-def found(answer) -> list[tuple[str, int]]:
-    return [(hit.card.domain, hit.card.item_id) for hit in answer.hits]
+def found(result) -> list[tuple[str, int]]:
+    return [(hit.card.domain, hit.card.item_id) for hit in result.hits]
 
 
-def test_an_item_finds_its_product_and_not_itself(shop):
-    """Page 103 lies on its product; its video is 0.1 away, its live 0.3, the live of the one before π/2 − 0.3."""
-    answer = shop.by_item("page", 103, top=3)
-    assert found(answer) == [("video", 103), ("live", 103), ("live", 102)]
-    scores = [hit.score for hit in answer.hits]
+def test_item_finds_its_product_but_not_itself(shop):
+    """Page 103 is in its product's direction, its video 0.1 off, its live item 0.3, and live item 102 π/2 - 0.3."""
+    result = shop.search_item("page", 103, top=3)
+    assert found(result) == [("video", 103), ("live", 103), ("live", 102)]
+    scores = [hit.score for hit in result.hits]
     np.testing.assert_allclose(scores, [np.cos(0.1), np.cos(0.3), np.sin(0.3)], rtol=1e-5)
-    assert [hit.same_product for hit in answer.hits] == [True, True, False]
-    assert (answer.query.domain, answer.query.item_id, answer.query.product_ids) == ("page", 103, (1003,))
-    assert len(answer.hits[1].card.frames) == 4  # of five
+    assert [hit.same_product for hit in result.hits] == [True, True, False]
+    assert (result.query.domain, result.query.item_id, result.query.product_ids) == ("page", 103, (1003,))
+    assert len(result.hits[1].card.frames) == 4  # of five
 
 
-def test_only_the_domains_asked_for_are_searched(shop):
-    assert {domain for domain, _ in found(shop.by_item("video", 103, among=["page"], top=6))} == {"page"}
-    assert set(found(shop.by_item("video", 103, among=["video"], top=2))) == {("video", 102), ("video", 104)}
-    assert shop.by_item("page", 101, among=("live", "page")).searched == ("page", "live")
+def test_only_the_requested_domains_are_searched(shop):
+    assert {domain for domain, _ in found(shop.search_item("video", 103, among=["page"], top=6))} == {"page"}
+    assert set(found(shop.search_item("video", 103, among=["video"], top=2))) == {("video", 102), ("video", 104)}
+    assert shop.search_item("page", 101, among=("live", "page")).searched == ("page", "live")
 
 
-def test_a_query_of_ones_own_finds_even_its_own_record(shop):
-    answer = shop.by_own(ShopEmbedder(), "page", [picture(4)], "", shown=["data:,"], top=3)
-    assert found(answer) == [("page", 104), ("video", 104), ("live", 104)]
-    assert (answer.query.item_id, answer.query.frames) == (-1, ("data:,",))
-    assert found(shop.by_own(ShopEmbedder(), "live", [], "kind 1", among=["video"], top=1)) == [("video", 101)]
+def test_own_pictures_and_text_find_items(shop):
+    result = shop.search_own(ShopEmbedder(), "page", [picture(4)], "", thumbnails=["data:,"], top=3)
+    assert found(result) == [("page", 104), ("video", 104), ("live", 104)]
+    assert (result.query.item_id, result.query.frames) == (-1, ("data:,",))
+    assert found(shop.search_own(ShopEmbedder(), "live", [], "kind 1", among=["video"], top=1)) == [("video", 101)]
 
 
 @pytest.mark.parametrize(
-    ("ask", "message"),
+    ("search", "message"),
     [
-        (lambda shop: shop.by_item("page", 99), "no page item 99 among 6"),
-        (lambda shop: shop.by_item("shop", 100), "unknown domain 'shop': choose among page, video, live"),
-        (lambda shop: shop.by_item("page", 100, among=["clip"]), "unknown domain 'clip'"),
-        (lambda shop: shop.by_item("page", 100, top=0), "0 items are asked for; it must be 1 to 100"),
-        (lambda shop: shop.by_own(ShopEmbedder(), "page", [b"", b""], ""), "a page has one picture, not 2"),
+        (lambda shop: shop.search_item("page", 99), "no page item 99 among 6"),
+        (lambda shop: shop.search_item("shop", 100), "unknown domain 'shop': choose among page, video, live"),
+        (lambda shop: shop.search_item("page", 100, among=["clip"]), "unknown domain 'clip'"),
+        (lambda shop: shop.search_item("page", 100, top=0), "0 items requested; it must be 1 to 100"),
+        (lambda shop: shop.search_own(ShopEmbedder(), "page", [b"", b""], ""), "a page has one picture, not 2"),
     ],
 )
-def test_what_cannot_be_answered_is_said(shop, ask, message):
+def test_invalid_queries(shop, search, message):
     with pytest.raises(ValueError, match=message):
-        ask(shop)
+        search(shop)
 
 
-def test_samples_come_from_every_domain(shop):
+def test_samples_are_from_every_domain(shop):
     assert shop.samples() == [(domain, item) for domain in DOMAINS for item in (101, 104)]
 
 
-def test_the_table_is_aligned_and_steers_no_terminal(shop):
-    table = answer_table(shop.by_item("video", 102, top=3), width=100)
+def test_table_is_aligned_and_has_no_control_characters(shop):
+    table = results_table(shop.search_item("video", 102, top=3), width=100)
     lines = table.splitlines()
     assert lines[0] == "rank  domain  item  products (= the query's)  score  text"
     assert lines[2].split()[:6] == ["1", "page", "102", "1002", "=", "0.995"]
@@ -78,16 +78,16 @@ def test_the_table_is_aligned_and_steers_no_terminal(shop):
     assert "\x1b" not in table
 
 
-def test_hostile_texts_stay_texts_on_the_page(shop):
-    html = answers_page([shop.by_item("video", 102, top=3)], HOSTILE)
+def test_hostile_texts_are_escaped_on_the_page(shop):
+    html = results_page([shop.search_item("video", 102, top=3)], HOSTILE)
     assert re.findall(r"<script|<img src=x", html) == []
     assert html.count("&lt;script&gt;document.title=&#39;stolen&#39;&lt;/script&gt;") >= 2
-    assert html.count('src="data:image/jpeg;base64,') == 3 + 1 + 4 + 4  # the query's, its page, two lives
+    assert html.count('src="data:image/jpeg;base64,') == 3 + 1 + 4 + 4  # the query, its page, and two live items
 
 
 @pytest.fixture
 def run(workdir, monkeypatch, capsys):
-    """A function that runs the command on the tiny run with some words and flags, and gives what it prints."""
+    """Returns a function that runs the command on the tiny run and returns its output."""
     values = flags.FlagValues()
     with monkeypatch.context() as patch:
         patch.setattr(command, "FLAGS", values)
@@ -105,23 +105,23 @@ def run(workdir, monkeypatch, capsys):
         yield call
 
 
-def test_one_command_answers_with_pictures(run, workdir):
-    """Embeddings and index are made by the first call alone."""
+def test_first_command_creates_embeddings_index_and_page(run, workdir):
+    """A second command reuses the embeddings and the index."""
     folder = workdir / "eval/6/embeddings/test"
     printed = run()
     assert re.findall(r"(\w+): flat index of \d+ items, recall@10 1.000", printed) == list(DOMAINS)
     assert printed.count("rank  domain") == 6
     assert f"written to {folder / 'search.html'}" in printed
     page = (folder / "search.html").read_text()
-    assert page.count('<article class="answer">') == 6
+    assert page.count('<article class="result">') == 6
     assert page.count("data:image/jpeg") > 60
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "search.html"}
     run()
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_the_files_of_an_item_find_it(run, workdir, tmp_path):
-    """By the model: the pictures and the text of an item, as files, are nearest to the item itself."""
+def test_files_of_an_item_find_the_item(run, workdir, tmp_path):
+    """The pictures and the text of an item are nearest to the item itself."""
     config = load_config(workdir)
     item = open_records(config.data.data_dir, "test").items["video"][5]
     for number, frame in enumerate(item.frames):
@@ -134,25 +134,25 @@ def test_the_files_of_an_item_find_it(run, workdir, tmp_path):
     assert (tmp_path / "a.html").exists()
 
 
-def test_an_item_by_id_in_one_domain(run, workdir):
+def test_search_by_id_in_one_domain(run, workdir):
     item = open_records(load_config(workdir).data.data_dir, "test").items["page"][3]
     printed = run("--item", str(item.item_id), "--among=live", "--top=4")
     lines = printed[printed.index(f"page {item.item_id}\n") :].splitlines()
     assert [line.split()[1] for line in lines[3:7]] == ["live"] * 4
 
 
-def test_build_makes_the_index_anew(run, workdir):
+def test_build_replaces_the_index(run, workdir):
     assert "page: hnsw index of" in run("build", "--kind=hnsw")
     assert "flat index" in run("build")
 
 
-def test_embeddings_of_another_precision_are_taken_as_they_are(workdir, tmp_path):
+def test_existing_embeddings_of_another_precision_are_used(workdir, tmp_path):
     from cope_jax.search.embedding_store import embed_to_parquet
 
     embed_to_parquet(workdir, tmp_path / "half", split="test", dtype="float16", rows=9)
     library = open_library(workdir, embeddings=tmp_path / "half", report=lambda line: None)
     assert read_manifest(library.embeddings)["dtype"] == "float16"
-    assert library.by_item("page", int(library.ids["page"][0]), top=3).hits[0].score <= 1.001
+    assert library.search_item("page", int(library.ids["page"][0]), top=3).hits[0].score <= 1.001
 
 
 @pytest.mark.parametrize(
@@ -160,10 +160,10 @@ def test_embeddings_of_another_precision_are_taken_as_they_are(workdir, tmp_path
     [
         (["find"], "unknown action 'find': choose one of query, serve, build"),
         (["query", "build"], "unknown action 'query build'"),
-        (["--item=1", "--text=a"], "--item is a query, --images and --text are another: give one"),
+        (["--item=1", "--text=a"], "--item is one query, --images and --text are another: give one of them"),
         (["--step=newest"], "--step is 'newest'; it must be"),
     ],
 )
-def test_wrong_words_are_refused(run, words, message):
+def test_invalid_arguments(run, words, message):
     with pytest.raises(ValueError, match=message):
         run(*words)

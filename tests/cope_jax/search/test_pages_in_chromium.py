@@ -1,4 +1,4 @@
-"""The search page as its users see it: no complaint in the console, answers in place, clear words for bad files."""
+"""The search page in a browser: results in place, clear error messages, and an empty console."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ pytestmark = needs_chromium
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """Where the page of a shop is served."""
+    """Address of a served shop."""
     app = make_app(make_shop(tmp_path_factory.mktemp("shop")), ShopEmbedder(), about="a shop", top=6)
     with listen("127.0.0.1", 0) as socket:
         server = make_server(app)
@@ -47,7 +47,7 @@ def page(browser, address):
 
 
 def until(page, css: str):
-    """The first element of a selector, as soon as there is one."""
+    """Waits for the first element of a selector."""
     return WebDriverWait(page, 20).until(lambda driver: driver.find_elements(By.CSS_SELECTOR, css))[0]
 
 
@@ -56,7 +56,7 @@ def hits(page) -> list[str]:
     return [image.get_attribute("alt") for image in page.find_elements(By.CSS_SELECTOR, ".hit img:first-child")]
 
 
-def test_a_title_typed_shows_hits_without_leaving_the_page(page):
+def test_typed_title_shows_results_in_place(page):
     page.find_element(By.ID, "text").send_keys("a dress of kind 3", Keys.ENTER)
     assert hits(page)[:3] == ["page 103", "video 103, picture 1 of 3", "live 103, picture 1 of 4"]
     assert page.current_url.endswith("/")
@@ -64,7 +64,7 @@ def test_a_title_typed_shows_hits_without_leaving_the_page(page):
     assert not page.find_elements(By.CSS_SELECTOR, "[aria-busy]")
 
 
-def test_a_picture_chosen_is_shown_and_found(page, tmp_path):
+def test_selected_picture_is_previewed_and_found(page, tmp_path):
     (tmp_path / "mine.png").write_bytes(picture(4))
     page.find_element(By.ID, "pictures").send_keys(str(tmp_path / "mine.png"))
     assert until(page, "#previews img").get_attribute("alt") == "mine.png"
@@ -74,25 +74,25 @@ def test_a_picture_chosen_is_shown_and_found(page, tmp_path):
     assert not page.find_elements(By.CSS_SELECTOR, "#previews img")
 
 
-def test_a_broken_file_gives_a_clear_message(browser, address, tmp_path):
+def test_damaged_file_shows_an_error(browser, address, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(picture(4, kind="JPEG")[:-40])
     browser.get(address)
     browser.find_element(By.ID, "pictures").send_keys(str(tmp_path / "broken.jpg"))
     browser.find_element(By.ID, "go").click()
     assert until(browser, ".problem").text.startswith("broken.jpg cannot be read as a picture")
-    # Chromium itself notes any 4xx, and that the preview of a broken picture does not show.
+    # Chromium logs every 4xx response, and that the preview cannot be shown.
     assert all("415" in line or "ERR_" in line for line in complaints(browser))
 
 
-def test_an_oversized_file_gives_a_clear_message_before_it_is_sent(page, tmp_path):
+def test_oversized_file_shows_an_error_before_it_is_sent(page, tmp_path):
     (tmp_path / "huge.jpg").write_bytes(b"\xff" * (MAX_FILE + 200_000))
     page.find_element(By.ID, "pictures").send_keys(str(tmp_path / "huge.jpg"))
     assert until(page, ".problem").text == "huge.jpg has 10.2 MB: 10.0 MB at most."
     assert page.find_element(By.ID, "pictures").get_attribute("value") == ""
 
 
-def test_an_oversized_file_gives_a_clear_message_by_the_server_too(browser, address):
-    """Sent as a browser without scripts does: past the page's own check, as a form."""
+def test_oversized_file_sent_without_scripts_shows_an_error(browser, address):
+    """Without scripts, only the server checks the form."""
     browser.get(address)
     browser.execute_script(
         "const files = new DataTransfer();"
@@ -101,11 +101,11 @@ def test_an_oversized_file_gives_a_clear_message_by_the_server_too(browser, addr
         "document.getElementById('form').submit();",
         MAX_FILE + 200_000,
     )
-    assert until(browser, ".problem").text == "huge.jpg has 10.2 MB: at most 10.0 MB a picture."
+    assert until(browser, ".problem").text == "huge.jpg has 10.2 MB: at most 10.0 MB per picture."
     assert all("413" in line for line in complaints(browser))
 
 
-def test_a_hostile_title_does_nothing(page, address):
+def test_hostile_title_is_harmless(page, address):
     page.get(f"{address}/?domain=video&item=102")
     assert hits(page)[0] == "page 102"
     shown = page.find_element(By.CSS_SELECTOR, ".hit .text")
@@ -115,14 +115,14 @@ def test_a_hostile_title_does_nothing(page, address):
     assert page.title == "Product search"
 
 
-def test_more_like_this_leads_on(page):
+def test_more_like_this(page):
     page.find_element(By.CSS_SELECTOR, ".samples a").click()
     assert {alt.split()[0] for alt in hits(page)} == {"video", "live"}
     page.find_element(By.CSS_SELECTOR, ".more").click()
     assert "domain=video&item=101" in page.current_url
 
 
-def test_the_keyboard_reaches_everything_and_every_picture_has_a_text(page):
+def test_keyboard_reaches_everything_and_pictures_have_texts(page):
     reached = []
     for _ in range(8):
         ActionChains(page).send_keys(Keys.TAB).perform()
@@ -136,7 +136,7 @@ def test_the_keyboard_reaches_everything_and_every_picture_has_a_text(page):
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
 @pytest.mark.parametrize("dark", [False, True])
-def test_the_page_fits_and_follows_the_colours_preferred(page, size, dark):
+def test_page_fits_the_screen_and_follows_the_color_scheme(page, size, dark):
     look(page, size, dark=dark)
     page.find_element(By.ID, "text").send_keys("kind 3", Keys.ENTER)
     hits(page)

@@ -1,4 +1,4 @@
-"""The search page's server: answers, refuses what it should with a sentence, believes nothing it is sent."""
+"""The search server: results, error messages, and limits for untrusted input."""
 
 import io
 import socket
@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from cope_jax.search import uploads
 from cope_jax.search.server import listen, make_app
-from cope_jax.search.uploads import MAX_FILE, MAX_FILES, checked
+from cope_jax.search.uploads import MAX_FILE, MAX_FILES, check_picture
 from tests.shop import HOSTILE, ShopEmbedder, make_shop, picture
 
 JPEG, PNG = picture(3, kind="JPEG"), picture(3)
@@ -28,17 +28,17 @@ def client(app):
         yield client
 
 
-def ask(client, *files: tuple[str, bytes], **values):
-    """Sends the form with some files."""
+def send(client, *files: tuple[str, bytes], **values):
+    """Sends the form with files."""
     return client.post("/search", data=FORM | values, files=[("pictures", file) for file in files])
 
 
-def text_of(response) -> str:
-    """The problem that a page tells, unescaped as far as needed here."""
+def problem_of(response) -> str:
+    """Returns the error message on a page, unescaped as far as needed."""
     return response.text.partition('role="alert">')[2].partition("</p>")[0].replace("&#39;", "'")
 
 
-def test_the_page_offers_a_form_and_items_to_begin_with(client):
+def test_home_has_a_form_and_sample_items(client):
     response = client.get("/")
     assert response.status_code == 200
     assert "a shop" in response.text
@@ -49,35 +49,35 @@ def test_the_page_offers_a_form_and_items_to_begin_with(client):
 
 
 @pytest.mark.parametrize("name", ["page 103", "video 103", "live 103"])
-def test_a_picture_finds_its_product(client, name):
-    response = ask(client, ("3.png", PNG))
+def test_picture_finds_its_product(client, name):
+    response = send(client, ("3.png", PNG))
     assert response.status_code == 200
     assert f'alt="{name}' in response.text
     assert response.text.count('<li class="hit') == 3
 
 
-def test_a_title_finds_its_product_in_the_domain_asked_for(client):
-    response = ask(client, text="kind 1", search=["live"])
+def test_title_finds_its_product_in_the_requested_domain(client):
+    response = send(client, text="kind 1", search=["live"])
     assert '<li class="hit' in response.text
     assert 'alt="live 101' in response.text
     assert 'alt="page 101' not in response.text
 
 
-def test_an_item_has_an_address(client):
+def test_search_by_item_in_the_address(client):
     response = client.get("/", params={"domain": "video", "item": 104, "search": "page"})
     assert 'alt="page 104"' in response.text
     assert "same product" in response.text
 
 
-def test_hostile_texts_stay_texts(client):
-    """From the records, from the form, as a file's name and in an address."""
+def test_hostile_texts_are_escaped(client):
+    """Texts from records, the form, a file name, and the address."""
     pages = [
         client.get("/", params={"domain": "video", "item": 102}),
-        ask(client, text=f"kind 1 {HOSTILE}"),
-        ask(client, ("<script>.png", b"broken")),
+        send(client, text=f"kind 1 {HOSTILE}"),
+        send(client, ("<script>.png", b"broken")),
         client.get("/", params={"item": HOSTILE}),
         client.get("/", params={"domain": HOSTILE, "item": 1}),
-        ask(client, text=f"refuse {HOSTILE}"),
+        send(client, text=f"refuse {HOSTILE}"),
         client.get("/<script>document.title=1</script>"),
     ]
     for page in pages:
@@ -92,12 +92,12 @@ def test_hostile_texts_stay_texts(client):
     ("files", "values", "status", "message"),
     [
         ([], {}, 422, "Nothing to search for: choose a picture or type a title."),
-        ([("a.jpg", JPEG[:-40])], {}, 415, "a.jpg cannot be read as a picture (JPEG, PNG, WebP, GIF or BMP)."),
+        ([("a.jpg", JPEG[:-40])], {}, 415, "a.jpg cannot be read as a picture (JPEG, PNG, WebP, GIF, or BMP)."),
         ([("a.png", PNG[: len(PNG) // 2])], {}, 415, "a.png cannot be read"),
         ([("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>")], {}, 415, "a.svg cannot be read"),
         ([("a.tif", picture(1, kind="TIFF"))], {}, 415, "a.tif cannot be read"),
         ([("a.jpg", JPEG), ("b.jpg", b"")], {"domain": "video"}, 415, "b.jpg cannot be read"),
-        ([("a.jpg", b"\0" * (MAX_FILE + 1))], {}, 413, "a.jpg has 10.0 MB: at most 10.0 MB a picture."),
+        ([("a.jpg", b"\0" * (MAX_FILE + 1))], {}, 413, "a.jpg has 10.0 MB: at most 10.0 MB per picture."),
         ([("a.jpg", JPEG)] * (MAX_FILES + 1), {}, 400, "Too many files. Maximum number of files is 16."),
         ([], {"more": ["x"] * 20}, 400, "Too many fields. Maximum number of fields is 10."),
         ([("a.jpg", JPEG)] * 2, {}, 422, "a page has one picture, not 2: choose video or live, or a single picture"),
@@ -109,57 +109,57 @@ def test_hostile_texts_stay_texts(client):
         ([], {"text": "kind 1", "pictures": "no file"}, 400, "pictures must be files."),
     ],
 )
-def test_what_is_refused_is_said_on_the_page(client, files, values, status, message):
-    response = ask(client, *files, **values)
+def test_invalid_forms_show_an_error_message(client, files, values, status, message):
+    response = send(client, *files, **values)
     assert response.status_code == status
-    assert message in text_of(response)
+    assert message in problem_of(response)
     assert 'id="form"' in response.text
 
 
-def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(client, monkeypatch):
+def test_small_file_with_many_pixels_is_rejected_before_decoding(client, monkeypatch):
     buffer = io.BytesIO()
     Image.new("1", (9000, 9000)).save(buffer, "PNG")
     bomb = buffer.getvalue()
     assert len(bomb) < 50_000
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    response = ask(client, ("bomb.png", bomb))
+    response = send(client, ("bomb.png", bomb))
     assert response.status_code == 413
-    assert text_of(response) == "bomb.png has 9000 × 9000 pixels: at most 64 million."
+    assert problem_of(response) == "bomb.png has 9000 × 9000 pixels: at most 64 million."
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_request_is_cut_off_at_its_limit_whatever_length_it_tells(client, monkeypatch, told):
+@pytest.mark.parametrize("declared", [True, False])
+def test_request_size_is_limited_whatever_length_it_declares(client, monkeypatch, declared):
     monkeypatch.setattr(uploads, "MAX_REQUEST", 100_000)
     body = b"x" * 300_000
-    content = body if told else (body[i : i + 1000] for i in range(0, len(body), 1000))
+    content = body if declared else (body[i : i + 1000] for i in range(0, len(body), 1000))
     response = client.post("/search", content=content, headers={"content-type": "multipart/form-data; boundary=b"})
-    assert ("content-length" in response.request.headers) == told
+    assert ("content-length" in response.request.headers) == declared
     assert response.status_code == 413
-    assert text_of(response) == "That is too much at once: at most 0.1 MB for all pictures together."
+    assert problem_of(response) == "The pictures are too large: at most 0.1 MB together."
 
 
-def test_a_broken_form_is_refused(client):
+def test_malformed_form(client):
     response = client.post("/search", content=b"--x", headers={"content-type": "multipart/form-data"})
     assert response.status_code == 400
-    assert "boundary" in text_of(response)
+    assert "boundary" in problem_of(response)
 
 
-def test_an_upload_stays_as_it_was_sent():
-    """Whoever decodes it turns it upright."""
+def test_check_does_not_change_a_picture():
+    """It is turned upright when it is decoded."""
     exif = Image.Exif()
     exif[0x0112] = 6
     for data in (JPEG, picture(2, kind="JPEG", exif=exif)):
-        assert checked("a.jpg", data) is data
+        assert check_picture("a.jpg", data) is data
 
 
-def test_items_that_are_not_there_are_refused(client):
+def test_unknown_items(client):
     for item, status, message in (("999", 422, "no page item 999"), ("x1", 404, "No item 'x1': ids are numbers.")):
         response = client.get("/", params={"item": item})
         assert response.status_code == status
-        assert message in text_of(response)
+        assert message in problem_of(response)
 
 
-def test_only_its_own_names_are_answered(client):
+def test_other_host_names_are_rejected(client):
     assert client.get("/", headers={"host": "localhost:8000"}).status_code == 200
     for host in ("evil.example", "127.0.0.1.evil.example", "127.0.0.2"):
         response = client.get("/", headers={"host": host})
@@ -167,13 +167,13 @@ def test_only_its_own_names_are_answered(client):
         assert response.text == "Invalid host header"
 
 
-def test_forms_of_other_sites_are_refused(client):
+def test_forms_from_other_sites_are_rejected(client):
     for origin, status in (("http://evil.example", 403), ("null", 403), ("http://127.0.0.1:8000", 200)):
         response = client.post("/search", data=FORM | {"text": "kind 1"}, headers={"origin": origin})
         assert response.status_code == status
 
 
-def test_every_answer_carries_the_headers(client):
+def test_every_response_has_the_security_headers(client):
     for response in (client.get("/"), client.get("/none"), client.get("/", headers={"host": "evil.example"})):
         policy = response.headers["content-security-policy"]
         assert "default-src 'none'" in policy
@@ -182,11 +182,11 @@ def test_every_answer_carries_the_headers(client):
         assert "access-control-allow-origin" not in response.headers
 
 
-def test_an_answer_reloaded_leads_home(client):
+def test_reloading_a_result_redirects_home(client):
     assert client.get("/search", follow_redirects=False).headers["location"] == "/"
 
 
-def test_queries_at_once_are_all_answered(client):
+def test_concurrent_queries(client):
     statuses = []
     threads = [threading.Thread(target=lambda: statuses.append(client.get("/?item=101").status_code)) for _ in range(6)]
     for thread in threads:
@@ -196,7 +196,7 @@ def test_queries_at_once_are_all_answered(client):
     assert statuses == [200] * 6
 
 
-def test_a_port_that_is_taken_is_said():
+def test_port_in_use():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=rf"cannot listen on 127.0.0.1:{port}, choose another --host or --port: "):

@@ -24,15 +24,16 @@ from cope_jax import Embedder
 from cope_jax.data.bad_items import BadItem
 from cope_jax.data.records import ItemRecords
 from cope_jax.evaluation import evaluate_run as run
-from cope_jax.evaluation.evaluate_run import evaluate, known_metrics
-from cope_jax.evaluation.in_training import Probe
+from cope_jax.evaluation.evaluate_run import evaluate
+from cope_jax.evaluation.probe import Probe
+from cope_jax.evaluation.results import read_metrics
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import run_tokenizer, training_batches
 from cope_jax.runs.lock import locked
 from cope_jax.runs.model import ModelState
 from cope_jax.search import __main__ as search_command
-from cope_jax.search.embedding_store import embed_to_parquet, vectors_of
+from cope_jax.search.embedding_store import embed_to_parquet, read_vectors
 from cope_jax.search.library import open_library
 from cope_jax.training import loop
 from cope_jax.training.evaluations import Evaluations
@@ -89,13 +90,13 @@ def test_some_products_are_looked_at_on_schedule_and_all_at_the_end(finished):
     found = found_in(finished)
     assert list(found) == [2, 4, 5]
     for average, prefix in ((False, ""), (True, "average_")):
-        of_seven = evaluate(finished, step=5, subset=7, average=average)
+        of_seven = evaluate(finished, step=5, subset=7, average=average).metrics
         for name, value in of_seven["retrieval_mean"].items():
             assert found[5][prefix + name] == pytest.approx(value, rel=1e-5)
         for name, metrics in of_seven["retrieval"].items():
             assert found[5][f"{prefix}{name}_r1"] == pytest.approx(metrics["r1"], rel=1e-5)
-        assert known_metrics(finished, 5, average=average)["evaluated"]["subset"] is None
-    assert known_metrics(finished, 5)["retrieval"] != known_metrics(finished, 5, average=True)["retrieval"]
+        assert read_metrics(finished, 5, average=average)["evaluated"]["subset"] is None
+    assert read_metrics(finished, 5)["retrieval"] != read_metrics(finished, 5, average=True)["retrieval"]
 
 
 def test_the_best_checkpoint_stays_and_is_evaluated_in_full(finished):
@@ -105,7 +106,7 @@ def test_the_best_checkpoint_stays_and_is_evaluated_in_full(finished):
     )
     with Checkpoints(finished) as checkpoints:
         assert set(checkpoints.steps()) == {best_at_last_save, 4, 5}
-    assert all(known_metrics(finished, best, average=average) for average in (False, True))
+    assert all(read_metrics(finished, best, average=average) for average in (False, True))
 
 
 def test_the_average_is_searched_and_embeds_what_is_looked_for(finished, monkeypatch):
@@ -114,9 +115,9 @@ def test_the_average_is_searched_and_embeds_what_is_looked_for(finished, monkeyp
     item = library.records.items["page"][0]
     looked_for, of_model = (
         embedder.embed("page", frames=[item.frames], texts=[item.text])
-        for embedder in (search_command.embedder(library), Embedder.from_workdir(finished, step=5))
+        for embedder in (search_command.load_embedder(library), Embedder.from_workdir(finished, step=5))
     )
-    _, vectors = next(vectors_of(library.embeddings, "page"))
+    _, vectors = next(read_vectors(library.embeddings, "page"))
     np.testing.assert_allclose(looked_for[0], vectors[0], atol=1e-5)
     assert np.abs(looked_for - of_model).max() > 1e-4
     with pytest.raises(ValueError, match="average: True there, False now"):
@@ -147,7 +148,7 @@ def test_tensorboard_shows_the_first_examples_metrics_and_histograms_of_embeddin
     for name in ("embeddings/page", "embeddings/live", "positives/v2l"):
         assert list(shown[name]) == [2, 4, 5]
     entries = shown["embeddings/video"][5].histo
-    items = evaluate(finished, step=5, subset=7)["retrieval"]["p2v"]["gallery"]
+    items = evaluate(finished, step=5, subset=7).metrics["retrieval"]["p2v"]["gallery"]
     assert entries.num == 16 * items
     assert entries.sum_squares == pytest.approx(items)  # each has length 1
     config = make_config()
@@ -283,10 +284,10 @@ def test_what_is_best_is_told_by_the_file(make_config, tmp_path):
 
 def test_products_that_cannot_be_searched_for_are_refused(make_config, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("cope_jax.evaluation.in_training.batch_share", lambda mesh: (0, 2))
-        with pytest.raises(ValueError, match=r"config.mesh.tensor=1 joins processes, .*evaluate_every to 0"):
+        patch.setattr("cope_jax.evaluation.probe.batch_share", lambda mesh: (0, 2))
+        with pytest.raises(ValueError, match=r"config.mesh.tensor=1 spans processes, .*evaluate_every to 0"):
             train(make_config(), tmp_path)
-    monkeypatch.setattr("cope_jax.evaluation.in_training.drawn_products", lambda *_: [])
-    monkeypatch.setattr("cope_jax.evaluation.in_training.rows_of", lambda _: {})
+    monkeypatch.setattr("cope_jax.evaluation.probe.draw_products", lambda *_: [])
+    monkeypatch.setattr("cope_jax.evaluation.probe.rows_by_domain", lambda _: {})
     with pytest.raises(ValueError, match=r"none of 0 random products of the split 'test' has both a page and a video"):
         train(make_config(), tmp_path)

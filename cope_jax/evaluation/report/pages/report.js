@@ -1,5 +1,5 @@
 "use strict";
-// The gallery and the maps. Texts of the data enter the page as text nodes and attributes only, never as HTML.
+// The gallery and the maps. Texts from the data are inserted only as text nodes and attributes, never as HTML.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const PAGE = 12;
@@ -41,7 +41,7 @@
     return node;
   }
 
-  // A found item: its place and score, whether it is right in a word and by its border, picture, id and text.
+  // A result: rank and score, whether it is right (as a word and by its border), picture, id, and text.
   function tile(key, { tag = "li", place, score, right, best = false }) {
     const item = data.items[key];
     const mark = make("span", "mark", right ? "✓ right" : "✗ wrong");
@@ -61,9 +61,9 @@
     const [key, score, right] = answer.hits[0];
     const [bestKey, bestScore] = answer.best;
     const sides = make("ul", "hits duel",
-      tile(key, { place: "found first", score, right }),
+      tile(key, { place: "first result", score, right }),
       tile(bestKey, { place: `right answer, #${answer.rank}`, score: bestScore, right: true }));
-    const all = make("details", "", make("summary", "", "All that was found"), hitList(answer));
+    const all = make("details", "", make("summary", "", "All results"), hitList(answer));
     return make("div", "", sides, all);
   }
 
@@ -74,8 +74,8 @@
 
   function outcome(answer) {
     if (answer.rank === 1) return "the first item is right";
-    const apart = answer.confused ? `, only ${answer.gap.toFixed(4)} behind a wrong one` : "";
-    return `the right answer is number ${answer.rank}${apart}`;
+    const apart = answer.confused ? `, only ${answer.gap.toFixed(4)} below a wrong one` : "";
+    return `the right answer has rank ${answer.rank}${apart}`;
   }
 
   function card(answer) {
@@ -89,7 +89,7 @@
     return node;
   }
 
-  // What the search looks at: the query, and the right answer.
+  // The search covers the query and the right answer.
   function searchable(answer) {
     return [answer.query, answer.best[0]].flatMap((key) => {
       const item = data.items[key];
@@ -118,7 +118,7 @@
     more.hidden = cards.childElementCount >= chosen.length;
     count.textContent = chosen.length
       ? `${cards.childElementCount} of ${chosen.length} queries shown`
-      : "No query matches. Choose another direction or outcome, or clear the search.";
+      : "No matching queries. Choose another direction or outcome, or clear the search.";
     return cards.children[shown];
   }
 
@@ -135,7 +135,7 @@
   more.addEventListener("click", () => showMore()?.focus());
   filter();
 
-  // The maps: the same items in the same order on each, so that choosing on one shows the item on all.
+  // All maps have the same items in the same order, so selecting an item on one shows it on all.
   const maps = [...document.querySelectorAll(".map")].map((svg) => ({
     svg,
     links: svg.querySelector(".links"),
@@ -163,7 +163,7 @@
         return line;
       }));
     }
-    const others = `${kin.length} other ${kin.length === 1 ? "item" : "items"} of it shown`;
+    const others = `${kin.length} other ${kin.length === 1 ? "item" : "items"} shown`;
     readout.replaceChildren(
       make("p", "", make("b", domain, domain), ` ${id}`),
       make("p", "", products.length ? `product ${products.join(", ")}; ${others}` : "no product"),
@@ -182,7 +182,7 @@
 
   const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-  // The nearest point in that direction; what lies off it counts double.
+  // The nearest point in that direction; the distance across it counts double.
   function step(places, [dx, dy]) {
     const [x, y] = places[current];
     let best = current, least = Infinity;

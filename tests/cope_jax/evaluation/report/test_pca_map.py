@@ -1,4 +1,4 @@
-"""The map against a singular value decomposition, and neighbours against sorting."""
+"""The map compared with a singular value decomposition, and neighbors compared with sorting."""
 
 from collections import Counter
 
@@ -7,7 +7,7 @@ import pytest
 
 from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import Items
-from cope_jax.evaluation.report.pca_map import neighbour_shares, plane
+from cope_jax.evaluation.report.pca_map import neighbor_shares, pca_map
 
 
 def items_of(vectors: np.ndarray, products: np.ndarray) -> Items:
@@ -17,7 +17,7 @@ def items_of(vectors: np.ndarray, products: np.ndarray) -> Items:
 
 @pytest.fixture(scope="module")
 def items():
-    """Domains of 20, 23 and 26 items of ten products, the pages moved away from the others."""
+    """Domains with 20, 23, and 26 items of ten products; the pages are shifted away from the others."""
     rng = np.random.default_rng(0)
     made = {}
     for size, domain in zip((20, 23, 26), DOMAINS, strict=True):
@@ -27,38 +27,42 @@ def items():
     return made
 
 
-@pytest.mark.parametrize("each_centred", [False, True])
-def test_points_are_on_the_first_two_singular_vectors(items, each_centred):
-    found = plane(items, seed=0, each_centred=each_centred)
+@pytest.mark.parametrize("center_domains", [False, True])
+def test_points_are_projections_on_the_first_two_singular_vectors(items, center_domains):
+    found = pca_map(items, seed=0, center_domains=center_domains)
     vectors = [items[domain].vectors.astype(np.float64) for domain in DOMAINS]
     common = np.concatenate(vectors).mean(axis=0)
-    centred = [own - (own.mean(axis=0) if each_centred else common) for own in vectors]
-    _, values, axes = np.linalg.svd(np.concatenate(centred), full_matrices=False)
-    for domain, own in zip(DOMAINS, centred, strict=True):
-        assert found.rows[domain].tolist() == list(range(len(own)))
+    centered = [own - (own.mean(axis=0) if center_domains else common) for own in vectors]
+    _, values, axes = np.linalg.svd(np.concatenate(centered), full_matrices=False)
+    for domain, own in zip(DOMAINS, centered, strict=True):
+        assert found.positions[domain].tolist() == list(range(len(own)))
         np.testing.assert_allclose(np.abs(found.points[domain]), np.abs(own @ axes[:2].T), atol=1e-8)
     assert found.explained == pytest.approx((values[:2] ** 2).sum() / (values**2).sum())
-    again = plane(items, seed=0, each_centred=each_centred)
+    again = pca_map(items, seed=0, center_domains=center_domains)
     np.testing.assert_array_equal(again.points["live"], found.points["live"])
 
 
-def test_shown_products_are_whole(items):
-    found = plane(items, seed=1, each_centred=False, limit=30)
-    shown = {int(p) for domain in DOMAINS for p in items[domain].products[found.rows[domain], 0]}
+def test_products_are_shown_with_all_items(items):
+    found = pca_map(items, seed=1, center_domains=False, limit=30)
+    shown = {int(p) for domain in DOMAINS for p in items[domain].products[found.positions[domain], 0]}
     every = [int(p) for domain in DOMAINS for p in items[domain].products[:, 0]]
     sizes = Counter(every)
-    assert sum(map(len, found.rows.values())) == sum(sizes[product] for product in shown) <= 30
+    assert sum(map(len, found.positions.values())) == sum(sizes[product] for product in shown) <= 30
     assert len(shown) > 1
 
 
-def test_a_product_with_too_many_items_shows_some_of_them(items):
-    found = plane(items, seed=1, each_centred=False, limit=2)
-    (product,) = {int(p) for domain in DOMAINS for p in items[domain].products[found.rows[domain], 0]}
-    assert 1 <= sum(map(len, found.rows.values())) <= 4 < sum((own.products == product).sum() for own in items.values())
+def test_product_with_too_many_items_is_thinned_out(items):
+    found = pca_map(items, seed=1, center_domains=False, limit=2)
+    (product,) = {int(p) for domain in DOMAINS for p in items[domain].products[found.positions[domain], 0]}
+    shown, every = (
+        sum(map(len, found.positions.values())),
+        sum((own.products == product).sum() for own in items.values()),
+    )
+    assert 1 <= shown <= 4 < every
 
 
-def test_neighbours_are_counted_without_the_item_itself(items):
-    shares = neighbour_shares(items, seed=0)
+def test_neighbors_are_counted_without_the_item_itself(items):
+    shares = neighbor_shares(items, seed=0)
     every = [(domain, vector) for domain in DOMAINS for vector in items[domain].vectors.astype(np.float64)]
     for domain in DOMAINS:
         counted = Counter()

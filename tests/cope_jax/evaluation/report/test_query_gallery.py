@@ -1,4 +1,4 @@
-"""Which queries the gallery shows, and what of them."""
+"""Queries of the gallery and their data."""
 
 from types import SimpleNamespace
 
@@ -9,20 +9,20 @@ from cope_jax.data.records import Item
 from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import Items
 from cope_jax.evaluation.metrics.retrieval import direction_ranks
-from cope_jax.evaluation.report import query_gallery as gallery
+from cope_jax.evaluation.report import query_gallery
 
 SIZES = {"page": 40, "video": 50, "live": 45}
 
 
 @pytest.fixture(scope="module")
 def items():
-    """Noise about eight products' directions; row r of the records is at place r − 100."""
+    """Noise around the directions of eight products; row r of the records is at position r - 100."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(8, 16))
+    centers = rng.normal(size=(8, 16))
     made = {}
     for domain, size in SIZES.items():
         products = rng.integers(0, 8, size)
-        vectors = centres[products] + 1.2 * rng.normal(size=(size, 16))
+        vectors = centers[products] + 1.2 * rng.normal(size=(size, 16))
         vectors = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
         numbers = np.arange(size)
         made[domain] = Items(
@@ -52,7 +52,7 @@ def records_of(text: str = "text"):
 
 
 def by_brute_force(items, source, target, query):
-    """Rank, five nearest and their scores, the best right item; by sorting the whole gallery."""
+    """Returns the rank, the five nearest items with scores, and the best positive, by sorting the whole gallery."""
     scores = items[target].vectors.astype(np.float64) @ items[source].vectors[query].astype(np.float64)
     right = items[target].products[:, 0] == items[source].products[query, 0]
     order = np.lexsort((right, -scores))
@@ -60,35 +60,35 @@ def by_brute_force(items, source, target, query):
     return rank, order[:5], scores[order[:5]], order[rank - 1], scores[order[rank - 1]]
 
 
-def test_answers_are_those_of_sorting(items, ranks):
-    for answers in gallery.answers(items, ranks, seed=0).values():
-        assert len({answer.query for answer in answers}) == len(answers) > 20
-        for answer in answers:
-            rank, hits, scores, best, best_score = by_brute_force(items, *answer.direction, answer.query)
-            assert (answer.rank, answer.best, answer.hits.tolist()) == (rank, best, hits.tolist())
-            np.testing.assert_allclose([*answer.scores, answer.best_score], [*scores, best_score], rtol=1e-12)
-            source, target = answer.direction
-            expected = items[target].products[hits, 0] == items[source].products[answer.query, 0]
-            assert answer.right.tolist() == expected.tolist()
-            assert answer.confused == (rank > 1 and scores[0] - best_score < gallery.CLOSE)
+def test_results_match_sorting(items, ranks):
+    for results in query_gallery.choose_queries(items, ranks, seed=0).values():
+        assert len({result.query for result in results}) == len(results) > 20
+        for result in results:
+            rank, hits, scores, best, best_score = by_brute_force(items, *result.direction, result.query)
+            assert (result.rank, result.best, result.neighbors.tolist()) == (rank, best, hits.tolist())
+            np.testing.assert_allclose([*result.scores, result.best_score], [*scores, best_score], rtol=1e-12)
+            source, target = result.direction
+            expected = items[target].products[hits, 0] == items[source].products[result.query, 0]
+            assert result.correct.tolist() == expected.tolist()
+            assert result.confused == (rank > 1 and scores[0] - best_score < query_gallery.CLOSE)
 
 
-def test_worst_misses_confusions_and_right_ones_take_turns(items, ranks, monkeypatch):
-    monkeypatch.setattr(gallery, "CLOSE", 0.3)  # so that there are enough confusions
-    answers = gallery.answers(items, ranks, seed=0, of_each=3)["p2v"]
+def test_worst_misses_confusions_and_correct_queries_alternate(items, ranks, monkeypatch):
+    monkeypatch.setattr(query_gallery, "CLOSE", 0.3)  # for enough confusions
+    results = query_gallery.choose_queries(items, ranks, seed=0, per_outcome=3)["p2v"]
     every = [by_brute_force(items, "page", "video", query) for query in range(40) if ranks["p2v"].has_positive[query]]
     missed = sorted((found for found in every if found[0] > 1), key=lambda found: -found[0])
-    assert [answer.rank for answer in answers[::3]] == [rank for rank, *_ in missed[:3]]
+    assert [result.rank for result in results[::3]] == [rank for rank, *_ in missed[:3]]
     gaps = sorted(scores[0] - best for _, _, scores, _, best in missed[3:])[:3]
-    assert [answer.gap for answer in answers[1::3]] == pytest.approx(gaps)
-    assert [answer.rank for answer in answers[2::3]] == [1, 1, 1]
+    assert [result.gap for result in results[1::3]] == pytest.approx(gaps)
+    assert [result.rank for result in results[2::3]] == [1, 1, 1]
 
 
-def test_each_item_is_read_and_kept_once(items, ranks):
-    answers = gallery.answers(items, ranks, seed=0, of_each=2)
+def test_each_item_is_included_once(items, ranks):
+    results = query_gallery.choose_queries(items, ranks, seed=0, per_outcome=2)
     records = records_of()
-    shown = gallery.gallery(answers, items, records)
-    assert len(shown["answers"]) == sum(map(len, answers.values()))
+    shown = query_gallery.gallery(results, items, records)
+    assert len(shown["answers"]) == sum(map(len, results.values()))
     used = {key for answer in shown["answers"] for key in (answer["query"], answer["best"][0])}
     used |= {key for answer in shown["answers"] for key, _, _ in answer["hits"]}
     assert used == set(shown["items"])
@@ -106,9 +106,9 @@ def test_each_item_is_read_and_kept_once(items, ranks):
     assert ranks_shown == sorted(ranks_shown, reverse=True)
 
 
-def test_the_limit_holds_for_whatever_data_and_directions_share_it(items, ranks):
-    answers = gallery.answers(items, ranks, seed=0)
-    shown = gallery.gallery(answers, items, records_of("长" * 1000), limit=150_000)
-    assert all(len(item["text"]) == gallery.TEXT and item["text"][-1] == "…" for item in shown["items"].values())
+def test_directions_share_the_limit(items, ranks):
+    results = query_gallery.choose_queries(items, ranks, seed=0)
+    shown = query_gallery.gallery(results, items, records_of("长" * 1000), limit=150_000)
+    assert all(len(item["text"]) == query_gallery.TEXT and item["text"][-1] == "…" for item in shown["items"].values())
     assert 120_000 < sum(len(item["text"]) * 6 for item in shown["items"].values()) < 150_000
-    assert {answer["direction"] for answer in shown["answers"]} == set(answers)
+    assert {answer["direction"] for answer in shown["answers"]} == set(results)

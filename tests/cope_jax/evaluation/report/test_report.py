@@ -1,4 +1,4 @@
-"""The report: its numbers, what hostile texts can do in it (nothing), and how it behaves in a browser."""
+"""The report: its numbers, its safety against hostile texts, and its behavior in a browser."""
 
 import io
 import json
@@ -17,13 +17,12 @@ from cope_jax.data.records import Item
 from cope_jax.data.thumbnails import placeholder
 from cope_jax.domains import DIRECTIONS, DOMAINS, direction_name
 from cope_jax.evaluation.embed_items import Items
-from cope_jax.evaluation.evaluate_run import Judged, embeddings_of, measure
+from cope_jax.evaluation.evaluate_run import EmbeddedSplit, Evaluation, compute_metrics
 from cope_jax.evaluation.metrics.retrieval import direction_ranks
 from cope_jax.evaluation.report import report
 from cope_jax.evaluation.report.pca_map import POINTS
-from cope_jax.evaluation.report.query_gallery import BYTES
-from cope_jax.evaluation.report.rendering import FOLDER, percent
-from cope_jax.evaluation.report.report import parts, write_report
+from cope_jax.evaluation.report.query_gallery import MAX_BYTES
+from cope_jax.evaluation.report.report import PAGES, parts, percent, write_report
 from cope_jax.runs.config_file import save_config
 from tests.browser import DESKTOP, PHONE, chromium, complaints, look, needs_chromium
 
@@ -45,7 +44,7 @@ def picture() -> bytes:
 
 
 class Rows:
-    """Records with hostile texts, of which every third picture is broken."""
+    """Records with hostile texts; every third picture is invalid."""
 
     def __init__(self, items: Items):
         self.items = items
@@ -58,48 +57,48 @@ class Rows:
 
 
 @pytest.fixture(scope="module")
-def judged(make_tiny_config):
+def evaluation(make_tiny_config):
     rng = np.random.default_rng(0)
-    centres, items = rng.normal(size=(9, 16)), {}
+    centers, items = rng.normal(size=(9, 16)), {}
     for number, (domain, size) in enumerate(SIZES.items(), start=1):
         products = rng.integers(0, 9, size)
-        vectors = centres[products] + 1.1 * rng.normal(size=(size, 16))
+        vectors = centers[products] + 1.1 * rng.normal(size=(size, 16))
         vectors = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
         rows = np.arange(size)
         items[domain] = Items(vectors, products[:, None], rows, rows + 1000 * number, rows % 6 + 1, rows % 5 > 0)
-    ranks = direction_ranks(embeddings_of(items))
-    config = make_tiny_config()
-    metrics = measure(items, ranks, config, step=1234)
+    ranks = direction_ranks({domain: (own.vectors, own.products) for domain, own in items.items()})
+    config, embedded = make_tiny_config(), EmbeddedSplit(items, ranks)
+    metrics = compute_metrics(embedded, config, step=1234)
     metrics["evaluated"] = {"data": "<b>d1</b>", "subset": None}
-    return Judged(config, 1234, metrics, items, ranks)
+    return Evaluation(config, 1234, False, metrics, embedded)
 
 
 @pytest.fixture(scope="module")
-def write(judged, tmp_path_factory):
-    """A function that writes the report of a run, whose name is hostile, and gives its path."""
+def write(evaluation, tmp_path_factory):
+    """Returns a function that writes the report of a run with a hostile name and returns its path."""
 
-    def written(judged=judged, beside=None):
+    def written(evaluation=evaluation, baseline=None):
         workdir = tmp_path_factory.mktemp("runs") / "<i>run"
-        (workdir / "eval" / str(judged.step)).mkdir(parents=True)
-        save_config(judged.config, workdir)
+        (workdir / "eval" / str(evaluation.step)).mkdir(parents=True)
+        save_config(evaluation.config, workdir)
         line = {"loss": 2.0, "sigmoid/accuracy/page_video": 0.4}
         (workdir / "metrics.jsonl").write_text("".join(json.dumps({"step": i} | line) + "\n" for i in (600, 1234)))
         with pytest.MonkeyPatch.context() as patch:
-            rows = {domain: Rows(judged.items[domain]) for domain in DOMAINS}
+            rows = {domain: Rows(evaluation.embedded.items[domain]) for domain in DOMAINS}
             patch.setattr(report, "open_records", lambda data_dir, split: SimpleNamespace(items=rows))
-            write_report(workdir, judged, beside)
-        (path,) = (workdir / "eval" / str(judged.step)).iterdir()
+            write_report(workdir, evaluation, evaluation.embedded, baseline)
+        (path,) = (workdir / "eval" / str(evaluation.step)).iterdir()
         return path
 
     return written
 
 
 @pytest.fixture(scope="module")
-def path(write, judged):
-    halved = json.loads(json.dumps(judged.metrics))
+def path(write, evaluation):
+    halved = json.loads(json.dumps(evaluation.metrics))
     for found in halved["retrieval"].values():
         found["r1"] /= 2
-    return write(beside=halved)
+    return write(baseline=halved)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +111,7 @@ def data_of(page: str) -> dict:
 
 
 class Tables(HTMLParser):
-    """Cells of the tables by their ids; and all tags."""
+    """Collects the cells of tables by id, and all tags."""
 
     def __init__(self):
         super().__init__()
@@ -142,9 +141,9 @@ def parsed(page: str) -> Tables:
     return parser
 
 
-def test_numbers_are_those_of_the_metrics(page, judged):
+def test_numbers_match_the_metrics(page, evaluation):
     tables = parsed(page).tables
-    metrics = judged.metrics
+    metrics = evaluation.metrics
     rows = {row[0]: row[1:] for row in tables["retrieval"]}
     few_shot = {row[0]: row[1:] for row in tables["few-shot"]}
     parts_of = {row[0]: dict(zip(tables["parts"][0], row, strict=True)) for row in tables["parts"]}
@@ -174,14 +173,14 @@ def test_numbers_are_those_of_the_metrics(page, judged):
         assert [cell.split()[0] for cell in row[1:]] == [f"{value:.3f}" for value in expected]
 
 
-def test_without_an_untrained_model_none_is_mentioned(write):
+def test_baseline_is_optional(write):
     page = write().read_text(encoding="utf-8")
     assert "before training" not in page
-    assert 'class="beside"' not in page
+    assert 'class="baseline"' not in page
 
 
-def test_hostile_texts_make_no_tag(page):
-    """A run's name, a fingerprint and texts of items stand in the page, as texts."""
+def test_hostile_texts_are_escaped(page):
+    """The run's name, the fingerprint, and texts of items are only text in the page."""
     tags = [tag for tag, _ in parsed(page).tags]
     assert tags.count("script") == 2
     assert not {"img", "i"} & set(tags)
@@ -194,7 +193,7 @@ def test_hostile_texts_make_no_tag(page):
     assert any("{{7*7}}" in text for text in texts)
 
 
-def test_nothing_is_loaded_and_only_this_script_may_run(page):
+def test_page_loads_nothing_and_runs_only_its_own_script(page):
     tags = parsed(page).tags
     (policy,) = (found["content"] for tag, found in tags if found.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
@@ -202,10 +201,10 @@ def test_nothing_is_loaded_and_only_this_script_may_run(page):
     links = [found[key] for _, found in tags for key in ("src", "href", "action") if key in found]
     assert {link[0] for link in links if link != "data:,"} == {"#"}
     assert not [found for _, found in tags if "style" in found or any(key.startswith("on") for key in found)]
-    assert "</script" not in (FOLDER / "report.js").read_text()
+    assert "</script" not in (PAGES / "report.js").read_text()
 
 
-def test_every_chart_says_what_it_shows(page):
+def test_every_chart_has_a_title_and_a_description(page):
     tags = parsed(page).tags
     named = [found for tag, found in tags if tag == "svg" and found.get("role") == "img"]
     assert len(named) == 1 + 6 + 6 + 3
@@ -214,16 +213,16 @@ def test_every_chart_says_what_it_shows(page):
     assert {reference for found in named for reference in found["aria-labelledby"].split()} <= set(ids)
 
 
-def test_a_broken_picture_and_a_missing_one(page):
+def test_invalid_and_missing_pictures(page):
     items = data_of(page)["items"]
-    broken = [item for item in items.values() if placeholder(96) in item["frames"]]
-    assert broken
-    assert all(int(item["id"]) % 1000 % 3 == 0 for item in broken)
+    invalid = [item for item in items.values() if placeholder(96) in item["frames"]]
+    assert invalid
+    assert all(int(item["id"]) % 1000 % 3 == 0 for item in invalid)
     assert any(item["frames"] == [] and item["count"] == 0 for item in items.values())
 
 
-def test_the_file_stays_small(page, write, judged, monkeypatch):
-    """Noise compresses worst, and a Chinese character takes six bytes. With all points a map takes a MB more."""
+def test_file_size_is_limited(page, write, evaluation, monkeypatch):
+    """Noise compresses worst, and a Chinese character takes six bytes. A map with all points takes another MB."""
     assert len(page) < 500_000
     rng = np.random.default_rng(0)
     noise = []
@@ -234,10 +233,10 @@ def test_the_file_stays_small(page, write, judged, monkeypatch):
     monkeypatch.setattr(Rows, "__getitem__", lambda rows, row: Item(row, "长" * 900, (1,), tuple(noise[:5])))
     monkeypatch.setattr(report, "gallery", partial(report.gallery, limit=1_000_000))
     assert 800_000 < write().stat().st_size < 1_300_000
-    assert BYTES + POINTS * 700 + 300_000 < 10_000_000
+    assert MAX_BYTES + POINTS * 700 + 300_000 < 10_000_000
 
 
-def test_parts_are_in_the_order_of_their_sizes():
+def test_parts_are_sorted_by_size():
     assert parts({"p2v": {"8-15": 1, "1": 1}, "v2p": {"16-31": 1, "2-3": 1, "0": 1}}) == [
         "0",
         "1",
@@ -264,7 +263,7 @@ def opened(browser, path):
     browser.get(path.as_uri())
     yield browser
     assert complaints(browser) == []
-    assert browser.title == "<i>run, step 1234: evaluation"  # which no text of an item has changed
+    assert browser.title == "<i>run, step 1234: evaluation"  # not changed by a text
 
 
 def cards(driver) -> list[str]:
@@ -277,7 +276,7 @@ def pick(driver, name: str, value: str) -> None:
 
 def count(driver) -> int:
     text = driver.find_element(By.ID, "count").text
-    return 0 if text.startswith("No query") else int(re.fullmatch(r"\d+ of (\d+) queries shown", text).group(1))
+    return 0 if text.startswith("No matching") else int(re.fullmatch(r"\d+ of (\d+) queries shown", text).group(1))
 
 
 @needs_chromium
@@ -300,7 +299,7 @@ def test_gallery_filters(opened, page):
 
 
 @needs_chromium
-def test_search_looks_in_texts_ids_and_products_as_typed(opened, page):
+def test_search_covers_texts_ids_and_products(opened, page):
     found = data_of(page)
     field = opened.find_element(By.NAME, "words")
     for words in ("<SCRIPT>document", "iTEM7", "1007", "{{7*7}}"):
@@ -322,7 +321,7 @@ def test_search_looks_in_texts_ids_and_products_as_typed(opened, page):
 
 
 @needs_chromium
-def test_more_is_shown_when_asked_for_and_the_keyboard_gets_there(opened):
+def test_show_more_and_keyboard_navigation(opened):
     more = opened.find_element(By.ID, "more")
     more.send_keys(Keys.ENTER)
     assert len(cards(opened)) == 24
@@ -340,7 +339,7 @@ def test_more_is_shown_when_asked_for_and_the_keyboard_gets_there(opened):
 
 
 @needs_chromium
-def test_the_map_tells_what_a_point_is(opened, page):
+def test_map_describes_the_selected_point(opened, page):
     points = data_of(page)["points"]
     marks = opened.find_elements(By.CSS_SELECTOR, ".map:first-of-type .page")
     assert len(marks) == 2 * SIZES["page"]
@@ -358,7 +357,7 @@ def test_the_map_tells_what_a_point_is(opened, page):
 
 @needs_chromium
 @pytest.mark.parametrize("dark", [False, True])
-def test_a_phone_shows_all_without_scrolling_sideways(opened, dark):
+def test_phone_needs_no_horizontal_scrolling(opened, dark):
     look(opened, PHONE, dark=dark)
     width = opened.execute_script("return document.documentElement.scrollWidth")
     assert width == PHONE[0]

@@ -1,13 +1,12 @@
-"""Places of curves and ticks."""
+"""Paths and ticks of charts."""
 
 import numpy as np
 import pytest
 
-from cope_jax.evaluation.report import svg_charts as charts
-from cope_jax.evaluation.report.svg_charts import Axis, Curve, chart, round_ticks, short
+from cope_jax.evaluation.report.svg_charts import Axis, Curve, chart, round_ticks, short_number, svg_path
 
 
-def test_curves_lie_between_the_axes():
+def test_curves_are_scaled_to_the_axes():
     curve = Curve("loss", "main", np.array([0.0, 50, 100]), np.array([3.0, 1, 0]))
     drawn = chart("Loss", [curve], Axis("step", 0, 100), Axis("loss", 0, 3))
     left, right, top, bottom = drawn.left, drawn.right, drawn.top, drawn.bottom
@@ -23,7 +22,7 @@ def test_curves_lie_between_the_axes():
     assert drawn.y_ticks == [(pytest.approx(bottom - (bottom - top) * i / 3, abs=0.05), str(i)) for i in range(4)]
 
 
-def test_filled_curves_reach_the_axis():
+def test_filled_curves_end_on_the_x_axis():
     curve = Curve("pairs", "positive", np.array([0.0, 1]), np.array([0.5, 1]), filled=True)
     drawn = chart("Pairs", [curve], Axis("x", 0, 1), Axis("y", 0, 1))
     assert drawn.lines[0][2].startswith(f"M{drawn.left:.1f} {drawn.bottom:.1f}L")
@@ -31,16 +30,16 @@ def test_filled_curves_reach_the_axis():
 
 
 def test_logarithmic_axes():
-    assert Axis("k", 1, 100, log=True, ticks=(1, 10, 100)).labelled() == [
+    assert Axis("k", 1, 100, log=True, ticks=(1, 10, 100)).labeled_ticks() == [
         (pytest.approx(0), "1"),
         (pytest.approx(0.5), "10"),
         (pytest.approx(1), "100"),
     ]
 
 
-def test_an_axis_without_length_and_a_curve_without_points_are_drawn():
-    assert Axis("x", 2, 2).place(np.array([2.0])).tolist() == [0.5]
-    assert charts.path(Curve("none", "main", np.zeros(0), np.zeros(0)), Axis("x", 0, 1), Axis("y", 0, 1)) == ""
+def test_axis_of_length_zero_and_empty_curve():
+    assert Axis("x", 2, 2).fraction(np.array([2.0])).tolist() == [0.5]
+    assert svg_path(Curve("none", "main", np.zeros(0), np.zeros(0)), Axis("x", 0, 1), Axis("y", 0, 1)) == ""
 
 
 @pytest.mark.parametrize(
@@ -51,8 +50,8 @@ def test_ticks_are_round(low, high, ticks):
     assert round_ticks(low, high) == pytest.approx(ticks)
 
 
-def test_numbers_are_short():
-    assert [short(value) for value in (0, 0.00051, 0.5, 35.58, 1200, 12000)] == [
+def test_short_numbers():
+    assert [short_number(value) for value in (0, 0.00051, 0.5, 35.58, 1200, 12000)] == [
         "0",
         "0.00051",
         "0.5",

@@ -1,4 +1,4 @@
-"""Runs beside each other."""
+"""Comparison of evaluated runs."""
 
 import csv
 import io
@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from cope_jax.evaluation.compare import Evaluated, as_csv, as_json, compare, read, table
+from cope_jax.evaluation.run_comparison import EvaluatedStep, compare, format_comparison, read_step, to_csv, to_json
 
 NAMES = ("p2v", "v2p", "p2l", "l2p", "v2l", "l2v")
 KEYS = ("r1", "r5", "r10", "map")
 
 
 def metrics(r1: float, half: float, *, step: int = 6, data: str = "d1") -> dict:
-    """All shares are r1, all intervals ±half; few-shot is half of it."""
+    """All metrics are r1 and all intervals ±half; few-shot accuracies are half of r1."""
     bounds = [r1 - half, r1 + half]
     return {
         "step": step,
@@ -32,18 +32,18 @@ def words(line: str) -> str:
     return " ".join(line.split())
 
 
-def test_differences_beyond_both_intervals_are_told():
+def test_differences_beyond_both_intervals_are_marked():
     """√(0.03² + 0.04²) = 0.05."""
     runs = [
-        Evaluated("a", metrics(0.5, 0.03)),
-        Evaluated("b", metrics(0.551, 0.04)),
-        Evaluated("c", metrics(0.451, 0.04)),
+        EvaluatedStep("a", metrics(0.5, 0.03)),
+        EvaluatedStep("b", metrics(0.551, 0.04)),
+        EvaluatedStep("c", metrics(0.451, 0.04)),
     ]
     rows = [row for row in compare(runs) if row.metric == "mean R@1"]
     assert [row.run for row in rows] == ["a", "b", "c"]
     assert [row.difference for row in rows] == pytest.approx([0, 0.051, -0.049])
     assert [row.exceeds for row in rows] == [False, True, False]
-    lines = table(runs, compare(runs)).splitlines()
+    lines = format_comparison(runs, compare(runs)).splitlines()
     assert lines[:3] == ["A: a", "B: b", "C: c"]
     assert words(lines[4]) == "metric A B B − A C C − A"
     assert words(lines[6]) == "mean R@1 0.500 ±0.030 0.551 ±0.040 +0.051* 0.451 ±0.040 -0.049"
@@ -52,14 +52,15 @@ def test_differences_beyond_both_intervals_are_told():
     assert len(lines) == 6 + 4 + 6 + 6 + 1
 
 
-def test_other_items_are_told():
-    runs = [Evaluated("a", metrics(0.5, 0.03)), Evaluated("b", metrics(0.5, 0.03, data="d2"))]
-    assert "B was evaluated on other items than A (data/d2): compare with care" in table(runs, compare(runs))
+def test_different_items_are_reported():
+    runs = [EvaluatedStep("a", metrics(0.5, 0.03)), EvaluatedStep("b", metrics(0.5, 0.03, data="d2"))]
+    warning = "B was evaluated on different items than A, so compare with care (data: 'd1' in A, 'd2' in B)"
+    assert warning in format_comparison(runs, compare(runs)).splitlines()
 
 
-def test_files_say_the_same():
-    rows = compare([Evaluated("a", metrics(0.5, 0.03)), Evaluated("b", metrics(0.6, 0.04))])
-    from_json, from_csv = json.loads(as_json(rows)), list(csv.DictReader(io.StringIO(as_csv(rows))))
+def test_csv_and_json_have_the_same_rows():
+    rows = compare([EvaluatedStep("a", metrics(0.5, 0.03)), EvaluatedStep("b", metrics(0.6, 0.04))])
+    from_json, from_csv = json.loads(to_json(rows)), list(csv.DictReader(io.StringIO(to_csv(rows))))
     assert len(from_json) == len(from_csv) == 2 * 16
     assert from_json[1] == {
         "metric": "mean R@1",
@@ -73,15 +74,15 @@ def test_files_say_the_same():
     assert from_csv[1]["exceeds"] == "True"
 
 
-def test_what_was_evaluated_is_found(tmp_path):
+def test_reading_an_evaluated_step(tmp_path):
     for step, r1 in ((0, 0.1), (4, 0.6), (10, 0.5)):
         (tmp_path / "eval" / str(step)).mkdir(parents=True)
         (tmp_path / "eval" / str(step) / "metrics.json").write_text(json.dumps(metrics(r1, 0.1, step=step)))
-    assert read(tmp_path, "latest").metrics["step"] == 10
-    assert read(tmp_path, "best").metrics["step"] == 4
-    assert read(tmp_path, 0).name == f"{tmp_path} (0)"
-    assert read(tmp_path / "eval/4/metrics.json", "latest").metrics["step"] == 4
-    with pytest.raises(FileNotFoundError, match=r"at step 5, only of \[0, 4, 10\]; make it with ./run.sh eval"):
-        read(tmp_path, 5)
+    assert read_step(tmp_path, "latest").metrics["step"] == 10
+    assert read_step(tmp_path, "best").metrics["step"] == 4
+    assert read_step(tmp_path, 0).name == f"{tmp_path} (0)"
+    assert read_step(tmp_path / "eval/4/metrics.json", "latest").metrics["step"] == 4
+    with pytest.raises(FileNotFoundError, match=r"at step 5, only of \[0, 4, 10\]; evaluate it with ./run.sh eval"):
+        read_step(tmp_path, 5)
     with pytest.raises(FileNotFoundError, match=r"no evaluation of .*nowhere"):
-        read(tmp_path / "nowhere", "latest")
+        read_step(tmp_path / "nowhere", "latest")

@@ -1,19 +1,21 @@
-"""Training curves from the logs of a run."""
+"""Charts of training from the logs of a run."""
 
 import json
 
 import numpy as np
 import pytest
 
-from cope_jax.evaluation.report.training_charts import pair_style, rates, training_charts
-from cope_jax.evaluation.report.training_history import (
+from cope_jax.evaluation.report.training_charts import (
     accuracies,
     evaluations,
     losses,
     pair_name,
-    read_history,
+    pair_style,
+    rates,
     throughput,
+    training_charts,
 )
+from cope_jax.runs.log_files import read_json_lines
 
 LINES = [
     {"step": 2, "loss": 9.0, "a/loss": 4.0, "b/loss": 5.0, "a/accuracy/page_live": 0.2, "a/accuracy/live_page": 0.4},
@@ -33,20 +35,19 @@ def plain(curves):
     return {name: (steps.tolist(), values.tolist()) for name, (steps, values) in curves.items()}
 
 
-def test_curves_of_the_log(run, tmp_path):
-    history = read_history(run)
+def test_losses_and_accuracies(run):
+    history = read_json_lines(run / "metrics.jsonl")
     assert history == LINES
     assert plain(losses(history)) == {
-        "loss": ([2, 6], [9, 3]),  # a loss that was no number is left out
+        "loss": ([2, 6], [9, 3]),  # the loss of step 4 is missing
         "a": ([2, 4, 6], [4, 3, 1]),
         "b": ([2, 4, 6], [5, 2, 2]),
     }
     found = plain(accuracies(history)["a"])
     assert found == {"page – live": ([2, 4, 6], pytest.approx([0.3, 0.7, 0.8]))}
-    assert read_history(tmp_path / "nowhere") == []
 
 
-def test_a_single_term_is_the_loss():
+def test_single_term_is_not_shown_twice():
     assert list(losses([{"step": 1, "loss": 2.0, "infonce/loss": 2.0}])) == ["loss"]
 
 
@@ -64,7 +65,7 @@ def test_names_of_pairs(metric, pair, style):
     assert pair_style(pair) == style
 
 
-def test_throughput_of_a_step_done_twice_is_the_last(tmp_path):
+def test_throughput_of_a_repeated_step_is_the_last_one(tmp_path):
     lines = [(2, 30.0), (4, 20.0), (6, 10.0), (4, 25.0)]
     text = "".join(json.dumps({"step": step, "examples_per_s": speed}) + "\n" for step, speed in lines)
     (tmp_path / "speed.jsonl").write_text(text + '{"step": 8, "exam')
@@ -74,7 +75,7 @@ def test_throughput_of_a_step_done_twice_is_the_last(tmp_path):
     assert len(throughput(tmp_path / "nowhere")[0]) == 0
 
 
-def test_evaluations_while_training(tmp_path):
+def test_evaluations_during_training(tmp_path):
     assert evaluations(tmp_path) == {}
     path = tmp_path / "evaluations.jsonl"
     path.write_text('{"step": 2, "mean_r1": 0.5}\n{"step": 4, "mean_r1": 0.75}\n')
@@ -83,18 +84,18 @@ def test_evaluations_while_training(tmp_path):
     assert plain(evaluations(tmp_path))["its moving average"] == ([2], [0.25])
 
 
-def test_charts_of_training(run, tiny_config, tmp_path):
+def test_titles_of_charts(run, tiny_config, tmp_path):
     (run / "evaluations.jsonl").write_text('{"step": 2, "mean_r1": 0.5, "average_mean_r1": 0.25}\n')
     assert [chart.title for chart in training_charts(run, tiny_config)] == [
         "Loss",
-        "a: nearest of the batch is right",
+        "a: nearest in the batch is right",
         "Mean R@1 on some products",
         "Learning rate",
     ]
     assert training_charts(tmp_path / "nowhere", tiny_config) == []
 
 
-def test_learning_rate_is_that_of_the_config(tiny_config):
+def test_learning_rate_follows_the_config(tiny_config):
     steps, values = rates(tiny_config, 6)
     peak = tiny_config.optimizer.rate
     assert steps.tolist() == list(range(7))
