@@ -1,9 +1,9 @@
-"""All benchmarks one after another: `python -m benchmarks.all [--quick]`.
+"""Runs all benchmarks: `python -m benchmarks.all [--quick]`.
 
-Each in a process of its own, so that one that fails does not stop the others; the exit code is then 1. With --quick at
-sizes that take two cores less than ten minutes together, which show that they run rather than how fast things are. The
-last lines are a table and JSON: for each benchmark its seconds and what it printed, or its error. `loss_terms`, four
-whole trainings, is not among them.
+Each runs in a process of its own, so the others continue if one fails; the exit code is then 1. With --quick the sizes
+are small: all together take less than ten minutes on two cores and show that the benchmarks work, not how fast the code
+is. The last lines are a table and one line of JSON: for each benchmark its seconds and its result, or its error.
+`loss_terms`, which is four complete trainings, is not included.
 """
 
 import json
@@ -20,7 +20,12 @@ FLAGS = flags.FLAGS
 
 
 class Benchmark(NamedTuple):
-    """The flags of small sizes, and which of the numbers go into the table."""
+    """How to run a benchmark.
+
+    Attributes:
+        quick: Flags for small sizes.
+        shown: Keys of the result to show in the table.
+    """
 
     quick: tuple[str, ...]
     shown: tuple[str, ...]
@@ -42,34 +47,34 @@ BENCHMARKS = {
 
 
 def run(name: str, *, quick: bool) -> dict[str, Any]:
-    """Runs one and returns what it printed last, or the end of its errors."""
+    """Runs a benchmark and returns its seconds and its "result", or the end of its "error" output."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *(BENCHMARKS[name].quick if quick else ())]
-    started = time.perf_counter()
+    start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
-    outcome: dict[str, Any] = {"seconds": round(time.perf_counter() - started, 1)}
+    outcome: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1)}
     if done.returncode:
         return outcome | {"error": f"exit code {done.returncode}: {done.stderr[-2000:].strip()}"}
     return outcome | {"result": json.loads(done.stdout.splitlines()[-1])}
 
 
-def as_row(name: str, outcome: dict[str, Any]) -> str:
-    """A line of the table."""
+def format_row(name: str, outcome: dict[str, Any]) -> str:
+    """Returns the row of a benchmark in the table."""
     if "error" in outcome:
-        words = f"FAILED  {outcome['error'].splitlines()[-1]}"
+        summary = f"FAILED  {outcome['error'].splitlines()[-1]}"
     else:
-        found = outcome["result"]
-        words = ", ".join(f"{key} {found[key]:,}" for key in BENCHMARKS[name].shown if key in found)
-    return f"{name:15} {outcome['seconds']:7.1f} s  {words}"
+        result = outcome["result"]
+        summary = ", ".join(f"{key} {result[key]:,}" for key in BENCHMARKS[name].shown if key in result)
+    return f"{name:15} {outcome['seconds']:7.1f} s  {summary}"
 
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_bool("quick", False, "Small sizes.")
+    flags.DEFINE_bool("quick", False, "Use small sizes.")
     flags.DEFINE_list("only", None, "Names of the benchmarks to run; default: all.")
 
 
 def main(_: list[str]) -> None:
-    """Runs all, prints, and fails where one did."""
+    """Runs the benchmarks and prints their results; exits with 1 if one fails."""
     names = FLAGS.only or list(BENCHMARKS)
     if unknown := set(names) - set(BENCHMARKS):
         raise app.UsageError(f"--only names {', '.join(sorted(unknown))}; choose from {', '.join(BENCHMARKS)}")
@@ -79,7 +84,7 @@ def main(_: list[str]) -> None:
         outcomes[name] = run(name, quick=FLAGS.quick)
         if "error" in outcomes[name]:
             print(outcomes[name]["error"], file=sys.stderr, flush=True)
-    print("\n" + "\n".join(as_row(name, outcome) for name, outcome in outcomes.items()))
+    print("\n" + "\n".join(format_row(name, outcome) for name, outcome in outcomes.items()))
     print(json.dumps({"cores": usable_cores(), "quick": FLAGS.quick, "benchmarks": outcomes}))
     if any("error" in outcome for outcome in outcomes.values()):
         sys.exit(1)

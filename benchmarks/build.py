@@ -1,13 +1,13 @@
-"""How fast is a build, beside a bare writer of the same bytes, and does its memory stay flat as the data grow?
+"""Measures the speed of a build, next to a plain writer of the same bytes, and the growth of its memory with the data.
 
     python -m benchmarks.build [--mb=1200] [--processes=2] [--source=shards|folder] [--folder=DIR]
 
-Writes catalogs with images of `mb` and 4·`mb` megabytes (videos of 8 frames, JPEGs of about 28 kB). In turn, each in a
-process of its own: both are built, and the records of the larger written once more by one ArrayRecordWriter, from
-memory. The last line is JSON: items_per_s and mb_per_s of the larger build, from the first look at the images to the
-finished data set; bare_mb_per_s; their ratio; peak_rss_bytes over all processes of it and rss_growth, that over the
-smaller one's.
-`shards` are those of a download whose ledger vouches for the images; from a folder each one is decoded to check it.
+Writes catalogs with `mb` and 4·`mb` megabytes of images (videos of 8 frames, JPEGs of about 28 kB). In turn, each in a
+process of its own, both are built, and one ArrayRecordWriter writes the records of the larger one again, from memory.
+The last line is JSON: items_per_s and mb_per_s of the larger build, from listing the images to the finished data set;
+bare_mb_per_s of the plain writer; their ratio; peak_rss_bytes of all processes; and rss_growth, the ratio of the
+larger build's peak to the smaller one's. With --source=shards the images are in the shards of a download, whose ledger
+has checked them; with --source=folder the build checks each image by decoding it.
 """
 
 import contextlib
@@ -18,7 +18,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -32,7 +31,7 @@ from absl import app, flags
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 
-from benchmarks.ratios import ratio
+from benchmarks.measuring import run_in_process, summarize_ratio
 from data_prep.build import build
 from data_prep.catalog.files import Frame, Item, write_catalog
 from data_prep.common.domains import DOMAINS
@@ -44,11 +43,11 @@ from data_prep.records.inputs import Inputs
 FLAGS = flags.FLAGS
 FRAMES = 8
 DISTINCT = 64
-A_SHARD = 5000  # images
+SHARD_FRAMES = 5000
 
 
 def make_images() -> list[bytes]:
-    """Some JPEGs of 348 px with the detail of photos."""
+    """Returns JPEGs of 348 px with as much detail as photos."""
     rng = np.random.default_rng(0)
     images = []
     for _ in range(DISTINCT):
@@ -63,7 +62,7 @@ def make_images() -> list[bytes]:
 
 
 def write_inputs(folder: Path, megabytes: int, source: str) -> Inputs:
-    """Writes a catalog and its images; pages and lives are few, the videos make the size."""
+    """Writes a catalog and its images: videos, and one page and one live."""
     images = make_images()
     videos = max(1, round(megabytes * 1e6 / (FRAMES * sum(map(len, images)) / len(images))))
     names = [f"{number:08}.jpg" for number in range(videos * FRAMES)]
@@ -82,54 +81,57 @@ def write_inputs(folder: Path, megabytes: int, source: str) -> Inputs:
 
 
 def write_folder(folder: Path, names: list[str], images: list[bytes]) -> None:
+    """Writes the images as files, using each several times."""
     for number, name in enumerate(names):
         (folder / name).write_bytes(images[number % DISTINCT])
 
 
 def write_shards(folder: Path, names: list[str], images: list[bytes]) -> None:
-    """Writes the shards of a download, as ours does."""
+    """Writes the images as `data_prep.download` does, using each several times."""
     sums = [hashlib.sha256(image).hexdigest() for image in images]
-    for number, start in enumerate(range(0, len(names), A_SHARD)):
+    for number, start in enumerate(range(0, len(names), SHARD_FRAMES)):
         rows = []
         with tarfile.open(tar_path(folder, number), "w", format=tarfile.USTAR_FORMAT) as tar:
-            for i in range(start, min(start + A_SHARD, len(names))):
-                body, told = images[i % DISTINCT], {"extension": "jpg", "sha256": sums[i % DISTINCT]}
-                row = Row(f"{i:09}", f"https://host/{names[i]}", SUCCESS, names[i], 1, bytes=len(body), **told)
+            for i in range(start, min(start + SHARD_FRAMES, len(names))):
+                body, url = images[i % DISTINCT], f"https://host/{names[i]}"
+                row = Row(
+                    f"{i:09}", url, SUCCESS, names[i], 1, bytes=len(body), extension="jpg", sha256=sums[i % DISTINCT]
+                )
                 rows.append(dataclasses.replace(row, start=add_image(tar, row, body)))
         write_ledger(ledger_path(folder, number), rows, Footer(0, 0, {}))
 
 
 class Memory:
-    """Adds up the peaks of this process and of its children, looked at five times a second while they live."""
+    """Sums the peak memory of this process and of its children, sampled five times a second."""
 
     def __enter__(self) -> "Memory":
         self._peaks: dict[str, int] = {}
-        self._over = threading.Event()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
 
-    def __exit__(self, *_) -> None:
-        self._over.set()
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
         self._thread.join()
 
     @property
     def peak(self) -> int:
-        """Bytes."""
+        """Bytes so far."""
         return sum(self._peaks.values())
 
     def _watch(self) -> None:
-        while not self._over.wait(0.2):
+        while not self._stop.wait(0.2):
             children = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
             for pid in [str(os.getpid()), *(child for some in children for child in some)]:
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                    # Not getrusage's: a child's would begin at what its parent had.
+                    # Not from getrusage: there, the peak of a child starts at the memory of its parent.
                     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
                     self._peaks[pid] = max(self._peaks.get(pid, 0), 1024 * int(found[1]) if found else 0)
 
 
 def measure_build(folder: Path, processes: int) -> dict[str, float]:
-    """Builds in this process and returns items, bytes, seconds and the peak of memory over all processes."""
+    """Builds in this process and returns items, bytes, seconds and the peak memory of all processes."""
     inputs = Inputs(folder / "catalog", (folder / "images",), ("train",))
     start = time.perf_counter()
     with Memory() as memory:
@@ -145,7 +147,7 @@ def measure_build(folder: Path, processes: int) -> dict[str, float]:
 
 
 def measure_bare(folder: Path) -> dict[str, float]:
-    """Writes the videos' records once more and returns bytes and seconds; reading them back is not counted."""
+    """Writes the records of the videos again and returns bytes and seconds, without the time to read them."""
     seconds, size = 0.0, 0
     target = folder / "bare"
     target.mkdir()
@@ -164,15 +166,13 @@ def measure_bare(folder: Path) -> dict[str, float]:
 
 
 def run_part(part: str, folder: Path) -> dict[str, float]:
-    """Runs one measurement in a process of its own, with nothing left to write to disk."""
+    """Runs one measurement in a process of its own, after pending writes have reached the disk."""
     os.sync()
-    command = [sys.executable, "-m", "benchmarks.build", f"--part={part}", f"--folder={folder}"]
-    done = subprocess.run([*command, f"--processes={FLAGS.processes}"], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_in_process("build", f"--part={part}", f"--folder={folder}", f"--processes={FLAGS.processes}")
 
 
 def compare(folder: Path) -> dict[str, float]:
-    """Builds both sizes and returns the line to print."""
+    """Builds both sizes and returns the result."""
     for name, megabytes in (("n", FLAGS.mb), ("4n", 4 * FLAGS.mb)):
         print(f"writing {megabytes} MB of images as {FLAGS.source}", file=sys.stderr, flush=True)
         (folder / name).mkdir()
@@ -191,8 +191,8 @@ def compare(folder: Path) -> dict[str, float]:
         "items_per_s": median(run["items"] / run["seconds"] for run in large),
         "mb_per_s": median(rates),
         "bare_mb_per_s": median(bare_rates),
-        **ratio("ratio", rates, bare_rates),
-        **ratio("rss_growth", peaks, small_peaks),
+        **summarize_ratio("ratio", rates, bare_rates),
+        **summarize_ratio("rss_growth", peaks, small_peaks),
         "peak_rss_bytes": max(peaks),
         "bytes": large[0]["bytes"],
         "seconds": median(run["seconds"] for run in large),
@@ -201,17 +201,18 @@ def compare(folder: Path) -> dict[str, float]:
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_integer("mb", 1200, "Megabytes of images of the smaller build.", lower_bound=1)
-    flags.DEFINE_integer("rounds", 5, "Times that both are measured, in turn.", lower_bound=1)
-    flags.DEFINE_integer("processes", 2, "Processes that write.", lower_bound=1)
-    flags.DEFINE_enum("source", "shards", ["shards", "folder"], "What the images lie in.")
-    flags.DEFINE_string("folder", None, "Empty folder for all of it; default: a temporary one, removed at the end.")
-    flags.DEFINE_enum("part", None, ["build", "bare"], "One measurement, on what lies in the folder.")
+    flags.DEFINE_integer("mb", 1200, "Megabytes of images in the smaller build.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 5, "Number of measurements.", lower_bound=1)
+    flags.DEFINE_integer("processes", 2, "Number of processes that build.", lower_bound=1)
+    flags.DEFINE_enum("source", "shards", ["shards", "folder"], "Where the images are.")
+    flags.DEFINE_string("folder", None, "Folder for a temporary folder with all data.")
+    flags.DEFINE_enum(
+        "part", None, ["build", "bare"], "Measure only this part, in this process, on the data in --folder."
+    )
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+def main(_: list[str]) -> None:
+    """Measures and prints the result."""
     if FLAGS.part == "build":
         print(json.dumps(measure_build(Path(FLAGS.folder), FLAGS.processes)))
     elif FLAGS.part == "bare":

@@ -1,9 +1,9 @@
-"""What making a catalog costs at a fraction of ROPE's size: `python -m benchmarks.catalog --scale=0.1`.
+"""Measures the cost of making a catalog at a fraction of ROPE's size: `python -m benchmarks.catalog --scale=0.1`.
 
-Writes the nine text files of a training split with `--scale` times ROPE's products, pages, videos and lives, 8 frames a
-video and 12 a live on average, rows in random order, some of them broken, repeated or of no item; then runs
-`data_prep.catalog` on them in a process of its own. The last line is JSON: `items`, `frame_rows`, `lines`, `seconds`,
-`rows_per_s` (lines), `peak_rss_bytes` of that process (it has no children), `disk_bytes` (the most that its folder took
+Writes the nine text files of a training split with `--scale` times as many products, pages, videos and lives as ROPE,
+on average with 8 frames per video and 12 per live, in random order, including invalid and repeated lines and lines of
+no item; then runs `data_prep.catalog` on them. The last line is JSON: `items`, `frame_rows`, `lines`, `seconds`,
+`rows_per_s` (lines), `peak_rss_bytes` of the process (it has no children), `disk_bytes` (the largest size of its folder
 while it ran), `catalog_bytes` and `text_bytes`.
 """
 
@@ -31,10 +31,10 @@ from data_prep.common.domains import DOMAINS
 
 FRAMES = {"page": 1, "video": 8, "live": 12}  # on average
 TEXT_CHARACTERS = {"page": (10, 50), "video": (0, 200), "live": (0, 200)}
-SECOND_PRODUCT = 0.05
+SECOND_PRODUCT = 0.05  # fraction of items with two products
 CHUNK_ROWS = 1 << 20
-BROKEN = b"7, ../a.jpg, b.jpg\nx, 7\n7\n"  # what ends each chunk of every file, after some repeated rows
-REPEATED = 8
+REPEATED = 8  # lines that each chunk of a file ends with: repeated ones, and then
+INVALID = b"7, ../a.jpg, b.jpg\nx, 7\n7\n"
 SENTENCE = (
     "不买亏大了,碧根果才1元，限时限量速抢，内里是加绒加棉加厚咱这个衣服，华诺 竖条纹 手提包 酒红配雪白 爱心 高款 包邮。"
 )
@@ -64,13 +64,14 @@ def write_release(folder: Path, scale: float) -> int:
 
 
 def _write(path: Path, chunks: Iterator[list[pa.Array]]) -> None:
+    """Writes the fields of each chunk as lines."""
     with path.open("wb") as file:
         for fields in chunks:
             end = pa.scalar(" \n")
             last = pc.binary_join_element_wise(fields[-1], end, "")
             rows = pc.binary_join_element_wise(*(pc.cast(field, pa.string()) for field in fields[:-1]), last, ", ")
             file.write(rows.buffers()[2])
-            file.write("".join(rows[:REPEATED].to_pylist()).encode() + BROKEN)
+            file.write("".join(rows[:REPEATED].to_pylist()).encode() + INVALID)
 
 
 def _chunks(ids: np.ndarray) -> Iterator[np.ndarray]:
@@ -98,7 +99,7 @@ def _frames(rng: np.random.Generator, owners: np.ndarray, *, timed: bool) -> Ite
 
 
 def _names(rng: np.random.Generator, count: int) -> pa.StringArray:
-    """Names like those of ROPE: eae32f52-2a9a-11ee-a32e-507c6f3c3e56.jpg."""
+    """Returns names like those of ROPE: eae32f52-2a9a-11ee-a32e-507c6f3c3e56.jpg."""
     letters = np.frombuffer(b"0123456789abcdef", np.uint8)[rng.integers(0, 16, (count, 40), np.uint8)]
     letters[:, [8, 13, 18, 23]] = ord("-")
     letters[:, 36:] = np.frombuffer(b".jpg", np.uint8)
@@ -107,7 +108,7 @@ def _names(rng: np.random.Generator, count: int) -> pa.StringArray:
 
 
 def run_catalog(release: Path, out: Path) -> dict[str, float]:
-    """Makes the catalog in a process of its own; returns what that took."""
+    """Makes the catalog in a process of its own and returns the seconds and bytes that it takes."""
     options = [f"--release={release}", f"--out={out}", "--splits=train", f"--memory_limit={FLAGS.memory_limit}"]
     done, disk = threading.Event(), [0]
 
@@ -132,7 +133,7 @@ def run_catalog(release: Path, out: Path) -> dict[str, float]:
 
 
 def _size(folder: Path) -> int:
-    """Bytes on disk; files come and go while this looks."""
+    """Returns the bytes on disk of a folder, whose files may come and go."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -146,14 +147,12 @@ def _size(folder: Path) -> int:
 def define_flags() -> None:
     """Defines the flags of the command."""
     flags.DEFINE_float("scale", 0.01, "Size as a fraction of ROPE's training split.", lower_bound=0)
-    flags.DEFINE_string(
-        "folder", None, "Where to write, and to remove again what was written; default: a temporary one."
-    )
-    flags.DEFINE_string("memory_limit", "3GB", "That of data_prep.catalog.")
+    flags.DEFINE_string("folder", None, "Folder for a temporary folder with all data.")
+    flags.DEFINE_string("memory_limit", "3GB", "The flag of data_prep.catalog.")
 
 
 def main(_: list[str]) -> None:
-    """Writes, measures and prints."""
+    """Measures and prints the result."""
     folder = Path(tempfile.mkdtemp(prefix="catalog-", dir=FLAGS.folder))
     try:
         release = folder / "release"

@@ -1,13 +1,12 @@
-"""Memory and time of gradient caching: `python -m benchmarks.grad_cache`.
+"""Measures memory and time of gradient caching: `python -m benchmarks.grad_cache`.
 
-A training step on 1, 4 and 16 micro-batches of 8 products, beside the plain step on one micro-batch and, where memory
-is no matter, on the whole batch. Peak memory is as XLA plans it for one device: state, batch, and all that is needed
-within the step. The last line is JSON: for each ratio of batch to micro-batch the bytes, the seconds (medians of
-steps taken in turn), bytes over the micro-batch's own step, and time over the plain step on the same batch.
+Compares a training step on 1, 4 and 16 micro-batches of 8 products with the plain step on one micro-batch (memory) and
+on the whole batch (time). Peak memory is what XLA plans for one device: state, batch and temporaries. The last line is
+JSON: for each ratio of batch to micro-batch the bytes, the median seconds of steps taken in turn, the bytes relative to
+the step on one micro-batch, and the time relative to the plain step on the same batch.
 """
 
 import json
-import time
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from benchmarks.ratios import ratio
+from benchmarks.measuring import planned_bytes, summarize_ratio, time_call
 from configs import default
 from cope_jax.parallel.mesh import make_mesh, to_devices
 from cope_jax.runs.config import RunConfig
@@ -29,7 +28,7 @@ FLAGS = flags.FLAGS
 
 
 def make_config(batch_size: int, microbatch: int) -> RunConfig:
-    """A small X-CLIP and BERT, four frames a clip."""
+    """Returns the config of a small X-CLIP and BERT with four frames per clip."""
     return resolve_config(
         default.get_config(),
         {
@@ -49,29 +48,20 @@ def make_config(batch_size: int, microbatch: int) -> RunConfig:
 
 
 class Step(NamedTuple):
-    """A compiled step and what it is given."""
+    """A compiled training step with its arguments."""
 
     program: Any
     run: Plan
     batch: Any
 
-    def bytes(self) -> int:
-        """Of all that exists at once at the worst moment."""
-        memory = self.program.memory_analysis()
-        held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        return held + memory.temp_size_in_bytes
-
     def seconds(self) -> float:
-        """Of one step from the initial state."""
-        state = jax.jit(self.run.initial_state)()
-        jax.block_until_ready(state)
-        start = time.perf_counter()
-        jax.block_until_ready(self.program(state, self.batch))
-        return time.perf_counter() - start
+        """Returns the time of one step from the initial state."""
+        state = jax.block_until_ready(jax.jit(self.run.initial_state)())
+        return time_call(lambda: jax.block_until_ready(self.program(state, self.batch)))
 
 
 def make_step(batch_size: int, microbatch: int) -> Step:
-    """Compiles the step of a batch size; microbatch 0 is the plain one."""
+    """Compiles the step for a batch size; with microbatch 0, the plain step."""
     config = make_config(batch_size, microbatch)
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     run, shapes = plan(config, mesh, vocab_size=VOCABULARY), training_batch_shapes(config)
@@ -83,33 +73,33 @@ def make_step(batch_size: int, microbatch: int) -> Step:
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_integer("rounds", 5, "Times that each step is timed.", lower_bound=1)
-    flags.DEFINE_list("ratios", ["1", "4", "16"], "Batches to measure, in micro-batches.")
+    flags.DEFINE_integer("rounds", 5, "Number of measurements of each step.", lower_bound=1)
+    flags.DEFINE_list("ratios", ["1", "4", "16"], "Batch sizes to measure, in micro-batches.")
 
 
 def main(_: list[str]) -> None:
-    """Measures and prints."""
-    own = make_step(MICROBATCH, 0)
+    """Measures and prints the result."""
+    single = make_step(MICROBATCH, 0)
     steps = {
         times: (make_step(MICROBATCH * times, MICROBATCH), make_step(MICROBATCH * times, 0))
         for times in map(int, FLAGS.ratios)
     }
     rows = []
     for times, (cached, plain) in steps.items():
-        pairs = [(cached.seconds(), plain.seconds()) for _ in range(FLAGS.rounds + 1)][1:]  # the first one warms up
+        pairs = [(cached.seconds(), plain.seconds()) for _ in range(FLAGS.rounds + 1)][1:]  # the first is a warm-up
         rows.append(
             {
                 "ratio": times,
-                "cached_bytes": cached.bytes(),
-                "plain_bytes": plain.bytes(),
-                "cached_over_microbatch_bytes": round(cached.bytes() / own.bytes(), 3),
+                "cached_bytes": planned_bytes(cached.program),
+                "plain_bytes": planned_bytes(plain.program),
+                "cached_over_microbatch_bytes": round(planned_bytes(cached.program) / planned_bytes(single.program), 3),
                 "cached_seconds": round(median(seconds for seconds, _ in pairs), 3),
                 "plain_seconds": round(median(seconds for _, seconds in pairs), 3),
-                **ratio("cached_over_plain_time", *zip(*pairs, strict=True)),
+                **summarize_ratio("cached_over_plain_time", *zip(*pairs, strict=True)),
             }
         )
         print(rows[-1], flush=True)
-    print(json.dumps({"microbatch_bytes": own.bytes(), "table": rows}))
+    print(json.dumps({"microbatch_bytes": planned_bytes(single.program), "table": rows}))
 
 
 if __name__ == "__main__":

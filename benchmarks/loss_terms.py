@@ -1,8 +1,10 @@
-"""What the terms of the loss bring: `python -m benchmarks.loss_terms --config=configs/demo.py --data_dir=… --out=DIR`.
+"""Compares the loss terms by training with each of them.
 
-Four trainings that differ in their loss alone, the same steps, seed and batches: sigmoid and InfoNCE, each with and
-without the product classifier. Each is the run that `python -m cope_jax.train` makes, in its own folder of `--out`;
-finished ones are not repeated. The last line is JSON: for each the mean R@1 over the six directions and R@1 of each.
+    python -m benchmarks.loss_terms --config=configs/demo.py --data_dir=… --out=DIR
+
+Trains with four losses, with the same steps, seed and batches: sigmoid and InfoNCE, each with and without the product
+classifier. Each training is a run of `python -m cope_jax.train` in its own folder of `--out`; finished runs are reused.
+The last line is JSON: R@1 of each run in the six directions, and their mean.
 """
 
 import json
@@ -15,7 +17,7 @@ from absl import app, flags
 
 SIGMOID = {"sigmoid": 1.0, "infonce": 0.0, "classifier": 0.0}
 INFONCE = {"sigmoid": 0.0, "infonce": 1.0, "classifier": 0.0}
-CLASSIFIER_WEIGHT = 0.1  # its gradients are scaled by 64
+CLASSIFIER_WEIGHT = 0.1  # the classifier scales its logits by 64, and with them its gradients
 LOSSES = {
     "sigmoid": SIGMOID,
     "infonce": INFONCE,
@@ -26,8 +28,8 @@ LOSSES = {
 FLAGS = flags.FLAGS
 
 
-def run(name: str, weights: dict[str, float]) -> dict[str, Any]:
-    """Trains and evaluates with one loss, and reads what evaluation wrote."""
+def train_and_evaluate(name: str, weights: dict[str, float]) -> dict[str, Any]:
+    """Trains with one loss, evaluates, and returns the metrics."""
     workdir = Path(FLAGS.out) / name
     python = [sys.executable, "-m"]
     train = [*python, "cope_jax.train", f"--config={FLAGS.config}", f"--workdir={workdir}"]
@@ -41,16 +43,16 @@ def run(name: str, weights: dict[str, float]) -> dict[str, Any]:
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string("config", None, "Experiment: a file of configs/.", required=True)
+    flags.DEFINE_string("config", None, "Experiment: a file in configs/.", required=True)
     flags.DEFINE_string("data_dir", None, "Array records to train and evaluate on.", required=True)
-    flags.DEFINE_string("out", None, "Folder of the four work directories; made if missing.", required=True)
+    flags.DEFINE_string("out", None, "Folder of the four work directories; created if missing.", required=True)
 
 
 def main(_: list[str]) -> None:
-    """Trains, evaluates and prints."""
+    """Trains with each loss, evaluates, and prints the results."""
     results = {}
     for name, weights in LOSSES.items():
-        metrics = run(name, weights)
+        metrics = train_and_evaluate(name, weights)
         results[name] = {direction: round(values["r1"], 4) for direction, values in metrics["retrieval"].items()}
         results[name]["mean"] = round(metrics["retrieval_mean"]["mean_r1"], 4)
     print(json.dumps({"config": FLAGS.config, "R@1": results}))

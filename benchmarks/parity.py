@@ -1,8 +1,8 @@
-"""How far our encoders with loaded weights are from torch's: `python -m benchmarks.parity`, with torch installed.
+"""Compares our encoders with loaded weights to those of transformers: `python -m benchmarks.parity`.
 
 Random models of transformers are saved, loaded by our code and given the same inputs, all in float32. The last line is
-JSON: for each model the largest difference of outputs and of gradients, relative to the largest value of each, and the
-largest of all.
+JSON: for each model the largest difference of the outputs and of the gradients, relative to the largest value of each
+array, and the maxima over all models. The exit code is 1 if a difference exceeds its bound.
 """
 
 import json
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from flax import nnx
-from flax.traverse_util import flatten_dict
+from jax.typing import ArrayLike
 
 from benchmarks.torch_references import REFERENCES, Reference
 from cope_jax.models.backbones.load import prepare
@@ -26,16 +26,16 @@ from cope_jax.models.text import TextEncoder
 from cope_jax.models.vision import VisionEncoder
 
 ENCODERS = {"vision": VisionEncoder, "text": TextEncoder}
-FORWARD, GRADIENT = 1e-4, 1e-3  # the bounds
+FORWARD_BOUND, GRADIENT_BOUND = 1e-4, 1e-3
 
 Differences = dict[str, float]
-# In tests too, which compile quickly rather than well: at the published widths running takes longer than compiling.
-COMPILED_WELL = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+# Overrides the settings of the tests, which compile quickly: at the published widths running takes longer.
+COMPILER_OPTIONS = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 FLAGS = flags.FLAGS
 
 
 def compare(reference: Reference) -> tuple[Differences, Differences]:
-    """Relative differences of all outputs, and of the gradients of all parameters and of the input."""
+    """Returns the relative differences of all outputs, and of the gradients of all parameters and of the input."""
 
     def make(scan_layers: bool = True) -> nnx.Module:
         compute = Compute(dtype=jnp.dtype("float32"), scan_layers=scan_layers)
@@ -44,27 +44,32 @@ def compare(reference: Reference) -> tuple[Differences, Differences]:
     graphdef = nnx.graphdef(nnx.eval_shape(make))
     unrolled = nnx.graphdef(nnx.eval_shape(lambda: make(scan_layers=False)))
     fresh = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make(), nnx.Param)))()
-    params = loaded(reference, reference.weights, fresh)
-    shift = jnp.zeros(reference.input_gradient.shape)
+    params = load_parameters(reference, reference.weights, fresh)
+    shift, mask = jnp.zeros(reference.input_gradient.shape), jnp.asarray(reference.mask)
 
-    def product(params: Any, shift: jax.Array, inputs: jax.Array, cotangents: Any) -> tuple[jax.Array, Any]:
-        outputs = run(nnx.merge(graphdef, params), inputs, shift, reference.mask)
-        return sum((outputs[name] * cotangents[name]).sum() for name in outputs), outputs
+    def weighted_sum(params: Any, shift: jax.Array, inputs: jax.Array, cotangents: Any) -> tuple[jax.Array, Any]:
+        outputs = encode(nnx.merge(graphdef, params), inputs, shift, mask)
+        return jnp.array([(outputs[name] * cotangents[name]).sum() for name in outputs]).sum(), outputs
 
-    differentiate = jax.jit(jax.grad(product, argnums=(0, 1), has_aux=True), compiler_options=COMPILED_WELL)
+    differentiate = jax.jit(jax.grad(weighted_sum, argnums=(0, 1), has_aux=True), compiler_options=COMPILER_OPTIONS)
     (gradients, input_gradient), outputs = differentiate(params, shift, reference.inputs, reference.cotangents)
     forward = {name: difference(outputs[name], wanted) for name, wanted in reference.outputs.items()}
-    behind = hidden(nnx.merge(unrolled, params), reference)
-    for k, (x, wanted) in enumerate(zip(behind, reference.hidden, strict=True), start=1):
+    blocks = block_outputs(nnx.merge(unrolled, params), reference)
+    for k, (x, wanted) in enumerate(zip(blocks, reference.hidden, strict=True), start=1):
         forward[f"block {k}"] = difference(x, wanted)
-    wanted = flatten_dict(loaded(reference, reference.gradients, fresh), sep="/")
-    flat = flatten_dict(gradients, sep="/")
-    gradient = {path: difference(flat[path], wanted[path]) for path in wanted}
+    ours, wanted = by_path(gradients), by_path(load_parameters(reference, reference.gradients, fresh))
+    gradient = {path: difference(ours[path], wanted[path]) for path in wanted}
     return forward, gradient | {"input": difference(input_gradient, reference.input_gradient)}
 
 
-def loaded(reference: Reference, folder: Path, fresh: Any) -> Any:
-    """The encoder's parameters from a folder, by the code under test."""
+def by_path(tree: Any) -> dict[str, jax.Array]:
+    """Returns the leaves of a tree by their paths: "blocks/mlp/kernel"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def load_parameters(reference: Reference, folder: Path, fresh: Any) -> Any:
+    """Loads the parameters of the encoder from a folder, with the code under test."""
     weights = prepare(
         str(folder), reference.encoder, fresh, settings=reference.settings, cut=False, section="reference"
     )
@@ -72,13 +77,16 @@ def loaded(reference: Reference, folder: Path, fresh: Any) -> Any:
     return weights.load(fresh)
 
 
-def run(
-    encoder: VisionEncoder | TextEncoder, inputs: jax.Array, shift: jax.Array, mask: np.ndarray
+def encode(
+    encoder: VisionEncoder | TextEncoder, inputs: jax.Array, shift: jax.Array, mask: jax.Array
 ) -> dict[str, jax.Array]:
-    """The outputs of an encoder, by the names of the reference's.
+    """Returns the outputs of an encoder, with the names of `Reference.outputs`.
 
     Args:
-        shift: zeros, added to normalised pixels or embedded words: what to differentiate by.
+        encoder: The encoder.
+        inputs: Pixels or tokens, as in `Reference.inputs`.
+        shift: Zeros to add to the normalized pixels or word embeddings, to differentiate by.
+        mask: False for padding.
     """
     if isinstance(encoder, VisionEncoder):
         clip = encoder.encode(inputs + shift, mask)
@@ -87,41 +95,42 @@ def run(
     return {"words": jnp.where(mask[..., None], text.words, 0.0), "vector": text.vector}
 
 
-def hidden(encoder: VisionEncoder | TextEncoder, reference: Reference) -> list[jax.Array]:
-    """What comes out of each block of an encoder whose layers are unrolled; 0 at padding."""
+def block_outputs(encoder: VisionEncoder | TextEncoder, reference: Reference) -> list[jax.Array]:
+    """Returns the output of each block of an encoder with unrolled layers, with zeros at padding."""
     block, outputs = type(encoder.blocks), []
     call = block.__call__
 
-    def keep(*args: Any, **kwargs: Any) -> jax.Array:
+    def record(*args: Any, **kwargs: Any) -> jax.Array:
         outputs.append(call(*args, **kwargs))
         return outputs[-1]
 
-    with mock.patch.object(block, "__call__", keep):
-        run(encoder, reference.inputs, jnp.zeros(reference.input_gradient.shape), reference.mask)
+    with mock.patch.object(block, "__call__", record):
+        shift = jnp.zeros(reference.input_gradient.shape)
+        encode(encoder, jnp.asarray(reference.inputs), shift, jnp.asarray(reference.mask))
     if isinstance(encoder, VisionEncoder):
         return outputs
     return [jnp.where(reference.mask[..., None], x, 0.0) for x in outputs]
 
 
-def difference(ours: jax.Array, wanted: np.ndarray) -> float:
-    """The largest difference, relative to the largest wanted value."""
+def difference(ours: jax.Array, wanted: ArrayLike) -> float:
+    """Returns the largest difference, relative to the largest value of the reference."""
     wanted = np.asarray(wanted)
     assert ours.shape == wanted.shape, f"shapes differ: {ours.shape} here, {wanted.shape} in the reference"
     return float(np.abs(np.asarray(ours) - wanted).max() / max(np.abs(wanted).max(), 1e-30))
 
 
 def worst(differences: Mapping[str, float]) -> str:
-    """The name of the largest one."""
+    """Returns the name of the largest difference."""
     return max(differences, key=differences.__getitem__)
 
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_integer("side", 224, "Pixels of the images' sides; a multiple of 32.", lower_bound=32)
+    flags.DEFINE_integer("side", 224, "Side of the images in pixels; a multiple of 32.", lower_bound=32)
 
 
 def main(_: list[str]) -> None:
-    """Compares all references; the exit code is 1 if one is out of bounds."""
+    """Compares all references and prints the result."""
     result: dict[str, dict[str, float]] = {"forward": {}, "gradient": {}}
     for name, make in REFERENCES.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -131,7 +140,7 @@ def main(_: list[str]) -> None:
         print(f"gradients {max(gradient.values()):.1e} ({worst(gradient)})")
     largest = {f"largest_{kind}": max(found.values()) for kind, found in result.items()}
     print(json.dumps(largest | result))
-    if largest["largest_forward"] > FORWARD or largest["largest_gradient"] > GRADIENT:
+    if largest["largest_forward"] > FORWARD_BOUND or largest["largest_gradient"] > GRADIENT_BOUND:
         raise SystemExit(1)
 
 

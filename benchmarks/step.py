@@ -1,21 +1,22 @@
-"""The training step beside a PyTorch of the same model and batch: `python -m benchmarks.step --preset=tiny|base`.
+"""Measures the training step, next to PyTorch with the same model and batch.
 
-Ours is the step that training jits, on a batch that lies on the device already; the other is `benchmarks.torch_cope`,
-eager and by torch.compile, of which the faster counts. `tiny` is float32 at a size that two CPU cores can do, each
-program in a process of its own and all taking turns; `base` is the authors' size in bfloat16 for a GPU, one process
-after another, each with the batch of --batch_sizes by which it is fastest of those that fit its memory.
+    python -m benchmarks.step --preset=tiny|base
 
-The last line is JSON: products a second of each, `ratio_to_torch` (the median of the rounds' ratios, with its spread);
-`mfu`, the counted operations of a step over what the device does in products of matrices, as measured here by the
-faster of both; `peak_bytes` of the device, on a CPU as XLA plans it, and torch's (of its process, on a CPU);
-`process_bytes`, the most that the process of each held, compilers included; `compile_seconds`; and what a step costs
-the host: `dispatch_ms`, the call of a program of the same arguments and results that computes nothing, and `bring_ms`,
-the bringing of a batch to the device (medians, and the least of each).
+Ours is the step that training jits, on a batch that is on the device already. The other is `benchmarks.torch_cope`,
+eager and with torch.compile, of which the faster one counts. `tiny` is float32 at a size for two CPU cores: each
+program has a process of its own, and they take turns. `base` is the authors' size in bfloat16 for a GPU: the processes
+run one after another, each with its fastest batch size of --batch_sizes that fits into memory.
+
+The last line is JSON: products per second of each; `ratio_to_torch`; `mfu`, the counted operations of a step relative
+to the rate of matrix products measured on the device (by the faster framework); `peak_bytes` of the device (planned by
+XLA on a CPU) and `torch_peak_bytes` (of the process on a CPU); `process_bytes`, the peak memory of each process,
+including compilers; `compile_seconds`; and the cost of a step on the host: `dispatch_ms`, the call of a program with
+the same arguments and results that computes nothing, and `bring_ms`, the transfer of a batch to the device (medians and
+minima).
 """
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from benchmarks.ratios import ratio
+from benchmarks.measuring import peak_memory, planned_bytes, summarize_ratio, time_call
 from configs import default
 from cope_jax.domains import DOMAINS
 from cope_jax.parallel.mesh import make_mesh, to_devices
@@ -40,13 +41,13 @@ from cope_jax.training.plan import plan, step_operations
 from cope_jax.training.supervision.allocator import mimalloc_environment
 
 VOCABULARY = 8000
-WAYS = ("ours", "torch", "torch_compiled")
+PROGRAMS = ("ours", "torch", "torch_compiled")
 TINY = {
     "model.scan_layers": False,  # as in configs/scratch.py
     "data.image_size": 112,
     "data.frames.video": 4,
     "data.frames.live": 4,
-    "eval.frames.video": 4,  # the positions that the model has
+    "eval.frames.video": 4,  # determines the number of positions of the model
     "eval.frames.live": 4,
     "model.vision.width": 192,
     "model.vision.depth": 4,
@@ -61,12 +62,12 @@ FLAGS = flags.FLAGS
 
 
 def make_config(preset: str, batch_size: int) -> RunConfig:
-    """The config of a preset."""
+    """Returns the config of a preset."""
     return resolve_config(default.get_config(), PRESETS[preset][0] | {"train.batch_size": batch_size})
 
 
 def make_batch(config: RunConfig) -> dict[str, Any]:
-    """Random items with texts of all lengths, each of a product of its own."""
+    """Returns a batch of random items of different products, with texts of all lengths."""
     rng = np.random.default_rng(0)
     batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), training_batch_shapes(config))
     B, L = config.train.batch_size, config.data.text_length
@@ -83,7 +84,7 @@ def make_batch(config: RunConfig) -> dict[str, Any]:
 
 
 class Ours:
-    """The project's step, compiled."""
+    """Our training step, compiled."""
 
     def __init__(self, config: RunConfig):
         self.config = config
@@ -98,48 +99,46 @@ class Ours:
         self.state = jax.block_until_ready(jax.jit(run.initial_state)())
 
     def run(self, steps: int) -> float:
-        """Seconds of some steps."""
-        started = time.perf_counter()
+        """Runs some steps and returns their seconds."""
+        start = time.perf_counter()
         for _ in range(steps):
-            self.state, metrics = self.step(self.state, self.batch)
-        jax.block_until_ready((self.state, metrics))
-        return time.perf_counter() - started
+            self.state, _metrics = self.step(self.state, self.batch)
+        jax.block_until_ready(self.state)
+        return time.perf_counter() - start
 
     def facts(self) -> dict[str, Any]:
-        """What is known once it has run."""
-        memory = self.step.memory_analysis()
-        held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        """Returns what is measured after the rounds."""
         on_device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         return {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.state.params)),
             "compile_seconds": self.compile_seconds,
-            "peak_bytes": on_device or held + memory.temp_size_in_bytes,
-            "process_bytes": process_bytes(),
+            "peak_bytes": on_device or planned_bytes(self.step),
+            "process_bytes": peak_memory(),
             "operations": step_operations(self.config, VOCABULARY),
             "dispatch_ms": self.dispatch_ms(),
-            "bring_ms": [1e3 * timed(self.bring) for _ in range(100)],
+            "bring_ms": [1e3 * time_call(self.bring) for _ in range(100)],
             "matrix_rate": self.matrix_rate(),
         }
 
     def dispatch_ms(self) -> list[float]:
-        """Until a program with a step's arguments and results has been called, again and again."""
+        """Returns the times of calls of a program with the arguments and results of the step that computes nothing."""
         _, metrics = jax.eval_shape(self.step_function, self.state, self.batch)
 
         def nothing(state: Any, batch: Any) -> Any:
-            # Not the state itself, which would be handed back without a call of the device.
+            # Not the state itself: it would be returned without running a program on the device.
             return jax.tree.map(lambda leaf: leaf * 1, state), jax.tree.map(jnp.zeros_like, metrics)
 
         step = jax.jit(nothing, donate_argnums=0, keep_unused=True)
         times = []
         for _ in range(100):
             jax.block_until_ready(self.state)
-            started = time.perf_counter()
+            start = time.perf_counter()
             self.state, _ = step(self.state, self.batch)
-            times.append(1e3 * (time.perf_counter() - started))
+            times.append(1e3 * (time.perf_counter() - start))
         return times
 
     def matrix_rate(self) -> float:
-        """Operations a second in products of large matrices."""
+        """Returns the operations per second in products of large matrices."""
         side = matrix_side(jax.default_backend() != "cpu")
         matrix = jnp.ones((side, side), self.config.model.dtype)
         multiply = jax.jit(lambda a: a @ a)
@@ -147,72 +146,57 @@ class Ours:
 
 
 class Torch:
-    """PyTorch's step, eager or compiled."""
+    """The training step of PyTorch, eager or compiled."""
 
     def __init__(self, config: RunConfig, *, compiled: bool):
         import torch
 
         from benchmarks.torch_cope import make_torch_step
 
-        torch.set_num_threads(len(os.sched_getaffinity(0)))  # not half of them where two share a core
+        torch.set_num_threads(len(os.sched_getaffinity(0)))  # by default half of them if two share a core
         self.torch, self.config = torch, config
         self.model, self.step = make_torch_step(config, vocab_size=VOCABULARY, compiled=compiled)
         self.device = next(self.model.parameters()).device
         self.batch = jax.tree.map(lambda leaf: torch.from_numpy(leaf).to(self.device), make_batch(config))
         for domain in DOMAINS:
             self.batch[domain]["text"] = self.batch[domain]["text"].long()
-        started = time.perf_counter()
-        self.run(1)
-        self.compile_seconds = time.perf_counter() - started
+        self.compile_seconds = self.run(1)
 
     def run(self, steps: int) -> float:
-        """Seconds of some steps."""
-        started = time.perf_counter()
-        for _ in range(steps):
-            loss = self.step(self.batch)
-        loss.item()
-        return time.perf_counter() - started
+        """Runs some steps and returns their seconds."""
+        start = time.perf_counter()
+        losses = [self.step(self.batch) for _ in range(steps)]
+        losses[-1].item()
+        return time.perf_counter() - start
 
     def facts(self) -> dict[str, Any]:
-        """What is known once it has run."""
+        """Returns what is measured after the rounds."""
         from benchmarks.torch_cope import used_parameters
 
         cuda = self.torch.cuda
         return {
             "parameters": used_parameters(self.model),
             "compile_seconds": self.compile_seconds,
-            "peak_bytes": cuda.max_memory_allocated() if cuda.is_available() else process_bytes(),
-            "process_bytes": process_bytes(),
+            "peak_bytes": cuda.max_memory_allocated() if cuda.is_available() else peak_memory(),
+            "process_bytes": peak_memory(),
             "matrix_rate": self.matrix_rate(),
         }
 
     def matrix_rate(self) -> float:
-        """Operations a second in products of large matrices."""
+        """Returns the operations per second in products of large matrices."""
         side = matrix_side(self.device.type != "cpu")
         matrix = self.torch.ones((side, side), dtype=getattr(self.torch, self.config.model.dtype), device=self.device)
         return best_rate(lambda: (matrix @ matrix)[0, 0].item(), side)
 
 
-def process_bytes() -> int:
-    """The most that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def timed(call: Callable[[], Any]) -> float:
-    """Seconds of a call."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
 def matrix_side(accelerator: bool) -> int:
-    """Rows of the matrices that a device's rate is measured by."""
+    """Returns the number of rows of the matrices that measure the rate of a device."""
     return 8192 if accelerator else 2048
 
 
 def best_rate(multiply: Callable[[], Any], side: int) -> float:
-    """Operations a second of the best of ten products of square matrices."""
-    return 2 * side**3 / min(timed(multiply) for _ in range(10))
+    """Returns the operations per second of the fastest of ten products of square matrices."""
+    return 2 * side**3 / min(time_call(multiply) for _ in range(10))
 
 
 MAKERS: dict[str, Callable[[RunConfig], Any]] = {
@@ -222,34 +206,34 @@ MAKERS: dict[str, Callable[[RunConfig], Any]] = {
 }
 
 
-def fastest(way: str, preset: str, batch_sizes: Sequence[int]) -> Ours | Torch:
-    """A program with the batch by which it is fastest, of those that fit into memory."""
+def make_fastest(name: str, preset: str, batch_sizes: Sequence[int]) -> Ours | Torch:
+    """Returns a program with its fastest batch size of those that fit into memory."""
     rates = {}
     for size in batch_sizes:
         try:
-            program = MAKERS[way](make_config(preset, size))
+            program = MAKERS[name](make_config(preset, size))
             if len(batch_sizes) == 1:
                 return program
             program.run(2)
             rates[size] = 5 * size / program.run(5)
-        except RuntimeError as error:  # JAX's and PyTorch's alike
+        except RuntimeError as error:  # of JAX or PyTorch
             if not is_out_of_memory(error) or not rates:
                 raise
             break
         finally:
-            program = None  # before the next one needs the memory
-        print(f"{way}, batches of {size}: {rates[size]:.1f} products a second", file=sys.stderr, flush=True)
-    return MAKERS[way](make_config(preset, max(rates, key=rates.__getitem__)))
+            program = None  # frees its memory for the next one
+        print(f"{name}, batches of {size}: {rates[size]:.1f} products per second", file=sys.stderr, flush=True)
+    return MAKERS[name](make_config(preset, max(rates, key=rates.__getitem__)))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device's memory was too small."""
-    return any(words in str(error) for words in ("out of memory", "Out of memory", "RESOURCE_EXHAUSTED"))
+    """Returns whether an error reports that the memory of a device is too small."""
+    return any(message in str(error) for message in ("out of memory", "Out of memory", "RESOURCE_EXHAUSTED"))
 
 
-def serve(way: str) -> None:
-    """Makes a program, and for each line read runs its steps and prints products a second; at the end, its facts."""
-    program = fastest(way, FLAGS.preset, [int(size) for size in FLAGS.batch_sizes])
+def serve(name: str) -> None:
+    """Runs the steps of a program for each line of input and prints products per second; at the end, its facts."""
+    program = make_fastest(name, FLAGS.preset, [int(size) for size in FLAGS.batch_sizes])
     steps, size = FLAGS.steps, program.config.train.batch_size
     program.run(steps)
     print("ready", flush=True)
@@ -258,66 +242,70 @@ def serve(way: str) -> None:
     print(json.dumps(program.facts() | {"batch_size": size}))
 
 
-class Served:
+class ServedProgram:
     """A program in a process of its own."""
 
-    def __init__(self, way: str):
-        command = [sys.executable, "-m", "benchmarks.step", f"--way={way}", f"--preset={FLAGS.preset}"]
+    def __init__(self, name: str):
+        command = [sys.executable, "-m", "benchmarks.step", f"--way={name}", f"--preset={FLAGS.preset}"]
         command += [f"--steps={FLAGS.steps}", f"--batch_sizes={','.join(FLAGS.batch_sizes)}"]
-        # Compiled anew each time, or a second run would tell of no time for it.
+        # Without caches: otherwise a second run would measure no time for compilation.
         fresh = {"JAX_ENABLE_COMPILATION_CACHE": "false", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
         environment = os.environ | mimalloc_environment() | fresh | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
-        self.started = self.process.stdout.readline().strip() == "ready"
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.input, self.output = self.process.stdin, self.process.stdout
+        self.started = self.output.readline().strip() == "ready"
 
     def rate(self) -> float:
-        """Products a second of some steps."""
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline())
+        """Runs some steps and returns products per second."""
+        self.input.write("\n")
+        self.input.flush()
+        return float(self.output.readline())
 
     def facts(self) -> dict[str, Any]:
-        """Ends it."""
+        """Ends the program and returns its facts."""
         output, _ = self.process.communicate()
         return json.loads(output.splitlines()[-1])
 
 
-def take_turns(ways: Sequence[str]) -> tuple[dict[str, list[float]], dict[str, dict[str, Any]]]:
-    """Rates in rounds, and facts, of programs that are there at the same time; torch.compile may fail to start."""
-    programs = {way: Served(way) for way in ways}
-    programs = {way: program for way, program in programs.items() if program.started or way != "torch_compiled"}
-    rates: dict[str, list[float]] = {way: [] for way in programs}
+def take_turns(names: Sequence[str]) -> tuple[dict[str, list[float]], dict[str, dict[str, Any]]]:
+    """Measures programs in turn and returns their rates and facts; torch.compile may fail to start."""
+    programs = {name: ServedProgram(name) for name in names}
+    programs = {name: program for name, program in programs.items() if program.started or name != "torch_compiled"}
+    rates: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(FLAGS.rounds):
-        for way, program in programs.items():
-            rates[way].append(program.rate())
-        print(", ".join(f"{way} {found[-1]:.2f}" for way, found in rates.items()), "products a second", flush=True)
-    return rates, {way: program.facts() for way, program in programs.items()}
+        for name, program in programs.items():
+            rates[name].append(program.rate())
+        print(", ".join(f"{name} {own[-1]:.2f}" for name, own in rates.items()), "products per second", flush=True)
+    return rates, {name: program.facts() for name, program in programs.items()}
 
 
 def compare() -> dict[str, Any]:
-    """Measures all and returns what is printed."""
+    """Measures all programs and returns the result."""
     rates, facts = {}, {}
-    for ways in [WAYS] if FLAGS.preset == "tiny" else [[way] for way in WAYS]:
-        for found, those in zip((rates, facts), take_turns(ways), strict=True):
-            found.update(those)
-    ours, torch = facts["ours"], max((way for way in rates if way != "ours"), key=lambda way: median(rates[way]))
+    for names in [PROGRAMS] if FLAGS.preset == "tiny" else [[name] for name in PROGRAMS]:
+        some_rates, some_facts = take_turns(names)
+        rates |= some_rates
+        facts |= some_facts
+    ours, torch = facts["ours"], max((name for name in rates if name != "ours"), key=lambda name: median(rates[name]))
     assert abs(ours["parameters"] / facts[torch]["parameters"] - 1) < 0.001, f"not the same model: {facts}"
-    matrix_rate = max(those["matrix_rate"] for those in facts.values())
+    matrix_rate = max(own["matrix_rate"] for own in facts.values())
     rate = ours["operations"] * median(rates["ours"]) / ours["batch_size"]
     return {
         "preset": FLAGS.preset,
-        **{f"{way}_products_per_s": round(median(found), 2) for way, found in rates.items()},
-        **ratio("ratio_to_torch", rates["ours"], rates[torch]),
+        **{f"{name}_products_per_s": round(median(own), 2) for name, own in rates.items()},
+        **summarize_ratio("ratio_to_torch", rates["ours"], rates[torch]),
         "faster_torch": torch,
         "mfu": round(rate / matrix_rate, 3),
-        "matrix_tflops": {way: round(those["matrix_rate"] / 1e12, 3) for way, those in facts.items()},
+        "matrix_tflops": {name: round(own["matrix_rate"] / 1e12, 3) for name, own in facts.items()},
         "operations_per_product": ours["operations"] / ours["batch_size"],
-        "batch_size": {way: those["batch_size"] for way, those in facts.items()},
+        "batch_size": {name: own["batch_size"] for name, own in facts.items()},
         "peak_bytes": ours["peak_bytes"],
         "torch_peak_bytes": facts[torch]["peak_bytes"],
-        "process_bytes": {way: those["process_bytes"] for way, those in facts.items()},
-        "compile_seconds": {way: round(those["compile_seconds"], 1) for way, those in facts.items()},
+        "process_bytes": {name: own["process_bytes"] for name, own in facts.items()},
+        "compile_seconds": {name: round(own["compile_seconds"], 1) for name, own in facts.items()},
         **{name: round(median(ours[name]), 3) for name in ("dispatch_ms", "bring_ms")},
         **{f"{name}_least": round(min(ours[name]), 3) for name in ("dispatch_ms", "bring_ms")},
         "parameters": ours["parameters"],
@@ -326,16 +314,16 @@ def compare() -> dict[str, Any]:
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_enum("preset", "tiny", list(PRESETS), "Size of the model and where it runs.")
-    flags.DEFINE_bool("quick", False, "Few rounds and steps.")
-    flags.DEFINE_integer("rounds", None, "Times that each program is timed; default: 5, quick: 3.", lower_bound=1)
-    flags.DEFINE_integer("steps", None, "Of a time; default: 10, quick: 2.", lower_bound=1)
-    flags.DEFINE_list("batch_sizes", None, "Products a batch, of which each takes its fastest; default: the preset's.")
-    flags.DEFINE_enum("way", None, WAYS, "One program, in this process.")
+    flags.DEFINE_enum("preset", "tiny", list(PRESETS), "Size of the model.")
+    flags.DEFINE_bool("quick", False, "Use few rounds and steps.")
+    flags.DEFINE_integer("rounds", None, "Number of measurements; default: 5, quick: 3.", lower_bound=1)
+    flags.DEFINE_integer("steps", None, "Steps per measurement; default: 10, quick: 2.", lower_bound=1)
+    flags.DEFINE_list("batch_sizes", None, "Batch sizes to choose from; default: the preset's.")
+    flags.DEFINE_enum("way", None, PROGRAMS, "Serve only this program, in this process.")
 
 
 def main(_: list[str]) -> None:
-    """Measures and prints."""
+    """Measures and prints the result."""
     FLAGS.rounds = FLAGS.rounds or (3 if FLAGS.quick else 5)
     FLAGS.steps = FLAGS.steps or (2 if FLAGS.quick else 10)
     FLAGS.batch_sizes = FLAGS.batch_sizes or [str(size) for size in PRESETS[FLAGS.preset][1]]

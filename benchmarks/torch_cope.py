@@ -1,7 +1,7 @@
-"""COPE in PyTorch, from transformers' X-CLIP and BERT: what the training step is timed beside.
+"""COPE in PyTorch, from the X-CLIP and BERT of transformers, to compare the training step with.
 
-The model of a config of ours with the class token, a linear fusion without normalisation and the sigmoid loss, as one
-would write it: all domains that share a shape in one call, attention by PyTorch's own kernels, AdamW in one kernel.
+The model of one of our configs with class-token pooling, a linear fusion without normalization and the sigmoid loss,
+written as usual in PyTorch: domains with the same shapes in one call, PyTorch's attention kernels, fused AdamW.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import nn
 from torch.nn import functional
+from transformers.models.x_clip.modeling_x_clip import XCLIPVisionEncoderLayer
 
 from cope_jax.domains import DOMAINS, PAIRS
 from cope_jax.models.vision import NORMALISATIONS
@@ -19,8 +20,24 @@ from cope_jax.runs.config import RunConfig
 Batch = Mapping[str, Any]
 
 
+class FusionHead(nn.Module):
+    """Fuses vision float[B, D] and text float[B, D] into unit embeddings float32[B, E]."""
+
+    def __init__(self, vision_width: int, text_width: int, width: int):
+        super().__init__()
+        self.vision, self.text = nn.Linear(vision_width, width), nn.Linear(text_width, width)
+        self.merge = nn.Linear(2 * width, width)
+
+    def forward(self, vision: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([self.vision(vision), self.text(text)], dim=-1)
+        return functional.normalize(self.merge(both).float(), dim=-1)
+
+
 class TorchCope(nn.Module):
-    """The model and its loss: uint8 frames and token ids of the three domains → float32[]."""
+    """The model with its loss, which maps the frames and tokens of a batch to a scalar."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
 
     def __init__(self, config: RunConfig, *, vocab_size: int):
         super().__init__()
@@ -28,19 +45,8 @@ class TorchCope(nn.Module):
         xclip = transformers.XCLIPModel(xclip_config(config, frames))
         self.vision, self.project, self.integration = xclip.vision_model, xclip.visual_projection, xclip.mit
         self.text = transformers.BertModel(bert_config(config, vocab_size))
-        width = model.embedding
-        self.heads = nn.ModuleDict(
-            {
-                domain: nn.ModuleDict(
-                    {
-                        "vision": nn.Linear(model.vision.output_width, width),
-                        "text": nn.Linear(model.text.width, width),
-                        "merge": nn.Linear(2 * width, width),
-                    }
-                )
-                for domain in DOMAINS
-            }
-        )
+        widths = (model.vision.output_width, model.text.width, model.embedding)
+        self.heads = nn.ModuleDict({domain: FusionHead(*widths) for domain in DOMAINS})
         self.log_t = nn.Parameter(torch.tensor(config.losses.sigmoid.temperature).log())
         self.bias = nn.Parameter(torch.tensor(config.losses.sigmoid.bias))
         mean, deviation = NORMALISATIONS[model.vision.normalisation]
@@ -54,35 +60,27 @@ class TorchCope(nn.Module):
         ids = torch.cat([batch[domain]["text"] for domain in DOMAINS])
         words = self.text(input_ids=ids, attention_mask=(ids != 0).long()).pooler_output.chunk(3)
         embeddings = {
-            domain: self.fuse(self.heads[domain], vectors[domain], text)
-            for domain, text in zip(DOMAINS, words, strict=True)
+            domain: self.heads[domain](vectors[domain], text) for domain, text in zip(DOMAINS, words, strict=True)
         }
         same = batch["product_id"][:, None] == batch["product_id"][None]
         sign = torch.where(same, 1.0, -1.0)
-        return sum(
-            -functional.logsigmoid(sign * (self.log_t.exp() * embeddings[a] @ embeddings[b].T + self.bias)).sum()
-            / len(sign)
-            for a, b in PAIRS
-        )
+        logits = [self.log_t.exp() * embeddings[a] @ embeddings[b].T + self.bias for a, b in PAIRS]
+        return -functional.logsigmoid(sign * torch.stack(logits)).sum() / len(sign)
 
     def clip_vectors(self, frames: torch.Tensor) -> torch.Tensor:
-        """uint8[B, T, H, W, 3] → float[B, D], the mean of the frames' vectors."""
+        """Encodes frames uint8[B, T, H, W, 3] and returns the means over the frames, float[B, D]."""
         B, T = frames.shape[:2]
         pixels = (frames.flatten(0, 1).permute(0, 3, 1, 2).float() - self.mean) / self.deviation
         for layer in self.vision.encoder.layers:
-            layer.num_frames = T  # its own is that of its config, for clips of one length
+            assert isinstance(layer, XCLIPVisionEncoderLayer)
+            layer.num_frames = T  # set by its config for clips of one length
         vectors = self.project(self.vision(pixels).pooler_output).view(B, T, -1)
         mixed = vectors + self.integration.position_embedding[:, :T]
         return (vectors + self.integration.encoder(inputs_embeds=mixed).last_hidden_state).float().mean(dim=1)
 
-    def fuse(self, head: nn.ModuleDict, vision: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """float[B, D] of both → float32[B, E] of length 1."""
-        both = torch.cat([head["vision"](vision), head["text"](text)], dim=-1)
-        return functional.normalize(head["merge"](both).float(), dim=-1)
-
 
 def xclip_config(config: RunConfig, frames: int) -> transformers.XCLIPConfig:
-    """Of our vision encoder; X-CLIP's text side, which is not used, is tiny."""
+    """Returns the config of our vision encoder; the text side of X-CLIP, which is unused, is tiny."""
     vision = config.model.vision
     text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
     return transformers.XCLIPConfig(
@@ -106,7 +104,7 @@ def xclip_config(config: RunConfig, frames: int) -> transformers.XCLIPConfig:
 
 
 def bert_config(config: RunConfig, vocab_size: int) -> transformers.BertConfig:
-    """Of our text encoder, which drops out everywhere but within attention."""
+    """Returns the config of our text encoder, which has dropout everywhere except in attention."""
     text = config.model.text
     return transformers.BertConfig(
         vocab_size=vocab_size,
@@ -121,17 +119,17 @@ def bert_config(config: RunConfig, vocab_size: int) -> transformers.BertConfig:
 
 
 def make_torch_step(config: RunConfig, *, vocab_size: int, compiled: bool) -> tuple[nn.Module, Any]:
-    """The model on the device there is, and its training step: batch → loss."""
+    """Returns the model, on a GPU if there is one, and its training step, which maps a batch to its loss."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("highest")
     model = TorchCope(config, vocab_size=vocab_size).to(device).train()
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=config.optimizer.rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
     loss_of = torch.compile(model) if compiled else model
-    half = config.model.dtype == "bfloat16"
+    bfloat16 = config.model.dtype == "bfloat16"
 
     def step(batch: Batch) -> torch.Tensor:
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16):
             loss = loss_of(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -143,5 +141,5 @@ def make_torch_step(config: RunConfig, *, vocab_size: int, compiled: bool) -> tu
 
 
 def used_parameters(model: nn.Module) -> int:
-    """Parameters that the loss depends on; the others have no gradient behind a step."""
+    """Returns the number of parameters that the loss depends on: those with a gradient after a step."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.grad is not None)

@@ -1,4 +1,4 @@
-"""What torch and transformers make of random weights and inputs: what our encoders must agree with."""
+"""Reference outputs of the encoders: models of transformers with random weights, on random inputs."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -14,19 +14,19 @@ from safetensors.torch import save_file
 
 @dataclass(frozen=True)
 class Reference:
-    """A torch model's answers, all float32.
+    """Inputs, outputs and gradients of a torch model, in float32.
 
     Attributes:
         encoder: "vision" or "text".
-        settings: of our encoder of the same shape.
-        weights: folder that `save_pretrained` wrote.
-        gradients: folder of the same form: the gradients of all parameters in their places.
-        inputs: float[B, T, H, W, 3] normalised pixels, or int[B, L] tokens.
+        settings: Arguments of our encoder of the same shape.
+        weights: Folder written by `save_pretrained`.
+        gradients: Folder of the same format with the gradients of all parameters.
+        inputs: float[B, T, H, W, 3] normalized pixels, or int[B, L] tokens.
         mask: bool[B, T] or bool[B, L], False for padding.
-        hidden: the outputs of the blocks; 0 at padding.
-        outputs: by name: "frames" and "vector" of clips, "words" (0 at padding) and "vector" of texts.
-        cotangents: the gradients are those of the sum of all products of an output and its cotangent.
-        input_gradient: of that sum with respect to the pixels, or to the embedded words, float[B, L, D].
+        hidden: Outputs of the blocks; 0 at padding.
+        outputs: By name: "frames" and "vector" of clips, "words" (0 at padding) and "vector" of texts.
+        cotangents: By name, like `outputs`. The gradients are those of the sum of outputs times cotangents.
+        input_gradient: Gradient of that sum with respect to the pixels or the word embeddings, float[B, L, D].
     """
 
     encoder: str
@@ -41,8 +41,8 @@ class Reference:
     input_gradient: np.ndarray
 
 
-def spread(model: torch.nn.Module) -> torch.nn.Module:
-    """Gives all parameters random values that matter: fresh ones are small, and biases 0."""
+def randomize(model: torch.nn.Module) -> None:
+    """Gives all parameters random values of a size that affects the outputs, unlike the initial ones."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -51,19 +51,23 @@ def spread(model: torch.nn.Module) -> torch.nn.Module:
                 parameter.copy_(noise / parameter[0].numel() ** 0.5)
             else:
                 parameter.add_(0.2 * noise)
-    return model.eval()
+    model.eval()
 
 
-def watch(layers: torch.nn.ModuleList) -> list[torch.Tensor]:
-    """The outputs of layers, filled in when the model runs."""
+def record_outputs(layers: torch.nn.ModuleList) -> list[torch.Tensor]:
+    """Returns a list that the outputs of layers are appended to when the model runs."""
     outputs: list[torch.Tensor] = []
+
+    def record(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append(output)
+
     for layer in layers:
-        layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        layer.register_forward_hook(record)
     return outputs
 
 
-def reference(
-    model: torch.nn.Module,
+def save_reference(
+    model: transformers.PreTrainedModel,
     folder: Path,
     *,
     encoder: str,
@@ -75,18 +79,23 @@ def reference(
     hidden: Sequence[torch.Tensor],
     outputs: Mapping[str, torch.Tensor],
 ) -> Reference:
-    """Saves a model that has run and the gradients of its outputs.
+    """Saves the weights and gradients of a model that has computed `outputs`.
 
     Args:
-        inputs: pixels or embedded words, as the model takes them.
-        ours: the inputs of our encoder.
-        to_ours: from the form of `inputs` to that of `Reference.input_gradient`.
+        model: The model.
+        folder: Folder to save to.
+        encoder: As in `Reference`, like the arguments that are not listed.
+        inputs: Pixels or word embeddings, as the model takes them.
+        ours: Inputs of our encoder.
+        to_ours: Converts the layout of `inputs` to that of `Reference.input_gradient`.
+        hidden: Outputs of the blocks.
     """
     generator = torch.Generator().manual_seed(1)
     cotangents = {name: torch.randn(x.shape, generator=generator) / x.numel() ** 0.5 for name, x in outputs.items()}
     model.zero_grad()
     inputs.retain_grad()
-    sum((outputs[name] * cotangents[name]).sum() for name in outputs).backward()
+    torch.stack([(outputs[name] * cotangents[name]).sum() for name in outputs]).sum().backward()
+    assert inputs.grad is not None
     model.save_pretrained(folder / "weights")
     (folder / "gradients").mkdir()
     shutil.copy(folder / "weights" / "config.json", folder / "gradients")
@@ -106,17 +115,24 @@ def reference(
     )
 
 
-def vision_reference(model: torch.nn.Module, folder: Path, *, clips: int, frames: int, integration: bool) -> Reference:
+def vision_reference(
+    model: transformers.XCLIPModel | transformers.CLIPModel | transformers.ChineseCLIPModel,
+    folder: Path,
+    *,
+    side: int,
+    clips: int,
+    frames: int,
+) -> Reference:
     """Runs the vision side of a model of the CLIP family on random clips."""
-    spread(model)
-    vision = model.config.vision_config
-    hidden = watch(model.vision_model.encoder.layers)
-    side = vision.image_size
+    randomize(model)
+    vision = model.vision_model.config
+    hidden = record_outputs(model.vision_model.encoder.layers)
     ours = np.random.default_rng(2).normal(size=(clips, frames, side, side, 3)).astype(np.float32)
     pixels = torch.tensor(ours).permute(0, 1, 4, 2, 3).reshape(-1, 3, side, side).requires_grad_()
     vectors = model.visual_projection(model.vision_model(pixels).pooler_output).reshape(clips, frames, -1)
     outputs = {"frames": vectors, "vector": vectors.mean(dim=1)}
-    if integration:
+    integration = isinstance(model, transformers.XCLIPModel)
+    if isinstance(model, transformers.XCLIPModel):
         mixed = model.mit(vectors)
         outputs = {"frames": mixed.last_hidden_state, "vector": mixed.pooler_output}
     settings = {
@@ -138,7 +154,7 @@ def vision_reference(model: torch.nn.Module, folder: Path, *, clips: int, frames
         "max_frames": frames,
         "drop_path": 0.0,
     }
-    return reference(
+    return save_reference(
         model,
         folder,
         encoder="vision",
@@ -153,18 +169,23 @@ def vision_reference(model: torch.nn.Module, folder: Path, *, clips: int, frames
 
 
 def text_reference(
-    model: torch.nn.Module, text: torch.nn.Module, folder: Path, *, lengths: tuple[int, ...], pooling: str
+    model: transformers.PreTrainedModel,
+    text: transformers.BertModel | transformers.ChineseCLIPTextModel,
+    folder: Path,
+    *,
+    lengths: tuple[int, ...],
+    pooling: str,
 ) -> Reference:
-    """Runs a BERT, or the one within a model, on random texts of these lengths."""
-    spread(model)
+    """Runs a BERT, or the one in a model, on random texts of these lengths."""
+    randomize(model)
     config = text.config
-    hidden = watch(text.encoder.layer)
+    hidden = record_outputs(text.encoder.layer)
     mask = np.arange(max(lengths)) < np.asarray(lengths)[:, None]
     ids = np.random.default_rng(2).integers(1, config.vocab_size, mask.shape) * mask
     words = text.embeddings.word_embeddings(torch.tensor(ids))
-    answer = text(inputs_embeds=words, attention_mask=torch.tensor(mask.astype(int)))
+    output = text(inputs_embeds=words, attention_mask=torch.tensor(mask.astype(int)))
     real = torch.tensor(mask)[..., None]
-    vector = answer.pooler_output if pooling == "pooler" else answer.last_hidden_state[:, 0]
+    vector = output.pooler_output if pooling == "pooler" else output.last_hidden_state[:, 0]
     settings = {
         "vocab_size": config.vocab_size,
         "max_length": mask.shape[1],
@@ -174,7 +195,7 @@ def text_reference(
         "pooling": pooling,
         "dropout": 0.0,
     }
-    return reference(
+    return save_reference(
         model,
         folder,
         encoder="text",
@@ -184,11 +205,11 @@ def text_reference(
         to_ours=lambda x: x,
         mask=mask,
         hidden=[x * real for x in hidden],
-        outputs={"words": answer.last_hidden_state * real, "vector": vector},
+        outputs={"words": output.last_hidden_state * real, "vector": vector},
     )
 
 
-# The sides that are not looked at are tiny.
+# The side of a model that is not compared is tiny.
 TINY_TEXT = {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -209,30 +230,30 @@ TINY_VISION = {
 
 
 def xclip(folder: Path, side: int, *, frames: int) -> Reference:
-    """X-CLIP B/16 of two blocks: vision, projection and the transformer over frames."""
+    """X-CLIP B/16 with two blocks: vision, projection and the transformer over frames."""
     vision = {"num_hidden_layers": 2, "patch_size": 16, "image_size": side, "num_frames": frames}
     config = transformers.XCLIPConfig(text_config=TINY_CLIP_TEXT, vision_config=vision)
     model = transformers.XCLIPModel(config)
-    return vision_reference(model, folder, clips=2, frames=frames, integration=True)
+    return vision_reference(model, folder, side=side, clips=2, frames=frames)
 
 
 def clip(folder: Path, side: int) -> Reference:
-    """CLIP B/32 of two blocks."""
+    """CLIP B/32 with two blocks."""
     vision = {"num_hidden_layers": 2, "patch_size": 32, "image_size": side}
     config = transformers.CLIPConfig(text_config=TINY_CLIP_TEXT, vision_config=vision)
-    return vision_reference(transformers.CLIPModel(config), folder, clips=3, frames=2, integration=False)
+    return vision_reference(transformers.CLIPModel(config), folder, side=side, clips=3, frames=2)
 
 
 def chinese_clip_vision(folder: Path, side: int) -> Reference:
-    """Chinese-CLIP B/16 of two blocks, with the activation of its largest model."""
+    """Chinese-CLIP B/16 with two blocks and the activation of its largest variant."""
     vision = {"num_hidden_layers": 2, "patch_size": 16, "image_size": side, "hidden_act": "gelu"}
     config = transformers.ChineseCLIPConfig(text_config=TINY_TEXT, vision_config=vision)
     model = transformers.ChineseCLIPModel(config)
-    return vision_reference(model, folder, clips=3, frames=1, integration=False)
+    return vision_reference(model, folder, side=side, clips=3, frames=1)
 
 
 def chinese_clip_text(folder: Path) -> Reference:
-    """Chinese-CLIP's RoBERTa of two layers, with padding."""
+    """The RoBERTa of Chinese-CLIP with two layers, with padding."""
     text = {"num_hidden_layers": 2, "vocab_size": 500}
     config = transformers.ChineseCLIPConfig(text_config=text, vision_config=TINY_VISION)
     model = transformers.ChineseCLIPModel(config)
@@ -240,7 +261,7 @@ def chinese_clip_text(folder: Path) -> Reference:
 
 
 def bert(folder: Path, *, depth: int, width: int) -> Reference:
-    """BERT of any depth with its pooler, with padding."""
+    """BERT with its pooler, with padding."""
     config = transformers.BertConfig(
         num_hidden_layers=depth, hidden_size=width, intermediate_size=4 * width, vocab_size=500
     )
@@ -248,7 +269,7 @@ def bert(folder: Path, *, depth: int, width: int) -> Reference:
     return text_reference(model, model, folder, lengths=(32, 17, 1), pooling="pooler")
 
 
-# Each takes a folder to write to and the side of its images in pixels, if it has any.
+# Functions that take a folder to write to and the side of the images in pixels.
 REFERENCES: dict[str, Callable[[Path, int], Reference]] = {
     "xclip_1_frame": lambda folder, side: xclip(folder, side, frames=1),
     "xclip_4_frames": lambda folder, side: xclip(folder, side, frames=4),

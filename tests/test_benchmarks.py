@@ -1,4 +1,4 @@
-"""Benchmarks are run by hand: here only that each still fits the code, its flags, and what they compute with."""
+"""Tests of the benchmarks: that each fits the code and its flags, and the parts that they compute with."""
 
 import importlib
 import io
@@ -16,13 +16,13 @@ from absl import app, flags
 from PIL import Image
 
 from benchmarks import all as all_benchmarks
-from benchmarks import chaos, input_pipeline, step
+from benchmarks import chaos, input_pipeline, measuring, step, torch_pipeline
 from benchmarks.torch_cope import TorchCope, used_parameters
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.model import split_model
 
 MODULES = {path.stem for path in Path(all_benchmarks.__file__).parent.glob("*.py")}
-COMMANDS = sorted(MODULES - {"ratios", "torch_cope", "torch_references"})
+COMMANDS = sorted(MODULES - {"measuring", "torch_cope", "torch_pipeline", "torch_references"})
 MICRO = {
     "data.image_size": 32,
     "data.text_length": 6,
@@ -44,7 +44,7 @@ MICRO = {
 
 @pytest.fixture
 def own_flags():
-    """Takes back what a command defines: others define flags of the same names."""
+    """Removes the flags that a benchmark defines: others define flags of the same names."""
     before = set(flags.FLAGS)
     yield flags.FLAGS
     flags.FLAGS.remove_flag_values(set(flags.FLAGS) - before)
@@ -52,7 +52,7 @@ def own_flags():
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """For models this small; several would wait for each other's turn on busy cores."""
+    """Uses one thread of torch: with models this small, several would only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -65,7 +65,7 @@ def micro_config():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_benchmark_knows_its_flags_of_small_sizes(name, own_flags):
+def test_every_benchmark_accepts_its_quick_flags(name, own_flags):
     module = importlib.import_module(f"benchmarks.{name}")
     module.define_flags()
     if name in all_benchmarks.BENCHMARKS:
@@ -73,11 +73,11 @@ def test_every_benchmark_knows_its_flags_of_small_sizes(name, own_flags):
     assert callable(module.main)
 
 
-def test_all_are_all_but_the_one_that_needs_data_of_the_users():
+def test_all_runs_every_benchmark_except_the_one_that_needs_data():
     assert set(all_benchmarks.BENCHMARKS) == set(COMMANDS) - {"all", "loss_terms"}
 
 
-def test_one_that_fails_is_told_and_does_not_stop_the_others(monkeypatch, capsys, own_flags):
+def test_a_failing_benchmark_is_reported_and_does_not_stop_the_others(monkeypatch, capsys, own_flags):
     def run(command, **_):
         fails = command[2] == "benchmarks.loss"
         return SimpleNamespace(returncode=int(fails), stdout='noise\n{"ratio": 2.5}\n', stderr="why\nboom")
@@ -97,38 +97,38 @@ def test_one_that_fails_is_told_and_does_not_stop_the_others(monkeypatch, capsys
 
 
 @pytest.mark.parametrize(
-    ("instant", "processes", "fails"), [("at once", 2, False), ("at once", 1, True), ("steps", 2, True)]
+    ("moment", "processes", "fails"), [("at once", 2, False), ("at once", 1, True), ("steps", 2, True)]
 )
-def test_processes_that_miss_one_killed_before_it_joined_may_end_with_an_error(
-    tmp_path, monkeypatch, instant, processes, fails
+def test_processes_may_fail_only_if_another_one_is_killed_before_it_joins(
+    tmp_path, monkeypatch, moment, processes, fails
 ):
-    """Stand-ins for those of a run: at the first start they give up, at the second one they are at the end."""
+    """Uses fake training processes: the first ones give up, the second ones end at once."""
     start, scripts = subprocess.Popen, ["trap 'exit 1' TERM; echo 'step 1/5'; sleep 0.5; exit 1"] * processes
     monkeypatch.setattr(
         chaos.subprocess, "Popen", lambda *_, **kwargs: start(["sh", "-c", scripts.pop() if scripts else ""], **kwargs)
     )
-    for name in chaos.INSTANTS:
-        monkeypatch.setitem(chaos.INSTANTS, name, 0.4)  # by the seed 0.3: the trap is set, and the end not yet there
-    training, kills = chaos.Training(tmp_path / "run", [], steps=5), [chaos.Kill("SIGTERM", instant)]
+    for name in chaos.MOMENTS:
+        monkeypatch.setitem(chaos.MOMENTS, name, 0.4)  # the seed makes it 0.3 s: after the trap is set, before the end
+    training, kills = chaos.Training(tmp_path / "run", [], steps=5), [chaos.Kill("SIGTERM", moment)]
     outcome = pytest.raises(RuntimeError, match=r"ended with \{1\}") if fails else nullcontext()
     with outcome:
         deaths = chaos.run_with_kills(training, kills, random.Random(0), [processes])
         assert deaths == [chaos.Death(kills[0], 0, 0)]
 
 
-def test_chaos_fails_where_bytes_or_losses_differ_or_a_kill_took_too_many_steps():
+def test_chaos_finds_differing_bytes_and_losses_and_kills_that_lost_too_many_steps():
     def died(kind, lost):
         return chaos.Death(chaos.Kill(kind, "saving"), 20, lost)
 
-    assert not chaos.shortcomings([died("SIGKILL", 10), died("damage", 15)], 0, 1e-5)
-    lost, differing, losses = chaos.shortcomings([died("SIGKILL", 11), died("SIGTERM", 3)], 7, 0.05)
-    assert lost == "SIGKILL saving at step 20 took 11 steps, more than 10"
-    assert differing == "7 bytes differ from the run left alone"
-    assert losses == "losses differ by 0.05, relative"
+    assert not chaos.find_problems([died("SIGKILL", 10), died("damage", 15)], 0, 1e-5)
+    lost, differing, losses = chaos.find_problems([died("SIGKILL", 11), died("SIGTERM", 3)], 7, 0.05)
+    assert lost == "SIGKILL saving at step 20 lost 11 steps, more than 10"
+    assert differing == "7 bytes differ from the uninterrupted run"
+    assert losses == "losses have a relative difference of 0.05"
 
 
-def test_chaos_ends_with_an_error_where_bytes_differ(monkeypatch, own_flags):
-    """With stand-ins for the runs."""
+def test_chaos_ends_with_an_error_if_bytes_differ(monkeypatch, own_flags):
+    """Uses fake runs."""
     monkeypatch.setattr(chaos.jax.config, "update", lambda *_: None)
     monkeypatch.setattr(chaos, "make_data", lambda folder: folder)
     monkeypatch.setattr(chaos, "run_to_the_end", lambda training: 1.0)
@@ -143,14 +143,14 @@ def test_chaos_ends_with_an_error_where_bytes_differ(monkeypatch, own_flags):
         chaos.main(["chaos"])
 
 
-def test_the_other_pipeline_cuts_resizes_and_normalises():
+def test_the_torch_pipeline_crops_resizes_and_normalizes():
     image = Image.fromarray(np.full((30, 40, 3), (124, 116, 104), np.uint8))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     random.seed(0)
-    frames = input_pipeline.authors_view([buffer.getvalue()] * 2, 8)
+    frames = torch_pipeline.augment([buffer.getvalue()] * 2, 8)
     np.testing.assert_array_equal(np.stack(frames), np.broadcast_to([124, 116, 104], (2, 8, 8, 3)))
-    tensors = input_pipeline.as_tensors(frames)
+    tensors = torch_pipeline.normalize(frames)
     assert tensors.shape == (2, 3, 8, 8)
     wanted = (np.array([124, 116, 104]) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(tensors[1, :, 3, 4], wanted, rtol=1e-4, atol=1e-6)
@@ -164,20 +164,20 @@ def torch_batch(micro_config):
     return batch
 
 
-def test_the_other_model_has_as_many_parameters_that_its_loss_depends_on(micro_config, torch_batch):
+def test_the_torch_model_has_as_many_parameters_that_its_loss_depends_on(micro_config, torch_batch):
     _, initialise = split_model(micro_config, vocab_size=step.VOCABULARY)
-    ours = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(initialise).params)) + 2  # and t, β of the loss
+    ours = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(initialise).params)) + 2  # with t and β of the loss
     model = TorchCope(micro_config, vocab_size=step.VOCABULARY)
     model(torch_batch).backward()
     assert used_parameters(model) == ours
 
 
-def test_the_other_models_loss_is_the_sum_over_pairs(micro_config, torch_batch):
-    """With embeddings all alike every logit is t + β = 0 and each of 3 · 3 · 3 terms log 2, divided by 3."""
+def test_the_loss_of_the_torch_model_is_the_sum_over_pairs(micro_config, torch_batch):
+    """With equal embeddings, every logit is t + β = 0, and each of 3 · 3 · 3 terms is log 2, divided by 3."""
     model = TorchCope(micro_config, vocab_size=step.VOCABULARY).eval()
     for head in model.heads.values():
-        torch.nn.init.zeros_(head["merge"].weight)
-        torch.nn.init.ones_(head["merge"].bias)
+        torch.nn.init.zeros_(head.merge.weight)
+        torch.nn.init.ones_(head.merge.bias)
     assert model(torch_batch).item() == pytest.approx(9 * np.log(2), rel=1e-5)
 
 
@@ -188,11 +188,12 @@ def test_batches_are_random_items_of_different_products(micro_config):
     assert (batch["live"]["products"][:, 0] == [0, 1, 2]).all()
     lengths = (batch["page"]["text"] != 0).sum(-1)
     assert lengths.min() >= 2
-    assert (np.diff((batch["page"]["text"] != 0).astype(int)) <= 0).all()  # padding only behind
+    assert (np.diff((batch["page"]["text"] != 0).astype(int)) <= 0).all()  # padding only at the end
 
 
-def test_rates_and_memory():
+def test_helpers_for_rates_and_memory():
+    assert measuring.summarize_ratio("ratio", [2, 3, 8], [2, 2, 2]) == {"ratio": 1.5, "ratio_spread": [1.0, 4.0]}
     assert step.best_rate(lambda: None, 100) > 1e9
     assert step.is_out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate"))
     assert not step.is_out_of_memory(RuntimeError("shapes differ"))
-    assert 1e7 < input_pipeline.memory() < 1e11
+    assert 1e7 < input_pipeline.process_memory() < 1e11
