@@ -1,4 +1,4 @@
-"""Headless Chromium for tests of pages. Where CI=true it must be there; elsewhere its tests are skipped without it."""
+"""Headless Chromium for tests of HTML pages, which are skipped without it, except with CI=true."""
 
 import os
 import shutil
@@ -25,20 +25,20 @@ ARGUMENTS = (
 
 needs_chromium = pytest.mark.skipif(
     os.environ.get("CI") != "true" and not (shutil.which("chromium") and shutil.which("chromedriver")),
-    reason="no Chromium here (on Debian: apt install chromium chromium-driver)",
+    reason="Chromium is not installed (on Debian: apt install chromium chromium-driver)",
 )
 
 
 @contextmanager
 def chromium() -> Iterator[webdriver.Chrome]:
-    """A browser without a past, closed behind the block."""
+    """Opens a browser with a fresh profile and closes it after the block."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = shutil.which("chromium") or "chromium"
         for argument in (*ARGUMENTS, f"--user-data-dir={profile}"):
             options.add_argument(argument)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        # The driver's path is named, so that selenium looks for none in the network.
+        # With the path of the driver, so that selenium does not look for one on the network.
         driver = webdriver.Chrome(options, Service(shutil.which("chromedriver") or "chromedriver"))
         try:
             yield driver
@@ -47,7 +47,7 @@ def chromium() -> Iterator[webdriver.Chrome]:
 
 
 def look(driver: webdriver.Chrome, size: tuple[int, int] = DESKTOP, *, dark: bool = False) -> None:
-    """Sets the window's size in pixels (PHONE: as a phone would) and the colours that the user prefers."""
+    """Sets the size of the window in pixels (with PHONE, a mobile device) and the preferred color scheme."""
     width, height = size
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == PHONE}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
@@ -56,5 +56,5 @@ def look(driver: webdriver.Chrome, size: tuple[int, int] = DESKTOP, *, dark: boo
 
 
 def complaints(driver: webdriver.Chrome) -> list[str]:
-    """What the console was told since the last call: errors, refused resources, exceptions."""
+    """Returns the messages on the console since the last call: errors, blocked resources, exceptions."""
     return [entry["message"] for entry in driver.get_log("browser")]

@@ -1,4 +1,4 @@
-"""Settings of every test: strict JAX, eight fake devices, parsed flags, a compilation cache between runs."""
+"""Settings of all tests: strict JAX, eight simulated devices, parsed flags, and a compilation cache shared by runs."""
 
 import gc
 import os
@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 from types import MappingProxyType
 
-# Before the first import of jax.
+# Set before jax is imported for the first time.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
-    # Models this small take time only to compile: quickly then, rather than well.
+    # For models this small, compiling takes longer than running: compile quickly.
     + " --xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=0"
     + " --xla_force_host_platform_device_count=8"
 )
-# One cache for all of pytest's workers and the commands that they start. JAX locks it where its size is limited;
-# otherwise one could read what another has half written.
+# Compiled programs are shared by pytest's workers, the commands that they start, and later runs. JAX locks the cache
+# only if its size is limited; without a lock, a process could read a program that another one is writing.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(
     os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".cache/jax")), "tests"
 )
@@ -30,13 +30,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-# Tracing makes objects by the million, and collecting them takes longer the more programs are kept: seldom, then.
+# Tracing creates millions of objects, and each collection takes longer the more programs are kept: collect rarely.
 gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """Frees what a file's tests have compiled: a worker that keeps all of it gets slower and slower."""
+    """Frees the programs of a test file after it: a worker that keeps all of them slows down."""
     yield
     jax.clear_caches()
     gc.collect()
@@ -44,13 +44,13 @@ def forget_programs():
 
 @pytest.fixture(scope="session", autouse=True)
 def parsed_flags():
-    """Absl flags as after the start of a command."""
+    """Parses absl flags, as the start of a command does."""
     flags.FLAGS(["tests"])
 
 
 @pytest.fixture(scope="session")
 def synthetic_data_dir(tmp_path_factory):
-    """Array records of a tiny synthetic release, made by the same code as the demo's."""
+    """Array records of a tiny synthetic release."""
     from data_prep.build import build
     from data_prep.records.inputs import inputs_from_release
     from data_prep.synthetic.release import write_release
@@ -63,13 +63,13 @@ def synthetic_data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def data_dir(synthetic_data_dir):
-    """The array records that tests use if they do not need special ones."""
+    """The array records of tests that need no special ones; test folders can override this."""
     return synthetic_data_dir
 
 
 @pytest.fixture(scope="session")
 def make_tiny_config(data_dir):
-    """A function that makes the config of a run of six steps, which compiles in seconds; takes changes of fields."""
+    """A function that returns the config of a small run of six steps, with changes of fields."""
     from configs import default
     from cope_jax.runs.config_validation import resolve_config
 
@@ -81,7 +81,7 @@ def make_tiny_config(data_dir):
 
 @pytest.fixture(scope="session")
 def tiny_config(make_tiny_config):
-    """The tiny config itself."""
+    """The config of a small run of six steps."""
     return make_tiny_config()
 
 
@@ -117,12 +117,12 @@ TINY = {
     "eval.batch_size": 8,
     "eval.ways": 3,
     "eval.episodes": 10,
-    "mesh.data": 2,  # of the eight: on two cores, eight that wait for each other take a second a step
+    "mesh.data": 2,  # of eight devices, which would take a second per step on two cores
 }
 
 
 ROOT = Path(__file__).parents[1]
-# One device a process, as users have it; and no fake ones from here.
+# The environment of commands: one device, as on users' machines.
 ENVIRONMENT = os.environ | {
     "COPE_PYTHON": sys.executable,
     "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", ""),
@@ -131,7 +131,7 @@ ENVIRONMENT = os.environ | {
 
 @pytest.fixture(scope="session")
 def start_run_sh():
-    """A function that starts run.sh with some words, in this environment and a process group of its own."""
+    """A function that starts run.sh with arguments, in a process group of its own."""
 
     def start(*words: str, **kwargs) -> subprocess.Popen:
         command = ["bash", "run.sh", *words]
@@ -143,7 +143,7 @@ def start_run_sh():
 
 @pytest.fixture(scope="session")
 def run_sh(start_run_sh):
-    """A function that runs run.sh with some words to its end."""
+    """A function that runs run.sh with arguments to its end."""
 
     def run(*words: str) -> subprocess.CompletedProcess:
         process = start_run_sh(*words)

@@ -1,4 +1,4 @@
-"""The pairs and directions of the three domains."""
+"""Tests of the pairs and directions of the three domains."""
 
 from cope_jax.domains import DIRECTIONS, PAIRS, direction_name
 
