@@ -46,7 +46,7 @@ def chromium() -> Iterator[webdriver.Chrome]:
             driver.quit()
 
 
-def look(driver: webdriver.Chrome, size: tuple[int, int] = DESKTOP, *, dark: bool = False) -> None:
+def resize(driver: webdriver.Chrome, size: tuple[int, int] = DESKTOP, *, dark: bool = False) -> None:
     """Sets the size of the window in pixels (with PHONE, a mobile device) and the preferred color scheme."""
     width, height = size
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == PHONE}
@@ -55,6 +55,6 @@ def look(driver: webdriver.Chrome, size: tuple[int, int] = DESKTOP, *, dark: boo
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
 
-def complaints(driver: webdriver.Chrome) -> list[str]:
+def console_messages(driver: webdriver.Chrome) -> list[str]:
     """Returns the messages on the console since the last call: errors, blocked resources, exceptions."""
     return [entry["message"] for entry in driver.get_log("browser")]

@@ -11,7 +11,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from cope_jax.search.server import listen, make_app, make_server
 from cope_jax.search.uploads import MAX_FILE
-from tests.browser import DESKTOP, PHONE, chromium, complaints, look, needs_chromium
+from tests.browser import DESKTOP, PHONE, chromium, console_messages, needs_chromium, resize
 from tests.shop import HOSTILE, ShopEmbedder, make_shop, picture
 
 pytestmark = needs_chromium
@@ -40,10 +40,10 @@ def browser():
 
 @pytest.fixture
 def page(browser, address):
-    look(browser)
+    resize(browser)
     browser.get(address)
     yield browser
-    assert complaints(browser) == []
+    assert console_messages(browser) == []
 
 
 def until(page, css: str):
@@ -81,7 +81,7 @@ def test_damaged_file_shows_an_error(browser, address, tmp_path):
     browser.find_element(By.ID, "go").click()
     assert until(browser, ".problem").text.startswith("broken.jpg cannot be read as a picture")
     # Chromium logs every 4xx response, and that the preview cannot be shown.
-    assert all("415" in line or "ERR_" in line for line in complaints(browser))
+    assert all("415" in line or "ERR_" in line for line in console_messages(browser))
 
 
 def test_oversized_file_shows_an_error_before_it_is_sent(page, tmp_path):
@@ -102,7 +102,7 @@ def test_oversized_file_sent_without_scripts_shows_an_error(browser, address):
         MAX_FILE + 200_000,
     )
     assert until(browser, ".problem").text == "huge.jpg has 10.2 MB: at most 10.0 MB per picture."
-    assert all("413" in line for line in complaints(browser))
+    assert all("413" in line for line in console_messages(browser))
 
 
 def test_hostile_title_is_harmless(page, address):
@@ -137,7 +137,7 @@ def test_keyboard_reaches_everything_and_pictures_have_texts(page):
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
 @pytest.mark.parametrize("dark", [False, True])
 def test_page_fits_the_screen_and_follows_the_color_scheme(page, size, dark):
-    look(page, size, dark=dark)
+    resize(page, size, dark=dark)
     page.find_element(By.ID, "text").send_keys("kind 3", Keys.ENTER)
     hits(page)
     width, ground = page.execute_script(

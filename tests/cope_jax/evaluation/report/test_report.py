@@ -24,7 +24,7 @@ from cope_jax.evaluation.report.pca_map import POINTS
 from cope_jax.evaluation.report.query_gallery import MAX_BYTES
 from cope_jax.evaluation.report.report import PAGES, parts, percent, write_report
 from cope_jax.runs.config_file import save_config
-from tests.browser import DESKTOP, PHONE, chromium, complaints, look, needs_chromium
+from tests.browser import DESKTOP, PHONE, chromium, console_messages, needs_chromium, resize
 
 HOSTILE = [
     "<script>document.title = 'hacked'</script>",
@@ -259,10 +259,10 @@ def browser():
 
 @pytest.fixture
 def opened(browser, path):
-    look(browser, DESKTOP)
+    resize(browser, DESKTOP)
     browser.get(path.as_uri())
     yield browser
-    assert complaints(browser) == []
+    assert console_messages(browser) == []
     assert browser.title == "<i>run, step 1234: evaluation"  # not changed by a text
 
 
@@ -358,7 +358,7 @@ def test_map_describes_the_selected_point(opened, page):
 @needs_chromium
 @pytest.mark.parametrize("dark", [False, True])
 def test_phone_needs_no_horizontal_scrolling(opened, dark):
-    look(opened, PHONE, dark=dark)
+    resize(opened, PHONE, dark=dark)
     width = opened.execute_script("return document.documentElement.scrollWidth")
     assert width == PHONE[0]
     ground = opened.execute_script("return getComputedStyle(document.body).backgroundColor")
