@@ -35,9 +35,8 @@ from benchmarks.measuring import run_in_process, summarize_ratio
 from data_prep.build import build
 from data_prep.catalog.files import Frame, Item, write_catalog
 from data_prep.common.domains import DOMAINS
-from data_prep.download.ledger import SUCCESS, Footer, Row
-from data_prep.download.ledger import write as write_ledger
-from data_prep.download.shard import add_image, ledger_path, tar_path
+from data_prep.download.ledger import SUCCESS, Footer, Row, write_ledger
+from data_prep.download.shard import add_image, shard_path
 from data_prep.records.inputs import Inputs
 
 FLAGS = flags.FLAGS
@@ -91,14 +90,14 @@ def write_shards(folder: Path, names: list[str], images: list[bytes]) -> None:
     sums = [hashlib.sha256(image).hexdigest() for image in images]
     for number, start in enumerate(range(0, len(names), SHARD_FRAMES)):
         rows = []
-        with tarfile.open(tar_path(folder, number), "w", format=tarfile.USTAR_FORMAT) as tar:
+        with tarfile.open(shard_path(folder, number, ".tar"), "w", format=tarfile.USTAR_FORMAT) as tar:
             for i in range(start, min(start + SHARD_FRAMES, len(names))):
                 body, url = images[i % DISTINCT], f"https://host/{names[i]}"
                 row = Row(
                     f"{i:09}", url, SUCCESS, names[i], 1, bytes=len(body), extension="jpg", sha256=sums[i % DISTINCT]
                 )
                 rows.append(dataclasses.replace(row, start=add_image(tar, row, body)))
-        write_ledger(ledger_path(folder, number), rows, Footer(0, 0, {}))
+        write_ledger(shard_path(folder, number, ".parquet"), rows, Footer(0, 0, {}))
 
 
 class Memory:

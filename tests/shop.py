@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cope_jax.data.images import decode
 from cope_jax.data.records import Item, Records
 from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import Items
 from cope_jax.search.embedding_store import MANIFEST, list_shards, write_shard
 from cope_jax.search.index import build_index, open_index
 from cope_jax.search.library import Library
+from data_prep.images.decoding import decode_rgb
 
 PRODUCTS = 6
 TILTS = {"page": 0.0, "video": 0.1, "live": 0.3}
@@ -91,5 +91,5 @@ class ShopEmbedder:
             raise ValueError(f"{domain} item 0 has nothing to embed: <b>{text}</b>")
         if found := re.search(r"kind (\d)", text):
             return embedding(int(found[1]))[None]
-        pixels = decode(clip[0]) if isinstance(clip[0], bytes) else np.asarray(clip[0])
+        pixels = decode_rgb(clip[0]) if isinstance(clip[0], bytes) else np.asarray(clip[0])
         return embedding(round(pixels[0, 0, 0] / 40))[None]

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from cope_jax.data.bad_items import BadItem, Faults
 from cope_jax.data.classes import to_classes
 from cope_jax.data.collate import Example, LeafMaker, checked_id
-from cope_jax.data.images import EvalView, TrainView
+from cope_jax.data.images import EvalView, TrainView, limit_opencv_threads
 from cope_jax.data.records import Product, Records, open_records
 from cope_jax.data.tokenizer import TextAugment
 from cope_jax.domains import DOMAINS
@@ -100,7 +100,7 @@ def train_batches(
         .map(lambda indices: tuple(column[share] for column in indices))
         .map(_TrainLoader(records, makers, seed, class_ids, faults or Faults()))
     )
-    iterator = iter(chain.to_iter_dataset(_read_options(threads)))
+    iterator = _start(chain, threads)
     iterator.set_state({"next_index": start_step})
     return iterator
 
@@ -145,7 +145,7 @@ def eval_batches(
 
     maker = LeafMaker(domain, T, view, text_length, tokenizer, max_products, short_clips)
     chain = grain.MapDataset.range(-(-len(wanted) // batch_size)).map(rows_of).map(_EvalLoader(records, maker, faults))
-    return iter(chain.to_iter_dataset(_read_options(threads)))
+    return _start(chain, threads)
 
 
 @dataclass(frozen=True)
@@ -266,6 +266,7 @@ def _host_slice(batch_size: int, host: int, hosts: int) -> slice:
     return slice(host * size, (host + 1) * size)
 
 
-def _read_options(threads: int) -> grain.ReadOptions:
-    # One batch ahead for each thread: fewer would leave threads idle, more only take memory.
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+def _start(chain: grain.MapDataset[Batch], threads: int) -> grain.DatasetIterator[Batch]:
+    limit_opencv_threads()
+    # Read one batch ahead per thread: fewer would leave threads idle, more would only take memory.
+    return iter(chain.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)))

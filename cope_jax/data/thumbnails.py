@@ -1,30 +1,31 @@
-"""Items as cards for HTML pages: texts as they are (the page escapes them), frames as small JPEG data URIs."""
+"""Items as cards for HTML pages: texts unchanged (the page escapes them), frames as small JPEG data URIs."""
 
 import base64
 import functools
 import io
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from cope_jax.data.frames import choose
-from cope_jax.data.images import on_white, open_image
 from cope_jax.data.records import Records
+from data_prep.images.decoding import MAX_PIXELS, open_image, upright_pixels
 
-SIDE = 160  # pixels: 3 to 6 kB a picture
+SIDE = 160  # pixels; such an image has 3 to 6 kB
 QUALITY = 80
-MAX_PIXELS = 64_000_000  # as records hold them; a small file can ask for far more
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a page shows of an item.
+    """An item as shown on a page.
 
     Attributes:
-      domain, item_id, product_ids: of the item.
-      text: as it is in the records, "" where there is none.
-      frames: some of its frames in time order, as data URIs.
-      frame_count: how many it has.
+        domain: Domain of the item.
+        item_id: Id of the item.
+        product_ids: Products it belongs to.
+        text: Text as in the records, "" if it has none.
+        frames: Some of its frames in time order, as data URIs.
+        frame_count: Number of all its frames.
     """
 
     domain: str
@@ -36,13 +37,14 @@ class Card:
 
 
 def read_card(records: Records, domain: str, row: int, *, frames: int = 4, side: int = SIDE) -> Card:
-    """The card of an item of the records.
+    """Reads an item of the records as a card.
 
     Args:
-        records: of a split.
-        domain, row: of the item.
-        frames: how many to show at most, from the middles of as many segments.
-        side: longest side of a picture in pixels.
+        records: Records of a split.
+        domain: Domain of the item.
+        row: Row of the item.
+        frames: Largest number of frames, taken from the centers of as many segments.
+        side: Longest side of a frame in pixels.
     """
     item = records.items[domain][row]
     shown = choose(len(item.frames), frames, short_clips="mask", rng=None)
@@ -57,33 +59,33 @@ def read_card(records: Records, domain: str, row: int, *, frames: int = 4, side:
 
 
 def data_uri(image: bytes, side: int = SIDE) -> str:
-    """An encoded image as the data URI of a JPEG whose longest side is `side` pixels at most, turned as its EXIF says.
+    """Returns an encoded image as the data URI of an upright JPEG whose longest side is at most `side` pixels.
 
-    One that does not decode becomes a grey square with a cross: a page with a hole is better than none.
+    An image that does not decode becomes a gray square with a cross.
     """
     try:
         with open_image(image) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 return placeholder(side)
             opened.draft("RGB", (side, side))  # a JPEG decodes at a reduced scale, four times as fast
-            picture = Image.fromarray(on_white(ImageOps.exif_transpose(opened)))
+            small = Image.fromarray(upright_pixels(opened))
     except ValueError:
         return placeholder(side)
-    picture.thumbnail((side, side))
-    return _uri(picture)
+    small.thumbnail((side, side))
+    return _encode(small)
 
 
 @functools.cache
 def placeholder(side: int = SIDE) -> str:
-    """The picture of an image that does not decode."""
-    picture = Image.new("RGB", (side, side), "#9a9a9a")
+    """Returns the data URI shown for an image that does not decode."""
+    image = Image.new("RGB", (side, side), "#9a9a9a")
     last = side - 1
     for line in ((0, 0, last, last), (0, last, last, 0)):
-        ImageDraw.Draw(picture).line(line, fill="#6a6a6a", width=max(side // 40, 1))
-    return _uri(picture)
+        ImageDraw.Draw(image).line(line, fill="#6a6a6a", width=max(side // 40, 1))
+    return _encode(image)
 
 
-def _uri(picture: Image.Image) -> str:
+def _encode(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=QUALITY)
+    image.save(buffer, "JPEG", quality=QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -78,7 +78,7 @@ def training_batches(
         batch_size=config.train.batch_size,
         seed=config.seed,
         frames=asdict(data.frames),
-        view=TrainView(size=data.image_size, scale=data.crop_scale, flip=data.flip, colour_jitter=data.colour_jitter),
+        view=TrainView(size=data.image_size, scale=data.crop_scale, flip=data.flip, color_jitter=data.colour_jitter),
         text_length=data.text_length,
         tokenizer=tokenizer,
         max_products=data.max_products,

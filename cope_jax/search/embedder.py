@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cope_jax import exported
 from cope_jax.data.frames import choose
-from cope_jax.data.images import WHOLE, crop_resize, on_white, resize
-from cope_jax.data.orientation import exif_orientation, turn_upright
+from cope_jax.data.images import WHOLE, crop_resize, limit_opencv_threads, resize, upright_pixels
 from cope_jax.data.tokenizer import encode, load_tokenizer
 from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import MODEL_INPUTS, check_unit_length, embed_function, lookahead
@@ -152,6 +151,7 @@ class Embedder:
     def _dispatch(self, domain: str, clips: list[list[Picture]], texts: list[str]) -> Iterator[tuple[int, jax.Array]]:
         """Starts the computation of each batch; yields its size and its embeddings, padded."""
         T, side, limit = self.config.eval.frames[domain], self.config.data.image_size, self.config.eval.batch_size
+        limit_opencv_threads()
         with ThreadPoolExecutor(self.config.data.threads or 1) as pool:
             for start in range(0, len(clips), limit):
                 numbers = range(start, min(start + limit, len(clips)))
@@ -183,8 +183,7 @@ def resize_picture(picture: Picture, side: int, number: int) -> np.ndarray:
         ValueError: The picture cannot be read. The message has its path, or its number in the clip.
     """
     if isinstance(picture, Image.Image):
-        pixels = turn_upright(on_white(picture), exif_orientation(picture.info.get("exif", b"")))
-        return resize(pixels, WHOLE, side)
+        return resize(upright_pixels(picture), WHOLE, side)
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
             raise ValueError(f"picture {number} is {picture.dtype}{list(picture.shape)}; it must be uint8[H, W, 3]")

@@ -8,8 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message
 
-from cope_jax.data.images import open_image
-from cope_jax.data.thumbnails import MAX_PIXELS
+from cope_jax.data.images import MAX_PIXELS, open_image
 
 MAX_FILE = 10_000_000  # bytes
 MAX_FILES = 16

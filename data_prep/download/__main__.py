@@ -1,29 +1,33 @@
-"""Downloads the images of a catalog: politely, in row order, into tar shards, each with a ledger beside it.
+"""Downloads the images of a catalog, in row order, into tar shards with a ledger each.
 
     python -m data_prep.download --catalog=DIR --out=DIR [--rate=200] [--concurrency=64] [--contact=you@example.org]
 
-Killed or stopped at any point, the same command goes on where it was. What has arrived, is gone (404, 410) or has
-failed all its tries is not asked for again; `--retry=timeout,5xx` asks for what failed so. A shard is laid out as
-img2dataset's are: <out>/<split>/<domain>/00000.tar and 00000.parquet. Coverage goes to <out>/summary.json.
+If it is interrupted, run the same command again: it resumes. Images that have arrived, are gone (404, 410) or failed
+all tries are not requested again; `--retry=timeout,5xx` tries these failures again. Shards have the layout of
+img2dataset: <out>/<split>/<domain>/00000.tar and 00000.parquet. <out>/summary.json says how much has arrived.
 
-Exit codes: 0 every URL has its answer; 1 a mistake in the flags or the folder, or a full disk; 3 the preflight found no
-host or no image; 4 most requests fail, so that it gave up; 130 and 143 stopped by Ctrl-C or SIGTERM. After all of them
-the same command goes on.
+Exit codes: 0 every URL has an answer; 1 a flag or the folder is invalid, or the disk is full; 3 the preflight found no
+host or no image; 4 it gave up because most requests fail; 130 and 143 stopped by Ctrl-C or SIGTERM.
 """
 
 import asyncio
+import functools
 import signal
 import sys
 from pathlib import Path
 
 import uvloop
-from absl import app, flags
+from absl import flags
 
-from data_prep.catalog.files import Catalog, CatalogError
+from data_prep.catalog.files import Catalog
+from data_prep.common import cli
 from data_prep.common.domains import DOMAINS
-from data_prep.download import coverage, run
-from data_prep.download.failures import DownloadError, Failure, PreflightError, Unavailable
+from data_prep.common.progress import Progress
+from data_prep.download.coverage import format_summary, retry_hint
+from data_prep.download.failures import Failure, PreflightError, UnavailableError
 from data_prep.download.fetch import Limits
+from data_prep.download.plan import SHARD_FRAMES, URL_PREFIX, Options
+from data_prep.download.run import download
 
 FLAGS = flags.FLAGS
 
@@ -33,32 +37,25 @@ def define_flags() -> None:
     limits = Limits()
     flags.DEFINE_string("catalog", None, "Folder of the catalog.", required=True)
     flags.DEFINE_string("out", None, "Folder for the shards.", required=True)
-    flags.DEFINE_string("url_prefix", run.URL_PREFIX, "What makes a URL of an image's name.")
+    flags.DEFINE_string("url_prefix", URL_PREFIX, "Prefix of an image's name in its URL.")
     flags.DEFINE_list("splits", None, "Splits to fetch; default: all.")
     flags.DEFINE_list("domains", list(DOMAINS), "Domains to fetch.")
     flags.DEFINE_list("retry", [], f"Failures of earlier runs to try again: {', '.join(Failure)}.")
-    flags.DEFINE_list("placeholder", [], "sha256 of images that stand for missing ones.")
-    flags.DEFINE_string("contact", "", "Your address, for the server's owner: part of the User-Agent.")
+    flags.DEFINE_list("placeholder", [], "SHA-256 of images that count as missing.")
+    flags.DEFINE_string("contact", "", "Your address for the server's owner, part of the User-Agent.")
     flags.DEFINE_integer("image_size", None, "Longest shorter side of images; default: any.", lower_bound=1)
-    flags.DEFINE_integer("shard_frames", run.SHARD_FRAMES, "Frames a shard.", lower_bound=1, upper_bound=99_999)
-    flags.DEFINE_bool("preflight", True, "Look for one image that arrives before asking for all.")
-    flags.DEFINE_float("rate", limits.rate, "Requests a second to one host, at most.", lower_bound=0.01)
-    flags.DEFINE_integer("concurrency", limits.concurrency, "Requests to one host at a time.", lower_bound=1)
-    flags.DEFINE_float("deadline", limits.deadline, "Seconds a try, from connecting to the last byte.", lower_bound=0)
+    flags.DEFINE_integer("shard_frames", SHARD_FRAMES, "Frames per shard.", lower_bound=1, upper_bound=99_999)
+    flags.DEFINE_bool("preflight", True, "Look for one image that arrives before requesting all.")
+    flags.DEFINE_float("rate", limits.rate, "Largest number of requests per second to a host.", lower_bound=0.01)
+    flags.DEFINE_integer("concurrency", limits.concurrency, "Simultaneous requests to a host.", lower_bound=1)
+    flags.DEFINE_float("deadline", limits.deadline, "Seconds per try, including the whole body.", lower_bound=0)
     flags.DEFINE_integer("max_bytes", limits.max_bytes, "Largest image.", lower_bound=1)
-    flags.DEFINE_integer("tries", limits.tries, "Tries of one URL in one run.", lower_bound=1)
+    flags.DEFINE_integer("tries", limits.tries, "Tries of a URL in one run.", lower_bound=1)
 
 
-def read_flags() -> run.Options:
-    """Returns the options that the flags give."""
-    limits = Limits(
-        rate=FLAGS.rate,
-        concurrency=FLAGS.concurrency,
-        deadline=FLAGS.deadline,
-        max_bytes=FLAGS.max_bytes,
-        tries=FLAGS.tries,
-    )
-    return run.Options(
+def read_flags() -> Options:
+    """Returns the options from the flags."""
+    return Options(
         url_prefix=FLAGS.url_prefix,
         shard_frames=FLAGS.shard_frames,
         image_size=FLAGS.image_size,
@@ -68,48 +65,50 @@ def read_flags() -> run.Options:
         placeholders=FLAGS.placeholder,
         preflight=FLAGS.preflight,
         contact=FLAGS.contact,
-        limits=limits,
+        limits=Limits(
+            rate=FLAGS.rate,
+            concurrency=FLAGS.concurrency,
+            deadline=FLAGS.deadline,
+            max_bytes=FLAGS.max_bytes,
+            tries=FLAGS.tries,
+        ),
     )
 
 
-async def download_until_stopped(catalog: Catalog, out: Path, options: run.Options) -> int:
-    """Downloads and prints the coverage; returns 0, or what a program that a signal stops returns."""
+async def download_until_stopped(catalog: Catalog, out: Path, options: Options) -> int:
+    """Downloads and prints the summary; returns the exit code."""
     loop = asyncio.get_running_loop()
-    task = asyncio.ensure_future(run.download(catalog, out, options, report=lambda line: print(line, flush=True)))
+    report = functools.partial(Progress.write, file=sys.stderr)
+    task = asyncio.ensure_future(download(catalog, out, options, report))
     stopped_by: list[signal.Signals] = []
 
     def stop(number: signal.Signals) -> None:
         stopped_by.append(number)
         task.cancel()
-        loop.remove_signal_handler(number)  # a second one ends it at once
+        loop.remove_signal_handler(number)  # a second signal ends the process at once
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
     try:
         summary = await task
     except asyncio.CancelledError:
-        print("stopped; run this again to go on", file=sys.stderr)
+        print("download: stopped; run the same command again to resume", file=sys.stderr)
         return 128 + stopped_by[0]
-    print(coverage.format_summary(summary))
-    if hint := coverage.retry_hint(summary):
+    print(format_summary(summary))
+    if hint := retry_hint(summary):
         print(hint)
     return 0
 
 
-def main(argv: list[str]) -> int:
-    """Runs the command; see the module's text."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+def main() -> int:
+    """Runs the command and returns its exit code."""
     try:
         return uvloop.run(download_until_stopped(Catalog(Path(FLAGS.catalog)), Path(FLAGS.out), read_flags()))
-    except (DownloadError, CatalogError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except Unavailable as error:
-        print(f"error: {error}; run this again later to go on", file=sys.stderr)
+    except UnavailableError as error:
+        print(f"download: {error}; run the same command again later to resume", file=sys.stderr)
         return 3 if isinstance(error, PreflightError) else 4
 
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    cli.run("download", main)

@@ -1,4 +1,4 @@
-"""What a body is: an image that decodes, perhaps to be shrunk, or why it is none."""
+"""Checks the body of a response: an image that decodes, shrunk if it is too large, or a failure."""
 
 import dataclasses
 import hashlib
@@ -9,20 +9,20 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from data_prep.download.failures import Failure, FetchError
-from data_prep.images import decoding as images
+from data_prep.images.decoding import JPEG_START, ImageProblem, find_problem, open_image, to_rgb
 
 JPEG_QUALITY = 90  # of shrunk images
 _EXTENSIONS = {"PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 _FAILURES = {
-    images.Fault.TOO_LARGE: Failure.TOO_LARGE,
-    images.Fault.NOT_AN_IMAGE: Failure.NOT_AN_IMAGE,
-    images.Fault.CORRUPT: Failure.CORRUPT,
+    ImageProblem.TOO_LARGE: Failure.TOO_LARGE,
+    ImageProblem.NOT_AN_IMAGE: Failure.NOT_AN_IMAGE,
+    ImageProblem.CORRUPT: Failure.CORRUPT,
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An image that decodes. `sha256` is that of `data`; the original sizes are those before it was shrunk."""
+    """An image that decodes. `sha256` is the hash of `data`; the original sizes are those before shrinking."""
 
     data: bytes
     extension: str
@@ -33,50 +33,50 @@ class Picture:
     original_height: int
 
 
-def check(body: bytes, *, image_size: int | None, refused: Set[str]) -> Picture:
-    """Returns the image in `body`, its shorter side at most `image_size`.
+def check_image(body: bytes, *, image_size: int | None, placeholders: Set[str]) -> Picture:
+    """Returns the image in `body`, shrunk so that its shorter side is at most `image_size`.
 
-    Only what is larger is encoded anew, upright and as JPEG; everything else keeps its bytes.
+    A shrunk image becomes an upright JPEG; all others keep their bytes.
 
     Args:
-      body: what the server sent.
-      image_size: None keeps every size.
-      refused: hex sha256 of placeholders, as sent or as shrunk.
+        body: Body of the response.
+        image_size: Longest shorter side in pixels; None keeps every size.
+        placeholders: Hex SHA-256 of placeholders, before or after shrinking.
 
     Raises:
-      FetchError: it is none.
+        FetchError: The body is not an image, or a placeholder.
     """
-    sha256 = _hash(body, refused)
-    if fault := images.find_fault(body):
-        raise FetchError(_FAILURES[fault], f"{fault}: {len(body)} bytes that start with {body[:16]!r}")
-    extension, width, height = _describe(body)
+    sha256 = _hash(body, placeholders)
+    if problem := find_problem(body):
+        raise FetchError(_FAILURES[problem], f"{problem}: {len(body)} bytes that start with {body[:16]!r}")
+    extension, width, height = _read_header(body)
     if image_size is None or min(width, height) <= image_size:
         return Picture(body, extension, sha256, width, height, width, height)
     small, (small_width, small_height) = _shrink(body, image_size)
-    return Picture(small, "jpg", _hash(small, refused), small_width, small_height, width, height)
+    return Picture(small, "jpg", _hash(small, placeholders), small_width, small_height, width, height)
 
 
-def _hash(data: bytes, refused: Set[str]) -> str:
+def _hash(data: bytes, placeholders: Set[str]) -> str:
     sha256 = hashlib.sha256(data).hexdigest()
-    if sha256 in refused:
+    if sha256 in placeholders:
         raise FetchError(Failure.PLACEHOLDER, f"the placeholder with sha256 {sha256}")
     return sha256
 
 
-def _describe(body: bytes) -> tuple[str, int, int]:
-    if body.startswith(images.JPEG_START):
+def _read_header(body: bytes) -> tuple[str, int, int]:
+    if body.startswith(JPEG_START):  # Pillow would call some of them MPO
         height, width, *_ = simplejpeg.decode_jpeg_header(body)
-        return "jpg", width, height
-    with Image.open(io.BytesIO(body), formats=images.FORMATS) as image:
-        return _EXTENSIONS[image.format], image.width, image.height
+        return "jpg", int(width), int(height)
+    with open_image(body) as image:
+        return _EXTENSIONS[str(image.format)], image.width, image.height
 
 
 def _shrink(body: bytes, image_size: int) -> tuple[bytes, tuple[int, int]]:
-    with Image.open(io.BytesIO(body), formats=("JPEG", *images.FORMATS)) as image:
+    with open_image(body) as image:
         scale = image_size / min(image.size)
-        size = tuple(max(1, round(side * scale)) for side in image.size)
-        image.draft("RGB", size)  # JPEG alone: decodes at the next larger eighth, in a fraction of the time
-        small = ImageOps.exif_transpose(images.as_rgb(image).resize(size, Image.Resampling.LANCZOS))
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image.draft("RGB", size)  # a JPEG decodes at the next larger eighth of its size, in a fraction of the time
+        small = ImageOps.exif_transpose(to_rgb(image).resize(size, Image.Resampling.LANCZOS))
     encoded = io.BytesIO()
     small.save(encoded, "JPEG", quality=JPEG_QUALITY)
     return encoded.getvalue(), small.size

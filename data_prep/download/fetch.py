@@ -1,4 +1,4 @@
-"""Fetches one image: tries, backoff, redirects, deadlines and limits."""
+"""Fetches images: tries, backoff, redirects, deadlines and limits."""
 
 import asyncio
 import collections
@@ -11,15 +11,14 @@ import aiohttp
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 from yarl import URL
 
-from data_prep.download.breaker import Breaker
 from data_prep.download.content import Picture
-from data_prep.download.failures import ILL, TRANSIENT, Failure, FetchError, Unavailable
-from data_prep.download.pace import Pace
+from data_prep.download.failures import SERVER_FAILURES, TRANSIENT, Failure, FetchError, UnavailableError
+from data_prep.download.rate_limit import CircuitBreaker, RateLimiter, now
 
 MAX_REDIRECTS = 5
 MAX_BACKOFF = 60.0
-# What a busy server wants that does not say how long it wants to be left alone; and how long is not waited for.
-MIN_RETRY_AFTER, MAX_RETRY_AFTER = 1.0, 3600.0
+MIN_RETRY_AFTER = 1.0  # seconds to wait for a busy server that does not say how long
+MAX_RETRY_AFTER = 3600.0  # the download gives up instead of waiting longer
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GONE = frozenset({404, 410})
 _BUSY = frozenset({429, 503})
@@ -27,17 +26,17 @@ _BUSY = frozenset({429, 503})
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may cost, and how many there may be.
+    """Limits of requests.
 
     Attributes:
-      rate: requests a second to one host, at most; less while it complains.
-      concurrency: requests to one host at a time.
-      deadline: seconds for connecting, headers, redirects and the whole body of one try.
-      max_bytes: of a body.
-      tries: of one URL in one run.
-      backoff: seconds before the second try; twice as long before each further one, with as much jitter at most.
-      pause: seconds of the first pause when most requests fail; twice as long each further time.
-      pauses: in a row, before giving up.
+        rate: Largest number of requests per second to a host; it is reduced while the host complains.
+        concurrency: Largest number of simultaneous requests to a host.
+        deadline: Seconds for one try: connecting, headers, redirects and the whole body.
+        max_bytes: Largest size of a body.
+        tries: Largest number of tries of a URL in one run.
+        backoff: Seconds before the second try, doubled before each further one, plus at most as much jitter.
+        pause: Seconds of the first pause when most requests fail, doubled for each further one.
+        pauses: Number of pauses in a row before giving up.
     """
 
     rate: float = 200.0
@@ -50,62 +49,59 @@ class Limits:
     pauses: int = 5
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What became of a URL: an image, or the last reason why there is none."""
+    """The result of fetching a URL: an image, or the failure of the last try."""
 
-    result: Picture | FetchError
-    http_status: int | None
     tries: int
-
-    @property
-    def failure(self) -> Failure | None:
-        """Why there is no image, None where there is one."""
-        return self.result.failure if isinstance(self.result, FetchError) else None
+    http_status: int | None
+    picture: Picture | None = None
+    failure: Failure | None = None
+    error_message: str | None = None
 
 
 def open_session(limits: Limits, contact: str) -> aiohttp.ClientSession:
-    """Returns a session that keeps connections and no cookies, verifies TLS and says who asks."""
+    """Returns a session that keeps connections, ignores cookies, verifies TLS and identifies itself."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, limit_per_host=limits.concurrency),
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # `Fetcher` has a deadline over all of it
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # `Fetcher` has a deadline for all of it
         headers={
             "User-Agent": f"cope-jax-download/0.1 ({contact or 'no contact given'})",
             "Accept": "image/*",
-            "Accept-Encoding": "identity",  # the bytes are to arrive as they are stored
+            "Accept-Encoding": "identity",  # the bytes must arrive as they are stored
         },
     )
 
 
 class Fetcher:
-    """Fetches URLs, politely to all hosts that they lead to."""
+    """Fetches URLs, with a rate limit for each host to which they lead."""
 
-    def __init__(self, session: aiohttp.ClientSession, limits: Limits, check: Callable[[bytes], Picture]):
-        """`check` makes an image of a body or raises FetchError; it is called in threads."""
+    def __init__(self, session: aiohttp.ClientSession, limits: Limits, check: Callable[[bytes], Picture]) -> None:
+        """Takes `check`, which turns a body into an image or raises FetchError, and is called in threads."""
         self._session = session
         self._limits = limits
         self._check = check
-        self._paces: dict[str, Pace] = collections.defaultdict(lambda: Pace(limits.rate))
-        window = max(200, 4 * limits.concurrency)  # all that is under way may fail at once, and be a hiccup
-        self._breaker = Breaker(window=window, pause=limits.pause, pauses=limits.pauses)
+        self._limiters: dict[str, RateLimiter] = collections.defaultdict(lambda: RateLimiter(limits.rate))
+        window = max(200, 4 * limits.concurrency)  # all requests in flight may fail at once in a brief outage
+        self._breaker = CircuitBreaker(window=window, pause=limits.pause, pauses=limits.pauses)
         self._backoff = wait_exponential_jitter(multiplier=limits.backoff, max=MAX_BACKOFF, jitter=limits.backoff)
         self._paused_until = 0.0
 
     def rate(self, url: str) -> float:
-        """Returns the rate that the host of `url` may be asked at now."""
-        return self._paces[URL(url).authority].rate
+        """Returns the requests per second that the host of `url` allows now."""
+        return self._limiters[URL(url).authority].rate
 
     @property
     def pause(self) -> float:
-        """Seconds to the end of the pause that follows on many failures; 0 mostly."""
-        return max(0.0, self._paused_until - _now())
+        """Seconds left of the pause after many failures, usually 0."""
+        return max(0.0, self._paused_until - now())
 
     async def fetch(self, url: str) -> Answer:
-        """Returns what became of `url`.
+        """Fetches a URL.
 
         Raises:
-          Unavailable: the server does not serve; no use to go on with other URLs.
+            UnavailableError: The server does not work, so other URLs need not be tried.
         """
         retrying = AsyncRetrying(
             stop=stop_after_attempt(self._limits.tries),
@@ -113,60 +109,61 @@ class Fetcher:
             retry=retry_if_exception(lambda error: isinstance(error, FetchError) and error.failure in TRANSIENT),
             reraise=True,
         )
-        tries = 0
         try:
-            async for attempt in retrying:
-                with attempt:
-                    tries = attempt.retry_state.attempt_number
-                    return Answer(await self._try(url), 200, tries)
+            picture = await retrying(self._try, url)
         except FetchError as error:
-            return Answer(error, error.http_status, tries)
-        raise AssertionError("a try ends with an answer or an error")
+            return Answer(
+                tries=retrying.statistics["attempt_number"],
+                http_status=error.http_status,
+                failure=error.failure,
+                error_message=str(error),
+            )
+        return Answer(tries=retrying.statistics["attempt_number"], http_status=200, picture=picture)
 
     def _wait(self, state: RetryCallState) -> float:
-        return max(self._backoff(state), state.outcome.exception().retry_after)
+        error = state.outcome.exception() if state.outcome else None
+        return max(self._backoff(state), error.retry_after if isinstance(error, FetchError) else 0.0)
 
     async def _try(self, url: str) -> Picture:
         here, left = URL(url, encoded=True), self._limits.deadline
         for _ in range(MAX_REDIRECTS + 1):
-            pace = self._paces[here.authority]
-            sent = await pace.turn()  # not counted in the deadline: a slow pace is no fault of the server
+            limiter = self._limiters[here.authority]
+            sent = await limiter.acquire()  # not part of the deadline: a low rate is not the server's fault
             try:
-                answer = await self._request(here, pace, sent, left)
-                if isinstance(answer, bytes):
-                    answer = await asyncio.get_running_loop().run_in_executor(None, self._check, answer)
+                body = await self._request(here, limiter, sent, left)
+                if isinstance(body, bytes):
+                    picture = await asyncio.get_running_loop().run_in_executor(None, self._check, body)
+                    self._record(False, sent)
+                    return picture
             except FetchError as error:
-                self._judge(error.failure in ILL, sent)
+                self._record(error.failure in SERVER_FAILURES, sent)
                 raise
-            if isinstance(answer, Picture):
-                self._judge(False, sent)
-                return answer
-            here, left = answer, left - (_now() - sent)
+            here, left = body, left - (now() - sent)
         raise FetchError(Failure.REDIRECT, f"more than {MAX_REDIRECTS} redirects, the last one to {here}")
 
-    def _judge(self, failed: bool, sent: float) -> None:
-        if seconds := self._breaker.record(failed, sent=sent, now=_now()):
-            self._paused_until = _now() + seconds
-            for pace in self._paces.values():
-                pace.pause(seconds)
+    def _record(self, failed: bool, sent: float) -> None:
+        if seconds := self._breaker.record(failed, sent=sent, now=now()):
+            self._paused_until = now() + seconds
+            for limiter in self._limiters.values():
+                limiter.pause(seconds)
 
-    async def _request(self, url: URL, pace: Pace, sent: float, deadline: float) -> bytes | URL:
-        """Returns the body, or where a redirect leads."""
+    async def _request(self, url: URL, limiter: RateLimiter, sent: float, deadline: float) -> bytes | URL:
+        """Returns the body, or the target of a redirect."""
         try:
             async with asyncio.timeout(deadline), self._session.get(url, allow_redirects=False) as response:
                 if response.status in _REDIRECTS:
-                    return _target(response)
+                    return _redirect_target(response)
                 if response.status != 200:
-                    raise _refusal(response, pace, sent)
-                return await self._body(response)
+                    raise _status_error(response, limiter, sent)
+                return await self._read_body(response)
         except TimeoutError as error:
-            raise FetchError(Failure.TIMEOUT, f"no whole answer within {self._limits.deadline:g} s") from error
+            raise FetchError(Failure.TIMEOUT, f"no complete response within {self._limits.deadline:g} s") from error
         except aiohttp.ClientPayloadError as error:
             raise FetchError(Failure.TRUNCATED, f"the body ended early: {error}", http_status=200) from error
         except (aiohttp.ClientError, OSError) as error:
             raise FetchError(Failure.CONNECTION, f"{type(error).__name__}: {error}") from error
 
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
         parts, size = [], response.content_length or 0
         if size <= self._limits.max_bytes:
             size = 0
@@ -176,12 +173,12 @@ class Fetcher:
                 if size > self._limits.max_bytes:
                     break
         if size > self._limits.max_bytes:
-            message = f"{size} bytes or more, and --max_bytes is {self._limits.max_bytes}"
+            message = f"{size} bytes or more, but --max_bytes is {self._limits.max_bytes}"
             raise FetchError(Failure.TOO_LARGE, message, http_status=200)
         return b"".join(parts)
 
 
-def _target(response: aiohttp.ClientResponse) -> URL:
+def _redirect_target(response: aiohttp.ClientResponse) -> URL:
     location = response.headers.get("Location", "")
     try:
         target = response.url.join(URL(location))
@@ -192,15 +189,16 @@ def _target(response: aiohttp.ClientResponse) -> URL:
     return target
 
 
-def _refusal(response: aiohttp.ClientResponse, pace: Pace, sent: float) -> FetchError:
-    status = response.status
-    retry_after = 0.0
+def _status_error(response: aiohttp.ClientResponse, limiter: RateLimiter, sent: float) -> FetchError:
+    """Returns the error for an unexpected status, after slowing down if the host is busy."""
+    status, retry_after = response.status, 0.0
     if status in _BUSY:
         retry_after = max(MIN_RETRY_AFTER, parse_retry_after(response.headers.get("Retry-After"), time.time()))
-    if retry_after > MAX_RETRY_AFTER:
-        raise Unavailable(f"{response.url.host} answers {status} and wants to be left alone for {retry_after:.0f} s")
-    if status in _BUSY:
-        pace.complain(sent, retry_after)
+        if retry_after > MAX_RETRY_AFTER:
+            raise UnavailableError(
+                f"{response.url.host} answers {status} and asks for no requests for {retry_after:.0f} s"
+            )
+        limiter.slow_down(sent, retry_after)
     if status in _GONE:
         failure = Failure.GONE
     elif status == 429:
@@ -212,7 +210,7 @@ def _refusal(response: aiohttp.ClientResponse, pace: Pace, sent: float) -> Fetch
 
 
 def parse_retry_after(value: str | None, now: float) -> float:
-    """Returns the seconds that a Retry-After header asks for: "120" or a date. 0 for none and for nonsense."""
+    """Returns the seconds that a Retry-After header asks for, "120" or a date; 0 if it is missing or invalid."""
     if value is None:
         return 0.0
     if value.strip().isdecimal():
@@ -221,7 +219,3 @@ def parse_retry_after(value: str | None, now: float) -> float:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
     except ValueError:
         return 0.0
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

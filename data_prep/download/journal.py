@@ -1,7 +1,7 @@
-"""What has arrived of a shard that is not finished, so that a kill loses the requests under way and nothing else.
+"""Keeps the answers of an unfinished shard, so that a killed process loses only the requests in flight.
 
-A line of JSON that says which positions are asked, then for each answer a line of JSON and the image's bytes. It is
-not synced: after a power cut, checksums tell which answers reached the disk.
+The first line is the JSON list of requested positions; each answer is a line of JSON followed by the image's bytes. The
+file is not synced: after a power failure, hashes tell which answers are complete.
 """
 
 import hashlib
@@ -14,62 +14,68 @@ from data_prep.download.ledger import Row
 
 
 class Journal:
-    """Answers by position, kept in a file."""
+    """Answers by position, stored in a file.
 
-    def __init__(self, path: Path, asked: Sequence[int]):
-        """Goes on with the journal at `path`, or starts one for the positions `asked`."""
+    Attributes:
+        rows: Position → answer.
+        requested: Positions to fetch.
+    """
+
+    def __init__(self, path: Path, requested: Sequence[int]) -> None:
+        """Resumes the journal at `path`, or starts one, and adds to the requested positions."""
         self._path = path
         self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
-        self._places: dict[int, int] = {}  # position → where its bytes begin
+        self._starts: dict[int, int] = {}  # position → offset of the image's bytes
         self.rows: dict[int, Row] = {}
-        self.asked = frozenset(asked)
+        self.requested = frozenset(requested)
         self._end = self._read()
         self._file.truncate(self._end)
         self._file.seek(self._end)
         if not self._end:
-            self._end = self._file.write(json.dumps(list(asked)).encode() + b"\n")
+            self._end = self._file.write(json.dumps(list(requested)).encode() + b"\n")
 
     def _read(self) -> int:
-        """Reads what is whole, and returns where that ends."""
+        """Reads the complete answers and returns where they end."""
         with self._path.open("rb") as file:
             header = file.readline()
             if not header.endswith(b"\n"):
                 return 0
             try:
-                self.asked |= frozenset(json.loads(header))
+                self.requested |= frozenset(json.loads(header))
             except ValueError:
                 return 0
             while (line := file.readline()).endswith(b"\n"):
-                place = file.tell()
+                start = file.tell()
                 try:
                     position, fields = json.loads(line)
                     row = Row(**fields)
                 except (ValueError, TypeError):
-                    return place - len(line)
+                    return start - len(line)
                 body = file.read(row.bytes or 0)
                 if row.ok and hashlib.sha256(body).hexdigest() != row.sha256:
-                    return place - len(line)
-                self.rows[position], self._places[position] = row, place
+                    return start - len(line)
+                self.rows[position], self._starts[position] = row, start
             return file.tell() - len(line)
 
     def append(self, position: int, row: Row, body: bytes) -> None:
-        """Adds an answer; `body` is empty where no image arrived."""
+        """Adds an answer; `body` is empty if no image arrived."""
         line = json.dumps([position, vars(row)]).encode() + b"\n"
-        place = self._end + len(line)
+        start = self._end + len(line)
         entry = memoryview(line + body)
-        while entry:  # unbuffered, so that a kill loses nothing; then a write may be of a part
+        while entry:  # the file is unbuffered, so that a killed process loses nothing, and writes may be partial
             entry = entry[self._file.write(entry) :]
-        self._end = place + len(body)
-        self.rows[position], self._places[position] = row, place
+        self._end = start + len(body)
+        self.rows[position], self._starts[position] = row, start
 
     def body(self, position: int) -> bytes:
         """Returns the bytes of an image that arrived."""
-        return os.pread(self._file.fileno(), self.rows[position].bytes, self._places[position])
+        return os.pread(self._file.fileno(), self.rows[position].bytes or 0, self._starts[position])
 
     def close(self) -> None:
+        """Closes the file and keeps it for a later run."""
         self._file.close()
 
     def remove(self) -> None:
-        """Deletes the file: the shard is finished."""
+        """Deletes the file, because the shard is finished."""
         self.close()
         self._path.unlink()

@@ -1,6 +1,6 @@
-"""A shard's ledger: a row for each of its URLs, and what the shard covers of the catalog; Parquet, beside its tar.
+"""The ledger of a shard: a Parquet file next to its tar, with a row per URL and the shard's coverage of the catalog.
 
-Its first columns are those that img2dataset writes; the file is there once the shard is finished.
+Its first columns are those of img2dataset. It exists if and only if the shard is finished.
 """
 
 import collections
@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.catalog.files import Item
-from data_prep.download.durable import replaced
-from data_prep.download.failures import DownloadError
-from data_prep.images import decoding as images
+from data_prep.common.files import atomic_write
+from data_prep.images.decoding import RULES, RULES_KEY
 
-SUCCESS, FAILED = "success", "failed_to_download"  # img2dataset's words
+SUCCESS, FAILED = "success", "failed_to_download"  # as in img2dataset
+ITEM_STATES = ("complete", "partial", "missing", "without_frames")
 _FOOTER = b"cope_download"
 
 SCHEMA = pa.schema(
@@ -33,21 +33,21 @@ SCHEMA = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("original_width", pa.int32()),
         pa.field("original_height", pa.int32()),
-        pa.field("sha256", pa.string()),  # as the next, of the bytes in the tar
+        pa.field("sha256", pa.string()),  # like the next two, of the bytes in the tar
         pa.field("bytes", pa.int64()),
-        pa.field("start", pa.int64()),  # of these bytes in the tar, so that a build need not walk over it
+        pa.field("start", pa.int64()),  # offset in the tar, so that a build need not walk over it
         pa.field("extension", pa.string()),
         pa.field("name", pa.string(), nullable=False),  # as in the catalog
         pa.field("failure", pa.string()),  # one of `Failure`
         pa.field("http_status", pa.int32()),
-        pa.field("tries", pa.int32(), nullable=False),  # of all runs
+        pa.field("tries", pa.int32(), nullable=False),  # in all runs
     ]
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One URL; see `SCHEMA`. What is only known of an image is None where none arrived, and the other way round."""
+    """The answer for a URL; see `SCHEMA`. Either the fields of an image are None or those of a failure."""
 
     key: str
     url: str
@@ -68,70 +68,69 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Whether the image is in the tar."""
+        """Whether the image arrived."""
         return self.status == SUCCESS
 
 
 @dataclasses.dataclass(frozen=True)
 class Footer:
-    """What a finished shard covers: rows [start, stop) of its domain, and how well."""
+    """The rows [start, stop) of its domain that a finished shard covers, and their coverage as of `count_coverage`."""
 
     start: int
     stop: int
-    coverage: Mapping[str, Any]  # as `cover` returns
+    coverage: Mapping[str, Any]
 
 
-def write(path: Path, rows: Sequence[Row], footer: Footer) -> None:
+def write_ledger(path: Path, rows: Sequence[Row], footer: Footer) -> None:
     """Writes a ledger."""
     table = pa.Table.from_pylist([vars(row) for row in rows], SCHEMA)
-    # The build need not decode again what these rules let pass.
-    rules = {images.RULES_KEY: images.RULES}
-    table = table.replace_schema_metadata(rules | {_FOOTER: json.dumps(dataclasses.asdict(footer))})
-    with replaced(path) as file:
+    # A build by the same rules need not decode the images again.
+    table = table.replace_schema_metadata({RULES_KEY: RULES, _FOOTER: json.dumps(dataclasses.asdict(footer))})
+    with atomic_write(path, durable=True) as file:
         pq.write_table(table, file, compression="zstd")
 
 
 def read_footer(path: Path) -> Footer:
-    """Reads what a shard covers, without its rows. DownloadError where the file is damaged, as from the next two."""
-    with _reading(path):
+    """Reads the footer of a ledger. Raises ValueError if the ledger is invalid, like the next two functions."""
+    with _explain_errors(path):
         return Footer(**json.loads(pq.read_schema(path).metadata[_FOOTER]))
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads the rows, in row order."""
-    with _reading(path):
+    """Reads the rows of a ledger in order."""
+    with _explain_errors(path):
         return [Row(**row) for row in pq.ParquetFile(path).read().to_pylist()]
 
 
-def least_tar_bytes(path: Path) -> int:
-    """Returns how long the tar of a ledger has to be at least, so that all its images are there."""
-    with _reading(path):
+def min_tar_bytes(path: Path) -> int:
+    """Returns the smallest size of a tar that has all images of its ledger."""
+    with _explain_errors(path):
         table = pq.ParquetFile(path).read(["start", "bytes"])
         return pc.max(pc.add(table["start"], table["bytes"])).as_py() or 0
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _explain_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own are among them
-        if isinstance(error, OSError) and error.errno:  # of the system: the file itself may well be sound
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own errors are among them
+        if isinstance(error, OSError) and error.errno:  # of the system; the file may be valid
             raise
-        raise DownloadError(
-            f"{path} is no whole ledger of a shard ({error}): remove it and run the same command again, "
-            "which fetches the shard's images anew"
+        raise ValueError(
+            f"{path} is not the ledger of a shard ({error}): remove it and run the same command again to fetch "
+            "the shard's images anew"
         ) from error
 
 
-def cover(items: Sequence[Item], rows: Sequence[Row]) -> dict[str, Any]:
-    """Counts what arrived for `items`. A frame that two items share counts for both, its bytes once.
+def count_coverage(items: Sequence[Item], rows: Sequence[Row]) -> dict[str, Any]:
+    """Counts what arrived for `items`. A frame of two items counts for both, its bytes once.
 
     Returns:
-      {"items": {"in", "complete", "partial", "missing", "without_frames"}, "frames": {"in", "ok", "failed":
-      failure → count}, "bytes"}, where a missing item has frames in the catalog and none here.
+        {"items": {"in", "complete", "partial", "missing", "without_frames"}, "frames": {"in", "ok", "failed":
+        failure → count}, "bytes"}. A missing item has frames in the catalog, none of which arrived.
     """
     failures = {row.name: row.failure for row in rows}
-    items_by: collections.Counter[str] = collections.Counter()
+    states: collections.Counter[str] = collections.Counter()
     failed: collections.Counter[str] = collections.Counter()
     frames = 0
     for item in items:
@@ -139,14 +138,13 @@ def cover(items: Sequence[Item], rows: Sequence[Row]) -> dict[str, Any]:
         frames += len(item.frames)
         failed.update(missing)
         if not item.frames:
-            items_by["without_frames"] += 1
+            states["without_frames"] += 1
         elif not missing:
-            items_by["complete"] += 1
+            states["complete"] += 1
         else:
-            items_by["missing" if len(missing) == len(item.frames) else "partial"] += 1
-    kinds = ("complete", "partial", "missing", "without_frames")
+            states["missing" if len(missing) == len(item.frames) else "partial"] += 1
     return {
-        "items": {"in": len(items), **{kind: items_by[kind] for kind in kinds}},
+        "items": {"in": len(items), **{state: states[state] for state in ITEM_STATES}},
         "frames": {"in": frames, "ok": frames - failed.total(), "failed": dict(sorted(failed.items()))},
-        "bytes": sum(row.bytes for row in rows if row.ok),
+        "bytes": sum(row.bytes or 0 for row in rows),
     }

@@ -1,90 +1,136 @@
-"""Which shards there are to fetch: a walk over the catalog that never holds more than one shard's items."""
+"""Plans a download: its options, and the shards to fetch, of which only one's items are in memory at a time."""
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Set
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from yarl import URL
 
 from data_prep.catalog.files import Catalog, Item
+from data_prep.common.domains import DOMAINS
 from data_prep.download import ledger
-from data_prep.download.shard import Shard, journal_path, ledger_path, names_of, rows_to_retry, tar_path
+from data_prep.download.failures import Failure
+from data_prep.download.fetch import Limits
+from data_prep.download.shard import ShardTask, image_names, shard_path
+
+URL_PREFIX = "https://js-ad.a.yximgs.com/bs2/ad-material-video/"
+SHARD_FRAMES = 2000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of a download.
+
+    Attributes:
+        url_prefix: Prefix of an image's name in its URL.
+        shard_frames: Frames per shard.
+        image_size: Longest shorter side of images, in pixels; None keeps all sizes.
+        splits: Splits of the catalog; None is all.
+        domains: Domains of the splits.
+        retry: Failures of earlier runs to try again.
+        placeholders: Hex SHA-256 of images that count as missing; they are fetched again.
+        preflight: Look for one image that arrives before requesting all.
+        contact: Address for the server's owner, in the User-Agent.
+        limits: Limits of requests.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    url_prefix: str = URL_PREFIX
+    shard_frames: int = SHARD_FRAMES
+    image_size: int | None = None
+    splits: Sequence[str] | None = None
+    domains: Sequence[str] = DOMAINS
+    retry: Sequence[str] = ()
+    placeholders: Sequence[str] = ()
+    preflight: bool = True
+    contact: str = ""
+    limits: Limits = dataclasses.field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        try:
+            url = URL(self.url_prefix)
+        except ValueError as error:
+            raise ValueError(f"url_prefix is {self.url_prefix!r}, which is not a URL: {error}") from error
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError(f"url_prefix is {self.url_prefix!r}; it must start with http://… or https://…")
+        check_choices("retry", self.retry, list(Failure))
+        check_choices("domains", self.domains, DOMAINS)
+        for sha256 in self.placeholders:
+            if not re.fullmatch("[0-9a-f]{64}", sha256):
+                raise ValueError(f"placeholder is {sha256!r}; it must be a SHA-256 of 64 lowercase hex digits")
+
+
+def check_choices(name: str, values: Sequence[str], choices: Sequence[str]) -> None:
+    """Raises ValueError if a value is not one of the choices."""
+    if unknown := [value for value in values if value not in choices]:
+        raise ValueError(f"{name} has {', '.join(map(repr, unknown))}; choose from {', '.join(choices)}")
 
 
 def count_frames(catalog: Catalog, split: str, domain: str) -> int:
     """Returns the number of frames of a domain."""
-    with pq.ParquetFile(catalog.path(split, domain)) as file:  # times, for they are quicker to read than names
+    with pq.ParquetFile(catalog.path(split, domain)) as file:  # times are faster to read than names
         return sum(len(batch.column(0).flatten()) for batch in file.iter_batches(columns=["frame_times"]))
 
 
-def cut(items: Iterator[Item], frames: int) -> list[Item]:
-    """Takes the items of the next shard: whole ones, until they have `frames` frames or are as many.
+def take_items(items: Iterator[Item], frames: int) -> list[Item]:
+    """Takes items until they have `frames` frames or are as many.
 
-    Items of 2, 2, 1 and 5 frames with frames=4: two items, then two. The end of the items ends a shard too.
+    With frames=4, items of 2, 2, 1 and 5 frames become shards of two items each.
     """
-    taken, filled = [], 0
+    taken, count = [], 0
     for item in items:
         taken.append(item)
-        filled += len(item.frames)
-        if filled >= frames or len(taken) >= frames:
+        count += len(item.frames)
+        if count >= frames or len(taken) >= frames:
             break
     return taken
 
 
-def unfinished_shards(
-    catalog: Catalog,
-    folder: Path,
-    split: str,
-    domain: str,
-    *,
-    shard_frames: int,
-    url_prefix: str,
-    retry: Set[str],
-    refused: Set[str],
-    on_skip: Callable[[int], None],
-) -> Iterator[Shard]:
+def plan_shards(
+    catalog: Catalog, out: Path, split: str, domain: str, options: Options, on_finished: Callable[[int], object]
+) -> Iterator[ShardTask]:
     """Yields the shards of a domain that have something to fetch or to write, in row order.
 
-    Args:
-      catalog: what to fetch.
-      folder: where the shards go.
-      split: of the catalog.
-      domain: of the split.
-      shard_frames: frames a shard; the last item of one may exceed it.
-      url_prefix: for the URLs.
-      retry: failures to try again where an earlier run met them.
-      refused: sha256 of images to ask for again.
-      on_skip: called with the number of frames of each shard that has nothing to do.
+    The last item of a shard may exceed `options.shard_frames`. `on_finished` is called with the number of frames of
+    each shard that has nothing to do.
     """
+    folder = out / split / domain
     folder.mkdir(parents=True, exist_ok=True)
     count, start = catalog.count(split, domain), 0
     items, items_row = iter(()), -1  # an iterator over the catalog, and the row of its next item
     for number in itertools.count():
         if start == count:
             return
-        path = ledger_path(folder, number)
+        path = shard_path(folder, number, ".parquet")
         if not path.exists():
             if items_row != start:
                 items = catalog.items(split, domain, start)
-            taken = cut(items, shard_frames)
-            asked = range(len(names_of(taken)))
-            yield Shard(folder, number, start=start, items=taken, rows={}, asked=asked, url_prefix=url_prefix)
+            taken = take_items(items, options.shard_frames)
+            yield ShardTask(folder, number, options.url_prefix, start, taken, {}, range(len(image_names(taken))))
             start = items_row = start + len(taken)
             continue
         footer = ledger.read_footer(path)
-        begun = journal_path(folder, number).exists()  # a retry that was killed
-        lost = _has_lost_images(tar_path(folder, number), path, begun)
-        rows = dict(enumerate(ledger.read_rows(path))) if not lost and (retry or refused or begun) else {}
-        asked = rows_to_retry(rows, retry, refused)
-        if asked or begun or lost:
-            again = list(catalog.items(split, domain, start, footer.stop))
-            asked = range(len(names_of(again))) if lost else asked
-            yield Shard(folder, number, start=start, items=again, rows=rows, asked=asked, url_prefix=url_prefix)
+        resumed = shard_path(folder, number, ".journal").exists()  # an interrupted retry
+        lost = _has_lost_images(shard_path(folder, number, ".tar"), path, resumed)
+        rows = {}
+        if not lost and (options.retry or options.placeholders or resumed):
+            rows = dict(enumerate(ledger.read_rows(path)))
+        retry, placeholders = options.retry, options.placeholders
+        requested = [at for at, row in rows.items() if row.failure in retry or row.sha256 in placeholders]
+        if requested or resumed or lost:
+            taken = list(catalog.items(split, domain, start, footer.stop))
+            requested = range(len(image_names(taken))) if lost else requested
+            yield ShardTask(folder, number, options.url_prefix, start, taken, rows, requested)
         else:
-            on_skip(footer.coverage["frames"]["in"])
+            on_finished(footer.coverage["frames"]["in"])
         start = footer.stop
 
 
-def _has_lost_images(tar: Path, path: Path, begun: bool) -> bool:
-    """Whether a tar is gone or shorter than its ledger says; a retry that was killed may have left a shorter one."""
-    return not tar.exists() or (not begun and tar.stat().st_size < ledger.least_tar_bytes(path))
+def _has_lost_images(tar: Path, path: Path, resumed: bool) -> bool:
+    """Returns whether a tar is missing or shorter than its ledger says, unless an interrupted retry shortened it."""
+    return not tar.exists() or (not resumed and tar.stat().st_size < ledger.min_tar_bytes(path))

@@ -1,14 +1,13 @@
-"""The download itself: workers that fetch the images of a few shards at a time, one process on one event loop."""
+"""Runs a download: workers on one event loop fetch the images of a few shards at a time."""
 
 import asyncio
 import collections
-import contextlib
-import dataclasses
-import fcntl
 import functools
+import hashlib
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
+import socket
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,118 +16,59 @@ import aiohttp
 from yarl import URL
 
 from data_prep.catalog.files import Catalog
-from data_prep.common.domains import DOMAINS
-from data_prep.download import content, coverage, plan, preflight
-from data_prep.download.durable import replaced
-from data_prep.download.failures import DownloadError, Failure
-from data_prep.download.fetch import Fetcher, Limits, open_session
-from data_prep.download.progress import SECONDS_BETWEEN_LINES, Progress
+from data_prep.common.differences import describe_differences
+from data_prep.common.files import TEMPORARY, atomic_write, lock_file
+from data_prep.common.progress import Progress
+from data_prep.download.content import check_image
+from data_prep.download.coverage import SUMMARY_FILE, write_summary
+from data_prep.download.failures import SERVER_FAILURES, Failure, PreflightError
+from data_prep.download.fetch import Fetcher, open_session
+from data_prep.download.plan import Options, check_choices, count_frames, plan_shards
 from data_prep.download.shard import Shard
 
-VERSION = 1  # raise when the files change in form or meaning
+VERSION = 1  # increase if the form or the meaning of the files changes
 SETTINGS_FILE = "settings.json"
 LOCK_FILE = ".lock"
-URL_PREFIX = "https://js-ad.a.yximgs.com/bs2/ad-material-video/"
-SHARD_FRAMES = 2000
-# Shards under way: a few images whose server hangs must not keep the others waiting. Their bodies are on the disk.
-OPEN_SHARDS = 16
-# The same bytes under so many names of a shard are worth a look.
+OPEN_SHARDS = 16  # so that a few images from a stalled server do not block the others; their bodies are on the disk
+PREFLIGHT_SAMPLES = 20  # some images may be gone
+MAX_SERVER_FAILURES = 3  # of the preflight: each takes all tries and their backoff
+# Report a hash that occurs as often in a shard, because it may be a placeholder.
 _REPEATED, _REPEATED_SHARE = 20, 0.05
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """What to fetch, and how.
-
-    Attributes:
-      url_prefix: what makes a URL of an image's name.
-      shard_frames: frames a shard.
-      image_size: longest shorter side that images keep; None keeps all sizes.
-      splits: of the catalog; None is all.
-      domains: of `DOMAINS`.
-      retry: failures to try again where an earlier run met them.
-      placeholders: hex sha256 of images that are none; where such a one was taken for an image, it is asked again.
-      preflight: whether to look for one image that arrives before asking for all.
-      contact: an address for the server's owner, in the User-Agent.
-      limits: of requests.
-
-    Raises:
-      DownloadError: a value out of range.
-    """
-
-    url_prefix: str = URL_PREFIX
-    shard_frames: int = SHARD_FRAMES
-    image_size: int | None = None
-    splits: Sequence[str] | None = None
-    domains: Sequence[str] = DOMAINS
-    retry: Sequence[str] = ()
-    placeholders: Sequence[str] = ()
-    preflight: bool = True
-    contact: str = ""
-    limits: Limits = dataclasses.field(default_factory=Limits)
-
-    def __post_init__(self):
-        try:
-            url = URL(self.url_prefix)
-        except ValueError as error:
-            raise DownloadError(f"url_prefix {self.url_prefix!r} is no URL: {error}") from error
-        if url.scheme not in ("http", "https") or not url.host:
-            raise DownloadError(f"url_prefix {self.url_prefix!r}: wanted http://… or https://…")
-        _check_choices("retry", self.retry, list(Failure))
-        _check_choices("domains", self.domains, DOMAINS)
-        for sha256 in self.placeholders:
-            if not re.fullmatch("[0-9a-f]{64}", sha256):
-                raise DownloadError(f"placeholder {sha256!r}: wanted a sha256 as 64 small hex digits")
-
-
-def _check_choices(name: str, values: Sequence[str], choices: Sequence[str]) -> None:
-    if unknown := [value for value in values if value not in choices]:
-        raise DownloadError(f"{name} {', '.join(map(repr, unknown))}: wanted {', '.join(choices)}")
-
-
 async def download(catalog: Catalog, out: Path, options: Options, report: Callable[[str], None]) -> dict[str, Any]:
-    """Fetches what no earlier run has fetched, and writes and returns the coverage.
+    """Fetches what earlier runs have not fetched, and writes and returns the summary.
 
-    Killed or cancelled at any point, it goes on where it was when it is called again.
+    If it is interrupted, call it again: it resumes.
 
     Args:
-      catalog: what there is.
-      out: folder to write to, by one process at a time.
-      options: see there.
-      report: takes lines of progress.
+        catalog: Catalog to fetch.
+        out: Folder of the shards.
+        options: Options of the download.
+        report: Called with notes for the user.
 
     Raises:
-      DownloadError: an option, or a folder that does not fit.
-      CatalogError: the catalog cannot be read.
-      Unavailable: the server does not serve.
-      OSError: the disk is full, or the like.
+        ValueError: An option is invalid, the folder belongs to another download, or the catalog is invalid.
+        UnavailableError: The server does not work.
+        OSError: Files cannot be written, such as on a full disk.
     """
     splits = catalog.splits if options.splits is None else options.splits
-    _check_choices("splits", splits, catalog.splits)
+    check_choices("splits", splits, catalog.splits)
     out.mkdir(parents=True, exist_ok=True)
-    with _lock(out):
-        _settle(out, catalog, options)
+    with lock_file(out / LOCK_FILE, f"is downloading to {out}"):
+        _check_settings(out, catalog, options)
+        for path in (*out.glob(f"*{TEMPORARY}"), *out.glob(f"*/*/*{TEMPORARY}")):
+            path.unlink()  # left by a killed process
         domains = [(split, domain) for split in splits for domain in options.domains]
-        frames = sum(plan.count_frames(catalog, split, domain) for split, domain in domains)
+        frames = sum(count_frames(catalog, split, domain) for split, domain in domains)
         async with open_session(options.limits, options.contact) as session:
-            await _Run(catalog, out, options, domains, Progress(frames), report, session).go()
-        summary = coverage.measure(catalog, out)
-        coverage.write(out, summary)
-    return summary
+            with Progress(total=frames, desc="Downloading", unit="images") as progress:
+                await _Run(catalog, out, options, progress, report, session).run(domains)
+        return write_summary(catalog, out)
 
 
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    with (out / LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DownloadError(f"another process downloads to {out}: wait for its end, or stop it") from error
-        yield
-
-
-def _settle(out: Path, catalog: Catalog, options: Options) -> None:
-    """Writes down what the files in `out` depend on; an error where they were made with something else."""
+def _check_settings(out: Path, catalog: Catalog, options: Options) -> None:
+    """Stores the settings on which the files in `out` depend, or raises ValueError if they were different."""
     wanted = {
         "version": VERSION,
         "catalog": catalog.fingerprint,
@@ -137,13 +77,14 @@ def _settle(out: Path, catalog: Catalog, options: Options) -> None:
     }
     path = out / SETTINGS_FILE
     if not path.exists():
-        if others := {path.name for path in out.iterdir()} - {LOCK_FILE, f"{SETTINGS_FILE}.tmp"}:
-            raise DownloadError(f"{out} holds {min(others)} and no {SETTINGS_FILE}: give --out another folder")
-        with replaced(path) as file:
-            file.write(json.dumps(wanted, indent=2).encode() + b"\n")
+        names = [other.name for other in out.iterdir() if other.name != LOCK_FILE and other.suffix != TEMPORARY]
+        if names:
+            raise ValueError(f"{out} has {min(names)} but no {SETTINGS_FILE}: choose another folder for --out")
+        with atomic_write(path, "w", durable=True) as file:
+            file.write(json.dumps(wanted, indent=2) + "\n")
     found = json.loads(path.read_text(encoding="utf-8"))
-    if changed := [f"{key} {found[key]!r}, now {value!r}" for key, value in wanted.items() if found[key] != value]:
-        raise DownloadError(f"{out} was begun with {'; '.join(changed)}: use the same again, or another --out")
+    if changed := describe_differences(found, wanted):
+        raise ValueError(f"{out} has other settings ({'; '.join(changed)}): use the same or another --out")
 
 
 class _Run:
@@ -154,92 +95,85 @@ class _Run:
         catalog: Catalog,
         out: Path,
         options: Options,
-        domains: Sequence[tuple[str, str]],
         progress: Progress,
         report: Callable[[str], None],
         session: aiohttp.ClientSession,
-    ):
+    ) -> None:
         self._catalog = catalog
         self._out = out
         self._options = options
-        self._domains = domains
         self._progress = progress
         self._report = report
-        self._refused = set(options.placeholders)
-        check = functools.partial(content.check, image_size=options.image_size, refused=self._refused)
+        self._placeholders = set(options.placeholders)
+        check = functools.partial(check_image, image_size=options.image_size, placeholders=self._placeholders)
         self._fetcher = Fetcher(session, options.limits, check)
         self._queue: asyncio.Queue[tuple[Shard, int] | None] = asyncio.Queue(maxsize=2 * options.limits.concurrency)
         self._slots = asyncio.Semaphore(OPEN_SHARDS)
         self._open: set[Shard] = set()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="shards")
-        self._checked = False
+        self._failed: collections.Counter[Failure] = collections.Counter()
+        self._preflight_done = False
 
-    async def go(self) -> None:
-        """Fetches all that there is to fetch."""
+    async def run(self, domains: Sequence[tuple[str, str]]) -> None:
+        """Fetches the given domains of splits."""
         try:
             async with asyncio.TaskGroup() as self._group:
-                ticking = self._group.create_task(self._tick())
+                progress = self._group.create_task(self._show_progress())
                 workers = [self._group.create_task(self._work()) for _ in range(self._options.limits.concurrency)]
-                await self._produce()
+                await self._queue_shards(domains)
                 for _ in workers:
                     await self._queue.put(None)
                 await asyncio.wait(workers)
-                ticking.cancel()
+                progress.cancel()
         except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None  # the others are of workers that met the same
+            raise group.exceptions[0] from None  # the others are of workers with the same error
         finally:
-            self._writer.shutdown()  # a shard that is being written is written to its end
+            self._writer.shutdown()  # waits for the shard that is being written
             for shard in self._open:
                 shard.close()
-        if self._progress.asked:
-            self._say()
+            self._update_status()
 
-    async def _produce(self) -> None:
-        """Opens shard after shard and queues what is to be asked for."""
-        for split, domain in self._domains:
-            shards = plan.unfinished_shards(
-                self._catalog,
-                self._out / split / domain,
-                split,
-                domain,
-                shard_frames=self._options.shard_frames,
-                url_prefix=self._options.url_prefix,
-                retry=frozenset(self._options.retry),
-                refused=frozenset(self._options.placeholders),
-                on_skip=self._progress.skip,
-            )
-            # In a thread: to walk over finished shards and to read a row group takes a while.
-            while shard := await asyncio.to_thread(next, shards, None):
+    async def _queue_shards(self, domains: Sequence[tuple[str, str]]) -> None:
+        """Opens one shard after the other and queues the positions to fetch."""
+        loop = asyncio.get_running_loop()
+        for split, domain in domains:
+            on_finished = functools.partial(loop.call_soon_threadsafe, self._progress.skip)
+            tasks = plan_shards(self._catalog, self._out, split, domain, self._options, on_finished)
+            # In a thread, because it takes a while to pass finished shards and to read a row group.
+            while task := await asyncio.to_thread(next, tasks, None):
                 await self._slots.acquire()
-                await self._start(shard)
+                (self._out / SUMMARY_FILE).unlink(missing_ok=True)  # it is about to become outdated
+                await self._start(Shard(task))
 
     async def _start(self, shard: Shard) -> None:
-        (self._out / coverage.SUMMARY_FILE).unlink(missing_ok=True)  # what it says will no longer be so
         self._open.add(shard)
-        todo = shard.open()
-        self._progress.skip(shard.frames - len(todo))
-        if todo and not self._checked:
-            self._checked = True
-            await self._check(shard, todo)
-        for position in todo:
+        self._progress.skip(shard.frames - len(shard.todo))
+        if shard.todo and not self._preflight_done:
+            self._preflight_done = True
+            await self._check_server(shard)
+        for position in shard.todo:
             await self._queue.put((shard, position))
-        if not todo:
+        if not shard.todo:
             self._group.create_task(self._write(shard))
 
-    async def _check(self, shard: Shard, todo: Sequence[int]) -> None:
+    async def _check_server(self, shard: Shard) -> None:
         if self._options.preflight:
-            positions = [*shard.arrived(), *todo]
-            await preflight.check_server(self._fetcher, [shard.url(position) for position in positions])
-        if placeholder := await preflight.find_placeholder(self._fetcher, self._options.url_prefix):
-            self._report(f"the server sends an image for any name; the one with sha256 {placeholder} counts as none")
-            self._refused.add(placeholder)
+            urls = [shard.url(position) for position in (*shard.arrived(), *shard.todo)]
+            await _find_image(self._fetcher, urls)
+        if placeholder := await _find_placeholder(self._fetcher, self._options.url_prefix):
+            self._report(
+                f"the server sends an image for any name; images with its SHA-256 {placeholder} count as missing"
+            )
+            self._placeholders.add(placeholder)
 
     async def _work(self) -> None:
         while job := await self._queue.get():
             shard, position = job
             answer = await self._fetcher.fetch(shard.url(position))
             shard.add(position, answer)
-            self._progress.add(answer.failure)
+            self._progress.update()
+            if answer.failure:
+                self._failed[answer.failure] += 1
             if shard.complete:
                 self._group.create_task(self._write(shard))
 
@@ -251,15 +185,59 @@ class _Run:
         for sha256, count in counts.most_common(1):
             if count >= max(_REPEATED, _REPEATED_SHARE * len(rows)):
                 self._report(
-                    f"{shard.path}: {count} of {len(rows)} images have sha256 {sha256}; look at one, "
+                    f"{shard.path}: {count} of {len(rows)} images have SHA-256 {sha256}; look at one, "
                     f"and if it is a placeholder, run again with --placeholder={sha256}"
                 )
 
-    async def _tick(self) -> None:
+    async def _show_progress(self) -> None:
         while True:
-            await asyncio.sleep(SECONDS_BETWEEN_LINES)
-            self._say()
+            await asyncio.sleep(1)
+            self._update_status()
+            self._progress.update(0)
 
-    def _say(self) -> None:
-        limit = self._fetcher.rate(self._options.url_prefix)
-        self._report(self._progress.line(limit=limit, paused=self._fetcher.pause))
+    def _update_status(self) -> None:
+        rate = self._fetcher.rate(self._options.url_prefix)
+        self._progress.set_postfix_str(format_status(self._failed, rate, self._fetcher.pause), refresh=False)
+
+
+def format_status(failed: Mapping[Failure, int], rate: float, pause: float) -> str:
+    """Returns the failures so far, the rate limit and, during a pause, its seconds, in one line."""
+    parts = [f"limit {rate:.1f}/s"]
+    if failed:
+        reasons = sorted(failed.items(), key=lambda item: -item[1])
+        parts.append(f"{sum(failed.values()):,} failed: " + ", ".join(f"{name} {count:,}" for name, count in reasons))
+    if pause > 0:
+        parts.append(f"most requests fail: pause of {pause:.0f} s")
+    return "; ".join(parts)
+
+
+async def _find_image(fetcher: Fetcher, urls: Sequence[str]) -> None:
+    """Tries up to `PREFLIGHT_SAMPLES` of `urls` one by one, until one is an image.
+
+    Raises:
+        PreflightError: The host's name does not resolve, or none is an image.
+    """
+    host, port = URL(urls[0]).host, URL(urls[0]).port
+    try:
+        await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise PreflightError(f"the host {host} of --url_prefix does not resolve: {error}") from error
+    failures, server_failures = [], 0
+    for url in urls[:: -(-len(urls) // PREFLIGHT_SAMPLES)]:
+        answer = await fetcher.fetch(url)
+        if answer.picture:
+            return
+        failures.append(f"  {url}: {answer.failure}, {answer.error_message}")
+        server_failures += answer.failure in SERVER_FAILURES
+        if server_failures == MAX_SERVER_FAILURES:
+            break
+    shown = "\n".join(failures[-MAX_SERVER_FAILURES:])
+    raise PreflightError(
+        f"none of {len(failures)} images could be fetched; is --url_prefix right? If so, use --nopreflight\n{shown}"
+    )
+
+
+async def _find_placeholder(fetcher: Fetcher, url_prefix: str) -> str | None:
+    """Returns the SHA-256 of the image that the server sends for a nonexistent name; None if it sends none."""
+    answer = await fetcher.fetch(f"{url_prefix}{uuid.uuid4()}-is-no-image.jpg")
+    return hashlib.sha256(answer.picture.data).hexdigest() if answer.picture else None

@@ -1,1 +1,6 @@
-"""TODO data_prep/images."""
+"""Images of frames: finding, reading and checking them.
+
+decoding  rules for images: which are valid, and how they decode to upright RGB
+sources   images in folders and in the tar shards of a download
+index     frame → place of its image in the sources → bytes
+"""

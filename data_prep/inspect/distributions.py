@@ -11,11 +11,10 @@ from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
 from data_prep.common.domains import DOMAINS
-from data_prep.images import decoding as images
+from data_prep.images.decoding import FORMATS
 from data_prep.records.schema import Example, parse_example
 
 Histogram = collections.Counter[int]  # value → number of occurrences
-FORMATS = ("JPEG", *images.FORMATS)
 
 
 @dataclasses.dataclass(frozen=True)

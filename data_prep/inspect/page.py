@@ -10,13 +10,13 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tensorflow_datasets.core import DatasetBuilder
 
 from data_prep.common.domains import DOMAINS
 from data_prep.common.process_pool import ProcessMap, process_map
 from data_prep.common.text_table import text_table
-from data_prep.images import decoding as images
+from data_prep.images.decoding import open_image, upright_pixels
 from data_prep.inspect import distributions
 from data_prep.inspect.distributions import Histogram, Sample, describe
 from data_prep.records.schema import open_split, parse_example
@@ -131,10 +131,10 @@ def plot(title: str, histogram: Histogram) -> dict[str, Any]:
 
 def thumbnail(data: bytes) -> str:
     """Returns a small upright JPEG of an encoded image as a data URI."""
-    with Image.open(io.BytesIO(data), formats=distributions.FORMATS) as image:
+    with open_image(data) as image:
         image.draft("RGB", (THUMBNAIL, THUMBNAIL))
-        small = ImageOps.exif_transpose(images.as_rgb(image))
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        small = Image.fromarray(upright_pixels(image))
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -129,5 +129,5 @@ def _item_problems(item: Example) -> Iterator[str]:
     if not frames or len(frames) != len(times) or sorted(times) != times:
         yield f"{len(frames)} frames at times {times}, expected one ascending time per frame"
     for index, data in enumerate(frames):
-        if fault := images.find_fault(data):
-            yield f"frame {index}: {fault.value}"
+        if problem := images.find_problem(data):
+            yield f"frame {index}: {problem.value}"

@@ -16,7 +16,6 @@ import numpy as np
 from data_prep.catalog.files import Catalog, Item
 from data_prep.common.files import atomic_write
 from data_prep.images import index as image_index
-from data_prep.images.reader import ImageReader
 from data_prep.records import schema
 
 # Frames per shard. The maximum keeps shards below 1 GB at 50 kB per image, and ROPE at 4,000 files, all of which are
@@ -126,7 +125,7 @@ def write_shard(shard: Shard) -> ShardReport:
         span = shard.span
         items = Catalog(shard.catalog).items(shard.split, shard.domain, span.start, span.stop)
         places = image_index.read_places(shard.places, span.first_frame, span.last_frame)
-        with ImageReader(shard.sources) as reader:
+        with image_index.ImageReader(shard.sources) as reader:
             for row, item in enumerate(items, start=span.start):
                 times, frames = _read_frames(item, places, reader, dropped_frames)
                 if not frames:
@@ -155,14 +154,14 @@ def write_shard(shard: Shard) -> ShardReport:
 
 
 def _read_frames(
-    item: Item, places: Iterator[image_index.Place], reader: ImageReader, dropped: collections.Counter[str]
+    item: Item, places: Iterator[image_index.Place], reader: image_index.ImageReader, dropped: collections.Counter[str]
 ) -> tuple[list[int], list[bytes]]:
     """Returns the times and bytes of the frames that decode, and counts the others in `dropped`."""
     times, frames = [], []
     for frame, place in zip(item.frames, places, strict=False):  # the places continue with those of the next item
-        data, fault = reader.read(place)
-        if fault is not None:
-            dropped[fault.value] += 1
+        data, problem = reader.read(place)
+        if problem is not None:
+            dropped[problem.value] += 1
         else:
             times.append(frame.time)
             frames.append(data)

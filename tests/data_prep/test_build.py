@@ -65,7 +65,7 @@ def test_images_may_be_stored_anywhere(small, inputs, built, tmp_path, write_dow
         write_download(tmp_path / "images", half)
     else:
         # Our downloader stores only images that decode.
-        good = {name: data for name, data in names.items() if images.find_fault(data) is None}
+        good = {name: data for name, data in names.items() if images.find_problem(data) is None}
         write_download(tmp_path / "images", good if kind == "checked shards" else names, checked=kind != "shards")
     sources = (tmp_path / "images", inputs.images[0]) if kind == "mixture" else (tmp_path / "images",)
     summary, _ = small.build(Inputs(inputs.catalog, sources), tmp_path / "data")

@@ -1,15 +1,18 @@
+"""Views of images: crop, resize, flip and color jitter."""
+
 import io
 import math
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from cope_jax.data.images import EvalView, TrainView, crop_resize, decode, image_size, jitter_colour, random_box
+from cope_jax.data.images import WHOLE, EvalView, TrainView, crop_resize, jitter_color, limit_opencv_threads, random_box
 
 
 def picture(height: int, width: int) -> Image.Image:
-    """A smooth colourful picture without symmetry."""
+    """A smooth colorful picture without symmetry."""
     y, x = np.mgrid[0:height, 0:width] / np.array([height, width])[:, None, None]
     red = 127 + 120 * np.sin(7 * x + 3 * y)
     green = 255 * x * (1 - y)
@@ -23,45 +26,15 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_decode_is_pillows(kind):
-    data = encoded(picture(37, 53), kind)
-    reference = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
-    pixels = decode(data)
-    assert image_size(data) == (37, 53)
-    assert pixels.dtype == np.uint8
-    np.testing.assert_allclose(pixels, reference, atol=1 if kind == "JPEG" else 0)
-
-
-def test_jpeg_is_reduced_only_as_far_as_asked():
-    data = encoded(picture(96, 128))
-    assert decode(data, min_height=40, min_width=40).shape == (48, 64, 3)
-    assert decode(data, min_height=49, min_width=40).shape == (96, 128, 3)
-    assert decode(data, min_height=500, min_width=500).shape == (96, 128, 3)
-    assert decode(data).shape == (96, 128, 3)
-
-
-def test_odd_colour_modes():
-    grey = encoded(picture(20, 20).convert("L"))
-    assert (np.ptp(decode(grey), axis=-1) == 0).all()
-    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
-    np.testing.assert_allclose(decode(encoded(cmyk))[8, 8], [255, 0, 0], atol=4)
-    glass = Image.new("RGBA", (8, 8), (0, 0, 200, 0))
-    np.testing.assert_array_equal(decode(encoded(glass, "PNG")), 255)
-    palette = Image.new("P", (8, 8), 3)
-    palette.putpalette([0, 0, 0, 1, 1, 1, 2, 2, 2, 9, 80, 160])
-    np.testing.assert_array_equal(decode(encoded(palette, "PNG"))[0, 0], [9, 80, 160])
-
-
-@pytest.mark.parametrize("side", [90, 400])  # full and reduced decoding
-def test_crop_is_pillows_crop_of_the_whole_image(side):
+@pytest.mark.parametrize("side", [90, 400])  # decoded in full and at a reduced scale
+def test_crop_matches_pillows_crop_of_the_whole_image(side):
     image = picture(side, side * 3 // 2)
     box = (0.25, 0.1, 0.5, 0.8)
     crop = image.crop((round(0.1 * image.width), round(0.25 * side), round(0.9 * image.width), round(0.75 * side)))
     reference = np.asarray(crop.resize((32, 32), Image.Resampling.LANCZOS)).astype(int)
     frame = crop_resize(encoded(image), box, 32)
     assert frame.shape == (32, 32, 3)
-    # LANCZOS against BILINEAR, JPEG against none: equal but at the border, and on the mean.
+    # LANCZOS and bilinear resizing, with and without JPEG, are close except at the border.
     assert np.abs(frame - reference)[2:-2, 2:-2].max() <= 6
     assert abs(frame.mean() - reference.mean()) < 0.5
 
@@ -70,11 +43,11 @@ def test_resizing_is_antialiased():
     stripes = Image.fromarray(
         np.tile(np.array([0, 255], np.uint8)[:, None], (60, 120)).repeat(1)[: 120 * 120].reshape(120, 120)
     )
-    frame = crop_resize(encoded(stripes.convert("RGB"), "PNG"), (0.0, 0.0, 1.0, 1.0), 15)
+    frame = crop_resize(encoded(stripes.convert("RGB"), "PNG"), WHOLE, 15)
     np.testing.assert_allclose(frame, 127.5, atol=12)
 
 
-def test_eval_view_squeezes_the_whole_image():
+def test_eval_view_ignores_the_aspect_ratio():
     image = picture(60, 120)
     frames = EvalView(30)([encoded(image), encoded(picture(40, 40))])
     assert frames.shape == (2, 30, 30, 3)
@@ -82,28 +55,28 @@ def test_eval_view_squeezes_the_whole_image():
     assert np.abs(frames[0] - reference)[1:-1, 1:-1].max() <= 6
 
 
-def test_one_crop_for_the_whole_clip_whatever_the_frames_sizes():
+def test_frames_of_different_sizes_get_the_same_crop():
     small, large = encoded(picture(60, 80), "PNG"), encoded(picture(120, 160), "PNG")
-    view = TrainView(24, flip=True, colour_jitter=0.3)
+    view = TrainView(24, flip=True, color_jitter=0.3)
     crops = [view([small, small, large], np.random.default_rng(seed)).astype(int) for seed in range(12)]
     for clip in crops:
         np.testing.assert_array_equal(clip[0], clip[1])
         assert np.abs(clip[0] - clip[2]).max() < 12
-    assert np.abs(crops[0][0] - crops[1][0]).max() > 20  # and another for the next clip
+    assert np.abs(crops[0][0] - crops[1][0]).max() > 20  # the next clip gets another crop
 
 
-@pytest.mark.parametrize("view", [TrainView(24, colour_jitter=0.3), EvalView(24)])
-def test_frames_are_written_where_they_are_wanted(view):
+@pytest.mark.parametrize("view", [TrainView(24, color_jitter=0.3), EvalView(24)])
+def test_frames_are_written_to_out(view):
     data = [encoded(picture(60, 80)), encoded(picture(50, 40), "PNG")]
     batch = np.zeros((3, 2, 24, 24, 3), np.uint8)
-    for seed in range(8):  # mirrored and not
+    for seed in range(8):  # some are mirrored
         returned = view(data, np.random.default_rng(seed), batch[1])
         np.testing.assert_array_equal(batch[1], view(data, np.random.default_rng(seed)))
         assert np.shares_memory(returned, batch)
     assert not batch[[0, 2]].any()
 
 
-def test_flip_is_fair_and_the_same_over_a_clip():
+def test_half_of_the_clips_are_mirrored_as_a_whole():
     halves = np.zeros((32, 32, 3), np.uint8)
     halves[:, :16, 0] = 200
     data = encoded(Image.fromarray(halves), "PNG")
@@ -118,7 +91,7 @@ def test_flip_is_fair_and_the_same_over_a_clip():
     assert min(still) > 100
 
 
-def test_random_boxes_lie_inside_with_area_and_shape_in_range():
+def test_random_boxes_are_inside_the_image_with_area_and_ratio_in_range():
     rng = np.random.default_rng(0)
     boxes = np.array([random_box(300, 400, scale=(0.3, 0.8), ratio=(3 / 4, 4 / 3), rng=rng) for _ in range(500)])
     top, left, height, width = boxes.T
@@ -130,48 +103,53 @@ def test_random_boxes_lie_inside_with_area_and_shape_in_range():
     assert 0.75 < area.max() <= 0.8
     assert 3 / 4 - 1e-9 <= shape.min() < 0.78
     assert 1.28 < shape.max() <= 4 / 3 + 1e-9
-    assert np.corrcoef(top, left)[0, 1] < 0.2  # both move, each for itself
+    assert np.corrcoef(top, left)[0, 1] < 0.2  # independent
 
 
-def test_no_box_fits_a_very_long_image_so_its_middle_is_taken():
+def test_the_center_of_a_very_long_image_is_taken_if_no_box_fits():
     box = random_box(100, 1000, scale=(0.9, 1.0), ratio=(3 / 4, 4 / 3), rng=np.random.default_rng(0))
     np.testing.assert_allclose(box, [0, (1 - 4 / 30) / 2, 1, 4 / 30])
     box = random_box(1000, 100, scale=(0.9, 1.0), ratio=(3 / 4, 4 / 3), rng=np.random.default_rng(0))
     np.testing.assert_allclose(box, [(1 - 4 / 30) / 2, 0, 4 / 30, 1])
 
 
-def test_colour_jitter_is_brightness_contrast_saturation_hue_one_after_the_other():
+def test_color_jitter_is_brightness_then_contrast_then_saturation_then_hue():
     clip = np.stack([np.asarray(picture(9, 7)), 60 + np.asarray(picture(9, 7)) // 2])
-    changed = jitter_colour(clip, 0.2, np.random.default_rng(7))
+    changed = jitter_color(clip, 0.2, np.random.default_rng(7))
     draws = np.random.default_rng(7)
     brightness, contrast, saturation = draws.uniform(0.8, 1.2, size=3)
     angle = draws.uniform(-1, 1) * 0.01 * 2 * math.pi
     luma = [0.299, 0.587, 0.114]
     mean = sum(w * (brightness * clip[..., c]).mean() for c, w in enumerate(luma))
-    # A turn about the grey axis, by its three distinct entries.
+    # A rotation about the gray axis, by its three distinct entries.
     a = (1 + 2 * math.cos(angle)) / 3
     b = (1 - math.cos(angle)) / 3 - math.sin(angle) / math.sqrt(3)
     c = (1 - math.cos(angle)) / 3 + math.sin(angle) / math.sqrt(3)
     for place in np.ndindex(clip.shape[:-1]):
         pixel = [mean + contrast * (brightness * float(v) - mean) for v in clip[place]]
-        grey = sum(w * v for w, v in zip(luma, pixel, strict=True))
-        r, g, bl = (grey + saturation * (v - grey) for v in pixel)
+        gray = sum(w * v for w, v in zip(luma, pixel, strict=True))
+        r, g, bl = (gray + saturation * (v - gray) for v in pixel)
         turned = [a * r + b * g + c * bl, c * r + a * g + b * bl, b * r + c * g + a * bl]
         np.testing.assert_allclose(changed[place], np.clip(turned, 0, 255), atol=0.51)
 
 
-def test_colour_jitter_keeps_greys_grey_and_zero_is_off():
-    grey = encoded(Image.new("RGB", (20, 20), (90, 90, 90)), "PNG")
-    frames = TrainView(8, colour_jitter=0.5)([grey], np.random.default_rng(1)).astype(int)
+def test_color_jitter_keeps_grays_gray_and_zero_disables_it():
+    gray = encoded(Image.new("RGB", (20, 20), (90, 90, 90)), "PNG")
+    frames = TrainView(8, color_jitter=0.5)([gray], np.random.default_rng(1)).astype(int)
     assert np.ptp(frames, axis=-1).max() <= 1
     assert abs(frames.mean() - 90) > 2
-    np.testing.assert_array_equal(TrainView(8)([grey], np.random.default_rng(1)), 90)
+    np.testing.assert_array_equal(TrainView(8)([gray], np.random.default_rng(1)), 90)
 
 
 @pytest.mark.parametrize("view", [TrainView(8), EvalView(8)])
 @pytest.mark.parametrize(
     "data", [b"", b"not an image", b"\xff\xd8\xff\xe0broken", encoded(picture(30, 30), "PNG")[:200]]
 )
-def test_broken_images_are_value_errors(view, data):
+def test_corrupt_images_are_value_errors(view, data):
     with pytest.raises(ValueError, match=r"image|JPEG|decode"):
         view([data], np.random.default_rng(0))
+
+
+def test_opencv_starts_no_threads():
+    limit_opencv_threads()
+    assert cv2.getNumThreads() == 1

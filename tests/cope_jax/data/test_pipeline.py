@@ -277,7 +277,7 @@ def test_another_page_of_the_product_stands_for_a_rotten_one(train, rotten, cont
 
 
 def test_a_product_without_a_readable_item_lacks_the_domain(train, content, write_broken, tmp_path):
-    """Pages of one product are no images; both are tried."""
+    """Pages of one product are not an images; both are tried."""
     product = list(content.products)[5]
     bad = content.products[product]["page"]
     folder, faults = write_broken(tmp_path, {("page", row) for row in bad}), Faults()
@@ -287,7 +287,7 @@ def test_a_product_without_a_readable_item_lacks_the_domain(train, content, writ
         assert not batch["page"]["present"][of_product].any()
         assert batch["video"]["present"][of_product].all()
     assert "page item" in faults.last[0]
-    assert "are no image" in faults.last[0]
+    assert "are not an image" in faults.last[0]
 
 
 def broken_products(data_dir, folder, every):
@@ -363,7 +363,7 @@ def test_evaluation_of_some_rows_is_that_of_all(evaluate):
 def test_evaluation_leaves_out_what_cannot_be_read_where_asked(evaluate, rotten, write_broken, tmp_path):
     """A broken record, and an image that is none."""
     for folder, bad in (rotten, (write_broken(tmp_path / "images", {("page", 3)}), 3)):
-        with pytest.raises(ValueError, match=r"-00001-of-00002 is invalid|are no image"):
+        with pytest.raises(ValueError, match=r"-00001-of-00002 is invalid|are not an image"):
             evaluate("page", data_dir=folder)
         faults = Faults()
         found = evaluate("page", data_dir=folder, faults=faults)

@@ -1,4 +1,4 @@
-"""Items as cards: small pictures the right way up, a placeholder for what does not decode."""
+"""Items as cards: small upright pictures, a placeholder for images that do not decode."""
 
 import base64
 import io
@@ -21,26 +21,26 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
 
 
 def shown(uri: str) -> np.ndarray:
-    """The pixels of a data URI, u8[H, W, 3]."""
+    """Returns the pixels of a data URI, u8[H, W, 3]."""
     start, data = uri.split(",")
     assert start == "data:image/jpeg;base64"
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data, validate=True))))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_the_longest_side_is_the_one_asked_for(kind):
+def test_the_longest_side_has_the_requested_size(kind):
     pixels = shown(data_uri(encoded(Image.fromarray(LEFT_RED), kind), 50))
     assert pixels.shape == (15, 50, 3)
     np.testing.assert_allclose(pixels[7, 5], [254, 0, 0], atol=3)
     np.testing.assert_allclose(pixels[7, 45], 0, atol=3)
 
 
-def test_small_images_are_not_blown_up():
+def test_small_images_are_not_enlarged():
     assert shown(data_uri(encoded(Image.fromarray(LEFT_RED)), 500)).shape == (60, 200, 3)
 
 
-def test_the_orientation_of_exif_is_applied():
-    """6: the camera was turned; what was recorded at the left is the top."""
+def test_photos_are_turned_upright():
+    """Orientation 6: the left of the stored pixels is the top of the photo."""
     exif = Image.Exif()
     exif[0x0112] = 6
     pixels = shown(data_uri(encoded(Image.fromarray(LEFT_RED), exif=exif), 100))
@@ -48,7 +48,7 @@ def test_the_orientation_of_exif_is_applied():
     assert pixels[10, 15, 0] > 250 > 5 > pixels[90, 15, 0]
 
 
-def test_transparent_parts_lie_on_white():
+def test_transparent_pixels_lie_on_white():
     glass = Image.new("RGBA", (8, 8), (0, 0, 200, 0))
     np.testing.assert_array_equal(shown(data_uri(encoded(glass, "PNG"))), 255)
 
@@ -58,7 +58,7 @@ PNG = encoded(Image.fromarray(LEFT_RED), "PNG")
 
 
 @pytest.mark.parametrize(
-    "broken",
+    "data",
     [
         b"",
         b"<script>",
@@ -67,14 +67,14 @@ PNG = encoded(Image.fromarray(LEFT_RED), "PNG")
         PNG[:20] + b"\xff" * 20,
         encoded(Image.new("1", (9000, 9000)), "PNG"),
     ],
-    ids=["empty", "text", "half a JPEG", "half a PNG", "PNG of a broken header", "81 megapixels"],
+    ids=["empty", "text", "half a JPEG", "half a PNG", "PNG with a corrupt header", "81 megapixels"],
 )
-def test_what_does_not_decode_is_a_placeholder(broken):
-    assert data_uri(broken, 40) == placeholder(40)
+def test_images_that_do_not_decode_become_a_placeholder(data):
+    assert data_uri(data, 40) == placeholder(40)
     assert shown(placeholder(40)).shape == (40, 40, 3)
 
 
-def test_a_card_tells_what_the_records_do(synthetic_data_dir):
+def test_a_card_has_the_content_of_the_records(synthetic_data_dir):
     records = open_records(synthetic_data_dir, "test")
     for domain, limit in (("page", 1), ("video", 3)):
         row = max(range(len(records.items[domain])), key=lambda row: len(records.items[domain][row].frames))

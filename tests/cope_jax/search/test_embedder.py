@@ -110,7 +110,7 @@ PIXELS = np.zeros((8, 8, 3), np.uint8)
         ("page", {"images": [PIXELS] * 3, "texts": ["a"]}, "counts differ: 3 images, 1 texts"),
         ("video", {"frames": [[PIXELS], []]}, "video item 1 has nothing to embed$"),
         ("page", {"images": [PIXELS, "/no/x.jpg"]}, "page item 1: /no/x.jpg cannot be read: No such file"),
-        ("page", {"images": [b"GIF89a"]}, "page item 0: picture 0: 6 bytes that start with b'GIF89a' are no image"),
+        ("page", {"images": [b"GIF89a"]}, "page item 0: picture 0: 6 bytes that start with b'GIF89a' are not an image"),
         ("live", {"frames": [[PIXELS, PIXELS[0]]]}, r"live item 0: picture 1 is uint8\[8, 3\]; it must be uint8\[H, W"),
         ("page", {"images": [PIXELS.astype(float)]}, r"picture 0 is float64\[8, 8, 3\]"),
     ],

@@ -1,7 +1,7 @@
-"""An image server that does to its clients what the world's servers do: as told for each name, or by seed.
+"""An image server that misbehaves as real servers do: as chosen for each name, or at random.
 
-It speaks HTTP by hand, for no library lets one break it like that. In a thread of the test (`Server`), or as a
-process of its own, which prints its URL:
+It writes HTTP by hand, because no library allows such errors. It runs in a thread of the test (`Server`) or as a
+process that prints its URL:
 
     python -m tests.data_prep.download.misbehaving_server [--photos=SIDE]
 """
@@ -23,10 +23,10 @@ import simplejpeg
 
 from data_prep.download.failures import Failure
 
-# What the server does for a name → why its image is missing in the end; None where it arrives.
-BEHAVIOURS: dict[str, Failure | None] = {
+# What the server does for a name → why its image is missing at the end; None if it arrives.
+BEHAVIORS: dict[str, Failure | None] = {
     "fine": None,
-    "wrong_type": None,  # an image that is said to be text/html
+    "wrong_type": None,  # an image with the content type text/html
     "no_length": None,  # the body ends with the connection
     "chunked": None,
     "error_twice": None,  # 500, 500, then fine
@@ -42,7 +42,7 @@ BEHAVIOURS: dict[str, Failure | None] = {
     "forbidden": Failure.CLIENT,
     "no_content": Failure.CLIENT,
     "silent": Failure.TIMEOUT,
-    "drip": Failure.TIMEOUT,  # byte by byte, each in time
+    "drip": Failure.TIMEOUT,  # byte by byte, each one in time
     "stalls": Failure.TIMEOUT,
     "reset": Failure.CONNECTION,
     "garbage": Failure.CONNECTION,
@@ -55,7 +55,7 @@ BEHAVIOURS: dict[str, Failure | None] = {
     "oversized_chunked": Failure.TOO_LARGE,
     "html": Failure.NOT_AN_IMAGE,
     "empty": Failure.NOT_AN_IMAGE,
-    "half": Failure.CORRUPT,  # half an image, and a length that fits
+    "half": Failure.CORRUPT,  # half an image of the right length
     "placeholder": Failure.PLACEHOLDER,
 }
 _TIMES = {
@@ -66,54 +66,55 @@ _TIMES = {
     "truncated_once": 1,
     "stalls_once": 1,
 }
-MAX_BYTES = 50_000  # a client's limit that what is oversized here exceeds
+MAX_BYTES = 50_000  # limit of the client, which "oversized" bodies exceed
 PLACEHOLDER_NAME = "the placeholder"
 
 
 @functools.cache
 def image(name: str, side: int = 24) -> bytes:
-    """Returns the one JPEG of a name."""
+    """Returns the JPEG of a name."""
     pixels = np.random.default_rng(zlib.crc32(name.encode())).integers(0, 256, (side, side + 8, 3), np.uint8)
     return simplejpeg.encode_jpeg(pixels, quality=80)
 
 
-def draw_behaviours(names: Iterable[str], seed: int) -> dict[str, str]:
-    """Returns name → behaviour: each behaviour at least once if there are names enough, else fine or any."""
+def draw_behaviors(names: Iterable[str], seed: int) -> dict[str, str]:
+    """Returns name → behavior: each behavior at least once if there are enough names, mostly "fine"."""
     names, rng = list(names), random.Random(seed)
-    # Retry-After halts everything for a second, and each complaint halves the rate: once each is enough.
-    weights = [300 if each == "fine" else not each.startswith("busy") for each in BEHAVIOURS]
-    drawn = [*BEHAVIOURS, *rng.choices(list(BEHAVIOURS), weights, k=len(names))][: len(names)]
+    # Retry-After stops all requests for a second, and each complaint halves the rate: once each is enough.
+    weights = [300 if each == "fine" else not each.startswith("busy") for each in BEHAVIORS]
+    drawn = [*BEHAVIORS, *rng.choices(list(BEHAVIORS), weights, k=len(names))][: len(names)]
     rng.shuffle(drawn)
     return dict(zip(names, drawn, strict=True))
 
 
 class Server:
-    """The server, in a thread of its own: a context manager.
+    """Context manager that runs the server in a thread.
 
     Attributes:
-      requests: name → requests for it so far; a redirect's target counts for itself.
-      answers: status → answers.
-      headers: those of the latest request.
+        requests: Name → requests so far; the target of a redirect counts separately.
+        answers: Status → number of answers.
+        headers: Headers of the latest request.
     """
 
     def __init__(
-        self, behaviours: Mapping[str, str] | None = None, *, limit: int | None = None, default="not_found", photos=0
+        self, behaviors: Mapping[str, str] | None = None, *, limit: int | None = None, default="not_found", photos=0
     ):
-        """
+        """Configures the server.
+
         Args:
-          behaviours: name, as it is quoted in URLs → one of `BEHAVIOURS`.
-          limit: how many requests a second are served; the rest of the second is 429 with Retry-After.
-          default: what names get that `behaviours` does not know.
-          photos: if not 0, all names share a few images of this side, for a benchmark not to wait for their drawing.
+            behaviors: Name as encoded in URLs → one of `BEHAVIORS`.
+            limit: Requests per second that are served; the others get 429 with Retry-After.
+            default: Behavior for other names.
+            photos: If not 0, all names share a few images of this side, so that a benchmark need not wait for them.
         """
-        self.behaviours = dict(behaviours or {})
+        self.behaviors = dict(behaviors or {})
         self.limit = limit
         self.default = default
         self.photos = [image(str(number), photos) for number in range(64)] if photos else ()
         self.requests: collections.Counter[str] = collections.Counter()
         self.answers: collections.Counter[int] = collections.Counter()
         self.headers = ""
-        self._served: collections.Counter[int] = collections.Counter()  # by second
+        self._served: collections.Counter[int] = collections.Counter()  # per second
         self._first = self._latest = 0.0
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self.serve()), daemon=True)
@@ -157,8 +158,8 @@ class Server:
             writer.close()
 
     async def _answer(self, name: str, writer: asyncio.StreamWriter) -> bool:
-        """Answers one request; returns whether the connection stays."""
-        if name == "times":  # when the first and the latest request came, for benchmarks
+        """Answers one request; returns whether the connection stays open."""
+        if name == "times":  # of the first and the latest request, for benchmarks
             times, self._first = [self._first, self._latest], 0.0
             return self._send(writer, 200, json.dumps(times).encode())
         self._latest = time.monotonic()
@@ -167,30 +168,30 @@ class Server:
         second = int(self._latest)
         self._served[second] += 1
         if self.limit is not None:
-            await asyncio.sleep(0.025)  # as on the way to a far server: some more are sent before the first 429 is back
+            await asyncio.sleep(0.025)  # latency: some more requests are sent before the first 429
         if self.limit is not None and self._served[second] > self.limit:
             return self._send(writer, 429, headers="Retry-After: 1\r\n")
-        # "fine" is for images that there are, and not for the name that the preflight makes up.
+        # The nonexistent name of the preflight is not "fine".
         default = "not_found" if self.default == "fine" and name.endswith("-is-no-image.jpg") else self.default
-        behaviour = self.behaviours.get(name, default)
-        if self.requests[name] > _TIMES.get(behaviour, self.requests[name]):
-            behaviour = "fine"
+        behavior = self.behaviors.get(name, default)
+        if self.requests[name] > _TIMES.get(behavior, self.requests[name]):
+            behavior = "fine"
         if self.photos:
             body = self.photos[zlib.crc32(name.encode()) % len(self.photos)]
         else:
-            body = image(PLACEHOLDER_NAME if behaviour == "placeholder" else name)
-        match behaviour:
+            body = image(PLACEHOLDER_NAME if behavior == "placeholder" else name)
+        match behavior:
             case "fine" | "placeholder":
                 return self._send(writer, 200, body, "Content-Type: image/jpeg\r\n")
             case "wrong_type":
                 return self._send(writer, 200, body, "Content-Type: text/html\r\n")
             case "not_found" | "gone" | "error" | "error_twice" | "forbidden" | "no_content":
                 statuses = {"not_found": 404, "gone": 410, "forbidden": 403, "no_content": 204}
-                return self._send(writer, statuses.get(behaviour, 500))
+                return self._send(writer, statuses.get(behavior, 500))
             case "busy_once":
                 date = email.utils.formatdate(time.time() + 1, usegmt=True)
                 return self._send(writer, 503, headers=f"Retry-After: {date}\r\n")
-            case "busy_for_a_day":  # not drawn: it ends a download
+            case "busy_for_a_day":  # never drawn, because it ends a download
                 return self._send(writer, 429, headers="Retry-After: 86400\r\n")
             case "busy_seconds":
                 return self._send(writer, 429, headers="Retry-After: 1\r\n")
@@ -204,8 +205,8 @@ class Server:
                 return self._send(writer, 200, body + bytes(MAX_BYTES))
             case "redirect" | "redirect_loop" | "redirect_file" | "redirect_nowhere":
                 targets = {"redirect": f"moved-{name}", "redirect_loop": name, "redirect_file": "file:///etc/hostname"}
-                self.behaviours[f"moved-{name}"] = "fine"
-                location = f"Location: {targets[behaviour]}\r\n" if behaviour in targets else ""
+                self.behaviors[f"moved-{name}"] = "fine"
+                location = f"Location: {targets[behavior]}\r\n" if behavior in targets else ""
                 return self._send(writer, 302, headers=location)
             case "silent":
                 await asyncio.sleep(60)
@@ -216,7 +217,7 @@ class Server:
             case "chunked" | "chunk_cut":
                 self._head(writer, 200, "Transfer-Encoding: chunked\r\n")
                 writer.write(b"%x\r\n%b\r\n" % (100, body[:100]))
-                if behaviour == "chunked":
+                if behavior == "chunked":
                     writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body) - 100, body[100:]))
                     return True
             case "no_length":
@@ -229,13 +230,13 @@ class Server:
                     await writer.drain()
             case "truncated" | "truncated_once" | "stalls" | "stalls_once" | "drip":
                 self._head(writer, 200, f"Content-Length: {len(body)}\r\n")
-                for start in range(0, 1500 if behaviour == "drip" else 1):
+                for start in range(0, 1500 if behavior == "drip" else 1):
                     writer.write(body[start : start + 1])
                     await writer.drain()
                     await asyncio.sleep(0.04)
-                await asyncio.sleep(0 if behaviour.startswith("truncated") else 60)
+                await asyncio.sleep(0 if behavior.startswith("truncated") else 60)
             case _:
-                raise ValueError(f"behaviour {behaviour!r}: wanted one of {', '.join(BEHAVIOURS)}")
+                raise ValueError(f"unknown behavior {behavior!r}; choose from {', '.join(BEHAVIORS)}")
         return False
 
     def _head(self, writer: asyncio.StreamWriter, status: int, headers: str) -> None:

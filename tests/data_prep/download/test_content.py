@@ -1,4 +1,4 @@
-"""What counts as an image, and how one is shrunk."""
+"""Which bodies are images, and how images are shrunk."""
 
 import hashlib
 import io
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.download.content import check
+from data_prep.download.content import check_image
 from data_prep.download.failures import Failure, FetchError
 
 
@@ -24,9 +24,9 @@ def encode(kind: str, size=(40, 20), mode="RGB", **kwargs) -> bytes:
     ("kind", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif"), ("BMP", "bmp")]
 )
 @pytest.mark.parametrize("image_size", [None, 20])
-def test_bytes_stay_and_the_extension_tells_what_they_are(kind, extension, image_size):
+def test_bytes_stay_and_get_the_extension_of_their_format(kind, extension, image_size):
     data = encode(kind)
-    picture = check(data, image_size=image_size, refused=frozenset())
+    picture = check_image(data, image_size=image_size, placeholders=frozenset())
     assert (picture.data, picture.extension, picture.width, picture.height) == (data, extension, 40, 20)
     assert picture.sha256 == hashlib.sha256(data).hexdigest()
 
@@ -40,26 +40,26 @@ def test_bytes_stay_and_the_extension_tells_what_they_are(kind, extension, image
         (encode("BMP", size=(9000, 8000), mode="1"), Failure.TOO_LARGE),
     ],
 )
-def test_what_is_none_is_named(body, failure):
+def test_other_bodies_have_a_failure(body, failure):
     with pytest.raises(FetchError, match=f"{len(body)} bytes that start with") as caught:
-        check(body, image_size=None, refused=frozenset())
+        check_image(body, image_size=None, placeholders=frozenset())
     assert caught.value.failure == failure
 
 
-def test_a_placeholder_is_refused_as_sent_and_as_shrunk():
+def test_a_placeholder_is_a_failure_before_and_after_shrinking():
     data = encode("PNG")
-    small = check(data, image_size=10, refused=frozenset()).sha256
-    for refused in (hashlib.sha256(data).hexdigest(), small):
-        with pytest.raises(FetchError, match=f"the placeholder with sha256 {refused}") as caught:
-            check(data, image_size=10, refused={refused})
+    small = check_image(data, image_size=10, placeholders=frozenset()).sha256
+    for placeholder in (hashlib.sha256(data).hexdigest(), small):
+        with pytest.raises(FetchError, match=f"the placeholder with sha256 {placeholder}") as caught:
+            check_image(data, image_size=10, placeholders={placeholder})
         assert caught.value.failure == Failure.PLACEHOLDER
 
 
 @pytest.mark.parametrize(
     ("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "I;16"), ("GIF", "P")]
 )
-def test_the_shorter_side_is_shrunk_and_the_picture_is_the_same(kind, mode):
-    picture = check(encode(kind, mode=mode), image_size=10, refused=frozenset())
+def test_shrinking_keeps_the_picture(kind, mode):
+    picture = check_image(encode(kind, mode=mode), image_size=10, placeholders=frozenset())
     assert (picture.extension, picture.width, picture.height) == ("jpg", 20, 10)
     assert (picture.original_width, picture.original_height) == (40, 20)
     with Image.open(io.BytesIO(picture.data)) as image:
@@ -69,11 +69,11 @@ def test_the_shorter_side_is_shrunk_and_the_picture_is_the_same(kind, mode):
     assert max(black) < 25
 
 
-def test_of_16_bit_grey_the_upper_bits_are_shrunk():
+def test_shrinking_keeps_the_upper_bits_of_16_bit_gray():
     values = np.repeat(np.linspace(0, 65535, 40).astype(np.uint16)[None], 20, axis=0)  # most of them above 255
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, "PNG")
-    picture = check(buffer.getvalue(), image_size=10, refused=frozenset())
+    picture = check_image(buffer.getvalue(), image_size=10, placeholders=frozenset())
     with Image.open(io.BytesIO(picture.data)) as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (20, 10))
         pixels = np.asarray(image.convert("L")).astype(float)
@@ -81,10 +81,10 @@ def test_of_16_bit_grey_the_upper_bits_are_shrunk():
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("JPEG", "RGB"), ("PNG", "RGBA"), ("PNG", "I;16")])
-def test_a_rotated_photo_comes_out_upright(kind, mode):
+def test_shrinking_turns_a_photo_upright(kind, mode):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned right: the white quarter is at the upper right
-    picture = check(encode(kind, mode=mode, exif=exif), image_size=10, refused=frozenset())
+    exif[0x0112] = 6  # to be rotated clockwise: the white quarter moves to the upper right
+    picture = check_image(encode(kind, mode=mode, exif=exif), image_size=10, placeholders=frozenset())
     assert (picture.width, picture.height) == (10, 20)
     with Image.open(io.BytesIO(picture.data)) as image:
         assert not image.getexif()

@@ -1,4 +1,4 @@
-"""What Retry-After means. Requests themselves: tests/data_prep/test_download.py."""
+"""What Retry-After means; test_run.py tests the requests."""
 
 import pytest
 
@@ -15,12 +15,12 @@ NOW = 1445412480.0  # 21 Oct 2015 07:28:00 GMT
         (" 0 ", 0),
         ("Wed, 21 Oct 2015 07:28:30 GMT", 30),
         ("Wed, 21 Oct 2015 08:28:30 +0100", 3630 - 3600),
-        ("Wed, 21 Oct 2015 07:27:00 GMT", 0),  # past
+        ("Wed, 21 Oct 2015 07:27:00 GMT", 0),  # in the past
         ("soon", 0),
         ("-5", 0),
         ("1.5", 0),
         ("", 0),
     ],
 )
-def test_retry_after_is_seconds_or_a_date(value, seconds):
+def test_retry_after_has_seconds_or_a_date(value, seconds):
     assert parse_retry_after(value, NOW) == seconds

@@ -16,7 +16,7 @@ def row(position: int, body: bytes | None, tries: int = 1) -> Row:
 
 
 def write(path) -> list[int]:
-    """Writes three images and a failure; returns the file's sizes after each."""
+    """Writes three images and a failure; returns the sizes of the file after each."""
     journal, sizes = Journal(path, [0, 2, 3, 4]), []
     for position in (4, 3, 0, 2):
         body = BODIES.get(position)
@@ -26,7 +26,7 @@ def write(path) -> list[int]:
     return sizes
 
 
-def test_wherever_the_file_ends_whole_answers_are_kept_and_others_can_follow(tmp_path):
+def test_complete_answers_are_kept_wherever_the_file_ends(tmp_path):
     path = tmp_path / "journal"
     sizes = write(path)
     whole = path.read_bytes()
@@ -38,15 +38,15 @@ def test_wherever_the_file_ends_whole_answers_are_kept_and_others_can_follow(tmp
         journal.append(9, row(9, b"later"), b"later")
         journal.close()
         again = Journal(path, [])
-        assert again.asked == {0, 2, 3, 4}
+        assert again.requested == {0, 2, 3, 4}
         assert list(again.rows) == [*kept, 9]
         assert all(again.body(position) == BODIES[position] for position in kept if position != 3)
         assert again.body(9) == b"later"
         again.close()
 
 
-def test_bytes_that_did_not_reach_the_disk_end_the_journal(tmp_path):
-    """As after a power cut: the file has its length, and zeros in the middle."""
+def test_the_journal_ends_before_bytes_that_did_not_reach_the_disk(tmp_path):
+    """As after a power failure, the file has its length but zeros in the middle."""
     path = tmp_path / "journal"
     write(path)
     damaged = path.read_bytes().replace(b"{\x00}", b"\x00\x00\x00")
@@ -56,22 +56,22 @@ def test_bytes_that_did_not_reach_the_disk_end_the_journal(tmp_path):
     journal.close()
 
 
-def test_a_journal_whose_beginning_did_not_reach_the_disk_starts_anew(tmp_path):
+def test_a_journal_whose_start_did_not_reach_the_disk_starts_over(tmp_path):
     path = tmp_path / "journal"
     write(path)
     path.write_bytes(b"\0\0\0" + path.read_bytes()[3:])
     journal = Journal(path, [1])
-    assert (journal.asked, journal.rows) == ({1}, {})
+    assert (journal.requested, journal.rows) == ({1}, {})
     journal.append(1, row(1, b"new"), b"new")
     journal.close()
     again = Journal(path, [])
-    assert (again.asked, list(again.rows), again.body(1)) == ({1}, [1], b"new")
+    assert (again.requested, list(again.rows), again.body(1)) == ({1}, [1], b"new")
     again.close()
 
 
-def test_a_retry_adds_to_what_was_asked(tmp_path):
+def test_a_retry_adds_to_the_requested_positions(tmp_path):
     write(tmp_path / "journal")
     journal = Journal(tmp_path / "journal", [7])
-    assert journal.asked == {0, 2, 3, 4, 7}
+    assert journal.requested == {0, 2, 3, 4, 7}
     journal.remove()
     assert not (tmp_path / "journal").exists()

@@ -1,4 +1,4 @@
-"""Which images pass, and the reason given for those that do not."""
+"""Which images are valid, and how they decode."""
 
 import io
 import random
@@ -8,10 +8,19 @@ import zlib
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageOps
 
-from data_prep.images import decoding as images
-from data_prep.images.decoding import Fault, find_fault, read_image
+from data_prep.images import decoding
+from data_prep.images.decoding import (
+    ImageProblem,
+    decode_rgb,
+    exif_orientation,
+    find_problem,
+    image_size,
+    jpeg_orientation,
+    read_image,
+    turn_upright,
+)
 
 
 def encode(kind: str, mode: str = "RGB", size: tuple[int, int] = (37, 23)) -> bytes:
@@ -22,7 +31,7 @@ def encode(kind: str, mode: str = "RGB", size: tuple[int, int] = (37, 23)) -> by
 
 
 def png_that_claims(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header asks for `width` × `height` pixels."""
+    """A PNG of a few bytes whose header claims `width` × `height` pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [header, b"IDAT" + zlib.compress(b"\0" * 100), b"IEND"]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -51,40 +60,40 @@ def jpeg_that_claims(width: int, height: int) -> bytes:
         ("BMP", "RGB"),
     ],
 )
-def test_images_that_decode_pass(kind, mode):
-    assert find_fault(encode(kind, mode)) is None
+def test_images_that_decode_are_valid(kind, mode):
+    assert find_problem(encode(kind, mode)) is None
 
 
-def test_bytes_after_the_end_of_a_jpeg_are_no_fault():
-    assert find_fault(encode("JPEG") + b"\0" * 9) is None
+def test_bytes_after_the_end_of_a_jpeg_are_ignored():
+    assert find_problem(encode("JPEG") + b"\0" * 9) is None
 
 
 @pytest.mark.parametrize(
-    ("data", "fault"),
+    ("data", "problem"),
     [
-        (b"", Fault.NOT_AN_IMAGE),
-        (b"<html>404</html>", Fault.NOT_AN_IMAGE),
-        (encode("TIFF"), Fault.NOT_AN_IMAGE),  # not among FORMATS
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", Fault.NOT_AN_IMAGE),
-        (encode("JPEG")[:300], Fault.CORRUPT),
-        (encode("JPEG")[:-2], Fault.CORRUPT),
-        (encode("JPEG")[:20], Fault.CORRUPT),
-        (encode("PNG")[:1000], Fault.CORRUPT),
-        (encode("WEBP")[:200], Fault.CORRUPT),
-        (jpeg_that_claims(65000, 65000), Fault.TOO_LARGE),
-        (png_that_claims(9000, 9000), Fault.TOO_LARGE),  # below the size at which Pillow warns
-        (png_that_claims(11000, 11000), Fault.TOO_LARGE),  # Pillow warns
-        (png_that_claims(60000, 60000), Fault.TOO_LARGE),  # Pillow raises
-        (png_that_claims(90, 90), Fault.CORRUPT),
+        (b"", ImageProblem.NOT_AN_IMAGE),
+        (b"<html>404</html>", ImageProblem.NOT_AN_IMAGE),
+        (encode("TIFF"), ImageProblem.NOT_AN_IMAGE),  # not among FORMATS
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", ImageProblem.NOT_AN_IMAGE),
+        (encode("JPEG")[:300], ImageProblem.CORRUPT),
+        (encode("JPEG")[:-2], ImageProblem.CORRUPT),
+        (encode("JPEG")[:20], ImageProblem.CORRUPT),
+        (encode("PNG")[:1000], ImageProblem.CORRUPT),
+        (encode("WEBP")[:200], ImageProblem.CORRUPT),
+        (jpeg_that_claims(65000, 65000), ImageProblem.TOO_LARGE),
+        (png_that_claims(9000, 9000), ImageProblem.TOO_LARGE),  # below the size at which Pillow warns
+        (png_that_claims(11000, 11000), ImageProblem.TOO_LARGE),  # Pillow warns
+        (png_that_claims(60000, 60000), ImageProblem.TOO_LARGE),  # Pillow raises
+        (png_that_claims(90, 90), ImageProblem.CORRUPT),
     ],
-    ids=lambda value: None if isinstance(value, Fault) else f"{len(value)}_bytes",
+    ids=lambda value: None if isinstance(value, ImageProblem) else f"{len(value)}_bytes",
 )
-def test_others_are_named(data, fault):
-    assert find_fault(data) is fault
+def test_invalid_images_have_a_reason(data, problem):
+    assert find_problem(data) is problem
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_broken_bytes_give_a_reason_and_never_an_exception(kind):
+def test_corrupt_bytes_give_a_reason_and_never_an_exception(kind):
     rng = random.Random(5)
     whole = encode(kind)
     seen = set()
@@ -92,29 +101,29 @@ def test_broken_bytes_give_a_reason_and_never_an_exception(kind):
         data = bytearray(whole)
         for _ in range(rng.randint(1, 8)):
             data[rng.randrange(rng.choice([60, len(data)]))] = rng.randrange(256)
-        seen.add(find_fault(bytes(data[: rng.choice([len(data), rng.randrange(len(data))])])))
-    assert Fault.CORRUPT in seen
-    assert seen <= {None, Fault.CORRUPT, Fault.NOT_AN_IMAGE, Fault.TOO_LARGE}
+        seen.add(find_problem(bytes(data[: rng.choice([len(data), rng.randrange(len(data))])])))
+    assert ImageProblem.CORRUPT in seen
+    assert seen <= {None, ImageProblem.CORRUPT, ImageProblem.NOT_AN_IMAGE, ImageProblem.TOO_LARGE}
 
 
-def test_read_image_gives_the_bytes_untouched_or_the_reason(tmp_path, monkeypatch):
+def test_read_image_returns_the_bytes_unchanged_or_the_reason(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(encode("PNG"))
     (tmp_path / "b.png").write_bytes(b"x")
     assert read_image(tmp_path / "a.png") == (encode("PNG"), None)
-    assert read_image(tmp_path / "b.png") == (b"", Fault.NOT_AN_IMAGE)
-    assert read_image(tmp_path / "c.png") == (b"", Fault.MISSING)
-    monkeypatch.setattr(images, "MAX_BYTES", len(encode("PNG")) - 1)
-    assert read_image(tmp_path / "a.png") == (b"", Fault.TOO_LARGE)
+    assert read_image(tmp_path / "b.png") == (b"", ImageProblem.NOT_AN_IMAGE)
+    assert read_image(tmp_path / "c.png") == (b"", ImageProblem.MISSING)
+    monkeypatch.setattr(decoding, "MAX_BYTES", len(encode("PNG")) - 1)
+    assert read_image(tmp_path / "a.png") == (b"", ImageProblem.TOO_LARGE)
 
 
-def test_a_file_that_cannot_be_read_is_not_a_dropped_image(tmp_path):
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
     with pytest.raises(IsADirectoryError):
         read_image(tmp_path)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "restart_marker_rows": 1}])
-def test_a_jpeg_is_judged_as_if_decoded_in_full(options):
-    """The check reads the whole stream but makes few pixels of it; simplejpeg's strict decoding is the reference."""
+def test_a_jpeg_is_valid_if_it_decodes_in_full(options):
+    """The check decodes at a reduced scale; strict decoding in full is the reference."""
     rng = random.Random(7)
     pixels = np.random.default_rng(3).integers(0, 256, (40, 52, 3), np.uint8)
     verdicts = []
@@ -123,12 +132,114 @@ def test_a_jpeg_is_judged_as_if_decoded_in_full(options):
         Image.fromarray(pixels).convert(mode).save(buffer, "JPEG", **options)
         for _ in range(150):
             data = bytearray(buffer.getvalue())
-            data[rng.randrange(300, len(data))] = rng.randrange(256)  # behind the header
+            data[rng.randrange(300, len(data))] = rng.randrange(256)  # after the header
             data = bytes(data[: rng.choice([len(data), rng.randrange(300, len(data))])])
             try:
                 simplejpeg.decode_jpeg(data, "RGB")
                 verdicts.append(None)
             except ValueError:
-                verdicts.append(Fault.CORRUPT)
-            assert find_fault(data) is verdicts[-1]
-    assert set(verdicts) == {None, Fault.CORRUPT}
+                verdicts.append(ImageProblem.CORRUPT)
+            assert find_problem(data) is verdicts[-1]
+    assert set(verdicts) == {None, ImageProblem.CORRUPT}
+
+
+def picture(height: int, width: int) -> Image.Image:
+    """A smooth colorful picture without symmetry."""
+    y, x = np.mgrid[0:height, 0:width] / np.array([height, width])[:, None, None]
+    red, blue = 127 + 120 * np.sin(7 * x + 3 * y), 127 + 120 * np.cos(5 * y - 4 * x * x)
+    return Image.fromarray(np.stack([red, 255 * x * (1 - y), blue], axis=-1).astype(np.uint8))
+
+
+def encode_image(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {}), **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_decode_rgb_matches_pillow(kind):
+    data = encode_image(picture(37, 53), kind)
+    reference = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    pixels = decode_rgb(data)
+    assert image_size(data) == (37, 53)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_allclose(pixels, reference, atol=1 if kind == "JPEG" else 0)
+
+
+def test_jpeg_is_reduced_only_as_far_as_asked():
+    data = encode_image(picture(96, 128))
+    assert decode_rgb(data, min_height=40, min_width=40).shape == (48, 64, 3)
+    assert decode_rgb(data, min_height=49, min_width=40).shape == (96, 128, 3)
+    assert decode_rgb(data, min_height=500, min_width=500).shape == (96, 128, 3)
+    assert decode_rgb(data).shape == (96, 128, 3)
+
+
+def test_color_modes_become_rgb():
+    gray = encode_image(picture(20, 20).convert("L"))
+    assert (np.ptp(decode_rgb(gray), axis=-1) == 0).all()
+    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    np.testing.assert_allclose(decode_rgb(encode_image(cmyk))[8, 8], [255, 0, 0], atol=4)
+    glass = Image.new("RGBA", (8, 8), (0, 0, 200, 0))
+    np.testing.assert_array_equal(decode_rgb(encode_image(glass, "PNG")), 255)
+    palette = Image.new("P", (8, 8), 3)
+    palette.putpalette([0, 0, 0, 1, 1, 1, 2, 2, 2, 9, 80, 160])
+    np.testing.assert_array_equal(decode_rgb(encode_image(palette, "PNG"))[0, 0], [9, 80, 160])
+
+
+def tiff(order: str, entries: list[tuple[int, int, int]], *, start: int = 8) -> bytes:
+    """Returns an EXIF block with entries (tag, kind, value)."""
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, start) + b"\0" * (start - 8)
+    fields = [struct.pack(f"{order}HHIHH", tag, kind, 1, value, 0) for tag, kind, value in entries]
+    return b"Exif\0\0" + head + struct.pack(f"{order}H", len(entries)) + b"".join(fields) + b"\0" * 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turn_upright_matches_pillow(orientation):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = orientation
+    wanted = np.asarray(ImageOps.exif_transpose(image))
+    turned = turn_upright(pixels, orientation)
+    np.testing.assert_array_equal(turned, wanted)
+    assert turned.flags.c_contiguous
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("order", "<>")
+def test_orientation_is_read_in_both_byte_orders(order, orientation):
+    block = tiff(order, [(0x010F, 3, 7), (0x0112, 3, orientation), (0x011A, 3, 2)], start=20)
+    assert exif_orientation(block) == exif_orientation(block[6:]) == orientation
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 7)).save(buffer, "JPEG", exif=block, icc_profile=b"x" * 300)
+    assert Image.open(buffer).getexif()[0x0112] == orientation
+    assert jpeg_orientation(buffer.getvalue()) == orientation
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        tiff("<", []),
+        tiff("<", [(0x0112, 3, 0)]),
+        tiff("<", [(0x0112, 3, 9)]),
+        tiff("<", [(0x0112, 4, 6)]),
+        tiff("<", [(0x0112, 3, 6)])[:-12],
+        b"XX" + tiff("<", [(0x0112, 3, 6)])[8:],
+    ],
+    ids=str,
+)
+def test_invalid_exif_is_upright(exif):
+    assert exif_orientation(exif) == 1
+
+
+def test_jpegs_without_exif_or_truncated_anywhere_do_not_fail():
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 7)).save(buffer, "JPEG")
+    assert jpeg_orientation(buffer.getvalue()) == 1
+    Image.new("RGB", (9, 7)).save(buffer, "JPEG", exif=tiff(">", [(0x0112, 3, 8)]))
+    data = buffer.getvalue()
+    assert {jpeg_orientation(data[:length]) for length in range(len(data))} <= {1, 8}
+    # Data that looks like EXIF after the start of the pixels does not count.
+    assert jpeg_orientation(b"\xff\xd8\xff\xda\0\2" + tiff("<", [(0x0112, 3, 6)])) == 1

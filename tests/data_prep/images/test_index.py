@@ -1,4 +1,4 @@
-"""Places of frames against a dictionary, and what is read from them."""
+"""Places of frames, and the images read from them."""
 
 import hashlib
 
@@ -8,10 +8,9 @@ import pytest
 
 from data_prep.catalog.files import Frame, Item, write_catalog
 from data_prep.images import index as image_index
-from data_prep.images.decoding import Fault
-from data_prep.images.index import Place, places_path, read_places, write_index
-from data_prep.images.reader import ImageReader
-from data_prep.images.sources import WHOLE_FILE, ImageSourceError
+from data_prep.images.decoding import ImageProblem
+from data_prep.images.index import ImageReader, Place, places_path, read_places, write_index
+from data_prep.images.sources import WHOLE_FILE
 
 
 def make_catalog(folder, items: list[list[str]]):
@@ -35,7 +34,7 @@ def write(folder, files: dict[str, bytes]):
     return folder
 
 
-def test_places_are_in_row_order_whatever_the_order_on_disk(tmp_path, write_download, monkeypatch):
+def test_places_are_in_row_order_for_any_order_on_disk(tmp_path, write_download, monkeypatch):
     monkeypatch.setattr(image_index, "GROUP_ROWS", 50)  # several row groups
     rng = np.random.default_rng(0)
     data = {f"{i:03}.jpg": bytes([i % 251]) * (1 + i) for i in range(400)}
@@ -51,13 +50,13 @@ def test_places_are_in_row_order_whatever_the_order_on_disk(tmp_path, write_down
             if name in here[:150]:
                 assert (sources[place.source] / place.path).read_bytes() == data[name]
             else:
-                assert reader.read(place) == ((data[name], None) if name in here else (b"", Fault.MISSING))
+                assert reader.read(place) == ((data[name], None) if name in here else (b"", ImageProblem.MISSING))
     path = places_path(tmp_path / "index", "train", "video")
     for start, stop in ((0, 1), (49, 51), (50, 100), (7, 333), (5, 5)):
         assert list(read_places(path, start, stop)) == found[start:stop]
 
 
-def test_which_of_several_is_taken(tmp_path, write_download):
+def test_one_of_several_images_is_chosen(tmp_path, write_download):
     first = write(tmp_path / "first", {"x/a.jpg": b"1", "b.jpg": b"22", "y/b.jpg": b"333", "w/c.jpg": b"4"})
     second = write(tmp_path / "second", {"a.jpg": b"55", "d.jpg": b"66", "v/c.jpg": b"4"})
     write_download(tmp_path / "third", {"d.jpg": b"77", "e.jpg": b"88"})
@@ -65,34 +64,32 @@ def test_which_of_several_is_taken(tmp_path, write_download):
     items = [["a.jpg", "b.jpg", "y/b.jpg", "c.jpg", "d.jpg", "e.jpg", "x/b.jpg", "../first/b.jpg"]]
     places = places_of(tmp_path, items, (first, second, tmp_path / "third"))
     assert [(place.source, place.path, place.size) for place in places] == [
-        (0, "x/a.jpg", 1),  # the first source goes before
-        (0, "b.jpg", 2),  # in one source the whole name before the last part of a path
+        (0, "x/a.jpg", 1),  # the first source comes first
+        (0, "b.jpg", 2),  # within a source, the whole name comes before the last part of a path
         (0, "y/b.jpg", 3),
         (0, "w/c.jpg", 1),
         (1, "d.jpg", 2),
-        (2, "00000.tar", 2),  # of two shards the first
+        (2, "00000.tar", 2),  # the first of two shards
         (None, None, None),
         (None, None, None),
     ]
 
 
-def test_a_name_that_means_several_files_is_an_error_only_where_it_is_used(tmp_path):
+def test_an_ambiguous_name_is_an_error_only_if_it_is_used(tmp_path):
     folder = write(tmp_path / "i", {"x/1.jpg": b"1", "y/1.jpg": b"22", "x/2.jpg": b"1", "y/2.jpg": b"2"})
-    # Two of one size are taken for copies, the first folder's wins.
+    # Two files of the same size count as copies; the first folder's is used.
     assert [place.path for place in places_of(tmp_path / "a", [["2.jpg", "y/1.jpg"]], (folder,))] == [
         "x/2.jpg",
         "y/1.jpg",
     ]
-    with pytest.raises(
-        ImageSourceError, match=r"1 image names mean several files each: '1.jpg' is .*x/1.jpg and .*y/1"
-    ):
+    with pytest.raises(ValueError, match=r"1 image names match several files each: '1.jpg' is .*x/1.jpg and .*y/1"):
         places_of(tmp_path / "b", [["1.jpg"]], (folder,))
     assert not list((tmp_path / "b" / "index").glob("*.tmp"))
     first = write(tmp_path / "first", {"1.jpg": b"333"})
     assert [place.source for place in places_of(tmp_path / "c", [["1.jpg"]], (first, folder))] == [0]
 
 
-def test_an_index_is_kept(tmp_path, monkeypatch):
+def test_a_finished_index_is_reused(tmp_path, monkeypatch):
     folder = write(tmp_path / "i", {"1.jpg": b"1"})
     places_of(tmp_path, [["1.jpg"]], (folder,))
     (folder / "1.jpg").unlink()
@@ -100,41 +97,43 @@ def test_an_index_is_kept(tmp_path, monkeypatch):
     assert [place.path for place in places_of(tmp_path, [["1.jpg"]], (folder,))] == ["1.jpg"]
 
 
-def test_what_a_killed_build_left_is_cleared_away(tmp_path):
+def test_files_of_a_killed_build_are_removed(tmp_path):
     (tmp_path / "index").mkdir()
     killed = image_index._database(tmp_path / "index")
-    with killed.__enter__() as database:  # as a build with this process's id, which a container gives again
+    with killed.__enter__() as database:  # a process with the same id as this one, as in a container
         database.execute("CREATE VIEW images AS SELECT 1")
+    (tmp_path / "index" / "images.parquet.1.tmp").touch()
     assert list((tmp_path / "index").glob("duckdb*"))
     folder = write(tmp_path / "i", {"1.jpg": b"1"})
     assert [place.path for place in places_of(tmp_path, [["1.jpg"]], (folder,))] == ["1.jpg"]
-    assert not list((tmp_path / "index").glob("duckdb*"))
+    names = sorted(path.name for path in (tmp_path / "index").iterdir())
+    assert names == ["images.parquet", "train-live.parquet", "train-page.parquet", "train-video.parquet"]
 
 
 @pytest.mark.parametrize("error", [duckdb.OutOfMemoryException, duckdb.IOException])
-def test_too_little_memory_or_disk_is_said(tmp_path, monkeypatch, error):
+def test_errors_of_memory_and_disk_are_explained(tmp_path, monkeypatch, error):
     def fail(*_):
         raise error("No space left on device")
 
     monkeypatch.setattr(image_index, "_check_aliases", fail)
     folder = write(tmp_path / "i", {"1.jpg": b"1"})
-    with pytest.raises(ImageSourceError, match=r"2GB of memory or the disk of .*index do not suffice: .*No space left"):
+    with pytest.raises(ValueError, match=r"2GB of memory or the disk of .*index are not enough: .*No space left"):
         places_of(tmp_path, [["1.jpg"]], (folder,))
 
 
-def test_the_reader_says_why_an_image_cannot_be_used(small, tmp_path, monkeypatch):
+def test_the_reader_says_why_an_image_is_skipped(small, tmp_path, monkeypatch):
     image = small.encode(1)
     write(tmp_path, {"0.tar": b"junk" + image + image[:40], "a.jpg": image})
     sha256 = hashlib.sha256(image).hexdigest()
     with ImageReader((tmp_path,)) as reader:
         assert reader.read(Place(0, "a.jpg", WHOLE_FILE, len(image), "")) == (image, None)
-        assert reader.read(Place(0, "b.jpg", WHOLE_FILE, len(image), "")) == (b"", Fault.MISSING)
+        assert reader.read(Place(0, "b.jpg", WHOLE_FILE, len(image), "")) == (b"", ImageProblem.MISSING)
         assert reader.read(Place(0, "0.tar", 4, len(image), "")) == (image, None)
         assert reader.read(Place(0, "0.tar", 4, len(image), sha256)) == (image, None)
-        assert reader.read(Place(0, "0.tar", 5, len(image), sha256)) == (b"", Fault.CHANGED)
-        assert reader.read(Place(0, "0.tar", 4 + len(image), 40, "")) == (b"", Fault.CORRUPT)
-        assert reader.read(Place(None, "", 0, 0, "")) == (b"", Fault.MISSING)
+        assert reader.read(Place(0, "0.tar", 5, len(image), sha256)) == (b"", ImageProblem.CHANGED)
+        assert reader.read(Place(0, "0.tar", 4 + len(image), 40, "")) == (b"", ImageProblem.CORRUPT)
+        assert reader.read(Place(None, "", 0, 0, "")) == (b"", ImageProblem.MISSING)
         monkeypatch.setattr("data_prep.images.decoding.MAX_BYTES", len(image) - 1)
-        assert reader.read(Place(0, "0.tar", 4, len(image), sha256)) == (b"", Fault.TOO_LARGE)
+        assert reader.read(Place(0, "0.tar", 4, len(image), sha256)) == (b"", ImageProblem.TOO_LARGE)
         with pytest.raises(FileNotFoundError, match=r"1\.tar"):
             reader.read(Place(0, "1.tar", 0, 1, ""))

@@ -1,4 +1,4 @@
-"""Odd images: what the build lets pass training decodes, to the RGB that a person would see; the rest has a reason."""
+"""Odd images decode to the RGB that a person would see; invalid ones have a reason."""
 
 import io
 import struct
@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cope_jax.data.images import EvalView, decode, image_size
-from data_prep.images.decoding import MAX_PIXELS, Fault, find_fault
+from data_prep.images.decoding import MAX_PIXELS, ImageProblem, decode_rgb, find_problem, image_size
 
 SIDE = 24
 
 
 def picture() -> Image.Image:
-    """Smooth, colourful and without symmetry, 24 rows of 36."""
+    """A smooth, colorful picture without symmetry, 24 rows of 36 pixels."""
     y, x = np.mgrid[0:SIDE, 0 : SIDE * 3 // 2] / SIDE
     return Image.fromarray(np.stack([60 * x + 100 * y, 200 - 120 * x, 40 + 80 * y], axis=-1).astype(np.uint8))
 
@@ -27,12 +26,11 @@ def encode(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def decoded(data: bytes) -> np.ndarray:
-    """Training's pixels of an image that the build lets pass."""
-    assert find_fault(data) is None
-    pixels = decode(data)
+    """Returns the pixels of a valid image."""
+    assert find_problem(data) is None
+    pixels = decode_rgb(data)
     assert pixels.dtype == np.uint8
     assert pixels.shape == (*image_size(data), 3)
-    assert EvalView(5)([data]).shape == (1, 5, 5, 3)
     return pixels.astype(int)
 
 
@@ -52,34 +50,34 @@ def test_photos_are_turned_upright(kind, tolerance, orientation):
     assert image_size(data) == ((36, 24) if orientation >= 5 else (24, 36))
 
 
-def test_a_reduced_photo_is_turned_and_has_the_pixels_asked_for():
+def test_a_photo_decoded_at_a_reduced_scale_is_turned_upright():
     data = encode(picture().resize((180, 120)), "JPEG", exif=exif(6), quality=95)
-    reduced = decode(data, min_height=90, min_width=40)  # upright it is 180 rows of 120
+    reduced = decode_rgb(data, min_height=90, min_width=40)  # upright, it has 180 rows of 120 pixels
     assert reduced.shape == (90, 60, 3)
-    whole = Image.fromarray(decode(data)).resize((60, 90), Image.Resampling.BOX)
+    whole = Image.fromarray(decode_rgb(data)).resize((60, 90), Image.Resampling.BOX)
     np.testing.assert_allclose(reduced.astype(int), np.asarray(whole).astype(int), atol=6)
 
 
-def test_cmyk_jpegs_are_adobes_inverted():
+def test_cmyk_jpegs_are_inverted_like_adobes():
     rng = np.random.default_rng(0)
     ink = np.repeat(rng.integers(0, 256, (4, 4, 4), np.uint8), 8, axis=0).repeat(8, axis=1)
     data = encode(Image.fromarray(ink, "CMYK"), "JPEG", quality=100, subsampling=0)
     assert b"Adobe" in data
     cyan, magenta, yellow, black = np.moveaxis(ink.astype(int), -1, 0)
-    wanted = np.stack([(255 - colour) * (255 - black) / 255 for colour in (cyan, magenta, yellow)], axis=-1)
+    wanted = np.stack([(255 - color) * (255 - black) / 255 for color in (cyan, magenta, yellow)], axis=-1)
     np.testing.assert_allclose(decoded(data)[4::8, 4::8], wanted[4::8, 4::8], atol=6)
     start = data.index(b"\xff\xee")
     length = int.from_bytes(data[start + 2 : start + 4], "big")
-    unmarked = data[:start] + data[start + 2 + length :]  # browsers take these for Adobe's too
+    unmarked = data[:start] + data[start + 2 + length :]  # browsers invert these as well
     np.testing.assert_array_equal(decoded(unmarked), decoded(data))
 
 
 def test_ycck_jpegs():
     ink = np.zeros((16, 16, 4), np.uint8) + np.array([200, 90, 30, 20], np.uint8)
-    red, green, blue = ink[0, 0, :3].astype(float)  # libjpeg turns these as if they were RGB
+    red, green, blue = ink[0, 0, :3].astype(float)  # libjpeg converts these as if they were RGB
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
     stored = [luma, 128 + 0.564 * (blue - luma), 128 + 0.713 * (red - luma)]
-    # Pillow inverts what it writes: written inverted once more, the file holds these numbers.
+    # Pillow inverts what it writes; inverted once more, the file has these numbers.
     raw = Image.fromarray(
         np.zeros_like(ink) + np.array([*(255 - round(v) for v in stored), ink[0, 0, 3]], np.uint8), "CMYK"
     )
@@ -91,36 +89,36 @@ def test_ycck_jpegs():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_grey_images_are_grey(kind):
+def test_gray_images_are_gray(kind):
     data = encode(picture().convert("L"), kind, **({"lossless": True} if kind == "WEBP" else {"quality": 95}))
     pixels = decoded(data)
     assert (np.ptp(pixels, axis=-1) == 0).all()
     np.testing.assert_allclose(pixels[:, :, 0], np.asarray(picture().convert("L")).astype(int), atol=2)
 
 
-def png(width: int, height: int, depth: int, colours: int, rows: bytes, *more: bytes) -> bytes:
+def png(width: int, height: int, depth: int, color_type: int, rows: bytes, *more: bytes) -> bytes:
     """A PNG from its raw rows (each after a zero byte) and further chunks."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0)
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
     chunks = [header, *more, b"IDAT" + zlib.compress(rows), b"IEND"]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
     )
 
 
-@pytest.mark.parametrize(("colours", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)], ids=["grey", "rgb", "la", "rgba"])
-def test_16_bit_pngs_keep_their_high_bytes(colours, channels):
+@pytest.mark.parametrize(("color_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_16_bit_pngs_keep_their_high_bytes(color_type, channels):
     values = np.random.default_rng(1).integers(0, 65536, (5, 7, channels), np.uint16)
     if channels in (2, 4):
         values[..., -1] = 65535  # opaque
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     shown = values[..., : 3 if channels >= 3 else 1] >> 8
-    np.testing.assert_array_equal(decoded(png(7, 5, 16, colours, rows)), np.broadcast_to(shown, (5, 7, 3)))
+    np.testing.assert_array_equal(decoded(png(7, 5, 16, color_type, rows)), np.broadcast_to(shown, (5, 7, 3)))
 
 
-def test_16_bit_grey_that_declares_a_transparent_value():
+def test_16_bit_gray_with_a_transparent_value_is_opaque():
     rows = b"".join(b"\0" + np.array(row, ">u2").tobytes() for row in ([256, 512, 40000], [0, 65535, 512]))
     pixels = decoded(png(3, 2, 16, 0, rows, b"tRNS" + struct.pack(">H", 512)))
-    np.testing.assert_array_equal(pixels[..., 0], [[1, 2, 156], [0, 255, 2]])  # shown as it is
+    np.testing.assert_array_equal(pixels[..., 0], [[1, 2, 156], [0, 255, 2]])
 
 
 def test_transparent_parts_lie_on_white():
@@ -132,16 +130,16 @@ def test_transparent_parts_lie_on_white():
     np.testing.assert_array_equal(pixels[:, 4:], 255)
     half = Image.new("RGBA", (4, 4), (0, 0, 200, 128))
     np.testing.assert_allclose(decoded(encode(half, "PNG"))[0, 0], [127, 127, 227], atol=1)
-    grey = Image.new("L", (4, 4), 30)
-    np.testing.assert_array_equal(decoded(encode(grey, "PNG", transparency=30)), 255)
+    gray = Image.new("L", (4, 4), 30)
+    np.testing.assert_array_equal(decoded(encode(gray, "PNG", transparency=30)), 255)
     np.testing.assert_array_equal(
         decoded(encode(half, "WEBP", lossless=True))[0, 0], decoded(encode(half, "PNG"))[0, 0]
     )
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_frame_is_taken(kind):
-    frames = [Image.new("RGB", (10, 8), colour) for colour in ((200, 20, 20), (20, 200, 20), (20, 20, 200))]
+def test_the_first_frame_of_an_animation_is_taken(kind):
+    frames = [Image.new("RGB", (10, 8), color) for color in ((200, 20, 20), (20, 200, 20), (20, 20, 200))]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encode(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, **options)
     assert Image.open(io.BytesIO(data)).n_frames == 3
@@ -155,30 +153,30 @@ def test_bytes_after_a_jpeg_change_nothing(tail):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
-def test_whatever_mode_a_png_has(mode):
+def test_a_png_of_any_mode_becomes_rgb(mode):
     pixels = decoded(encode(picture().convert("L" if mode == "I;16" else mode).convert(mode), "PNG"))
     assert pixels.shape == (24, 36, 3)
 
 
 @pytest.mark.parametrize(
-    ("data", "fault"),
+    ("data", "problem"),
     [
-        (encode(picture(), "JPEG")[:-300], Fault.CORRUPT),
-        (encode(picture().convert("CMYK"), "JPEG")[:-300], Fault.CORRUPT),
-        (encode(picture(), "JPEG", progressive=True)[:-90], Fault.CORRUPT),
-        (encode(picture().convert("P"), "GIF")[:-90], Fault.CORRUPT),
-        (encode(picture(), "WEBP", lossless=True)[:-9], Fault.CORRUPT),
-        (png(9000, 9000, 8, 2, b"\0"), Fault.TOO_LARGE),
-        (png(30000, 30000, 1, 0, b"\0"), Fault.TOO_LARGE),
+        (encode(picture(), "JPEG")[:-300], ImageProblem.CORRUPT),
+        (encode(picture().convert("CMYK"), "JPEG")[:-300], ImageProblem.CORRUPT),
+        (encode(picture(), "JPEG", progressive=True)[:-90], ImageProblem.CORRUPT),
+        (encode(picture().convert("P"), "GIF")[:-90], ImageProblem.CORRUPT),
+        (encode(picture(), "WEBP", lossless=True)[:-9], ImageProblem.CORRUPT),
+        (png(9000, 9000, 8, 2, b"\0"), ImageProblem.TOO_LARGE),
+        (png(30000, 30000, 1, 0, b"\0"), ImageProblem.TOO_LARGE),
         # A compressed comment of 70 MB in 70 kB.
-        (png(1, 1, 8, 0, b"\0\0", b"zTXta\0\0" + zlib.compress(bytes(70 << 20), 9)), Fault.CORRUPT),
-        (b"GIF89a" + struct.pack("<HH", 65535, 65535) + encode(picture(), "GIF")[10:], Fault.TOO_LARGE),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", Fault.NOT_AN_IMAGE),
+        (png(1, 1, 8, 0, b"\0\0", b"zTXta\0\0" + zlib.compress(bytes(70 << 20), 9)), ImageProblem.CORRUPT),
+        (b"GIF89a" + struct.pack("<HH", 65535, 65535) + encode(picture(), "GIF")[10:], ImageProblem.TOO_LARGE),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", ImageProblem.NOT_AN_IMAGE),
     ],
-    ids=lambda value: None if isinstance(value, Fault) else f"{len(value)}_bytes",
+    ids=lambda value: None if isinstance(value, ImageProblem) else f"{len(value)}_bytes",
 )
-def test_what_cannot_be_shown_has_a_reason(data, fault):
-    assert find_fault(data) is fault
+def test_invalid_images_have_a_reason(data, problem):
+    assert find_problem(data) is problem
 
 
 def test_the_largest_allowed_image_is_small_enough_for_pillow():

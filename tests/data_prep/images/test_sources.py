@@ -1,4 +1,4 @@
-"""Which images are found in folders and shards, under which names, and what is refused."""
+"""Which images are found in folders and shards, and by which names."""
 
 import hashlib
 import io
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.images.sources import WHOLE_FILE, ImageSourceError, fingerprint, locate
+from data_prep.images.sources import WHOLE_FILE, fingerprint, locate
 
 
 def write(folder, files: dict[str, bytes]) -> None:
@@ -19,7 +19,7 @@ def write(folder, files: dict[str, bytes]) -> None:
         path.write_bytes(data)
 
 
-def test_files_are_known_by_their_path_and_by_its_last_part(tmp_path):
+def test_files_are_named_by_their_path_and_by_its_last_part(tmp_path):
     write(tmp_path, {"a.jpg": b"1", "x/b.jpg": b"22", "x/y/c.jpg": b"333", ".DS_Store": b"0", ".hidden/d.jpg": b"0"})
     write(tmp_path, {"x/summary.json": b"{}", "x/table.parquet": b""})
     (tmp_path / "loop").symlink_to(tmp_path)
@@ -37,11 +37,11 @@ def test_files_are_known_by_their_path_and_by_its_last_part(tmp_path):
 
 
 @pytest.mark.parametrize("checked", [True, False])
-def test_images_in_tars_are_known_by_their_urls(tmp_path, write_download, checked):
+def test_images_in_tars_are_named_by_their_urls(tmp_path, write_download, checked):
     images = {"a b.jpg": b"one", "第.jpg": b"second", "../../etc/x.jpg": b"3", "n.tar.jpg": b"4" * 2000}
     write_download(tmp_path / "shards" / "deep", images, a_shard=3, checked=checked)
     found = list(locate(tmp_path))
-    # A name that is a path in its URL is only its last part.
+    # Only the last part of a path in a URL counts.
     assert [at.name for at in found] == ["a b.jpg", "第.jpg", "x.jpg", "n.tar.jpg"]
     assert [at.path for at in found] == 3 * ["shards/deep/00000.tar"] + ["shards/deep/00001.tar"]
     for at, data in zip(found, images.values(), strict=True):
@@ -51,36 +51,36 @@ def test_images_in_tars_are_known_by_their_urls(tmp_path, write_download, checke
     assert [at.preference for at in found] == sorted(at.preference for at in found)
 
 
-def test_a_ledger_that_tells_places_spares_walking_over_the_tar(tmp_path, write_download):
+def test_a_ledger_with_offsets_replaces_walking_over_the_tar(tmp_path, write_download):
     images = {"1.jpg": b"1" * 700, "2.jpg": b"22", "gone.jpg": b"", "3.jpg": b"3" * 512}
     shards = tmp_path / "shards"
     write_download(shards, images, checked=True)
     walked, ledger = list(locate(shards)), shards / "00000.parquet"
     table = pq.read_table(ledger)
-    told = {
+    columns = {
         "name": list(images),
         "start": [at.offset if at.size else None for at in walked],
         "bytes": [at.size or None for at in walked],
     }
-    for name, values in told.items():
+    for name, values in columns.items():
         table = table.append_column(name, pa.array(values))
     pq.write_table(table, ledger)
     tar = shards / "00000.tar"
     whole = tar.read_bytes()
-    tar.write_bytes(b"?" * len(whole))  # no header is looked at
+    tar.write_bytes(b"?" * len(whole))  # no header is read
     found = [(at.name, at.path, at.offset, at.size, at.sha256) for at in locate(shards)]
     assert found == [(at.name, at.path, at.offset, at.size, at.sha256) for at in walked if at.size]
     tar.write_bytes(whole[: walked[-1].offset + 511])
-    with pytest.raises(ImageSourceError, match=r"00000.tar ends within '000000003': remove .*tar and run the"):
+    with pytest.raises(ValueError, match=r"00000.tar is truncated in '000000003': remove .*tar and run the"):
         list(locate(shards))
     tar.write_bytes(whole)
     pq.write_table(table.set_column(table.schema.get_field_index("start"), "start", pa.array([0, 0, None, 0])), ledger)
     assert list(locate(shards)) != walked
-    (shards / "00000.journal").touch()  # of a run that may have written the tar and not the ledger
+    (shards / "00000.journal").touch()  # of a run that may have written the tar but not the ledger
     assert list(locate(shards)) == walked
 
 
-def test_a_webdataset_with_folders_and_long_names_in_it(tmp_path):
+def test_a_webdataset_with_folders_and_long_names(tmp_path):
     with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         tar.addfile(tarfile.TarInfo("folder"))
         for name in (f"folder/{'k' * 200}.JPEG", f"folder/{'k' * 200}.txt"):
@@ -96,7 +96,7 @@ def test_a_webdataset_with_folders_and_long_names_in_it(tmp_path):
     assert (tmp_path / "0.tar").read_bytes()[at.offset : at.offset + 5] == b"image"
 
 
-def test_a_copy_has_the_same_fingerprint_and_a_change_another(tmp_path, write_download):
+def test_a_copy_has_the_same_fingerprint_and_a_changed_source_another(tmp_path, write_download):
     write(tmp_path / "a", {"1.jpg": b"1", "x/2.jpg": b"22"})
     write_download(tmp_path / "a" / "shards", {"3.jpg": b"3", "4.jpg": b"4"}, a_shard=1)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -113,8 +113,8 @@ def test_a_copy_has_the_same_fingerprint_and_a_change_another(tmp_path, write_do
     assert len(seen) == 5
 
 
-def test_faults_name_the_file_and_the_remedy(tmp_path, write_download):
-    with pytest.raises(ImageSourceError, match=r"images folder .*none not found"):
+def test_errors_name_the_file_and_the_remedy(tmp_path, write_download):
+    with pytest.raises(ValueError, match=r"images folder .*none not found"):
         list(locate(tmp_path / "none"))
     shards = tmp_path / "shards"
     write_download(shards, {"1.jpg": b"1" * 3000})
@@ -123,28 +123,28 @@ def test_faults_name_the_file_and_the_remedy(tmp_path, write_download):
 
     ledger.unlink()
     for function in (fingerprint, lambda folder: list(locate(folder))):
-        with pytest.raises(ImageSourceError, match=r"00000.tar has no 00000.parquet beside it.*Finish the download"):
+        with pytest.raises(ValueError, match=r"00000.tar has no ledger 00000.parquet next to it.*finish the download"):
             function(shards)
     ledger.write_bytes(listed[:-9])
-    with pytest.raises(ImageSourceError, match=r"00000.parquet cannot be read .*: remove .*parquet and run the"):
+    with pytest.raises(ValueError, match=r"00000.parquet cannot be read .*: remove .*parquet and run the"):
         list(locate(shards))
     pq.write_table(pa.table({"key": ["0"]}), ledger)
-    with pytest.raises(ImageSourceError, match=r"00000.parquet has no column url: no ledger of a download"):
+    with pytest.raises(ValueError, match=r"00000.parquet has no column url: it is not the ledger of a download"):
         list(locate(shards))
     pq.write_table(pa.table({"key": ["0"], "url": ["http://h/1.jpg"]}), ledger)
-    with pytest.raises(ImageSourceError, match=r"00000.tar has '000000000.jpg', which its ledger does not list"):
+    with pytest.raises(ValueError, match=r"00000.tar has '000000000.jpg', which its ledger does not list"):
         list(locate(shards))
     ledger.write_bytes(listed)
     tar.write_bytes(whole[:2000])
-    with pytest.raises(ImageSourceError, match=r"00000.tar ends within '000000000.jpg': remove .*tar and run the"):
+    with pytest.raises(ValueError, match=r"00000.tar is truncated in '000000000.jpg': remove .*tar and run the"):
         list(locate(shards))
     tar.write_bytes(b"<html>" * 999)
-    with pytest.raises(ImageSourceError, match=r"00000.tar is no whole tar .*: remove .*tar and run the"):
+    with pytest.raises(ValueError, match=r"00000.tar is not a complete tar .*: remove .*tar and run the"):
         list(locate(shards))
     tar.unlink()
-    assert list(locate(shards)) == []  # of another downloader, which may write no tars
+    assert list(locate(shards)) == []  # a ledger of another downloader, which may write no tars
     write_download(tmp_path / "ours", {"1.jpg": b"1", "2.jpg": b"2"}, checked=True)
     (tmp_path / "ours" / "00000.tar").unlink()
     for function in (fingerprint, lambda folder: list(locate(folder))):
-        with pytest.raises(ImageSourceError, match=r"00000.parquet lists 2 images, but 00000.tar is not .*: run the d"):
+        with pytest.raises(ValueError, match=r"00000.parquet lists 2 images, but 00000.tar is missing: run the d"):
             function(tmp_path / "ours")
