@@ -318,7 +318,7 @@ def test_a_folder_of_another_download_is_an_error(tmp_path):
         fetch(catalog, tmp_path / "out", server)
         with pytest.raises(ValueError, match="image_size: None before, 9 now; shard_frames: 40 before, 41 now"):
             fetch(catalog, tmp_path / "out", server, shard_frames=41, image_size=9)
-        with pytest.raises(ValueError, match="has other settings \\(catalog: "):
+        with pytest.raises(ValueError, match=r"has other settings \(catalog: "):
             fetch(other, tmp_path / "out", server)
         with pytest.raises(
             ValueError, match=r"has live\.parquet but no settings\.json: choose another folder for --out"
