@@ -1,6 +1,8 @@
 """Tests of the package structure: which module may import which, and that every module and command starts."""
 
 import ast
+import json
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cope_jax.__main__ import COMMANDS
+from cope_jax.training.supervision.allocator import PURGE_DELAY
 
 ROOT = Path(__file__).parents[1]
 PATHS = {
@@ -136,9 +139,10 @@ def test_folders_stay_small():
     assert {str(folder): count for folder, count in counts.items() if count > 15} == {}
 
 
-def python(code: str) -> str:
-    """Runs code in a fresh interpreter and returns what it prints."""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+def python(code: str, **variables: str) -> str:
+    """Runs code in a fresh interpreter, with more environment variables, and returns what it prints."""
+    command, environment = [sys.executable, "-c", code], os.environ | variables
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -169,15 +173,35 @@ def test_importing_cope_jax_loads_no_library():
     assert python("from cope_jax import Embedder") == ""
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_every_command_explains_itself(command):
-    done = subprocess.run(
-        [sys.executable, "-m", "cope_jax", command, "--helpshort"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert any(words in done.stdout for words in ("python -m", "cope ", "flags:", "usage:")), done.stderr
-    if command in ("train", "eval", "embed"):
-        assert "--coordinator" in done.stdout
+# Runs `cope COMMAND --helpshort` in a fork for each command, so that the libraries are imported only once.
+HELP_PROGRAM = """
+import contextlib, importlib, json, os, sys
+from cope_jax.__main__ import COMMANDS, main
+
+for command in COMMANDS.values():
+    importlib.import_module(command.target.split()[0])
+outputs = {}
+for name in COMMANDS:
+    reader, writer = os.pipe()
+    if not os.fork():
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
+        os.close(writer)
+        sys.argv[1:] = [*name.split(), "--helpshort"]
+        with contextlib.suppress(SystemExit):
+            main()
+        sys.stdout.flush()
+        os._exit(0)  # without the exit handlers of libraries, which wait for threads
+    os.close(writer)
+    outputs[name] = open(reader).read()
+print(json.dumps(outputs))
+"""
+
+
+def test_every_command_explains_itself():
+    outputs = json.loads(python(HELP_PROGRAM, **{PURGE_DELAY: "0"}))  # so that training does not restart the process
+    assert outputs.keys() == COMMANDS.keys()
+    for name, output in outputs.items():
+        assert "Traceback" not in output, output
+        assert any(words in output for words in ("python -m", "cope ", "flags:", "usage:")), f"{name}: {output}"
+    assert all("--coordinator" in outputs[name] for name in ("train", "eval", "embed"))
