@@ -7,10 +7,9 @@ Dimension letters used in docstrings and in names such as `tokens_BND`:
     D  width of an encoder       E  width of an embedding   M    products an item may belong to
     P  products                  Q  queries                 G    gallery items
 
-Data flows one way: `data` makes uint8 batches, `models` turns them into embeddings, `losses` compares those,
-`training` and `evaluation` put the pieces together from a config.
-
-`cope_jax.Embedder` embeds photos, clips and texts of one's own with a trained model.
+`data` makes uint8 batches, `models` turns them into embeddings, `losses` compares these, and `training` and `evaluation`
+combine the parts as a config says. `cope_jax.Embedder` embeds your own photos, clips and texts with a trained model.
+`cope --help` lists the commands.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ __all__ = ["Embedder", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """`from cope_jax import Embedder`, imported when asked for: a command that needs no model starts without jax."""
+    """Imports `Embedder` when it is used, so that commands without a model start without JAX."""
     if name == "Embedder":
         from cope_jax.search.embedder import Embedder
 
