@@ -7,7 +7,7 @@ Dimension letters used in docstrings and in names such as `tokens_BND`:
     D  width of an encoder       E  width of an embedding   M    products an item may belong to
     P  products                  Q  queries                 G    gallery items
 
-`data` makes uint8 batches, `models` turns them into embeddings, `losses` compares these, and `training` and `evaluation`
+`data` makes uint8 batches, `models` turns them into embeddings, `losses` compares these; `training` and `evaluation`
 combine the parts as a config says. `cope_jax.Embedder` embeds your own photos, clips and texts with a trained model.
 `cope --help` lists the commands.
 """
