@@ -21,8 +21,7 @@ from configs import demo
 from cope_jax.data.records import open_records, sample_texts
 from cope_jax.data.tokenizer import train_wordpiece
 from cope_jax.domains import DOMAINS
-from cope_jax.evaluation.embed_items import embed_function, embed_items
-from cope_jax.evaluation.loaded_run import LoadedRun
+from cope_jax.evaluation.embed_items import LoadedRun, embed_function, embed_items
 from cope_jax.parallel.mesh import make_mesh, replicated
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import resolve_config

@@ -56,7 +56,7 @@ def time_faiss() -> float:
     embeddings = make_embeddings(1)
 
     def search() -> None:
-        for source, target in DIRECTIONS:
+        for source, target in DIRECTIONS.values():
             index = faiss.IndexFlatIP(WIDTH)
             index.add(embeddings[target][0])
             index.search(embeddings[source][0], 10)

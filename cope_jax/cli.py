@@ -7,12 +7,28 @@ from typing import Any
 import jax
 from absl import flags
 
+from cope_jax.evaluation.results import BEST, LATEST
 from cope_jax.parallel.cluster import join_cluster
 from data_prep.common.cli import run
 
-__all__ = ["define_cluster_flags", "parse_step", "run", "this_process"]
+__all__ = ["define_checkpoint_flags", "define_cluster_flags", "parse_step", "run", "this_process"]
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # those defined here belong to the command that asks for them: its --help shows them
+
+
+def define_checkpoint_flags() -> None:
+    """Defines the flags that choose a checkpoint and the records it is applied to."""
+    flags.DEFINE_string("workdir", None, "Work directory of the run.")
+    flags.DEFINE_string(
+        "step",
+        LATEST,
+        f"Checkpoint: a step, {LATEST!r}, or {BEST!r}, the one with the highest mean R@1 of those evaluated so far; 0 "
+        "is the untrained model.",
+    )
+    flags.DEFINE_string("data_dir", None, "Array records to use instead of the run's own.")
+    flags.DEFINE_bool(
+        "average", False, "Use the moving average of the parameters; needs a run with config.train.average_decay."
+    )
 
 
 def define_cluster_flags() -> None:

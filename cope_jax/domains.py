@@ -7,10 +7,11 @@ from data_prep.common.domains import DOMAINS
 # The pairs that contrastive losses compare: (page, video), (page, live), (video, live).
 PAIRS = tuple(combinations(DOMAINS, 2))
 
-# The ordered pairs that retrieval and few-shot classification are judged by, in COPE's order of tables.
-DIRECTIONS = tuple(direction for a, b in PAIRS for direction in ((a, b), (b, a)))
-
 
 def direction_name(source: str, target: str) -> str:
-    """A direction as tables and metrics call it: ("page", "video") → "p2v"."""
+    """Returns the name of a direction in tables and metrics: ("page", "video") → "p2v"."""
     return f"{source[0]}2{target[0]}"
+
+
+# The ordered pairs of retrieval and few-shot classification, by name, in the order of COPE's tables.
+DIRECTIONS = {direction_name(a, b): (a, b) for pair in PAIRS for a, b in (pair, pair[::-1])}

@@ -17,19 +17,9 @@ SHARED_FLAGS = ("workdir", "out", "split", "data_dir", "step", "average", "dtype
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string("workdir", None, "Work directory of the run.")
+    cli.define_checkpoint_flags()
     flags.DEFINE_string("out", None, "Folder to write.")
     flags.DEFINE_string("split", "test", "Split to embed, or several: train+test.")
-    flags.DEFINE_string("data_dir", None, "Array records to embed instead of the run's own.")
-    flags.DEFINE_string(
-        "step",
-        LATEST,
-        f"Checkpoint: a step, {LATEST!r}, or {BEST!r}, the one with the highest mean R@1 of those evaluated so far; 0 "
-        "is the untrained model.",
-    )
-    flags.DEFINE_bool(
-        "average", False, "Embed with the moving average of the parameters; needs config.train.average_decay."
-    )
     flags.DEFINE_enum("dtype", "float32", list(TYPES), "Type of the embeddings.")
     cli.define_cluster_flags()
     flags.mark_flags_as_required(["workdir", "out"])

@@ -18,19 +18,9 @@ SHARED_FLAGS = ("workdir", "step", "data_dir", "subset", "average")  # must be t
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string("workdir", None, "Work directory of the run.")
-    flags.DEFINE_string(
-        "step",
-        LATEST,
-        f"Checkpoint to evaluate: a step, {LATEST!r}, or {BEST!r}, the one with the highest mean R@1 of those "
-        "evaluated so far; 0 is the untrained model.",
-    )
-    flags.DEFINE_string("data_dir", None, "Array records to evaluate on instead of the run's own.")
+    cli.define_checkpoint_flags()
     flags.DEFINE_integer(
         "subset", None, "Evaluate only this many random products. Faster, but an easier task.", lower_bound=1
-    )
-    flags.DEFINE_bool(
-        "average", False, "Evaluate the moving average of the parameters; needs config.train.average_decay."
     )
     flags.DEFINE_bool("baseline", True, "Show the untrained model's metrics as well.")
     flags.DEFINE_bool("reuse", False, "Reuse the results of an earlier evaluation of the same step and data.")
@@ -43,11 +33,8 @@ def main() -> None:
     """Evaluates the checkpoint, prints tables, and writes metrics and report."""
     step = cli.parse_step(FLAGS.step, words=(LATEST, BEST))
     workdir = Path(FLAGS.workdir)
-    options = {
-        "data_dir": Path(FLAGS.data_dir) if FLAGS.data_dir else None,
-        "subset": FLAGS.subset,
-        "reuse": FLAGS.reuse,
-    }
+    data_dir = Path(FLAGS.data_dir) if FLAGS.data_dir else None
+    options = {"data_dir": data_dir, "subset": FLAGS.subset, "reuse": FLAGS.reuse}
     with cli.this_process({f"--{name}": FLAGS[name].value for name in SHARED_FLAGS}):
         evaluation = evaluate(workdir, step=step, average=FLAGS.average, needs_report=FLAGS.report, **options)
         baseline = untrained_metrics(workdir, options) if FLAGS.baseline else None

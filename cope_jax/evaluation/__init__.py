@@ -2,5 +2,5 @@
 
 `evaluate_run` embeds a split and computes its metrics (`metrics/`), which `results` stores in the work directory,
 `result_tables` prints, `run_comparison` compares, and `report/` shows as an HTML page. `probe` evaluates some products
-during training. `loaded_run` and `embed_items` embed items with a checkpoint, for search as well.
+during training. `embed_items` embeds items with a checkpoint, for search as well.
 """

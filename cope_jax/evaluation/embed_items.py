@@ -1,17 +1,23 @@
-"""Embeds batches of items with a run's model."""
+"""Embeds items of the records with a checkpoint of a run."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data.bad_items import BadItem, Faults
-from cope_jax.parallel.mesh import batch_sharding, replicated, to_devices
+from cope_jax.data.tokenizer import load_tokenizer
+from cope_jax.parallel.mesh import batch_sharding, make_mesh, replicated, to_devices
 from cope_jax.parallel.processes import allgather
+from cope_jax.runs.checkpoints import Checkpoints, load_model
+from cope_jax.runs.config import RunConfig
+from cope_jax.runs.inputs import check_batch_sizes, evaluation_batches
 from cope_jax.runs.model import ModelState
 
 MODEL_INPUTS = ("frames", "frame_mask", "text")
@@ -46,6 +52,58 @@ class Items:
         return Items(**{field.name: getattr(self, field.name)[mask] for field in fields(self)})
 
 
+@dataclass(frozen=True)
+class LoadedRun:
+    """A loaded checkpoint with its tokenizer and mesh; the config says which records it reads."""
+
+    config: RunConfig
+    tokenizer: PreTrainedTokenizerFast
+    mesh: Mesh
+    embed: EmbedFunction
+    model: ModelState
+
+    def embed_rows(
+        self,
+        domain: str,
+        rows: Sequence[int] | np.ndarray,
+        on_batch: Callable[[int], object] = lambda items: None,
+        faults: Faults | None = None,
+    ) -> Items:
+        """Embeds rows of a domain. All hosts must call this, and each gets all items.
+
+        `on_batch` is called after each batch with its number of items. Items that cannot be read or embedded are
+        skipped and added to `faults`. Without it, they are errors.
+        """
+        numbers, size, remaining = np.asarray(rows).tolist(), self.config.eval.batch_size, len(rows)
+        batches = evaluation_batches(
+            self.config, self.tokenizer, domain=domain, batch_size=size, rows=numbers, faults=faults
+        )
+
+        def count(size: int) -> None:
+            nonlocal remaining
+            on_batch(min(size, remaining))  # the last batch is padded
+            remaining -= min(size, remaining)
+
+        return embed_items(batches, domain, self.embed, self.model, self.mesh, count, faults)
+
+
+def load_run(
+    config: RunConfig, workdir: Path, checkpoints: Checkpoints, step: int, *, average: bool = False
+) -> LoadedRun:
+    """Loads a checkpoint, or the moving average of its parameters.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint, or no initial weights for step 0.
+        ValueError: Batches cannot be divided among the devices, or there is no average.
+    """
+    mesh = make_mesh(**asdict(config.mesh))
+    check_batch_sizes(config, mesh)
+    tokenizer = load_tokenizer(workdir / "tokenizer")
+    graphdef, model = load_model(config, checkpoints, step, mesh, vocab_size=len(tokenizer), average=average)
+    embed = embed_function(graphdef, jax.tree.map(lambda leaf: leaf.sharding, model), mesh)
+    return LoadedRun(config, tokenizer, mesh, embed, model)
+
+
 def embed_function(graphdef: nnx.GraphDef, shardings: ModelState, mesh: Mesh) -> EmbedFunction:
     """Returns the compiled function (model, {domain: inputs}) → float32[B, E], the fused embeddings, replicated.
 
@@ -65,7 +123,7 @@ def embed_items(
     embed: EmbedFunction,
     model: ModelState,
     mesh: Mesh,
-    on_batch: Callable[[int], object] | None = None,
+    on_batch: Callable[[int], object] = lambda size: None,
     faults: Faults | None = None,
 ) -> Items:
     """Embeds all items of some batches. Every host gets the items of all hosts.
@@ -77,18 +135,15 @@ def embed_items(
         model: Its first argument.
         mesh: Mesh of the model.
         on_batch: Called after each batch with its size.
-        faults: Collects items whose embedding is zero or not finite, which are skipped.
-
-    Raises:
-        ValueError: An embedding is zero or not finite, and there is no `faults` or all items are invalid.
+        faults: Collects items with invalid embeddings, which are skipped. Without it, or if all are invalid, they are
+            errors.
     """
     vectors, columns = [], []
     for batch, vector in lookahead(_dispatch(batches, domain, embed, model, mesh)):
         products, has_text = batch[domain]["products"], batch[domain]["text"].any(-1)
         vectors.append(np.asarray(vector))
         columns.append([products, batch["row"], batch["item_id"], batch["frame_count"], has_text])
-        if on_batch:
-            on_batch(len(vector))
+        on_batch(len(vector))
     items = Items(np.concatenate(vectors), *(gather_shares(np.stack(column)) for column in zip(*columns, strict=True)))
     items = items.select(items.rows >= 0)
     valid = _have_unit_length(items.vectors)

@@ -10,9 +10,8 @@ import numpy as np
 
 from cope_jax.data.bad_items import BadItem, Faults
 from cope_jax.data.records import Product, open_records
-from cope_jax.domains import DIRECTIONS, DOMAINS, direction_name
-from cope_jax.evaluation.embed_items import Items
-from cope_jax.evaluation.loaded_run import LoadedRun, load_run
+from cope_jax.domains import DIRECTIONS, DOMAINS
+from cope_jax.evaluation.embed_items import Items, LoadedRun, load_run
 from cope_jax.evaluation.metrics import bootstrap, few_shot, retrieval
 from cope_jax.evaluation.metrics.ranks import Ranks
 from cope_jax.evaluation.results import (
@@ -109,11 +108,7 @@ def evaluate(
 
 
 def subset_rows(config: RunConfig, subset: int) -> dict[str, np.ndarray]:
-    """Returns the rows of each domain that belong to this many random products.
-
-    Raises:
-        ValueError: There are fewer products, or those drawn have no items in a domain.
-    """
+    """Returns the rows of this many random products in each domain. Raises ValueError if a domain has none."""
     rows = rows_by_domain(draw_products(config, subset))
     if missing := [domain for domain in DOMAINS if not len(rows[domain])]:
         raise ValueError(f"{subset} random products have no {' and no '.join(missing)} items; choose a larger --subset")
@@ -121,15 +116,9 @@ def subset_rows(config: RunConfig, subset: int) -> dict[str, np.ndarray]:
 
 
 def draw_products(config: RunConfig, number: int, faults: Faults | None = None) -> list[Product]:
-    """Draws random products of the evaluation split with the config's seed.
+    """Draws random products of the evaluation split with the config's seed. Raises ValueError if there are too few.
 
-    Args:
-        config: Config of the run.
-        number: Number of products.
-        faults: Collects products that cannot be read, which are skipped. Without it, they are errors.
-
-    Raises:
-        ValueError: There are fewer products, or one cannot be read.
+    Products that cannot be read are skipped and added to `faults`. Without it, they are errors.
     """
     products = open_records(config.data.data_dir, config.data.eval_split).products
     if not 1 <= number <= len(products):
@@ -189,29 +178,23 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
     """
     items, ranks = embedded.items, embedded.ranks
     embeddings = _embeddings(items)
-    queries = {direction_name(source, target): items[source] for source, target in DIRECTIONS}
+    queries = {name: items[source] for name, (source, _) in DIRECTIONS.items()}
     products = {name: bootstrap.first_product(own.products) for name, own in queries.items()}
     frames = {name: np.array(list(map(retrieval.frame_range, own.frames.tolist()))) for name, own in queries.items()}
     texts = {name: np.where(own.has_text, "with", "without") for name, own in queries.items()}
-    settings, seed = config.eval, config.seed
+    options = {key: getattr(config.eval, key) for key in ("ways", "shots", "queries", "episodes")}
+    seed = config.seed
     directions = retrieval.direction_metrics(ranks)
     return {
         "step": step,
         "retrieval": directions,
         "retrieval_mean": retrieval.direction_means(directions),
-        "few_shot": few_shot.few_shot_by_direction(
-            embeddings,
-            ways=settings.ways,
-            shots=settings.shots,
-            queries=settings.queries,
-            episodes=settings.episodes,
-            seed=seed,
-        ),
+        "few_shot": few_shot.few_shot_by_direction(embeddings, **options, seed=seed),
         "intervals": bootstrap.bootstrap_intervals(ranks, products, seed=seed),
         "macro": bootstrap.product_means(ranks, products),
         "same_domain": retrieval.same_domain(embeddings),
         "all_domains": retrieval.all_domains(embeddings),
         "by_frames": {name: retrieval.by_part(own, frames[name]) for name, own in ranks.items()},
         "by_text": {name: retrieval.by_part(own, texts[name]) for name, own in ranks.items()},
-        "few_shot_all": few_shot.few_shot_all_products(embeddings, queries=settings.queries, seed=seed),
+        "few_shot_all": few_shot.few_shot_all_products(embeddings, queries=config.eval.queries, seed=seed),
     }

@@ -12,9 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from cope_jax.data.bad_items import Faults
 from cope_jax.data.records import open_records
 from cope_jax.domains import DOMAINS, PAIRS
-from cope_jax.evaluation.embed_items import embed_function
+from cope_jax.evaluation.embed_items import LoadedRun, embed_function
 from cope_jax.evaluation.evaluate_run import draw_products, rows_by_domain
-from cope_jax.evaluation.loaded_run import LoadedRun
 from cope_jax.evaluation.metrics import retrieval
 from cope_jax.parallel.mesh import batch_share
 from cope_jax.runs.config import RunConfig
@@ -26,9 +25,8 @@ class ProbeResult:
     """Result of evaluating a model during training.
 
     Attributes:
-        metrics: "mean_r1", …; R@1 of each direction, "p2v_r1", …; and "bad_items", the number of items skipped.
-        samples: Values for histograms: all entries of the embeddings of each domain, and the similarities of the
-            positive pairs of each direction.
+        metrics: "mean_r1", …; "p2v_r1", … of each direction; and "bad_items", the number of items skipped.
+        samples: Values for histograms: embedding entries of each domain and similarities of positives per direction.
     """
 
     metrics: dict[str, float]
@@ -42,26 +40,14 @@ class Probe:
     """
 
     def __init__(
-        self,
-        config: RunConfig,
-        tokenizer: PreTrainedTokenizerFast,
-        mesh: Mesh,
-        graphdef: nnx.GraphDef,
-        model: ModelState,
+        self, config: RunConfig, tokenizer: PreTrainedTokenizerFast, mesh: Mesh, graph: nnx.GraphDef, model: ModelState
     ):
-        """Draws the products.
-
-        Args:
-            config: Config of the run.
-            tokenizer: Its tokenizer.
-            mesh: Mesh of the model.
-            graphdef: Static structure of the model.
-            model: Its shapes with shardings.
+        """Draws the products. `graph` and `model` have the model's structure and its shapes with shardings.
 
         Raises:
             FileNotFoundError: Array records are missing.
-            ValueError: The data lack the split, the products have no items in both domains of a pair, or a mesh axis
-                spans processes.
+            ValueError: The data lack the split, no product has items in both domains of a pair, or the mesh axis
+                "tensor" spans processes.
         """
         if batch_share(mesh) != (jax.process_index(), jax.process_count()):
             raise ValueError(
@@ -78,18 +64,13 @@ class Probe:
                     f"none of {len(drawn)} random products of the split {config.data.eval_split!r} has both a {a} "
                     f"and a {b}; raise config.train.evaluate_products, or set config.train.evaluate_every to 0"
                 )
-        embed = embed_function(graphdef, jax.tree.map(lambda leaf: leaf.sharding, model), mesh)
+        embed = embed_function(graph, jax.tree.map(lambda leaf: leaf.sharding, model), mesh)
         self.run = LoadedRun(config, tokenizer, mesh, embed, model)
 
     def __call__(self, model: ModelState, on_batch: Callable[[], None]) -> ProbeResult:
-        """Evaluates a model. All processes must call this, and each gets the same result.
+        """Evaluates a model, calling `on_batch` after each batch. All processes must call this and get the same result.
 
-        Args:
-            model: A model with the shapes and shardings of the first one.
-            on_batch: Called after each batch.
-
-        Raises:
-            ValueError: All embeddings of a domain are invalid, or no query of a direction has a positive.
+        Raises ValueError if all embeddings of a domain are invalid or no query of a direction has a positive.
         """
         run = replace(self.run, model=model)
         items = {

@@ -14,13 +14,7 @@ def format_tables(
     *,
     names: tuple[str, str] = ("trained", "untrained"),
 ) -> str:
-    """Returns the retrieval and the few-shot table.
-
-    Args:
-        metrics: Metrics from `evaluate`.
-        baseline: Other metrics of the same data, shown after a slash in every cell.
-        names: Names of the two, for the titles.
-    """
+    """Returns the retrieval and the few-shot table. Every cell shows the baseline, if any, after a slash."""
     results = [metrics] if baseline is None else [metrics, baseline]
     suffix = f" ({names[0]} / {names[1]})" if baseline is not None else ""
     return "\n".join(

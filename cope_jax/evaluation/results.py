@@ -58,11 +58,9 @@ def evaluation_settings(config: RunConfig, subset: int | None) -> dict[str, Any]
 
 
 def find_step(workdir: Path, step: int | str, config: RunConfig) -> int:
-    """Returns the number of a step, which may be "latest" or "best".
+    """Returns the number of a step, which may be "latest" or "best". Raises ValueError for other words.
 
-    Raises:
-        FileNotFoundError: There is no checkpoint, or none was evaluated.
-        ValueError: `step` is another word.
+    Raises FileNotFoundError if there is no checkpoint or none was evaluated.
     """
     if isinstance(step, str) and step not in (LATEST, BEST):
         raise ValueError(f"step is {step!r}; it must be {LATEST!r}, {BEST!r}, or a number of steps")
@@ -79,10 +77,9 @@ def resolve_step(step: int | str, checkpoints: Checkpoints, workdir: Path, setti
 
 
 def best_step(workdir: Path, settings: Mapping[str, Any]) -> int:
-    """Returns the trained step with the highest mean R@1 on the same items; of equal ones, the newest.
+    """Returns the trained step with the highest mean R@1 on the same items, the newest of equal ones.
 
-    Raises:
-        FileNotFoundError: No step was evaluated on these items.
+    Raises FileNotFoundError if no step was evaluated on these items.
     """
     mean_r1 = {}
     for folder in (workdir / "eval").glob("[1-9]*"):

@@ -29,9 +29,6 @@ class ComparisonRow:
     """One metric of one run.
 
     Attributes:
-        metric: Title of the metric.
-        run: Name of the run.
-        value: Value of the metric.
         half: Half the width of its 95% interval.
         difference: Difference from the first run.
         exceeds: Whether |difference| > √(half² + half₁²), more than two independent samples of products explain. All
@@ -47,14 +44,9 @@ class ComparisonRow:
 
 
 def read_step(path: Path, step: int | str) -> EvaluatedStep:
-    """Reads the metrics of an evaluated step.
+    """Reads a metrics file, or the metrics of a step of a work directory; "latest" is the newest evaluated one.
 
-    Args:
-        path: A work directory or a metrics file.
-        step: Step of a work directory; "latest" is the newest evaluated one, "best" has the highest mean R@1.
-
-    Raises:
-        FileNotFoundError: The step was not evaluated.
+    Raises FileNotFoundError if the step was not evaluated.
     """
     if path.is_file():
         metrics = json.loads(path.read_text(encoding="utf-8"))
@@ -67,12 +59,8 @@ def read_step(path: Path, step: int | str) -> EvaluatedStep:
             f"no evaluation of {path}{at_step}, only of {sorted(found)}; "
             f"evaluate it with ./run.sh eval --workdir={path} --step={step}"
         )
-    if step == LATEST:
-        number = max(found)
-    elif step == BEST:
-        number = max(found, key=lambda number: (found[number]["retrieval_mean"]["mean_r1"], number))
-    else:
-        number = int(step)
+    best = max(found, key=lambda number: (found[number]["retrieval_mean"]["mean_r1"], number))
+    number = int({LATEST: max(found), BEST: best}.get(str(step), step))
     return EvaluatedStep(f"{path} ({number})", found[number])
 
 

@@ -34,19 +34,14 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
 def export_run(workdir: Path, out: Path, *, step: int | None = None, average: bool = False) -> float:
-    """Exports a checkpoint of a run and checks the files before they appear in `out`.
+    """Exports a checkpoint of a run, by default the newest, or the moving average of its parameters.
 
-    Args:
-        workdir: Work directory of the run.
-        out: Folder to write atomically.
-        step: Step of the checkpoint; the newest by default.
-        average: Export the moving average of the parameters.
+    The files are checked before they appear in `out`.
 
     Returns:
         The largest difference between an entry of the run's embeddings and of the exported model's.
 
     Raises:
-        FileNotFoundError: There is no such work directory or checkpoint.
         ValueError: `out` exists, there is no average, or the exported model's embeddings differ from the run's.
     """
     if out.exists():
@@ -63,28 +58,34 @@ def export_run(workdir: Path, out: Path, *, step: int | None = None, average: bo
         save_tokenizer(tokenizer, folder / exported.TOKENIZER)
         for domain in DOMAINS:
             (folder / exported.program_file(domain)).write_bytes(export_program(graphdef, model, domain, config))
-        description = _describe(config, step, separator=tokenizer.sep_token_id)
+        sizes = {"image_size": config.data.image_size, "text_length": config.data.text_length}
+        description = {
+            "format": exported.FORMAT,
+            "step": step,
+            "embedding": config.model.embedding,
+            "separator": tokenizer.sep_token_id,
+            "domains": {domain: {"frames": config.eval.frames[domain], **sizes} for domain in DOMAINS},
+            "run": asdict(config),
+        }
         (folder / exported.CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         return _check_export(folder, graphdef, model, config, vocab_size=len(tokenizer))
 
 
+def _weight_names(model: ModelState) -> list[str]:
+    return [name for tree in model for name in jax.tree.leaves(leaf_paths(tree))]
+
+
 def flatten_weights(model: ModelState) -> dict[str, np.ndarray]:
     """Returns parameters and statistics by their paths in the model."""
-    names = [name for tree in model for name in jax.tree.leaves(leaf_paths(tree))]
-    return dict(zip(names, map(np.asarray, jax.tree.leaves(model)), strict=True))
-
-
-def _unflatten_weights(weights: Mapping[str, Any], like: ModelState) -> ModelState:
-    """The inverse of `flatten_weights`; `like` has the structure."""
-    names = [name for tree in like for name in jax.tree.leaves(leaf_paths(tree))]
-    return jax.tree.unflatten(jax.tree.structure(like), [weights[name] for name in names])
+    return dict(zip(_weight_names(model), map(np.asarray, jax.tree.leaves(model)), strict=True))
 
 
 def _make_program(graphdef: nnx.GraphDef, like: ModelState, domain: str) -> exported.Program:
     """The function to export: weights by name, frames, frame mask, token ids → float32[B, E]."""
 
     def program(weights: Mapping[str, Any], frames: Any, frame_mask: Any, text: Any) -> jax.Array:
-        model = nnx.merge(graphdef, *_unflatten_weights(weights, like))
+        leaves = [weights[name] for name in _weight_names(like)]
+        model = nnx.merge(graphdef, *jax.tree.unflatten(jax.tree.structure(like), leaves))
         return model({domain: {"frames": frames, "frame_mask": frame_mask, "text": text}})[domain].fused
 
     return program
@@ -108,29 +109,12 @@ def _input_types(domain: str, config: RunConfig) -> list[tuple[tuple[int, ...], 
     return [((T, side, side, 3), np.uint8), ((T,), bool), ((config.data.text_length,), np.int32)]
 
 
-def _describe(config: RunConfig, step: int, *, separator: Any) -> dict[str, Any]:
-    """Everything that a loader must know, and the run's config."""
-    sizes = {"image_size": config.data.image_size, "text_length": config.data.text_length}
-    return {
-        "format": exported.FORMAT,
-        "step": step,
-        "embedding": config.model.embedding,
-        "separator": separator,
-        "domains": {domain: {"frames": config.eval.frames[domain], **sizes} for domain in DOMAINS},
-        "run": asdict(config),
-    }
-
-
 def _check_export(
     folder: Path, graphdef: nnx.GraphDef, model: ModelState, config: RunConfig, *, vocab_size: int
 ) -> float:
-    """Loads weights and programs, and compares embeddings of random items with the model's.
+    """Compares the embeddings of random items by the stored weights and programs with the model's.
 
-    Returns:
-        The largest difference of an entry.
-
-    Raises:
-        ValueError: It exceeds the difference between two compilations of one program.
+    Returns the largest difference. Raises ValueError if two compilations of one program would differ less.
     """
     own_weights, loaded = flatten_weights(model), exported.load(folder)
     file_weights = load_file(folder / exported.WEIGHTS)

@@ -31,15 +31,10 @@ ACTIONS = ("query", "serve", "build")
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string("workdir", None, "Work directory of the run.")
-    flags.DEFINE_string("step", LATEST, f"Checkpoint: a step, {LATEST!r}, or {BEST!r}.")
-    flags.DEFINE_bool(
-        "average", False, "Search with the moving average of the parameters; needs config.train.average_decay."
-    )
+    cli.define_checkpoint_flags()
     flags.DEFINE_string(
         "split", None, "Split to search, or several: train+test. By default, the one that the run is evaluated on."
     )
-    flags.DEFINE_string("data_dir", None, "Array records to search instead of the run's own.")
     flags.DEFINE_string(
         "embeddings", None, "Folder of embeddings to read or write. By default, one in eval/ of the run."
     )

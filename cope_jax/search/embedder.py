@@ -58,10 +58,6 @@ class Embedder:
             path: Work directory of the run.
             step: Step of the checkpoint, "latest", or "best", the one with the highest mean R@1.
             average: Load the moving average of the parameters.
-
-        Raises:
-            FileNotFoundError: There is no such work directory or step.
-            ValueError: `step` is another word, or there is no average.
         """
         workdir = Path(path)
         config = load_config(workdir)
@@ -177,11 +173,7 @@ class Embedder:
 
 
 def resize_picture(picture: Picture, side: int, number: int) -> np.ndarray:
-    """Resizes a picture as in evaluation, to uint8[side, side, 3].
-
-    Raises:
-        ValueError: The picture cannot be read. The message has its path, or its number in the clip.
-    """
+    """Resizes a picture as in evaluation, to uint8[side, side, 3]. Error messages have its path or number."""
     if isinstance(picture, Image.Image):
         return resize(upright_pixels(picture), WHOLE, side)
     if isinstance(picture, np.ndarray):

@@ -6,9 +6,9 @@ finished shards. `manifest.json` records what they were made from, so that shard
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 
 from cope_jax.data.records import ProductRecords, fingerprint, open_records
 from cope_jax.domains import DOMAINS
-from cope_jax.evaluation.embed_items import Items
-from cope_jax.evaluation.loaded_run import LoadedRun, load_run
+from cope_jax.evaluation.embed_items import Items, LoadedRun, load_run
 from cope_jax.evaluation.results import LATEST, evaluation_settings, resolve_step
 from cope_jax.parallel.processes import allgather, barrier
 from cope_jax.runs.checkpoints import Checkpoints
@@ -33,8 +32,7 @@ ROWS = 16_384  # per shard, the most that an interruption can lose: 8 MB at 128 
 TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(NamedTuple):
     """A file with the rows start to stop of a domain."""
 
     domain: str
@@ -68,11 +66,6 @@ def embed_to_parquet(
 
     Returns:
         The number of items of each domain.
-
-    Raises:
-        FileNotFoundError: There is no such work directory, checkpoint, or data.
-        ValueError: There is no such split or no average, `out` has other contents, an embedding is invalid, or a file
-            lacks rows.
     """
     config = load_config(workdir)
     config = replace_fields(config, {"data.data_dir": str((data_dir or Path(config.data.data_dir)).absolute())})
@@ -104,7 +97,7 @@ def embed_to_parquet(
             run = load_run(config, workdir, checkpoints, step, average=average)
             _write_shards(missing, run, records.products, dtype)
     barrier("embedded")
-    check_rows(shards)
+    check_shards(shards)
     return sizes
 
 
@@ -116,11 +109,7 @@ def checkpoint_fingerprint(workdir: Path, step: int) -> str:
 
 
 def _prepare_folder(out: Path, manifest: Mapping[str, Any]) -> None:
-    """Creates a folder for a manifest, or checks that an existing one has the same.
-
-    Raises:
-        ValueError: The folder has other contents.
-    """
+    """Creates a folder for a manifest. Raises ValueError if it exists with other contents."""
     path = out / MANIFEST
     if path.exists():
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -203,15 +192,14 @@ def write_shard(path: Path, domain: str, items: Items, product_ids: Mapping[int,
         pq.write_table(table, file, compression="none", use_dictionary=dictionary)
 
 
-def check_rows(shards: list[Shard]) -> None:
-    """Raises ValueError listing the files whose footers do not have the expected number of rows."""
-    problems = []
-    for shard in shards:
-        rows = pq.read_metadata(shard.path).num_rows
-        if rows != shard.stop - shard.start:
-            problems.append(f"{shard.path} has {rows} rows instead of {shard.stop - shard.start}")
-    if problems:
-        raise ValueError(f"rows are missing; remove these files and run the same command again: {'; '.join(problems)}")
+def check_shards(shards: list[Shard]) -> None:
+    """Raises ValueError listing the files that do not exist or whose footers have another number of rows."""
+    if missing := [str(shard.path) for shard in shards if not shard.path.exists()]:
+        raise ValueError(f"{len(missing)} files of embeddings are missing, finish embedding first: {missing[:10]}")
+    rows = {shard: pq.read_metadata(shard.path).num_rows for shard in shards}
+    wanted = {shard: shard.stop - shard.start for shard in shards}
+    if wrong := [f"{s.path} has {rows[s]} rows instead of {wanted[s]}" for s in shards if rows[s] != wanted[s]]:
+        raise ValueError(f"rows are missing; remove these files and run the same command again: {'; '.join(wrong)}")
 
 
 def read_manifest(out: Path) -> dict[str, Any]:

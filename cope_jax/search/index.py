@@ -19,7 +19,7 @@ import numpy as np
 
 from cope_jax.data.records import add_file
 from cope_jax.domains import DOMAINS
-from cope_jax.search.embedding_store import MANIFEST, check_rows, list_shards, read_manifest, read_rows, read_vectors
+from cope_jax.search.embedding_store import MANIFEST, check_shards, list_shards, read_manifest, read_rows, read_vectors
 from data_prep.common.files import atomic_folder
 
 FORMAT = "cope-jax index, version 1"
@@ -41,8 +41,7 @@ class Index:
     def search(self, vectors: np.ndarray, domain: str, top: int) -> tuple[np.ndarray, np.ndarray]:
         """Finds the nearest items of a domain to each of float32[Q, E].
 
-        Returns:
-            Similarities float32[Q, top], best first, and rows int64[Q, top], -1 if the domain has fewer items.
+        Returns similarities float32[Q, top], best first, and rows int64[Q, top], -1 if the domain has fewer items.
         """
         return self.domains[domain].search(np.ascontiguousarray(vectors, np.float32), top)
 
@@ -50,20 +49,16 @@ class Index:
 def build_index(
     embeddings: Path, out: Path, *, kind: str | None = None, report: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Builds the index of a folder of embeddings. An existing one is replaced.
+    """Builds the index of a complete folder of embeddings, or replaces it.
 
     Args:
-        embeddings: Complete folder from `embed_to_parquet`.
+        embeddings: Folder from `embed_to_parquet`.
         out: Folder to write.
         kind: One of KINDS for all domains; by default chosen for each domain by its number of items.
         report: Called with a line for each domain.
 
     Returns:
         The description: {"kinds": {domain: kind}, "recall_at_10": {domain: …}, "sizes": {domain: …}, …}.
-
-    Raises:
-        FileNotFoundError: There are no embeddings.
-        ValueError: The kind is unknown, there are too few items for IVF-PQ, or the embeddings are incomplete.
     """
     if kind not in (None, *KINDS):
         raise ValueError(f"unknown kind of index {kind!r}: choose one of {', '.join(KINDS)}")
@@ -74,7 +69,7 @@ def build_index(
         raise ValueError(
             f"an IVF-PQ index needs {PQ_ITEMS} items per domain, not {', '.join(small)}: choose flat or hnsw"
         )
-    _check_complete(embeddings, manifest)
+    check_shards(list_shards(embeddings, manifest))
     queries = _sample_queries(embeddings, sizes)
     recall = {}
     with atomic_folder(out) as folder:
@@ -101,12 +96,7 @@ def build_index(
 
 
 def open_index(folder: Path, embeddings: Path) -> Index:
-    """Opens an index folder.
-
-    Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: The index has another format or other embeddings, or a file is damaged.
-    """
+    """Opens an index folder. Raises ValueError if it has another format or other embeddings, or is damaged."""
     path = folder / DESCRIPTION
     if not path.exists():
         raise FileNotFoundError(f"no {path}: build the index with `./run.sh search build`")
@@ -162,14 +152,6 @@ def _build_domain(kind: str, embeddings: Path, domain: str, size: int, width: in
     for _, vectors in read_vectors(embeddings, domain):
         index.add(vectors)
     return index
-
-
-def _check_complete(embeddings: Path, manifest: Mapping[str, Any]) -> None:
-    """Raises ValueError if a file of embeddings is missing or lacks rows."""
-    shards = list_shards(embeddings, manifest)
-    if missing := [str(shard.path.relative_to(embeddings)) for shard in shards if not shard.path.exists()]:
-        raise ValueError(f"{embeddings} lacks {', '.join(missing[:10])}: finish embedding first")
-    check_rows(shards)
 
 
 def _sample_queries(embeddings: Path, sizes: Mapping[str, int]) -> np.ndarray:

@@ -29,13 +29,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A query and the items found for it.
-
-    Attributes:
-        query: Card of the query. Its item_id is -1 if it is not an item of the records.
-        searched: Domains that were searched.
-        hits: Items found, best first, without the query itself.
-    """
+    """A query and the items found for it, best first. The query's item_id is -1 if it is not from the records."""
 
     query: Card
     searched: tuple[str, ...]
@@ -44,14 +38,7 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class Library:
-    """Embedded and indexed items with their records.
-
-    Attributes:
-        embeddings: Folder of embeddings.
-        index: Index of the embeddings.
-        records: Records of the same items.
-        ids: Item ids int64[N] of each domain, by row.
-    """
+    """A folder of embeddings with its index, the records of the same items, and the item ids of each domain by row."""
 
     embeddings: Path
     index: Index
@@ -59,16 +46,9 @@ class Library:
     ids: Mapping[str, np.ndarray]
 
     def search_item(self, domain: str, item_id: int, *, among: Sequence[str] = DOMAINS, top: int = 10) -> SearchResult:
-        """Finds the items nearest to an item of the library.
+        """Finds the `top` items in the domains `among` that are nearest to an item of the library.
 
-        Args:
-            domain: Domain of the item.
-            item_id: Id of the item.
-            among: Domains to search.
-            top: Number of items to find.
-
-        Raises:
-            ValueError: There is no such item or domain, or `top` is not in 1 … MAX_TOP.
+        Raises ValueError if there is no such item or domain or `top` is not in 1 … MAX_TOP.
         """
         _check_domains([domain, *among])
         rows = np.flatnonzero(self.ids[domain] == item_id)
@@ -89,20 +69,16 @@ class Library:
         among: Sequence[str] = DOMAINS,
         top: int = 10,
     ) -> SearchResult:
-        """Finds the items nearest to your own pictures, text, or both.
+        """Finds the items nearest to your own pictures, text, or both, which are treated as an item of `domain`.
 
         Args:
             embedder: Model of the same step of the same run.
-            domain: Domain to treat the query as.
+            domain: Domain of the query.
             pictures: Pictures in time order; one for a page.
             text: Text, or "".
             thumbnails: The pictures as data URIs, for the card of the query.
             among: Domains to search.
-            top: Number of items to find.
-
-        Raises:
-            ValueError: There is no such domain, a page has several pictures, `top` is not in 1 … MAX_TOP, or the
-                query cannot be embedded.
+            top: Number of items to find, 1 … MAX_TOP.
         """
         _check_domains([domain, *among])
         if domain == "page" and len(pictures) > 1:
@@ -162,14 +138,11 @@ def open_library(
         kind: Kind of the index if it is built, see `build_index`.
         rebuild: Build the index even if it exists.
         report: Called with each line of progress.
-
-    Raises:
-        FileNotFoundError: There is no such work directory, checkpoint, or data.
-        ValueError: Embeddings or index belong to something else, or cannot be built.
     """
     config = load_config(workdir)
     split, number = split or config.data.eval_split, find_step(workdir, step, config)
-    folder = embeddings or _default_folder(workdir, number, split, average)
+    default = workdir / "eval" / str(number) / f"{'average-' if average else ''}embeddings" / split
+    folder = embeddings or default
     # Existing embeddings may have another precision or shard size than the defaults.
     stored = read_manifest(folder) if (folder / MANIFEST).exists() else {"dtype": "float32", "rows": ROWS}
     embed_to_parquet(
@@ -187,10 +160,6 @@ def open_library(
     index = open_index(folder / "index", folder)
     records = open_records(data_dir or config.data.data_dir, split)
     return Library(folder, index, records, {domain: read_item_ids(folder, domain) for domain in DOMAINS})
-
-
-def _default_folder(workdir: Path, step: int, split: str, average: bool) -> Path:
-    return workdir / "eval" / str(step) / f"{'average-' if average else ''}embeddings" / split
 
 
 def other_domains(domain: str) -> tuple[str, ...]:

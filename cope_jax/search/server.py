@@ -55,7 +55,7 @@ class SearchPages:
     """Request handlers for a library."""
 
     def __init__(self, library: Library, embedder: Embedder, *, about: str, top: int):
-        """Takes the line under the title and the number of items to show."""
+        """`about` is the line under the title, `top` the number of items to show."""
         self.library, self.embedder, self.about, self.top = library, embedder, about, top
         self.limiter = anyio.CapacityLimiter(CONCURRENT_QUERIES)
 
@@ -154,15 +154,7 @@ class SecurityMiddleware:
 
 
 def make_app(library: Library, embedder: Embedder, *, about: str, top: int, hosts: Sequence[str] = LOCAL) -> Starlette:
-    """Builds the application.
-
-    Args:
-        library: Library to search.
-        embedder: Its model.
-        about: Line under the title.
-        top: Number of items to show.
-        hosts: Host names to answer to.
-    """
+    """Builds the application, which answers to the names in `hosts`. `about` is the line under the title."""
     pages = SearchPages(library, embedder, about=about, top=top)
 
     def static_file(name: str) -> Route:
@@ -186,9 +178,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except OSError as error:
-        raise ValueError(
-            f"cannot listen on {host}:{port}, choose another --host or --port: {error.strerror}"
-        ) from error
+        message = f"cannot listen on {host}:{port}, choose another --host or --port: {error.strerror}"
+        raise ValueError(message) from error
 
 
 def make_server(app: Starlette) -> uvicorn.Server:

@@ -68,12 +68,7 @@ def bootstrap_intervals(
 def product_means(ranks: Mapping[str, Ranks], products: Mapping[str, Int64[np.ndarray, " Q"]]) -> dict[str, Metrics]:
     """Computes means over products of the means over their queries, so that all products count the same.
 
-    Args:
-        ranks: Ranks of each direction.
-        products: Product of each direction's queries, from `first_product`.
-
-    Returns:
-        The metrics of each direction and the number of `products` with a query.
+    Returns the metrics of each direction and the number of `products` with a query.
     """
     results = {}
     for name, own in ranks.items():

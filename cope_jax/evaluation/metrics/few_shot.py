@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from cope_jax import domains
+from cope_jax.domains import DIRECTIONS
 from cope_jax.evaluation.metrics.retrieval import Embeddings, Metrics
 
 MIN_EPISODES = 10  # fewer give a meaningless interval; enough if each episode has all products
@@ -21,24 +21,12 @@ class TooFewProductsError(ValueError):
     """Fewer than two products have enough items."""
 
 
-def few_shot_by_direction(
-    embeddings: Embeddings, *, ways: int, shots: int, queries: int, episodes: int, seed: int
-) -> dict[str, Metrics]:
-    """Runs `few_shot` for every ordered pair of domains: "p2v" learns from pages and classifies videos."""
-    results = {}
-    for source, target in domains.DIRECTIONS:
-        name = domains.direction_name(source, target)
-        results[name] = few_shot(
-            *embeddings[source],
-            *embeddings[target],
-            name=name,
-            ways=ways,
-            shots=shots,
-            queries=queries,
-            episodes=episodes,
-            seed=seed,
-        )
-    return results
+def few_shot_by_direction(embeddings: Embeddings, **options: int) -> dict[str, Metrics]:
+    """Runs `few_shot` with these options for every ordered pair of domains: "p2v" learns from pages and asks videos."""
+    return {
+        name: few_shot(*embeddings[source], *embeddings[target], name=name, **options)
+        for name, (source, target) in DIRECTIONS.items()
+    }
 
 
 def few_shot_all_products(embeddings: Embeddings, *, queries: int, seed: int) -> dict[str, dict[str, Metrics | None]]:
@@ -48,24 +36,19 @@ def few_shot_all_products(embeddings: Embeddings, *, queries: int, seed: int) ->
         The metrics by shots and direction, {"1": {"p2v": …, …}, "5": …}. They are None if fewer than two products have
         that many support items.
     """
-    results: dict[str, dict[str, Metrics | None]] = {str(shots): {} for shots in ALL_SHOTS}
-    for shots in ALL_SHOTS:
-        for source, target in domains.DIRECTIONS:
-            name = domains.direction_name(source, target)
-            try:
-                results[str(shots)][name] = few_shot(
-                    *embeddings[source],
-                    *embeddings[target],
-                    name=name,
-                    ways=max(len(embeddings[source][0]), 2),  # at least as many as there are products
-                    shots=shots,
-                    queries=queries,
-                    episodes=MIN_EPISODES,
-                    seed=seed,
-                )
-            except TooFewProductsError:
-                results[str(shots)][name] = None
-    return results
+
+    def accuracy(shots: int, name: str, source: str, target: str) -> Metrics | None:
+        options = {"shots": shots, "queries": queries, "episodes": MIN_EPISODES, "seed": seed}
+        ways = max(len(embeddings[source][0]), 2)  # at least as many as there are products
+        try:
+            return few_shot(*embeddings[source], *embeddings[target], name=name, ways=ways, **options)
+        except TooFewProductsError:
+            return None
+
+    return {
+        str(shots): {name: accuracy(shots, name, *direction) for name, direction in DIRECTIONS.items()}
+        for shots in ALL_SHOTS
+    }
 
 
 def few_shot(
@@ -91,17 +74,8 @@ def few_shot(
 
         accuracy = mean_e acc_e,    ci95 = 1.96 · std_e(acc_e) / √n    (std with n - 1)
 
-    Args:
-        support: Embeddings of the items that classes are learned from.
-        support_products: Their product ids, padded with -1.
-        query: Embeddings of the items to classify.
-        query_products: Their product ids, padded with -1.
-        name: Name of the direction. Together with `seed` and the number of the episode, it seeds the draws.
-        ways: Classes per episode. If there are fewer products, all are used.
-        shots: Support items per class.
-        queries: Maximum number of queries per class.
-        episodes: Number of episodes.
-        seed: Seed of the draws.
+    Product ids are padded with -1. If there are fewer than `ways` products, all are used. Draws depend on `name`, the
+    direction, on `seed`, and on the number of the episode.
 
     Returns:
         accuracy, ci95, ways (as drawn), shots, and episodes.

@@ -25,7 +25,7 @@ def nearest_neighbors(
         queries: Embeddings of unit length.
         gallery: Embeddings of unit length.
         positives: Gallery rows of each query's positives.
-        k: Number of items. If the gallery has fewer, all are returned.
+        k: Number of items; all, if the gallery has fewer.
 
     Returns:
         Gallery rows and their scores.
@@ -47,10 +47,7 @@ def nearest_neighbors(
 def nearest_negative_scores(
     queries: Float[np.ndarray, "Q E"], gallery: Float[np.ndarray, "G E"], positives: Sequence[Int[np.ndarray, " _"]]
 ) -> Float[np.ndarray, " Q"]:
-    """Returns each query's highest score with an item that is not a positive, or NaN if all items are positives.
-
-    For the arguments, see `nearest_neighbors`.
-    """
+    """Returns each query's highest score with an item that is not a positive, or NaN if all items are positives."""
     best = np.full(len(queries), np.nan)
     for query, line in _query_scores(queries, gallery):
         line[positives[query]] = -np.inf

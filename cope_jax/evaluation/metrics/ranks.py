@@ -21,7 +21,7 @@ class Ranks:
     Attributes:
         offsets: Q + 1 positions.
         rows: Gallery rows of the positives.
-        scores: Their scores.
+        scores: Their scores, falling.
         ranks: Their ranks, from 1.
         gallery: Number of items that a query is compared with.
     """
@@ -73,12 +73,7 @@ def ranks_between(
 
     For example, the positives (⁺) among the scores 0.9, 0.8⁺, 0.8, 0.3⁺ have the ranks 3 and 4.
 
-    Args:
-        a: Embeddings of unit length.
-        b: Embeddings of unit length.
-        a_products: Product ids of each item of a, padded with -1.
-        b_products: Product ids of each item of b, padded with -1.
-        block: Maximum number of items compared at once. Ranks do not depend on it.
+    Embeddings have unit length, product ids are padded with -1, and at most `block` items are compared at once.
     """
     rows_a, rows_b = positive_pairs(a_products, b_products)
     scores = pair_scores(a, b, rows_a, rows_b)
@@ -160,14 +155,13 @@ def _ranked(positives: Ranks, counts: np.ndarray) -> Ranks:
     numbers = np.diff(positives.offsets)
     starts, ends = (np.repeat(side, numbers) for side in (positives.offsets[:-1], positives.offsets[1:]))
     k = np.arange(1, len(counts) + 1) - starts
-    among_positives = _count_reaching(
-        positives.scores.astype(np.float32), tie_thresholds(positives.scores), starts, ends
-    )
+    among_positives = _count_reaching(positives.scores, starts, ends)
     return Ranks(positives.offsets, positives.rows, positives.scores, k + counts - among_positives, positives.gallery)
 
 
-def _count_reaching(scores: np.ndarray, wanted: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Counts how many of the falling scores[starts[k]:ends[k]] reach wanted[k], by bisection."""
+def _count_reaching(positives: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Counts how many of the falling positives[starts[k]:ends[k]] reach the threshold of positives[k], by bisection."""
+    scores, wanted = positives.astype(np.float32), tie_thresholds(positives)
     low, high = starts.copy(), ends.copy()  # those before `low` reach it, those from `high` on do not
     while (searching := low < high).any():
         middle = (low + high) // 2

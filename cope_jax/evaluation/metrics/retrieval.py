@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from cope_jax import domains
+from cope_jax.domains import PAIRS, direction_name
 from cope_jax.evaluation.metrics.ranks import Ranks, ranks_between, ranks_within
 
 RECALLS = (1, 5, 10)
@@ -29,23 +29,12 @@ def retrieval_metrics(ranks: Ranks, chosen: Bool[np.ndarray, " Q"] | None = None
         map          = mean over queries of (1/P) Σ_k k / rank_k
         median_rank  = median over queries of rank_1
 
-    Args:
-        ranks: Ranks of the positives.
-        chosen: Queries to use; all of them by default.
-
     Returns:
-        These metrics, the number of `queries` with a positive, of which they are means, the number of queries
-        `left_out` because they have none, and the number of `gallery` items.
-
-    Raises:
-        ValueError: No query has a positive.
+        These metrics of the chosen or all queries, the number of `queries` with a positive, which they are means over,
+        the number of queries `left_out` because they have none, and the number of `gallery` items.
     """
     chosen = np.ones(len(ranks.has_positive), bool) if chosen is None else chosen
     used = chosen[ranks.has_positive]
-    if not used.any():
-        raise ValueError(
-            f"none of {chosen.sum()} queries has a product in common with the {ranks.gallery} gallery items"
-        )
     means = query_metrics(ranks)[used].mean(axis=0)
     return {
         **dict(zip(MEAN_METRICS, means.tolist(), strict=True)),
@@ -59,17 +48,16 @@ def retrieval_metrics(ranks: Ranks, chosen: Bool[np.ndarray, " Q"] | None = None
 def direction_ranks(embeddings: Embeddings, *, block: int | None = None) -> dict[str, Ranks]:
     """Ranks every ordered pair of domains: {"p2v": …, "v2p": …, …}, the domain of the queries first.
 
-    Raises:
-        ValueError: Shapes do not match, or an embedding is not finite.
+    Raises ValueError if shapes do not match or an embedding is not finite.
     """
     for domain, (vectors, products) in embeddings.items():
         _check(vectors, products, domain)
     ranks = {}
-    for source, target in domains.PAIRS:
+    for source, target in PAIRS:
         (a, a_products), (b, b_products) = embeddings[source], embeddings[target]
         forward, backward = ranks_between(a, b, a_products, b_products, block=block)
-        ranks[domains.direction_name(source, target)] = forward
-        ranks[domains.direction_name(target, source)] = backward
+        ranks[direction_name(source, target)] = forward
+        ranks[direction_name(target, source)] = backward
     return ranks
 
 
@@ -85,18 +73,10 @@ def _check(embeddings: np.ndarray, products: np.ndarray, domain: str) -> None:
 
 
 def direction_metrics(ranks: Mapping[str, Ranks]) -> dict[str, Metrics]:
-    """Computes the metrics of each direction.
-
-    Raises:
-        ValueError: No query of a direction has a positive.
-    """
-    results = {}
-    for name, own in ranks.items():
-        try:
-            results[name] = retrieval_metrics(own)
-        except ValueError as error:
-            raise ValueError(f"retrieval {name}: {error}") from error
-    return results
+    """Computes the metrics of each direction. Raises ValueError if no query of a direction has a positive."""
+    if failed := [name for name, own in ranks.items() if not own.has_positive.any()]:
+        raise ValueError(f"retrieval {', '.join(failed)}: no query has a product in common with a gallery item")
+    return {name: retrieval_metrics(own) for name, own in ranks.items()}
 
 
 def direction_means(metrics: Mapping[str, Metrics]) -> dict[str, float]:

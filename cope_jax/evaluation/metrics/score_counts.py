@@ -7,20 +7,19 @@ A CPU computes scores in float64. Other devices compute them in float32, from em
 the error stays below 1e-11. Thresholds leave more room than that, so both give the same counts.
 """
 
-import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, Int64
 from threadpoolctl import threadpool_limits
 
 from cope_jax.parallel.processes import allgather
+from data_prep.common.process_pool import usable_cores
 
 BYTE = 255  # flags that a byte can count
 HOST_TILE = (128, 32 * BYTE)  # at most BYTE rows; an 8 MB tile keeps BLAS busy
@@ -58,8 +57,7 @@ class Block:
     thresholds: Float32[np.ndarray, "P n"]
 
 
-Counts = tuple[Int64[np.ndarray, "P n"], Int64[np.ndarray, "Q m"]]
-Kernel = Callable[[Block, Block], Counts]  # counts for the thresholds of the rows and for those of the columns
+Counts = tuple[Int64[np.ndarray, "P n"], Int64[np.ndarray, "Q m"]]  # for rows and for columns
 
 
 def count_between(
@@ -67,15 +65,7 @@ def count_between(
 ) -> tuple[Int64[np.ndarray, " K"], Int64[np.ndarray, " L"]]:
     """Counts how many items of the other side reach each threshold.
 
-    All processes must call this; each counts some blocks of rows.
-
-    Args:
-        a: Items with K thresholds.
-        b: Items with L thresholds.
-        block: Maximum number of rows and columns of a tile. Counts do not depend on it.
-
-    Returns:
-        The counts for the thresholds of a and of b.
+    All processes must call this; each counts some blocks of rows. Tiles have at most `block` rows and columns.
     """
     on_cpu = jax.local_devices()[0].platform == "cpu"
     sizes = HOST_TILE if on_cpu else (DEVICE_TILE, DEVICE_TILE)
@@ -83,7 +73,7 @@ def count_between(
     row_counts, column_counts = ([np.zeros(own.thresholds.shape, np.int64) for own in side] for side in (rows, columns))
     tiles = [(i, j) for i in range(jax.process_index(), len(rows), jax.process_count()) for j in range(len(columns))]
     # One thread per core multiplies and counts. BLAS's own threads would compete with them.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(os.cpu_count() if on_cpu else 1) as pool:
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(usable_cores() if on_cpu else 1) as pool:
         kernel = count_on_host if on_cpu else count_on_devices
         for (i, j), (of_row, of_column) in zip(
             tiles, pool.map(lambda tile: kernel(rows[tile[0]], columns[tile[1]]), tiles), strict=True
@@ -138,8 +128,10 @@ def count_on_host(rows: Block, columns: Block) -> Counts:
 def count_on_devices(rows: Block, columns: Block) -> Counts:
     """Counts one tile on all local devices, which share its rows."""
     mesh = Mesh(np.asarray(jax.local_devices()), ("rows",))
+    by_rows, by_columns, whole = (NamedSharding(mesh, P(*axes)) for axes in (("rows",), (None, "rows"), ()))
     size = -(-max(len(rows.items), len(columns.items)) // mesh.size) * mesh.size
-    counts = _tile_function(mesh)(*_padded(rows, size), *_padded(columns, size))
+    left, right = _padded(rows, size), _padded(columns, size)
+    counts = _count_tile(*jax.device_put((*left, *right), (by_rows, by_columns, whole, whole)))
     of_rows, of_columns = (
         np.asarray(padded)[tuple(map(slice, block.thresholds.shape))].astype(np.int64)
         for block, padded in zip((rows, columns), counts, strict=True)
@@ -149,21 +141,14 @@ def count_on_devices(rows: Block, columns: Block) -> Counts:
 
 def _padded(block: Block, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Pads vectors with NaN and thresholds with infinity to a few shapes, so that there are few compilations."""
-    P, n = block.thresholds.shape
-    more = (1 << max(P - 1, 0).bit_length()) - P
+    number, n = block.thresholds.shape
+    more = (1 << max(number - 1, 0).bit_length()) - number
     vectors = np.pad(block.vectors.astype(np.float32), ((0, size - n), (0, 0)), constant_values=np.nan)
     return vectors, np.pad(block.thresholds, ((0, more), (0, size - n)), constant_values=np.inf)
 
 
-@cache
-def _tile_function(mesh: Mesh) -> Callable[..., tuple[Array, Array]]:
-    rows, row_thresholds, whole = (
-        NamedSharding(mesh, spec) for spec in (PartitionSpec("rows"), PartitionSpec(None, "rows"), PartitionSpec())
-    )
-    return jax.jit(_tile, in_shardings=(rows, row_thresholds, whole, whole), out_shardings=(row_thresholds, whole))
-
-
-def _tile(a: Array, a_thresholds: Array, b: Array, b_thresholds: Array) -> tuple[Array, Array]:
+@jax.jit
+def _count_tile(a: Array, a_thresholds: Array, b: Array, b_thresholds: Array) -> tuple[Array, Array]:
     scores = close_scores(a, b)
     of_rows = jax.lax.map(lambda wanted: (scores >= wanted[:, None]).sum(axis=1, dtype=jnp.int32), a_thresholds)
     of_columns = jax.lax.map(lambda wanted: (scores >= wanted[None]).sum(axis=0, dtype=jnp.int32), b_thresholds)

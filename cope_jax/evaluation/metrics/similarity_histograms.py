@@ -35,14 +35,7 @@ class Histograms:
 def similarity_histograms(
     queries: Float[np.ndarray, "Q E"], gallery: Float[np.ndarray, "G E"], ranks: Ranks, *, seed: int
 ) -> Histograms:
-    """Computes the histograms of one direction.
-
-    Args:
-        queries: Embeddings of unit length.
-        gallery: Embeddings of unit length.
-        ranks: Ranks of the direction.
-        seed: Seed of the random pairs and queries.
-    """
+    """Computes the histograms of one direction, with random pairs and queries drawn by `seed`."""
     rng = np.random.default_rng(seed)
     negatives = _random_negatives(queries, gallery, ranks, rng)
     chosen = np.flatnonzero(ranks.has_positive)

@@ -52,14 +52,10 @@ def map_data(items: Mapping[str, Items], records: Records, *, seed: int) -> dict
 
 
 def pca_map(items: Mapping[str, Items], *, seed: int, center_domains: bool, limit: int = POINTS) -> PcaMap:
-    """Projects the items of random products onto the principal components of all items.
+    """Projects the items of random products, at most `limit` items, onto the principal components of all items.
 
-    Args:
-        items: Items of each domain.
-        seed: Seed for drawing products.
-        center_domains: Subtract each domain's own mean instead of the overall mean. If domains are far apart, this
-            shows whether they are arranged alike.
-        limit: Maximum number of points.
+    `center_domains` subtracts each domain's own mean instead of the overall mean. If domains are far apart, this shows
+    whether they are arranged alike.
     """
     vectors = {domain: items[domain].vectors.astype(np.float64) for domain in DOMAINS}
     overall = np.concatenate(list(vectors.values())).mean(axis=0)

@@ -9,7 +9,7 @@ import numpy as np
 
 from cope_jax.data.records import Records
 from cope_jax.data.thumbnails import read_card
-from cope_jax.domains import DIRECTIONS, direction_name
+from cope_jax.domains import DIRECTIONS
 from cope_jax.evaluation.embed_items import Items
 from cope_jax.evaluation.metrics.nearest_neighbors import nearest_neighbors
 from cope_jax.evaluation.metrics.ranks import Ranks
@@ -29,17 +29,13 @@ class QueryResult:
     """A query and the items found for it. Items are positions in `Items`.
 
     Attributes:
-        direction: Domains of the query and of the gallery.
-        query: The query.
-        rank: Rank of its best positive.
+        rank: Rank of the best positive.
         neighbors: Nearest gallery items, best first.
-        scores: Their scores.
         correct: Whether each of them is a positive.
         best: The best positive.
-        best_score: Its score.
     """
 
-    direction: tuple[str, str]
+    direction: str
     query: int
     rank: int
     neighbors: np.ndarray
@@ -62,42 +58,27 @@ class QueryResult:
 def choose_queries(
     items: Mapping[str, Items], ranks: Mapping[str, Ranks], *, seed: int, per_outcome: int = PER_OUTCOME
 ) -> dict[str, list[QueryResult]]:
-    """Chooses queries of each direction, alternating between worst misses, confusions, and correct ones.
-
-    Args:
-        items: Items of each domain.
-        ranks: Ranks of each direction.
-        seed: Seed for drawing correct queries.
-        per_outcome: Maximum number of queries of each kind and direction.
-    """
-    return {
-        direction_name(*direction): _choose(items, ranks[direction_name(*direction)], direction, seed, per_outcome)
-        for direction in DIRECTIONS
-    }
-
-
-def _choose(
-    items: Mapping[str, Items], ranks: Ranks, direction: tuple[str, str], seed: int, per_outcome: int
-) -> list[QueryResult]:
-    queries, best = np.flatnonzero(ranks.has_positive), ranks.best
-    order = np.argsort(-best, kind="stable")  # worst first
-    missed, correct = queries[order[best[order] > 1]], queries[best == 1]
-    worst = search(items, ranks, direction, missed[:per_outcome])
-    near = search(items, ranks, direction, missed[per_outcome:][-CANDIDATES:])
-    confused = sorted((result for result in near if result.confused), key=lambda result: result.gap)[:per_outcome]
-    drawn = np.random.default_rng(seed).choice(correct, min(per_outcome, len(correct)), replace=False)
-    return _interleaved(worst, confused, search(items, ranks, direction, drawn))
+    """Chooses up to `per_outcome` worst misses, confusions, and random correct queries of each direction, in turns."""
+    chosen = {}
+    for name, own in ranks.items():
+        queries, best = np.flatnonzero(own.has_positive), own.best
+        order = np.argsort(-best, kind="stable")  # worst first
+        missed, correct = queries[order[best[order] > 1]], queries[best == 1]
+        worst = search(items, own, name, missed[:per_outcome])
+        near = search(items, own, name, missed[per_outcome:][-CANDIDATES:])
+        confused = sorted((result for result in near if result.confused), key=lambda result: result.gap)[:per_outcome]
+        drawn = np.random.default_rng(seed).choice(correct, min(per_outcome, len(correct)), replace=False)
+        chosen[name] = _interleave(worst, confused, search(items, own, name, drawn))
+    return chosen
 
 
-def _interleaved(*lists: Sequence[QueryResult]) -> list[QueryResult]:
+def _interleave(*lists: Sequence[QueryResult]) -> list[QueryResult]:
     return [result for turn in zip_longest(*lists) for result in turn if result is not None]
 
 
-def search(
-    items: Mapping[str, Items], ranks: Ranks, direction: tuple[str, str], queries: np.ndarray
-) -> list[QueryResult]:
+def search(items: Mapping[str, Items], ranks: Ranks, direction: str, queries: np.ndarray) -> list[QueryResult]:
     """Finds the nearest items of queries that have positives."""
-    source, target = direction
+    source, target = DIRECTIONS[direction]
     positives = [ranks.positives(query) for query in queries.tolist()]
     neighbors, scores = nearest_neighbors(items[source].vectors[queries], items[target].vectors, positives, k=RESULTS)
     starts = ranks.offsets[queries]
@@ -124,7 +105,7 @@ def gallery(
     Args:
         chosen: Results from `choose_queries`. Directions alternate until `limit` is reached.
         items: Items of each domain.
-        records: Records of the items. Only the items shown are read.
+        records: Their records; only the items shown are read.
         limit: Maximum number of bytes of texts and pictures.
 
     Returns:
@@ -134,7 +115,7 @@ def gallery(
     """
     cards: dict[str, dict[str, Any]] = {}
     shown, size = [], 0
-    for result in _interleaved(*chosen.values()):
+    for result in _interleave(*chosen.values()):
         more = _cards(result, items, records, known=cards)
         size += sum(_size(card) - _size(cards.get(key)) for key, card in more.items())
         if size > limit:
@@ -154,7 +135,7 @@ def _cards(
     result: QueryResult, items: Mapping[str, Items], records: Records, *, known: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """Cards of the items of a result that are not known, or known with fewer frames."""
-    source, target = result.direction
+    source, target = DIRECTIONS[result.direction]
     wanted = {item_key(target, position): (target, position, 1) for position in (*result.neighbors, result.best)}
     wanted = {key: value for key, value in wanted.items() if key not in known}
     query = item_key(source, result.query)
@@ -186,10 +167,10 @@ def _size(card: Mapping[str, Any] | None) -> int:
 
 
 def _to_json(result: QueryResult) -> dict[str, Any]:
-    source, target = result.direction
+    source, target = DIRECTIONS[result.direction]
     found = zip(result.neighbors.tolist(), result.scores.tolist(), result.correct.tolist(), strict=True)
     return {
-        "direction": direction_name(source, target),
+        "direction": result.direction,
         "query": item_key(source, result.query),
         "rank": result.rank,
         "gap": round(result.gap, 4),

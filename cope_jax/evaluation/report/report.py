@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cope_jax.data.records import open_records
-from cope_jax.domains import DIRECTIONS, DOMAINS, direction_name
+from cope_jax.domains import DIRECTIONS, DOMAINS
 from cope_jax.evaluation.evaluate_run import EmbeddedSplit, Evaluation
 from cope_jax.evaluation.metrics.bootstrap import first_product
 from cope_jax.evaluation.metrics.ranks import Ranks
@@ -38,11 +38,7 @@ def write_report(
 ) -> None:
     """Writes `report.html` next to the metrics; only the first of several processes does.
 
-    Args:
-        workdir: Work directory of the run.
-        evaluation: The evaluation.
-        embedded: The items that it evaluated.
-        baseline: Metrics of the untrained model on the same items.
+    `embedded` has the evaluated items, and `baseline` the metrics of the untrained model on them.
     """
     if jax.process_index() > 0:
         return
@@ -94,11 +90,10 @@ def contents(
     config, metrics, items, ranks = evaluation.config, evaluation.metrics, embedded.items, embedded.ranks
     trained = load_config(workdir)
     records = open_records(config.data.data_dir, config.data.eval_split)
-    directions = {direction_name(*direction): direction for direction in DIRECTIONS}
-    chance = {name: chance_curve(ranks[name], min(CURVE_LENGTH, ranks[name].gallery)) for name in directions}
+    chance = {name: chance_curve(ranks[name], min(CURVE_LENGTH, ranks[name].gallery)) for name in DIRECTIONS}
     histograms = {
         name: similarity_histograms(items[source].vectors, items[target].vectors, ranks[name], seed=config.seed)
-        for name, (source, target) in directions.items()
+        for name, (source, target) in DIRECTIONS.items()
     }
     return {
         "run": workdir.resolve().name,
@@ -110,14 +105,14 @@ def contents(
         "metrics": metrics,
         "baseline": baseline,
         "columns": METRICS,
-        "directions": directions,
+        "directions": DIRECTIONS,
         "domains": DOMAINS,
         "items": {domain: len(items[domain].vectors) for domain in DOMAINS},
         "products": len(np.unique(np.concatenate([first_product(items[domain].products) for domain in DOMAINS]))),
         "frame_parts": parts(metrics["by_frames"]),
         "text_parts": parts(metrics["by_text"])[::-1],
         "chance": {name: float(curve[0]) for name, curve in chance.items()},
-        "recall": {name: _recall_chart(ranks[name], chance[name]) for name in directions},
+        "recall": {name: _recall_chart(ranks[name], chance[name]) for name in DIRECTIONS},
         "similarity": {name: _similarity_chart(own) for name, own in histograms.items()},
         "overlap": {name: own.overlap for name, own in histograms.items()},
         "training": training_charts(workdir, config),

@@ -23,11 +23,14 @@ def training_charts(workdir: Path, config: RunConfig) -> list[Chart]:
     if not history:
         return []
     steps = Axis("step", 0, history[-1]["step"])
-    charts = [_chart("Loss", losses(history), steps, "loss", style=_loss_style)]
+    charts = [
+        _chart("Loss", losses(history), steps, "loss", style=lambda name: "main" if name == "loss" else f"term {name}")
+    ]
     for term, curves in accuracies(history).items():
         charts.append(_chart(f"{term}: nearest in the batch is right", curves, steps, "share", style=pair_style, top=1))
     if evaluated := evaluations(workdir):
-        charts.append(_chart("Mean R@1 on some products", evaluated, steps, "mean R@1", style=_model_style, top=1))
+        style = {"the model": "main", "its moving average": "term"}.__getitem__
+        charts.append(_chart("Mean R@1 on some products", evaluated, steps, "mean R@1", style=style, top=1))
     charts.append(_chart("Learning rate", {"learning rate": rates(config, history[-1]["step"])}, steps, "rate"))
     speeds = throughput(workdir)
     if len(speeds[0]):
@@ -97,14 +100,6 @@ def pair_style(name: str) -> str:
     words = name.replace("–", " ").split()
     domains = [word for word in words if word not in ("text", "vision")]
     return " ".join(["-".join(domains), *(word for word in words if word in ("text", "vision"))])
-
-
-def _loss_style(name: str) -> str:
-    return "main" if name == "loss" else f"term {name}"
-
-
-def _model_style(name: str) -> str:
-    return "main" if name == "the model" else "term"
 
 
 def _mean_curve(history: list[dict[str, Any]], names: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 from cope_jax import exported
 from cope_jax.data.tokenizer import encode, load_tokenizer
 from cope_jax.domains import DOMAINS
+from cope_jax.evaluation.embed_items import load_run
 from cope_jax.evaluation.evaluate_run import embed_split
-from cope_jax.evaluation.loaded_run import load_run
 from cope_jax.export import stablehlo as export
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config_file import load_config

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from cope_jax import Embedder
 from cope_jax.data.records import open_records
 from cope_jax.domains import DOMAINS
-from cope_jax.evaluation.loaded_run import load_run
+from cope_jax.evaluation.embed_items import load_run
 from cope_jax.export.stablehlo import export_run
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config_file import load_config

@@ -9,8 +9,8 @@ import pytest
 
 from cope_jax.data.records import open_records
 from cope_jax.domains import DOMAINS
+from cope_jax.evaluation.embed_items import load_run
 from cope_jax.evaluation.evaluate_run import embed_split
-from cope_jax.evaluation.loaded_run import load_run
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config_file import load_config
 from cope_jax.search import embedding_store
@@ -118,7 +118,7 @@ def test_missing_rows_are_an_error(workdir, written, tmp_path):
     copy = tmp_path / "00000-of-00002.parquet"
     pq.write_table(pq.read_table(next((out / "page").iterdir())).slice(1), copy)
     with pytest.raises(ValueError, match=r"rows are missing.*has 6 rows instead of 7"):
-        embedding_store.check_rows([embedding_store.Shard("page", 0, 7, copy)])
+        embedding_store.check_shards([embedding_store.Shard("page", 0, 7, copy)])
 
 
 def test_half_precision(workdir, tmp_path, written):

@@ -15,7 +15,7 @@ from selenium.webdriver.common.keys import Keys
 
 from cope_jax.data.records import Item
 from cope_jax.data.thumbnails import placeholder
-from cope_jax.domains import DIRECTIONS, DOMAINS, direction_name
+from cope_jax.domains import DIRECTIONS, DOMAINS
 from cope_jax.evaluation.embed_items import Items
 from cope_jax.evaluation.evaluate_run import EmbeddedSplit, Evaluation, compute_metrics
 from cope_jax.evaluation.metrics.retrieval import direction_ranks
@@ -147,8 +147,8 @@ def test_numbers_match_the_metrics(page, evaluation):
     rows = {row[0]: row[1:] for row in tables["retrieval"]}
     few_shot = {row[0]: row[1:] for row in tables["few-shot"]}
     parts_of = {row[0]: dict(zip(tables["parts"][0], row, strict=True)) for row in tables["parts"]}
-    for source, target in DIRECTIONS:
-        name, found = direction_name(source, target), metrics["retrieval"][direction_name(source, target)]
+    for name, (source, target) in DIRECTIONS.items():
+        found = metrics["retrieval"][name]
         cells = rows[f"{source} → {target}"]
         assert cells[:2] == [str(found["queries"]), str(found["gallery"])]
         for cell, key in zip(cells[2:6], ("r1", "r5", "r10", "map"), strict=True):
