@@ -17,35 +17,18 @@ QUALITY = 80
 
 @dataclass(frozen=True)
 class Card:
-    """An item as shown on a page.
-
-    Attributes:
-        domain: Domain of the item.
-        item_id: Id of the item.
-        product_ids: Products it belongs to.
-        text: Text as in the records, "" if it has none.
-        frames: Some of its frames in time order, as data URIs.
-        frame_count: Number of all its frames.
-    """
+    """An item as shown on a page."""
 
     domain: str
     item_id: int
     product_ids: tuple[int, ...]
-    text: str
-    frames: tuple[str, ...]
-    frame_count: int
+    text: str  # "" if it has none
+    frames: tuple[str, ...]  # some of its frames in time order, as data URIs
+    frame_count: int  # number of all its frames
 
 
 def read_card(records: Records, domain: str, row: int, *, frames: int = 4, side: int = SIDE) -> Card:
-    """Reads an item of the records as a card.
-
-    Args:
-        records: Records of a split.
-        domain: Domain of the item.
-        row: Row of the item.
-        frames: Largest number of frames, taken from the centers of as many segments.
-        side: Longest side of a frame in pixels.
-    """
+    """Reads an item, with at most `frames` frames whose longest side is `side` pixels."""
     item = records.items[domain][row]
     shown = choose(len(item.frames), frames, short_clips="mask", rng=None)
     return Card(

@@ -1,6 +1,6 @@
 """Helpers shared by `data_prep` and `cope_jax`, free of jax.
 
-cli           the frame of a command: flags, quiet libraries, one-line errors
+cli           runs a command: flags, quiet libraries, one-line errors
 differences   differences between two mappings, in words
 domains       names of the domains
 files         atomic writes, locks and hashes of files

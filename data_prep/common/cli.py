@@ -1,4 +1,4 @@
-"""The frame of every command: flags, quiet libraries, and one-line errors for what a user can mend."""
+"""Runs commands: parses flags, silences libraries and reports the user's errors in one line."""
 
 import sys
 from collections.abc import Callable

@@ -54,24 +54,13 @@ def define_flags() -> None:
 
 
 def read_flags() -> Options:
-    """Returns the options from the flags."""
+    """Returns the options from the flags of the same names."""
+    names = ("url_prefix", "shard_frames", "image_size", "splits", "domains", "retry", "preflight", "contact")
+    limits = ("rate", "concurrency", "deadline", "max_bytes", "tries")
     return Options(
-        url_prefix=FLAGS.url_prefix,
-        shard_frames=FLAGS.shard_frames,
-        image_size=FLAGS.image_size,
-        splits=FLAGS.splits,
-        domains=FLAGS.domains,
-        retry=FLAGS.retry,
+        **{name: getattr(FLAGS, name) for name in names},
         placeholders=FLAGS.placeholder,
-        preflight=FLAGS.preflight,
-        contact=FLAGS.contact,
-        limits=Limits(
-            rate=FLAGS.rate,
-            concurrency=FLAGS.concurrency,
-            deadline=FLAGS.deadline,
-            max_bytes=FLAGS.max_bytes,
-            tries=FLAGS.tries,
-        ),
+        limits=Limits(**{name: getattr(FLAGS, name) for name in limits}),
     )
 
 

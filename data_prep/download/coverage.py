@@ -60,24 +60,20 @@ def _count_domain(catalog: Catalog, out: Path, split: str, domain: str) -> dict[
 
 def format_summary(summary: dict[str, Any]) -> str:
     """Returns the coverage as a table with a line per domain of each split."""
-    header = ["split", "domain", "frames", "ok", "%", "items", "complete", "partial", "missing", "MB"]
-    rows = [[*header, "failed frames"]]
+    rows = [["split", "domain", "frames", "ok", "%", "items", "complete", "partial", "missing", "MB", "failed frames"]]
     for split, domains in summary["splits"].items():
         for domain, counts in domains.items():
             items, frames = counts["items"], counts["frames"]
             failed = frames["failed"] | ({"pending": frames["pending"]} if frames["pending"] else {})
             missing = items["missing"] + items["without_frames"]
-            numbers = (items["in"], items["complete"], items["partial"], missing)
             rows.append(
-                [
-                    *(split, domain, f"{frames['in']:,}", f"{frames['ok']:,}"),
-                    f"{100 * frames['ok'] / frames['in'] if frames['in'] else 100:.2f}",
-                    *(f"{number:,}" for number in numbers),
-                    f"{counts['bytes'] / 1e6:,.1f}",
-                    ", ".join(f"{reason} {count:,}" for reason, count in failed.items()) or "none",
-                ]
+                [split, domain, f"{frames['in']:,}", f"{frames['ok']:,}"]
+                + [f"{100 * frames['ok'] / frames['in'] if frames['in'] else 100:.2f}"]
+                + [f"{number:,}" for number in (items["in"], items["complete"], items["partial"], missing)]
+                + [f"{counts['bytes'] / 1e6:,.1f}"]
+                + [", ".join(f"{reason} {count:,}" for reason, count in failed.items()) or "none"]
             )
-    return text_table(rows, left=(0, 1, len(header)))
+    return text_table(rows, left=(0, 1, 10))
 
 
 def retry_hint(summary: dict[str, Any]) -> str:

@@ -26,27 +26,16 @@ _BUSY = frozenset({429, 503})
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits of requests.
+    """Limits of requests; times are in seconds."""
 
-    Attributes:
-        rate: Largest number of requests per second to a host; it is reduced while the host complains.
-        concurrency: Largest number of simultaneous requests to a host.
-        deadline: Seconds for one try: connecting, headers, redirects and the whole body.
-        max_bytes: Largest size of a body.
-        tries: Largest number of tries of a URL in one run.
-        backoff: Seconds before the second try, doubled before each further one, plus at most as much jitter.
-        pause: Seconds of the first pause when most requests fail, doubled for each further one.
-        pauses: Number of pauses in a row before giving up.
-    """
-
-    rate: float = 200.0
-    concurrency: int = 64
-    deadline: float = 30.0
-    max_bytes: int = 16 << 20
-    tries: int = 4
-    backoff: float = 1.0
-    pause: float = 30.0
-    pauses: int = 5
+    rate: float = 200.0  # requests per second to a host, at most; reduced while the host complains
+    concurrency: int = 64  # simultaneous requests to a host
+    deadline: float = 30.0  # of one try: connecting, headers, redirects and the whole body
+    max_bytes: int = 16 << 20  # of a body
+    tries: int = 4  # of a URL in one run
+    backoff: float = 1.0  # before the second try, doubled before each further one, plus at most as much jitter
+    pause: float = 30.0  # when most requests fail, doubled each further time
+    pauses: int = 5  # in a row before giving up
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,33 +22,17 @@ SHARD_FRAMES = 2000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a download.
+    """Options of a download. Raises ValueError if one is invalid."""
 
-    Attributes:
-        url_prefix: Prefix of an image's name in its URL.
-        shard_frames: Frames per shard.
-        image_size: Longest shorter side of images, in pixels; None keeps all sizes.
-        splits: Splits of the catalog; None is all.
-        domains: Domains of the splits.
-        retry: Failures of earlier runs to try again.
-        placeholders: Hex SHA-256 of images that count as missing; they are fetched again.
-        preflight: Look for one image that arrives before requesting all.
-        contact: Address for the server's owner, in the User-Agent.
-        limits: Limits of requests.
-
-    Raises:
-        ValueError: A value is out of range.
-    """
-
-    url_prefix: str = URL_PREFIX
-    shard_frames: int = SHARD_FRAMES
-    image_size: int | None = None
-    splits: Sequence[str] | None = None
+    url_prefix: str = URL_PREFIX  # of an image's name in its URL
+    shard_frames: int = SHARD_FRAMES  # frames per shard
+    image_size: int | None = None  # longest shorter side of images, in pixels; None keeps all sizes
+    splits: Sequence[str] | None = None  # None is all splits of the catalog
     domains: Sequence[str] = DOMAINS
-    retry: Sequence[str] = ()
-    placeholders: Sequence[str] = ()
-    preflight: bool = True
-    contact: str = ""
+    retry: Sequence[str] = ()  # failures of earlier runs to try again
+    placeholders: Sequence[str] = ()  # hex SHA-256 of images that count as missing; they are fetched again
+    preflight: bool = True  # look for one image that arrives before requesting all
+    contact: str = ""  # address for the server's owner, in the User-Agent
     limits: Limits = dataclasses.field(default_factory=Limits)
 
     def __post_init__(self) -> None:

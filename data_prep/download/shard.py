@@ -31,25 +31,15 @@ def image_names(items: Sequence[Item]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class ShardTask:
-    """A shard to fetch.
+    """A shard to fetch."""
 
-    Attributes:
-        folder: Folder of its files.
-        number: Number of the shard in its domain, from 0.
-        url_prefix: Prefix of the URLs.
-        start: Row of the first item.
-        items: Items of the shard.
-        rows: Position → row of the ledger of an earlier run; empty if there is none.
-        requested: Positions to fetch, in addition to those of a journal.
-    """
-
-    folder: Path
-    number: int
+    folder: Path  # of its files
+    number: int  # in its domain, from 0
     url_prefix: str
-    start: int
+    start: int  # row of the first item
     items: Sequence[Item]
-    rows: Mapping[int, Row]
-    requested: Sequence[int]
+    rows: Mapping[int, Row]  # position → row of the ledger of an earlier run; empty if there is none
+    requested: Sequence[int]  # positions to fetch, in addition to those of a journal
 
 
 class Shard:

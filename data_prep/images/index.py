@@ -36,14 +36,14 @@ IMAGES_FILE = "images.parquet"
 _SOURCE_BITS = 57  # bits of a preference within its source
 _IMAGE_SCHEMA = pa.schema(
     [
-        pa.field("name", pa.string()),
-        pa.field("preference", pa.int64()),
-        pa.field("is_alias", pa.bool_()),
-        pa.field("source", pa.int8()),
-        pa.field("path", pa.string()),
-        pa.field("start", pa.int64()),
-        pa.field("size", pa.int64()),
-        pa.field("sha256", pa.string()),
+        ("name", pa.string()),
+        ("preference", pa.int64()),
+        ("is_alias", pa.bool_()),
+        ("source", pa.int8()),
+        ("path", pa.string()),
+        ("start", pa.int64()),
+        ("size", pa.int64()),
+        ("sha256", pa.string()),
     ]
 )
 _PLACE_SCHEMA = pa.schema([_IMAGE_SCHEMA.field(name) for name in ("source", "path", "start", "size", "sha256")])
@@ -51,21 +51,13 @@ _PLACE_SCHEMA = pa.schema([_IMAGE_SCHEMA.field(name) for name in ("source", "pat
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """Where the image of a frame is stored.
+    """Where the image of a frame is stored."""
 
-    Attributes:
-        source: Number of the source. None, like the other attributes, if no source has the image.
-        path: Path of the file, relative to its source.
-        start: Offset of the image in a tar; `WHOLE_FILE` if the file is the image.
-        size: Size in bytes.
-        sha256: Hash of bytes that are known to decode, or "".
-    """
-
-    source: int | None
-    path: str
-    start: int
-    size: int
-    sha256: str
+    source: int | None  # number of the source; None, like the other attributes, if no source has the image
+    path: str  # of the file, relative to its source
+    start: int  # offset of the image in a tar; WHOLE_FILE if the file is the image
+    size: int  # in bytes
+    sha256: str  # of bytes that are known to decode, or ""
 
 
 class ImageReader:
@@ -166,16 +158,9 @@ def _write_images(path: Path, folders: Sequence[Path]) -> None:
 
 
 def _to_batch(locations: Sequence[Location], source: int) -> pa.RecordBatch:
-    columns = {
-        "name": [at.name for at in locations],
-        "preference": [(source << _SOURCE_BITS) + at.preference for at in locations],
-        "is_alias": [at.is_alias for at in locations],
-        "source": [source] * len(locations),
-        "path": [at.path for at in locations],
-        "start": [at.offset for at in locations],
-        "size": [at.size for at in locations],
-        "sha256": [at.sha256 for at in locations],
-    }
+    columns: dict[str, list] = {name: [getattr(at, name) for at in locations] for name in Location.__slots__}
+    columns["preference"] = [(source << _SOURCE_BITS) + at.preference for at in locations]
+    columns["source"] = [source] * len(locations)
     return pa.RecordBatch.from_pydict(columns, schema=_IMAGE_SCHEMA)
 
 

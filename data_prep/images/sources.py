@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -27,32 +27,20 @@ WHOLE_FILE = -1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Location:
-    """An image of a source.
-
-    Attributes:
-        name: Name by which a frame may refer to it.
-        preference: Among locations of the same name, the lowest is used. Unique per name.
-        is_alias: The name is only the last part of the path, which other files may share.
-        path: Path of the file, relative to its source.
-        offset: Offset of the image in a tar; `WHOLE_FILE` if the file is the image.
-        size: Size in bytes.
-        sha256: Hash of bytes that are known to decode, so that they need not be decoded again; "" if unknown.
-    """
+    """An image of a source, under one of the names by which a frame may refer to it."""
 
     name: str
-    preference: int
-    is_alias: bool
-    path: str
-    offset: int
-    size: int
-    sha256: str
+    preference: int  # the lowest one among those of a name is used; unique per name
+    is_alias: bool  # the name is only the last part of the path, which other files may share
+    path: str  # of the file, relative to its source
+    start: int  # offset of the image in a tar; WHOLE_FILE if the file is the image
+    size: int  # in bytes
+    sha256: str  # of bytes that are known to decode, so that they need not be decoded again; "" if unknown
 
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-    """A file of a source; `folder` is relative to the source, "" for the source itself."""
-
-    folder: str
+    folder: str  # relative to the source, "" for the source itself
     name: str
     size: int
 
@@ -94,8 +82,8 @@ def locate(source: Path) -> Iterator[Location]:
             folder, containers = file.folder, containers + 1
         preference = containers << 24
         if file.name.endswith(".tar"):
-            for number, (name, offset, size, sha256) in enumerate(_members(source, file)):
-                yield Location(name, preference + number, False, file.path, offset, size, sha256)
+            for number, (name, start, size, sha256) in enumerate(_members(source, file)):
+                yield Location(name, preference + number, False, file.path, start, size, sha256)
             continue
         yield Location(file.path, preference, False, file.path, WHOLE_FILE, file.size, "")
         if file.folder:
@@ -164,74 +152,60 @@ def _ledger_path(source: Path, tar: _File) -> Path:
 
 def _members(source: Path, file: _File) -> Iterator[tuple[str, int, int, str]]:
     """Yields image name, offset, size and sha256 (or "") of the images in a tar."""
-    ledger = _Ledger(_ledger_path(source, file))
-    path = source / file.path
-    for member, name, offset, size, sha256 in ledger.members() if ledger.has_offsets else _walk_tar(path, ledger):
-        if offset + size > file.size:
+    path, ledger = source / file.path, _ledger_path(source, file)
+    with _explain_errors(ledger):
+        schema = pq.read_schema(ledger)
+    if missing := {"key", "url"} - set(schema.names):
+        columns = " and no ".join(sorted(missing))
+        raise ValueError(f"{ledger} has no column {columns}: it is not the ledger of a download")
+    # img2dataset's hashes are of bytes that it did not check.
+    checked = (schema.metadata or {}).get(RULES_KEY) == RULES.encode()
+    # Offsets do not count while there is a journal: a killed retry may have written the tar but not the ledger.
+    if checked and "start" in schema.names and not ledger.with_suffix(".journal").exists():
+        members = _listed_members(ledger)
+    else:
+        members = _walk_tar(path, _read_names(ledger, schema.names, checked))
+    for member, name, start, size, sha256 in members:
+        if start + size > file.size:
             raise ValueError(f"{path} is truncated in {member!r}: {_remedy(path)}")
-        yield name, offset, size, sha256
+        yield name, start, size, sha256
 
 
-def _walk_tar(path: Path, ledger: "_Ledger") -> Iterator[tuple[str, str, int, int, str]]:
+def _listed_members(ledger: Path) -> Iterator[tuple[str, str, int, int, str]]:
+    """Yields key, image name, offset, size and sha256 from the ledger, in the order of the tar."""
+    with _explain_errors(ledger):
+        table = pq.read_table(ledger, columns=["key", "name", "start", "bytes", "sha256"])
+    arrived = table.filter(pc.field("start").is_valid())
+    return zip(*(column.to_pylist() for column in arrived.columns), strict=True)
+
+
+def _read_names(ledger: Path, columns: Sequence[str], checked: bool) -> dict[str, tuple[str, str]]:
+    """Returns key → image name, and sha256 of checked bytes or ""."""
+    wanted = ["key", "name" if "name" in columns else "url"]  # img2dataset's ledgers have no names
+    wanted += ["sha256"] if checked and "sha256" in columns else []
+    with _explain_errors(ledger):
+        table = pq.read_table(ledger, columns=wanted)
+    keys, names, *hashes = (column.to_pylist() for column in table.columns)
+    if "url" in wanted:
+        names = [unquote(urlsplit(url).path.rpartition("/")[2]) for url in names]
+    rows = zip(keys, names, *(hashes or [[None] * len(keys)]), strict=True)
+    return {key: (name, sha256 or "") for key, name, sha256 in rows}
+
+
+def _walk_tar(path: Path, names: Mapping[str, tuple[str, str]]) -> Iterator[tuple[str, str, int, int, str]]:
     """Yields member, image name, offset, size and sha256 (or "") from the headers in a tar."""
-    rows = ledger.by_key()
     try:
         with tarfile.open(path, "r:") as tar:  # reads headers and seeks over contents
             for member in tar:
                 key, _, suffix = member.name.rpartition("/")[2].partition(".")
                 if not member.isreg() or suffix.lower() not in MEMBER_SUFFIXES:
                     continue
-                if key not in rows:
+                if key not in names:
                     raise ValueError(f"{path} has {member.name!r}, which its ledger does not list")
-                name, sha256 = rows[key]
+                name, sha256 = names[key]
                 yield member.name, name, member.offset_data, member.size, sha256
     except tarfile.TarError as error:
         raise ValueError(f"{path} is not a complete tar ({error}): {_remedy(path)}") from error
-
-
-class _Ledger:
-    """The Parquet file that describes the images of a tar."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with _explain_errors(path):
-            schema = pq.read_schema(path)
-        self._columns = set(schema.names)
-        if missing := {"key", "url"} - self._columns:
-            columns = " and no ".join(sorted(missing))
-            raise ValueError(f"{path} has no column {columns}: it is not the ledger of a download")
-        # img2dataset's hashes are of bytes that it did not check.
-        self._is_checked = (schema.metadata or {}).get(RULES_KEY) == RULES.encode()
-
-    @property
-    def has_offsets(self) -> bool:
-        """Whether it lists the offsets of the images, as our downloader's ledgers do.
-
-        They do not count while there is a journal: a killed retry may have written the tar but not the ledger.
-        """
-        return self._is_checked and "start" in self._columns and not self._path.with_suffix(".journal").exists()
-
-    def members(self) -> Iterator[tuple[str, str, int, int, str]]:
-        """Yields key, image name, offset, size and sha256 of the images, in their order in the tar."""
-        table = self._read(["key", "name", "start", "bytes", "sha256"])
-        arrived = table.filter(pc.field("start").is_valid())
-        return zip(*(column.to_pylist() for column in arrived.columns), strict=True)
-
-    def by_key(self) -> dict[str, tuple[str, str]]:
-        """Returns key → image name, and sha256 of checked bytes or ""."""
-        source = "name" if "name" in self._columns else "url"  # img2dataset's ledgers have no names
-        checked = self._is_checked and "sha256" in self._columns
-        table = self._read(["key", source, *(["sha256"] if checked else [])])
-        names = table[source].to_pylist()
-        if source == "url":
-            names = [unquote(urlsplit(url).path.rpartition("/")[2]) for url in names]
-        hashes = table["sha256"].to_pylist() if checked else [None] * len(table)
-        rows = zip(table["key"].to_pylist(), names, hashes, strict=True)
-        return {key: (name, sha256 or "") for key, name, sha256 in rows}
-
-    def _read(self, columns: list[str]) -> pa.Table:
-        with _explain_errors(self._path):
-            return pq.read_table(self._path, columns=columns)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ def test_files_are_named_by_their_path_and_by_its_last_part(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "link.jpg").symlink_to(tmp_path / "a.jpg")
     (tmp_path / "x" / b"\xff.jpg".decode("utf-8", "surrogateescape")).write_bytes(b"")
-    found = {(at.name, at.is_alias): (at.path, at.offset, at.size) for at in locate(tmp_path)}
+    found = {(at.name, at.is_alias): (at.path, at.start, at.size) for at in locate(tmp_path)}
     assert found == {
         ("a.jpg", False): ("a.jpg", WHOLE_FILE, 1),
         ("link.jpg", False): ("link.jpg", WHOLE_FILE, 1),
@@ -46,7 +46,7 @@ def test_images_in_tars_are_named_by_their_urls(tmp_path, write_download, checke
     assert [at.path for at in found] == 3 * ["shards/deep/00000.tar"] + ["shards/deep/00001.tar"]
     for at, data in zip(found, images.values(), strict=True):
         whole = (tmp_path / at.path).read_bytes()
-        assert whole[at.offset : at.offset + at.size] == data
+        assert whole[at.start : at.start + at.size] == data
         assert at.sha256 == (hashlib.sha256(data).hexdigest() if checked else "")
     assert [at.preference for at in found] == sorted(at.preference for at in found)
 
@@ -59,7 +59,7 @@ def test_a_ledger_with_offsets_replaces_walking_over_the_tar(tmp_path, write_dow
     table = pq.read_table(ledger)
     columns = {
         "name": list(images),
-        "start": [at.offset if at.size else None for at in walked],
+        "start": [at.start if at.size else None for at in walked],
         "bytes": [at.size or None for at in walked],
     }
     for name, values in columns.items():
@@ -68,9 +68,9 @@ def test_a_ledger_with_offsets_replaces_walking_over_the_tar(tmp_path, write_dow
     tar = shards / "00000.tar"
     whole = tar.read_bytes()
     tar.write_bytes(b"?" * len(whole))  # no header is read
-    found = [(at.name, at.path, at.offset, at.size, at.sha256) for at in locate(shards)]
-    assert found == [(at.name, at.path, at.offset, at.size, at.sha256) for at in walked if at.size]
-    tar.write_bytes(whole[: walked[-1].offset + 511])
+    found = [(at.name, at.path, at.start, at.size, at.sha256) for at in locate(shards)]
+    assert found == [(at.name, at.path, at.start, at.size, at.sha256) for at in walked if at.size]
+    tar.write_bytes(whole[: walked[-1].start + 511])
     with pytest.raises(ValueError, match=r"00000.tar is truncated in '000000003': remove .*tar and run the"):
         list(locate(shards))
     tar.write_bytes(whole)
@@ -93,7 +93,7 @@ def test_a_webdataset_with_folders_and_long_names(tmp_path):
     pq.write_table(pa.table({"key": ["k" * 200], "url": ["http://h/%E5%A5%BD.jpg"]}), tmp_path / "0.parquet")
     (at,) = locate(tmp_path)
     assert (at.name, at.size) == ("好.jpg", 5)
-    assert (tmp_path / "0.tar").read_bytes()[at.offset : at.offset + 5] == b"image"
+    assert (tmp_path / "0.tar").read_bytes()[at.start : at.start + 5] == b"image"
 
 
 def test_a_copy_has_the_same_fingerprint_and_a_changed_source_another(tmp_path, write_download):
