@@ -140,15 +140,12 @@ def image_size(data: bytes) -> tuple[int, int]:
 def decode_rgb(data: bytes, *, min_height: int = 0, min_width: int = 0) -> np.ndarray:
     """Decodes an image to upright RGB, u8[H, W, 3].
 
-    Args:
-        data: Encoded image.
-        min_height: If given, a JPEG is decoded at the smallest reduced scale with at least this height …
-        min_width: … and this width.
+    If minimums are given, a JPEG is decoded at the smallest reduced scale that is at least as high and wide.
 
     Raises:
         ValueError: The image does not decode.
     """
-    # CMYK is left to Pillow, which takes it for Adobe's, inverted, whatever its markers say, as browsers do.
+    # Pillow decodes CMYK; like browsers, it assumes that all of it is inverted, as Adobe's is.
     if data.startswith(JPEG_START) and _read_jpeg_header(data)[2] not in ("CMYK", "YCCK"):
         orientation = jpeg_orientation(data)
         if _is_sideways(orientation):
