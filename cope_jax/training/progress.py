@@ -114,8 +114,9 @@ class TrainingProgress:
             parts += [f"{self.bar.format_interval((self.steps - step) * speed['step_s'])} left"]
         if self.saved:
             parts += [f"saved {self.saved}"]
-        self.bar.set_postfix_str(", ".join(parts), refresh=False)
-        self.bar.update(step - self.bar.n)
+        self.bar.n = step
+        self.bar.set_postfix_str(", ".join(parts), refresh=not speed)  # shows the first step at once, later ones if due
+        self.bar.update(0)
         self.warn_of_slow_data(speed, self.now(step).time - self.first.time)
 
     def warn_of_slow_data(self, speed: dict[str, float], seconds: float) -> None:
