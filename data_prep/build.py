@@ -107,9 +107,7 @@ def define_flags() -> None:
     for split, prefix in PREFIXES.items():
         flags.DEFINE_string(f"{split}_prefix", prefix, f"Prefix of the file names of split {split} in a release.")
     flags.DEFINE_integer("processes", None, "Number of processes. Default: one per core.", lower_bound=1)
-    flags.DEFINE_list(
-        "beam_pipeline_options", None, "Write the shards with Apache Beam and these options: runner=FlinkRunner,…"
-    )
+    flags.DEFINE_list("beam_pipeline_options", None, "Write shards with Apache Beam and these options: runner=…")
     flags.mark_flags_as_mutual_exclusive(["catalog", "release"], required=True)
     flags.mark_flag_as_required("data_dir")
 

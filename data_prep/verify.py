@@ -74,11 +74,7 @@ def _find_problems(folder: Path, apply: ProcessMap, report: Callable[[str], None
 
 
 def _check_split(
-    folders: Mapping[str, Path],
-    split: str,
-    counts: Mapping[str, Any],
-    apply: ProcessMap,
-    report: Callable[[str], None],
+    folders: Mapping[str, Path], split: str, counts: Mapping[str, Any], apply: ProcessMap, report: Callable[[str], None]
 ) -> Iterator[Problems]:
     items = {domain: _check_files(folders[domain], split, check_items, apply) for domain in DOMAINS}
     products = _check_files(folders["product"], split, check_products, apply)

@@ -30,10 +30,6 @@ def _box(left: float, top: float, right: float, bottom: float) -> Points:
     return ((left, top), (right, top), (right, bottom), (left, bottom))
 
 
-def _mirrored(points: Points) -> Points:
-    return tuple((1 - x, y) for x, y in points)
-
-
 def _rays(radii: tuple[float, ...]) -> Points:
     """Returns points at equal angles and the given radii, the first one at the top."""
     angles = [2 * math.pi * i / len(radii) for i in range(len(radii))]
@@ -81,7 +77,7 @@ SILHOUETTES = {
             (0.74, 0.41), (0.74, 0.92), (0.26, 0.92), (0.26, 0.41), (0.16, 0.47), (0.06, 0.30),
         )),
         ("trim", _CUFF),
-        ("trim", _mirrored(_CUFF)),
+        ("trim", tuple((1 - x, y) for x, y in _CUFF)),
         ("trim", ((0.32, 0.10), (0.41, 0.18), (0.59, 0.18), (0.68, 0.10), (0.62, 0.24), (0.38, 0.24))),
         mark_at=(0.5, 0.52),
     ),
