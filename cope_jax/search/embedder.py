@@ -138,9 +138,7 @@ class Embedder:
         reads_texts = domain in self.config.model.text_domains
         for number, (clip, text) in enumerate(zip(clips, all_texts, strict=True)):
             if not clip and not (text and reads_texts):
-                reason = (
-                    f": the model does not read texts of this domain, and the item has only {text!r}" if text else ""
-                )
+                reason = f": the model does not read {domain} texts, and the item has only {text!r}" if text else ""
                 raise ValueError(f"{domain} item {number} has nothing to embed{reason}")
         return clips, all_texts
 

@@ -120,7 +120,7 @@ def test_the_average_is_searched_and_embeds_what_is_looked_for(finished, monkeyp
     _, vectors = next(read_vectors(library.embeddings, "page"))
     np.testing.assert_allclose(looked_for[0], vectors[0], atol=1e-5)
     assert np.abs(looked_for - of_model).max() > 1e-4
-    with pytest.raises(ValueError, match="average: True there, False now"):
+    with pytest.raises(ValueError, match="average: True stored, False requested"):
         embed_to_parquet(finished, library.embeddings, split="test", step=5)
 
 
