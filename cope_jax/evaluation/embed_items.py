@@ -15,10 +15,11 @@ from cope_jax.data.bad_items import BadItem, Faults
 from cope_jax.data.tokenizer import load_tokenizer
 from cope_jax.parallel.mesh import batch_sharding, make_mesh, replicated, to_devices
 from cope_jax.parallel.processes import allgather
-from cope_jax.runs.checkpoints import Checkpoints, load_model
+from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.inputs import check_batch_sizes, evaluation_batches
-from cope_jax.runs.model import ModelState
+from cope_jax.runs.model import load_model
+from cope_jax.runs.state import ModelState
 
 MODEL_INPUTS = ("frames", "frame_mask", "text")
 

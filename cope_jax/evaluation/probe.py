@@ -17,7 +17,7 @@ from cope_jax.evaluation.evaluate_run import draw_products, rows_by_domain
 from cope_jax.evaluation.metrics import retrieval
 from cope_jax.parallel.mesh import batch_share
 from cope_jax.runs.config import RunConfig
-from cope_jax.runs.model import ModelState
+from cope_jax.runs.state import ModelState
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import MODEL_INPUTS, check_unit_length, embed_function, lookahead
 from cope_jax.evaluation.results import LATEST, find_step
 from cope_jax.parallel.mesh import make_mesh, to_devices
-from cope_jax.runs.checkpoints import Checkpoints, load_model
+from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import resolve_config
+from cope_jax.runs.model import load_model
 
 Picture = str | Path | bytes | np.ndarray | Image.Image
 Program = Callable[[str, Mapping[str, np.ndarray]], jax.Array]  # domain, inputs → float32[B, E]

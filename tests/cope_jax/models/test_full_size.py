@@ -19,8 +19,8 @@ def counts(**changed) -> dict[str, int]:
     """Parameters of each part of the default model with some of its settings changed."""
     changes = {key.replace("__", "."): value for key, value in changed.items()}
     config = resolve_config(default.get_config(), changes)
-    _, initialise = split_model(config, vocab_size=21128)
-    params = jax.eval_shape(initialise).params
+    _, initialize = split_model(config, vocab_size=21128)
+    params = jax.eval_shape(initialize).params
     return {name: sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in params}
 
 
