@@ -322,7 +322,7 @@ def test_a_save_counts_as_saved_once_it_is_complete(tmp_path):
     os.utime(tmp_path / "checkpoints/1", (0, time.time() - 130))
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.restore(1, make_state(0))
-        assert str(checkpoints.saved).startswith("1, 2:1")
+        assert str(checkpoints.saved).startswith("1, 02:1")
 
 
 def test_a_process_waits_until_it_sees_the_newest_step_of_process_0(tmp_path, monkeypatch):
