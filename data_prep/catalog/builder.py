@@ -10,7 +10,7 @@ import duckdb
 
 from data_prep.catalog.files import REJECTED_FILE, SUMMARY_FILE, Catalog, write_summary
 from data_prep.catalog.rejected_lines import RejectedLines, write_rejected
-from data_prep.catalog.split_writer import DomainSources, write_split
+from data_prep.catalog.split_writer import DomainRows, write_split
 from data_prep.catalog.summary import SplitSummary
 from data_prep.common.files import atomic_folder
 from data_prep.common.process_pool import usable_cores
@@ -21,17 +21,17 @@ _MAX_THREADS = 8  # each thread sorts in its own memory, so more threads need a 
 _SPILL = "spill"
 
 
-class Sources(NamedTuple):
+class CatalogRows(NamedTuple):
     """Rows of a catalog: the rejected lines of input files shared by all splits, and split → domain → rows."""
 
     shared: Sequence[RejectedLines]
-    splits: Mapping[str, Mapping[str, DomainSources]]
+    splits: Mapping[str, Mapping[str, DomainRows]]
 
 
 def build_catalog(
     out: Path,
     source: Mapping[str, str | float],
-    load: Callable[[duckdb.DuckDBPyConnection, Path], Sources],
+    load: Callable[[duckdb.DuckDBPyConnection, Path], CatalogRows],
     *,
     memory_limit: str,
     report: Callable[[str], None],
@@ -84,11 +84,11 @@ def _build_split(
     con: duckdb.DuckDBPyConnection,
     folder: Path,
     split: str,
-    sources: Mapping[str, DomainSources],
+    sources: Mapping[str, DomainRows],
     report: Callable[[str], None],
 ) -> SplitSummary:
-    # Sources may share a file.
-    files = tuple(dict.fromkeys(source.rejected for domain_sources in sources.values() for source in domain_sources))
+    # CatalogRows may share a file.
+    files = tuple(dict.fromkeys(source.rejected for domain_rows in sources.values() for source in domain_rows))
     with _recorded(folder, files):
         counts = write_split(con, folder, split, sources, report)
     return {"domains": counts, "files": {file.file: file.summary() for file in files}}

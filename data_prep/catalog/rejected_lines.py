@@ -98,14 +98,9 @@ class RejectedLines:
 
     def summary(self) -> FileSummary:
         """Returns the counts for summary.json."""
-        return {
-            "lines": self.lines,
-            "blank": self.blank,
-            "crlf": self.crlf,
-            "bom": self.bom,
-            "broken": self.invalid,
-            "reasons": {str(reason): count for reason, count in sorted(self.counts.items())},
-        }
+        reasons = {str(reason): count for reason, count in sorted(self.counts.items())}
+        lines, blank, crlf, invalid = self.lines, self.blank, self.crlf, self.invalid
+        return FileSummary(lines=lines, blank=blank, crlf=crlf, bom=self.bom, broken=invalid, reasons=reasons)
 
 
 def write_rejected(path: Path, files: Iterable[RejectedLines]) -> None:

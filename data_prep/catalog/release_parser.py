@@ -1,7 +1,7 @@
 """Parses the text files of a release, which may have a hundred million lines.
 
 Arrow's kernels parse the regular lines of a block at once. Lines that they may misjudge go through `parse_line` one by
-one, so that the result is always that of `parse_line`. Only "\n" ends a line, because texts contain U+2028 and the
+one, so that the result is always that of `parse_line`. Only "\\n" ends a line, because texts contain U+2028 and the
 like. Whitespace around fields and blank lines are ignored.
 """
 
@@ -197,14 +197,8 @@ def parse_block(layout: Layout, block: Block) -> ParsedBlock:
     if irregular:
         columns = [list(column) for column in zip(*irregular, strict=True)]
         rows.append(pa.record_batch(columns, schema=line_schema(layout)))
-    return ParsedBlock(
-        rows=pa.concat_batches(rows),
-        rejected=rejected,
-        lines=len(ends),
-        blank=blank,
-        crlf=block.data.count(b"\r\n"),
-        end=block.end,
-    )
+    crlf = block.data.count(b"\r\n")
+    return ParsedBlock(pa.concat_batches(rows), rejected, lines=len(ends), blank=blank, crlf=crlf, end=block.end)
 
 
 def _line_ends(data: bytes) -> np.ndarray:

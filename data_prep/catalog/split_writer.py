@@ -20,7 +20,7 @@ from data_prep.catalog.rejected_lines import Reason, RejectedLines
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class RowSource:
     """Rows of one kind, in any order.
 
     Attributes:
@@ -34,12 +34,12 @@ class Source:
     rejected: RejectedLines
 
 
-class DomainSources(NamedTuple):
+class DomainRows(NamedTuple):
     """All rows of a domain in one split."""
 
-    pairs: Source
-    texts: Source
-    frames: Source
+    pairs: RowSource
+    texts: RowSource
+    frames: RowSource
 
 
 _COUNTS = """
@@ -54,7 +54,7 @@ def write_split(
     con: duckdb.DuckDBPyConnection,
     folder: Path,
     split: str,
-    sources: Mapping[str, DomainSources],
+    sources: Mapping[str, DomainRows],
     report: Callable[[str], None],
 ) -> dict[str, dict[str, int]]:
     """Writes the Parquet files of a split from its rows by domain.
@@ -65,8 +65,8 @@ def write_split(
         Domain → its counts, and "product" → {"products": …}.
     """
     counts = {}
-    for domain, domain_sources in sources.items():
-        counts[domain] = _write_domain(con, folder, split, domain, domain_sources)
+    for domain, domain_rows in sources.items():
+        counts[domain] = _write_domain(con, folder, split, domain, domain_rows)
         report(f"{split} {domain}: {counts[domain]['items']:,} items, {counts[domain]['frames']:,} frames")
     products = _write_products(con, Catalog(folder).path(split, "product"), list(sources))
     if not products:
@@ -75,7 +75,7 @@ def write_split(
 
 
 def _write_domain(
-    con: duckdb.DuckDBPyConnection, folder: Path, split: str, domain: str, sources: DomainSources
+    con: duckdb.DuckDBPyConnection, folder: Path, split: str, domain: str, sources: DomainRows
 ) -> dict[str, int]:
     count = _number_items(con, domain, sources.pairs)
     sources.pairs.rejected.check()
@@ -102,7 +102,7 @@ def _write_domain(
     return dict(zip(counts.columns, map(int, counts.fetchall()[0]), strict=True))
 
 
-def _number_items(con: duckdb.DuckDBPyConnection, domain: str, pairs: Source) -> int:
+def _number_items(con: duckdb.DuckDBPyConnection, domain: str, pairs: RowSource) -> int:
     """Creates the tables `pairs_<domain>` and `items_<domain>` (item_id, row); returns the number of items."""
     cursor = con.cursor()  # each cursor has its own `source`
     pairs.load(cursor)
@@ -117,7 +117,7 @@ def _number_items(con: duckdb.DuckDBPyConnection, domain: str, pairs: Source) ->
 
 
 def _ordering(
-    con: duckdb.DuckDBPyConnection, domain: str, source: Source, count: int, columns: tuple[str, ...], by: str
+    con: duckdb.DuckDBPyConnection, domain: str, source: RowSource, count: int, columns: tuple[str, ...], by: str
 ) -> tuple[duckdb.DuckDBPyConnection, str]:
     """Returns a cursor and its query for a source's rows ordered by item. Rows without an item have row `count`."""
     cursor = con.cursor()  # a second query on a cursor would end the first
@@ -182,14 +182,14 @@ def sql_string(value: object) -> str:
 
 
 def _item_batches(
-    count: int, pairs: OrderedRows, texts: OrderedRows, frames: OrderedRows, sources: DomainSources
+    count: int, pairs: OrderedRows, texts: OrderedRows, frames: OrderedRows, sources: DomainRows
 ) -> Iterator[pa.RecordBatch]:
     """Yields row groups of items, and notes duplicates, contradictions and items without frames."""
     for start in range(0, count, GROUP_ROWS):
         stop = min(start + GROUP_ROWS, count)
-        some_pairs = _drop_duplicates(pairs.take_until(stop), ("row", "product_id"), sources.pairs.rejected)
-        some_texts = _first_texts(texts.take_until(stop), sources.texts.rejected)
-        some_frames = _drop_duplicates(frames.take_until(stop), ("row", "time", "name"), sources.frames.rejected)
+        some_pairs = _drop_repeated(pairs.take_until(stop), ("row", "product_id"), sources.pairs.rejected)
+        some_texts = _drop_repeated(texts.take_until(stop), ("row",), sources.texts.rejected, value="text")
+        some_frames = _drop_repeated(frames.take_until(stop), ("row", "time", "name"), sources.frames.rejected)
         items = some_pairs.filter(pa.array(_is_first(some_pairs, ("row",))))
         columns = {
             "item_id": items.column("item_id"),
@@ -213,24 +213,20 @@ def _is_first(batch: pa.RecordBatch, columns: tuple[str, ...]) -> np.ndarray:
     return differs
 
 
-def _drop_duplicates(batch: pa.RecordBatch, columns: tuple[str, ...], rejected: RejectedLines) -> pa.RecordBatch:
-    first = _is_first(batch, columns)
+def _drop_repeated(
+    batch: pa.RecordBatch, key: tuple[str, ...], rejected: RejectedLines, *, value: str | None = None
+) -> pa.RecordBatch:
+    """Keeps the first of the rows that share a key. The others are duplicates, or conflicts if `value` differs."""
+    first = _is_first(batch, key)
     if first.all():
         return batch
-    rejected.add(Reason.DUPLICATE, batch.column("line").to_numpy()[~first])
-    return batch.filter(pa.array(first))
-
-
-def _first_texts(batch: pa.RecordBatch, rejected: RejectedLines) -> pa.RecordBatch:
-    """Returns the first text of each row; the others either repeat or contradict it."""
-    first = _is_first(batch, ("row",))
-    if first.all():
-        return batch
-    winner = np.maximum.accumulate(np.where(first, np.arange(len(first)), 0))
-    texts, line = batch.column("text"), batch.column("line").to_numpy()
-    same = pc.equal(texts, texts.take(pa.array(winner))).to_numpy(zero_copy_only=False)
-    rejected.add(Reason.DUPLICATE, line[~first & same])
-    rejected.add(Reason.CONFLICT, line[~same])
+    lines, conflict = batch.column("line").to_numpy(), np.zeros(len(first), bool)
+    if value:
+        kept = np.maximum.accumulate(np.where(first, np.arange(len(first)), 0))
+        values = batch.column(value)
+        conflict = pc.not_equal(values, values.take(pa.array(kept))).to_numpy(zero_copy_only=False)
+    rejected.add(Reason.DUPLICATE, lines[~first & ~conflict])
+    rejected.add(Reason.CONFLICT, lines[conflict])
     return batch.filter(pa.array(first))
 
 

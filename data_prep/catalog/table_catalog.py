@@ -12,11 +12,11 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from data_prep.catalog.builder import MAX_REJECTED, MEMORY_LIMIT, Sources, build_catalog
+from data_prep.catalog.builder import MAX_REJECTED, MEMORY_LIMIT, CatalogRows, build_catalog
 from data_prep.catalog.files import Catalog
 from data_prep.catalog.rejected_lines import MAX_PRODUCT_ID, Reason, RejectedLines
 from data_prep.catalog.release_parser import START_BYTES
-from data_prep.catalog.split_writer import DomainSources, Source, sql_string
+from data_prep.catalog.split_writer import DomainRows, RowSource, sql_string
 from data_prep.catalog.table_parser import SPLITS, read_table
 from data_prep.common.domains import DOMAINS
 from data_prep.common.files import file_sha256
@@ -102,7 +102,7 @@ def build_table_catalog(
     def rejected_lines(split: str) -> RejectedLines:
         return RejectedLines(split, table.name, max_rejected, partial(_read_lines, table))
 
-    def load(con: duckdb.DuckDBPyConnection, folder: Path) -> Sources:
+    def load(con: duckdb.DuckDBPyConnection, folder: Path) -> CatalogRows:
         rejected = rejected_lines("")
         _load_table(con, table, test_fraction, rejected)
         _check_images(con, images)
@@ -110,7 +110,8 @@ def build_table_catalog(
         numbered = "SELECT kind, id, original FROM ids WHERE NOT whole ORDER BY kind, id"
         con.execute(f"COPY ({numbered}) TO {sql_string(folder / IDS_FILE)} (FORMAT parquet)")
         report(f"{table.name}: {rejected.lines:,} rows")
-        return Sources([rejected], {split: s for split in SPLITS if (s := _sources(con, split, rejected_lines(split)))})
+        splits = {split: _sources(con, split, rejected_lines(split)) for split in SPLITS}
+        return CatalogRows([rejected], {split: sources for split, sources in splits.items() if sources})
 
     source = {"table": file_sha256(table), "test_fraction": test_fraction}
     return build_catalog(out, source, load, memory_limit=memory_limit, report=report)
@@ -171,18 +172,18 @@ def _check_images(con: duckdb.DuckDBPyConnection, images: Path) -> None:
         )
 
 
-def _sources(con: duckdb.DuckDBPyConnection, split: str, rejected: RejectedLines) -> dict[str, DomainSources]:
+def _sources(con: duckdb.DuckDBPyConnection, split: str, rejected: RejectedLines) -> dict[str, DomainRows]:
     """Returns domain → rows of a split, empty if it has none."""
     [(rejected.lines,)] = con.execute(f"SELECT count(*) FROM rows WHERE split = '{split}'").fetchall()
 
-    def source(query: str, domain: str) -> Source:
+    def source(query: str, domain: str) -> RowSource:
         view = f"CREATE TEMP VIEW source AS {query.format(split=split, domain=domain)}"
-        return Source(lambda con: con.execute(view), rejected)
+        return RowSource(lambda con: con.execute(view), rejected)
 
     if not rejected.lines:
         return {}
     queries = (_PAIRS, _TEXTS, _FRAMES)
-    return {domain: DomainSources(*(source(query, domain) for query in queries)) for domain in DOMAINS}
+    return {domain: DomainRows(*(source(query, domain) for query in queries)) for domain in DOMAINS}
 
 
 def _read_lines(table: Path, numbers: np.ndarray) -> dict[int, str]:
