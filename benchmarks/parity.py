@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 
 from benchmarks.torch_references import REFERENCES, Reference
 from cope_jax.models.backbones.load import prepare
-from cope_jax.models.compute import Compute
+from cope_jax.models.layers import ComputeOptions
 from cope_jax.models.text import TextEncoder
 from cope_jax.models.vision import VisionEncoder
 
@@ -38,7 +38,7 @@ def compare(reference: Reference) -> tuple[Differences, Differences]:
     """Returns the relative differences of all outputs, and of the gradients of all parameters and of the input."""
 
     def make(scan_layers: bool = True) -> nnx.Module:
-        compute = Compute(dtype=jnp.dtype("float32"), scan_layers=scan_layers)
+        compute = ComputeOptions(dtype=jnp.dtype("float32"), scan_layers=scan_layers)
         return ENCODERS[reference.encoder](**reference.settings, compute=compute, rngs=nnx.Rngs(params=0))
 
     graphdef = nnx.graphdef(nnx.eval_shape(make))

@@ -25,6 +25,10 @@ os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 << 30)
 import jax
 import pytest
 from absl import flags
+from jaxtyping import install_import_hook
+
+# Check shapes and types in each call to these packages. Installed before they are imported for the first time.
+install_import_hook(["cope_jax.models", "cope_jax.losses", "cope_jax.evaluation.metrics"], "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

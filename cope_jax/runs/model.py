@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from cope_jax.models.backbones.load import Pretrained, prepare
-from cope_jax.models.compute import Compute
 from cope_jax.models.cope import CopeModel
+from cope_jax.models.layers import ComputeOptions
 from cope_jax.parallel.mesh import replicated, with_shardings
 from cope_jax.parallel.sharding_rules import parameter_shardings
 from cope_jax.runs.checkpoints import UNTRAINED, Checkpoints
@@ -28,7 +28,7 @@ def make_model(config: RunConfig, *, vocab_size: int, rngs: nnx.Rngs) -> CopeMod
         fusion=asdict(config.model.fusion),
         text_domains=config.model.text_domains,
         head_norm=config.model.head_norm,
-        compute=Compute(
+        compute=ComputeOptions(
             dtype=jnp.dtype(config.model.dtype),
             attention=config.model.attention,
             scan_layers=config.model.scan_layers,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 
-from cope_jax.losses.ring import AXES
+from cope_jax.losses.ring import BATCH_AXES
 from cope_jax.models.fusion import Embeddings
 from cope_jax.training.metrics import Mean
 from cope_jax.training.objective import LossFunction
@@ -119,8 +119,8 @@ def split_batch(batch: Any, *, parts: int, mesh: Mesh) -> Any:
     return jax.shard_map(
         lambda leaves: jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), leaves),
         mesh=mesh,
-        in_specs=PartitionSpec(AXES),
-        out_specs=PartitionSpec(None, AXES),
+        in_specs=PartitionSpec(BATCH_AXES),
+        out_specs=PartitionSpec(None, BATCH_AXES),
     )(batch)
 
 
@@ -129,6 +129,6 @@ def join_parts(leaf: jax.Array, *, mesh: Mesh) -> jax.Array:
     return jax.shard_map(
         lambda share: share.reshape(-1, *share.shape[2:]),
         mesh=mesh,
-        in_specs=PartitionSpec(None, AXES),
-        out_specs=PartitionSpec(AXES),
+        in_specs=PartitionSpec(None, BATCH_AXES),
+        out_specs=PartitionSpec(BATCH_AXES),
     )(leaf)

@@ -10,9 +10,8 @@ from jax.sharding import Mesh
 from cope_jax.domains import DOMAINS, PAIRS
 from cope_jax.losses.classifier import classifier_loss, init_table
 from cope_jax.losses.infonce import infonce_loss
-from cope_jax.losses.pairs import Pair, Side
+from cope_jax.losses.pairs import Pair, Statistics, View
 from cope_jax.losses.sigmoid import init_scalars, sigmoid_loss
-from cope_jax.losses.statistics import Watched
 from cope_jax.models.fusion import Embeddings
 from cope_jax.runs.config import InfoNCEConfig, RunConfig, SigmoidConfig
 from cope_jax.training.metrics import Mean
@@ -40,23 +39,23 @@ def make_loss(config: RunConfig, mesh: Mesh) -> LossFunction:
     """Returns the weighted sum of the config's terms, for batches that are sharded over a mesh."""
     losses = config.losses
 
-    def sigmoid(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Watched]:
+    def sigmoid(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Statistics]:
         scalars, pairs = params["sigmoid"], make_pairs(losses.sigmoid)
-        loss, watched = sigmoid_loss(make_sides(embeddings, batch), scalars, pairs=pairs, mesh=mesh)
+        loss, statistics = sigmoid_loss(make_views(embeddings, batch), scalars, pairs=pairs, mesh=mesh)
         learned = {"t": jnp.exp(scalars["log_t"]), "bias": scalars["bias"]}
-        return loss, watched | {name: (value, jnp.ones(())) for name, value in learned.items()}
+        return loss, statistics | {name: (value, jnp.ones(())) for name, value in learned.items()}
 
-    def infonce(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Watched]:
+    def infonce(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Statistics]:
         term = losses.infonce
         return infonce_loss(
-            make_sides(embeddings, batch),
+            make_views(embeddings, batch),
             pairs=make_pairs(term),
             temperature=term.temperature,
             smoothing=term.smoothing,
             mesh=mesh,
         )
 
-    def classifier(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Watched]:
+    def classifier(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Statistics]:
         term = losses.classifier
         return classifier_loss(
             params["classifier"]["table"],
@@ -77,10 +76,10 @@ def make_loss(config: RunConfig, mesh: Mesh) -> LossFunction:
     def loss_and_metrics(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
         total, metrics = jnp.zeros(()), {}
         for name, weight in losses.active.items():
-            loss, watched = terms[name](params, embeddings, batch, key)
+            loss, statistics = terms[name](params, embeddings, batch, key)
             total += weight * loss
             metrics[f"{name}/loss"] = Mean.of(loss)
-            metrics |= {f"{name}/{metric}": Mean(*value) for metric, value in watched.items()}
+            metrics |= {f"{name}/{metric}": Mean(*value) for metric, value in statistics.items()}
         return total, metrics
 
     return loss_and_metrics
@@ -89,23 +88,23 @@ def make_loss(config: RunConfig, mesh: Mesh) -> LossFunction:
 def make_pairs(term: SigmoidConfig | InfoNCEConfig) -> list[Pair]:
     """Returns the three pairs of domains, and those of page texts or images alone if the term gives them a weight."""
     pairs = [Pair(a, b) for a, b in PAIRS]
-    for side, weight in (("page_text", term.page_text), ("page_vision", term.page_vision)):
-        pairs += [Pair(side, domain, weight) for domain in DOMAINS if domain != "page" and weight]
+    for view, weight in (("page_text", term.page_text), ("page_vision", term.page_vision)):
+        pairs += [Pair(view, domain, weight) for domain in DOMAINS if domain != "page" and weight]
     return pairs
 
 
-def make_sides(embeddings: Mapping[str, Embeddings], batch: Mapping[str, Any]) -> dict[str, Side]:
-    """Returns what contrastive terms compare: the items of each domain, and the texts and images of pages alone."""
-    sides = {}
+def make_views(embeddings: Mapping[str, Embeddings], batch: Mapping[str, Any]) -> dict[str, View]:
+    """Returns the views that contrastive terms compare: items of each domain, and texts and frames of pages alone."""
+    views = {}
     for domain in DOMAINS:
         items, e = batch[domain], embeddings[domain]
         example = jnp.arange(len(e.fused), dtype=jnp.int32)
-        views = {domain: (e.fused, has_content(e))}
+        kinds = {domain: (e.fused, has_content(e))}
         if domain == "page":
-            views |= {"page_text": (e.text, e.has_text), "page_vision": (e.vision, e.has_vision)}
-        for name, (vectors, there) in views.items():
-            sides[name] = Side(vectors, items["products"], items["present"] & there, example)
-    return sides
+            kinds |= {"page_text": (e.text, e.has_text), "page_vision": (e.vision, e.has_vision)}
+        for name, (vectors, has_input) in kinds.items():
+            views[name] = View(vectors, items["products"], items["present"] & has_input, example)
+    return views
 
 
 def has_content(embeddings: Embeddings) -> jax.Array:

@@ -11,10 +11,8 @@ import pytest
 from configs import default
 from cope_jax.data.frames import SHORT_CLIPS
 from cope_jax.domains import DOMAINS
-from cope_jax.models.compute import ATTENTIONS, REMATS
-from cope_jax.models.cope import FUSIONS
-from cope_jax.models.layers import ACTIVATIONS
-from cope_jax.models.projection import HEAD_NORMS
+from cope_jax.models.fusion import FUSIONS, HEAD_NORMS
+from cope_jax.models.layers import ACTIVATIONS, ATTENTIONS, REMATS
 from cope_jax.models.text import POOLINGS as TEXT_POOLINGS
 from cope_jax.models.vision import NORMALISATIONS
 from cope_jax.models.vision import POOLINGS as VISION_POOLINGS

@@ -10,7 +10,7 @@ from cope_jax.models.fusion import Embeddings
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.training.metrics import Mean
-from cope_jax.training.objective import init_losses, make_loss, make_pairs, make_sides
+from cope_jax.training.objective import init_losses, make_loss, make_pairs, make_views
 
 B, E, CLASSES = 6, 16, 9
 
@@ -56,12 +56,12 @@ def evaluate(tiny_config, items, one_device):
     return evaluate
 
 
-def test_sides_mark_missing_items(items):
-    sides = make_sides(*items)
-    absent = {name: np.flatnonzero(~np.asarray(side.present)).tolist() for name, side in sides.items()}
+def test_views_mark_missing_items(items):
+    views = make_views(*items)
+    absent = {name: np.flatnonzero(~np.asarray(view.present)).tolist() for name, view in views.items()}
     assert absent == {"page": [], "page_text": [2], "page_vision": [], "video": [1], "live": [3]}
-    np.testing.assert_array_equal(sides["page_text"].vectors, items[0]["page"].text)
-    np.testing.assert_array_equal(sides["page_vision"].vectors, items[0]["page"].vision)
+    np.testing.assert_array_equal(views["page_text"].vectors, items[0]["page"].text)
+    np.testing.assert_array_equal(views["page_vision"].vectors, items[0]["page"].vision)
 
 
 def test_pairs_are_those_of_the_authors(tiny_config):
