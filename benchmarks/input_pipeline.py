@@ -39,7 +39,7 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.build import make_images, write_shards
 from benchmarks.catalog_writer import write_catalog
 from benchmarks.measuring import run_in_process, summarize_ratio
-from cope_jax.data.images import TrainView
+from cope_jax.data.images import TrainTransform
 from cope_jax.data.pipeline import train_batches
 from cope_jax.data.records import Item, open_records, sample_texts
 from cope_jax.data.tokenizer import train_wordpiece
@@ -119,7 +119,7 @@ def our_batches(
         batch_size=work.batch_size,
         seed=SEED,
         frames=work.frames,
-        view=TrainView(work.size),
+        transform=TrainTransform(work.size),
         text_length=work.text_length,
         tokenizer=tokenizer,
         threads=workers,

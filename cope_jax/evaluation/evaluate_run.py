@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cope_jax.data.bad_items import BadItem, Faults
+from cope_jax.data.invalid_items import InvalidItemError, InvalidItems
 from cope_jax.data.records import Product, open_records
 from cope_jax.domains import DIRECTIONS, DOMAINS
 from cope_jax.evaluation.embed_items import Items, LoadedRun, load_run
@@ -115,10 +115,10 @@ def subset_rows(config: RunConfig, subset: int) -> dict[str, np.ndarray]:
     return rows
 
 
-def draw_products(config: RunConfig, number: int, faults: Faults | None = None) -> list[Product]:
+def draw_products(config: RunConfig, number: int, invalid_items: InvalidItems | None = None) -> list[Product]:
     """Draws random products of the evaluation split with the config's seed. Raises ValueError if there are too few.
 
-    Products that cannot be read are skipped and added to `faults`. Without it, they are errors.
+    Products that cannot be read are skipped and added to `invalid_items`. Without it, they are errors.
     """
     products = open_records(config.data.data_dir, config.data.eval_split).products
     if not 1 <= number <= len(products):
@@ -127,10 +127,10 @@ def draw_products(config: RunConfig, number: int, faults: Faults | None = None) 
     for index in np.sort(np.random.default_rng(config.seed).choice(len(products), number, replace=False)):
         try:
             drawn.append(products[int(index)])
-        except BadItem as fault:
-            if faults is None:
+        except InvalidItemError as error:
+            if invalid_items is None:
                 raise
-            faults.add(fault)
+            invalid_items.add(error)
     return drawn
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
-from cope_jax.data.bad_items import Faults
-from cope_jax.data.classes import product_ids
-from cope_jax.data.images import EvalView, TrainView
+from cope_jax.data import collate
+from cope_jax.data.images import EvalTransform, TrainTransform
+from cope_jax.data.invalid_items import InvalidItems
 from cope_jax.data.pipeline import eval_batches, train_batches
 from cope_jax.data.records import open_records, sample_texts
 from cope_jax.data.tokenizer import TextAugment, load_tokenizer, save_tokenizer, train_wordpiece
@@ -46,7 +46,7 @@ def training_classes(config: RunConfig) -> np.ndarray | None:
     term, data = config.losses.classifier, config.data
     if not term.weight:
         return None
-    ids = product_ids(open_records(data.data_dir, data.train_split))
+    ids = collate.class_ids(open_records(data.data_dir, data.train_split))
     if term.classes not in (0, len(ids)):
         raise ValueError(
             f"config.losses.classifier.classes is {term.classes}; expected {len(ids)}, the number of products in split "
@@ -62,7 +62,7 @@ def training_batches(
     start_step: int,
     share: tuple[int, int] = (0, 1),
     class_ids: np.ndarray | None = None,
-    faults: Faults | None = None,
+    invalid_items: InvalidItems | None = None,
 ) -> grain.DatasetIterator[Any]:
     """Returns an endless iterator over the training batches from `start_step`.
 
@@ -72,7 +72,7 @@ def training_batches(
         start_step: Index of the first batch.
         share: Index of this process's share of each batch and number of shares, from `batch_share`.
         class_ids: Result of `training_classes`.
-        faults: Collects items that cannot be read.
+        invalid_items: Collects items that cannot be read.
     """
     data = config.data
     host, hosts = share
@@ -82,7 +82,9 @@ def training_batches(
         batch_size=config.train.batch_size,
         seed=config.seed,
         frames=asdict(data.frames),
-        view=TrainView(size=data.image_size, scale=data.crop_scale, flip=data.flip, color_jitter=data.colour_jitter),
+        transform=TrainTransform(
+            size=data.image_size, scale=data.crop_scale, flip=data.flip, color_jitter=data.colour_jitter
+        ),
         text_length=data.text_length,
         tokenizer=tokenizer,
         max_products=data.max_products,
@@ -93,7 +95,7 @@ def training_batches(
         threads=data.threads,
         start_step=start_step,
         class_ids=class_ids,
-        faults=faults,
+        invalid_items=invalid_items,
     )
 
 
@@ -126,7 +128,7 @@ def evaluation_batches(
     domain: str,
     batch_size: int,
     rows: Sequence[int] | None = None,
-    faults: Faults | None = None,
+    invalid_items: InvalidItems | None = None,
 ) -> Iterator[Any]:
     """Returns an iterator over this process's share of a domain's batches in the evaluation split.
 
@@ -136,7 +138,7 @@ def evaluation_batches(
         domain: Name of the domain.
         batch_size: Number of items in a global batch.
         rows: Rows of the items; None means all, in order.
-        faults: Collects items that cannot be read, which are then skipped.
+        invalid_items: Collects items that cannot be read, which are then skipped.
     """
     data = config.data
     return eval_batches(
@@ -145,7 +147,7 @@ def evaluation_batches(
         domain=domain,
         batch_size=batch_size,
         frames=config.eval.frames[domain],
-        view=EvalView(size=data.image_size),
+        transform=EvalTransform(size=data.image_size),
         text_length=data.text_length,
         tokenizer=tokenizer,
         max_products=data.max_products,
@@ -154,7 +156,7 @@ def evaluation_batches(
         host=jax.process_index(),
         hosts=jax.process_count(),
         threads=data.threads,
-        faults=faults,
+        invalid_items=invalid_items,
     )
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from cope_jax import exported
-from cope_jax.data.frames import choose
+from cope_jax.data.frames import choose_frames
 from cope_jax.data.images import WHOLE, crop_resize, limit_opencv_threads, resize, upright_pixels
 from cope_jax.data.tokenizer import encode, load_tokenizer
 from cope_jax.domains import DOMAINS
@@ -163,7 +163,7 @@ class Embedder:
     def _squares(self, domain: str, number: int, clip: Sequence[Picture]) -> np.ndarray:
         """The frames of an item that the model reads: uint8[n, H, W, 3]."""
         T, side = self.config.eval.frames[domain], self.config.data.image_size
-        positions = choose(len(clip), T, short_clips=self.config.data.short_clips, rng=None).tolist()
+        positions = choose_frames(len(clip), T, short_clips=self.config.data.short_clips, rng=None).tolist()
         try:
             squares = {position: resize_picture(clip[position], side, position) for position in set(positions)}
         except ValueError as error:

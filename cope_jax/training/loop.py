@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from cope_jax.data.bad_items import Faults
+from cope_jax.data.invalid_items import InvalidItems
 from cope_jax.evaluation.probe import Probe
 from cope_jax.parallel.mesh import batch_share, make_mesh, to_devices
 from cope_jax.parallel.processes import check_shared_storage
@@ -97,13 +97,13 @@ def train(
                 shapes = ModelState(plan.state.params["model"], plan.state.statistics)
                 evaluated = bool(config.train.evaluate_every)
                 probe = Probe(config, tokenizer, mesh, plan.graphdef, shapes) if evaluated else None
-                faults = Faults()
+                invalid_items = InvalidItems()
                 batches = training_batches(
-                    config, tokenizer, start_step=newest, share=share, class_ids=class_ids, faults=faults
+                    config, tokenizer, start_step=newest, share=share, class_ids=class_ids, invalid_items=invalid_items
                 )
                 log = MetricsLog(workdir, step=newest) if jax.process_index() == 0 else None
                 with closing(batches), closing(Profiler(workdir / "profile", profile_steps)) as profiler:
-                    reporter = _make_reporter(config, log, faults, window, vocab_size=len(tokenizer))
+                    reporter = _make_reporter(config, log, invalid_items, window, vocab_size=len(tokenizer))
                     services = LoopServices(checkpoints, reporter, evaluations, probe, stop, watchdog, profiler)
                     with closing(reporter.progress.bar):
                         run_steps(config, mesh, state, plan, batches, services)
@@ -133,14 +133,14 @@ def _record_start(config: RunConfig, workdir: Path, step: int, *, accept_other_d
 
 
 def _make_reporter(
-    config: RunConfig, log: MetricsLog | None, faults: Faults, window: Window, *, vocab_size: int
+    config: RunConfig, log: MetricsLog | None, invalid_items: InvalidItems, window: Window, *, vocab_size: int
 ) -> Reporter:
     """Returns the reporter of a run that begins or resumes with an open report window."""
     peak = peak_flops()
     # Counting operations takes seconds to a minute.
     peak_seconds = step_flops(config, vocab_size) / peak if peak else 0.0
     progress = TrainingProgress(steps=config.train.steps, batch_size=config.train.batch_size, peak_seconds=peak_seconds)
-    return Reporter(config, log, progress, faults, window)
+    return Reporter(config, log, progress, invalid_items, window)
 
 
 def run_steps(

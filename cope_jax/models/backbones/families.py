@@ -11,8 +11,8 @@ from cope_jax.models.backbones.spec import EncoderSpec, Family, MakeSpec
 FAMILIES: dict[str, Family] = {
     "xclip": xclip.FAMILY,
     "clip": clip.FAMILY,
-    "chinese_clip": chinese_clip.FAMILY,
     "bert": bert.FAMILY,
+    "chinese_clip": chinese_clip.FAMILY,
 }
 
 

@@ -21,7 +21,7 @@ from tensorboardX.proto.event_pb2 import Event
 from benchmarks import chaos
 from benchmarks.chaos import Kill
 from cope_jax import Embedder
-from cope_jax.data.bad_items import BadItem
+from cope_jax.data.invalid_items import InvalidItemError
 from cope_jax.data.records import ItemRecords
 from cope_jax.evaluation import evaluate_run as run
 from cope_jax.evaluation.evaluate_run import evaluate
@@ -222,13 +222,13 @@ def test_evaluations_skip_items_that_cannot_be_read(finished, make_config, tmp_p
         if self.domain == "video":
             videos.append(row)
             if row == videos[0]:
-                raise BadItem(f"{self.place(row)} is broken")
+                raise InvalidItemError(f"{self.place(row)} is broken")
         return read(self, row)
 
     monkeypatch.setattr(ItemRecords, "__getitem__", rot)
     monkeypatch.setattr(loop, "evaluate_in_full", lambda *_: None)
     train(make_config(), tmp_path / "run")
-    assert re.search(r"left out: record \d+ of .*video.* is broken", capsys.readouterr().out)
+    assert re.search(r"skipped: record \d+ of .*video.* is broken", capsys.readouterr().out)
     before, after = found_in(finished)[5], found_in(tmp_path / "run")[5]
     assert (before["bad_items"], after["bad_items"], after["average_bad_items"]) == (0, 1, 1)
     for name in ("p2l_r1", "average_l2p_r1"):

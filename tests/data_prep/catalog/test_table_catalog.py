@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cope_jax.data.collate import checked_id
+from cope_jax.data.collate import check_id
 from data_prep.catalog.files import Catalog, Frame, Item, Product
 from data_prep.catalog.table_catalog import build_table_catalog, split_of
 
@@ -124,7 +124,7 @@ def test_product_ids_are_numbered_if_one_is_too_large(tmp_path, images, products
     catalog = build(tmp_path, rows, test_fraction=0)
     found = {item.item_id: item.product_ids for item in catalog.items("train", "page")}
     assert found == {10**12 + i: (product,) for i, product in enumerate(wanted)}  # item ids may be larger
-    assert all(checked_id(product.product_id) in wanted for product in catalog.products("train"))
+    assert all(check_id(product.product_id) in wanted for product in catalog.products("train"))
 
 
 def test_products_are_split_by_hash_and_shared_items_go_to_test(tmp_path, images):
