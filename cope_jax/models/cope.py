@@ -15,6 +15,7 @@ from cope_jax.models.text import PAD_ID, TextEncoder, TextFeatures
 from cope_jax.models.vision import VisionEncoder, VisionFeatures
 
 Batch = Mapping[str, Any]
+MODEL_INPUTS = ("frames", "frame_mask", "text")  # of a domain
 
 
 class CopeModel(nnx.Module):
@@ -73,7 +74,8 @@ class CopeModel(nnx.Module):
 
     def features(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> dict[str, Features]:
         """Returns the encoder outputs for the domains of a batch; arguments as in `__call__`."""
-        items = {domain: batch[domain] for domain in DOMAINS if domain in batch}
+        domains = [domain for domain in DOMAINS if domain in batch]
+        items = {domain: {name: jnp.asarray(batch[domain][name]) for name in MODEL_INPUTS} for domain in domains}
         frames = {domain: (item["frames"], item["frame_mask"]) for domain, item in items.items()}
         vision: dict[str, VisionFeatures] = encode_together(frames, self.vision, rngs)
         text: dict[str, TextFeatures] = {}

@@ -94,11 +94,7 @@ def layer_norm(width: int, *, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs) 
 
 
 def dropout(
-    x: Float[Array, "*shape"],
-    rate: float | Float[Array, ""],
-    rngs: nnx.Rngs | None,
-    *,
-    shape: tuple[int, ...] | None = None,
+    x: Float[Array, "*shape"], rate: float | Float[Array, ""], rngs: nnx.Rngs | None, *, per_example: bool = False
 ) -> Float[Array, "*shape"]:
     """Zeroes entries with probability `rate` and rescales the others.
 
@@ -106,19 +102,20 @@ def dropout(
         x: Activations.
         rate: Probability in [0, 1); an array if it differs between scanned layers.
         rngs: Random stream `dropout`; None for evaluation, which returns `x`.
-        shape: Shape of the random mask, broadcast against `x`. Default: one draw per entry.
+        per_example: Draw one value per example of the leading axis instead of one per entry.
     """
     if rngs is None or (isinstance(rate, float) and rate == 0.0):
         return x
-    keep = jax.random.bernoulli(rngs.dropout(), 1.0 - rate, x.shape if shape is None else shape)
+    shape = x.shape[:1] + (1,) * (x.ndim - 1) if per_example else x.shape
+    keep = jax.random.bernoulli(rngs.dropout(), 1.0 - rate, shape)
     return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), 0.0)
 
 
 def drop_path(
     x: Float[Array, "*shape"], rate: float | Float[Array, ""], rngs: nnx.Rngs | None
 ) -> Float[Array, "*shape"]:
-    """Stochastic depth (arXiv 1603.09382): drops a residual branch for whole examples of the leading axis."""
-    return dropout(x, rate, rngs, shape=x.shape[:1] + (1,) * (x.ndim - 1))
+    """Stochastic depth (arXiv 1603.09382): drops a residual branch for whole examples."""
+    return dropout(x, rate, rngs, per_example=True)
 
 
 def masked_mean(x_BND: Float[Array, "B N D"], mask_BN: Bool[Array, "B N"]) -> Float[Array, "B D"]:

@@ -15,8 +15,9 @@ from cope_jax.data.frames import choose_frames
 from cope_jax.data.images import WHOLE, crop_resize, limit_opencv_threads, resize, upright_pixels
 from cope_jax.data.tokenizer import encode, load_tokenizer
 from cope_jax.domains import DOMAINS
-from cope_jax.evaluation.embed_items import MODEL_INPUTS, check_unit_length, embed_function, lookahead
+from cope_jax.evaluation.embed_items import check_unit_length, embed_function, lookahead
 from cope_jax.evaluation.results import LATEST, find_step
+from cope_jax.models.cope import MODEL_INPUTS
 from cope_jax.parallel.mesh import make_mesh, to_devices
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import RunConfig

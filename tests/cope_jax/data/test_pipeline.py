@@ -236,21 +236,21 @@ def test_a_domain_is_the_same_without_the_others(train):
 @pytest.fixture
 def damaged(data_dir, tmp_path):
     """Returns the records with a few changed bytes, and the row of the page that is invalid for it."""
-    shutil.copytree(data_dir, tmp_path / "rotten")
+    shutil.copytree(data_dir, tmp_path / "damaged")
     (path,) = (tmp_path / "damaged/rope/page").rglob("*-00001-of-00002")
     content = path.read_bytes()
-    # In an image, which is compressed no further, and not in what tells where records lie.
+    # In an image, which is not compressed further, and not in the index of the records.
     place = content.index(b"\xff\xd9") - 8
     path.write_bytes(content[:place] + b"rotten" + content[place + 6 :])
-    pages, invalid_items = open_records(tmp_path / "rotten", "train").items["page"], {}
+    pages, errors = open_records(tmp_path / "damaged", "train").items["page"], {}
     for row in range(len(pages)):
         try:
             pages[row]
         except ValueError as error:
-            invalid_items[row] = str(error)
-    ((row, fault),) = invalid_items.items()
-    assert fault.startswith(f"record {row - len(pages) // 2} of {path} is invalid: ")
-    return tmp_path / "rotten", row
+            errors[row] = str(error)
+    ((row, error),) = errors.items()
+    assert error.startswith(f"record {row - len(pages) // 2} of {path} is invalid: ")
+    return tmp_path / "damaged", row
 
 
 def test_an_invalid_page_is_replaced_by_another_of_the_product(train, damaged, content):
@@ -275,11 +275,11 @@ def test_an_invalid_page_is_replaced_by_another_of_the_product(train, damaged, c
                     np.testing.assert_array_equal(leaves(after)[name][b], part[b], err_msg=name)
     assert hit
     assert invalid_items.count >= hit  # threads read ahead
-    assert all("-00001-of-00002 is invalid" in fault for fault in invalid_items.last)
+    assert all("-00001-of-00002 is invalid" in error for error in invalid_items.last)
 
 
 def test_an_example_without_a_valid_item_lacks_the_domain(train, content, write_broken, tmp_path):
-    """Pages of one product are not an images; both are tried."""
+    """Both pages of a product are not images."""
     product = list(content.products)[5]
     bad = content.products[product]["page"]
     folder, invalid_items = write_broken(tmp_path, {("page", row) for row in bad}), InvalidItems()
@@ -292,7 +292,7 @@ def test_an_example_without_a_valid_item_lacks_the_domain(train, content, write_
     assert "are not an image" in invalid_items.last[0]
 
 
-def broken_products(data_dir, folder, every):
+def damage_products(data_dir, folder, every):
     """Returns the records with changed bytes in the last product or in every product."""
     shutil.copytree(data_dir, folder)
     for path in sorted((folder / "rope/product").rglob("*-of-00002")):
@@ -306,11 +306,8 @@ def broken_products(data_dir, folder, every):
 
 def test_an_invalid_product_is_replaced_by_the_next(train, data_dir, tmp_path, content):
     """After the last product comes the first."""
-    folder, invalid_items, ids = (
-        broken_products(data_dir, tmp_path / "rotten", every=False),
-        InvalidItems(),
-        list(content.products),
-    )
+    folder = damage_products(data_dir, tmp_path / "damaged", every=False)
+    invalid_items, ids = InvalidItems(), list(content.products)
     clean, found = train(13), train(13, data_dir=folder, invalid_items=invalid_items)
     hit = 0
     for before, after in zip(clean, found, strict=True):
@@ -323,15 +320,15 @@ def test_an_invalid_product_is_replaced_by_the_next(train, data_dir, tmp_path, c
             assert (after[domain]["present"][wanted] == bool(content.products[ids[0]][domain])).all()
             np.testing.assert_array_equal(after[domain]["frames"][~wanted], before[domain]["frames"][~wanted])
     assert hit
-    broken = r"record 6 of .*rope/product/.*-00001-of-00002 is invalid: "
-    assert all(re.match(broken, fault) for fault in invalid_items.last)
-    with pytest.raises(ValueError, match=broken):
+    message = r"record 6 of .*rope/product/.*-00001-of-00002 is invalid: "
+    assert all(re.match(message, error) for error in invalid_items.last)
+    with pytest.raises(ValueError, match=message):
         open_records(folder, "train").products.ids()
 
 
 def test_without_any_valid_product_reading_fails(train, data_dir, tmp_path):
     with pytest.raises(ValueError, match=r"record \d of .*rope/product/.* is invalid: "):
-        train(1, data_dir=broken_products(data_dir, tmp_path / "rotten", every=True))
+        train(1, data_dir=damage_products(data_dir, tmp_path / "damaged", every=True))
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 50])

@@ -91,6 +91,7 @@ def test_both_passes_use_the_same_random_draws(setting):
     cached = gradients(drawn, one_device(), parts=2)
     embed, statistics, params = make_embed(config, len(tokenizer))
     embed_key, loss_key = jax.random.split(jax.random.key(0))
+    batch = jax.tree.map(jax.numpy.asarray, batch)
     halves = [jax.tree.map(lambda leaf: leaf[:8], batch), jax.tree.map(lambda leaf: leaf[8:], batch)]
 
     def loss(params):
