@@ -166,15 +166,13 @@ def _dispatch(
 
 def lookahead(items: Iterable[T]) -> Iterator[T]:
     """Yields each item after requesting the next one, so that the device computes while the host fetches results."""
-    iterator = iter(items)
-    try:
-        previous = next(iterator)
-    except StopIteration:
-        return
-    for item in iterator:
-        yield previous
+    previous = None
+    for item in items:
+        if previous is not None:
+            yield previous
         previous = item
-    yield previous
+    if previous is not None:
+        yield previous
 
 
 def gather_shares(shares: np.ndarray) -> np.ndarray:

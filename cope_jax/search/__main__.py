@@ -43,11 +43,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("item", None, "Query: id of an item.")
     flags.DEFINE_list("images", [], "Query: image files, separated by commas, in time order.")
     flags.DEFINE_string("text", "", "Query: a title or transcript, alone or with images.")
-    flags.DEFINE_list(
-        "among",
-        None,
-        "Domains to search, separated by commas. By default, all domains; for an item, all domains but its own.",
-    )
+    flags.DEFINE_list("among", None, "Domains to search, separated by commas; by default, all but an item's own.")
     flags.DEFINE_integer("top", 10, "Number of items to find.")
     flags.DEFINE_string("html", None, "Page to write. By default, search.html next to the embeddings.")
     flags.DEFINE_bool("serve", False, "The same as the action serve.")
@@ -102,12 +98,8 @@ def search(library: Library) -> list[SearchResult]:
     if FLAGS.images or FLAGS.text:
         thumbnails = [data_uri(Path(image).read_bytes()) for image in FLAGS.images]
         among = FLAGS.among or DOMAINS
-        embedder = load_embedder(library)
-        return [
-            library.search_own(
-                embedder, FLAGS.domain, FLAGS.images, FLAGS.text, thumbnails=thumbnails, among=among, top=top
-            )
-        ]
+        own = (load_embedder(library), FLAGS.domain, FLAGS.images, FLAGS.text)
+        return [library.search_own(*own, thumbnails=thumbnails, among=among, top=top)]
     return [
         library.search_item(domain, item, among=FLAGS.among or other_domains(domain), top=top)
         for domain, item in library.samples()
