@@ -22,7 +22,6 @@ from cope_jax.search.embedding_store import read_manifest
 from cope_jax.search.index import KINDS
 from cope_jax.search.library import Library, SearchResult, open_library, other_domains
 from cope_jax.search.result_views import results_page, results_table
-from cope_jax.search.server import LOCAL, listen, make_app, make_server
 from data_prep.common.files import atomic_write
 
 FLAGS = flags.FLAGS
@@ -47,7 +46,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("top", 10, "Number of items to find.")
     flags.DEFINE_string("html", None, "Page to write. By default, search.html next to the embeddings.")
     flags.DEFINE_bool("serve", False, "The same as the action serve.")
-    flags.DEFINE_string("host", LOCAL[0], "Address to serve on. Anyone who can reach it can search.")
+    flags.DEFINE_string("host", "127.0.0.1", "Address to serve on. Anyone who can reach it can search.")
     flags.DEFINE_integer("port", 8000, "Port to serve on; 0 takes a free one.", lower_bound=0, upper_bound=65535)
     flags.mark_flag_as_required("workdir")
 
@@ -114,6 +113,8 @@ def load_embedder(library: Library) -> Embedder:
 
 def serve(library: Library) -> None:
     """Serves the search page until the process is stopped."""
+    from cope_jax.search.server import LOCAL, listen, make_app, make_server  # needs the extra "serve"
+
     manifest = read_manifest(library.embeddings)
     counts = ", ".join(f"{count:,} {domain}s" for domain, count in manifest["items"].items())
     model_name = f"{manifest['run']} at step {manifest['step']}" + (", averaged" if manifest["average"] else "")
