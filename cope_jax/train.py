@@ -57,7 +57,7 @@ def main() -> None:
         raise ValueError("--workdir is missing; expected the folder of the run, which may not exist yet")
     ignore_full_disk_when_printing()
     code, profile_steps = 0, parse_steps(FLAGS.profile_steps)
-    fields = {f"config.{key}": value for key, value in flatten(config)}
+    fields = {f"config.{key}": value for key, value in flatten(config).items()}
     with cli.join_cluster({"--workdir": FLAGS.workdir, **fields}):
         try:
             train(

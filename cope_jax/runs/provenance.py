@@ -13,7 +13,7 @@ import jax
 from cope_jax.data.records import fingerprint
 from cope_jax.runs.config import RunConfig, flatten
 from cope_jax.runs.log_files import LogFile, drop_lines_after, json_line, read_json_lines
-from data_prep.common.differences import describe_differences
+from data_prep.common.differences import describe_differences, flatten_keys
 
 FILE = "starts.jsonl"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy")
@@ -29,7 +29,7 @@ def provenance(config: RunConfig) -> dict[str, Any]:
         "devices": dict(sorted(kinds.items())),
         "processes": jax.process_count(),
         "data": fingerprint(config.data.data_dir, config.data.train_split),
-        "config": {key: json.loads(json.dumps(value)) for key, value in flatten(config)},
+        "config": {key: json.loads(json.dumps(value)) for key, value in flatten(config).items()},
     }
 
 
@@ -59,7 +59,9 @@ def record_start(workdir: Path, step: int, now: dict[str, Any], *, accept_other_
     changes = []
     if lines and step:
         before = lines[-1]
-        changes = describe_differences(_flat(before, now), _flat(now, before))
+        # Parts that another version of the code did not record are not changes.
+        parts = (before.keys() & now.keys()) - {"step"}
+        changes = describe_differences(*(flatten_keys({key: start[key] for key in parts}) for start in (before, now)))
         if before["data"] != now["data"] and not accept_other_data:
             raise ValueError(
                 f"the training data differ from those {workdir} began with (fingerprint {before['data']} before, "
@@ -68,12 +70,3 @@ def record_start(workdir: Path, step: int, now: dict[str, Any], *, accept_other_
             )
     LogFile(path).append(json_line({"step": step, **now}))
     return changes
-
-
-def _flat(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Joins two levels of a record with dots, without parts that another version of the record lacks."""
-    flat = {}
-    for key in tree.keys() & other.keys() - {"step"}:
-        part = tree[key]
-        flat |= {f"{key}.{name}": value for name, value in part.items()} if isinstance(part, dict) else {key: part}
-    return flat

@@ -318,9 +318,10 @@ def test_training_lowers_the_loss(tiny_config, tmp_path):
 @pytest.fixture
 def small_authors(tiny_config):
     """The authors' recipe at the size of the other tests, from random weights."""
-    sizes = {key: value for key, value in flatten(tiny_config) if key.startswith(("data.", "train.", "eval."))}
+    fields = flatten(tiny_config)
+    sizes = {key: value for key, value in fields.items() if key.startswith(("data.", "train.", "eval."))}
     shape = ("width", "depth", "heads", "patch_size", "integration_heads", "output_width")
-    sizes |= {key: value for key, value in flatten(tiny_config) if key.startswith("model.") and key.endswith(shape)}
+    sizes |= {key: value for key, value in fields.items() if key.startswith("model.") and key.endswith(shape)}
     weights = {"data.tokenizer": "", "model.vision.init_from": "", "model.text.init_from": ""}
     # Group factors of 0.002 are for published weights, and the warm-up takes thousands of steps.
     rates = {"optimizer.groups": (("", 1.0),), "optimizer.warmup_steps": 2}
