@@ -60,11 +60,7 @@ def join_cluster(settings: Mapping[str, Any]) -> AbstractContextManager[None]:
 
 
 def parse_step(step: str, *, words: Sequence[str]) -> int | str:
-    """Returns the value of --step as a number or as one of some words.
-
-    Raises:
-        ValueError: It is neither.
-    """
+    """Returns the value of --step: a number or one of some words. Raises ValueError if it is neither."""
     if step not in words and not step.isdigit():
         raise ValueError(f"--step is {step!r}; expected {' or '.join(map(repr, words))} or a number of steps")
     return int(step) if step.isdigit() else step

@@ -73,12 +73,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, *, keep: int | None = None):
-        """Opens the folder.
-
-        Args:
-            workdir: Work directory of the run.
-            keep: Number of newest checkpoints to keep. None opens the folder for reading only.
-        """
+        """Opens the folder to keep that many of the newest checkpoints; with None, for reading only."""
         self.folder = workdir.absolute() / "checkpoints"
         self.pending: SavedStep | None = None
         self.complete: SavedStep | None = None
@@ -130,11 +125,7 @@ class Checkpoints:
         return self.latest()
 
     def newest(self) -> int:
-        """Returns the newest complete step.
-
-        Raises:
-            FileNotFoundError: There is none.
-        """
+        """Returns the newest complete step; raises FileNotFoundError if there is none."""
         step = self.latest()
         if step is None:
             raise FileNotFoundError(f"no checkpoint in {self.folder}: train first, or use --step=0")
@@ -158,9 +149,6 @@ class Checkpoints:
         run continues and earlier checkpoints remain.
 
         Args:
-            step: Number of the step.
-            state: Training state.
-            window: Open report window.
             sync_log: Waits until the log up to the step is on disk, since a resumed run does not write it again.
                 Raises OSError if the disk does not accept it; then the save fails.
         """
@@ -253,7 +241,6 @@ def set_aside_invalid(workdir: Path, best: Callable[[Collection[int]], int | Non
     """Moves invalid checkpoints to `damaged/` until the newest and the best one are valid.
 
     Args:
-        workdir: Work directory of the run.
         best: Returns the best one of some steps, or None.
 
     Raises:

@@ -138,12 +138,12 @@ class Relation(NamedTuple):
 
     Attributes:
         keys: Dotted keys.
-        holds: Returns whether the values fit.
+        holds: Returns whether the values fit, as a truth value.
         expected: What the first field should be. {0}, {1}, … stand for the values.
     """
 
     keys: tuple[str, ...]
-    holds: Callable[..., bool]
+    holds: Callable[..., Any]
     expected: str
 
 
@@ -162,7 +162,7 @@ RELATIONS = (
     Relation(("data.crop_scale",), lambda scale: scale[0] <= scale[1], "(low, high) with low <= high"),
     Relation(
         ("model.vision.stem_widths", "model.vision.stem"),
-        lambda widths, stem: stem != "conv" or len(widths) > 0,
+        lambda widths, stem: widths or stem != "conv",
         "an entry for each stage of the conv stem",
     ),
     Relation(
@@ -191,20 +191,20 @@ RELATIONS = (
     *(
         Relation(
             (f"model.{encoder}.init_cut", f"model.{encoder}.init_from"),
-            lambda cut, source: not cut or source != "",
+            lambda cut, source: source or not cut,
             f"False because config.model.{encoder}.init_from is empty",
         )
         for encoder in ("vision", "text")
     ),
     Relation(
         ("model.vision.stem", "model.vision.init_from"),
-        lambda stem, source: stem == "patch" or source == "",
+        lambda stem, source: stem == "patch" or not source,
         "'patch' because config.model.vision.init_from is set",
     ),
     *(
         Relation(
             (f"eval.frames.{domain}", "model.vision.init_from", "model.vision.integration_depth", *TRAINED_FRAMES),
-            lambda frames, source, depth, *trained: source == "" or depth == 0 or frames <= max(trained),
+            lambda frames, source, depth, *trained: not source or not depth or frames <= max(trained),
             "no more than all of config.data.frames because config.model.vision.init_from is set: published positions "
             "of frames would be stretched beyond those that are trained",
         )
@@ -212,12 +212,12 @@ RELATIONS = (
     ),
     Relation(
         ("data.tokenizer", "model.text.init_from"),
-        lambda tokenizer, source: tokenizer != "" or source == "",
+        lambda tokenizer, source: tokenizer or not source,
         "the tokenizer of config.model.text.init_from {1!r}",
     ),
     Relation(
         ("model.text_domains", "model.text.init_from"),
-        lambda domains, source: len(domains) > 0 or source == "",
+        lambda domains, source: domains or not source,
         "at least one domain because config.model.text.init_from is set",
     ),
     Relation(

@@ -40,8 +40,7 @@ def run_tokenizer(config: RunConfig, workdir: Path) -> PreTrainedTokenizerFast:
 def training_classes(config: RunConfig) -> np.ndarray | None:
     """Returns the ids of all training products in the order of their classes; None if the classifier has no weight.
 
-    Raises:
-        ValueError: config.losses.classifier.classes is another number.
+    Raises a ValueError if config.losses.classifier.classes is another number.
     """
     term, data = config.losses.classifier, config.data
     if not term.weight:
@@ -67,9 +66,6 @@ def training_batches(
     """Returns an endless iterator over the training batches from `start_step`.
 
     Args:
-        config: Config of the run.
-        tokenizer: Its tokenizer.
-        start_step: Index of the first batch.
         share: Index of this process's share of each batch and number of shares, from `batch_share`.
         class_ids: Result of `training_classes`.
         invalid_items: Collects items that cannot be read.
@@ -133,12 +129,8 @@ def evaluation_batches(
     """Returns an iterator over this process's share of a domain's batches in the evaluation split.
 
     Args:
-        config: Config of the run.
-        tokenizer: Its tokenizer.
-        domain: Name of the domain.
-        batch_size: Number of items in a global batch.
         rows: Rows of the items; None means all, in order.
-        invalid_items: Collects items that cannot be read, which are then skipped.
+        invalid_items: Collects items that cannot be read, which are then skipped. Without it they are errors.
     """
     data = config.data
     return eval_batches(

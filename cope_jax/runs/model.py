@@ -70,15 +70,10 @@ def split_model(config: RunConfig, *, vocab_size: int) -> tuple[nnx.GraphDef, Ca
 
 
 def prepare_weights(config: RunConfig, shapes: PyTree, *, vocab_size: int) -> dict[str, Pretrained]:
-    """Finds the published weights that the config names and checks that they fit.
+    """Returns the published weights of each encoder that does not start from random values.
 
     Args:
-        config: Config of the run.
         shapes: Parameters of the model, arrays or shapes.
-        vocab_size: Size of the tokenizer's vocabulary.
-
-    Returns:
-        The weights of each encoder that does not start from random values.
 
     Raises:
         FileNotFoundError: Weights are missing. Names the download.

@@ -28,37 +28,24 @@ GIB = 2**30
 
 
 class Parameter(NamedTuple):
-    """A row of the parameter table.
-
-    Attributes:
-        group: Index in config.optimizer.groups.
-        decays: Whether weight decay applies.
-    """
+    """A row of the parameter table."""
 
     path: str
     shape: tuple[int, ...]
     size: int
-    group: int
-    decays: bool
+    group: int  # index in config.optimizer.groups
+    decays: bool  # whether weight decay applies
     spec: PartitionSpec
 
 
 class Costs(NamedTuple):
-    """Costs of a training step.
-
-    Attributes:
-        flops: Floating-point operations on all devices, forward and backward, without rematerialization.
-        parameters: Bytes per device of parameters and their moving average.
-        optimizer: Bytes per device of the optimizer state.
-        batch: Bytes per device of the batch.
-        temporary: Bytes per device of activations, gradients and buffers within the step.
-    """
+    """Costs of a training step: operations on all devices without rematerialization, and bytes per device."""
 
     flops: float
-    parameters: int
+    parameters: int  # with their moving average
     optimizer: int
     batch: int
-    temporary: int
+    temporary: int  # activations, gradients and buffers within the step
 
 
 def use_fake_devices(config: RunConfig) -> None:

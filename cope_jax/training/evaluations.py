@@ -49,15 +49,9 @@ class Evaluations:
 def evaluate_state(
     state: TrainState, probe: Probe, on_batch: Callable[[], None]
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Evaluates a state during training.
+    """Returns metrics of a state's model and, with prefix, of its moving average; and samples of the model.
 
-    Args:
-        state: Training state.
-        probe: Evaluates a model.
-        on_batch: Called after each batch.
-
-    Returns:
-        Metrics of the model and, with the prefix "average_", of its moving average; samples of the model.
+    `on_batch` is called after each batch.
     """
     found = probe(ModelState(state.params["model"], state.statistics), on_batch)
     if state.average is None:

@@ -67,12 +67,6 @@ def cached_gradients(
     must treat examples independently: batch normalization would see microbatches.
 
     Args:
-        embed: Embeds a batch.
-        loss_of: Loss of the embeddings of the whole batch.
-        params: {"model": …, "loss": …}.
-        statistics: Statistics of the model, which do not change.
-        batch: Global batch.
-        key: Random key of the step.
         parts: Number of microbatches; divides each device's share of the batch.
         mesh: Mesh that the batch is sharded over.
     """

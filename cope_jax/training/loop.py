@@ -53,13 +53,11 @@ def train(
     accept_other_data: bool = False,
     profile_steps: tuple[int, int] | None = None,
 ) -> None:
-    """Trains until config.train.steps, resuming from the newest valid checkpoint of the work directory.
+    """Trains until config.train.steps, starting or resuming from the newest valid checkpoint.
 
     If config.train.evaluate_every is set, the last and the best step are evaluated on all items at the end.
 
     Args:
-        config: Config of the run.
-        workdir: Work directory; created if it is missing.
         accept_other_data: Continue even if the training data changed since the run began.
         profile_steps: First and last step of a profiler trace in `profile/`.
 
@@ -113,11 +111,7 @@ def train(
 
 @contextmanager
 def locked_workdir(workdir: Path) -> Iterator[None]:
-    """Creates a work directory and locks it for this run.
-
-    Raises:
-        ValueError: Another process trains in it, or other hosts of this run do not see it.
-    """
+    """Creates a work directory and locks it; raises ValueError if it is in use, or if other hosts do not see it."""
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
     lock = lock_file(workdir / ".lock", f"is training in {workdir}") if jax.process_index() == 0 else nullcontext()

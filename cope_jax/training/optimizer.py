@@ -51,21 +51,14 @@ def make_optimizer(
     weight_decay: float,
     clip_norm: float,
 ) -> optax.GradientTransformation:
-    """Returns the optimizer.
+    """Returns the optimizer of parameters (arrays or shapes) with the settings of config.optimizer.
 
     Args:
-        params: Parameters, arrays or shapes.
-        rate: Peak learning rate.
-        groups: Parameter groups, which together cover all parameters.
-        warmup_steps: Number of steps in which the rate rises from 0.
-        steps: Step at which the rate reaches 0 again.
-        b1: Decay of the mean of gradients.
-        b2: Decay of the mean of squared gradients.
-        weight_decay: Weight decay per step, times the learning rate.
+        rate: Peak learning rate, after `warmup_steps`; it is 0 at first and at `steps`.
         clip_norm: Bound on the global norm of the gradient of parameters that are not frozen; 0 means no bound.
 
     Raises:
-        ValueError: See `rate_factors`.
+        ValueError: Groups do not fit the parameters, see `rate_factors`.
     """
     factors = rate_factors(groups, params)
     schedule = rate_schedule(rate=rate, warmup_steps=warmup_steps, steps=steps)
