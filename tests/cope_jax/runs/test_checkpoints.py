@@ -12,12 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import app
 from jax.experimental import multihost_utils
 
-from cope_jax.checkpoints import main as verify
 from cope_jax.runs.checkpoints import Checkpoints, set_aside_invalid
-from cope_jax.runs.manifest import find_problems, write_manifest
+from cope_jax.runs.manifest import find_problems
 from cope_jax.runs.state import TrainState
 
 GOLDEN = Path(__file__).parent / "golden"  # one checkpoint for each format
@@ -99,19 +97,6 @@ def test_an_invalid_checkpoint_is_set_aside_and_the_previous_one_is_used(tmp_pat
     assert int(restored(tmp_path, 1)[0].step) == 1
 
 
-def test_problems_are_listed_by_file(tmp_path):
-    save_steps(tmp_path, 1)
-    folder = tmp_path / "checkpoints/1"
-    path = largest_file(folder)
-    name, size = path.relative_to(folder).as_posix(), path.stat().st_size
-    truncate(folder)
-    assert find_problems(folder) == [f"{name} has {size - 1} bytes instead of {size}"]
-    path.unlink()
-    assert find_problems(folder) == [f"{name} is missing"]
-    (folder / "manifest.json").write_text("{")
-    assert "manifest.json cannot be parsed" in find_problems(folder)[0]
-
-
 def test_the_newest_and_the_best_checkpoint_must_be_valid(tmp_path):
     """Other checkpoints are not read."""
     save_steps(tmp_path, 1, 2, 3, 4, keep=4)
@@ -124,36 +109,6 @@ def test_the_newest_and_the_best_checkpoint_must_be_valid(tmp_path):
     set_aside_invalid(tmp_path, lambda steps: min(steps))
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [4]
-
-
-def test_every_flipped_bit_of_a_manifest_is_detected(tmp_path):
-    (tmp_path / "file").write_bytes(b"content")
-    write_manifest(tmp_path)
-    path = tmp_path / "manifest.json"
-    content = path.read_bytes()
-    assert find_problems(tmp_path) == []
-    for place in range(len(content)):
-        path.write_bytes(content[:place] + bytes([content[place] ^ 2]) + content[place + 1 :])
-        if place == content.index(b"1"):  # the format
-            with pytest.raises(ValueError, match="has format 3"):
-                find_problems(tmp_path)
-        else:
-            assert find_problems(tmp_path), f"byte {place} of {content}"
-
-
-def test_files_that_cannot_be_read_are_invalid(tmp_path, monkeypatch):
-    save_steps(tmp_path, 1)
-    folder = tmp_path / "checkpoints/1"
-
-    def fail(*args, **kwargs):
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("cope_jax.runs.manifest.file_sha256", fail)
-        name = largest_file(folder).relative_to(folder)
-        assert f"{name} cannot be read (Input/output error)" in find_problems(folder)
-    monkeypatch.setattr(Path, "read_text", fail)
-    assert find_problems(folder) == ["manifest.json cannot be read (Input/output error)"]
 
 
 def test_a_run_without_a_valid_checkpoint_fails_at_every_start(tmp_path):
@@ -350,30 +305,6 @@ def test_a_manifest_lists_every_file_with_data(tmp_path):
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     unlisted = {name.rpartition("/")[2] for name in present - listed.keys()}
     assert unlisted == {"manifest.json", "_CHECKPOINT_METADATA", "commit_success.txt"}
-
-
-def test_the_command_verify_names_invalid_checkpoints(tmp_path, capsys):
-    save_steps(tmp_path, 9, 10)
-    truncate(tmp_path / "checkpoints/10")
-    for folder in (tmp_path, tmp_path / "checkpoints"):
-        with pytest.raises(SystemExit) as ended:
-            verify("verify", str(folder))
-        assert ended.value.code == 1
-        valid, invalid = capsys.readouterr().out.splitlines()
-        assert valid == f"{tmp_path / 'checkpoints/9'}: no problems found"
-        assert invalid.startswith(f"{tmp_path / 'checkpoints/10'}: state/")
-    with pytest.raises(SystemExit) as ended:
-        verify("verify", str(tmp_path / "checkpoints/9"))
-    assert ended.value.code == 0
-    delete_manifest(tmp_path / "checkpoints/9")
-    with pytest.raises(SystemExit) as ended:
-        verify("verify", str(tmp_path / "checkpoints/9"))
-    assert ended.value.code == 1
-    assert capsys.readouterr().out.endswith("checkpoints/9: manifest.json is missing\n")
-    with pytest.raises(FileNotFoundError, match=r"no checkpoints in .*; expected a work directory"):
-        verify("verify", str(tmp_path / "checkpoints/9/state"))
-    with pytest.raises(app.UsageError, match="verify DIR"):
-        verify("mend", str(tmp_path))
 
 
 @pytest.mark.parametrize("version", [path.name for path in sorted(GOLDEN.iterdir())])

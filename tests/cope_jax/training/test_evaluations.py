@@ -30,14 +30,12 @@ from cope_jax.evaluation.results import read_metrics
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import run_tokenizer, training_batches
-from cope_jax.runs.state import ModelState
 from cope_jax.search import __main__ as search_command
 from cope_jax.search.embedding_store import embed_to_parquet, read_vectors
 from cope_jax.search.library import open_library
 from cope_jax.training import loop
 from cope_jax.training.evaluations import Evaluations
 from cope_jax.training.loop import locked_workdir, train
-from cope_jax.training.step import update_average
 from cope_jax.training.supervision.signals import Stopped
 from cope_jax.training.supervision.watchdog import Watchdog
 
@@ -248,24 +246,6 @@ def test_a_run_that_is_killed_three_times_equals_an_uninterrupted_one(
     assert [death.kill for death in deaths] == kills
     assert len(list((tmp_path / "run/damaged").iterdir())) == 1
     assert chaos.differing_bytes(killed, alone) == 0
-
-
-def test_the_moving_average_matches_a_loop_in_float64():
-    """Values that do not change stay the same to the last bit."""
-    rng, expected = np.random.default_rng(0), None
-    still = np.float32(rng.normal(size=3))
-    for step in range(60):
-        model = ModelState({"a": np.float32(rng.normal(size=(2, 3))), "still": still}, {"mean": np.float32(step)})
-        if expected is None:
-            average, expected = model, (np.float64(model.params["a"]), 0.0)
-            continue
-        average = update_average(average, model, step=np.int32(step), decay=0.8)
-        kept = min(0.8, (1 + step) / (10 + step))
-        new = (np.float64(model.params["a"]), float(step))
-        expected = tuple(kept * old + (1 - kept) * value for old, value in zip(expected, new, strict=True))
-    np.testing.assert_allclose(average.params["a"], expected[0], rtol=1e-5)
-    np.testing.assert_allclose(average.statistics["mean"], expected[1], rtol=1e-5)
-    np.testing.assert_array_equal(average.params["still"], still)
 
 
 def test_the_best_step_comes_from_the_file(make_config, tmp_path):
