@@ -39,6 +39,7 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.build import make_images, write_shards
 from benchmarks.catalog_writer import write_catalog
 from benchmarks.measuring import run_in_process, summarize_ratio
+from cope_jax.data.collate import Collator
 from cope_jax.data.images import TrainTransform
 from cope_jax.data.pipeline import train_batches
 from cope_jax.data.records import Item, open_records, sample_texts
@@ -118,10 +119,10 @@ def our_batches(
         split="train",
         batch_size=work.batch_size,
         seed=SEED,
-        frames=work.frames,
-        transform=TrainTransform(work.size),
-        text_length=work.text_length,
-        tokenizer=tokenizer,
+        collators=[
+            Collator(domain, T, TrainTransform(work.size), tokenizer, work.text_length)
+            for domain, T in work.frames.items()
+        ],
         threads=workers,
         start_step=start_step,
     )

@@ -11,6 +11,7 @@ from cope_jax.data.images import EvalTransform, TrainTransform
 from cope_jax.data.invalid_items import InvalidItemError
 from cope_jax.data.records import Item, Records
 from cope_jax.data.tokenizer import TextAugment, encode
+from cope_jax.domains import DOMAINS
 
 NO_PRODUCT = -1
 NO_CLASS = -1
@@ -38,17 +39,31 @@ class Example:
 class Collator:
     """Makes the arrays of one domain: chooses and decodes frames, encodes texts, lists products.
 
-    The fields are arguments of `pipeline.train_batches`, except `domain` and the number T of its frames.
+    Attributes:
+        domain: Name of the domain.
+        T: Number of frames.
+        transform: From the frames of a clip to square frames.
+        tokenizer: Tokenizer of texts.
+        text_length: Number of tokens.
+        max_products: Number of products kept per item: those with the smallest ids, and the drawn one.
+        short_clips: "repeat" or "mask", see `choose_frames`.
+        augment: Noise for texts.
     """
 
     domain: str
     T: int
     transform: TrainTransform | EvalTransform
-    text_length: int
     tokenizer: PreTrainedTokenizerFast
-    max_products: int
-    short_clips: str
+    text_length: int
+    max_products: int = 4
+    short_clips: str = "repeat"
     augment: TextAugment | None = None
+
+    def __post_init__(self) -> None:
+        if self.domain not in DOMAINS:
+            raise ValueError(f"unknown domain {self.domain!r}; choose one of {', '.join(DOMAINS)}")
+        if self.T < 1:
+            raise ValueError(f"{self.domain} has {self.T} frames; it needs at least 1")
 
     def __call__(
         self,

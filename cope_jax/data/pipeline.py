@@ -4,7 +4,7 @@ Pipelines carry indices up to their last step, in which one call reads, decodes 
 threads make several batches at once.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,11 @@ from typing import Any
 
 import grain
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data.collate import Collator, Example, check_id, to_classes
-from cope_jax.data.images import EvalTransform, TrainTransform, limit_opencv_threads
+from cope_jax.data.images import limit_opencv_threads
 from cope_jax.data.invalid_items import InvalidItemError, InvalidItems
 from cope_jax.data.records import Product, Records, open_records
-from cope_jax.data.tokenizer import TextAugment
 from cope_jax.domains import DOMAINS
 
 Batch = dict[str, Any]  # arrays, and for each domain a dict of arrays
@@ -30,13 +28,7 @@ def train_batches(
     split: str,
     batch_size: int,
     seed: int,
-    frames: Mapping[str, int],
-    transform: TrainTransform | EvalTransform,
-    text_length: int,
-    tokenizer: PreTrainedTokenizerFast,
-    max_products: int = 4,
-    short_clips: str = "repeat",
-    augment: TextAugment | None = None,
+    collators: Sequence[Collator],
     host: int = 0,
     hosts: int = 1,
     threads: int = 2,
@@ -55,13 +47,7 @@ def train_batches(
         data_dir, split: Array records, see `open_records`.
         batch_size: Size of the global batch, a multiple of `hosts`.
         seed: Seed, at least 0.
-        frames: Number of frames of each domain in the batches: {"page": 1, "video": 4, "live": 4}.
-        transform: From the frames of a clip to square frames.
-        text_length: Tokens of a text.
-        tokenizer: Tokenizer of the texts.
-        max_products: Number of products kept per item: those with the smallest ids, and the drawn one.
-        short_clips: "repeat" or "mask", see `choose_frames`.
-        augment: Noise for texts.
+        collators: One for each domain in the batches.
         host, hosts: Which slice of the global batch to return.
         threads: Batches made at once, and number of batches read ahead; with 0, batches are made when requested.
         start_step: Step of the first batch.
@@ -74,14 +60,9 @@ def train_batches(
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0")
     share = _host_slice(batch_size, host, hosts)
-    frames = _check_frames(frames)
     records = open_records(data_dir, split)
     if not len(records.products):
         raise ValueError(f"split {split!r} of {data_dir} has no products to train on")
-    collators = {
-        domain: Collator(domain, T, transform, text_length, tokenizer, max_products, short_clips, augment)
-        for domain, T in frames.items()
-    }
     pipeline = (
         grain.MapDataset.range(len(records.products))
         .seed(seed)
@@ -101,41 +82,33 @@ def eval_batches(
     *,
     data_dir: str | Path,
     split: str,
-    domain: str,
     batch_size: int,
-    frames: int,
-    transform: EvalTransform,
-    text_length: int,
-    tokenizer: PreTrainedTokenizerFast,
-    max_products: int = 4,
-    short_clips: str = "repeat",
+    collator: Collator,
     rows: Sequence[int] | None = None,
     host: int = 0,
     hosts: int = 1,
     threads: int = 2,
     invalid_items: InvalidItems | None = None,
 ) -> grain.DatasetIterator[Batch]:
-    """Yields each item of a domain once, in row order, with the frames at the centers of their segments.
+    """Yields each item of the collator's domain once, in row order, with the frames at the centers of their segments.
 
-    Arguments are as for `train_batches`, except `frames`, which is the number for this domain, `rows`, which selects
-    items and their order, and `invalid_items`: without it, an item that cannot be read is an error; with it, the item
-    becomes padding. Hosts take consecutive slices of each global batch; all yield the same number of batches, the last
-    of which is padded with examples that are not present.
+    Arguments are as for `train_batches`, except `rows`, which selects items and their order, and `invalid_items`:
+    without it, an item that cannot be read is an error; with it, the item becomes padding. Hosts take consecutive
+    slices of each global batch; all yield the same number of batches, the last of which is padded with examples that
+    are not present.
 
     Returns:
         An iterator of {"item_id": i64[B], "row": i64[B], "frame_count": i32[B], domain: …}. For padding, item_id and
         row are −1. frame_count is the number of frames of the whole item.
     """
     share = _host_slice(batch_size, host, hosts)
-    T = _check_frames({domain: frames})[domain]
     records = open_records(data_dir, split)
-    wanted = np.arange(len(records.items[domain])) if rows is None else np.asarray(rows, np.int64)
+    wanted = np.arange(len(records.items[collator.domain])) if rows is None else np.asarray(rows, np.int64)
 
     def rows_of(batch: int) -> np.ndarray:
         taken = wanted[batch * batch_size : (batch + 1) * batch_size]
         return np.pad(taken, (0, batch_size - len(taken)), constant_values=-1)[share]
 
-    collator = Collator(domain, T, transform, text_length, tokenizer, max_products, short_clips)
     loader = _EvalLoader(records, collator, invalid_items)
     return _start(grain.MapDataset.range(-(-len(wanted) // batch_size)).map(rows_of).map(loader), threads)
 
@@ -149,7 +122,7 @@ class _TrainLoader:
     """
 
     records: Records
-    collators: Mapping[str, Collator]
+    collators: Sequence[Collator]
     seed: int
     class_ids: np.ndarray | None
     invalid_items: InvalidItems
@@ -165,16 +138,16 @@ class _TrainLoader:
         products = [self._product(int(row), partial(on_invalid, b)) for b, row in enumerate(rows)]
         product_id = np.array([check_id(product.product_id) for product in products], np.int32)
         batch: Batch = {"product_id": product_id, "bad_items": invalid}
-        for domain, collate in self.collators.items():
+        for collate in self.collators:
             candidates = [
-                self._draw(domain, int(number), product, partial(on_invalid, b))
+                self._draw(collate.domain, int(number), product, partial(on_invalid, b))
                 for b, (number, product) in enumerate(zip(numbers, products, strict=True))
             ]
-            batch[domain] = collate(candidates, on_invalid)
+            batch[collate.domain] = arrays = collate(candidates, on_invalid)
+            if self.class_ids is not None:
+                arrays["classes"] = to_classes(arrays["products"], self.class_ids)
         if self.class_ids is not None:
             batch["product_class"] = to_classes(product_id, self.class_ids)
-            for domain in self.collators:
-                batch[domain]["classes"] = to_classes(batch[domain]["products"], self.class_ids)
         return batch
 
     def _product(self, row: int, on_invalid: Callable[[InvalidItemError], None]) -> Product:
@@ -236,15 +209,6 @@ class _EvalLoader:
             "frame_count": np.array([len(own[0].item.frames) if own else 0 for own in examples], np.int32),
             domain: arrays,
         }
-
-
-def _check_frames(frames: Mapping[str, int]) -> dict[str, int]:
-    """Returns the same in the order of domains."""
-    if not frames or not set(frames) <= set(DOMAINS):
-        raise ValueError(f"frames is for the domains {sorted(frames)}; choose among {', '.join(DOMAINS)}")
-    if min(frames.values()) < 1:
-        raise ValueError(f"frames is {dict(frames)}; every domain needs at least 1")
-    return {domain: frames[domain] for domain in DOMAINS if domain in frames}
 
 
 def _host_slice(batch_size: int, host: int, hosts: int) -> slice:

@@ -56,7 +56,7 @@ def classifier_loss(
         target_B: Class of the product for which an example was drawn. If negative, its items do not count.
         labels: Classes of all products of an item, per domain, padded with −1.
         present: Whether the example has an item of the domain.
-        key: Key for sampling, unused at rate 1. What it draws depends on the mesh.
+        key: Key for sampling, unused at rate 1. The sample depends on the mesh.
         mesh: Mesh with the axes data, fsdp and tensor, whose size divides the rows of the table.
         classes: Number of classes; later rows of the table are padding.
         scale, margin: Scale and margin of the logits.

@@ -21,7 +21,7 @@ from cope_jax.losses.pairs import (
     pair_statistics,
     split_vectors,
 )
-from cope_jax.losses.ring import BATCH_AXES, ring_loop, scan_tiles, shard_loss
+from cope_jax.losses.ring import BATCH_AXES, LossAndGradients, ring_loop, scan_tiles, shard_loss
 
 
 def infonce_loss(
@@ -77,7 +77,7 @@ class _Candidates(NamedTuple):
 
 
 class _Local(NamedTuple):
-    """What a device accumulates for a pair and its own view a in the first round."""
+    """First round: accumulators of a device for its own view a of a pair."""
 
     sums: SimilaritySums
     candidates: _Candidates
@@ -85,14 +85,14 @@ class _Local(NamedTuple):
 
 
 class _ForVisitor(NamedTuple):
-    """What the devices accumulate for the visiting view b in the first round."""
+    """First round: accumulators of the devices for the visiting view b."""
 
     candidates: _Candidates
     nearest: Nearest
 
 
 class _GradientTerms(NamedTuple):
-    """What the gradient needs of each item."""
+    """Values of each item for the gradient."""
 
     lse: Array  # log-sum-exp of its candidates' logits
     even: Array  # smoothing / number of candidates
@@ -107,7 +107,7 @@ def _chunk_loss(
     pairs: Sequence[Pair],
     temperature: float,
     smoothing: float,
-) -> tuple[tuple[Array, Statistics], tuple[PyTree, PyTree]]:
+) -> LossAndGradients:
     """The loss of the whole batch and the gradients of this chunk, for `shard_loss`."""
     chunk = join_vectors(vectors, labels)
     visitor = {pair.b: chunk[pair.b] for pair in pairs}
@@ -117,7 +117,7 @@ def _chunk_loss(
 
     B = len(next(iter(vectors.values())))
     start = _ForVisitor(_Candidates.empty(B), Nearest.empty(B))
-    local = [_Local(SimilaritySums.zeros(), *start) for _ in pairs]
+    local = [_Local(SimilaritySums(*jnp.zeros(4)), *start) for _ in pairs]
     local, for_visitor = ring_loop(count, local=local, visitor=visitor, for_visitor=[start for _ in pairs])
 
     loss, statistics, a_terms, b_terms = jnp.zeros(()), {}, [], []

@@ -97,11 +97,6 @@ class SimilaritySums(NamedTuple):
     negative: Float32[Array, ""]
     negatives: Float32[Array, ""]
 
-    @classmethod
-    def zeros(cls) -> "SimilaritySums":
-        """The sums over no pairs."""
-        return cls(*jnp.zeros(4))
-
     def add(self, items: Comparison) -> "SimilaritySums":
         """Adds the pairs of a comparison."""
         return SimilaritySums(

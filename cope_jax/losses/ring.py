@@ -16,7 +16,8 @@ from jaxtyping import Array, PyTree
 BATCH_AXES = ("data", "fsdp")  # mesh axes over which a batch is sharded
 TILE = 256  # rows compared at once: a whole block would grow with the square of the chunk
 
-ChunkLoss = Callable[[PyTree, PyTree, PyTree], tuple[tuple[Array, PyTree], tuple[PyTree, PyTree]]]
+LossAndGradients = tuple[tuple[Array, PyTree], tuple[PyTree, PyTree]]  # (loss, statistics), (of vectors, of scalars)
+ChunkLoss = Callable[[PyTree, PyTree, PyTree], LossAndGradients]
 Visit = Callable[[int, PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 ShardedLoss = Callable[[PyTree, PyTree, PyTree], tuple[Array, PyTree]]
 
@@ -60,9 +61,9 @@ def ring_loop(visit: Visit, *, local: list[PyTree], visitor: PyTree, for_visitor
 
     Args:
         visit: (i, visitor, local[i], for_visitor[i]) → (local[i], for_visitor[i]), for the i-th of several pairs.
-        local: What this device accumulates, for each pair.
+        local: Accumulators of this device, one for each pair.
         visitor: This device's chunk, which the other devices see unchanged.
-        for_visitor: What the other devices accumulate for this chunk; it travels with it.
+        for_visitor: Accumulators of all devices for this chunk, one for each pair; they travel with it.
 
     Returns:
         `local` and `for_visitor` of this device after all visits.

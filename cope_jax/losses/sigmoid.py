@@ -22,7 +22,7 @@ from cope_jax.losses.pairs import (
     pair_statistics,
     split_vectors,
 )
-from cope_jax.losses.ring import BATCH_AXES, ring_loop, scan_tiles, shard_loss
+from cope_jax.losses.ring import BATCH_AXES, LossAndGradients, ring_loop, scan_tiles, shard_loss
 
 Scalars = Mapping[str, Float32[Array, ""]]
 
@@ -54,7 +54,7 @@ def sigmoid_loss(
 
 
 class _Local(NamedTuple):
-    """What a device accumulates for a pair and its own view a."""
+    """Accumulators of a device for its own view a of a pair."""
 
     terms: Array  # loss, its derivatives by log_t and bias
     sums: SimilaritySums
@@ -63,7 +63,7 @@ class _Local(NamedTuple):
 
 
 class _ForVisitor(NamedTuple):
-    """What the devices accumulate for the visiting view b."""
+    """Accumulators of the devices for the visiting view b."""
 
     gradient: Array
     nearest: Nearest
@@ -71,7 +71,7 @@ class _ForVisitor(NamedTuple):
 
 def _chunk_loss(
     vectors: dict[str, Array], labels: PyTree, scalars: Scalars, *, pairs: Sequence[Pair]
-) -> tuple[tuple[Array, Statistics], tuple[PyTree, PyTree]]:
+) -> LossAndGradients:
     """The loss of the whole batch and the gradients of this chunk, for `shard_loss`."""
     chunk = join_vectors(vectors, labels)
 
@@ -82,7 +82,7 @@ def _chunk_loss(
     start = _ForVisitor(jnp.zeros_like(next(iter(vectors.values()))), Nearest.empty(B))
     local, for_visitor = ring_loop(
         visit,
-        local=[_Local(jnp.zeros(3), SimilaritySums.zeros(), *start) for _ in pairs],
+        local=[_Local(jnp.zeros(3), SimilaritySums(*jnp.zeros(4)), *start) for _ in pairs],
         visitor={pair.b: chunk[pair.b] for pair in pairs},
         for_visitor=[start for _ in pairs],
     )

@@ -1,6 +1,7 @@
 """The COPE model: encoders shared by all domains and one fusion head per domain."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -45,16 +46,14 @@ class CopeModel(nnx.Module):
     ):
         if unknown := set(text_domains) - set(DOMAINS):
             raise ValueError(f"unknown text domains {sorted(unknown)}: choose from {', '.join(DOMAINS)}")
-        kind, size = fusion["kind"], {key: fusion[key] for key in ("width", "depth", "heads")}
-        if kind not in FUSIONS:
+        if (kind := fusion["kind"]) not in FUSIONS:
             raise ValueError(f"unknown fusion {kind!r}: choose one of {', '.join(FUSIONS)}")
+        sizes = {key: fusion[key] for key in ("width", "depth", "heads")}
+        head = LinearFusion if kind == "linear" else partial(TransformerFusion, **sizes)
 
         def make_head(domain: str) -> LinearFusion | TransformerFusion:
             text_width = text["width"] if domain in self.text_domains else None
-            sizes = (vision["output_width"], text_width, embedding, head_norm)
-            if kind == "linear":
-                return LinearFusion(*sizes, dtype=compute.dtype, rngs=rngs)
-            return TransformerFusion(*sizes, **size, compute=compute, rngs=rngs)
+            return head(vision["output_width"], text_width, embedding, head_norm, compute=compute, rngs=rngs)
 
         self.text_domains = tuple(domain for domain in DOMAINS if domain in text_domains)
         self.vision = VisionEncoder(**vision, compute=compute, rngs=rngs)

@@ -59,10 +59,9 @@ class Embeddings:
     has_text: Bool[Array, " B"]
 
     @classmethod
-    def from_vision(cls, vision_BE: Float32[Array, "B E"], has_vision_B: Bool[Array, " B"]) -> "Embeddings":
+    def from_vision(cls, vision: Float32[Array, "B E"], has_vision: Bool[Array, " B"]) -> "Embeddings":
         """Makes the embeddings of a domain without text."""
-        missing = jnp.zeros_like(has_vision_B)
-        return cls(vision_BE, vision_BE, jnp.zeros_like(vision_BE), has_vision_B, missing)
+        return cls(vision, vision, jnp.zeros_like(vision), has_vision, jnp.zeros_like(has_vision))
 
 
 def l2_normalize(x: Float[Array, "B E"]) -> Float32[Array, "B E"]:
@@ -72,48 +71,36 @@ def l2_normalize(x: Float[Array, "B E"]) -> Float32[Array, "B E"]:
     return x * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
 
 
-class MaskedBatchNorm(nnx.Module):
-    """Batch normalization (arXiv 1502.03167) without scale and shift, over the rows that exist.
+class HeadNorm(nnx.Module):
+    """Zeroes the rows that do not exist, and with `norm` "batch" normalizes the others (arXiv 1502.03167).
 
     The vectors of an untrained encoder share a large common part. In a contrastive loss every item pushes that part, so
-    it oscillates and hides the differences between items for hundreds of steps. Subtracting it here prevents that.
-    Under jit the batch is the global one on any mesh.
+    it oscillates and hides the differences between items for hundreds of steps. Batch normalization, here without scale
+    and shift, removes it. Under jit the batch is the global one on any mesh.
     """
 
-    def __init__(self, width: int, *, momentum: float = 0.9):
-        self.mean = nnx.BatchStat(jnp.zeros(width, jnp.float32))
-        self.variance = nnx.BatchStat(jnp.ones(width, jnp.float32))
-        self.momentum = momentum
+    def __init__(self, norm: str, width: int, *, momentum: float = 0.9):
+        if norm not in HEAD_NORMS:
+            raise ValueError(f"unknown head norm {norm!r}: choose one of {', '.join(HEAD_NORMS)}")
+        self.norm, self.momentum = norm, momentum
+        if norm == "batch":
+            self.mean = nnx.BatchStat(jnp.zeros(width, jnp.float32))
+            self.variance = nnx.BatchStat(jnp.ones(width, jnp.float32))
 
-    def __call__(self, x_BE: Float[Array, "B E"], mask_B: Bool[Array, " B"], *, train: bool) -> Float32[Array, "B E"]:
-        """Normalizes each column by the statistics of the batch (training, which updates the running ones) or by these.
-
-        Rows that are False in `mask_B` do not count and give 0.
-        """
-        x_BE, mask = x_BE.astype(jnp.float32), mask_B[:, None]
+    def __call__(self, x: Float[Array, "B E"], mask: Bool[Array, " B"], *, train: bool) -> Float[Array, "B E"]:
+        """Normalizes by the statistics of the batch, which update the running ones, or in evaluation by these."""
+        if self.norm == "none":
+            return jnp.where(mask[:, None], x, 0.0)
+        x, rows = x.astype(jnp.float32), mask[:, None]
         mean, variance = self.mean[...], self.variance[...]
         if train:
-            count = jnp.maximum(mask_B.sum(), 1)
-            mean = jnp.where(mask, x_BE, 0.0).sum(axis=0) / count
-            variance = jnp.where(mask, jnp.square(x_BE - mean[None]), 0.0).sum(axis=0) / count
-            step = jnp.where(mask_B.any(), 1.0 - self.momentum, 0.0)
+            count = jnp.maximum(mask.sum(), 1)
+            mean = jnp.where(rows, x, 0.0).sum(axis=0) / count
+            variance = jnp.where(rows, jnp.square(x - mean[None]), 0.0).sum(axis=0) / count
+            step = jnp.where(mask.any(), 1.0 - self.momentum, 0.0)
             self.mean[...] += step * (mean - self.mean[...])
             self.variance[...] += step * (variance - self.variance[...])
-        return jnp.where(mask, (x_BE - mean[None]) * jax.lax.rsqrt(variance[None] + 1e-5), 0.0)
-
-
-class NoNorm(nnx.Module):
-    """Replaces a normalization: only zeroes the rows that do not exist."""
-
-    def __call__(self, x_BE: Float[Array, "B E"], mask_B: Bool[Array, " B"], *, train: bool) -> Float[Array, "B E"]:
-        return jnp.where(mask_B[:, None], x_BE, 0.0)
-
-
-def make_head_norm(norm: str, embedding: int) -> MaskedBatchNorm | NoNorm:
-    """Makes the normalization of that name in HEAD_NORMS."""
-    if norm not in HEAD_NORMS:
-        raise ValueError(f"unknown head norm {norm!r}: choose one of {', '.join(HEAD_NORMS)}")
-    return MaskedBatchNorm(embedding) if norm == "batch" else NoNorm()
+        return jnp.where(rows, (x - mean[None]) * jax.lax.rsqrt(variance[None] + 1e-5), 0.0)
 
 
 class Projection(nnx.Module):
@@ -121,10 +108,10 @@ class Projection(nnx.Module):
 
     def __init__(self, width: int, embedding: int, norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.linear = nnx.Linear(width, embedding, dtype=dtype, rngs=rngs)
-        self.norm = make_head_norm(norm, embedding)
+        self.norm = HeadNorm(norm, embedding)
 
-    def __call__(self, x_BD: Float[Array, "B D"], mask_B: Bool[Array, " B"], *, train: bool) -> Float[Array, "B E"]:
-        return self.norm(self.linear(x_BD), mask_B, train=train)
+    def __call__(self, x: Float[Array, "B D"], mask: Bool[Array, " B"], *, train: bool) -> Float[Array, "B E"]:
+        return self.norm(self.linear(x), mask, train=train)
 
 
 class LinearFusion(nnx.Module):
@@ -140,9 +127,10 @@ class LinearFusion(nnx.Module):
         embedding: int,
         norm: str,
         *,
-        dtype: jnp.dtype,
+        compute: ComputeOptions,
         rngs: nnx.Rngs,
     ):
+        dtype = compute.dtype
         self.vision = Projection(vision_width, embedding, norm, dtype=dtype, rngs=rngs)
         if text_width is None:
             self.text = self.merge = None
@@ -199,7 +187,7 @@ class TransformerFusion(nnx.Module):
         self.post_norm = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.project = linear(width, embedding, dtype=dtype, rngs=rngs)
         kinds = EMBEDDING_KINDS if text_width is not None else ("vision",)
-        self.norms = nnx.Dict({kind: make_head_norm(norm, embedding) for kind in kinds})
+        self.norms = nnx.Dict({kind: HeadNorm(norm, embedding) for kind in kinds})
 
     def __call__(self, features: Features, *, train: bool) -> Embeddings:
         modality = self.modality[...].astype(self.compute.dtype)

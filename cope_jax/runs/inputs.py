@@ -71,21 +71,17 @@ def training_batches(
         invalid_items: Collects items that cannot be read.
     """
     data = config.data
+    transform = TrainTransform(data.image_size, data.crop_scale, flip=data.flip, color_jitter=data.colour_jitter)
+    augment = TextAugment(probability=data.text_noise) if data.text_noise else None
     host, hosts = share
     return train_batches(
         data_dir=data.data_dir,
         split=data.train_split,
         batch_size=config.train.batch_size,
         seed=config.seed,
-        frames=asdict(data.frames),
-        transform=TrainTransform(
-            size=data.image_size, scale=data.crop_scale, flip=data.flip, color_jitter=data.colour_jitter
-        ),
-        text_length=data.text_length,
-        tokenizer=tokenizer,
-        max_products=data.max_products,
-        short_clips=data.short_clips,
-        augment=TextAugment(probability=data.text_noise) if data.text_noise else None,
+        collators=[
+            _collator(config, tokenizer, domain, T, transform, augment) for domain, T in asdict(data.frames).items()
+        ],
         host=host,
         hosts=hosts,
         threads=data.threads,
@@ -136,14 +132,8 @@ def evaluation_batches(
     return eval_batches(
         data_dir=data.data_dir,
         split=data.eval_split,
-        domain=domain,
         batch_size=batch_size,
-        frames=config.eval.frames[domain],
-        transform=EvalTransform(size=data.image_size),
-        text_length=data.text_length,
-        tokenizer=tokenizer,
-        max_products=data.max_products,
-        short_clips=data.short_clips,
+        collator=_collator(config, tokenizer, domain, config.eval.frames[domain], EvalTransform(data.image_size)),
         rows=rows,
         host=jax.process_index(),
         hosts=jax.process_count(),
@@ -166,3 +156,16 @@ def check_batch_sizes(config: RunConfig, mesh: Mesh) -> None:
                 f"config.{key} is {size}; expected a multiple of {shares}, the number of devices that share a batch "
                 f"(config.mesh.data × config.mesh.fsdp), such as {-(-size // shares) * shares}"
             )
+
+
+def _collator(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    domain: str,
+    T: int,
+    transform: TrainTransform | EvalTransform,
+    augment: TextAugment | None = None,
+) -> collate.Collator:
+    data = config.data
+    settings = {"max_products": data.max_products, "short_clips": data.short_clips, "augment": augment}
+    return collate.Collator(domain, T, transform, tokenizer, data.text_length, **settings)

@@ -12,6 +12,4 @@ def text(config: Config, names: Collection[str]) -> EncoderSpec:
     return bert.text_encoder(config.text_config, "text_model.", ignored)
 
 
-FAMILY = Family(
-    vision={"chinese_clip": clip.clip, "chinese_clip_vision_model": clip.clip_vision}, text={"chinese_clip": text}
-)
+FAMILY = Family(vision={"chinese_clip": clip.clip, "chinese_clip_vision_model": clip.clip}, text={"chinese_clip": text})

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,39 +16,36 @@ from jaxtyping import Array, PyTree
 
 from cope_jax.models.backbones.families import find_spec
 from cope_jax.models.backbones.files import Weights, open_weights
-from cope_jax.models.backbones.layouts import Layout, Shape
-from cope_jax.models.backbones.spec import EncoderSpec
+from cope_jax.models.backbones.layouts import Shape
+from cope_jax.models.backbones.spec import EncoderSpec, Source
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 # Parameters that a model may lack by its settings, whatever the checkpoint has.
 OPTIONAL = (r"^blocks/message_", r"^integration/", r"^pooler/")
 
 
-@dataclass(frozen=True)
-class Filling:
-    """The tensors that fill a parameter.
+class Filling(NamedTuple):
+    """The tensors that fill a parameter, or its first `depth` layers; `depth` is 1 if it has no layers."""
 
-    Attributes:
-        layers: Names of the tensors of each layer, or of the only one.
-        layout: How the tensors of a layer are converted.
-        stacked: Whether the parameter has a leading axis for layers. It may have more layers than the checkpoint; the
-            last ones are initialized randomly.
-    """
+    source: Source
+    depth: int
 
-    layers: tuple[tuple[str, ...], ...]
-    layout: Layout
-    stacked: bool
+    def names(self) -> set[str]:
+        """The names of all tensors."""
+        return {name for names in self.source.layers(self.depth) for name in names}
 
     def read(self, weights: Weights, shape: Shape) -> np.ndarray:
         """Reads the value of a parameter, or of its first layers."""
-        layer_shape = shape[1:] if self.stacked else shape
-        layers = [self.layout.convert([weights.read(name) for name in names], layer_shape) for names in self.layers]
-        return np.stack(layers) if self.stacked else layers[0]
+        convert, stacked = self.source.layout.convert, self.source.stacked
+        layer_shape = shape[1:] if stacked else shape
+        layers = [[weights.read(name) for name in names] for names in self.source.layers(self.depth)]
+        values = [convert(tensors, layer_shape) for tensors in layers]
+        return np.stack(values) if stacked else values[0]
 
     def problems(self, path: str, weights: Weights, shape: Shape) -> Iterator[str]:
         """Lists the tensors that are missing or do not fit."""
-        expected = self.layout.source_shape(shape[1:] if self.stacked else shape)
-        for name in (name for names in self.layers for name in names):
+        expected = self.source.layout.source_shape(shape[1:] if self.source.stacked else shape)
+        for name in self.names():
             if (tensor := weights.tensors.get(name)) is None:
                 yield f"parameter {path} {shape}: tensor {name} is missing"
             elif tensor.shape != expected:
@@ -87,7 +84,7 @@ class Pretrained:
 
     def report(self) -> str:
         """Summarizes which tensors are used."""
-        used = sum(len(names) for filling in self.fillings.values() for names in filling.layers)
+        used = sum(len(filling.names()) for filling in self.fillings.values())
         parts = [f"{len(self.fillings)} parameters from {used} tensors of {self.weights.name}"]
         if self.fresh:
             parts.append(f"initialized randomly: {', '.join(self.fresh)}")
@@ -136,11 +133,9 @@ def _mismatches(
     spec: EncoderSpec, weights: Weights, settings: Mapping[str, Any], *, cut: bool, section: str
 ) -> Iterator[str]:
     """Lists how the model and the checkpoint differ, with the keys to change."""
-    for required in spec.requirements:
-        if required.key == "integration_heads" and not settings["integration_depth"]:
-            continue
-        if (ours := settings[required.key]) != required.value:
-            yield f"{section}.{required.key} is {ours!r}; its {required.field} is {required.value!r}"
+    for key, (field, theirs) in spec.requirements.items():
+        if settings[key] != theirs and (key != "integration_heads" or settings["integration_depth"]):
+            yield f"{section}.{key} is {settings[key]!r}; its {field} is {theirs!r}"
     yield from spec.unsupported
     for stack, key in (("blocks", "depth"), ("integration/blocks", "integration_depth")):
         ours, theirs = settings.get(key, 0), spec.depths.get(stack, 0)
@@ -172,25 +167,24 @@ def _match(spec: EncoderSpec, weights: Weights, targets: Mapping[str, Shape], *,
     problems: list[str] = []
     for path, source in spec.sources.items():
         depth = spec.depths[_stack_of(path)] if source.stacked else 1
-        present = {name for names in source.layers(depth) for name in names} & weights.tensors.keys()
+        present = Filling(source, depth).names() & weights.tensors.keys()
         if path not in targets:
             unused |= present if _matches(OPTIONAL, path) else set()
         elif not present and _matches(spec.optional, path):
             fresh.add(_part_of(path))
         else:
             shape = targets[path]
-            layers = source.layers(min(shape[0], depth) if source.stacked else 1)
-            fillings[path] = Filling(layers, source.layout, source.stacked)
+            fillings[path] = Filling(source, min(shape[0], depth) if source.stacked else 1)
             problems += fillings[path].problems(path, weights, shape)
             if source.stacked and depth < shape[0]:
                 fresh.add(f"{_stack_of(path)}[{depth}:]")
-            unused |= present.difference(*layers)
+            unused |= present - fillings[path].names()
     for path, shape in targets.items():
         if path not in spec.sources and _matches(spec.optional, path):
             fresh.add(_part_of(path))
         elif path not in spec.sources:
             problems.append(f"parameter {path} {shape}: no tensor of this model fills it")
-    used = {name for filling in fillings.values() for names in filling.layers for name in names}
+    used = {name for filling in fillings.values() for name in filling.names()}
     for name in weights.tensors.keys() - used - unused:
         if _matches(spec.ignored, name):
             unused.add(name)

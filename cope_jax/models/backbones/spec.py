@@ -10,6 +10,7 @@ from typing import Any
 from cope_jax.models.backbones.layouts import COPY, LINEAR, OUT_KERNEL, QKV_BIAS, QKV_KERNEL, Layout
 
 Config = Any  # of transformers; its attributes depend on the model
+Requirements = Mapping[str, tuple[str, Any]]  # setting of the model → the field of config.json that it must equal
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,8 @@ Sources = dict[str, Source]  # by path of the parameter
 
 
 @dataclass(frozen=True)
-class Requirement:
-    """The model's setting `key` must have the value that `field` has in config.json."""
-
-    key: str
-    field: str
-    value: Any
-
-
-@dataclass(frozen=True)
 class EncoderSpec:
-    """What a checkpoint has for one encoder.
+    """Description of one encoder in a checkpoint.
 
     Attributes:
         sources: Tensors of each parameter.
@@ -56,7 +48,7 @@ class EncoderSpec:
 
     sources: Sources
     depths: Mapping[str, int]
-    requirements: tuple[Requirement, ...]
+    requirements: Requirements
     unsupported: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
@@ -94,13 +86,11 @@ def attention(path: str, inputs: Collection[str], output: str) -> Sources:
     }
 
 
-def unsupported_sizes(
-    config: Config, *, epsilon: float, mlp: str = "intermediate_size", width: str = "hidden_size"
-) -> tuple[str, ...]:
-    """Lists sizes that are fixed in our blocks and differ in the checkpoint."""
-    found = []
-    if (hidden := getattr(config, mlp)) != (expected := 4 * getattr(config, width)):
-        found.append(f"its {mlp} is {hidden}, but only 4 times the width, {expected}, is supported")
+def unsupported_sizes(config: Config, *, epsilon: float, prefix: str = "") -> tuple[str, ...]:
+    """Lists what is fixed in our blocks and differs in the checkpoint; `prefix` is that of the size fields."""
+    found, hidden = [], getattr(config, f"{prefix}intermediate_size")
+    if hidden != (expected := 4 * getattr(config, f"{prefix}hidden_size")):
+        found.append(f"its {prefix}intermediate_size is {hidden}, but only 4 times the width, {expected}, is supported")
     if config.layer_norm_eps != epsilon:
         found.append(f"its layer_norm_eps is {config.layer_norm_eps}, but only {epsilon} is supported")
     return tuple(found)

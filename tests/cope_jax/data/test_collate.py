@@ -18,7 +18,7 @@ def item(blues: list[int], image, **changes) -> Item:
 
 @pytest.fixture
 def collate(tokenizer) -> Collator:
-    return Collator("video", 4, EvalTransform(6), 5, tokenizer, 3, "mask")
+    return Collator("video", 4, EvalTransform(6), tokenizer, 5, 3, "mask")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_missing_inputs_are_zero_and_masked(collate, image):
 
 
 def test_frames_of_a_short_clip_repeat(tokenizer, image):
-    collate = Collator("live", 5, EvalTransform(6), 5, tokenizer, 3, "repeat")
+    collate = Collator("live", 5, EvalTransform(6), tokenizer, 5, 3, "repeat")
     arrays = collate([[Example(item([50, 150, 250], image))]])
     np.testing.assert_allclose(arrays["frames"][0, :, 3, 3, 2], [50, 50, 150, 250, 250], atol=2)
     assert arrays["frame_mask"].all()
@@ -75,7 +75,7 @@ def test_frames_of_a_short_clip_repeat(tokenizer, image):
 
 def test_texts_are_augmented_only_with_an_rng(tokenizer, image):
     noisy = TextAugment(probability=1.0, fraction=1.0, min_length=1)
-    collate = Collator("page", 1, EvalTransform(6), 8, tokenizer, 3, "repeat", noisy)
+    collate = Collator("page", 1, EvalTransform(6), tokenizer, 8, 3, "repeat", noisy)
     page = item([9], image, text="红红红红红红")
     plain = collate([[Example(page)]])["text"]
     assert (plain == collate([[Example(page)]])["text"]).all()

@@ -7,6 +7,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from cope_jax.data.collate import Collator
 from cope_jax.data.frames import segment_centers
 from cope_jax.data.images import EvalTransform, TrainTransform
 from cope_jax.data.invalid_items import InvalidItems
@@ -16,24 +17,17 @@ from cope_jax.data.tokenizer import TextAugment, encode
 from cope_jax.domains import DOMAINS
 
 FRAMES = {"page": 1, "video": 3, "live": 2}
+NOISE = TextAugment(min_length=3)
 
 
 @pytest.fixture
 def train(data_dir, tokenizer):
     """Returns a function that reads the first `steps` training batches."""
 
-    def batches(steps: int, **changes) -> list:
-        values = {
-            "data_dir": data_dir,
-            "split": "train",
-            "batch_size": 6,
-            "seed": 5,
-            "frames": FRAMES,
-            "transform": TrainTransform(10),
-            "text_length": 7,
-            "tokenizer": tokenizer,
-            "augment": TextAugment(min_length=3),
-        }
+    def batches(steps: int, *, frames=FRAMES, augment=NOISE, short_clips="repeat", **changes):
+        settings = {"short_clips": short_clips, "augment": augment}
+        collators = [Collator(domain, T, TrainTransform(10), tokenizer, 7, **settings) for domain, T in frames.items()]
+        values = {"data_dir": data_dir, "split": "train", "batch_size": 6, "seed": 5, "collators": collators}
         iterator = train_batches(**values | changes)
         taken = list(islice(iterator, steps))
         iterator.close()
@@ -46,17 +40,9 @@ def train(data_dir, tokenizer):
 def evaluate(data_dir, tokenizer):
     """Returns a function that reads all evaluation batches of a domain."""
 
-    def batches(domain: str, **changes) -> list:
-        values = {
-            "data_dir": data_dir,
-            "split": "train",
-            "domain": domain,
-            "batch_size": 5,
-            "frames": 3,
-            "transform": EvalTransform(8),
-            "text_length": 7,
-            "tokenizer": tokenizer,
-        }
+    def batches(domain: str, *, short_clips="repeat", **changes) -> list:
+        collator = Collator(domain, 3, EvalTransform(8), tokenizer, 7, short_clips=short_clips)
+        values = {"data_dir": data_dir, "split": "train", "batch_size": 5, "collator": collator}
         return list(eval_batches(**values | changes))
 
     return batches
@@ -399,9 +385,8 @@ def test_the_slices_of_hosts_are_the_global_evaluation_batches(evaluate):
     [
         ({"batch_size": 6, "hosts": 4}, "batch_size 6 is not a multiple of the number of hosts 4"),
         ({"host": 2, "hosts": 2}, "host is 2 of 2; hosts count from 0"),
-        ({"frames": {"shop": 1}}, r"domains \['shop'\]; choose among page, video, live"),
-        ({"frames": {}}, "choose among page, video, live"),
-        ({"frames": {"page": 1, "video": 0}}, r"'video': 0}; every domain needs at least 1"),
+        ({"frames": {"shop": 1}}, "unknown domain 'shop'; choose one of page, video, live"),
+        ({"frames": {"page": 1, "video": 0}}, "video has 0 frames; it needs at least 1"),
         ({"seed": -1}, "seed is -1"),
         ({"split": "test"}, "no split 'test'"),
         ({"short_clips": "loop"}, "choose one of repeat, mask"),

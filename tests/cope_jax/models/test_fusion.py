@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cope_jax.models.fusion import Features, MaskedBatchNorm, Projection, l2_normalize
+from cope_jax.models.fusion import Features, HeadNorm, Projection, l2_normalize
 from cope_jax.models.text import TextFeatures
 from cope_jax.models.vision import VisionFeatures
 
@@ -125,7 +125,7 @@ def rows(seed: int = 0) -> np.ndarray:
 
 
 def test_training_normalizes_each_column_over_the_existing_rows():
-    found = np.asarray(MaskedBatchNorm(4)(jnp.asarray(rows()), jnp.asarray(ROWS), train=True))
+    found = np.asarray(HeadNorm("batch", 4)(jnp.asarray(rows()), jnp.asarray(ROWS), train=True))
     kept = rows()[ROWS].astype(np.float64)
     expected = (kept - kept.mean(0)) / np.sqrt(kept.var(0) + 1e-5)
     np.testing.assert_allclose(found[ROWS], expected, rtol=1e-4, atol=1e-5)
@@ -133,7 +133,7 @@ def test_training_normalizes_each_column_over_the_existing_rows():
 
 
 def test_evaluation_uses_the_running_statistics():
-    norm = MaskedBatchNorm(4, momentum=0.75)
+    norm = HeadNorm("batch", 4, momentum=0.75)
     norm(jnp.asarray(rows()), jnp.asarray(ROWS), train=True)
     mean, variance = 0.25 * rows()[ROWS].mean(0), 0.75 + 0.25 * rows()[ROWS].var(0)
     other = rows(seed=1)
@@ -146,21 +146,21 @@ def test_a_missing_row_changes_neither_outputs_nor_statistics():
     for value in (0.0, 1e4):
         x = rows()
         x[2] = value
-        norm = MaskedBatchNorm(4)
+        norm = HeadNorm("batch", 4)
         results.append((norm(jnp.asarray(x), jnp.asarray(ROWS), train=True), norm.mean[...], norm.variance[...]))
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_a_batch_without_rows_updates_no_statistics():
-    norm = MaskedBatchNorm(4)
+    norm = HeadNorm("batch", 4)
     found = norm(jnp.asarray(rows()), jnp.zeros(5, bool), train=True)
     np.testing.assert_array_equal(found, np.zeros((5, 4)))
     np.testing.assert_array_equal(norm.mean[...], np.zeros(4))
     np.testing.assert_array_equal(norm.variance[...], np.ones(4))
 
 
-def test_l2_normalise_has_a_gradient_at_zero():
+def test_l2_normalize_has_a_gradient_at_zero():
     gradient = jax.grad(lambda x: l2_normalize(x).sum())(jnp.zeros((1, 3)))
     assert np.isfinite(gradient).all()
     np.testing.assert_allclose(l2_normalize(jnp.array([[3.0, 4.0]])), [[0.6, 0.8]], rtol=1e-6)

@@ -32,7 +32,7 @@ def test_sources_are_parameters_and_other_parameters_are_optional(encoder_settin
     """For an encoder with the settings that the checkpoint requires, at the default sizes of transformers."""
     spec = model_types(encoder)[model_type](AutoConfig.for_model(model_type), ())
     assert spec.unsupported == ()
-    settings = encoder_settings[encoder] | {required.key: required.value for required in spec.requirements}
+    settings = encoder_settings[encoder] | {key: value for key, (_, value) in spec.requirements.items()}
     compute = ComputeOptions(dtype=jnp.dtype("float32"))
     model = nnx.eval_shape(lambda: ENCODERS[encoder](**settings, compute=compute, rngs=nnx.Rngs(params=0)))
     paths = set(flatten_dict(nnx.to_pure_dict(nnx.state(model, nnx.Param)), sep="/"))
