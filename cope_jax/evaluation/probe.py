@@ -15,8 +15,8 @@ from cope_jax.evaluation.embed_items import LoadedRun, embed_function
 from cope_jax.evaluation.evaluate_run import draw_products, rows_by_domain
 from cope_jax.evaluation.metrics import retrieval
 from cope_jax.parallel.mesh import batch_share
+from cope_jax.runs.checkpoints import ModelState
 from cope_jax.runs.config import RunConfig
-from cope_jax.runs.state import ModelState
 from data_prep.common.domains import DOMAINS, PAIRS
 
 

@@ -15,9 +15,8 @@ from cope_jax.models.cope import CopeModel
 from cope_jax.models.layers import ComputeOptions
 from cope_jax.parallel.mesh import replicated, with_shardings
 from cope_jax.parallel.sharding_rules import parameter_shardings
-from cope_jax.runs.checkpoints import UNTRAINED, Checkpoints
+from cope_jax.runs.checkpoints import UNTRAINED, Checkpoints, ModelState
 from cope_jax.runs.config import RunConfig
-from cope_jax.runs.state import ModelState
 
 
 def make_model(config: RunConfig, *, vocab_size: int, rngs: nnx.Rngs) -> CopeModel:

@@ -9,12 +9,11 @@ import numpy as np
 
 from cope_jax.evaluation.evaluate_run import evaluate
 from cope_jax.evaluation.probe import Probe
-from cope_jax.runs.checkpoints import Checkpoints
+from cope_jax.runs.checkpoints import Checkpoints, ModelState, TrainState
 from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig
 from cope_jax.runs.log_files import EVALUATIONS, read_json_lines, round_values
-from cope_jax.runs.state import ModelState, TrainState
-from cope_jax.training.supervision.signals import Stopped, StopSignal
-from cope_jax.training.supervision.watchdog import Watchdog
+from cope_jax.training.signals import Stopped, StopSignal
+from cope_jax.training.watchdog import Watchdog
 
 
 class Evaluations:

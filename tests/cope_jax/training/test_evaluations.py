@@ -36,8 +36,8 @@ from cope_jax.search.library import open_library
 from cope_jax.training import loop
 from cope_jax.training.evaluations import Evaluations
 from cope_jax.training.loop import locked_workdir, train
-from cope_jax.training.supervision.signals import Stopped
-from cope_jax.training.supervision.watchdog import Watchdog
+from cope_jax.training.signals import Stopped
+from cope_jax.training.watchdog import Watchdog
 
 # Evaluations of 7 products at steps 2, 4 and 5. Report windows are open at saves.
 CHANGES = {
