@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
-from cope_jax.data.invalid_items import InvalidItemError, InvalidItems
+from cope_jax.data.records import InvalidItemError, InvalidItems
 from cope_jax.data.tokenizer import load_tokenizer
 from cope_jax.models.cope import MODEL_INPUTS
 from cope_jax.parallel.mesh import batch_sharding, make_mesh, replicated, to_devices

@@ -9,8 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
-from cope_jax.data.invalid_items import InvalidItems
-from cope_jax.data.records import open_records
+from cope_jax.data.records import InvalidItems, open_records
 from cope_jax.evaluation.embed_items import LoadedRun, embed_function
 from cope_jax.evaluation.evaluate_run import draw_products, rows_by_domain
 from cope_jax.evaluation.metrics import retrieval

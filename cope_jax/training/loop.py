@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from cope_jax.data.invalid_items import InvalidItems
+from cope_jax.data.records import InvalidItems
 from cope_jax.evaluation.probe import Probe
 from cope_jax.parallel.mesh import batch_share, make_mesh, to_devices
 from cope_jax.parallel.processes import check_shared_storage

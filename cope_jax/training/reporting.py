@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cope_jax.data.invalid_items import InvalidItems
+from cope_jax.data.records import InvalidItems
 from cope_jax.runs.checkpoints import Window
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.log_files import EVALUATIONS, LogFile, drop_lines_after, json_line, round_values

@@ -21,8 +21,7 @@ from tensorboardX.proto.event_pb2 import Event
 from benchmarks import chaos
 from benchmarks.chaos import Kill
 from cope_jax import Embedder
-from cope_jax.data.invalid_items import InvalidItemError
-from cope_jax.data.records import ItemRecords
+from cope_jax.data.records import InvalidItemError, ItemRecords
 from cope_jax.evaluation import evaluate_run as run
 from cope_jax.evaluation.evaluate_run import evaluate
 from cope_jax.evaluation.probe import Probe

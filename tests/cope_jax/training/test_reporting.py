@@ -11,7 +11,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
 from configs import default
-from cope_jax.data.invalid_items import InvalidItems
+from cope_jax.data.records import InvalidItems
 from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.log_files import read_json_lines
 from cope_jax.training.objective import Mean
