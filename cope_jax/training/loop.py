@@ -20,7 +20,7 @@ from cope_jax.runs.config_file import save_config
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import check_batch_sizes, run_tokenizer, training_batches, training_classes
 from cope_jax.runs.provenance import provenance, record_start
-from cope_jax.training.evaluations import Evaluations, evaluate_in_full, evaluate_state, stop_message
+from cope_jax.training.evaluations import Evaluations, evaluate_in_full, evaluate_state
 from cope_jax.training.plan import Plan, make_plan, restore_or_initialize, step_flops
 from cope_jax.training.progress import TrainingProgress, peak_flops
 from cope_jax.training.reporting import MetricsLog, Reporter
@@ -121,7 +121,9 @@ def train(
                 print(f"{workdir} already has all {newest} steps")
             else:
                 if jax.process_index() == 0:
-                    _record_start(config, workdir, newest, accept_other_data=accept_other_data)
+                    now = provenance(config)
+                    for change in record_start(workdir, newest, now, accept_other_data=accept_other_data):
+                        print(f"changed since the last start: {change}")
                 plan = make_plan(config, mesh, vocab_size=len(tokenizer))
                 state, window = restore_or_initialize(config, plan, checkpoints, vocab_size=len(tokenizer))
                 shapes = ModelState(plan.state.params["model"], plan.state.statistics)
@@ -152,12 +154,6 @@ def locked_workdir(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _record_start(config: RunConfig, workdir: Path, step: int, *, accept_other_data: bool) -> None:
-    """Records this start and prints what changed since the previous one."""
-    for change in record_start(workdir, step, provenance(config), accept_other_data=accept_other_data):
-        print(f"changed since the last start: {change}")
-
-
 def _make_reporter(
     config: RunConfig, log: MetricsLog | None, invalid_items: InvalidItems, window: Window, *, vocab_size: int
 ) -> Reporter:
@@ -180,7 +176,7 @@ def run_steps(
     checkpoints, reporter, evaluations, _, stop, watchdog, profiler = services
     first, steps = int(state.step), config.train.steps
     if evaluations.due(first) and not _evaluate_step(first, state, services):
-        raise Stopped(stop_message(first, steps))
+        raise Stopped(first, steps)
     for step in range(first + 1, steps + 1):
         watchdog.saved = reporter.progress.saved = checkpoints.saved
         watchdog.reset(f"the batch of step {step}")
@@ -208,7 +204,7 @@ def run_steps(
                 f"run the same command again: it resumes from step {checkpoints.latest() or 0}"
             )
         if stopped and (step < steps or due):
-            raise Stopped(stop_message(step, steps))
+            raise Stopped(step, steps)
 
 
 def _evaluate_step(step: int, state: TrainState, services: LoopServices) -> bool:
@@ -218,7 +214,7 @@ def _evaluate_step(step: int, state: TrainState, services: LoopServices) -> bool
     def on_batch() -> None:
         services.watchdog.reset(f"the evaluation of step {step}")
         if services.stop.interrupts():
-            raise Stopped
+            raise Stopped(step, services.evaluations.last)
 
     services.watchdog.reset(f"the evaluation of step {step}")
     services.reporter.begin_evaluation(step)
