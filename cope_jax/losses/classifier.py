@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray, PyTree
 
-from cope_jax.losses.pairs import Statistics
+from cope_jax.losses.pairs import Statistics, einsum
 from cope_jax.losses.ring import BATCH_AXES, LossAndGradients, scan_tiles, shard_loss
 
 CLASS_AXES = (*BATCH_AXES, "tensor")
@@ -175,7 +175,7 @@ def _tile(
         loss, whether the target is the highest, and its cosine; and this device's part of the vectors' gradients.
     """
     inverse_S = jax.lax.rsqrt(jnp.maximum(_squared_length(w_SE), MIN_SQUARED_LENGTH))
-    cos_RS = _einsum("re,se->rs", x_RE, w_SE) * inverse_S[None]
+    cos_RS = einsum("re,se->rs", x_RE, w_SE) * inverse_S[None]
     target_RS = target_R[:, None] == ids_S[None]
     negative_RS = ~target_RS & (ids_S < softmax.classes)[None]
     for m in range(labels_RM.shape[-1]):
@@ -189,8 +189,8 @@ def _tile(
     slope_R = softmax.scale * weight_R * jax.nn.sigmoid(gap_R)
     share_RS = mass_RS / jnp.maximum(mass_R, 1.0)[:, None] - target_RS
     slope_RS = slope_R[:, None] * share_RS * inverse_S[None]
-    grad_SE += _einsum("rs,re->se", slope_RS, x_RE)
-    return grad_SE, (results_R3, _einsum("rs,se->re", slope_RS, w_SE))
+    grad_SE += einsum("rs,re->se", slope_RS, x_RE)
+    return grad_SE, (results_R3, einsum("rs,se->re", slope_RS, w_SE))
 
 
 def _through_normalization(w_SE: Array, grad_SE: Array) -> Array:
@@ -202,8 +202,3 @@ def _through_normalization(w_SE: Array, grad_SE: Array) -> Array:
 
 def _squared_length(w_SE: Array) -> Array:
     return jnp.square(w_SE).sum(axis=-1)
-
-
-def _einsum(subscripts: str, a: Array, b: Array) -> Array:
-    """Computes an einsum in full float32, also on matrix units that would round."""
-    return jnp.einsum(subscripts, a, b, precision=jax.lax.Precision.HIGHEST)
