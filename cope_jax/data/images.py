@@ -47,11 +47,7 @@ class TrainTransform:
     def __call__(
         self, images: Sequence[bytes], rng: np.random.Generator | None, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Returns encoded images as u8[N, size, size, 3], written to `out` if given.
-
-        Raises:
-            ValueError: An image does not decode.
-        """
+        """Returns encoded images as u8[N, size, size, 3], written to `out` if given; ValueError if one is invalid."""
         if rng is None:
             raise ValueError("TrainTransform needs random numbers")
         height, width = image_size(images[0])

@@ -53,8 +53,7 @@ def train_batches(
         class_ids: From `collate.class_ids`, to add the classes of products.
         invalid_items: Collects records and images that cannot be read.
 
-    Returns:
-        An iterator of batches as described in `cope_jax.data`; `close()` stops its threads.
+    Returns an iterator of batches as described in `cope_jax.data`; `close()` stops its threads.
     """
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0")

@@ -48,10 +48,7 @@ class Evaluations:
 def evaluate_state(
     state: TrainState, probe: Probe, on_batch: Callable[[], None]
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Returns metrics of a state's model and, with prefix, of its moving average; and samples of the model.
-
-    `on_batch` is called after each batch.
-    """
+    """Returns metrics of a state's model and, with prefix, of its moving average; and samples of the model."""
     found = probe(ModelState(state.params["model"], state.statistics), on_batch)
     if state.average is None:
         return found.metrics, found.samples
@@ -62,8 +59,7 @@ def evaluate_state(
 def evaluate_in_full(config: RunConfig, workdir: Path, stop: StopSignal, watchdog: Watchdog) -> None:
     """Evaluates the last and the best step, and their moving averages, on the whole evaluation split.
 
-    Raises:
-        Stopped: A signal came. Finished evaluations are kept.
+    Raises Stopped after a signal. Finished evaluations are kept.
     """
     last = watchdog.finished = config.train.steps
     with Checkpoints(workdir) as checkpoints:

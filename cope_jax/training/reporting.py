@@ -26,11 +26,8 @@ SHOWN_EXAMPLES = 4  # in TensorBoard, of the first batch
 class EventFile:
     """Writes events to TensorBoard. tensorboardX's own writer stops on a full disk and then blocks its callers.
 
-    Methods import tensorboardX, since that imports torch if it is installed, which takes seconds.
-
-    Args:
-        folder: Where to write; made if missing.
-        step: Step at which the run starts or resumes. Hides later steps of earlier files.
+    Methods import tensorboardX, since that imports torch if it is installed, which takes seconds. The step at which the
+    run starts or resumes hides later steps of earlier files.
     """
 
     def __init__(self, folder: Path, *, step: int):
@@ -71,9 +68,7 @@ class EventFile:
 class MetricsLog:
     """The logs of a run: `metrics.jsonl`, `speed.jsonl`, `evaluations.jsonl` and TensorBoard's.
 
-    Args:
-        workdir: Work directory of the run.
-        step: Step at which the run starts or resumes. Later lines, which will be written again, are dropped.
+    Lines after the step at which the run starts or resumes will be written again and are dropped.
     """
 
     def __init__(self, workdir: Path, *, step: int):
@@ -113,12 +108,8 @@ class MetricsLog:
 class Reporter:
     """Collects the metrics of steps and reports them, one step late so that the device never waits.
 
-    Args:
-        config: Config of the run.
-        log: None in all processes but the first, which reports for all.
-        progress: Shows each step.
-        invalid_items: The unreadable items.
-        window: The open report window of a resumed run, from `open_window`.
+    `log` is None in all processes but the first, which reports for all. `window` is the open report window of a resumed
+    run, from `open_window`.
     """
 
     def __init__(
@@ -149,9 +140,7 @@ class Reporter:
     def flush(self) -> None:
         """Waits for the step added last and reports it.
 
-        Raises:
-            ValueError: Too many steps in a row had a loss or gradients that were not finite, or too many items of a
-                window were unreadable.
+        Raises ValueError if too many steps in a row were skipped, or too many items of a window were unreadable.
         """
         if self.late is None:
             return

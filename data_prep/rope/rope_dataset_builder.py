@@ -61,14 +61,13 @@ class Builder(FileReaderBuilder):
         file_format: str | tfds.core.FileFormat = FILE_FORMAT,
         **kwargs: Any,
     ) -> None:
-        """Makes a builder; without inputs it builds both splits of the release in TFDS's manual directory.
+        """Makes a builder. Other arguments are those of `tfds.core.DatasetBuilder`: data_dir, config, version.
 
         Args:
-            inputs: Inputs of the build.
+            inputs: Inputs of the build. Default: both splits of the release in TFDS's manual directory.
             runner: Writes the shards. Default: a pool with one process per core.
             report: Called with lines of progress.
             file_format: Must be "array_record".
-            **kwargs: Arguments of `tfds.core.DatasetBuilder`: data_dir, config, version.
         """
         super().__init__(file_format=file_format, **kwargs)
         self._inputs = inputs
@@ -107,10 +106,9 @@ class Builder(FileReaderBuilder):
 
     def is_built_from(self, inputs: Inputs) -> bool:
         """Returns whether the data are built; raises ValueError if they were built from other inputs."""
-        wanted = inputs.fingerprint
         if not self.is_prepared():
             return False
-        if changes := _describe_changes(read_fingerprint(Path(self.data_dir)), wanted):
+        if changes := _describe_changes(read_fingerprint(Path(self.data_dir)), inputs.fingerprint):
             raise ValueError(
                 f"{self.data_dir} was built from other inputs ({changes}): "
                 f"remove {self.data_dir_root / self.name} or choose another data folder"
@@ -191,10 +189,7 @@ class Builder(FileReaderBuilder):
         for path, length in zip(self._shard_paths(folder, split, len(lengths)), lengths, strict=True):
             schema.write_records(path, itertools.islice(examples, length))
             num_bytes += path.stat().st_size
-        self.counts[split] = {
-            "products": {"in": catalog.count(split, "product"), "kept": count},
-            "bytes": num_bytes,
-        }
+        self.counts[split] = {"products": {"in": catalog.count(split, "product"), "kept": count}, "bytes": num_bytes}
         return self._split_info(split, lengths, num_bytes)
 
     def _finished(self, domain: str, inputs: Inputs) -> Path:

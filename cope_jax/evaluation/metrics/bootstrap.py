@@ -32,13 +32,8 @@ def bootstrap_intervals(
     """Computes percentile intervals of the metrics of each direction and of their means over directions.
 
     A resample draws as many products as there are, with replacement, the same ones for all directions. Its metrics are
-    means over the queries of the products drawn, each counted as often as its product.
-
-    Args:
-        ranks: Ranks of each direction.
-        products: Product of each direction's queries, from `first_product`.
-        seed: Seed of the draws.
-        resamples: Number of resamples.
+    means over the queries of the products drawn, each counted as often as its product. `products` has the product of
+    each direction's queries, from `first_product`.
 
     Returns:
         {"level", "resamples", "products": their number, "retrieval": {direction: {"r1": [low, high], …}, …},

@@ -22,17 +22,11 @@ TEXT = 80  # characters shown of a text
 
 @dataclass(frozen=True)
 class PcaMap:
-    """All items of some products, projected onto the first two principal components.
+    """All items of some products, projected onto the first two principal components."""
 
-    Attributes:
-        points: Points [n, 2] of each domain.
-        positions: Positions of these n items in `Items`.
-        explained: Share of the variance in the plane.
-    """
-
-    points: Mapping[str, np.ndarray]
-    positions: Mapping[str, np.ndarray]
-    explained: float
+    points: Mapping[str, np.ndarray]  # [n, 2] of each domain
+    positions: Mapping[str, np.ndarray]  # of these n items in `Items`
+    explained: float  # share of the variance in the plane
 
 
 def map_data(items: Mapping[str, Items], records: Records, *, seed: int) -> dict[str, Any]:
