@@ -51,11 +51,8 @@ class Collator:
     ) -> dict[str, np.ndarray]:
         """Returns the arrays of the domain.
 
-        Args:
-            candidates: For each row of the batch, examples of which the first that decodes is used. Empty if the domain
-                is missing.
-            on_invalid: Called with the row and the error of each example that is skipped. Without it, the error is
-                raised.
+        Each row of the batch uses the first of its candidates that decodes; it has none if the domain is missing.
+        `on_invalid` is called with the row and the error of each skipped example; without it, errors are raised.
         """
         B, size = len(candidates), self.transform.size
         frames = np.empty((B, self.T, size, size, 3), np.uint8)

@@ -29,12 +29,8 @@ def one_per_segment(n: int, T: int, rng: np.random.Generator | None = None) -> n
 def choose_frames(n: int, T: int, *, short_clips: str, rng: np.random.Generator | None) -> np.ndarray:
     """Returns the positions of the frames to use: random ones in training, segment centers without `rng`.
 
-    Args:
-        n: Frames of the clip; without frames there are no positions.
-        T: Frames wanted.
-        short_clips: What to do if n < T: "repeat" frames to get T, or "mask", which returns each position once and
-            leaves T − n to be masked.
-        rng: Random numbers; None for evaluation.
+    If the clip has n < T frames, "repeat" repeats some to get T, and "mask" returns each position once and leaves T − n
+    to be masked. Without frames there are no positions.
 
     >>> choose_frames(3, 5, short_clips="mask", rng=None).tolist()
     [0, 1, 2]

@@ -29,7 +29,8 @@ def join_cluster(
     """Makes this process part of a cluster, whose processes leave the context together.
 
     Inside, the end of any other process ends this one: with EXIT_RETRY if the other one was killed, hangs or cannot be
-    reached, with EXIT_FAILED if it raised an error.
+    reached, with EXIT_FAILED if it raised an error. Raises ValueError if arguments are missing or contradict each
+    other, a process does not start, or processes differ in their arguments, settings or numbers of devices.
 
     Args:
         coordinator: HOST:PORT of process 0. Like the next two, detected on Slurm, TPU pods, Kubernetes and MPI if None.
@@ -37,10 +38,6 @@ def join_cluster(
         process: Number of this process, from 0.
         settings: JSON values by name that must be the same in all processes.
         seconds: How long to wait for all processes to start.
-
-    Raises:
-        ValueError: Arguments are missing or contradict each other, a process does not start, or processes differ in
-            their arguments, settings or numbers of devices.
     """
     coordinator, processes, process = detect_cluster(coordinator, processes, process, seconds=seconds)
     name = f"process {process} of {processes} (host {socket.gethostname()})"

@@ -17,14 +17,13 @@ from cope_jax.training.watchdog import Watchdog
 
 
 class Evaluations:
-    """Results of the evaluations during training, also of earlier starts of the run.
+    """Results of the evaluations during training up to a step, also of earlier starts of the run.
 
     A run that resumes from a step whose evaluation is due but not in `evaluations.jsonl` evaluates it first, so the
     file does not depend on interruptions.
     """
 
     def __init__(self, config: RunConfig, workdir: Path, *, step: int):
-        """Reads the results up to a step."""
         train = config.train
         self.every, self.last, self.best_by = train.evaluate_every, train.steps, train.best_by
         lines = read_json_lines(workdir / EVALUATIONS)

@@ -52,18 +52,6 @@ class EventFile:
         summaries = [scalar(name, value) for name, value in values.items()]
         self.add(step, summary={"value": [value for summary in summaries for value in summary.value]})
 
-    def add_histogram(self, step: int, name: str, sample: np.ndarray) -> None:
-        """Adds the histogram of a sample."""
-        from tensorboardX.summary import histogram
-
-        self.add(step, summary=histogram(name, sample, HISTOGRAM_BINS))
-
-    def add_image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Adds an image, u8[H, W, 3]."""
-        from tensorboardX.summary import image
-
-        self.add(step, summary=image(name, pixels, dataformats="HWC"))
-
 
 class MetricsLog:
     """The logs of a run: `metrics.jsonl`, `speed.jsonl`, `evaluations.jsonl` and TensorBoard's.
@@ -80,10 +68,12 @@ class MetricsLog:
 
     def write_examples(self, step: int, batch: Mapping[str, Any]) -> None:
         """Adds images of the first examples of a batch, as the model sees them, to TensorBoard."""
+        from tensorboardX.summary import image
+
         for example in range(min(SHOWN_EXAMPLES, len(batch["product_id"]))):
             clips = [np.concatenate(list(batch[domain]["frames"][example]), axis=1) for domain in DOMAINS]
             name = f"batch/product {batch['product_id'][example]}: page, video, live"
-            self.events.add_image(step, name, np.concatenate(clips, axis=1))
+            self.events.add(step, summary=image(name, np.concatenate(clips, axis=1), dataformats="HWC"))
 
     def write_metrics(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
         """Adds the means of a report window; the speed, which differs between equal runs, has its own file."""
@@ -94,10 +84,12 @@ class MetricsLog:
 
     def write_evaluation(self, step: int, values: Mapping[str, float], samples: Mapping[str, np.ndarray]) -> None:
         """Adds the metrics of an evaluation, and to TensorBoard histograms of samples."""
+        from tensorboardX.summary import histogram
+
         self.evaluations.append(json_line({"step": step, **round_values(values)}))
         self.events.add_scalars(step, {f"eval/{name}": value for name, value in values.items()})
         for name, sample in samples.items():
-            self.events.add_histogram(step, name, sample)
+            self.events.add(step, summary=histogram(name, sample, HISTOGRAM_BINS))
 
     def sync(self) -> None:
         """Waits until metrics and evaluations are on the disk; raises OSError, naming the file, if they are not."""

@@ -23,8 +23,8 @@ class Watchdog:
     def __init__(self, seconds: float):
         self.seconds = seconds
         self.exiting = threading.Event()
-        self.finished = 0  # last step that is
-        self.saved: SavedStep | None = None  # the last one
+        self.finished = 0  # last finished step
+        self.saved: SavedStep | None = None  # last saved step
         self.reset("the start")
 
     def reset(self, activity: str) -> None:

@@ -170,7 +170,8 @@ class Builder(FileReaderBuilder):
                 f"{', '.join(map(str, inputs.images))}: {summary['items']['dropped']}, {summary['frames']['dropped']}"
             )
         self.counts[split] = summary
-        return self._split_info(split, [report.rows for report in ordered], summary["bytes"])
+        shard_lengths = [report.rows for report in ordered]
+        return tfds.core.SplitInfo(split, shard_lengths, summary["bytes"], self._get_filename_template(split))
 
     def _write_products(self, folder: Path, inputs: Inputs, split: str) -> tfds.core.SplitInfo:
         catalog = inputs.opened_catalog
@@ -190,7 +191,7 @@ class Builder(FileReaderBuilder):
             schema.write_records(path, itertools.islice(examples, length))
             num_bytes += path.stat().st_size
         self.counts[split] = {"products": {"in": catalog.count(split, "product"), "kept": count}, "bytes": num_bytes}
-        return self._split_info(split, lengths, num_bytes)
+        return tfds.core.SplitInfo(split, lengths, num_bytes, self._get_filename_template(split))
 
     def _finished(self, domain: str, inputs: Inputs) -> Path:
         """Returns the folder of the finished items of a domain."""
@@ -204,14 +205,7 @@ class Builder(FileReaderBuilder):
 
     def _shard_paths(self, folder: Path, split: str, count: int) -> list[Path]:
         template = self._get_filename_template(split)
-        paths = (template.sharded_filepath(shard_index=i, num_shards=count) for i in range(count))
-        return [folder / path.name for path in paths]
-
-    def _split_info(self, split: str, shard_lengths: list[int], num_bytes: int) -> tfds.core.SplitInfo:
-        template = self._get_filename_template(split)
-        return tfds.core.SplitInfo(
-            name=split, shard_lengths=shard_lengths, num_bytes=num_bytes, filename_template=template
-        )
+        return [folder / template.sharded_filepath(shard_index=i, num_shards=count).name for i in range(count)]
 
 
 def open_builders(data_dir: Path) -> dict[str, tfds.core.DatasetBuilder]:

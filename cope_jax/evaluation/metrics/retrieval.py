@@ -33,9 +33,8 @@ def retrieval_metrics(ranks: Ranks, chosen: Bool[np.ndarray, " Q"] | None = None
         map          = mean over queries of (1/P) Σ_k k / rank_k
         median_rank  = median over queries of rank_1
 
-    Returns:
-        These metrics of the chosen or all queries, the number of `queries` with a positive, which they are means over,
-        the number of queries `left_out` because they have none, and the number of `gallery` items.
+    Returns these metrics of the chosen or all queries, the number of `queries` with a positive, which they are means
+    over, the number of queries `left_out` because they have none, and the number of `gallery` items.
     """
     chosen = np.ones(len(ranks.has_positive), bool) if chosen is None else chosen
     used = chosen[ranks.has_positive]
