@@ -38,17 +38,11 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint of which only the headers have been read.
+    """A checkpoint of which only the headers have been read."""
 
-    Attributes:
-        name: Folder or hub repository, as given by the user.
-        config: Content of config.json.
-        tensors: Tensors by current name.
-    """
-
-    name: str
-    config: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
+    name: str  # folder or hub repository, as given by the user
+    config: Mapping[str, Any]  # content of config.json
+    tensors: Mapping[str, Tensor]  # tensors by current name
 
     def read(self, name: str) -> np.ndarray:
         """Reads a tensor as float32."""

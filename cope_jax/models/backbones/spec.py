@@ -35,23 +35,14 @@ Sources = dict[str, Source]  # by path of the parameter
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Description of one encoder in a checkpoint.
+    """Description of one encoder in a checkpoint."""
 
-    Attributes:
-        sources: Tensors of each parameter.
-        depths: Number of layers in the checkpoint by path of the stack.
-        requirements: Settings that the model must share.
-        unsupported: Properties of the checkpoint that our blocks do not support, as messages.
-        ignored: Regexes of tensors that do not belong to this encoder.
-        optional: Regexes of parameters that are initialized randomly if the checkpoint lacks them.
-    """
-
-    sources: Sources
-    depths: Mapping[str, int]
-    requirements: Requirements
-    unsupported: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
+    sources: Sources  # tensors of each parameter
+    depths: Mapping[str, int]  # number of layers in the checkpoint by path of the stack
+    requirements: Requirements  # settings that the model must share
+    unsupported: tuple[str, ...] = ()  # properties of the checkpoint that our blocks do not support, as messages
+    ignored: tuple[str, ...] = ()  # regexes of tensors that do not belong to this encoder
+    optional: tuple[str, ...] = ()  # regexes of parameters that are initialized randomly if the checkpoint lacks them
 
 
 def linear(path: str, tensor: str) -> Sources:
