@@ -88,7 +88,8 @@ def encode(
         mask: False for padding.
     """
     if isinstance(encoder, VisionEncoder):
-        clip = encoder.encode(inputs + shift, mask)
+        pixels = inputs + shift
+        (clip,) = encoder.integrate([(encoder.encode_pixels(pixels, mask, lengths=[pixels.shape[1]]), mask)])
         return {"frames": clip.frames, "vector": clip.vector}
     text = encoder.encode(encoder.words(inputs) + shift, mask)
     return {"words": jnp.where(mask[..., None], text.words, 0.0), "vector": text.vector}
@@ -107,7 +108,7 @@ def block_outputs(encoder: VisionEncoder | TextEncoder, reference: Reference) ->
         shift = jnp.zeros(reference.input_gradient.shape)
         encode(encoder, jnp.asarray(reference.inputs), shift, jnp.asarray(reference.mask))
     if isinstance(encoder, VisionEncoder):
-        return outputs
+        return [x[:, :, :-1] for x in outputs] if encoder.cross_frame else outputs  # the last token is for messages
     return [jnp.where(reference.mask[..., None], x, 0.0) for x in outputs]
 
 

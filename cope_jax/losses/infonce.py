@@ -22,7 +22,7 @@ from cope_jax.losses.pairs import (
     pair_statistics,
     split_vectors,
 )
-from cope_jax.losses.ring import BATCH_AXES, LossAndGradients, ring_loop, scan_tiles, shard_loss
+from cope_jax.losses.ring import LossAndGradients, gather_or_ring, ring_loop, scan_tiles, shard_loss
 
 
 def infonce_loss(
@@ -35,20 +35,22 @@ def infonce_loss(
     the partner and spreads smoothing evenly over all candidates. An example without one of the two views has no
     cross-entropy, but its item remains a candidate for others.
 
-    Chunks go round the ring twice, first for the normalizers and then for the gradients; see `losses.ring`.
+    In a ring, chunks go round twice, first for the normalizers and then for the gradients; see `losses.ring`.
 
     Args:
-        views: Views of the whole batch by name, sharded over BATCH_AXES.
+        views: Views of the whole batch by name, sharded over `losses.ring.BATCH_AXES`.
         pairs: Pairs of views.
         temperature: Divisor of similarities.
         smoothing: Label smoothing in [0, 1).
-        mesh: Mesh with BATCH_AXES; devices along other axes compute the same.
+        mesh: Mesh with these axes; devices along other axes compute the same.
 
     Returns:
         The loss and statistics as of `sigmoid_loss`.
     """
+    vectors, labels = split_vectors(views)
     chunk_loss = partial(_chunk_loss, pairs=pairs, temperature=temperature, smoothing=smoothing)
-    return shard_loss(chunk_loss, mesh)(*split_vectors(views), {})
+    chunk_loss = gather_or_ring(chunk_loss, examples=len(next(iter(vectors.values()))))
+    return shard_loss(chunk_loss, mesh)(vectors, labels, {})
 
 
 class _Candidates(NamedTuple):
@@ -99,8 +101,9 @@ def _chunk_loss(
     pairs: Sequence[Pair],
     temperature: float,
     smoothing: float,
+    axes: tuple[str, ...],
 ) -> LossAndGradients:
-    """The loss of the whole batch and the gradients of this chunk, for `shard_loss`."""
+    """The loss of the whole batch and the gradients of this chunk, for `gather_or_ring`."""
     chunk = join_vectors(vectors, labels)
     visitor = {pair.b: chunk[pair.b] for pair in pairs}
 
@@ -110,19 +113,20 @@ def _chunk_loss(
     B = len(next(iter(vectors.values())))
     start = _Candidates.empty(B)
     local = [(SimilaritySums(*jnp.zeros(4)), start) for _ in pairs]
-    local, for_visitor = ring_loop(count, local=local, visitor=visitor, for_visitor=[start for _ in pairs])
+    local, for_visitor = ring_loop(count, local=local, visitor=visitor, for_visitor=[start for _ in pairs], axes=axes)
 
     loss, statistics, a_terms, b_terms = jnp.zeros(()), {}, [], []
     for pair, (sums, own), its in zip(pairs, local, for_visitor, strict=True):
         a, b = chunk[pair.a], chunk[pair.b]
+        both = a.present & b.present
         partner = jnp.sum(a.vectors * b.vectors, axis=-1) / temperature
-        a_value, terms = _cross_entropy(own, partner, a.present & b.present, smoothing=smoothing)
+        a_value, terms = _cross_entropy(own, partner, both, smoothing=smoothing, axes=axes)
         a_terms.append(terms)
-        b_value, terms = _cross_entropy(its, partner, a.present & b.present, smoothing=smoothing)
+        b_value, terms = _cross_entropy(its, partner, both, smoothing=smoothing, axes=axes)
         b_terms.append(terms)
         value = (a_value + b_value) / 2
         loss += pair.weight * value
-        statistics |= pair_statistics(pair, value, sums, own.nearest, its.nearest)
+        statistics |= pair_statistics(pair, value, sums, own.nearest, its.nearest, axes=axes)
 
     def differentiate(i: int, visitor: PyTree, a_gradient: Array, b_gradient: Array) -> tuple[Array, Array]:
         (views, b_terms), settings = visitor, {"temperature": temperature, "smoothing": smoothing}
@@ -130,7 +134,7 @@ def _chunk_loss(
         return _add_gradients(a, b, a_terms[i], b_terms[i], a_gradient, b_gradient, **settings)
 
     zeros = [jnp.zeros_like(chunk[pair.a].vectors) for pair in pairs]
-    local, for_visitor = ring_loop(differentiate, local=zeros, visitor=(visitor, b_terms), for_visitor=zeros)
+    local, for_visitor = ring_loop(differentiate, local=zeros, visitor=(visitor, b_terms), for_visitor=zeros, axes=axes)
     gradients = jax.tree.map(jnp.zeros_like, vectors)
     for pair, a_gradient, b_gradient in zip(pairs, local, for_visitor, strict=True):
         gradients[pair.a] += pair.weight * a_gradient
@@ -139,13 +143,13 @@ def _chunk_loss(
 
 
 def _cross_entropy(
-    candidates: _Candidates, partner_B: Array, has_partner_B: Array, *, smoothing: float
+    candidates: _Candidates, partner_B: Array, has_partner_B: Array, *, smoothing: float, axes: tuple[str, ...]
 ) -> tuple[Array, _GradientTerms]:
     """The mean cross-entropy over all devices, from the candidates of this device's items and the partners' logits."""
-    share = has_partner_B / jnp.maximum(jax.lax.psum(has_partner_B.sum(), BATCH_AXES), 1)
+    share = has_partner_B / jnp.maximum(jax.lax.psum(has_partner_B.sum(), axes), 1)
     count = jnp.maximum(candidates.number, 1)
     entropy = candidates.lse - (1 - smoothing) * partner_B - smoothing * candidates.total / count
-    value = jax.lax.psum(jnp.where(has_partner_B, share * entropy, 0.0).sum(), BATCH_AXES)
+    value = jax.lax.psum(jnp.where(has_partner_B, share * entropy, 0.0).sum(), axes)
     return value, _GradientTerms(candidates.lse, smoothing / count, share)
 
 

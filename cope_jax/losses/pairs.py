@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
-from cope_jax.losses.ring import BATCH_AXES
-
 Statistics = dict[str, tuple[Array, Array]]  # (sum, count) by name in the log
 ViewLabels = tuple[Array, Array, Array]  # the fields of a `View` after `vectors`
 # In full float32 precision, also on matrix units that would round.
@@ -123,13 +121,19 @@ class Nearest(NamedTuple):
 
 
 def pair_statistics(
-    pair: Pair, loss: Float32[Array, ""], sums: SimilaritySums, nearest_a: Nearest, nearest_b: Nearest
+    pair: Pair,
+    loss: Float32[Array, ""],
+    sums: SimilaritySums,
+    nearest_a: Nearest,
+    nearest_b: Nearest,
+    *,
+    axes: tuple[str, ...],
 ) -> Statistics:
-    """Returns the statistics of a pair over all devices, from those of one device and the loss of all."""
+    """Returns the statistics of a pair over all devices of `axes`, from those of one device and the loss of all."""
     parts = {
         f"positive/{pair.name}": (sums.positive, sums.positives),
         f"negative/{pair.name}": (sums.negative, sums.negatives),
         f"accuracy/{pair.a}_{pair.b}": nearest_a.accuracy(),
         f"accuracy/{pair.b}_{pair.a}": nearest_b.accuracy(),
     }
-    return {f"loss/{pair.name}": (loss, jnp.ones(())), **jax.lax.psum(parts, BATCH_AXES)}
+    return {f"loss/{pair.name}": (loss, jnp.ones(())), **jax.lax.psum(parts, axes)}

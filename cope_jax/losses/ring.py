@@ -1,12 +1,17 @@
-"""Losses over a batch that is sharded over a ring of devices: each chunk of examples visits each device once.
+"""Losses over a batch that is sharded over devices.
 
-A device holds its own chunk and the visiting one, never the whole batch, so memory does not grow with the number of
-devices. Nothing of a visit is kept for the backward pass: losses compute their gradients by hand during the visits, and
-the gradients of a visiting chunk travel with it until it is back home.
+The devices form a ring, and each chunk of examples visits each device once. A device holds its own chunk and the
+visiting one, never the whole batch, so memory does not grow with the number of devices. Nothing of a visit is kept for
+the backward pass: losses compute their gradients by hand during the visits, and the gradients of a visiting chunk
+travel with it until it is back home.
+
+Each visit takes the time of some messages and small kernels, however few examples there are. Contrastive losses
+therefore gather batches of up to `GATHER_LIMIT` examples, and each device compares all of them.
 """
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +21,7 @@ from jaxtyping import Array, PyTree
 BATCH_AXES = ("data", "fsdp")  # mesh axes over which a batch is sharded
 SHARDED = PartitionSpec(BATCH_AXES)
 TILE = 256  # maximum number of rows compared at once: a whole block would grow with the square of the chunk
+GATHER_LIMIT = 8192  # examples whose similarities take less time than the messages of a ring
 
 LossAndGradients = tuple[tuple[Array, PyTree], tuple[PyTree, PyTree]]  # (loss, statistics), (of vectors, of scalars)
 ChunkLoss = Callable[[PyTree, PyTree, PyTree], LossAndGradients]
@@ -58,7 +64,28 @@ def shard_loss(chunk_loss: ChunkLoss, mesh: Mesh, *, specs: tuple[PyTree, PyTree
     return loss
 
 
-def ring_loop(visit: Visit, *, local: list[PyTree], visitor: PyTree, for_visitor: list[PyTree]) -> tuple[list, list]:
+def gather_or_ring(chunk_loss: Callable[..., LossAndGradients], *, examples: int) -> ChunkLoss:
+    """Chooses for a contrastive loss, to be passed to `shard_loss`, whether chunks are gathered or go round the ring.
+
+    Args:
+        chunk_loss: As of `shard_loss`, with a keyword `axes`: the mesh axes over which the batch is split.
+        examples: Size of the whole batch.
+    """
+
+    def gathered(vectors: PyTree, labels: PyTree, scalars: PyTree) -> LossAndGradients:
+        chunk = len(jax.tree.leaves(vectors)[0])
+        batch = jax.lax.all_gather((vectors, labels), BATCH_AXES, tiled=True)
+        values, (gradients, scalar_gradients) = chunk_loss(*batch, scalars, axes=())
+        start = jax.lax.axis_index(BATCH_AXES) * chunk
+        own = jax.tree.map(lambda array: jax.lax.dynamic_slice_in_dim(array, start, chunk), gradients)
+        return values, (own, scalar_gradients)
+
+    return gathered if examples <= GATHER_LIMIT else partial(chunk_loss, axes=BATCH_AXES)
+
+
+def ring_loop(
+    visit: Visit, *, local: list[PyTree], visitor: PyTree, for_visitor: list[PyTree], axes: tuple[str, ...]
+) -> tuple[list, list]:
     """Lets each device's chunk visit all devices. Call it inside `shard_loss`.
 
     Args:
@@ -66,18 +93,24 @@ def ring_loop(visit: Visit, *, local: list[PyTree], visitor: PyTree, for_visitor
         local: Accumulators of this device, one for each pair.
         visitor: This device's chunk, which the other devices see unchanged.
         for_visitor: Accumulators of all devices for this chunk, one for each pair; they travel with it.
+        axes: Mesh axes of the ring; if there are none, the chunk is the whole batch and visits itself.
 
     Returns:
         `local` and `for_visitor` of this device after all visits.
     """
 
+    def visit_all(local: list[PyTree], visitor: PyTree, for_visitor: list[PyTree]) -> tuple[list, list]:
+        results = [visit(i, visitor, *own) for i, own in enumerate(zip(local, for_visitor, strict=True))]
+        return [own for own, _ in results], [its for _, its in results]
+
     def step(_: Array, state: PyTree) -> PyTree:
         local, visitor, for_visitor = state
         following = send_to_next_device(visitor)  # overlaps with the computation of the visit
-        results = [visit(i, visitor, *own) for i, own in enumerate(zip(local, for_visitor, strict=True))]
-        local, for_visitor = ([result[part] for result in results] for part in (0, 1))
+        local, for_visitor = visit_all(local, visitor, for_visitor)
         return local, following, send_to_next_device(for_visitor)
 
+    if not axes:
+        return visit_all(local, visitor, for_visitor)
     devices = jax.lax.axis_size(BATCH_AXES)
     local, _, for_visitor = jax.lax.fori_loop(0, devices, step, (local, visitor, for_visitor))
     return local, for_visitor

@@ -22,7 +22,7 @@ from cope_jax.losses.pairs import (
     pair_statistics,
     split_vectors,
 )
-from cope_jax.losses.ring import BATCH_AXES, LossAndGradients, ring_loop, scan_tiles, shard_loss
+from cope_jax.losses.ring import LossAndGradients, gather_or_ring, ring_loop, scan_tiles, shard_loss
 
 Scalars = Mapping[str, Float32[Array, ""]]
 
@@ -38,19 +38,21 @@ def sigmoid_loss(
     """Σ over pairs of weight · (1/B) Σ_ij softplus(−z_ij (t·a_i·b_j + bias)), z_ij = +1 for a shared product, else −1.
 
     Items that are not present add nothing, but B counts them: the value is a sum over disjoint blocks of pairs for any
-    sharding of the batch. On k devices it takes k visits of the ring and memory for two chunks.
+    sharding of the batch. See `losses.ring` for how it is computed.
 
     Args:
-        views: Views of the whole batch by name, sharded over BATCH_AXES.
+        views: Views of the whole batch by name, sharded over `losses.ring.BATCH_AXES`.
         scalars: From `init_scalars`.
         pairs: Pairs of views.
-        mesh: Mesh with BATCH_AXES; devices along other axes compute the same.
+        mesh: Mesh with these axes; devices along other axes compute the same.
 
     Returns:
         The loss, and for each pair the statistics: loss, mean similarity of positives and of negatives, and in both
         directions how often the nearest item is a positive.
     """
-    return shard_loss(partial(_chunk_loss, pairs=pairs), mesh)(*split_vectors(views), dict(scalars))
+    vectors, labels = split_vectors(views)
+    chunk_loss = gather_or_ring(partial(_chunk_loss, pairs=pairs), examples=len(next(iter(vectors.values()))))
+    return shard_loss(chunk_loss, mesh)(vectors, labels, dict(scalars))
 
 
 class _Local(NamedTuple):
@@ -70,9 +72,9 @@ class _ForVisitor(NamedTuple):
 
 
 def _chunk_loss(
-    vectors: dict[str, Array], labels: PyTree, scalars: Scalars, *, pairs: Sequence[Pair]
+    vectors: dict[str, Array], labels: PyTree, scalars: Scalars, *, pairs: Sequence[Pair], axes: tuple[str, ...]
 ) -> LossAndGradients:
-    """The loss of the whole batch and the gradients of this chunk, for `shard_loss`."""
+    """The loss of the whole batch and the gradients of this chunk, for `gather_or_ring`."""
     chunk = join_vectors(vectors, labels)
 
     def visit(i: int, visitor: dict[str, View], own: _Local, its: _ForVisitor) -> tuple[_Local, _ForVisitor]:
@@ -85,12 +87,13 @@ def _chunk_loss(
         local=[_Local(jnp.zeros(3), SimilaritySums(*jnp.zeros(4)), *start) for _ in pairs],
         visitor={pair.b: chunk[pair.b] for pair in pairs},
         for_visitor=[start for _ in pairs],
+        axes=axes,
     )
-    scale = 1.0 / (B * jax.lax.axis_size(BATCH_AXES))
+    scale = 1.0 / (B * jax.lax.axis_size(axes))
     gradients, totals, statistics = jax.tree.map(jnp.zeros_like, vectors), jnp.zeros(3), {}
     for pair, own, its in zip(pairs, local, for_visitor, strict=True):
-        terms = scale * jax.lax.psum(own.terms, BATCH_AXES)
-        statistics |= pair_statistics(pair, terms[0], own.sums, own.nearest, its.nearest)
+        terms = scale * jax.lax.psum(own.terms, axes)
+        statistics |= pair_statistics(pair, terms[0], own.sums, own.nearest, its.nearest, axes=axes)
         totals += pair.weight * terms
         gradients[pair.a] += pair.weight * scale * own.gradient
         gradients[pair.b] += pair.weight * scale * its.gradient

@@ -4,15 +4,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
 
 from cope_jax.models.fusion import FUSIONS, Embeddings, Features, LinearFusion, TransformerFusion
 from cope_jax.models.layers import ComputeOptions
 from cope_jax.models.text import PAD_ID, TextEncoder, TextFeatures
-from cope_jax.models.vision import VisionEncoder, VisionFeatures
+from cope_jax.models.vision import VisionEncoder
 from data_prep.common.domains import DOMAINS
 
 Batch = Mapping[str, Any]
@@ -61,7 +59,7 @@ class CopeModel(nnx.Module):
         self.fusion = nnx.Dict({domain: make_head(domain) for domain in DOMAINS})
 
     def __call__(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> dict[str, Embeddings]:
-        """Embeds the domains of a batch. A shared encoder runs once over all inputs of one shape.
+        """Embeds the domains of a batch. Each shared encoder runs once over the inputs of all domains.
 
         Args:
             batch: For each of some domains {"frames": uint8[B, T, H, W, 3], "frame_mask": bool[B, T] (False for
@@ -73,38 +71,18 @@ class CopeModel(nnx.Module):
 
     def features(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> dict[str, Features]:
         """Returns the encoder outputs for the domains of a batch; arguments as in `__call__`."""
-        domains = [domain for domain in DOMAINS if domain in batch]
-        items = {domain: {name: jnp.asarray(batch[domain][name]) for name in MODEL_INPUTS} for domain in domains}
-        frames = {domain: (item["frames"], item["frame_mask"]) for domain, item in items.items()}
-        vision: dict[str, VisionFeatures] = encode_together(frames, self.vision, rngs)
+        items = {
+            domain: {name: jnp.asarray(batch[domain][name]) for name in MODEL_INPUTS}
+            for domain in DOMAINS
+            if domain in batch
+        }
+        clips = [(item["frames"], item["frame_mask"]) for item in items.values()]
+        vision = dict(zip(items, self.vision.encode_clips(clips, rngs=rngs), strict=True))
         text: dict[str, TextFeatures] = {}
-        if self.text is not None:
-            texts = {domain: (item["text"],) for domain, item in items.items() if domain in self.text_domains}
-            text = encode_together(texts, self.text, rngs)
+        if self.text is not None and (domains := [domain for domain in items if domain in self.text_domains]):
+            texts = self.text.encode_texts([items[domain]["text"] for domain in domains], rngs=rngs)
+            text = dict(zip(domains, texts, strict=True))
         return {
             domain: Features(vision[domain], item["frame_mask"], text.get(domain), item["text"] != PAD_ID)
             for domain, item in items.items()
         }
-
-
-def encode_together(
-    inputs: Mapping[str, tuple[Array, ...]], encoder: VisionEncoder | TextEncoder, rngs: nnx.Rngs | None
-) -> dict[str, Any]:
-    """Runs an encoder over the inputs of several domains, concatenating those whose shapes differ in B at most.
-
-    This gives fewer, larger matrix products and fewer copies of the encoder to compile: video and live usually have
-    the same shape.
-    """
-    groups: dict[tuple, list[str]] = {}
-    for domain, arrays in inputs.items():
-        groups.setdefault(tuple(array.shape[1:] for array in arrays), []).append(domain)
-    outputs = {}
-    for domains in groups.values():
-        columns = zip(*(inputs[domain] for domain in domains), strict=True)
-        joined = encoder(*(jnp.concatenate(column) for column in columns), rngs=rngs)
-        sizes = [inputs[domain][0].shape[0] for domain in domains]  # `len` fails for a symbolic B
-        ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-        leaves, structure = jax.tree.flatten(joined)
-        parts = zip(*(jnp.split(leaf, ends) for leaf in leaves), strict=True)
-        outputs.update(zip(domains, map(structure.unflatten, parts), strict=True))
-    return outputs

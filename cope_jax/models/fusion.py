@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float, Float32
 from cope_jax.models.layers import (
     EMBEDDING_INIT,
     ComputeOptions,
+    Linear,
     PreNormBlock,
     layer_norm,
-    linear,
     make_stack,
     run_stack,
 )
@@ -93,7 +93,7 @@ class Projection(nnx.Module):
     """A linear layer into the shared space, followed by the head's normalization."""
 
     def __init__(self, width: int, embedding: int, norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.linear = nnx.Linear(width, embedding, dtype=dtype, rngs=rngs)
+        self.linear = Linear(width, embedding, dtype=dtype, rngs=rngs)
         self.norm = HeadNorm(norm, embedding)
 
     def __call__(self, x: Float[Array, "B D"], mask: Bool[Array, " B"], *, train: bool) -> Float[Array, "B E"]:
@@ -165,12 +165,12 @@ class TransformerFusion(nnx.Module):
         self.compute, dtype = compute, compute.dtype
         self.query = nnx.Param(EMBEDDING_INIT(rngs.params(), (width,)))
         self.modality = nnx.Param(EMBEDDING_INIT(rngs.params(), (2, width)))  # frames, words
-        self.frames = linear(vision_width, width, dtype=dtype, rngs=rngs)
-        self.words = None if text_width is None else linear(text_width, width, dtype=dtype, rngs=rngs)
+        self.frames = Linear(vision_width, width, dtype=dtype, rngs=rngs)
+        self.words = None if text_width is None else Linear(text_width, width, dtype=dtype, rngs=rngs)
         block = partial(PreNormBlock, width, heads, activation="gelu", compute=compute)
         self.blocks = make_stack(block, depth, rngs=rngs)
         self.post_norm = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.project = linear(width, embedding, dtype=dtype, rngs=rngs)
+        self.project = Linear(width, embedding, dtype=dtype, rngs=rngs)
         kinds = EMBEDDING_KINDS if text_width is not None else ("vision",)
         self.norms = nnx.Dict({kind: HeadNorm(norm, embedding) for kind in kinds})
 

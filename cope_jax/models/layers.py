@@ -1,22 +1,25 @@
 """Building blocks of the encoders: attention, MLP, transformer blocks, and stacks of equal blocks."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, PyTree
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Float32, PyTree
 
 ATTENTIONS = ("auto", "xla", "cudnn")
 REMATS = ("none", "block", "dots")
-# Products with batch axes, those of attention, grow with the square of the length: they are not worth keeping.
+PRODUCT = "product"  # name of the outputs of linear layers. Products of attention are not worth keeping.
 REMAT_POLICIES: dict[str, Callable[..., bool]] = {
     "block": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
 }
+SHORT = 32  # tokens whose attention needs no matrix units
 EMBEDDING_INIT = nnx.initializers.normal(0.02)  # as in BERT and CLIP
 
 
@@ -67,30 +70,73 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def flat_dot_general(
-    x: Float[Array, "..."], kernel: Float[Array, "..."], dimension_numbers: Any, *args: Any, **kwargs: Any
-) -> Float[Array, "..."]:
-    """`jax.lax.dot_general` for linear layers that flattens the leading axes of `x` first.
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def affine(
+    x_MI: Float[Array, "M I"], kernel_IO: Float32[Array, "I O"], bias_O: Float32[Array, " O"] | None, dtype: jnp.dtype
+) -> Float[Array, "M O"]:
+    """Returns x · kernel + bias, computed in `dtype`; gradients of the parameters accumulate in float32.
 
-    The gradient of the kernel is then a product of two matrices. With several axes to sum over, XLA would first write
-    a transposed copy of all activations: 6 to 15% of a step on a CPU.
+    The gradient of a cast parameter would be rounded to `dtype` before devices add up theirs.
     """
-    (contracted, of_kernel), batch = dimension_numbers
-    leading = x.shape[: x.ndim - len(contracted)]
-    rows = x.reshape(-1, *x.shape[len(leading) :])
-    numbers = ((tuple(range(1, rows.ndim)), of_kernel), batch)
-    y = jax.lax.dot_general(rows, kernel, numbers, *args, **kwargs)
-    return y.reshape(*leading, *y.shape[1:])
+    y = x_MI.astype(dtype) @ kernel_IO.astype(dtype)
+    return y if bias_O is None else (y + bias_O[None]).astype(dtype)
 
 
-def linear(inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
-    """Makes a linear layer."""
-    return nnx.Linear(inputs, outputs, use_bias=use_bias, dtype=dtype, dot_general=flat_dot_general, rngs=rngs)
+def _affine_forward(x: Array, kernel: Array, bias: Array | None, dtype: jnp.dtype) -> tuple[Array, tuple]:
+    return affine(x, kernel, bias, dtype), (x, kernel, bias)
+
+
+def _affine_backward(dtype: jnp.dtype, residuals: tuple, dy: Array) -> tuple[Array, Array, Array | None]:
+    x, kernel, bias = residuals
+    dx = (dy @ kernel.astype(dtype).T).astype(x.dtype)
+    dkernel = jnp.einsum("mi,mo->io", x.astype(dtype), dy, preferred_element_type=jnp.float32)
+    return dx, dkernel, None if bias is None else dy.sum(axis=0, dtype=jnp.float32)
+
+
+affine.defvjp(_affine_forward, _affine_backward)
+
+
+class Linear(nnx.LinearGeneral):
+    """A linear layer over the trailing axes of its input, computed as one product of matrices.
+
+    With several leading axes, XLA would first write a transposed copy of all activations for the kernel's gradient: 6
+    to 15% of a step on a CPU.
+    """
+
+    def __init__(
+        self,
+        inputs: int | tuple[int, ...],
+        outputs: int | tuple[int, ...],
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        use_bias: bool = True,
+    ):
+        axes = (-1,) if isinstance(inputs, int) else tuple(range(-len(inputs), 0))
+        super().__init__(inputs, outputs, axis=axes, use_bias=use_bias, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "..."], out_sharding: None = None) -> Float[Array, "..."]:
+        leading, size = x.shape[: x.ndim - len(self.in_features)], math.prod(self.in_features)
+        bias = None if self.bias is None else self.bias[...].reshape(-1)
+        y = checkpoint_name(affine(x.reshape(-1, size), self.kernel[...].reshape(size, -1), bias, self.dtype), PRODUCT)
+        return y.reshape(*leading, *self.out_features)
+
+    def split(self, x: Float[Array, "B N D"]) -> list[Float[Array, "B N ..."]]:
+        """Returns the outputs along the first output axis one by one, without an array of all of them to cut up."""
+        assert self.bias is not None
+        kernels, biases = jnp.unstack(self.kernel[...], axis=1), jnp.unstack(self.bias[...], axis=0)
+        rows, (D, *shape) = x.reshape(-1, x.shape[-1]), kernels[0].shape
+        outputs = [
+            checkpoint_name(affine(rows, kernel.reshape(D, -1), bias.reshape(-1), self.dtype), PRODUCT)
+            for kernel, bias in zip(kernels, biases, strict=True)
+        ]
+        return [output.reshape(*x.shape[:-1], *shape) for output in outputs]
 
 
 def layer_norm(width: int, *, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Makes a LayerNorm. Its statistics are float32 for any `dtype` (flax's `force_float32_reductions`)."""
-    return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+    """Makes a LayerNorm that computes in float32 for any `dtype` of its output."""
+    # Scale and bias are not cast: that would round them, and take a kernel of its own on a GPU.
+    return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, promote_dtype=lambda values, **_: values, rngs=rngs)
 
 
 def dropout(
@@ -125,25 +171,46 @@ class Attention(nnx.Module):
     def __init__(self, width: int, heads: int, *, compute: ComputeOptions, rngs: nnx.Rngs):
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of the number of heads {heads}")
-        general = partial(nnx.LinearGeneral, dtype=compute.dtype, dot_general=flat_dot_general, rngs=rngs)
-        self.qkv = general(width, (3, heads, width // heads))
-        self.out = general((heads, width // heads), width, axis=(-2, -1))
+        self.qkv = Linear(width, (3, heads, width // heads), dtype=compute.dtype, rngs=rngs)
+        self.out = Linear((heads, width // heads), width, dtype=compute.dtype, rngs=rngs)
         self.compute = compute
 
     def __call__(
-        self, x_BND: Float[Array, "B N D"], mask_BN: Bool[Array, "B N"] | None = None
+        self, x_BND: Float[Array, "B N D"], mask: Bool[Array, "B N"] | Bool[Array, "B N N"] | None = None
     ) -> Float[Array, "B N D"]:
         """Attends over N.
 
         Args:
             x_BND: Tokens.
-            mask_BN: False for tokens that no one attends to. If a row is all False, its result is finite but
-                arbitrary; the caller must mask it.
+            mask: False for tokens that no one attends to; with two axes of tokens, that those along the first do not
+                attend to. If a row is all False, its result is finite but arbitrary; the caller must mask it.
         """
-        queries, keys, values = jnp.unstack(self.qkv(x_BND), axis=2)
-        mask = None if mask_BN is None else mask_BN[:, None, None, :]
+        if mask is not None and mask.ndim == 2:
+            mask = mask[:, None, :]
+        if mask is not None and x_BND.shape[1] <= SHORT:
+            queries, keys, values = jnp.unstack(self.qkv(x_BND), axis=2)
+            return self.out(short_attention(queries, keys, values, mask))
+        queries, keys, values = self.qkv.split(x_BND)
+        mask = None if mask is None else mask[:, None]
         implementation = self.compute.attention_implementation(queries.shape[-1], masked=mask is not None)
         return self.out(jax.nn.dot_product_attention(queries, keys, values, mask=mask, implementation=implementation))
+
+
+def short_attention(
+    q_BNHK: Float[Array, "B N H K"],
+    k_BNHK: Float[Array, "B N H K"],
+    v_BNHK: Float[Array, "B N H K"],
+    mask: Bool[Array, "B _ N"],
+) -> Float[Array, "B N H K"]:
+    """Attends over a few tokens, such as the frames of a clip, in float32 and without matrix products.
+
+    Products for each head take copies with other orders of axes, which take longer than the little arithmetic: a third
+    of the kernels of a layer on a GPU were for messages between frames.
+    """
+    q, k, v = (array.astype(jnp.float32) for array in (q_BNHK, k_BNHK, v_BNHK))
+    logits_BNNH = (q[:, :, None] * k[:, None]).sum(axis=-1) / math.sqrt(q.shape[-1])
+    weights = jax.nn.softmax(jnp.where(mask[..., None], logits_BNNH, jnp.finfo(jnp.float32).min), axis=2)
+    return (weights[..., None] * v[:, None]).sum(axis=2).astype(q_BNHK.dtype)
 
 
 class Mlp(nnx.Module):
@@ -152,8 +219,8 @@ class Mlp(nnx.Module):
     def __init__(self, width: int, hidden: int, activation: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
-        self.up = linear(width, hidden, dtype=dtype, rngs=rngs)
-        self.down = linear(hidden, width, dtype=dtype, rngs=rngs)
+        self.up = Linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.down = Linear(hidden, width, dtype=dtype, rngs=rngs)
         self.activation = ACTIVATIONS[activation]
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from cope_jax.models.layers import layer_norm, linear
+from cope_jax.models.layers import Linear, layer_norm
 
 CONV_PATCH = 4  # side in pixels of the conv stem's first patches; each further stage doubles it
 
@@ -86,7 +86,7 @@ class ConvStem(nnx.Module):
         self.stages = nnx.List(
             [ConvStage(c, w, patch_size=size, blocks=n, dtype=dtype, rngs=rngs) for c, w, size, n in stages]
         )
-        self.project = linear(widths[-1], width, dtype=dtype, rngs=rngs)
+        self.project = Linear(widths[-1], width, dtype=dtype, rngs=rngs)
 
     def __call__(self, images_BHWC: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
         """Returns one token per patch, row by row."""

@@ -1,5 +1,6 @@
 """The text encoder: BERT (arXiv 1810.04805) of any depth, post-norm, with its pooler."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -11,10 +12,10 @@ from cope_jax.models.layers import (
     EMBEDDING_INIT,
     Attention,
     ComputeOptions,
+    Linear,
     Mlp,
     dropout,
     layer_norm,
-    linear,
     make_stack,
     masked_mean,
     run_stack,
@@ -77,14 +78,14 @@ class TextEncoder(nnx.Module):
         if pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
         self.pooling, self.dropout, self.compute = pooling, dropout, compute
-        self.words = nnx.Embed(vocab_size, width, embedding_init=EMBEDDING_INIT, dtype=compute.dtype, rngs=rngs)
+        self.words = nnx.Embed(vocab_size, width, embedding_init=EMBEDDING_INIT, rngs=rngs)
         self.position = nnx.Param(EMBEDDING_INIT(rngs.params(), (max_length, width)))
         # BERT has two segments. Texts here are always the first; the second is kept for published weights.
         self.segment = nnx.Param(EMBEDDING_INIT(rngs.params(), (2, width)))
         self.norm = layer_norm(width, epsilon=EPSILON, dtype=compute.dtype, rngs=rngs)
         block = partial(PostNormBlock, width, heads, dropout=dropout, compute=compute)
         self.blocks = make_stack(block, depth, rngs=rngs)
-        self.pooler = linear(width, width, dtype=compute.dtype, rngs=rngs) if pooling == "pooler" else None
+        self.pooler = Linear(width, width, dtype=compute.dtype, rngs=rngs) if pooling == "pooler" else None
 
     def __call__(self, tokens_BL: Int32[Array, "B L"], *, rngs: nnx.Rngs | None = None) -> TextFeatures:
         """Encodes texts.
@@ -93,7 +94,20 @@ class TextEncoder(nnx.Module):
             tokens_BL: Token ids; 0 is padding. A row of padding is a missing text and gives 0.
             rngs: Random stream `dropout` for training; None for evaluation.
         """
-        return self.encode(self.words(tokens_BL), tokens_BL != PAD_ID, rngs=rngs)
+        # The table is not cast, so that its gradient is a sum in float32.
+        words = self.words(tokens_BL).astype(self.compute.dtype)
+        return self.encode(words, tokens_BL != PAD_ID, rngs=rngs)
+
+    def encode_texts(self, texts: Sequence[Int32[Array, "B L"]], *, rngs: nnx.Rngs | None = None) -> list[TextFeatures]:
+        """Encodes several texts per example at once.
+
+        They are joined after the axis of examples, which is split over devices.
+        """
+        tokens_BKL = jnp.stack(texts, axis=1)
+        B, K, L = tokens_BKL.shape
+        features = self(tokens_BKL.reshape(B * K, L), rngs=rngs)
+        parts = [jnp.unstack(array.reshape(B, K, *array.shape[1:]), axis=1) for array in features]
+        return [TextFeatures(*part) for part in zip(*parts, strict=True)]
 
     def encode(
         self, words_BLD: Float[Array, "B L D"], mask_BL: Bool[Array, "B L"], *, rngs: nnx.Rngs | None = None

@@ -1,9 +1,11 @@
 """The vision encoder: X-CLIP's ViT with cross-frame communication and multi-frame integration (arXiv 2208.02816)."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, UInt8
 
@@ -11,10 +13,10 @@ from cope_jax.models.layers import (
     EMBEDDING_INIT,
     Attention,
     ComputeOptions,
+    Linear,
     PreNormBlock,
     dropout,
     layer_norm,
-    linear,
     make_stack,
     masked_mean,
     run_stack,
@@ -44,10 +46,10 @@ def normalize(frames_BTHWC: UInt8[Array, "B T H W 3"], normalisation: str) -> Fl
 
 
 class ClipBlock(nnx.Module):
-    """A ViT block over the frames of a clip, which can exchange messages.
+    """A ViT block over the frames of clips, which can exchange messages.
 
-    For messages, each frame's class token passes a linear layer and attends to those of the other frames. The result is
-    an additional token in the frame's own spatial attention and is dropped afterwards.
+    For messages, each frame's class token passes a linear layer and attends to those of its clip. The result replaces
+    the frame's last token in its spatial attention; the block's output there is not used.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class ClipBlock(nnx.Module):
     ):
         self.messages = messages
         if messages:
-            self.message_fc = linear(width, width, dtype=compute.dtype, rngs=rngs)
+            self.message_fc = Linear(width, width, dtype=compute.dtype, rngs=rngs)
             self.message_norm = layer_norm(width, epsilon=1e-5, dtype=compute.dtype, rngs=rngs)
             self.message_attention = Attention(width, heads, compute=compute, rngs=rngs)
         self.block = PreNormBlock(width, heads, activation=activation, compute=compute, rngs=rngs)
@@ -63,21 +65,29 @@ class ClipBlock(nnx.Module):
     def __call__(
         self,
         x_BTND: Float[Array, "B T N D"],
-        mask_BT: Bool[Array, "B T"],
+        visible: Bool[Array, "B T"] | Bool[Array, "B T T"],
         *,
         drop_path_rate: float | Float[Array, ""] = 0.0,
         rngs: nnx.Rngs | None,
     ) -> Float[Array, "B T N D"]:
-        """Updates the tokens of all frames; the class token comes first."""
+        """Updates the tokens of all frames: the class token, patches and, with messages, a place for the message.
+
+        Args:
+            x_BTND: Tokens.
+            visible: Frames that receive no attention are False; with two axes of frames, attention from the first one.
+            drop_path_rate: Rate of stochastic depth.
+            rngs: Random stream `dropout` for training.
+        """
         B, T, N, D = x_BTND.shape
-        x = x_BTND
         if self.messages:
-            message = self.message_fc(x[:, :, 0])
-            attended = self.message_attention(self.message_norm(message), mask_BT)
+            message = self.message_fc(x_BTND[:, :, 0])
+            attended = self.message_attention(self.message_norm(message), visible)
             message = message + dropout(attended, drop_path_rate, rngs, per_example=True)
-            x = jnp.concatenate([x, message[:, :, None]], axis=-2)
-        x = self.block(x.reshape(B * T, -1, D), drop_path_rate=drop_path_rate, rngs=rngs)
-        return x[:, :N].reshape(B, T, N, D)
+            # A selection is computed together with what reads it; a concatenation would copy all tokens.
+            is_message = (np.arange(N) == N - 1)[None, None, :, None]
+            x_BTND = jnp.where(is_message, message[:, :, None], x_BTND)
+        x = self.block(x_BTND.reshape(B * T, N, D), drop_path_rate=drop_path_rate, rngs=rngs)
+        return x.reshape(B, T, N, D)
 
 
 class FrameIntegration(nnx.Module):
@@ -155,6 +165,7 @@ class VisionEncoder(nnx.Module):
             raise ValueError(f"unknown normalisation {normalisation!r}: choose one of {', '.join(NORMALISATIONS)}")
         self.normalisation, self.pooling, self.max_frames = normalisation, pooling, max_frames
         self.compute, dtype = compute, compute.dtype
+        self.cross_frame = cross_frame
         if stem == "patch":
             self.stem = PatchStem(width, patch_size, dtype=dtype, rngs=rngs)
         elif stem == "conv":
@@ -170,7 +181,7 @@ class VisionEncoder(nnx.Module):
         rates = tuple(drop_path * (1 - i / max(depth - 1, 1)) for i in reversed(range(depth)))
         self.drop_path_rates = rates if any(rates) else None
         self.post_norm = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.project = linear(width, output_width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.project = Linear(width, output_width, use_bias=False, dtype=dtype, rngs=rngs)
         integrate = partial(FrameIntegration, depth=integration_depth, max_frames=max_frames, activation=activation)
         self.integration = (
             integrate(output_width, integration_heads, compute=compute, rngs=rngs) if integration_depth else None
@@ -183,37 +194,86 @@ class VisionEncoder(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> VisionFeatures:
-        """Encodes clips.
+        """Encodes one clip per example.
 
         Args:
             frames_BTHWC: RGB pixels, 0–255.
             mask_BT: False for frames without influence on their clip. A clip without frames gives 0.
             rngs: Random stream `dropout` for training; None for evaluation.
         """
-        return self.encode(normalize(frames_BTHWC, self.normalisation), mask_BT, rngs=rngs)
+        return self.encode_clips([(frames_BTHWC, mask_BT)], rngs=rngs)[0]
 
-    def encode(
-        self, pixels_BTHWC: Float[Array, "B T H W 3"], mask_BT: Bool[Array, "B T"], *, rngs: nnx.Rngs | None = None
-    ) -> VisionFeatures:
-        """Encodes clips of normalized pixels."""
-        T = pixels_BTHWC.shape[1]
-        if self.max_frames < T:
-            raise ValueError(f"clips of {T} frames exceed max_frames = {self.max_frames}")
-        x = self.frame_tokens(pixels_BTHWC, mask_BT, rngs=rngs)
-        frames = self.project(self.post_norm(x[:, :, 0] if self.pooling == "class" else x[:, :, 1:].mean(axis=-2)))
+    def encode_clips(
+        self, clips: Sequence[tuple[UInt8[Array, "B _ H W 3"], Bool[Array, "B _"]]], *, rngs: nnx.Rngs | None = None
+    ) -> list[VisionFeatures]:
+        """Encodes several clips per example, of any lengths, with one pass of all frames through the blocks.
+
+        Each layer's parameters are read once, and their gradients summed over devices once. Clips are joined along the
+        axis of frames, since examples are on different devices.
+        """
+        frames, masks = (jnp.concatenate(arrays, axis=1) for arrays in zip(*clips, strict=True))
+        lengths = [mask.shape[1] for _, mask in clips]
+        x = self.encode_pixels(normalize(frames, self.normalisation), masks, lengths=lengths, rngs=rngs)
+        ends = [sum(lengths[: i + 1]) for i in range(len(lengths) - 1)]
+        vectors = zip(jnp.split(x, ends, axis=1), (mask for _, mask in clips), strict=True)
+        return self.integrate(list(vectors))
+
+    def integrate(self, clips: Sequence[tuple[Float[Array, "B _ D"], Bool[Array, "B _"]]]) -> list[VisionFeatures]:
+        """Returns the features of clips from the vectors of their frames, in one pass of clips of the same length."""
         if self.integration is not None:
-            frames = self.integration(frames, mask_BT)
-        return VisionFeatures(masked_mean(frames, mask_BT), frames)
+            longest = max(mask.shape[1] for _, mask in clips)
+
+            def pad(array: Array) -> Array:
+                return jnp.pad(array, [(0, 0), (0, longest - array.shape[1]), *[(0, 0)] * (array.ndim - 2)])
+
+            x, mask = (jnp.stack([pad(array) for array in arrays], axis=1) for arrays in zip(*clips, strict=True))
+            B, K, T, D = x.shape
+            x = self.integration(x.reshape(B * K, T, D), mask.reshape(B * K, T)).reshape(B, K, T, D)
+            clips = [(x[:, i, : mask.shape[1]], mask) for i, (_, mask) in enumerate(clips)]
+        return [VisionFeatures(masked_mean(x, mask), x) for x, mask in clips]
+
+    def encode_pixels(
+        self,
+        pixels_BTHWC: Float[Array, "B T H W 3"],
+        mask_BT: Bool[Array, "B T"],
+        *,
+        lengths: Sequence[int],
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Returns the vectors of normalized frames, before integration."""
+        if self.max_frames < max(lengths):
+            raise ValueError(f"clips of {max(lengths)} frames exceed max_frames = {self.max_frames}")
+        x = self.frame_tokens(pixels_BTHWC, mask_BT, lengths=lengths, rngs=rngs)
+        return self.project(self.post_norm(x[:, :, 0] if self.pooling == "class" else x[:, :, 1:].mean(axis=-2)))
 
     def frame_tokens(
-        self, pixels_BTHWC: Float[Array, "B T H W 3"], mask_BT: Bool[Array, "B T"], *, rngs: nnx.Rngs | None
+        self,
+        pixels_BTHWC: Float[Array, "B T H W 3"],
+        mask_BT: Bool[Array, "B T"],
+        *,
+        lengths: Sequence[int],
+        rngs: nnx.Rngs | None,
     ) -> Float[Array, "B T N D"]:
-        """Returns the tokens of the last block; the class token comes first."""
+        """Returns the tokens of the last block: the class token and the patches."""
         B, T, *image = pixels_BTHWC.shape
         patches = self.stem(pixels_BTHWC.reshape(B * T, *image).astype(self.compute.dtype))
         first = jnp.broadcast_to(self.class_token.astype(patches.dtype), (B * T, 1, patches.shape[-1]))
         x = jnp.concatenate([first, patches], axis=-2) + self.position[None].astype(patches.dtype)
-        x = self.pre_norm(x).reshape(B, T, *x.shape[1:])
+        x, N = self.pre_norm(x), x.shape[-2]
+        if self.cross_frame:
+            x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))  # the place of the message
         rates = self.drop_path_rates
         layerwise = {} if rates is None else {"drop_path_rate": jnp.asarray(rates, jnp.float32)}
-        return run_stack(self.blocks, x, mask_BT, compute=self.compute, layerwise=layerwise, rngs=rngs)
+        x = x.reshape(B, T, *x.shape[1:])
+        x = run_stack(
+            self.blocks, x, within_clips(mask_BT, lengths), compute=self.compute, layerwise=layerwise, rngs=rngs
+        )
+        return x[:, :, :N]
+
+
+def within_clips(mask_BT: Bool[Array, "B T"], lengths: Sequence[int]) -> Bool[Array, "B T"] | Bool[Array, "B T T"]:
+    """Returns which frames a frame sees: the unmasked ones of its clip. One clip needs no second axis."""
+    if len(lengths) == 1:
+        return mask_BT
+    clip_T = np.repeat(np.arange(len(lengths)), lengths)
+    return mask_BT[:, None, :] & (clip_T[:, None] == clip_T[None, :])[None]

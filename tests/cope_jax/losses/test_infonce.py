@@ -49,9 +49,10 @@ def loss_and_gradients(views, mesh, *, pairs=PAIRS, temperature=TEMPERATURE, smo
     return jax.jit(jax.value_and_grad(loss))(vectors)
 
 
-@pytest.mark.parametrize("tile", [2, 5, 256])
-def test_loss_and_gradients_equal_the_formula(make_views, mesh, tile, monkeypatch):
+@pytest.mark.parametrize(("tile", "gather_limit"), [(2, 0), (5, 23), (256, 0), (5, 24), (256, 8192)])
+def test_loss_and_gradients_equal_the_formula(make_views, mesh, tile, gather_limit, monkeypatch):
     monkeypatch.setattr(ring, "TILE", tile)
+    monkeypatch.setattr(ring, "GATHER_LIMIT", gather_limit)
     views = make_views(24)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),

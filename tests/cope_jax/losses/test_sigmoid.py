@@ -49,9 +49,10 @@ def loss_and_gradients(views, mesh, *, factor=1.0, pairs=PAIRS):
     return value, gradients, of_scalars, statistics
 
 
-@pytest.mark.parametrize("tile", [2, 5, 256])
-def test_loss_and_gradients_equal_the_formula(make_views, mesh, tile, monkeypatch):
+@pytest.mark.parametrize(("tile", "gather_limit"), [(2, 0), (5, 23), (256, 0), (5, 24), (256, 8192)])
+def test_loss_and_gradients_equal_the_formula(make_views, mesh, tile, gather_limit, monkeypatch):
     monkeypatch.setattr(ring, "TILE", tile)
+    monkeypatch.setattr(ring, "GATHER_LIMIT", gather_limit)
     views = make_views(24)
     expected = formula(views)
     for value, reference in zip(loss_and_gradients(views, mesh), expected, strict=False):
@@ -88,8 +89,9 @@ def test_the_loss_does_not_overflow(make_views, one_device):
     assert loss > 1e3
 
 
-def test_memory_of_a_device_does_not_grow_with_the_number_of_devices(make_views):
+def test_in_a_ring_memory_of_a_device_does_not_grow_with_the_number_of_devices(make_views, monkeypatch):
     """Each of eight devices has a chunk of three rows; its program contains no array of all 24."""
+    monkeypatch.setattr(ring, "GATHER_LIMIT", 0)
     views = make_views(24, E=7)
     mesh = make_mesh(data=8, fsdp=1, tensor=1)
     sharding = batch_sharding(mesh)

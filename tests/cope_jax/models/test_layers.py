@@ -13,11 +13,10 @@ from cope_jax.models.layers import (
     REMATS,
     Attention,
     ComputeOptions,
+    Linear,
     Mlp,
     dropout,
-    flat_dot_general,
     layer_norm,
-    linear,
     make_stack,
     masked_mean,
     run_stack,
@@ -32,15 +31,36 @@ def rngs() -> nnx.Rngs:
     return nnx.Rngs(params=0)
 
 
-def test_flat_dot_general_equals_the_product():
+def test_a_linear_layer_over_two_axes_equals_the_product():
     rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=(2, 3, 4, 5)).astype(np.float32), rng.normal(size=(4, 5, 6, 7)).astype(np.float32)
-    product = flat_dot_general(jnp.asarray(x), jnp.asarray(kernel), (((2, 3), (0, 1)), ((), ())))
-    np.testing.assert_allclose(product, np.einsum("abKL,KLij->abij", x, kernel), rtol=1e-4, atol=1e-5)
+    layer = Linear((4, 5), (6, 7), dtype=FLOAT32.dtype, rngs=rngs())
+    layer.bias.set_value(jnp.asarray(rng.normal(size=(6, 7)).astype(np.float32)))
+    x, kernel, bias = (np.asarray(a) for a in (rng.normal(size=(2, 3, 4, 5)), layer.kernel[...], layer.bias[...]))
+    expected = np.einsum("abKL,KLij->abij", x, kernel.astype(np.float64)) + bias
+    np.testing.assert_allclose(layer(jnp.asarray(x, jnp.float32)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_split_outputs_equal_those_of_the_whole_layer():
+    layer = Linear(8, (3, 2, 5), dtype=FLOAT32.dtype, rngs=rngs())
+    layer.bias.set_value(jnp.arange(30.0).reshape(3, 2, 5))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 8)).astype(np.float32))
+    np.testing.assert_allclose(jnp.stack(layer.split(x), axis=2), layer(x), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_in_bfloat16_are_summed_in_float32():
+    rng = np.random.default_rng(0)
+    x, dy = (rng.normal(size=(4096, 3)).astype(jnp.bfloat16) for _ in range(2))
+    layer = Linear(3, 3, dtype=jnp.dtype(jnp.bfloat16), rngs=rngs())
+    graphdef, params = nnx.split(layer, nnx.Param)
+    _, backward = jax.vjp(lambda params: nnx.merge(graphdef, params)(jnp.asarray(x)), params)
+    (gradients,) = backward(jnp.asarray(dy))
+    x, dy = x.astype(np.float64), dy.astype(np.float64)
+    np.testing.assert_allclose(gradients.kernel[...], x.T @ dy, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(gradients.bias[...], dy.sum(axis=0), rtol=1e-4, atol=1e-3)
 
 
 def test_the_gradient_of_a_kernel_transposes_no_activations():
-    layer = linear(8, 16, dtype=FLOAT32.dtype, rngs=rngs())
+    layer = Linear(8, 16, dtype=FLOAT32.dtype, rngs=rngs())
     graphdef, params = nnx.split(layer, nnx.Param)
 
     def total(params: nnx.State, x: jax.Array) -> jax.Array:

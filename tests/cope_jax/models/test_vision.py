@@ -18,7 +18,7 @@ def frames_of(items):
 @nnx.jit
 def last_tokens(encoder, frames, mask):
     """Returns the tokens after the last block."""
-    return encoder.frame_tokens(normalize(frames, "imagenet"), mask, rngs=None)
+    return encoder.frame_tokens(normalize(frames, "imagenet"), mask, lengths=[frames.shape[1]], rngs=None)
 
 
 def test_without_integration_frames_interact_only_through_messages(make_cope, random_items):
