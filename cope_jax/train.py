@@ -8,20 +8,24 @@ from cope_jax.training.allocator import preload_mimalloc
 if __name__ == "__main__":
     preload_mimalloc()  # before the imports below, which take seconds
 
+import json
 import sys
+from math import prod
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
 from cope_jax import cli
+from cope_jax.parallel.targets import Target
 from cope_jax.runs.config import flatten
 from cope_jax.runs.config_file import make_paths_absolute
 from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.log_files import ignore_full_disk_when_printing
-from cope_jax.training.dry_run import dry_run, use_fake_devices
+from cope_jax.training.dry_run import dry_run, mesh_sizes, use_fake_devices
 from cope_jax.training.loop import train
 from cope_jax.training.signals import Stopped
+from data_prep.common.files import atomic_write
 
 FLAGS = flags.FLAGS
 STOPPED = 75  # exit code of a run that a signal stopped and that is saved (EX_TEMPFAIL: try again)
@@ -37,6 +41,13 @@ def define_flags() -> None:
         "Print parameters, operations and memory per device for the config's mesh instead of training. Needs neither "
         "data nor a work directory nor the devices.",
     )
+    flags.DEFINE_string(
+        "target",
+        None,
+        "Devices to compile for in a dry run, which need not be there: h100:8, v5e:2x4, v6e:2x4, cpu:4. Needs the "
+        "packages of requirements-accelerators.txt. Default: CPUs, one for each device of the mesh.",
+    )
+    flags.DEFINE_string("json", None, "File for the results of a dry run as JSON.")
     flags.DEFINE_bool("accept_other_data", False, "Continue even if the training data changed since the run began.")
     flags.DEFINE_string(
         "profile_steps", "", "FIRST:LAST, such as 10:15: write a profiler trace of these steps to <workdir>/profile."
@@ -49,9 +60,16 @@ def main() -> None:
     """Trains, or prints the report of a dry run."""
     config = resolve_config(FLAGS.config.to_dict())
     if FLAGS.dry_run:
-        use_fake_devices(config)
-        print(dry_run(config))
+        target = Target.parse(FLAGS.target) if FLAGS.target else None
+        use_fake_devices(prod(mesh_sizes(config, target and target.size).values()))
+        report, summary = dry_run(config, target)
+        print(report)
+        if FLAGS.json:
+            with atomic_write(Path(FLAGS.json), "w") as file:
+                file.write(json.dumps(summary, indent=2) + "\n")
         return
+    if FLAGS.target or FLAGS.json:
+        raise ValueError("--target and --json belong to a dry run; add --dry_run")
     if not FLAGS.workdir:
         raise ValueError("--workdir is missing; expected the folder of the run, which may not exist yet")
     ignore_full_disk_when_printing()

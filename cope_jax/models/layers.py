@@ -30,7 +30,7 @@ class ComputeOptions:
     Attributes:
         dtype: Type of activations. Parameters, norms, softmax and embeddings are float32.
         attention: "xla", "cudnn" (flash attention; an error if device, dtype or head size do not support it) or
-            "auto" (cuDNN if supported).
+            "auto" (cuDNN if dtype and head size support it; `parallel.targets` says whether the devices do).
         scan_layers: Run the layers of a stack as one compiled block in a loop. Compiles faster the deeper the stack,
             and may run a little slower.
         remat: What the backward pass recomputes: "none", "block" (all but the inputs of blocks: least memory) or
@@ -38,7 +38,7 @@ class ComputeOptions:
     """
 
     dtype: jnp.dtype
-    attention: str = "auto"
+    attention: str = "xla"
     scan_layers: bool = True
     remat: str = "none"
 
@@ -55,7 +55,7 @@ class ComputeOptions:
         """
         if self.attention == "xla" or masked:
             return "xla"
-        fits = jax.default_backend() == "gpu" and self.dtype.itemsize == 2 and head_size % 8 == 0 and head_size <= 128
+        fits = self.dtype.itemsize == 2 and head_size % 8 == 0 and head_size <= 128
         return "cudnn" if self.attention == "cudnn" or fits else "xla"
 
 

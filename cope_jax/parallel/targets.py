@@ -7,7 +7,7 @@ XLA's compilers for GPUs and TPUs run on any machine and return the programs and
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import prod
@@ -74,6 +74,9 @@ class Target:
             raise ValueError(f"invalid target {text!r}; expected h100:N, cpu:N, v5e:NxM or v6e:NxM, such as v5e:2x4")
         return cls(match[1], shape)
 
+    def __str__(self) -> str:
+        return f"{self.kind}:{'x'.join(map(str, self.shape))}"
+
     @property
     def size(self) -> int:
         """Number of devices."""
@@ -83,6 +86,12 @@ class Target:
     def hardware(self) -> Hardware | None:
         """Properties of a device, None for CPUs."""
         return HARDWARE.get(self.kind)
+
+    def fits(self, size: float) -> bool | None:
+        """Returns whether a device has this many bytes for a program by default; None for CPUs."""
+        if self.hardware is None:
+            return None
+        return size <= self.hardware.memory * (GPU_PREALLOCATION if self.kind == "h100" else 1)
 
     @property
     def missing_package(self) -> str | None:
@@ -111,8 +120,17 @@ class Target:
         os.environ["TPU_SKIP_MDS_QUERY"] = "1"
         os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
         os.environ["TPU_ACCELERATOR_TYPE"] = f"{_TPU_PLATFORMS[self.kind]}-{self.size}"
-        name = f"{self.kind}:{'x'.join(map(str, self.shape))}"
-        return topologies.get_topology_desc(topology_name=name, platform="tpu").devices
+        return topologies.get_topology_desc(topology_name=str(self), platform="tpu").devices
+
+
+def cudnn_problem(devices: Iterable[Any]) -> str | None:
+    """Returns why these devices, present or described, cannot compute cuDNN's attention; None if they can."""
+    for device in devices:
+        if device.platform not in ("gpu", "cuda") or "rocm" in device.client.platform_version.lower():
+            return f"{device.device_kind} is not an NVIDIA GPU"
+        if float(device.compute_capability) < 8.0:
+            return f"{device.device_kind} has compute capability {device.compute_capability}; expected 8.0 or newer"
+    return None
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from cope_jax.models.cope import CopeModel
 from cope_jax.models.layers import ComputeOptions
 from cope_jax.parallel.mesh import replicated, with_shardings
 from cope_jax.parallel.sharding_rules import parameter_shardings
+from cope_jax.parallel.targets import cudnn_problem
 from cope_jax.runs.checkpoints import UNTRAINED, Checkpoints, ModelState
 from cope_jax.runs.config import RunConfig
 
@@ -33,14 +34,18 @@ def encoder_settings(config: RunConfig, *, vocab_size: int) -> dict[str, dict[st
     return {"vision": vision, "text": text}
 
 
-def split_model(config: RunConfig, *, vocab_size: int) -> tuple[nnx.GraphDef, Callable[[], ModelState]]:
+def split_model(
+    config: RunConfig, *, vocab_size: int, mesh: Mesh | None = None
+) -> tuple[nnx.GraphDef, Callable[[], ModelState]]:
     """Returns the static structure of the model, and a function that computes its initial state.
 
     The function is pure and depends on config.seed alone: `jax.eval_shape` gives the shapes, and under `jax.jit` with
-    out_shardings each device computes its own part.
+    out_shardings each device computes its own part. The devices of `mesh`, by default all, decide about attention.
     """
-
     model = config.model
+    attention = model.attention
+    if attention == "auto" and cudnn_problem(jax.devices() if mesh is None else mesh.devices.flat):
+        attention = "xla"
 
     def make() -> CopeModel:
         return CopeModel(
@@ -51,7 +56,7 @@ def split_model(config: RunConfig, *, vocab_size: int) -> tuple[nnx.GraphDef, Ca
             head_norm=model.head_norm,
             compute=ComputeOptions(
                 dtype=jnp.dtype(model.dtype),
-                attention=model.attention,
+                attention=attention,
                 scan_layers=model.scan_layers,
                 remat=model.remat,
             ),
@@ -108,7 +113,7 @@ def load_model(
         FileNotFoundError: There is no such step or, for step 0, published weights are missing.
         ValueError: The checkpoint is invalid, or it has no moving average.
     """
-    graphdef, initialize = split_model(config, vocab_size=vocab_size)
+    graphdef, initialize = split_model(config, vocab_size=vocab_size, mesh=mesh)
     shapes = jax.eval_shape(initialize)
     shardings = ModelState(
         parameter_shardings(shapes.params, mesh), jax.tree.map(lambda _: replicated(mesh), shapes.statistics)

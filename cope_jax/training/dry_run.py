@@ -1,13 +1,15 @@
 """Parameters, arithmetic and memory of a run, computed without data and without its devices.
 
-Nothing is allocated: shapes are traced, and the step is compiled for as many fake CPU devices as the mesh has. XLA's
-memory plan for one of them stands in for that of the accelerator.
+Nothing is allocated: shapes are traced, and the step is compiled for a target, such as eight H100s. Without a target,
+it is compiled for as many fake CPU devices as the mesh has, whose memory plan stands in for that of the accelerator.
 """
 
+import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import PartitionSpec
@@ -16,6 +18,8 @@ from jaxtyping import PyTree
 from cope_jax.data.tokenizer import load_tokenizer
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.parallel.path_rules import apply_rules, leaf_paths
+from cope_jax.parallel.program import Program, analyze
+from cope_jax.parallel.targets import GIB, GPU_PREALLOCATION, Target, without_cudnn_checks
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import check_batch_sizes, training_batch_shapes
@@ -24,7 +28,7 @@ from cope_jax.training.plan import Plan, make_plan, step_flops
 from data_prep.common.domains import DOMAINS
 from data_prep.common.text_table import text_table
 
-GIB = 2**30
+LESS = "use config.model.remat='dots' or 'block', a smaller train.microbatch, or mesh.fsdp"
 
 
 class Parameter(NamedTuple):
@@ -38,38 +42,110 @@ class Parameter(NamedTuple):
     spec: PartitionSpec
 
 
-def use_fake_devices(config: RunConfig) -> None:
-    """Gives this process as many CPU devices as the config's mesh has. Call it before anything uses devices."""
+class DryRun(NamedTuple):
+    """Result of a dry run."""
+
+    report: str
+    summary: dict[str, Any]  # the same for programs: target, fits, bytes_per_device, launches, collectives, …
+
+
+def use_fake_devices(number: int) -> None:
+    """Gives this process a number of CPU devices. Call it before anything uses devices."""
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", prod(mesh_sizes(config).values()))
+    jax.config.update("jax_num_cpu_devices", number)
 
 
-def mesh_sizes(config: RunConfig) -> dict[str, int]:
-    """Returns the sizes of the mesh axes; −1 becomes 1, since the number of devices is unknown."""
-    return {axis: 1 if size == -1 else size for axis, size in asdict(config.mesh).items()}
+def mesh_sizes(config: RunConfig, devices: int | None = None) -> dict[str, int]:
+    """Returns the sizes of the mesh axes. −1 takes the remaining devices; it becomes 1 if their number is unknown."""
+    sizes = asdict(config.mesh)
+    remaining = (devices or 1) // prod(size for size in sizes.values() if size > 0)
+    return {axis: max(remaining, 1) if size == -1 else size for axis, size in sizes.items()}
 
 
-def dry_run(config: RunConfig) -> str:
-    """Returns the report on a config. Needs as many devices as its mesh has, of any kind.
+def dry_run(config: RunConfig, target: Target | None = None) -> DryRun:
+    """Compiles the step of a config for a target and reports its costs.
+
+    Args:
+        config: Config of the run.
+        target: Devices to compile for. By default, and if the package of their compiler is missing, CPUs: this process
+            needs as many of them as the mesh has devices, see `use_fake_devices`.
 
     Raises:
-        ValueError: The mesh does not fit the batch or the parameters.
+        ValueError: The mesh does not fit the devices, the batch or the parameters.
     """
-    config = replace_fields(config, {"model.attention": "xla"})  # fake devices have no cuDNN
     if config.losses.classifier.weight and not config.losses.classifier.classes:
         raise ValueError(
             "config.losses.classifier.classes is 0; expected the number of training products, which a dry run does not "
             "count"
         )
-    sizes = mesh_sizes(config)
-    mesh = make_mesh(**sizes, devices=jax.devices()[: prod(sizes.values())])
+    missing = target and target.missing_package
+    compiled_for = Target("cpu", (prod(mesh_sizes(config, target and target.size).values()),))
+    if target is not None and not missing:
+        compiled_for = target
+    if compiled_for.kind != "h100":
+        config = replace_fields(config, {"model.attention": "xla"})
+    mesh = make_mesh(**mesh_sizes(config, compiled_for.size), devices=compiled_for.devices())
     check_batch_sizes(config, mesh)
     vocab_size, source = vocabulary(config)
     plan = make_plan(config, mesh, vocab_size=vocab_size)
     rows = list(list_parameters(plan.state.params, config))
-    memory, flops = memory_per_device(config, plan), step_flops(config, vocab_size)
-    tables = _parameter_table(rows), _group_table(rows, config), _summary(config, vocab_size, source)
-    return "\n\n".join([*tables, _cost_table(memory, flops, config)])
+    flops = step_flops(config, vocab_size)
+    compiled = compile_step(config, plan, compiled_for)
+    memory = memory_per_device(plan, compiled)
+    program = analyze(compiled.as_text())
+    total = sum(memory.values())
+    summary = {
+        "target": str(compiled_for),
+        "fits": compiled_for.fits(total),
+        "bytes_per_device": total,
+        "launches": program.launches,
+        "bytes_moved": program.bytes_moved,
+        "collectives": {kind: found._asdict() for kind, found in program.collectives.items()},
+        "flops_per_example": flops / config.train.batch_size,
+    }
+    parts = [
+        _parameter_table(rows),
+        _group_table(rows, config),
+        _summary(config, mesh_sizes(config, compiled_for.size), vocab_size, source),
+        _cost_table(memory, flops, config),
+        _target_report(compiled_for, program, total, flops / compiled_for.size),
+    ]
+    if missing:
+        parts.append(
+            f"compiled for CPUs instead of {target}, since the package {missing} is not installed; install "
+            "requirements-accelerators.txt for the plan of the real devices"
+        )
+    return DryRun("\n\n".join(parts), summary)
+
+
+def compile_step(config: RunConfig, plan: Plan, target: Target) -> jax.stages.Compiled:
+    """Compiles the step for the devices of its mesh.
+
+    Raises:
+        ValueError: XLA refuses the program, because it needs more memory than a TPU has.
+    """
+    with without_cudnn_checks() if target.kind == "h100" else contextlib.nullcontext():
+        lowered = plan.step.trace(plan.state, training_batch_shapes(config)).lower()
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if match := re.search(r"Used (\S+) of (\S+) hbm", str(error)):
+            raise ValueError(
+                f"the step does not fit: it needs {match[1]} of the {match[2]} of a {target.kind}; {LESS}"
+            ) from error
+        raise
+
+
+def memory_per_device(plan: Plan, compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Returns the bytes that a compiled step needs on one device, by purpose."""
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    return {
+        "parameters": device_bytes((plan.state.params, plan.state.average)),
+        "optimizer state": device_bytes(plan.state.opt_state),
+        "batch": memory.argument_size_in_bytes - device_bytes(plan.state),
+        "activations, gradients, buffers": memory.temp_size_in_bytes,
+    }
 
 
 def vocabulary(config: RunConfig) -> tuple[int, str]:
@@ -91,18 +167,6 @@ def list_parameters(params: PyTree, config: RunConfig) -> Iterator[Parameter]:
     columns = (leaf_paths(params), params, group_numbers, rate_factors(groups, params), decays(params))
     for path, leaf, group, factor, decay in zip(*map(jax.tree.leaves, columns), strict=True):
         yield Parameter(path, leaf.shape, leaf.size, group, bool(factor and decay), leaf.sharding.spec)
-
-
-def memory_per_device(config: RunConfig, plan: Plan) -> dict[str, int]:
-    """Compiles the step and returns the bytes it needs on one device, by purpose."""
-    memory = plan.step.lower(plan.state, training_batch_shapes(config)).compile().memory_analysis()
-    assert memory is not None
-    return {
-        "parameters": device_bytes((plan.state.params, plan.state.average)),
-        "optimizer state": device_bytes(plan.state.opt_state),
-        "batch": memory.argument_size_in_bytes - device_bytes(plan.state),
-        "activations, gradients, buffers": memory.temp_size_in_bytes,
-    }
 
 
 def device_bytes(shapes: PyTree) -> int:
@@ -131,11 +195,13 @@ def _group_table(rows: list[Parameter], config: RunConfig) -> str:
     return text_table([*cells, ["total", str(len(rows)), f"{sum(row.size for row in rows):,}", ""]])
 
 
-def _summary(config: RunConfig, vocab_size: int, source: str) -> str:
+def _summary(config: RunConfig, sizes: dict[str, int], vocab_size: int, source: str) -> str:
     """Lists the settings that the costs depend on."""
-    sizes, data, model, B = mesh_sizes(config), config.data, config.model, config.train.batch_size
+    data, model, B = config.data, config.model, config.train.batch_size
     axes = " × ".join(f"{axis} {size}" for axis, size in sizes.items())
-    open_axis = " (the open axis counts as 1)" if -1 in asdict(config.mesh).values() else ""
+    open_axis = (
+        " (the open axis counts as 1)" if sizes == mesh_sizes(config) and -1 in asdict(config.mesh).values() else ""
+    )
     frames = " + ".join(str(data.frames[domain]) for domain in DOMAINS)
     part = f"; {config.train.microbatch} products embedded at a time" if config.train.microbatch else ""
     return "\n".join(
@@ -159,11 +225,45 @@ def _cost_table(memory: dict[str, int], flops: float, config: RunConfig) -> str:
     return "\n".join(
         [
             text_table(rows),
-            "Activations are planned for a CPU, which keeps bfloat16 products in float32 and has no flash attention:",
-            "an accelerator needs less.",
             "",
             f"operations  {flops / train.batch_size / 1e9:,.1f} GFLOP per example, {flops / 1e12:,.2f} TFLOP per step, "
             f"{flops * train.steps / 1e18:,.3f} EFLOP in {train.steps:,} steps",
             "            forward and backward, without rematerialization",
         ]
     )
+
+
+def _target_report(target: Target, program: Program, total: int, flops: float) -> str:
+    """Reports what compiling for a target showed; `flops` are the operations of a step on one device."""
+    lines = [
+        f"target      {target.size} × {target.kind}: the step compiled for these devices",
+        f"kernels     {program.launches:,} launches per step, which move {program.bytes_moved / 1e9:,.1f} GB",
+        *(
+            f"            {kind}: {found.number} per step, {found.bytes / 1e6:,.1f} MB"
+            for kind, found in sorted(program.collectives.items())
+        ),
+    ]
+    hardware = target.hardware
+    if hardware is None:
+        return "\n".join(
+            [
+                *lines,
+                "Activations are planned for a CPU, which keeps bfloat16 products in float32 and has no flash attention:",
+                "an accelerator needs less.",
+            ]
+        )
+    usable = hardware.memory * (GPU_PREALLOCATION if target.kind == "h100" else 1)
+    verdict = "fits" if target.fits(total) else "DOES NOT FIT"
+    lines.append(f"memory      {verdict}: {total / GIB:.1f} of {usable / GIB:.1f} GiB that programs get by default")
+    if not target.fits(total):
+        if total <= 0.95 * hardware.memory:
+            lines.append(
+                "            set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95, since JAX allocates 75% of a GPU by default"
+            )
+        lines.append(f"            {LESS}")
+    compute, traffic = flops / hardware.flops, program.bytes_moved / hardware.bandwidth
+    lines.append(
+        f"estimate    at least {1e3 * max(compute, traffic):,.0f} ms per step: {1e3 * compute:,.0f} ms of arithmetic, "
+        f"{1e3 * traffic:,.0f} ms of memory traffic (a roofline of published peaks, not a measurement)"
+    )
+    return "\n".join(lines)

@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 
 def make_plan(config: RunConfig, mesh: Mesh, *, vocab_size: int) -> Plan:
     """Returns the computation of a config on a mesh."""
-    graphdef, initialize = split_model(config, vocab_size=vocab_size)
+    graphdef, initialize = split_model(config, vocab_size=vocab_size, mesh=mesh)
     shapes = {"model": jax.eval_shape(initialize).params, "loss": jax.eval_shape(partial(init_losses, config))}
     optimizer = make_optimizer(shapes, steps=config.train.steps, **asdict(config.optimizer))
 
