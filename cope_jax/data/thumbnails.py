@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from cope_jax.data.frames import choose
 from cope_jax.data.records import Records
-from data_prep.images.decoding import MAX_PIXELS, open_image, upright_pixels
+from data_prep.images.decoding import open_image, upright_pixels
 
 SIDE = 160  # pixels; such an image has 3 to 6 kB
 QUALITY = 80
@@ -48,8 +48,6 @@ def data_uri(image: bytes, side: int = SIDE) -> str:
     """
     try:
         with open_image(image) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                return placeholder(side)
             opened.draft("RGB", (side, side))  # a JPEG decodes at a reduced scale, four times as fast
             small = Image.fromarray(upright_pixels(opened))
     except ValueError:

@@ -81,6 +81,7 @@ def test_photos_are_shown_upright():
 def test_thumbnails_show_what_training_sees():
     gray = Image.fromarray(np.full((9, 11), 128 << 8, np.uint16))
     clear = Image.new("RGBA", (11, 9), (200, 0, 0, 0))
+    clear.putpixel((0, 0), (255, 255, 255, 1))
     for image, shown in ((gray, 128), (clear, 255)):
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
