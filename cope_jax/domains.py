@@ -4,6 +4,9 @@ from itertools import combinations
 
 from data_prep.common.domains import DOMAINS
 
+# Domains whose frames are pictures, the main one first; frames of the others are moments of a clip.
+PICTURE_DOMAINS = frozenset({"page"})
+
 # The pairs that contrastive losses compare: (page, video), (page, live), (video, live).
 PAIRS = tuple(combinations(DOMAINS, 2))
 

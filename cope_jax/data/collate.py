@@ -92,7 +92,7 @@ class LeafMaker:
     def _view(self, example: Example, out: np.ndarray) -> int:
         """Brings the chosen frames of an item through the view to the start of u8[T, H, W, 3]; how many they are."""
         item, rng = example.item, example.rng
-        positions = choose(len(item.frames), self.T, short_clips=self.short_clips, rng=rng)
+        positions = choose(len(item.frames), self.T, domain=self.domain, short_clips=self.short_clips, rng=rng)
         if not len(positions):
             return 0
         # A frame that repeats is decoded once: the view is the same for the whole clip.

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from cope_jax.domains import PICTURE_DOMAINS
+
 SHORT_CLIPS = ("repeat", "mask")
 
 
@@ -34,16 +36,23 @@ def jittered(n: int, T: int, rng: np.random.Generator) -> np.ndarray:
     return np.minimum(positions, n - 1)  # (T - ε)·n/T may round up to n
 
 
-def choose(n: int, T: int, *, short_clips: str, rng: np.random.Generator | None) -> np.ndarray:
+def choose(n: int, T: int, *, domain: str, short_clips: str, rng: np.random.Generator | None) -> np.ndarray:
     """Positions of the frames to take, i64[min(n, T)] or i64[T]: `jittered` with an rng, `centres` without.
+
+    Pages show pictures, not moments of a clip: of more than T pictures, the first T are taken, because the main picture
+    of a product comes first.
 
     Of a clip with n < T frames, "repeat" takes frames more than once to make T, "mask" takes each once and
     leaves T − n places to be masked. A clip without frames gives no positions.
 
-    >>> choose(3, 5, short_clips="mask", rng=None).tolist()
+    >>> choose(3, 5, domain="video", short_clips="mask", rng=None).tolist()
     [0, 1, 2]
-    >>> choose(3, 5, short_clips="repeat", rng=None).tolist()
+    >>> choose(3, 5, domain="video", short_clips="repeat", rng=None).tolist()
     [0, 0, 1, 2, 2]
+    >>> choose(5, 1, domain="video", short_clips="repeat", rng=None).tolist()
+    [2]
+    >>> choose(5, 1, domain="page", short_clips="repeat", rng=None).tolist()
+    [0]
 
     Raises:
       ValueError: short_clips is neither.
@@ -52,6 +61,8 @@ def choose(n: int, T: int, *, short_clips: str, rng: np.random.Generator | None)
         raise ValueError(f"short_clips is {short_clips!r}; choose one of {', '.join(SHORT_CLIPS)}")
     if n == 0 or (n < T and short_clips == "mask"):
         return np.arange(n)
+    if n > T and domain in PICTURE_DOMAINS:
+        return np.arange(T)
     return centres(n, T) if rng is None else jittered(n, T, rng)
 
 

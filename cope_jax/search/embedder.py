@@ -164,7 +164,8 @@ class Embedder:
     def _squares(self, domain: str, number: int, clip: Sequence[Picture]) -> np.ndarray:
         """The frames of an item that the model reads: uint8[n, H, W, 3]."""
         T, side = self.config.eval.frames[domain], self.config.data.image_size
-        positions = choose(len(clip), T, short_clips=self.config.data.short_clips, rng=None).tolist()
+        choice = choose(len(clip), T, domain=domain, short_clips=self.config.data.short_clips, rng=None)
+        positions = choice.tolist()
         try:
             squares = {position: resize_picture(clip[position], side, position) for position in set(positions)}
         except ValueError as error:

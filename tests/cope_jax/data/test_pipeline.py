@@ -351,6 +351,14 @@ def test_evaluation_covers_each_item_once_in_row_order(evaluate, content, tokeni
     np.testing.assert_array_equal(flat[f"{domain}.text"][:n], expected)
 
 
+@pytest.mark.parametrize("T", [1, 2])
+def test_pages_give_their_first_pictures(train, evaluate, album_dir, T):
+    for batch in [*train(3, data_dir=album_dir, frames={"page": T}), *evaluate("page", data_dir=album_dir, frames=T)]:
+        page = batch["page"]
+        _, _, frame = seen(page["frames"][page["present"]])
+        np.testing.assert_array_equal(frame, np.tile(np.arange(T), (page["present"].sum(), 1)))
+
+
 def test_evaluation_of_some_rows_is_that_of_all(evaluate):
     (whole,) = evaluate("live", batch_size=12)
     batches = evaluate("live", batch_size=2, rows=[1, 4, 9])
