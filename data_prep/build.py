@@ -1,7 +1,7 @@
 """Builds the four TFDS data sets of `rope` from a catalog and its images.
 
-    python -m data_prep.build --catalog=DIR --images=DIR[,DIR…] --data_dir=DIR [--splits=train,test]
-    python -m data_prep.build --release=DIR --data_dir=DIR [--images=DIR[,DIR…]] [--splits=train,test]
+    python -m data_prep.build --catalog=DIR --images=DIR [--images=DIR…] --data_dir=DIR [--splits=train,test]
+    python -m data_prep.build --release=DIR --data_dir=DIR [--images=DIR…] [--splits=train,test]
 
 The second form first makes the catalog of the release in <data_dir>/catalog. Images may be stored in folders of any
 depth, in the shards of a download, or in both. If a build is interrupted, run the same command again: it resumes. If
@@ -57,7 +57,7 @@ def build(
     runner = local_runner(processes) if beam_options is None else contextlib.nullcontext(beam_runner(beam_options))
     with runner as shared:  # by all four data sets, because a pool takes seconds to start
         builders = {
-            name: Builder(config=name, data_dir=data_dir, inputs=inputs, runner=shared, report=report)
+            name: Builder(config=name, data_dir=data_dir.absolute(), inputs=inputs, runner=shared, report=report)
             for name in (*DOMAINS, "product")
         }
         inputs.check()
@@ -101,7 +101,9 @@ def define_flags() -> None:
     """Defines the flags of the command."""
     flags.DEFINE_string("catalog", None, "Folder of a catalog.")
     flags.DEFINE_string("release", None, "Folder with text files, whose catalog is made in <data_dir>/catalog.")
-    flags.DEFINE_list("images", None, "Folders with images or the shards of a download. Default: <release>/images.")
+    flags.DEFINE_multi_string(
+        "images", None, "Folder with images or the shards of a download; may be repeated. Default: <release>/images."
+    )
     flags.DEFINE_string("data_dir", None, "Folder for the data sets, which are written to <data_dir>/rope.")
     flags.DEFINE_list("splits", list(PREFIXES), "Splits to build.")
     for split, prefix in PREFIXES.items():
@@ -131,7 +133,9 @@ def main() -> int:
 
 
 def _inputs(data_dir: Path, report: Callable[[str], None]) -> Inputs:
-    images = [Path(folder) for folder in FLAGS.images or ()]
+    # "A,B" is two folders, unless there is one of this name.
+    given = [[value] if Path(value).exists() else value.split(",") for value in FLAGS.images or ()]
+    images = [Path(folder) for folders in given for folder in folders]
     if FLAGS.catalog:
         return Inputs(Path(FLAGS.catalog), tuple(images), tuple(FLAGS.splits))
     prefixes = {split: getattr(FLAGS, f"{split}_prefix") for split in PREFIXES}

@@ -20,6 +20,7 @@ from data_prep.catalog.lines import Reason
 from data_prep.catalog.ordered_rows import OrderedRows, first_of_each, lists
 from data_prep.catalog.rejects import Rejects
 from data_prep.common.domains import DOMAINS
+from data_prep.common.files import plain_links
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,13 +174,10 @@ def _streamed(con: duckdb.DuckDBPyConnection, query: str) -> OrderedRows:
 
 def _staged(con: duckdb.DuckDBPyConnection, query: str, path: Path) -> OrderedRows:
     """Returns a query's rows from a file, so that the next sort has all the memory."""
-    con.execute(f"COPY ({query}) TO {_quoted(path)} (FORMAT parquet)")
-    file = pq.ParquetFile(path)
+    with plain_links() as link:
+        con.execute(f"COPY ({query}) TO '{link(path.parent)}/{path.name}' (FORMAT parquet)")
+    file = pq.ParquetFile(path.absolute())
     return OrderedRows(file.schema_arrow, file.iter_batches())
-
-
-def _quoted(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"
 
 
 def _item_batches(

@@ -151,7 +151,7 @@ class Catalog:
 
 def parquet_path(folder: Path, split: str, name: str) -> Path:
     """Returns where a catalog in `folder` has a domain's items, or the products where `name` is "product"."""
-    return folder / split / f"{name}.parquet"
+    return (folder / split / f"{name}.parquet").absolute()  # pyarrow expands "~"
 
 
 def _items(batch: pa.RecordBatch) -> Iterator[Item]:

@@ -14,6 +14,7 @@ from data_prep.catalog.assembly import DomainSources, write_split
 from data_prep.catalog.files import REJECTED_FILE, SUMMARY_FILE, Catalog, CatalogError, write_summary
 from data_prep.catalog.rejects import Rejects, write_rejects
 from data_prep.common.domains import DOMAINS
+from data_prep.common.files import plain_links
 from data_prep.common.process_pool import usable_cores
 
 MEMORY_LIMIT = "3GB"  # of DuckDB; parsing and writing beside it take about 1 GB more
@@ -70,7 +71,7 @@ def make(
       CatalogError: too many broken lines, no products, memory or disk that do not suffice, another process at it.
     """
     with _unfinished_folder(out) as folder:
-        with _database(folder, memory_limit) as con:
+        with plain_links() as link, _database(folder, link(folder), memory_limit) as con:
             files = _prepare(con, folder, prepare, max_rejected)
             found = {split: sources(con, split) for split in splits}
             summary = {
@@ -144,11 +145,17 @@ def _unfinished_folder(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _database(folder: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Gives a database in memory that spills into `folder`, and says in our words what stops it."""
+def _database(folder: Path, plain_name: str, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Gives a database in memory that spills into `folder`, and says in our words what stops it.
+
+    Args:
+      folder: of the unfinished catalog.
+      plain_name: another name of it, for DuckDB, see `plain_links`.
+      memory_limit: DuckDB's.
+    """
     config = {
         "memory_limit": memory_limit,
-        "temp_directory": str(folder / _SPILL),
+        "temp_directory": f"{plain_name}/{_SPILL}",
         "threads": min(usable_cores(), _MAX_THREADS),
         "preserve_insertion_order": False,
     }
