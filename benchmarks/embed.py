@@ -48,8 +48,8 @@ def make_run(config: RunConfig) -> LoadedRun:
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     texts = sample_texts(open_records(config.data.data_dir, config.data.train_split), limit=1000)
     tokenizer = train_wordpiece(texts, config.data.vocab_size)
-    graphdef, initialise = split_model(config, vocab_size=len(tokenizer))
-    model = jax.jit(initialise, out_shardings=replicated(mesh))()
+    graphdef, initialize = split_model(config, vocab_size=len(tokenizer))
+    model = jax.jit(initialize, out_shardings=replicated(mesh))()
     embed = embed_function(graphdef, jax.tree.map(lambda leaf: leaf.sharding, model), mesh)
     return LoadedRun(config, tokenizer, mesh, embed, model)
 

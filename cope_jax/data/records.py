@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from cope_jax.data.bad_items import BadItem
+from cope_jax.data.invalid_items import InvalidItemError
 from cope_jax.domains import DOMAINS
 from data_prep.records.schema import open_files, parse_example, read_splits
 
@@ -40,7 +40,7 @@ class Product:
 
 @dataclass(frozen=True)
 class ItemRecords:
-    """The items of a domain. `records[row]` reads one; it raises BadItem, naming the file, if the record is invalid.
+    """The items of a domain. `records[row]` reads one, or raises InvalidItemError, naming the file.
 
     Attributes:
         domain: Name of the domain.
@@ -65,7 +65,7 @@ class ItemRecords:
                 frames=tuple(example.byte_strings("frames")),
             )
         except INVALID as error:
-            raise BadItem(f"{self.place(row)} is invalid: {error}") from error
+            raise InvalidItemError(f"{self.place(row)} is invalid: {error}") from error
 
     def place(self, row: int) -> str:
         """Returns "record 3 of /data/rope/page/1.0.0/rope-train.array_record-00001-of-00016"."""
@@ -74,7 +74,7 @@ class ItemRecords:
 
 @dataclass(frozen=True)
 class ProductRecords:
-    """The products. `records[number]` reads one; it raises BadItem, naming the file, if the record is invalid.
+    """The products. `records[number]` reads one, or raises InvalidItemError, naming the file.
 
     Attributes:
         source: Serialized records by number.
@@ -98,7 +98,7 @@ class ProductRecords:
             }
             return Product(product_id=example.integers("product_id")[0], rows=rows)
         except INVALID as error:
-            raise BadItem(f"{_place(self.files, index)} is invalid: {error}") from error
+            raise InvalidItemError(f"{_place(self.files, index)} is invalid: {error}") from error
 
     def ids(self, *, chunk: int = 4096) -> np.ndarray:
         """Returns the ids of all products, i64[P], in the order of the records.
@@ -112,7 +112,9 @@ class ProductRecords:
                 records = self.source.__getitems__(indices)
                 ids[indices] = [parse_example(record).integers("product_id")[0] for record in records]
             except INVALID:
-                ids[indices] = [self[index].product_id for index in indices]  # raises BadItem for the invalid record
+                ids[indices] = [
+                    self[index].product_id for index in indices
+                ]  # raises InvalidItemError for the invalid record
         return ids
 
 

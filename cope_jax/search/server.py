@@ -184,14 +184,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 def make_server(app: Starlette) -> uvicorn.Server:
     """Builds a quiet plain-HTTP server with few connections."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            ws="none",
-            lifespan="off",
-            server_header=False,
-            limit_concurrency=32,
-            timeout_graceful_shutdown=2,
-        )
-    )
+    config = uvicorn.Config(app, log_level="warning", ws="none", lifespan="off", server_header=False)
+    config.limit_concurrency, config.timeout_graceful_shutdown = 32, 2
+    return uvicorn.Server(config)

@@ -56,11 +56,7 @@ def render(contents: Mapping[str, Any]) -> str:
     scripts and styles with the hashes of ours, and pictures embedded in the page.
     """
     environment = Environment(
-        loader=FileSystemLoader(PAGES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": True, "separators": (",", ":"), "allow_nan": False}
     environment.filters |= {"number": "{:,}".format, "share": "{:.3f}".format, "percent": percent}
