@@ -20,7 +20,6 @@ from benchmarks.measuring import summarize_ratio, time_call
 from configs import demo
 from cope_jax.data.records import open_records, sample_texts
 from cope_jax.data.tokenizer import train_wordpiece
-from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import LoadedRun, embed_function, embed_items
 from cope_jax.parallel.mesh import make_mesh, replicated
 from cope_jax.runs.config import RunConfig
@@ -28,6 +27,7 @@ from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.inputs import evaluation_batches
 from cope_jax.runs.model import split_model
 from data_prep.build import build
+from data_prep.common.domains import DOMAINS
 from data_prep.records.inputs import inputs_from_release
 from data_prep.synthetic.release import write_release
 

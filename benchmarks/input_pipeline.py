@@ -44,10 +44,10 @@ from cope_jax.data.images import TrainTransform
 from cope_jax.data.pipeline import train_batches
 from cope_jax.data.records import Item, open_records, sample_texts
 from cope_jax.data.tokenizer import train_wordpiece
-from cope_jax.domains import DOMAINS
 from data_prep.build import build
 from data_prep.catalog.files import Frame
 from data_prep.catalog.files import Item as CatalogItem
+from data_prep.common.domains import DOMAINS
 from data_prep.records.inputs import Inputs, inputs_from_release
 from data_prep.synthetic.release import write_release
 

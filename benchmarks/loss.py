@@ -21,11 +21,11 @@ from absl import app, flags
 from jax.sharding import Mesh
 
 from benchmarks.measuring import run_in_process, summarize_ratio, time_call
-from cope_jax.domains import DOMAINS, PAIRS
 from cope_jax.losses.pairs import Nearest, Pair, View, compare, join_vectors, split_vectors
 from cope_jax.losses.ring import BATCH_AXES
 from cope_jax.losses.sigmoid import init_scalars, sigmoid_loss
 from cope_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from data_prep.common.domains import DOMAINS, PAIRS
 
 DEVICES = (1, 2, 4, 8, 16)
 MOST_DENSE_DEVICES = 8  # with 16, the matrices take 26 GB of this machine's memory; dense is then only compiled

@@ -149,7 +149,7 @@ def words_of(command: str, places: dict[str, str]) -> list[str]:
     if words[0] == "download":
         return [*words, f"--url_prefix={places['server']}", "--rate=2000"]
     if words[0] == "test":
-        return [*words, "tests/cope_jax/test_domains.py"]
+        return [*words, "tests/data_prep/common/test_domains.py"]
     if "--dry_run" in words:
         nothing = ["--config.data.data_dir=/nowhere", "--config.data.tokenizer=nobody/nothing"]
         return [*words, *TINY_RUN, "--config.train.batch_size=16", *nothing]

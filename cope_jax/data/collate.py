@@ -11,7 +11,7 @@ from cope_jax.data.images import EvalTransform, TrainTransform
 from cope_jax.data.invalid_items import InvalidItemError
 from cope_jax.data.records import Item, Records
 from cope_jax.data.tokenizer import TextAugment, encode
-from cope_jax.domains import DOMAINS
+from data_prep.common.domains import DOMAINS
 
 NO_PRODUCT = -1
 NO_CLASS = -1

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cope_jax.domains import PICTURE_DOMAINS
+from data_prep.common.domains import PICTURE_DOMAINS
 
 SHORT_CLIPS = ("repeat", "mask")
 

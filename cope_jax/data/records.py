@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from cope_jax.data.invalid_items import InvalidItemError
-from cope_jax.domains import DOMAINS
+from data_prep.common.domains import DOMAINS
 from data_prep.records.schema import open_files, parse_example, read_splits
 
 # Raised for an invalid record: by array_record (wrong hash), for a feature without values, by parsing and decoding.

@@ -10,7 +10,6 @@ import numpy as np
 
 from cope_jax.data.invalid_items import InvalidItemError, InvalidItems
 from cope_jax.data.records import Product, open_records
-from cope_jax.domains import DIRECTIONS, DOMAINS
 from cope_jax.evaluation import results
 from cope_jax.evaluation.embed_items import Items, LoadedRun, load_run
 from cope_jax.evaluation.metrics import bootstrap, few_shot, retrieval
@@ -19,6 +18,7 @@ from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
+from data_prep.common.domains import DIRECTIONS, DOMAINS
 from data_prep.common.progress import Progress
 
 

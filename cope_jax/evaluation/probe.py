@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data.invalid_items import InvalidItems
 from cope_jax.data.records import open_records
-from cope_jax.domains import DOMAINS, PAIRS
 from cope_jax.evaluation.embed_items import LoadedRun, embed_function
 from cope_jax.evaluation.evaluate_run import draw_products, rows_by_domain
 from cope_jax.evaluation.metrics import retrieval
 from cope_jax.parallel.mesh import batch_share
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.state import ModelState
+from data_prep.common.domains import DOMAINS, PAIRS
 
 
 @dataclass(frozen=True)

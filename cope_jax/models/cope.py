@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from cope_jax.domains import DOMAINS
 from cope_jax.models.fusion import FUSIONS, Embeddings, Features, LinearFusion, TransformerFusion
 from cope_jax.models.layers import ComputeOptions
 from cope_jax.models.text import PAD_ID, TextEncoder, TextFeatures
 from cope_jax.models.vision import VisionEncoder, VisionFeatures
+from data_prep.common.domains import DOMAINS
 
 Batch = Mapping[str, Any]
 MODEL_INPUTS = ("frames", "frame_mask", "text")  # of a domain

@@ -16,12 +16,12 @@ from absl import flags
 
 from cope_jax import Embedder, cli
 from cope_jax.data.thumbnails import data_uri
-from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.results import BEST, LATEST
 from cope_jax.search.embedding_store import read_manifest
 from cope_jax.search.index import KINDS
 from cope_jax.search.library import Library, SearchResult, open_library, other_domains
 from cope_jax.search.result_views import results_page, results_table
+from data_prep.common.domains import DOMAINS
 from data_prep.common.files import atomic_write
 
 FLAGS = flags.FLAGS

@@ -14,7 +14,6 @@ from cope_jax import exported
 from cope_jax.data.frames import choose_frames
 from cope_jax.data.images import WHOLE, crop_resize, limit_opencv_threads, resize, upright_pixels
 from cope_jax.data.tokenizer import encode, load_tokenizer
-from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import check_unit_length, embed_function, lookahead
 from cope_jax.evaluation.results import LATEST, find_step
 from cope_jax.models.cope import MODEL_INPUTS
@@ -24,6 +23,7 @@ from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.model import load_model
+from data_prep.common.domains import DOMAINS
 
 Picture = str | Path | bytes | np.ndarray | Image.Image
 Program = Callable[[str, Mapping[str, np.ndarray]], jax.Array]  # domain, inputs → float32[B, E]

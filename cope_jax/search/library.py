@@ -8,12 +8,12 @@ import numpy as np
 
 from cope_jax.data.records import Records, open_records
 from cope_jax.data.thumbnails import Card, read_card
-from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.results import LATEST, find_step
 from cope_jax.runs.config_file import load_config
 from cope_jax.search.embedder import Embedder, Picture
 from cope_jax.search.embedding_store import MANIFEST, embed_to_parquet, read_item_ids, read_manifest, read_rows
 from cope_jax.search.index import Index, build_index, open_index
+from data_prep.common.domains import DOMAINS
 
 MAX_TOP = 100  # an HNSW index considers 256 candidates
 

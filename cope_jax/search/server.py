@@ -23,11 +23,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cope_jax.data.thumbnails import Card, data_uri, read_card
-from cope_jax.domains import DOMAINS
 from cope_jax.search.embedder import Embedder
 from cope_jax.search.library import Library, SearchResult
 from cope_jax.search.result_views import PAGES, search_page
 from cope_jax.search.uploads import MAX_FILE, MAX_FILES, MAX_TEXT, check_picture, limited_form, read_pictures
+from data_prep.common.domains import DOMAINS
 
 LOCAL = ("127.0.0.1", "localhost")
 CONCURRENT_QUERIES = 2  # others wait

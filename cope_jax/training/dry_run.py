@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec
 from jaxtyping import PyTree
 
 from cope_jax.data.tokenizer import load_tokenizer
-from cope_jax.domains import DOMAINS
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.parallel.path_rules import apply_rules, leaf_paths
 from cope_jax.runs.config import RunConfig
@@ -22,6 +21,7 @@ from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import check_batch_sizes, training_batch_shapes
 from cope_jax.training.optimizer import decays, rate_factors
 from cope_jax.training.plan import Plan, make_plan, step_flops
+from data_prep.common.domains import DOMAINS
 from data_prep.common.text_table import text_table
 
 GIB = 2**30

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cope_jax.domains import DOMAINS, PAIRS
 from cope_jax.losses.classifier import classifier_loss, init_table
 from cope_jax.losses.infonce import infonce_loss
 from cope_jax.losses.pairs import Pair, Statistics, View
@@ -15,6 +14,7 @@ from cope_jax.losses.sigmoid import init_scalars, sigmoid_loss
 from cope_jax.models.fusion import Embeddings
 from cope_jax.runs.config import InfoNCEConfig, RunConfig, SigmoidConfig
 from cope_jax.training.metrics import Mean
+from data_prep.common.domains import DOMAINS, PAIRS
 
 # (parameters of all terms, embeddings by domain, batch, random key) → (loss, metrics)
 LossFunction = Callable[

@@ -11,12 +11,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from cope_jax.domains import DOMAINS
 from cope_jax.runs.state import ModelState, TrainState
 from cope_jax.training.gradients import batch_gradients, cached_gradients
 from cope_jax.training.metrics import Mean
 from cope_jax.training.objective import LossFunction
 from cope_jax.training.optimizer import Groups, stop_frozen_gradients
+from data_prep.common.domains import DOMAINS
 
 StepFunction = Callable[[TrainState, Any], tuple[TrainState, dict[str, Mean]]]
 

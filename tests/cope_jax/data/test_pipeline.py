@@ -14,7 +14,7 @@ from cope_jax.data.invalid_items import InvalidItems
 from cope_jax.data.pipeline import eval_batches, train_batches
 from cope_jax.data.records import open_records
 from cope_jax.data.tokenizer import TextAugment, encode
-from cope_jax.domains import DOMAINS
+from data_prep.common.domains import DOMAINS
 
 FRAMES = {"page": 1, "video": 3, "live": 2}
 NOISE = TextAugment(min_length=3)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cope_jax.domains import DOMAINS
 from cope_jax.losses import sharded_softmax
 from cope_jax.losses.classifier import classifier_loss, init_table, table_rows
 from cope_jax.losses.ring import BATCH_AXES
 from cope_jax.losses.sharded_softmax import CLASS_AXES, TILE
 from cope_jax.parallel.mesh import make_mesh
+from data_prep.common.domains import DOMAINS
 
 # Classes on each of eight devices, with padding on the last, and items for two tiles.
 CLASSES, B, E, M = 3000, 96, 7, 3

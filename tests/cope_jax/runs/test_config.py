@@ -10,7 +10,6 @@ import pytest
 
 from configs import default
 from cope_jax.data.frames import SHORT_CLIPS
-from cope_jax.domains import DOMAINS
 from cope_jax.models.fusion import FUSIONS, HEAD_NORMS
 from cope_jax.models.layers import ACTIVATIONS, ATTENTIONS, REMATS
 from cope_jax.models.text import POOLINGS as TEXT_POOLINGS
@@ -19,6 +18,7 @@ from cope_jax.models.vision import POOLINGS as VISION_POOLINGS
 from cope_jax.runs import config
 from cope_jax.runs.config import flatten
 from cope_jax.runs.config_validation import resolve_config
+from data_prep.common.domains import DOMAINS
 
 ROOT = Path(__file__).parents[3]
 

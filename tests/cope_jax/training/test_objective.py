@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cope_jax.domains import DOMAINS
 from cope_jax.models.fusion import Embeddings
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.training.metrics import Mean
 from cope_jax.training.objective import init_losses, make_loss, make_pairs, make_views
+from data_prep.common.domains import DOMAINS
 
 B, E, CLASSES = 6, 16, 9
 
