@@ -31,9 +31,10 @@ from absl import app, flags
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 
+from benchmarks.catalog_writer import write_catalog
 from benchmarks.measuring import run_in_process, summarize_ratio
 from data_prep.build import build
-from data_prep.catalog.files import Frame, Item, write_catalog
+from data_prep.catalog.files import Frame, Item
 from data_prep.common.domains import DOMAINS
 from data_prep.download.ledger import SUCCESS, Footer, Row, write_ledger
 from data_prep.download.shard import add_image, shard_path

@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import app, flags
 
+from benchmarks.catalog_writer import write_catalog
 from benchmarks.measuring import summarize_ratio, time_call
-from data_prep.catalog.files import Frame, Item, write_catalog
+from data_prep.catalog.files import Frame, Item
 from data_prep.download.shard import make_url
 
 FLAGS = flags.FLAGS

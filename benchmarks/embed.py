@@ -20,7 +20,6 @@ from benchmarks.measuring import summarize_ratio, time_call
 from configs import demo
 from cope_jax.data.records import open_records, sample_texts
 from cope_jax.data.tokenizer import train_wordpiece
-from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import LoadedRun, embed_function, embed_items
 from cope_jax.parallel.mesh import make_mesh, replicated
 from cope_jax.runs.config import RunConfig
@@ -28,6 +27,7 @@ from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.inputs import evaluation_batches
 from cope_jax.runs.model import split_model
 from data_prep.build import build
+from data_prep.common.domains import DOMAINS
 from data_prep.records.inputs import inputs_from_release
 from data_prep.synthetic.release import write_release
 
@@ -48,8 +48,8 @@ def make_run(config: RunConfig) -> LoadedRun:
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     texts = sample_texts(open_records(config.data.data_dir, config.data.train_split), limit=1000)
     tokenizer = train_wordpiece(texts, config.data.vocab_size)
-    graphdef, initialise = split_model(config, vocab_size=len(tokenizer))
-    model = jax.jit(initialise, out_shardings=replicated(mesh))()
+    graphdef, initialize = split_model(config, vocab_size=len(tokenizer))
+    model = jax.jit(initialize, out_shardings=replicated(mesh))()
     embed = embed_function(graphdef, jax.tree.map(lambda leaf: leaf.sharding, model), mesh)
     return LoadedRun(config, tokenizer, mesh, embed, model)
 

@@ -20,7 +20,7 @@ from cope_jax.parallel.mesh import make_mesh, to_devices
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.inputs import training_batch_shapes
-from cope_jax.training.plan import Plan, plan
+from cope_jax.training.plan import Plan, make_plan
 
 MICROBATCH, VOCABULARY = 8, 1000
 
@@ -64,7 +64,7 @@ def make_step(batch_size: int, microbatch: int) -> Step:
     """Compiles the step for a batch size; with microbatch 0, the plain step."""
     config = make_config(batch_size, microbatch)
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
-    run, shapes = plan(config, mesh, vocab_size=VOCABULARY), training_batch_shapes(config)
+    run, shapes = make_plan(config, mesh, vocab_size=VOCABULARY), training_batch_shapes(config)
     program = run.step.lower(run.state, shapes).compile()
     rng = np.random.default_rng(0)
     batch = jax.tree.map(lambda leaf: rng.integers(0, 2, leaf.shape).astype(leaf.dtype), shapes)

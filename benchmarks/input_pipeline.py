@@ -37,15 +37,17 @@ from absl import app, flags, logging
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.build import make_images, write_shards
+from benchmarks.catalog_writer import write_catalog
 from benchmarks.measuring import run_in_process, summarize_ratio
-from cope_jax.data.images import TrainView
+from cope_jax.data.collate import Collator
+from cope_jax.data.images import TrainTransform
 from cope_jax.data.pipeline import train_batches
 from cope_jax.data.records import Item, open_records, sample_texts
 from cope_jax.data.tokenizer import train_wordpiece
-from cope_jax.domains import DOMAINS
 from data_prep.build import build
-from data_prep.catalog.files import Frame, write_catalog
+from data_prep.catalog.files import Frame
 from data_prep.catalog.files import Item as CatalogItem
+from data_prep.common.domains import DOMAINS
 from data_prep.records.inputs import Inputs, inputs_from_release
 from data_prep.synthetic.release import write_release
 
@@ -117,10 +119,10 @@ def our_batches(
         split="train",
         batch_size=work.batch_size,
         seed=SEED,
-        frames=work.frames,
-        view=TrainView(work.size),
-        text_length=work.text_length,
-        tokenizer=tokenizer,
+        collators=[
+            Collator(domain, T, TrainTransform(work.size), tokenizer, work.text_length)
+            for domain, T in work.frames.items()
+        ],
         threads=workers,
         start_step=start_step,
     )

@@ -21,12 +21,11 @@ from absl import app, flags
 from jax.sharding import Mesh
 
 from benchmarks.measuring import run_in_process, summarize_ratio, time_call
-from cope_jax.domains import DOMAINS, PAIRS
-from cope_jax.losses.pairs import Pair, Side, compare, join_vectors, split_vectors
-from cope_jax.losses.ring import AXES
+from cope_jax.losses.pairs import Nearest, Pair, View, compare, join_vectors, split_vectors
+from cope_jax.losses.ring import BATCH_AXES
 from cope_jax.losses.sigmoid import init_scalars, sigmoid_loss
-from cope_jax.losses.statistics import Nearest
 from cope_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from data_prep.common.domains import DOMAINS, PAIRS
 
 DEVICES = (1, 2, 4, 8, 16)
 MOST_DENSE_DEVICES = 8  # with 16, the matrices take 26 GB of this machine's memory; dense is then only compiled
@@ -35,59 +34,64 @@ WIDTH, PRODUCTS = 128, 4
 FLAGS = flags.FLAGS
 
 
-def ring(sides: dict[str, Side], scalars: Any, mesh: Mesh) -> Any:
+def ring(views: dict[str, View], scalars: Any, mesh: Mesh) -> Any:
     """Computes the project's loss."""
-    return sigmoid_loss(sides, scalars, pairs=[Pair(a, b) for a, b in PAIRS], mesh=mesh)
+    return sigmoid_loss(views, scalars, pairs=[Pair(a, b) for a, b in PAIRS], mesh=mesh)
 
 
-def tiled(sides: dict[str, Side], scalars: Any, mesh: Mesh) -> Any:
+def tiled(views: dict[str, View], scalars: Any, mesh: Mesh) -> Any:
     """Computes the same loss without the ring: every device gathers all chunks at once."""
-    with mock.patch("cope_jax.losses.sigmoid.go_round", gather_and_visit):
-        return ring(sides, scalars, mesh)
+    with mock.patch("cope_jax.losses.sigmoid.ring_loop", gather_and_visit):
+        return ring(views, scalars, mesh)
 
 
-def gather_and_visit(visit: Callable[..., Any], *, stays: Any, guest: Any, returns: Any) -> Any:
-    """Replaces `ring.go_round`."""
-    gather = partial(jax.lax.all_gather, axis_name=AXES, tiled=True)
-    stays, gathered = visit(stays, jax.tree.map(gather, guest), jax.tree.map(gather, returns))
-    return stays, [(jax.lax.psum_scatter(gradient, AXES, tiled=True), own_part(near)) for gradient, near in gathered]
+def gather_and_visit(visit: Callable[..., Any], *, local: list, visitor: Any, for_visitor: list) -> tuple[list, list]:
+    """Replaces `ring.ring_loop`."""
+    gather = partial(jax.lax.all_gather, axis_name=BATCH_AXES, tiled=True)
+    visitor, for_visitor = jax.tree.map(gather, visitor), jax.tree.map(gather, for_visitor)
+    results = [visit(i, visitor, *own) for i, own in enumerate(zip(local, for_visitor, strict=True))]
+    gradients = [jax.lax.psum_scatter(its.gradient, BATCH_AXES, tiled=True) for _, its in results]
+    return [own for own, _ in results], [
+        its._replace(gradient=gradient, nearest=own_part(its.nearest))
+        for gradient, (_, its) in zip(gradients, results, strict=True)
+    ]
 
 
 def own_part(nearest: Nearest) -> Nearest:
     """Returns this device's part of the nearest examples that all devices found."""
-    parts = jax.tree.map(lambda found: jax.lax.pmax(found, AXES).reshape(-1, FLAGS.chunk), nearest)
-    return jax.tree.map(lambda part: part[jax.lax.axis_index(AXES)], parts)
+    parts = jax.tree.map(lambda found: jax.lax.pmax(found, BATCH_AXES).reshape(-1, FLAGS.chunk), nearest)
+    return jax.tree.map(lambda part: part[jax.lax.axis_index(BATCH_AXES)], parts)
 
 
-def dense(sides: dict[str, Side], scalars: Any, mesh: Mesh) -> Any:
+def dense(views: dict[str, View], scalars: Any, mesh: Mesh) -> Any:
     """Computes the formula on whole matrices, with the same statistics."""
     total, statistics = jnp.zeros(()), []
     for a, b in PAIRS:
-        grid = compare(sides[a], sides[b])
+        grid = compare(views[a], views[b])
         logits = jnp.exp(scalars["log_t"]) * grid.cosine + scalars["bias"]
         terms = jax.nn.softplus(jnp.where(grid.positive, -logits, logits))
         loss = jnp.where(grid.positive | grid.negative, terms, 0.0).sum() / len(terms)
         cosine = jax.lax.stop_gradient(grid.cosine)
         means = [jnp.where(mask, cosine, 0.0).sum() / mask.sum() for mask in (grid.positive, grid.negative)]
-        nearest = [Nearest.among(grid._replace(cosine=cosine), axis=axis).accuracy() for axis in (0, 1)]
+        nearest = [Nearest.along(axis, grid._replace(cosine=cosine)).accuracy() for axis in (0, 1)]
         total += loss
         statistics.append((loss, means, nearest))
     return total, statistics
 
 
-def make_sides(examples: int) -> dict[str, Side]:
+def make_views(examples: int) -> dict[str, View]:
     """Returns random unit vectors. A product is sometimes twice in a batch, and one item in ten is missing."""
     rng = np.random.default_rng(0)
     products = np.full((examples, PRODUCTS), -1, np.int32)
     products[:, 0] = rng.integers(0, 20 * examples, examples)
 
-    def side() -> Side:
+    def view() -> View:
         vectors = rng.normal(size=(examples, WIDTH)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         present, example = rng.random(examples) > 0.1, np.arange(examples, dtype=np.int32)
-        return Side(*map(jnp.asarray, (vectors, products, present, example)))
+        return View(*map(jnp.asarray, (vectors, products, present, example)))
 
-    return {domain: side() for domain in DOMAINS}
+    return {domain: view() for domain in DOMAINS}
 
 
 def measure(devices: int, rounds: int) -> dict[str, Any]:
@@ -95,7 +99,7 @@ def measure(devices: int, rounds: int) -> dict[str, Any]:
     mesh = make_mesh(data=devices, fsdp=1, tensor=1)
     cut, whole = batch_sharding(mesh), replicated(mesh)
     scalars = jax.device_put(init_scalars(temperature=10.0, bias=-10.0), whole)
-    arguments = (*jax.device_put(split_vectors(make_sides(FLAGS.chunk * devices)), cut), scalars)
+    arguments = (*jax.device_put(split_vectors(make_views(FLAGS.chunk * devices)), cut), scalars)
     programs = {}
     for method in (ring, tiled, dense):
 

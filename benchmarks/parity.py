@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 
 from benchmarks.torch_references import REFERENCES, Reference
 from cope_jax.models.backbones.load import prepare
-from cope_jax.models.compute import Compute
+from cope_jax.models.layers import ComputeOptions
 from cope_jax.models.text import TextEncoder
 from cope_jax.models.vision import VisionEncoder
 
@@ -29,8 +29,6 @@ ENCODERS = {"vision": VisionEncoder, "text": TextEncoder}
 FORWARD_BOUND, GRADIENT_BOUND = 1e-4, 1e-3
 
 Differences = dict[str, float]
-# Overrides the settings of the tests, which compile quickly: at the published widths running takes longer.
-COMPILER_OPTIONS = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 FLAGS = flags.FLAGS
 
 
@@ -38,12 +36,13 @@ def compare(reference: Reference) -> tuple[Differences, Differences]:
     """Returns the relative differences of all outputs, and of the gradients of all parameters and of the input."""
 
     def make(scan_layers: bool = True) -> nnx.Module:
-        compute = Compute(dtype=jnp.dtype("float32"), scan_layers=scan_layers)
+        compute = ComputeOptions(dtype=jnp.dtype("float32"), scan_layers=scan_layers)
         return ENCODERS[reference.encoder](**reference.settings, compute=compute, rngs=nnx.Rngs(params=0))
 
     graphdef = nnx.graphdef(nnx.eval_shape(make))
     unrolled = nnx.graphdef(nnx.eval_shape(lambda: make(scan_layers=False)))
-    fresh = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make(), nnx.Param)))()
+    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make), nnx.Param))
+    fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)  # all of it is replaced
     params = load_parameters(reference, reference.weights, fresh)
     shift, mask = jnp.zeros(reference.input_gradient.shape), jnp.asarray(reference.mask)
 
@@ -51,10 +50,10 @@ def compare(reference: Reference) -> tuple[Differences, Differences]:
         outputs = encode(nnx.merge(graphdef, params), inputs, shift, mask)
         return jnp.array([(outputs[name] * cotangents[name]).sum() for name in outputs]).sum(), outputs
 
-    differentiate = jax.jit(jax.grad(weighted_sum, argnums=(0, 1), has_aux=True), compiler_options=COMPILER_OPTIONS)
+    differentiate = jax.jit(jax.grad(weighted_sum, argnums=(0, 1), has_aux=True))
     (gradients, input_gradient), outputs = differentiate(params, shift, reference.inputs, reference.cotangents)
     forward = {name: difference(outputs[name], wanted) for name, wanted in reference.outputs.items()}
-    blocks = block_outputs(nnx.merge(unrolled, params), reference)
+    blocks = jax.jit(lambda params: block_outputs(nnx.merge(unrolled, params), reference))(params)
     for k, (x, wanted) in enumerate(zip(blocks, reference.hidden, strict=True), start=1):
         forward[f"block {k}"] = difference(x, wanted)
     ours, wanted = by_path(gradients), by_path(load_parameters(reference, reference.gradients, fresh))

@@ -14,9 +14,9 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.measuring import peak_memory, run_in_process, summarize_ratio, time_call
-from cope_jax.domains import DIRECTIONS
 from cope_jax.evaluation.metrics import retrieval
 from cope_jax.evaluation.metrics.ranks import ranks_between
+from data_prep.common.domains import DIRECTIONS
 
 SIZES = {"page": 31_388, "video": 29_810, "live": 30_981}
 PRODUCTS, WIDTH = 2_527, 128

@@ -32,13 +32,13 @@ from absl import app, flags
 
 from benchmarks.measuring import peak_memory, planned_bytes, summarize_ratio, time_call
 from configs import default
-from cope_jax.domains import DOMAINS
 from cope_jax.parallel.mesh import make_mesh, to_devices
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.inputs import training_batch_shapes
-from cope_jax.training.plan import plan, step_operations
+from cope_jax.training.plan import make_plan, step_flops
 from cope_jax.training.supervision.allocator import mimalloc_environment
+from data_prep.common.domains import DOMAINS
 
 VOCABULARY = 8000
 PROGRAMS = ("ours", "torch", "torch_compiled")
@@ -89,7 +89,7 @@ class Ours:
     def __init__(self, config: RunConfig):
         self.config = config
         mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
-        run = plan(config, mesh, vocab_size=VOCABULARY)
+        run = make_plan(config, mesh, vocab_size=VOCABULARY)
         self.bring = partial(to_devices, make_batch(config), mesh)
         self.batch = self.bring()
         started = time.perf_counter()
@@ -114,7 +114,7 @@ class Ours:
             "compile_seconds": self.compile_seconds,
             "peak_bytes": on_device or planned_bytes(self.step),
             "process_bytes": peak_memory(),
-            "operations": step_operations(self.config, VOCABULARY),
+            "operations": step_flops(self.config, VOCABULARY),
             "dispatch_ms": self.dispatch_ms(),
             "bring_ms": [1e3 * time_call(self.bring) for _ in range(100)],
             "matrix_rate": self.matrix_rate(),

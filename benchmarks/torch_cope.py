@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional
 from transformers.models.x_clip.modeling_x_clip import XCLIPVisionEncoderLayer
 
-from cope_jax.domains import DOMAINS, PAIRS
 from cope_jax.models.vision import NORMALISATIONS
 from cope_jax.runs.config import RunConfig
+from data_prep.common.domains import DOMAINS, PAIRS
 
 Batch = Mapping[str, Any]
 

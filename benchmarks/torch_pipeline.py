@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from transformers import PreTrainedTokenizerFast
 
-from cope_jax.data.frames import choose
+from cope_jax.data.frames import choose_frames
 from cope_jax.data.images import random_box
 from cope_jax.data.records import Item
 from cope_jax.data.tokenizer import encode
@@ -56,7 +56,7 @@ class TorchDataset(Dataset):
 
     def example(self, item: Item, domain: str) -> dict[str, Any]:
         """Returns the frames and tokens of an item."""
-        positions = choose(len(item.frames), self.frames[domain], short_clips="repeat", rng=None)
+        positions = choose_frames(len(item.frames), self.frames[domain], short_clips="repeat", rng=None)
         frames = augment([item.frames[position] for position in positions], self.size)
         return {
             "frames": normalize(frames) if self.normalized else np.stack(frames),

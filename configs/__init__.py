@@ -1,1 +1,1 @@
-"""Experiments: one `get_config()` a file; each starts from `default` and states only what differs."""
+"""Experiments: one `get_config()` per file, which starts from `default` and lists only what differs."""

@@ -1,8 +1,8 @@
-"""The whole way once on the synthetic release, from scratch, in seven to eight minutes on two CPU cores.
+"""The whole pipeline on the synthetic release, from scratch, in seven to eight minutes on two CPU cores.
 
     ./run.sh demo
 
-Expected: mean R@1 over the six directions of about 0.62 on 220 unseen products (untrained: 0.005).
+Expected result: mean R@1 over the six directions of about 0.62 on 220 unseen products (untrained: 0.005).
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from configs import scratch
 
 
 def get_config() -> ConfigDict:
-    """A small model at 64 px; one frame of each clip in training, four in evaluation."""
+    """Returns a small model at 64 px, with one frame per clip in training and four in evaluation."""
     config = scratch.get_config()
     config.update_from_flattened_dict(
         {

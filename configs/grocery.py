@@ -2,7 +2,7 @@
 
     ./run.sh grocery PATH
 
-Expected: R@1 of 0.3 to 0.4 for video→page and for live→page on the validation photos (chance 0.012).
+Expected result: R@1 of 0.3 to 0.4 for video→page and live→page on the validation photos (chance: 0.012).
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from configs import scratch
 
 
 def get_config() -> ConfigDict:
-    """A convolutional stem under a small ViT at 64 px; two photos of each clip in training, four in evaluation."""
+    """Returns a small ViT with a conv stem at 64 px, with two photos per clip in training and four in evaluation."""
     config = scratch.get_config()
     config.update_from_flattened_dict(
         {
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
             "data.crop_scale": (0.3, 1.0),
             "data.colour_jitter": 0.3,
             "data.text_length": 48,
-            "losses.classifier.weight": 0.1,  # beside the sigmoid loss, which alone finds less here, as InfoNCE does
+            "losses.classifier.weight": 0.1,  # the sigmoid loss or InfoNCE alone are worse here
             "model.text_domains": ("page",),
             "model.vision.stem_widths": (48, 96, 192),
             "model.vision.stem_blocks": (0, 1, 2),

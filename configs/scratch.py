@@ -1,6 +1,6 @@
-"""What experiments from scratch on a few CPU cores have in common: small images, a convolutional stem, one text layer.
+"""Base of experiments from scratch on a few CPU cores: small images, a conv stem and one text layer.
 
-No experiment by itself: demo.py and grocery.py start from it.
+Not an experiment of its own; demo.py and grocery.py start from it.
 """
 
 from ml_collections import ConfigDict
@@ -9,22 +9,22 @@ from configs import default
 
 
 def get_config() -> ConfigDict:
-    """A small model at 64 px, trained with 64 products a step, evaluated on four frames a clip."""
+    """Returns a small model at 64 px, trained with 64 products per step and evaluated on four frames per clip."""
     config = default.get_config()
     config.update_from_flattened_dict(
         {
             "data.image_size": 64,
             "data.vocab_size": 2000,
-            # Of small images a second thread makes no more: both wait for Python's lock, and training for them.
+            # A second thread does not speed up small images: both wait for Python's lock, and training waits for them.
             "data.threads": 1,
             "model.head_norm": "batch",
-            "model.scan_layers": False,  # one or two layers: 4% less time a step, and no longer to compile
+            "model.scan_layers": False,  # with one or two layers, 4% less time per step and no longer to compile
             "model.vision.stem": "conv",
             "model.vision.pooling": "mean",
             "model.text.depth": 1,
             "model.text.heads": 2,
             "model.text.pooling": "mean",
-            # β where a model that knows nothing is already right on average: −log of the batch's negatives.
+            # An untrained model is right on average with this β: −log of the number of negatives in a batch.
             "losses.sigmoid.bias": -4.0,
             "optimizer.warmup_steps": 30,
             "optimizer.clip_norm": 1.0,

@@ -45,7 +45,7 @@ COMMANDS = {
     "compare": Command("cope_jax.compare", "compare the metrics of evaluated runs"),
     "checkpoints": Command("cope_jax.checkpoints", "verify checkpoints"),
     "embed": Command("cope_jax.embed", "write the embeddings of all items as Parquet"),
-    "search": Command("cope_jax.search", "find similar items, by item, images or text; also as a web page", "serve"),
+    "search": Command("cope_jax.search", "find similar items, by item, images or text; serve a search page", "search"),
     "export": Command("cope_jax.export", "export the weights and programs of a run, to serve without this code"),
 }
 
@@ -92,7 +92,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if not command.extra or find_spec((error.name or module).partition(".")[0]):
             raise
-        sys.exit(f"cope: {name} needs the package {error.name}: pip install 'cope-jax[{command.extra}]'")
+        extra = "serve" if {"serve", "--serve"} & {*arguments} else command.extra
+        sys.exit(f"cope: {name} needs the package {error.name}: pip install 'cope-jax[{extra}]'")
 
 
 if __name__ == "__main__":

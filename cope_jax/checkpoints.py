@@ -1,7 +1,6 @@
-"""Checks checkpoints against their manifests: `python -m cope_jax.checkpoints verify runs/demo`.
+"""Verifies checkpoints against their manifests: `python -m cope_jax.checkpoints verify runs/demo`.
 
-DIR is a work directory, its folder `checkpoints`, or one checkpoint, here or copied elsewhere. Exit code 1 where one is
-damaged.
+DIR is a work directory, its folder `checkpoints`, or one checkpoint. The exit code is 1 if one is invalid.
 """
 
 import sys
@@ -10,33 +9,31 @@ from pathlib import Path
 from absl import app
 
 from cope_jax import cli
-from cope_jax.runs.manifest import FILE, find_damage
+from cope_jax.runs.manifest import FILE, find_problems
 
 
 def main(*words: str) -> None:
-    """Prints what is wrong with each checkpoint."""
+    """Prints the problems of each checkpoint."""
     if len(words) != 2 or words[0] != "verify":
-        raise app.UsageError("one command and one folder are wanted: verify DIR")
-    damages = {folder: find_damage(folder) for folder in checkpoint_folders(Path(words[1]))}
-    for folder, damage in damages.items():
-        print(f"{folder}: {'; '.join(damage) if damage else 'as it was written'}")
-    sys.exit(1 if any(damages.values()) else 0)
+        raise app.UsageError("expected a command and a folder: verify DIR")
+    problems = {folder: find_problems(folder) for folder in checkpoint_folders(Path(words[1]))}
+    for folder, found in problems.items():
+        print(f"{folder}: {'; '.join(found) if found else 'no problems found'}")
+    sys.exit(1 if any(problems.values()) else 0)
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first.
+    """Returns the checkpoints of a folder, oldest first.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: There are none.
     """
     parent = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
     found = sorted((path for path in parent.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
     if not found and folder.is_dir() and ((folder / FILE).exists() or folder.absolute().name.isdigit()):
         return [folder]
     if not found:
-        raise FileNotFoundError(
-            f"no checkpoints in {parent.absolute()}: name a work directory or one of its checkpoints"
-        )
+        raise FileNotFoundError(f"no checkpoints in {parent.absolute()}; expected a work directory or a checkpoint")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the commands of the package have in common: quiet libraries, and errors of the user in one sentence."""
+"""Flags and helpers shared by the commands of `cope_jax`."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,12 +8,11 @@ import jax
 from absl import flags
 
 from cope_jax.evaluation.results import BEST, LATEST
-from cope_jax.parallel.cluster import join_cluster
+from cope_jax.parallel import cluster
 from data_prep.common.cli import run
 
-__all__ = ["define_checkpoint_flags", "define_cluster_flags", "parse_step", "run", "this_process"]
+__all__ = ["define_checkpoint_flags", "define_cluster_flags", "join_cluster", "parse_step", "run"]
 FLAGS = flags.FLAGS
-flags.disclaim_key_flags()  # those defined here belong to the command that asks for them: its --help shows them
 
 
 def define_checkpoint_flags() -> None:
@@ -33,39 +32,35 @@ def define_checkpoint_flags() -> None:
 
 def define_cluster_flags() -> None:
     """Defines the flags of a command that several processes can run together."""
-    flags.DEFINE_bool("distributed", False, "This is one process of several, on one host or on many: join them first.")
-    flags.DEFINE_string("coordinator", None, "host:port of process 0; not needed where the cluster tells it.")
-    flags.DEFINE_integer("processes", None, "Number of processes; not needed where the cluster tells it.")
-    flags.DEFINE_integer("process", None, "Number of this process, from 0; not needed where the cluster tells it.")
-    flags.DEFINE_float("join_seconds", 60.0, "How long processes wait for each other to start.", lower_bound=1.0)
+    flags.disclaim_key_flags()  # --help shows them as flags of the command
+    flags.DEFINE_bool("distributed", False, "Join other processes, on one host or several, before starting.")
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, if the cluster does not provide it.")
+    flags.DEFINE_integer("processes", None, "Number of processes, if the cluster does not provide it.")
+    flags.DEFINE_integer("process", None, "Index of this process from 0, if the cluster does not provide it.")
+    flags.DEFINE_float("join_seconds", 60.0, "Time limit for all processes to start.", lower_bound=1.0)
 
 
-def this_process(settings: Mapping[str, Any]) -> AbstractContextManager[None]:
-    """What stands round the work of this process, before any use of a device: the other processes, or nothing.
+def join_cluster(settings: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Returns a context in which all processes work together; call it before any use of devices.
 
     Args:
-        settings: What must be the same in all processes, by name.
+        settings: Values that must be the same in all processes, by name.
 
     Raises:
-        ValueError: flags of one process among several, without saying that it is one.
+        ValueError: There are flags of one process among several, but --distributed is missing.
     """
     place = {"coordinator": FLAGS.coordinator, "processes": FLAGS.processes, "process": FLAGS.process}
     if FLAGS.distributed:
-        return join_cluster(
-            **place, settings={**settings, "the version of jax": jax.__version__}, seconds=FLAGS.join_seconds
-        )
+        settings = {**settings, "the version of jax": jax.__version__}
+        return cluster.join_cluster(**place, settings=settings, seconds=FLAGS.join_seconds)
     given = [f"--{flag}" for flag, value in place.items() if value is not None]
     if given:
-        raise ValueError(f"{', '.join(given)} without --distributed: this would work alone; add it or leave them out")
+        raise ValueError(f"{', '.join(given)} without --distributed: add it, or remove the others to run one process")
     return nullcontext()
 
 
 def parse_step(step: str, *, words: Sequence[str]) -> int | str:
-    """The value of --step: a number, or one of some words.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Returns the value of --step: a number or one of some words. Raises ValueError if it is neither."""
     if step not in words and not step.isdigit():
-        raise ValueError(f"--step is {step!r}; it must be {' or '.join(map(repr, words))} or a number of steps")
+        raise ValueError(f"--step is {step!r}; expected {' or '.join(map(repr, words))} or a number of steps")
     return int(step) if step.isdigit() else step

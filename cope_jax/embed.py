@@ -27,7 +27,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Embeds the items and prints their numbers."""
-    with cli.this_process({f"--{name}": FLAGS[name].value for name in SHARED_FLAGS}):
+    with cli.join_cluster({f"--{name}": FLAGS[name].value for name in SHARED_FLAGS}):
         sizes = embed_to_parquet(
             Path(FLAGS.workdir),
             Path(FLAGS.out),

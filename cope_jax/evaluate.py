@@ -35,7 +35,7 @@ def main() -> None:
     workdir = Path(FLAGS.workdir)
     data_dir = Path(FLAGS.data_dir) if FLAGS.data_dir else None
     options = {"data_dir": data_dir, "subset": FLAGS.subset, "reuse": FLAGS.reuse}
-    with cli.this_process({f"--{name}": FLAGS[name].value for name in SHARED_FLAGS}):
+    with cli.join_cluster({f"--{name}": FLAGS[name].value for name in SHARED_FLAGS}):
         evaluation = evaluate(workdir, step=step, average=FLAGS.average, needs_report=FLAGS.report, **options)
         baseline = untrained_metrics(workdir, options) if FLAGS.baseline else None
         if FLAGS.report and evaluation.embedded:

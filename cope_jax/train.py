@@ -1,6 +1,6 @@
 """Trains a model: `python -m cope_jax.train --config=configs/demo.py --workdir=runs/demo`.
 
-Fields of the config are flags: `--config.train.batch_size=64`. The same command goes on where a run was stopped.
+Fields of the config are flags: `--config.train.batch_size=64`. To resume a stopped run, run the same command again.
 """
 
 from cope_jax.training.supervision.allocator import preload_mimalloc
@@ -19,46 +19,46 @@ from cope_jax.runs.config import flatten
 from cope_jax.runs.config_file import make_paths_absolute
 from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.log_files import ignore_full_disk_when_printing
-from cope_jax.training.dry_run import dry_run, pretend_devices
+from cope_jax.training.dry_run import dry_run, use_fake_devices
 from cope_jax.training.loop import train
 from cope_jax.training.supervision.signals import Stopped
 from cope_jax.training.supervision.tracing import parse_steps
 
 FLAGS = flags.FLAGS
-STOPPED = 75  # exit code: stopped by a signal, all work saved (EX_TEMPFAIL: call again)
+STOPPED = 75  # exit code of a run that a signal stopped and that is saved (EX_TEMPFAIL: try again)
 
 
 def define_flags() -> None:
-    """Defines the flags of the command; not at import, where those of two commands would collide."""
-    config_flags.DEFINE_config_file("config", None, "Experiment: a file of configs/.", lock_config=True)
-    flags.DEFINE_string("workdir", None, "Folder of the run: config, checkpoints, metrics. Made if missing.")
+    """Defines the flags of the command."""
+    config_flags.DEFINE_config_file("config", None, "Config file of the experiment, in configs/.", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Folder for config, checkpoints and metrics. Created if it is missing.")
     flags.DEFINE_bool(
         "dry_run",
         False,
-        "Print parameters, operations and memory of each device for the config's mesh, and train nothing. Needs no "
-        "data, no work directory and none of the devices.",
+        "Print parameters, operations and memory per device for the config's mesh instead of training. Needs neither "
+        "data nor a work directory nor the devices.",
     )
-    flags.DEFINE_bool("accept_other_data", False, "Go on with other training data than the run began with.")
+    flags.DEFINE_bool("accept_other_data", False, "Continue even if the training data changed since the run began.")
     flags.DEFINE_string(
-        "profile_steps", "", "FIRST:LAST, such as 10:15: writes a profiler trace of these steps to <workdir>/profile."
+        "profile_steps", "", "FIRST:LAST, such as 10:15: write a profiler trace of these steps to <workdir>/profile."
     )
     cli.define_cluster_flags()
     flags.mark_flags_as_required(["config"])
 
 
 def main() -> None:
-    """Joins the cluster where there is one, and trains; or tells what that would take."""
+    """Trains, or prints the report of a dry run."""
     config = resolve_config(FLAGS.config.to_dict())
     if FLAGS.dry_run:
-        pretend_devices(config)
+        use_fake_devices(config)
         print(dry_run(config))
         return
     if not FLAGS.workdir:
-        raise ValueError("--workdir is missing: name the folder of the run, which is made if need be")
+        raise ValueError("--workdir is missing; expected the folder of the run, which may not exist yet")
     ignore_full_disk_when_printing()
     code, profile_steps = 0, parse_steps(FLAGS.profile_steps)
-    fields = {f"config.{key}": value for key, value in flatten(config)}
-    with cli.this_process({"--workdir": FLAGS.workdir, **fields}):
+    fields = {f"config.{key}": value for key, value in flatten(config).items()}
+    with cli.join_cluster({"--workdir": FLAGS.workdir, **fields}):
         try:
             train(
                 make_paths_absolute(config),

@@ -58,7 +58,7 @@ def build(
     runner = local_runner(processes) if beam_options is None else contextlib.nullcontext(beam_runner(beam_options))
     with runner as shared:  # by all four data sets, because a pool takes seconds to start
         builders = {
-            name: Builder(config=name, data_dir=data_dir, inputs=inputs, runner=shared, report=report)
+            name: Builder(config=name, data_dir=data_dir.absolute(), inputs=inputs, runner=shared, report=report)
             for name in (*DOMAINS, "product")
         }
         inputs.check()

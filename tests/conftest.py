@@ -1,6 +1,7 @@
 """Settings of all tests: strict JAX, eight simulated devices, parsed flags, and a compilation cache shared by runs."""
 
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -15,23 +16,39 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=0"
     + " --xla_force_host_platform_device_count=8"
 )
-# Compiled programs are shared by pytest's workers, the commands that they start, and later runs. JAX locks the cache
-# only if its size is limited; without a lock, a process could read a program that another one is writing.
+# All compiled programs are shared by pytest's workers, the commands that they start, and later runs. Without a limit,
+# JAX takes no lock and does not scan the cache for every program. A program that is read while it is written is only
+# compiled again (see filterwarnings in pyproject.toml).
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(
     os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".cache/jax")), "tests"
 )
-os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 << 30)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest
 from absl import flags
+from jaxtyping import install_import_hook
+
+# Check shapes and types in each call to these packages. Installed before they are imported for the first time.
+install_import_hook(["cope_jax.models", "cope_jax.losses", "cope_jax.evaluation.metrics"], "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
+CACHE_SIZE = 2 << 30  # bytes of compiled programs to keep
 
 # Tracing creates millions of objects, and each collection takes longer the more programs are kept: collect rarely.
 gc.set_threshold(100_000, 50, 100)
+
+
+def pytest_sessionstart(session):
+    """Removes the oldest compiled programs if the cache is too large."""
+    if hasattr(session.config, "workerinput"):  # a worker of pytest-xdist
+        return
+    entries = [(path, path.stat()) for path in Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).glob("*")]
+    entries.sort(key=lambda entry: entry[1].st_mtime, reverse=True)
+    sizes = itertools.accumulate(stat.st_size for _, stat in entries)
+    for (path, _), size in zip(entries, sizes, strict=True):
+        if size > CACHE_SIZE:
+            path.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module", autouse=True)

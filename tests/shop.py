@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from cope_jax.data.records import Item, Records
-from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import Items
 from cope_jax.search.embedding_store import MANIFEST, list_shards, write_shard
 from cope_jax.search.index import build_index, open_index
 from cope_jax.search.library import Library
+from data_prep.common.domains import DOMAINS
 from data_prep.images.decoding import decode_rgb
 
 PRODUCTS = 6

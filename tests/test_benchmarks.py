@@ -22,7 +22,7 @@ from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.model import split_model
 
 MODULES = {path.stem for path in Path(all_benchmarks.__file__).parent.glob("*.py")}
-COMMANDS = sorted(MODULES - {"measuring", "torch_cope", "torch_pipeline", "torch_references"})
+COMMANDS = sorted(MODULES - {"catalog_writer", "measuring", "torch_cope", "torch_pipeline", "torch_references"})
 MICRO = {
     "data.image_size": 32,
     "data.text_length": 6,
@@ -165,8 +165,8 @@ def torch_batch(micro_config):
 
 
 def test_the_torch_model_has_as_many_parameters_that_its_loss_depends_on(micro_config, torch_batch):
-    _, initialise = split_model(micro_config, vocab_size=step.VOCABULARY)
-    ours = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(initialise).params)) + 2  # with t and β of the loss
+    _, initialize = split_model(micro_config, vocab_size=step.VOCABULARY)
+    ours = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(initialize).params)) + 2  # with t and β of the loss
     model = TorchCope(micro_config, vocab_size=step.VOCABULARY)
     model(torch_batch).backward()
     assert used_parameters(model) == ours

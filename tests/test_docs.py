@@ -38,7 +38,7 @@ COMMANDS = list(
 EXAMPLES = code_blocks("python")
 TINY_RUN = [
     "--config.data.image_size=32",
-    "--config.data.vocab_size=300",
+    "--config.data.vocab_size=60",  # of all data sets, so that runs share compiled programs
     "--config.data.tokenizer=",
     "--config.model.dtype=float32",  # for a close comparison of runs; bfloat16 rounds at the third digit
     "--config.model.vision.init_from=",
@@ -149,7 +149,7 @@ def words_of(command: str, places: dict[str, str]) -> list[str]:
     if words[0] == "download":
         return [*words, f"--url_prefix={places['server']}", "--rate=2000"]
     if words[0] == "test":
-        return [*words, "tests/cope_jax/test_domains.py"]
+        return [*words, "tests/data_prep/common/test_domains.py"]
     if "--dry_run" in words:
         nothing = ["--config.data.data_dir=/nowhere", "--config.data.tokenizer=nobody/nothing"]
         return [*words, *TINY_RUN, "--config.train.batch_size=16", *nothing]
@@ -172,8 +172,8 @@ def test_command_of_the_docs_runs(run_sh, places, command):
     done = run_sh(*words_of(command, places))
     assert done.returncode == 0, done.stdout + done.stderr
     if "--dry_run" in command:  # without data, tokenizer, work directory or that many devices
-        assert "= 16 devices in all\nbatch       16 products, 1 a share" in done.stdout
-        assert "300 (from config.data.vocab_size: nobody/nothing is not on this machine)" in done.stdout
+        assert "= 16 devices in all\nbatch       16 products, 1 per device" in done.stdout
+        assert "60 (from config.data.vocab_size, since nobody/nothing is not on this machine)" in done.stdout
 
 
 # Text that identifies an example → code that follows it in the test, and what that prints.

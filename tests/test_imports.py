@@ -23,7 +23,7 @@ PATHS = {
     for path in (ROOT / folder).rglob("*.py")
 }
 
-# Each package of cope_jax, with the packages that it may import besides itself and cope_jax.domains.
+# Each package of cope_jax, with the packages that it may import besides itself.
 FOUNDATION = {"data", "models", "losses"}
 ALLOWED = {
     "data": set(),
@@ -38,7 +38,7 @@ ALLOWED = {
 }
 SHARED_WITH_DATA_PREP = re.compile(r"data_prep\.(common(\.\w+)?|records\.schema)")
 # Modules of cope_jax outside of its packages: all may import these; the others are commands.
-SHARED_MODULES = {"domains", "exported"}
+SHARED_MODULES = {"exported"}
 
 
 def imported_by(name: str) -> Iterator[str]:

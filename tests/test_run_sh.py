@@ -135,7 +135,7 @@ def test_a_second_demo_recomputes_nothing(run_sh, demo):
     files = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
     done = run_sh("demo", f"--root={root}", *TINY)
     assert done.returncode == 0, done.stderr
-    assert "has its 12 steps already" in done.stdout
+    assert "already has all 12 steps" in done.stdout
     changed = [path for path in root.rglob("*") if path.is_file() and files.get(path) != path.stat().st_mtime_ns]
     assert changed == [root / "runs/demo/.lock"]  # it names the last process that held it
     table = first[first.index("Cross-domain") :]

@@ -1,4 +1,4 @@
-"""Items of one domain → the domain's arrays of a batch (the leaf described in `cope_jax.data`)."""
+"""Collates items of a domain into the arrays of a batch (see `cope_jax.data`), and numbers products as classes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -6,19 +6,28 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from cope_jax.data.bad_items import BadItem
-from cope_jax.data.frames import choose
-from cope_jax.data.images import EvalView, TrainView
-from cope_jax.data.records import Item
+from cope_jax.data.frames import choose_frames
+from cope_jax.data.images import EvalTransform, TrainTransform
+from cope_jax.data.invalid_items import InvalidItemError
+from cope_jax.data.records import Item, Records
 from cope_jax.data.tokenizer import TextAugment, encode
+from data_prep.common.domains import DOMAINS
 
 NO_PRODUCT = -1
-LARGEST_ID = np.iinfo(np.int32).max
+NO_CLASS = -1
+MAX_ID = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
 class Example:
-    """An item, the product it was drawn for and its random numbers, both None in evaluation; place tells its record."""
+    """An item for a batch.
+
+    Attributes:
+        item: The item.
+        product: The product for which it was drawn; None in evaluation.
+        rng: Random numbers; None in evaluation.
+        place: Returns the place of its record, for error messages.
+    """
 
     item: Item
     product: int | None = None
@@ -27,53 +36,63 @@ class Example:
 
 
 @dataclass(frozen=True)
-class LeafMaker:
-    """Makes one domain's leaf: frames chosen and viewed, text encoded, products listed.
+class Collator:
+    """Makes the arrays of one domain: chooses and decodes frames, encodes texts, lists products.
 
-    Fields as in `pipeline.train_batches`; T is the number of frames of this domain.
+    Attributes:
+        domain: Name of the domain.
+        T: Number of frames.
+        transform: From the frames of a clip to square frames.
+        tokenizer: Tokenizer of texts.
+        text_length: Number of tokens.
+        max_products: Number of products kept per item: those with the smallest ids, and the drawn one.
+        short_clips: "repeat" or "mask", see `choose_frames`.
+        augment: Noise for texts.
     """
 
     domain: str
     T: int
-    view: TrainView | EvalView
-    text_length: int
+    transform: TrainTransform | EvalTransform
     tokenizer: PreTrainedTokenizerFast
-    max_products: int
-    short_clips: str
+    text_length: int
+    max_products: int = 4
+    short_clips: str = "repeat"
     augment: TextAugment | None = None
+
+    def __post_init__(self) -> None:
+        if self.domain not in DOMAINS:
+            raise ValueError(f"unknown domain {self.domain!r}; choose one of {', '.join(DOMAINS)}")
+        if self.T < 1:
+            raise ValueError(f"{self.domain} has {self.T} frames; it needs at least 1")
 
     def __call__(
         self,
         candidates: Sequence[Iterable[Example]],
-        on_fault: Callable[[int, BadItem], None] | None = None,
+        on_invalid: Callable[[int, InvalidItemError], None] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Makes the leaf.
+        """Returns the arrays of the domain.
 
         Args:
-          candidates: for each place of the batch the examples that may stand there: the first whose images decode
-            does. None where the domain is missing.
-          on_fault: called with the place and the fault of each example that is passed over; without it the first
-            fault is raised.
-
-        Raises:
-          BadItem: an image does not decode.
-          ValueError: a product id needs more than 32 bits.
+            candidates: For each row of the batch, examples of which the first that decodes is used. Empty if the domain
+                is missing.
+            on_invalid: Called with the row and the error of each example that is skipped. Without it, the error is
+                raised.
         """
-        B, size = len(candidates), self.view.size
+        B, size = len(candidates), self.transform.size
         frames = np.empty((B, self.T, size, size, 3), np.uint8)
         frame_mask = np.zeros((B, self.T), bool)
         products = np.full((B, self.max_products), NO_PRODUCT, np.int32)
         present = np.zeros(B, bool)
         texts = [""] * B
-        for b, own in enumerate(candidates):
+        for b, examples in enumerate(candidates):
             count = 0
-            for example in own:
+            for example in examples:
                 try:
-                    count = self._view(example, frames[b])
-                except BadItem as error:
-                    if on_fault is None:
+                    count = self._decode(example, frames[b])
+                except InvalidItemError as error:
+                    if on_invalid is None:
                         raise
-                    on_fault(b, error)
+                    on_invalid(b, error)
                     continue
                 kept = kept_products(example.item.product_ids, example.product, self.max_products)
                 products[b, : len(kept)] = kept
@@ -89,21 +108,21 @@ class LeafMaker:
             "products": products,
         }
 
-    def _view(self, example: Example, out: np.ndarray) -> int:
-        """Brings the chosen frames of an item through the view to the start of u8[T, H, W, 3]; how many they are."""
+    def _decode(self, example: Example, out: np.ndarray) -> int:
+        """Writes the chosen frames of an item to the start of u8[T, H, W, 3] and returns their number."""
         item, rng = example.item, example.rng
-        positions = choose(len(item.frames), self.T, short_clips=self.short_clips, rng=rng)
+        positions = choose_frames(len(item.frames), self.T, domain=self.domain, short_clips=self.short_clips, rng=rng)
         if not len(positions):
             return 0
-        # A frame that repeats is decoded once: the view is the same for the whole clip.
-        taken = list(dict.fromkeys(positions.tolist()))
-        source = np.searchsorted(taken, positions)
+        # A repeated frame is decoded once: crop and jitter are the same for the whole clip.
+        decoded = list(dict.fromkeys(positions.tolist()))
+        source = np.searchsorted(decoded, positions)
         try:
-            self.view([item.frames[position] for position in taken], rng, out[: len(taken)])
+            self.transform([item.frames[position] for position in decoded], rng, out[: len(decoded)])
         except ValueError as error:
             place = f", {example.place()}" if example.place else ""
-            raise BadItem(f"{self.domain} item {item.item_id}{place}: {error}") from error
-        for t in reversed(range(len(positions))):  # no frame is overwritten before it has been copied
+            raise InvalidItemError(f"{self.domain} item {item.item_id}{place}: {error}") from error
+        for t in reversed(range(len(positions))):  # in reverse, so that no frame is overwritten before it is copied
             if source[t] != t:
                 out[t] = out[source[t]]
         return len(positions)
@@ -114,21 +133,32 @@ class LeafMaker:
 
 
 def kept_products(product_ids: Sequence[int], drawn: int | None, limit: int) -> list[int]:
-    """The `limit` smallest product ids, sorted, the drawn one always among them.
+    """Returns the `limit` smallest product ids in ascending order, with the drawn one always among them.
 
     (3, 5, 8, 9) with limit 2 gives [3, 5]; with 9 drawn it gives [3, 9].
-
-    Raises:
-      ValueError: an id is negative (−1 means none in batches) or needs more than 32 bits.
     """
     kept = sorted(product_ids)[:limit]
     if drawn is not None and drawn not in kept:
         kept = [*kept[: limit - 1], drawn]
-    return [checked_id(product) for product in kept]
+    return [check_id(product) for product in kept]
 
 
-def checked_id(product: int) -> int:
-    """The id itself, or a ValueError where a batch's i32 ids cannot hold it."""
-    if not 0 <= product <= LARGEST_ID:
-        raise ValueError(f"product id {product} is outside 0 … {LARGEST_ID}, which batches can hold; renumber it")
+def check_id(product: int) -> int:
+    """Returns a product id if it fits the int32 of batches (−1 means none), else raises ValueError."""
+    if not 0 <= product <= MAX_ID:
+        raise ValueError(f"product id {product} is outside 0 … {MAX_ID}, the range of batches; renumber the products")
     return product
+
+
+def class_ids(records: Records) -> np.ndarray:
+    """Returns the product ids of a split in ascending order, int32[C]: class c is the product with the c-th id."""
+    return np.array([check_id(number) for number in np.unique(records.products.ids()).tolist()], np.int32)
+
+
+def to_classes(products: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
+    """Converts product ids of any shape to classes, int32; −1 for padding and for products without a class.
+
+    With class ids (3, 5, 9), [[5, -1], [9, 4]] gives [[1, -1], [2, -1]].
+    """
+    place = np.minimum(np.searchsorted(class_ids, products), len(class_ids) - 1)
+    return np.where(class_ids[place] == products, place, NO_CLASS).astype(np.int32)

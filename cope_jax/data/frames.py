@@ -1,32 +1,32 @@
-"""Which frames of a clip are taken: T positions among its n frames, in time order."""
+"""The choice of T of a clip's n frames, in time order."""
 
 import numpy as np
+
+from data_prep.common.domains import PICTURE_DOMAINS
 
 SHORT_CLIPS = ("repeat", "mask")
 
 
-def centres(n: int, T: int) -> np.ndarray:
-    """The middles of T equal segments of n frames, floor((2i+1)·n / 2T): i64[T].
+def segment_centers(n: int, T: int) -> np.ndarray:
+    """Returns the centers of T equal segments of n frames, floor((2i+1)·n / 2T): i64[T].
 
-    >>> centres(16, 8).tolist()
+    >>> segment_centers(16, 8).tolist()
     [1, 3, 5, 7, 9, 11, 13, 15]
-    >>> centres(5, 4).tolist()
+    >>> segment_centers(5, 4).tolist()
     [0, 1, 3, 4]
-    >>> centres(2, 4).tolist()  # fewer frames than positions: frames repeat
+    >>> segment_centers(2, 4).tolist()  # fewer frames than positions: frames repeat
     [0, 0, 1, 1]
     """
     _check(n, T)
     return (2 * np.arange(T) + 1) * n // (2 * T)
 
 
-def jittered(n: int, T: int, rng: np.random.Generator) -> np.ndarray:
-    """One frame at random in each of T equal segments of n frames, floor((i+u)·n / T): i64[T].
+def random_in_segments(n: int, T: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws one frame of each of T equal segments of n frames, floor((i+u)·n / T) with u uniform in [0, 1): i64[T].
 
-    u is uniform in [0, 1) for each i, so every frame is equally likely; u = 1/2 would give `centres`. With
-    n = 16 and T = 8 the first is 0 or 1, the second 2 or 3, and so on. Where n is no multiple of T, a frame
-    that lies in two segments can be taken twice; fewer frames than positions repeat.
+    Every frame is equally likely. If n is not a multiple of T, a frame in two segments can be drawn twice.
 
-    >>> jittered(2, 4, np.random.default_rng(0)).tolist()
+    >>> random_in_segments(2, 4, np.random.default_rng(0)).tolist()
     [0, 0, 1, 1]
     """
     _check(n, T)
@@ -34,27 +34,38 @@ def jittered(n: int, T: int, rng: np.random.Generator) -> np.ndarray:
     return np.minimum(positions, n - 1)  # (T - ε)·n/T may round up to n
 
 
-def choose(n: int, T: int, *, short_clips: str, rng: np.random.Generator | None) -> np.ndarray:
-    """Positions of the frames to take, i64[min(n, T)] or i64[T]: `jittered` with an rng, `centres` without.
+def choose_frames(n: int, T: int, *, domain: str, short_clips: str, rng: np.random.Generator | None) -> np.ndarray:
+    """Returns the positions of the frames to use: random ones in training, segment centers without `rng`.
 
-    Of a clip with n < T frames, "repeat" takes frames more than once to make T, "mask" takes each once and
-    leaves T − n places to be masked. A clip without frames gives no positions.
+    Pages show pictures, not moments of a clip: of more than T pictures, the first T are used, because the main picture
+    of a product comes first.
 
-    >>> choose(3, 5, short_clips="mask", rng=None).tolist()
+    Args:
+        n: Frames of the clip; without frames there are no positions.
+        T: Frames wanted.
+        domain: Domain of the item.
+        short_clips: What to do if n < T: "repeat" frames to get T, or "mask", which returns each position once and
+            leaves T − n to be masked.
+        rng: Random numbers; None for evaluation.
+
+    >>> choose_frames(3, 5, domain="video", short_clips="mask", rng=None).tolist()
     [0, 1, 2]
-    >>> choose(3, 5, short_clips="repeat", rng=None).tolist()
+    >>> choose_frames(3, 5, domain="video", short_clips="repeat", rng=None).tolist()
     [0, 0, 1, 2, 2]
-
-    Raises:
-      ValueError: short_clips is neither.
+    >>> choose_frames(5, 1, domain="video", short_clips="repeat", rng=None).tolist()
+    [2]
+    >>> choose_frames(5, 1, domain="page", short_clips="repeat", rng=None).tolist()
+    [0]
     """
     if short_clips not in SHORT_CLIPS:
         raise ValueError(f"short_clips is {short_clips!r}; choose one of {', '.join(SHORT_CLIPS)}")
     if n == 0 or (n < T and short_clips == "mask"):
         return np.arange(n)
-    return centres(n, T) if rng is None else jittered(n, T, rng)
+    if n > T and domain in PICTURE_DOMAINS:
+        return np.arange(T)
+    return segment_centers(n, T) if rng is None else random_in_segments(n, T, rng)
 
 
 def _check(n: int, T: int) -> None:
     if n < 1 or T < 1:
-        raise ValueError(f"cannot take {T} of {n} frames; both must be at least 1")
+        raise ValueError(f"cannot choose {T} of {n} frames; both must be at least 1")

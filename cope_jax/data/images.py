@@ -1,4 +1,4 @@
-"""Views: encoded images → square uint8 frames, by random crop, flip and color jitter for a whole clip.
+"""Transforms of encoded images to square uint8 frames: random crop, flip and color jitter of whole clips.
 
 JPEGs are decoded at a reduced scale if the crop leaves enough pixels. simplejpeg and OpenCV's resize release the GIL,
 so the pipeline's threads scale.
@@ -26,7 +26,7 @@ _GRAY_CROSS, _GRAY_OUTER = np.cross(_GRAY_AXIS, np.eye(3)), np.outer(_GRAY_AXIS,
 
 
 @dataclass(frozen=True)
-class TrainView:
+class TrainTransform:
     """Random resized crop, horizontal flip and color jitter, drawn once for all frames of a clip.
 
     Attributes:
@@ -44,12 +44,16 @@ class TrainView:
     flip: bool = True
     color_jitter: float = 0.0
 
-    def __call__(self, images: Sequence[bytes], rng: np.random.Generator, out: np.ndarray | None = None) -> np.ndarray:
+    def __call__(
+        self, images: Sequence[bytes], rng: np.random.Generator | None, out: np.ndarray | None = None
+    ) -> np.ndarray:
         """Returns encoded images as u8[N, size, size, 3], written to `out` if given.
 
         Raises:
             ValueError: An image does not decode.
         """
+        if rng is None:
+            raise ValueError("TrainTransform needs random numbers")
         height, width = image_size(images[0])
         box = random_box(height, width, scale=self.scale, ratio=self.ratio, rng=rng)
         # Round to whole pixels here, so that a frame of twice the size is cropped at the same place.
@@ -65,7 +69,7 @@ class TrainView:
 
 
 @dataclass(frozen=True)
-class EvalView:
+class EvalTransform:
     """The whole image, resized to a square of `size` pixels whatever its aspect ratio."""
 
     size: int
@@ -73,7 +77,7 @@ class EvalView:
     def __call__(
         self, images: Sequence[bytes], rng: np.random.Generator | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Does the same as `TrainView.__call__`, without randomness."""
+        """Does the same as `TrainTransform.__call__`, without randomness."""
         frames = np.empty((len(images), self.size, self.size, 3), np.uint8) if out is None else out
         for image, frame in zip(images, frames, strict=True):
             crop_resize(image, WHOLE, self.size, out=frame)
@@ -81,7 +85,7 @@ class EvalView:
 
 
 def limit_opencv_threads() -> None:
-    """Makes OpenCV work in the calling thread, because the callers of views have threads of their own."""
+    """Makes OpenCV work in the calling thread, because the callers of transforms have threads of their own."""
     cv2.setNumThreads(1)
 
 

@@ -1,27 +1,25 @@
-"""The Grain chains: training batches of products, evaluation batches of items.
+"""Grain pipelines: training batches of products, evaluation batches of items.
 
-A chain carries indices up to its last step, where one call reads, decodes and tokenises a whole batch into
-its arrays; Grain's threads make several batches at once.
+Pipelines carry indices up to their last step, in which one call reads, decodes and tokenizes a whole batch. Grain's
+threads make several batches at once.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
-from cope_jax.data.bad_items import BadItem, Faults
-from cope_jax.data.classes import to_classes
-from cope_jax.data.collate import Example, LeafMaker, checked_id
-from cope_jax.data.images import EvalView, TrainView, limit_opencv_threads
+from cope_jax.data.collate import Collator, Example, check_id, to_classes
+from cope_jax.data.images import limit_opencv_threads
+from cope_jax.data.invalid_items import InvalidItemError, InvalidItems
 from cope_jax.data.records import Product, Records, open_records
-from cope_jax.data.tokenizer import TextAugment
-from cope_jax.domains import DOMAINS
+from data_prep.common.domains import DOMAINS
 
-Batch = dict[str, np.ndarray | dict[str, np.ndarray]]
+Batch = dict[str, Any]  # arrays, and for each domain a dict of arrays
 
 
 def train_batches(
@@ -30,77 +28,52 @@ def train_batches(
     split: str,
     batch_size: int,
     seed: int,
-    frames: Mapping[str, int],
-    view: TrainView | EvalView,
-    text_length: int,
-    tokenizer: PreTrainedTokenizerFast,
-    max_products: int = 4,
-    short_clips: str = "repeat",
-    augment: TextAugment | None = None,
+    collators: Sequence[Collator],
     host: int = 0,
     hosts: int = 1,
     threads: int = 2,
     start_step: int = 0,
     class_ids: np.ndarray | None = None,
-    faults: Faults | None = None,
+    invalid_items: InvalidItems | None = None,
 ) -> grain.DatasetIterator[Batch]:
-    """Endless training batches from `start_step` on; of each global batch, this host's slice.
+    """Yields training batches without end.
 
-    An example is a product with one random item of each domain it has. Every epoch holds each product once,
-    in a new random order; epochs follow without a break, so that only a batch across their border can hold a
-    product twice. Global batch s is a pure function of (seed, s): hosts take consecutive slices of it, and
-    neither hosts nor threads nor start_step change it.
+    An example is a product with a random item of each of its domains. Each epoch has each product once, in a new random
+    order, and epochs follow without a break. Global batch s is a pure function of (seed, s) and the records: hosts take
+    consecutive slices of it, and hosts, threads and start_step do not change it. An item that cannot be read is
+    replaced by the next of the same product and domain, and a product by the next product.
 
     Args:
-      data_dir, split: array records, see `open_records`.
-      batch_size: B of the global batch; a host's share is batch_size / hosts.
-      seed: at least 0.
-      frames: T of each domain that the batches shall have, e.g. {"page": 1, "video": 4, "live": 4}.
-      view: frames of a clip → square frames.
-      text_length: L.
-      tokenizer: as `load_tokenizer` or `train_wordpiece` give it.
-      max_products: M; of an item's products the smallest ids are kept, the drawn one always among them.
-      short_clips: clips with fewer than T frames, "repeat" or "mask" (see `frames.choose`).
-      augment: noise for the texts of all domains, or None.
-      host, hosts: which slice of the global batch.
-      threads: batches made at once, and as many held ready; 0 makes each when asked for it.
-      start_step: step of the first batch.
-      class_ids: as `classes.product_ids` gives them; batches then tell the classes of products.
-      faults: takes note of records and images that cannot be read. Another item of the same product and domain stands
-        for such a one, the next of its rows that can be read, so that batch s still is a function of (seed, s) and
-        the records; where there is none, the example lacks the domain. For a product it is the next product.
+        data_dir, split: Array records, see `open_records`.
+        batch_size: Size of the global batch, a multiple of `hosts`.
+        seed: Seed, at least 0.
+        collators: One for each domain in the batches.
+        host, hosts: Which slice of the global batch to return.
+        threads: Batches made at once, and number of batches read ahead; with 0, batches are made when requested.
+        start_step: Step of the first batch.
+        class_ids: From `collate.class_ids`, to add the classes of products.
+        invalid_items: Collects records and images that cannot be read.
 
     Returns:
-      Iterator of {"product_id": i32[B], "bad_items": i32[B], domain: leaf, …}, see `cope_jax.data`, with class_ids
-      also "product_class": i32[B] and in every leaf "classes": i32[B, M]. `close()` stops its threads.
-
-    Raises:
-      FileNotFoundError, ValueError: from `open_records`.
-      ValueError: batch_size is no multiple of hosts; an unknown domain or T < 1; a negative seed; no
-        products. While iterating: a product id of more than 32 bits, no product whose record can be read.
+        An iterator of batches as described in `cope_jax.data`; `close()` stops its threads.
     """
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0")
     share = _host_slice(batch_size, host, hosts)
-    frames = _checked_frames(frames)
     records = open_records(data_dir, split)
     if not len(records.products):
         raise ValueError(f"split {split!r} of {data_dir} has no products to train on")
-    makers = {
-        domain: LeafMaker(domain, T, view, text_length, tokenizer, max_products, short_clips, augment)
-        for domain, T in frames.items()
-    }
-    chain = (
+    pipeline = (
         grain.MapDataset.range(len(records.products))
         .seed(seed)
-        .shuffle()  # before repeat: every epoch is a permutation of its own
+        .shuffle()  # before repeat: each epoch has its own permutation
         .repeat(None)
-        .map_with_index(lambda number, row: (number, row))  # after repeat: an example's number never returns
-        .batch(batch_size)  # of indices only, so cutting out the host's share costs nothing
+        .map_with_index(lambda number, row: (number, row))  # after repeat: numbers of examples are unique
+        .batch(batch_size)  # only of indices, so it costs nothing to take the host's slice afterwards
         .map(lambda indices: tuple(column[share] for column in indices))
-        .map(_TrainLoader(records, makers, seed, class_ids, faults or Faults()))
+        .map(_TrainLoader(records, collators, seed, class_ids, invalid_items or InvalidItems()))
     )
-    iterator = _start(chain, threads)
+    iterator = _start(pipeline, threads)
     iterator.set_state({"next_index": start_step})
     return iterator
 
@@ -109,164 +82,146 @@ def eval_batches(
     *,
     data_dir: str | Path,
     split: str,
-    domain: str,
     batch_size: int,
-    frames: int,
-    view: EvalView,
-    text_length: int,
-    tokenizer: PreTrainedTokenizerFast,
-    max_products: int = 4,
-    short_clips: str = "repeat",
+    collator: Collator,
     rows: Sequence[int] | None = None,
     host: int = 0,
     hosts: int = 1,
     threads: int = 2,
-    faults: Faults | None = None,
+    invalid_items: InvalidItems | None = None,
 ) -> grain.DatasetIterator[Batch]:
-    """Every item of a domain once, in row order, with the frames at the middles of their segments.
+    """Yields each item of the collator's domain once, in row order, with the frames at the centers of their segments.
 
-    The last batch is filled up with examples that are not present. Hosts take consecutive slices of each
-    global batch and all yield the same number. Arguments and errors as in `train_batches`; frames is the
-    domain's T; rows are the items to yield, in this order, all of them if None. An item that cannot be read is an
-    error; with faults, which take note of it, it becomes an example that fills up.
+    Arguments are as for `train_batches`, except `rows`, which selects items and their order, and `invalid_items`:
+    without it, an item that cannot be read is an error; with it, the item becomes padding. Hosts take consecutive
+    slices of each global batch; all yield the same number of batches, the last of which is padded with examples that
+    are not present.
 
     Returns:
-      Iterator of {"item_id": i64[B], "row": i64[B], "frame_count": i32[B], domain: leaf}. item_id and row are −1
-      where an example fills up; frame_count is the number of frames that the item has.
+        An iterator of {"item_id": i64[B], "row": i64[B], "frame_count": i32[B], domain: …}. For padding, item_id and
+        row are −1. frame_count is the number of frames of the whole item.
     """
     share = _host_slice(batch_size, host, hosts)
-    T = _checked_frames({domain: frames})[domain]
     records = open_records(data_dir, split)
-    wanted = np.arange(len(records.items[domain])) if rows is None else np.asarray(rows, np.int64)
+    wanted = np.arange(len(records.items[collator.domain])) if rows is None else np.asarray(rows, np.int64)
 
     def rows_of(batch: int) -> np.ndarray:
         taken = wanted[batch * batch_size : (batch + 1) * batch_size]
         return np.pad(taken, (0, batch_size - len(taken)), constant_values=-1)[share]
 
-    maker = LeafMaker(domain, T, view, text_length, tokenizer, max_products, short_clips)
-    chain = grain.MapDataset.range(-(-len(wanted) // batch_size)).map(rows_of).map(_EvalLoader(records, maker, faults))
-    return _start(chain, threads)
+    loader = _EvalLoader(records, collator, invalid_items)
+    return _start(grain.MapDataset.range(-(-len(wanted) // batch_size)).map(rows_of).map(loader), threads)
 
 
 @dataclass(frozen=True)
 class _TrainLoader:
-    """(example numbers, product rows) → the batch.
+    """Makes a batch from numbers of examples and rows of products.
 
-    The draws of an example come from (seed, number, domain) alone: the same on any host and thread, and for
-    any set of domains.
+    The random numbers of an example depend only on (seed, number, domain): they are the same on any host and thread,
+    and for any set of domains.
     """
 
     records: Records
-    makers: Mapping[str, LeafMaker]
+    collators: Sequence[Collator]
     seed: int
     class_ids: np.ndarray | None
-    faults: Faults
+    invalid_items: InvalidItems
 
     def __call__(self, indices: tuple[np.ndarray, np.ndarray]) -> Batch:
         numbers, rows = indices
-        bad_items = np.zeros(len(rows), np.int32)
+        invalid = np.zeros(len(rows), np.int32)
 
-        def on_fault(b: int, fault: BadItem) -> None:
-            bad_items[b] += 1
-            self.faults.add(fault)
+        def on_invalid(b: int, error: InvalidItemError) -> None:
+            invalid[b] += 1
+            self.invalid_items.add(error)
 
-        products = [self._product(int(row), partial(on_fault, b)) for b, row in enumerate(rows)]
-        batch: Batch = {
-            "product_id": np.array([checked_id(p.product_id) for p in products], np.int32),
-            "bad_items": bad_items,
-        }
-        for domain, maker in self.makers.items():
+        products = [self._product(int(row), partial(on_invalid, b)) for b, row in enumerate(rows)]
+        product_id = np.array([check_id(product.product_id) for product in products], np.int32)
+        batch: Batch = {"product_id": product_id, "bad_items": invalid}
+        for collate in self.collators:
             candidates = [
-                self._draw(domain, int(n), product, partial(on_fault, b))
-                for b, (n, product) in enumerate(zip(numbers, products, strict=True))
+                self._draw(collate.domain, int(number), product, partial(on_invalid, b))
+                for b, (number, product) in enumerate(zip(numbers, products, strict=True))
             ]
-            batch[domain] = maker(candidates, on_fault)
+            batch[collate.domain] = arrays = collate(candidates, on_invalid)
+            if self.class_ids is not None:
+                arrays["classes"] = to_classes(arrays["products"], self.class_ids)
         if self.class_ids is not None:
-            batch["product_class"] = to_classes(batch["product_id"], self.class_ids)
-            for domain in self.makers:
-                batch[domain]["classes"] = to_classes(batch[domain]["products"], self.class_ids)
+            batch["product_class"] = to_classes(product_id, self.class_ids)
         return batch
 
-    def _product(self, row: int, on_fault: Callable[[BadItem], None]) -> Product:
-        """The product of a row, or the next one that can be read."""
+    def _product(self, row: int, on_invalid: Callable[[InvalidItemError], None]) -> Product:
+        """Reads a product, or the next one that can be read."""
         products = self.records.products
-        for turn in range(len(products)):
+        for offset in range(len(products) - 1):
             try:
-                return products[(row + turn) % len(products)]
-            except BadItem as error:
-                on_fault(error)
-                fault = error
-        raise fault
+                return products[(row + offset) % len(products)]
+            except InvalidItemError as error:
+                on_invalid(error)
+        return products[(row - 1) % len(products)]
 
     def _draw(
-        self, domain: str, number: int, product: Product, on_fault: Callable[[BadItem], None]
+        self, domain: str, number: int, product: Product, on_invalid: Callable[[InvalidItemError], None]
     ) -> Iterator[Example]:
-        """One random item of the product, and behind it those that may stand for it; nothing without the domain."""
+        """Yields a random item of the product, then the items that may replace it; nothing without the domain."""
         rows, items, first = product.rows[domain], self.records.items[domain], 0
-        for turn in range(len(rows)):
-            rng = np.random.default_rng([self.seed, number, DOMAINS.index(domain), *([turn] if turn else [])])
-            if not turn:
+        for attempt in range(len(rows)):
+            rng = np.random.default_rng([self.seed, number, DOMAINS.index(domain), *([attempt] if attempt else [])])
+            if not attempt:
                 first = rng.integers(len(rows))
-            row = int(rows[(first + turn) % len(rows)])
+            row = int(rows[(first + attempt) % len(rows)])
             try:
                 item = items[row]
-            except BadItem as fault:
-                on_fault(fault)
+            except InvalidItemError as error:
+                on_invalid(error)
             else:
                 yield Example(item, product.product_id, rng, partial(items.place, row))
 
 
 @dataclass(frozen=True)
 class _EvalLoader:
-    """Rows, −1 where there is none → the batch."""
+    """Makes a batch from rows, −1 for padding."""
 
     records: Records
-    maker: LeafMaker
-    faults: Faults | None
+    collate: Collator
+    invalid_items: InvalidItems | None
 
     def __call__(self, rows: np.ndarray) -> Batch:
-        items, rows = self.records.items[self.maker.domain], rows.copy()
+        domain, rows = self.collate.domain, rows.copy()
+        items = self.records.items[domain]
         examples: list[list[Example]] = [[] for _ in rows]
 
-        def on_fault(b: int, fault: BadItem) -> None:
-            if self.faults is None:
-                raise fault
-            self.faults.add(fault)
+        def on_invalid(b: int, error: InvalidItemError) -> None:
+            if self.invalid_items is None:
+                raise error
+            self.invalid_items.add(error)
             rows[b], examples[b] = -1, []
 
         for b, row in enumerate(rows.tolist()):
             try:
                 examples[b] = [Example(items[row], place=partial(items.place, row))] if row >= 0 else []
-            except BadItem as fault:
-                on_fault(b, fault)
-        leaf = self.maker(examples, on_fault)
+            except InvalidItemError as error:
+                on_invalid(b, error)
+        arrays = self.collate(examples, on_invalid)
         return {
             "item_id": np.array([own[0].item.item_id if own else -1 for own in examples], np.int64),
             "row": rows,
             "frame_count": np.array([len(own[0].item.frames) if own else 0 for own in examples], np.int32),
-            self.maker.domain: leaf,
+            domain: arrays,
         }
 
 
-def _checked_frames(frames: Mapping[str, int]) -> dict[str, int]:
-    """The same in domain order, or a ValueError."""
-    if not frames or not set(frames) <= set(DOMAINS):
-        raise ValueError(f"frames is for the domains {sorted(frames)}; choose among {', '.join(DOMAINS)}")
-    if min(frames.values()) < 1:
-        raise ValueError(f"frames is {dict(frames)}; every domain needs at least 1")
-    return {domain: frames[domain] for domain in DOMAINS if domain in frames}
-
-
 def _host_slice(batch_size: int, host: int, hosts: int) -> slice:
+    """Returns a host's slice of a global batch."""
     if not 0 <= host < hosts:
         raise ValueError(f"host is {host} of {hosts}; hosts count from 0")
     if batch_size < 1 or batch_size % hosts:
-        raise ValueError(f"batch_size {batch_size} does not divide among {hosts} hosts; make it a multiple")
+        raise ValueError(f"batch_size {batch_size} is not a multiple of the number of hosts {hosts}")
     size = batch_size // hosts
     return slice(host * size, (host + 1) * size)
 
 
-def _start(chain: grain.MapDataset[Batch], threads: int) -> grain.DatasetIterator[Batch]:
+def _start(pipeline: grain.MapDataset[Batch], threads: int) -> grain.DatasetIterator[Batch]:
     limit_opencv_threads()
     # Read one batch ahead per thread: fewer would leave threads idle, more would only take memory.
-    return iter(chain.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)))
+    return iter(pipeline.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from cope_jax.data.frames import choose
+from cope_jax.data.frames import choose_frames
 from cope_jax.data.records import Records
 from data_prep.images.decoding import open_image, upright_pixels
 
@@ -30,7 +30,7 @@ class Card:
 def read_card(records: Records, domain: str, row: int, *, frames: int = 4, side: int = SIDE) -> Card:
     """Reads an item, with at most `frames` frames whose longest side is `side` pixels."""
     item = records.items[domain][row]
-    shown = choose(len(item.frames), frames, short_clips="mask", rng=None)
+    shown = choose_frames(len(item.frames), frames, domain=domain, short_clips="mask", rng=None)
     return Card(
         domain=domain,
         item_id=item.item_id,

@@ -1,7 +1,5 @@
-"""Text → token ids: Hugging Face fast tokenizers, from a folder, the hub or trained here as WordPiece."""
+"""Tokenizers: texts to token ids, with fast tokenizers of Hugging Face from a folder, the hub or trained WordPiece."""
 
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,15 +9,22 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-# BERT's order: the padding id is 0, as the batches need it.
+from data_prep.common.files import atomic_folder
+
+# In BERT's order: padding has id 0, as batches require.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUED = "##"
 
 
 @dataclass(frozen=True)
 class TextAugment:
-    """Typing noise: in a share `probability` of texts with at least `min_length` characters, a share
-    `fraction` of the characters are each doubled, dropped or followed by a blank."""
+    """Typing noise for texts: doubles, drops or appends a blank to some characters.
+
+    Attributes:
+        probability: Fraction of texts that change.
+        fraction: Fraction of characters that change in these.
+        min_length: Shorter texts, in characters, never change.
+    """
 
     probability: float = 0.6
     fraction: float = 0.2
@@ -36,65 +41,60 @@ class TextAugment:
 
 
 def load_tokenizer(name_or_folder: str | Path, *, download: bool = True) -> PreTrainedTokenizerFast:
-    """The fast tokenizer in a folder (tokenizer.json or vocab.txt), or of a model on the Hugging Face hub.
+    """Loads a fast tokenizer from a folder (tokenizer.json or vocab.txt) or of a model on the Hugging Face hub.
 
-    Truncation and padding that the files ask for are turned off: `encode` does both. Without `download` the hub is
-    not asked, its cache on this machine alone.
+    Truncation and padding settings in the files are turned off, because `encode` does both.
+
+    Args:
+        name_or_folder: Folder or hub repository.
+        download: Use the hub; otherwise, only its cache on this machine.
 
     Raises:
-      FileNotFoundError: neither a folder here nor a name that the hub (or its cache) answers to.
-      ValueError: it is no fast tokenizer, its padding id is not 0 or it has no separator.
+        FileNotFoundError: There is no such folder or repository.
+        ValueError: It is not a fast tokenizer, its padding id is not 0 or it has no separator.
     """
-    # Not at the top: this import takes torch along wherever that is installed, seconds that nothing else needs.
+    # Not at the top: it imports torch if that is installed, which takes seconds.
     from transformers import AutoTokenizer
 
     name = str(name_or_folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=not download)
-    except (OSError, ValueError) as error:  # ValueError: the folder or model is there but holds no tokenizer
+    except (OSError, ValueError) as error:  # ValueError: the folder or repository exists but has no tokenizer
         raise FileNotFoundError(
-            f"no tokenizer {name!r}: it is no folder with a tokenizer, and the Hugging Face hub gave none. "
-            f"Without network, run `hf download {name} --local-dir FOLDER` where there is one, and name that "
-            "folder instead (tokenizer.json or vocab.txt, tokenizer_config.json and config.json are enough)"
+            f"no tokenizer {name!r}: neither a folder with a tokenizer nor available from the Hugging Face hub. "
+            f"Without network access, run `hf download {name} --local-dir FOLDER` on another machine, copy the folder "
+            "here and use its path (tokenizer.json or vocab.txt, tokenizer_config.json and config.json are enough)"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"tokenizer {name!r} is a {type(tokenizer).__name__}, not a fast tokenizer")
     if tokenizer.pad_token_id != 0:
         raise ValueError(
-            f"tokenizer {name!r} pads with id {tokenizer.pad_token_id}; batches and models take 0 for "
-            "padding, so use a BERT-style vocabulary with [PAD] first"
+            f"tokenizer {name!r} pads with id {tokenizer.pad_token_id}, but batches and models need 0: use a "
+            "BERT-style vocabulary with [PAD] first"
         )
     if tokenizer.sep_token_id is None:
-        raise ValueError(f"tokenizer {name!r} has no separator; use a BERT-style one ([CLS] … [SEP])")
+        raise ValueError(f"tokenizer {name!r} has no separator: use a BERT-style tokenizer ([CLS] … [SEP])")
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
-    """Writes `folder` for `load_tokenizer`, whole or not at all; one that exists is left as it is."""
-    folder = Path(folder)
-    if folder.exists():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        tokenizer.save_pretrained(unfinished)
-        unfinished.chmod(0o755)  # mkdtemp makes it private
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    """Writes a folder for `load_tokenizer` atomically, unless it exists."""
+    if not (folder := Path(folder)).exists():
+        with atomic_folder(folder) as unfinished:
+            tokenizer.save_pretrained(unfinished)
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A BERT-style lower-case WordPiece tokenizer of at most `vocab_size` entries from training texts.
+    """Trains a lower-case BERT-style WordPiece tokenizer.
 
-    The normaliser sets every Chinese character apart as a word, so only Latin words and numbers are
-    pieced together. The same texts give the same vocabulary, id for id. Characters beyond the most frequent
-    that fit into vocab_size become [UNK].
+    The normalizer separates Chinese characters, so only Latin words and numbers are merged from pieces. The same texts
+    give the same vocabulary with the same ids. The least frequent characters that do not fit become [UNK].
 
-    Raises:
-      ValueError: vocab_size leaves no room for characters, or the texts are all empty.
+    Args:
+        texts: Training texts.
+        vocab_size: Maximum number of entries.
     """
     if vocab_size <= len(SPECIAL_TOKENS):
         raise ValueError(f"vocab_size is {vocab_size}; {len(SPECIAL_TOKENS)} entries are special tokens")
@@ -103,9 +103,9 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     alphabet, continued = _alphabet(words, room=vocab_size - len(SPECIAL_TOKENS))
     if not alphabet:
         raise ValueError("cannot train a vocabulary: the training texts are all empty")
-    # Left alone, the trainer numbers characters in the order of a randomly seeded hash map and breaks ties
-    # between merges by those numbers: another vocabulary each time. Characters named up front, as "special"
-    # tokens of a throw-away tokenizer, have fixed numbers.
+    # By default, the trainer numbers characters in the order of a randomly seeded hash map and breaks ties between
+    # merges by these numbers, so vocabularies differ. Characters that are special tokens of a temporary tokenizer have
+    # fixed numbers.
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         special_tokens=[*SPECIAL_TOKENS, *alphabet, *continued],
@@ -128,21 +128,21 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int) -> np.ndarray:
-    """Token ids of each text, i32[N, length], padded with 0.
+    """Returns the token ids of texts, i32[N, length], padded with 0.
 
-    A text too long is cut so that its last token is still the separator. A missing text ("") is a row of
-    zeros, without [CLS] and [SEP]: with length 5, "", "红裙" and "红色连衣裙" give
-    [0, 0, 0, 0, 0], [CLS, 红, 裙, SEP, 0] and [CLS, 红, 色, 连, SEP].
+    The last token of a text that is too long is still the separator. A missing text ("") is a row of zeros. With length
+    5, "", "红裙" and "红色连衣裙" give [0, 0, 0, 0, 0], [CLS, 红, 裙, SEP, 0] and [CLS, 红, 色, 连, SEP].
     """
     ids = np.zeros((len(texts), length), np.int32)
+    separator = np.asarray(tokenizer.sep_token_id, np.int32)
     present = [row for row, text in enumerate(texts) if text]
-    # The backend directly: the tokenizer's own call would set truncation on an object that threads share.
+    # Use the backend, because the tokenizer's own call sets truncation on an object that threads share.
     encodings = tokenizer.backend_tokenizer.encode_batch_fast([texts[row] for row in present])
     for row, encoding in zip(present, encodings, strict=True):
-        own = encoding.ids  # a new list each time
+        own = encoding.ids  # a new list on each access
         ids[row, : len(own)] = own[:length]
         if len(own) > length:
-            ids[row, -1] = tokenizer.sep_token_id
+            ids[row, -1] = separator
     return ids
 
 
@@ -156,13 +156,15 @@ def _bert_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
 
 
 def _words(tokenizer: Tokenizer, text: str) -> Iterator[str]:
-    normalised = tokenizer.normalizer.normalize_str(text)
-    return (word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalised))
+    normalized = tokenizer.normalizer.normalize_str(text)
+    return (word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized))
 
 
 def _alphabet(words: Counter[str], *, room: int) -> tuple[list[str], list[str]]:
-    """The most frequent characters of the words, and those that also occur inside words as "##c", as many as
-    fit into `room` entries. Ties in frequency go by code point."""
+    """The most frequent characters of words, and "##c" for those that occur inside words, up to `room` entries.
+
+    Ties in frequency are broken by code point.
+    """
     counts, inside = Counter(), set()
     for word, count in words.items():
         for character in word:

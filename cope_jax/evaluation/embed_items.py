@@ -11,16 +11,16 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
-from cope_jax.data.bad_items import BadItem, Faults
+from cope_jax.data.invalid_items import InvalidItemError, InvalidItems
 from cope_jax.data.tokenizer import load_tokenizer
+from cope_jax.models.cope import MODEL_INPUTS
 from cope_jax.parallel.mesh import batch_sharding, make_mesh, replicated, to_devices
 from cope_jax.parallel.processes import allgather
-from cope_jax.runs.checkpoints import Checkpoints, load_model
+from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.inputs import check_batch_sizes, evaluation_batches
-from cope_jax.runs.model import ModelState
-
-MODEL_INPUTS = ("frames", "frame_mask", "text")
+from cope_jax.runs.model import load_model
+from cope_jax.runs.state import ModelState
 
 Batch = dict[str, Any]
 EmbedFunction = Callable[[ModelState, Batch], jax.Array]
@@ -67,16 +67,16 @@ class LoadedRun:
         domain: str,
         rows: Sequence[int] | np.ndarray,
         on_batch: Callable[[int], object] = lambda items: None,
-        faults: Faults | None = None,
+        invalid_items: InvalidItems | None = None,
     ) -> Items:
         """Embeds rows of a domain. All hosts must call this, and each gets all items.
 
         `on_batch` is called after each batch with its number of items. Items that cannot be read or embedded are
-        skipped and added to `faults`. Without it, they are errors.
+        skipped and added to `invalid_items`. Without it, they are errors.
         """
         numbers, size, remaining = np.asarray(rows).tolist(), self.config.eval.batch_size, len(rows)
         batches = evaluation_batches(
-            self.config, self.tokenizer, domain=domain, batch_size=size, rows=numbers, faults=faults
+            self.config, self.tokenizer, domain=domain, batch_size=size, rows=numbers, invalid_items=invalid_items
         )
 
         def count(size: int) -> None:
@@ -84,7 +84,7 @@ class LoadedRun:
             on_batch(min(size, remaining))  # the last batch is padded
             remaining -= min(size, remaining)
 
-        return embed_items(batches, domain, self.embed, self.model, self.mesh, count, faults)
+        return embed_items(batches, domain, self.embed, self.model, self.mesh, count, invalid_items)
 
 
 def load_run(
@@ -124,7 +124,7 @@ def embed_items(
     model: ModelState,
     mesh: Mesh,
     on_batch: Callable[[int], object] = lambda size: None,
-    faults: Faults | None = None,
+    invalid_items: InvalidItems | None = None,
 ) -> Items:
     """Embeds all items of some batches. Every host gets the items of all hosts.
 
@@ -135,8 +135,8 @@ def embed_items(
         model: Its first argument.
         mesh: Mesh of the model.
         on_batch: Called after each batch with its size.
-        faults: Collects items with invalid embeddings, which are skipped. Without it, or if all are invalid, they are
-            errors.
+        invalid_items: Collects items with invalid embeddings, which are skipped. Without it, or if all are invalid,
+            they are errors.
     """
     vectors, columns = [], []
     for batch, vector in lookahead(_dispatch(batches, domain, embed, model, mesh)):
@@ -147,9 +147,9 @@ def embed_items(
     items = Items(np.concatenate(vectors), *(gather_shares(np.stack(column)) for column in zip(*columns, strict=True)))
     items = items.select(items.rows >= 0)
     valid = _have_unit_length(items.vectors)
-    if faults is not None and valid.any():
+    if invalid_items is not None and valid.any():
         for number in items.item_ids[~valid]:
-            faults.add(BadItem(f"the embedding of {domain} item {number} does not have length 1"))
+            invalid_items.add(InvalidItemError(f"the embedding of {domain} item {number} does not have length 1"))
         items = items.select(valid)
     check_unit_length(items.vectors, domain, items.item_ids)
     return items
@@ -166,15 +166,13 @@ def _dispatch(
 
 def lookahead(items: Iterable[T]) -> Iterator[T]:
     """Yields each item after requesting the next one, so that the device computes while the host fetches results."""
-    iterator = iter(items)
-    try:
-        previous = next(iterator)
-    except StopIteration:
-        return
-    for item in iterator:
-        yield previous
+    previous = None
+    for item in items:
+        if previous is not None:
+            yield previous
         previous = item
-    yield previous
+    if previous is not None:
+        yield previous
 
 
 def gather_shares(shares: np.ndarray) -> np.ndarray:

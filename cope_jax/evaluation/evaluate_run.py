@@ -8,25 +8,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from cope_jax.data.bad_items import BadItem, Faults
+from cope_jax.data.invalid_items import InvalidItemError, InvalidItems
 from cope_jax.data.records import Product, open_records
-from cope_jax.domains import DIRECTIONS, DOMAINS
+from cope_jax.evaluation import results
 from cope_jax.evaluation.embed_items import Items, LoadedRun, load_run
 from cope_jax.evaluation.metrics import bootstrap, few_shot, retrieval
 from cope_jax.evaluation.metrics.ranks import Ranks
-from cope_jax.evaluation.results import (
-    LATEST,
-    evaluation_settings,
-    metrics_path,
-    read_metrics,
-    report_path,
-    resolve_step,
-    write_metrics,
-)
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
+from data_prep.common.domains import DIRECTIONS, DOMAINS
 from data_prep.common.progress import Progress
 
 
@@ -60,7 +52,7 @@ class Evaluation:
 def evaluate(
     workdir: Path,
     *,
-    step: int | str = LATEST,
+    step: int | str = results.LATEST,
     data_dir: Path | None = None,
     subset: int | None = None,
     average: bool = False,
@@ -88,12 +80,12 @@ def evaluate(
     config = load_config(workdir)
     if data_dir is not None:
         config = replace_fields(config, {"data.data_dir": str(data_dir.absolute())})
-    settings = evaluation_settings(config, subset)
+    settings = results.evaluation_settings(config, subset)
     with Checkpoints(workdir) as checkpoints:
-        step = resolve_step(step, checkpoints, workdir, settings)
-        report = report_path(workdir, step, subset, average=average)
+        step = results.resolve_step(step, checkpoints, workdir, settings)
+        report = results.report_path(workdir, step, subset, average=average)
         if reuse and (report.exists() or not needs_report):
-            stored = read_metrics(workdir, step, subset, average=average)
+            stored = results.read_metrics(workdir, step, subset, average=average)
             if stored and stored["evaluated"] == settings:
                 return Evaluation(config, step, average, stored)
         rows = None if subset is None else subset_rows(config, subset)
@@ -103,7 +95,7 @@ def evaluate(
     metrics = compute_metrics(embedded, config, step=step) | {"evaluated": settings}
     if jax.process_index() == 0:
         report.unlink(missing_ok=True)  # it may be of an earlier evaluation
-        write_metrics(metrics_path(workdir, step, subset, average=average), metrics)
+        results.write_metrics(results.metrics_path(workdir, step, subset, average=average), metrics)
     return Evaluation(config, step, average, metrics, embedded)
 
 
@@ -115,10 +107,10 @@ def subset_rows(config: RunConfig, subset: int) -> dict[str, np.ndarray]:
     return rows
 
 
-def draw_products(config: RunConfig, number: int, faults: Faults | None = None) -> list[Product]:
+def draw_products(config: RunConfig, number: int, invalid_items: InvalidItems | None = None) -> list[Product]:
     """Draws random products of the evaluation split with the config's seed. Raises ValueError if there are too few.
 
-    Products that cannot be read are skipped and added to `faults`. Without it, they are errors.
+    Products that cannot be read are skipped and added to `invalid_items`. Without it, they are errors.
     """
     products = open_records(config.data.data_dir, config.data.eval_split).products
     if not 1 <= number <= len(products):
@@ -127,10 +119,10 @@ def draw_products(config: RunConfig, number: int, faults: Faults | None = None) 
     for index in np.sort(np.random.default_rng(config.seed).choice(len(products), number, replace=False)):
         try:
             drawn.append(products[int(index)])
-        except BadItem as fault:
-            if faults is None:
+        except InvalidItemError as error:
+            if invalid_items is None:
                 raise
-            faults.add(fault)
+            invalid_items.add(error)
     return drawn
 
 

@@ -9,15 +9,15 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
-from cope_jax.data.bad_items import Faults
+from cope_jax.data.invalid_items import InvalidItems
 from cope_jax.data.records import open_records
-from cope_jax.domains import DOMAINS, PAIRS
 from cope_jax.evaluation.embed_items import LoadedRun, embed_function
 from cope_jax.evaluation.evaluate_run import draw_products, rows_by_domain
 from cope_jax.evaluation.metrics import retrieval
 from cope_jax.parallel.mesh import batch_share
 from cope_jax.runs.config import RunConfig
-from cope_jax.runs.model import ModelState
+from cope_jax.runs.state import ModelState
+from data_prep.common.domains import DOMAINS, PAIRS
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Probe:
                 "it, or set config.train.evaluate_every to 0"
             )
         products = open_records(config.data.data_dir, config.data.eval_split).products
-        self.faults = Faults()
-        drawn = draw_products(config, min(config.train.evaluate_products, len(products)), self.faults)
+        self.invalid_items = InvalidItems()
+        drawn = draw_products(config, min(config.train.evaluate_products, len(products)), self.invalid_items)
         self.rows = rows_by_domain(drawn)
         for a, b in PAIRS:
             if not any(len(product.rows[a]) and len(product.rows[b]) for product in drawn):
@@ -74,7 +74,8 @@ class Probe:
         """
         run = replace(self.run, model=model)
         items = {
-            domain: run.embed_rows(domain, self.rows[domain], lambda _: on_batch(), self.faults) for domain in DOMAINS
+            domain: run.embed_rows(domain, self.rows[domain], lambda _: on_batch(), self.invalid_items)
+            for domain in DOMAINS
         }
         skipped = sum(len(self.rows[domain]) - len(own.rows) for domain, own in items.items())
         ranks = retrieval.direction_ranks({domain: (own.vectors, own.products) for domain, own in items.items()})

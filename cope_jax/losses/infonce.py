@@ -1,204 +1,211 @@
-"""InfoNCE (arXiv 1807.03748) in both directions, with label smoothing, as the authors train."""
+"""InfoNCE (arXiv 1807.03748) in both directions with label smoothing, as the authors train."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.sharding import Mesh
+from jaxtyping import Array, Float32, PyTree
 
-from cope_jax.losses.pairs import Pair, Side, compare, join_vectors, pull, split_vectors
-from cope_jax.losses.ring import AXES, each, go_round, over_chunks, over_tiles
-from cope_jax.losses.statistics import Nearest, Sums, Watched, watched_values
+from cope_jax.losses.pairs import (
+    Nearest,
+    Pair,
+    SimilaritySums,
+    Statistics,
+    View,
+    compare,
+    cosine_gradient,
+    join_vectors,
+    pair_statistics,
+    split_vectors,
+)
+from cope_jax.losses.ring import BATCH_AXES, LossAndGradients, ring_loop, scan_tiles, shard_loss
 
 
 def infonce_loss(
-    sides: Mapping[str, Side], *, pairs: Sequence[Pair], temperature: float, smoothing: float, mesh: Mesh
-) -> tuple[jax.Array, Watched]:
-    """Σ over pairs of weight · ½ (a finds b + b finds a), each the mean cross-entropy of picking the partner.
+    views: Mapping[str, View], *, pairs: Sequence[Pair], temperature: float, smoothing: float, mesh: Mesh
+) -> tuple[Float32[Array, ""], Statistics]:
+    """Σ over pairs of weight · ½ (a finds b + b finds a), each the mean cross-entropy of choosing the partner.
 
-    An item's partner is the one of its own example. Its candidates are the partner and all present items of other
-    products: a further item of its product is neither target nor negative. The target gives 1 − smoothing to the
-    partner and smoothing evenly to all candidates. Examples that lack one of the two sides pick nothing, and their
-    item stays a candidate of others.
+    The partner of an item is the one of the same example. Its candidates are the partner and all present items of other
+    products: another item of its product is neither target nor negative. The target distribution gives 1 − smoothing to
+    the partner and spreads smoothing evenly over all candidates. An example without one of the two views has no
+    cross-entropy, but its item remains a candidate for others.
 
-    The devices' ring goes round twice, for the normalisers and then for the gradients; see `losses.ring`.
+    Chunks go round the ring twice, first for the normalizers and then for the gradients; see `losses.ring`.
 
     Args:
-        sides: of the whole batch, by name, cut over the mesh's axes AXES.
-        pairs: of sides.
-        temperature: what similarities are divided by.
-        smoothing: of the labels, at least 0 and below 1.
-        mesh: with the axes AXES; devices along others compute the same.
+        views: Views of the whole batch by name, sharded over BATCH_AXES.
+        pairs: Pairs of views.
+        temperature: Divisor of similarities.
+        smoothing: Label smoothing in [0, 1).
+        mesh: Mesh with BATCH_AXES; devices along other axes compute the same.
 
     Returns:
-        The loss, float32[], and what is watched, as of the sigmoid loss.
+        The loss and statistics as of `sigmoid_loss`.
     """
-    function = partial(chunk_loss, pairs=pairs, temperature=temperature, smoothing=smoothing)
-    return over_chunks(function, mesh)(*split_vectors(sides), {})
+    chunk_loss = partial(_chunk_loss, pairs=pairs, temperature=temperature, smoothing=smoothing)
+    return shard_loss(chunk_loss, mesh)(*split_vectors(views), {})
 
 
-@struct.dataclass
-class Candidates:
-    """What each item of a side meets among its candidates. float32[B] each.
+class _Candidates(NamedTuple):
+    """Statistics of the candidates' logits for each item: log-sum-exp (−inf if there are none), sum and count."""
 
-    Attributes:
-        lse: logarithm of the sum of exp(logit); −inf while there are none.
-        total: sum of logits.
-        count: number.
-    """
-
-    lse: jax.Array
-    total: jax.Array
-    count: jax.Array
+    lse: Array
+    total: Array
+    number: Array
 
     @classmethod
-    def none(cls, B: int) -> "Candidates":
-        """Of B items that met nobody."""
+    def empty(cls, B: int) -> "_Candidates":
+        """The statistics of no candidates."""
         return cls(jnp.full(B, -jnp.inf), jnp.zeros(B), jnp.zeros(B))
 
     @classmethod
-    def among(cls, logits: jax.Array, kept: jax.Array, *, axis: int) -> "Candidates":
-        """Along an axis of a tile."""
+    def along(cls, axis: int, logits: Array, kept: Array) -> "_Candidates":
+        """The statistics along an axis of a tile."""
         return cls(
             jax.nn.logsumexp(jnp.where(kept, logits, -jnp.inf), axis=axis),
             jnp.where(kept, logits, 0.0).sum(axis),
             kept.sum(axis).astype(jnp.float32),
         )
 
-    def add(self, other: "Candidates") -> "Candidates":
-        """Of both."""
-        return Candidates(jnp.logaddexp(self.lse, other.lse), self.total + other.total, self.count + other.count)
+    def merge(self, other: "_Candidates") -> "_Candidates":
+        """Merges the statistics of disjoint candidates."""
+        return _Candidates(jnp.logaddexp(self.lse, other.lse), self.total + other.total, self.number + other.number)
 
 
-@struct.dataclass
-class Picks:
-    """What the gradient needs of each item of a side. float32[B] each.
+class _Local(NamedTuple):
+    """First round: accumulators of a device for its own view a of a pair."""
 
-    Attributes:
-        lse: of its candidates.
-        even: smoothing / number of candidates.
-        share: of its cross-entropy in the mean; 0 where it picks nothing.
-    """
-
-    lse: jax.Array
-    even: jax.Array
-    share: jax.Array
+    sums: SimilaritySums
+    candidates: _Candidates
+    nearest: Nearest
 
 
-def chunk_loss(
-    vectors: Any, rest: Any, scalars: Any, *, pairs: Sequence[Pair], temperature: float, smoothing: float
-) -> Any:
-    """The loss of the whole batch and this chunk's gradients, as `over_chunks` wants it."""
-    chunk = join_vectors(vectors, rest)
-    guest = {pair.b: chunk[pair.b] for pair in pairs}
+class _ForVisitor(NamedTuple):
+    """First round: accumulators of the devices for the visiting view b."""
 
-    def count(stays: Any, guest: Any, returns: Any) -> Any:
-        def of_pair(pair: Pair, own: Any, its: Any) -> Any:
-            return add_candidates(chunk[pair.a], guest[pair.b], temperature, own, its)
-
-        return each(of_pair, pairs, stays, returns)
-
-    B = len(next(iter(vectors.values())))
-    nothing = Candidates.none(B), Nearest.none(B)
-    stays, returns = go_round(
-        count, stays=[(Sums.zero(), *nothing) for _ in pairs], guest=guest, returns=[nothing for _ in pairs]
-    )
-    loss, watched, a_picks, b_picks = jnp.zeros(()), {}, [], []
-    for pair, (sums, a_met, a_nearest), (b_met, b_nearest) in zip(pairs, stays, returns, strict=True):
-        a, b = chunk[pair.a], chunk[pair.b]
-        partner = jnp.sum(a.vectors * b.vectors, axis=-1) / temperature
-        a_value, picks = pick(a_met, partner, a.present & b.present, smoothing)
-        a_picks.append(picks)
-        b_value, picks = pick(b_met, partner, a.present & b.present, smoothing)
-        b_picks.append(picks)
-        value = (a_value + b_value) / 2
-        loss += pair.weight * value
-        watched |= watched_values(pair, value, sums, a_nearest, b_nearest)
-
-    def differentiate(stays: Any, guest: Any, returns: Any) -> Any:
-        sides, b_picks = guest
-
-        def of_pair(pair: Pair, a_picks: Picks, b_picks: Picks, own: Any, its: Any) -> Any:
-            return add_gradients(chunk[pair.a], sides[pair.b], temperature, smoothing, a_picks, b_picks, own, its)
-
-        return each(of_pair, pairs, a_picks, b_picks, stays, returns)
-
-    zeros = [jnp.zeros_like(chunk[pair.a].vectors) for pair in pairs]
-    stays, returns = go_round(differentiate, stays=zeros, guest=(guest, b_picks), returns=zeros)
-    gradients = jax.tree.map(jnp.zeros_like, vectors)
-    for pair, a_gradient, b_gradient in zip(pairs, stays, returns, strict=True):
-        gradients[pair.a] += pair.weight * a_gradient
-        gradients[pair.b] += pair.weight * b_gradient
-    return (loss, watched), (gradients, {})
+    candidates: _Candidates
+    nearest: Nearest
 
 
-def pick(met: Candidates, partner_B: jax.Array, picking_B: jax.Array, smoothing: float) -> tuple[jax.Array, Picks]:
-    """The mean cross-entropy over all devices of the items that pick, from their candidates and partner's logit."""
-    share = picking_B / jnp.maximum(jax.lax.psum(picking_B.sum(), AXES), 1)
-    count = jnp.maximum(met.count, 1)
-    entropy = met.lse - (1 - smoothing) * partner_B - smoothing * met.total / count
-    value = jax.lax.psum(jnp.where(picking_B, share * entropy, 0.0).sum(), AXES)
-    return value, Picks(met.lse, smoothing / count, share)
+class _GradientTerms(NamedTuple):
+    """Values of each item for the gradient."""
+
+    lse: Array  # log-sum-exp of its candidates' logits
+    even: Array  # smoothing / number of candidates
+    share: Array  # weight of its cross-entropy in the mean; 0 without a partner
 
 
-def add_candidates(a: Side, b: Side, temperature: float, own: tuple, its: tuple) -> tuple[tuple, tuple]:
-    """Adds all pairs of two chunks to what was gathered before.
-
-    Args:
-        a, b: a chunk that stays and one that visits.
-        own: (Sums, a's Candidates, a's Nearest).
-        its: (b's Candidates, b's Nearest).
-    """
-
-    def tile(carry: Any, rows: Side) -> Any:
-        sums, b_met, b_nearest = carry
-        grid = compare(rows, b)
-        logits, kept = grid.cosine / temperature, grid.negative | partners(rows, b)
-        b_met = b_met.add(Candidates.among(logits, kept, axis=0))
-        b_nearest = b_nearest.nearer(Nearest.among(grid, axis=0))
-        return (sums.add(grid), b_met, b_nearest), (
-            Candidates.among(logits, kept, axis=1),
-            Nearest.among(grid, axis=1),
-        )
-
-    sums, a_met, a_nearest = own
-    (sums, *its), (met, nearest) = over_tiles(tile, (sums, *its), a)
-    return (sums, a_met.add(met), a_nearest.nearer(nearest)), tuple(its)
-
-
-def add_gradients(
-    a: Side,
-    b: Side,
+def _chunk_loss(
+    vectors: dict[str, Array],
+    labels: PyTree,
+    scalars: PyTree,
+    *,
+    pairs: Sequence[Pair],
     temperature: float,
     smoothing: float,
-    a_picks: Picks,
-    b_picks: Picks,
-    a_gradient: jax.Array,
-    b_gradient: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Adds the gradients that all pairs of two chunks, one that stays and one that visits, give their vectors."""
+) -> LossAndGradients:
+    """The loss of the whole batch and the gradients of this chunk, for `shard_loss`."""
+    chunk = join_vectors(vectors, labels)
+    visitor = {pair.b: chunk[pair.b] for pair in pairs}
 
-    def tile(b_gradient: jax.Array, rows: Any) -> Any:
-        rows, picks = rows
-        partner = partners(rows, b)
-        grid = compare(rows, b)
-        slope = sum(
-            share * (jnp.where(grid.negative | partner, jnp.exp(grid.cosine / temperature - lse) - even, 0.0))
-            - share * (1 - smoothing) * partner
-            for lse, even, share in (
-                (picks.lse[:, None], picks.even[:, None], picks.share[:, None]),
-                (b_picks.lse[None, :], b_picks.even[None, :], b_picks.share[None, :]),
-            )
-        ) / (2 * temperature)
-        return b_gradient + pull(slope.T, rows.vectors), pull(slope, b.vectors)
+    def count(i: int, visitor: dict[str, View], own: _Local, its: _ForVisitor) -> tuple[_Local, _ForVisitor]:
+        return _add_candidates(chunk[pairs[i].a], visitor[pairs[i].b], own, its, temperature=temperature)
 
-    b_gradient, more = over_tiles(tile, b_gradient, (a, a_picks))
-    return a_gradient + more, b_gradient
+    B = len(next(iter(vectors.values())))
+    start = _ForVisitor(_Candidates.empty(B), Nearest.empty(B))
+    local = [_Local(SimilaritySums(*jnp.zeros(4)), *start) for _ in pairs]
+    local, for_visitor = ring_loop(count, local=local, visitor=visitor, for_visitor=[start for _ in pairs])
+
+    loss, statistics, a_terms, b_terms = jnp.zeros(()), {}, [], []
+    for pair, own, its in zip(pairs, local, for_visitor, strict=True):
+        a, b = chunk[pair.a], chunk[pair.b]
+        partner = jnp.sum(a.vectors * b.vectors, axis=-1) / temperature
+        a_value, terms = _cross_entropy(own.candidates, partner, a.present & b.present, smoothing=smoothing)
+        a_terms.append(terms)
+        b_value, terms = _cross_entropy(its.candidates, partner, a.present & b.present, smoothing=smoothing)
+        b_terms.append(terms)
+        value = (a_value + b_value) / 2
+        loss += pair.weight * value
+        statistics |= pair_statistics(pair, value, own.sums, own.nearest, its.nearest)
+
+    def differentiate(i: int, visitor: PyTree, a_gradient: Array, b_gradient: Array) -> tuple[Array, Array]:
+        (views, b_terms), settings = visitor, {"temperature": temperature, "smoothing": smoothing}
+        a, b = chunk[pairs[i].a], views[pairs[i].b]
+        return _add_gradients(a, b, a_terms[i], b_terms[i], a_gradient, b_gradient, **settings)
+
+    zeros = [jnp.zeros_like(chunk[pair.a].vectors) for pair in pairs]
+    local, for_visitor = ring_loop(differentiate, local=zeros, visitor=(visitor, b_terms), for_visitor=zeros)
+    gradients = jax.tree.map(jnp.zeros_like, vectors)
+    for pair, a_gradient, b_gradient in zip(pairs, local, for_visitor, strict=True):
+        gradients[pair.a] += pair.weight * a_gradient
+        gradients[pair.b] += pair.weight * b_gradient
+    return (loss, statistics), (gradients, {})
 
 
-def partners(a: Side, b: Side) -> jax.Array:
-    """bool[A, B], whether both items are present and of one example."""
+def _cross_entropy(
+    candidates: _Candidates, partner_B: Array, has_partner_B: Array, *, smoothing: float
+) -> tuple[Array, _GradientTerms]:
+    """The mean cross-entropy over all devices, from the candidates of this device's items and the partners' logits."""
+    share = has_partner_B / jnp.maximum(jax.lax.psum(has_partner_B.sum(), BATCH_AXES), 1)
+    count = jnp.maximum(candidates.number, 1)
+    entropy = candidates.lse - (1 - smoothing) * partner_B - smoothing * candidates.total / count
+    value = jax.lax.psum(jnp.where(has_partner_B, share * entropy, 0.0).sum(), BATCH_AXES)
+    return value, _GradientTerms(candidates.lse, smoothing / count, share)
+
+
+def _add_candidates(
+    a: View, b: View, own: _Local, its: _ForVisitor, *, temperature: float
+) -> tuple[_Local, _ForVisitor]:
+    """Adds all pairs of items of a local chunk and a visiting one."""
+
+    def tile(carry: PyTree, rows: View) -> tuple[PyTree, PyTree]:
+        sums, b_candidates, b_nearest = carry
+        items = compare(rows, b)
+        logits, kept = items.cosine / temperature, items.negative | _are_partners(rows, b)
+        b_candidates = b_candidates.merge(_Candidates.along(0, logits, kept))
+        b_nearest = b_nearest.merge(Nearest.along(0, items))
+        carry = sums.add(items), b_candidates, b_nearest
+        return carry, (_Candidates.along(1, logits, kept), Nearest.along(1, items))
+
+    (sums, *rest), (candidates, nearest) = scan_tiles(tile, (own.sums, *its), a)
+    return _Local(sums, own.candidates.merge(candidates), own.nearest.merge(nearest)), _ForVisitor(*rest)
+
+
+def _add_gradients(
+    a: View,
+    b: View,
+    a_terms: _GradientTerms,
+    b_terms: _GradientTerms,
+    a_gradient: Array,
+    b_gradient: Array,
+    *,
+    temperature: float,
+    smoothing: float,
+) -> tuple[Array, Array]:
+    """Adds the gradients from all pairs of items of a local chunk and a visiting one."""
+
+    def tile(b_gradient: Array, rows_and_terms: tuple[View, _GradientTerms]) -> tuple[Array, Array]:
+        rows, terms = rows_and_terms
+        partner = _are_partners(rows, b)
+        items = compare(rows, b)
+
+        def probability_minus_target(lse: Array, even: Array, share: Array) -> Array:
+            smoothed = jnp.where(items.negative | partner, jnp.exp(items.cosine / temperature - lse) - even, 0.0)
+            return share * smoothed - share * (1 - smoothing) * partner
+
+        by_row, by_column = [term[:, None] for term in terms], [term[None, :] for term in b_terms]
+        slope = probability_minus_target(*by_row) + probability_minus_target(*by_column)
+        slope = slope / (2 * temperature)
+        return b_gradient + cosine_gradient(slope.T, rows.vectors), cosine_gradient(slope, b.vectors)
+
+    b_gradient, added = scan_tiles(tile, b_gradient, (a, a_terms))
+    return a_gradient + added, b_gradient
+
+
+def _are_partners(a: View, b: View) -> Array:
+    """Whether two items are present and of the same example."""
     return (a.example[:, None] == b.example[None, :]) & a.present[:, None] & b.present[None, :]

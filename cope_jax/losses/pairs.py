@@ -1,40 +1,46 @@
-"""What contrastive losses compare: sets of vectors of the same examples, two at a time."""
+"""Views of a batch, how contrastive losses compare two of them, and the statistics that they report."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int32
+
+from cope_jax.losses.ring import BATCH_AXES
+
+Statistics = dict[str, tuple[Array, Array]]  # (sum, count) by name in the log
+ViewLabels = tuple[Array, Array, Array]  # the fields of a `View` after `vectors`
 
 
-class Side(NamedTuple):
-    """One view of every example of a batch: the items of a domain, or their texts alone.
+class View(NamedTuple):
+    """One view of all examples of a batch: the items of a domain, or only their texts or frames.
 
     Attributes:
-        vectors: float32[B, E] of length 1; anything where not present.
-        products: int32[B, M], product ids of each item, padded with −1.
-        present: bool[B].
-        example: int32[B], numbers of the examples, the same on all sides of a batch.
+        vectors: Embeddings of length 1; arbitrary if not present.
+        products: Product ids of each item, padded with −1.
+        present: Whether the example has this view.
+        example: Numbers of the examples, the same in all views of a batch.
     """
 
-    vectors: jax.Array
-    products: jax.Array
-    present: jax.Array
-    example: jax.Array
+    vectors: Float32[Array, "B E"]
+    products: Int32[Array, "B M"]
+    present: Bool[Array, " B"]
+    example: Int32[Array, " B"]
 
 
-def split_vectors(sides: Mapping[str, Side]) -> tuple[dict[str, jax.Array], dict[str, Side]]:
-    """What has gradients, and the sides without it."""
-    return {name: side.vectors for name, side in sides.items()}, {n: s._replace(vectors=None) for n, s in sides.items()}
+def split_vectors(views: Mapping[str, View]) -> tuple[dict[str, Array], dict[str, ViewLabels]]:
+    """Splits views into vectors, which have gradients, and the rest."""
+    return {name: view.vectors for name, view in views.items()}, {name: view[1:] for name, view in views.items()}
 
 
-def join_vectors(vectors: Mapping[str, jax.Array], rest: Mapping[str, Side]) -> dict[str, Side]:
-    """The inverse of `split_vectors`."""
-    return {name: side._replace(vectors=vectors[name]) for name, side in rest.items()}
+def join_vectors(vectors: Mapping[str, Array], labels: Mapping[str, ViewLabels]) -> dict[str, View]:
+    """Inverse of `split_vectors`."""
+    return {name: View(vectors[name], *rest) for name, rest in labels.items()}
 
 
 class Pair(NamedTuple):
-    """Two sides by name, and the factor on their loss."""
+    """Names of two views to compare, and the weight of their loss."""
 
     a: str
     b: str
@@ -42,52 +48,100 @@ class Pair(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As metrics call it: "page_video"."""
+        """Name in metrics: "page_video"."""
         return f"{self.a}_{self.b}"
 
 
-class Grid(NamedTuple):
-    """Items of one side against items of another.
+class Comparison(NamedTuple):
+    """All items of a view against all items of another.
 
     Attributes:
-        cosine: float32[A, B], their similarities.
-        positive: bool[A, B], whether both are present and share a product.
-        negative: bool[A, B], whether both are present and share none.
+        cosine: Similarities.
+        positive: Whether both are present and share a product.
+        negative: Whether both are present and share none.
     """
 
-    cosine: jax.Array
-    positive: jax.Array
-    negative: jax.Array
+    cosine: Float32[Array, "A B"]
+    positive: Bool[Array, "A B"]
+    negative: Bool[Array, "A B"]
 
 
-def compare(a: Side, b: Side) -> Grid:
-    """All items of one side against all of another."""
-    same = same_product(a.products, b.products)
+def compare(a: View, b: View) -> Comparison:
+    """Compares all items of two views."""
+    same = share_product(a.products, b.products)
     both = a.present[:, None] & b.present[None, :]
-    return Grid(similarity(a.vectors, b.vectors), both & same, both & ~same)
+    # Full float32 precision, also on matrix units that would round.
+    cosine = jnp.einsum("ae,be->ab", a.vectors, b.vectors, precision=jax.lax.Precision.HIGHEST)
+    return Comparison(cosine, both & same, both & ~same)
 
 
-def same_product(a_AM: jax.Array, b_BM: jax.Array) -> jax.Array:
-    """Whether two items share a product.
-
-    Args:
-        a_AM, b_BM: int32[A, M] and int32[B, M], product ids of each item, padded with −1.
-
-    Returns:
-        bool[A, B].
-    """
+def share_product(a_AM: Int32[Array, "A M"], b_BM: Int32[Array, "B M"]) -> Bool[Array, "A B"]:
+    """Returns whether two items share a product; product ids are padded with −1."""
     match = jnp.zeros((len(a_AM), len(b_BM)), bool)
-    for i in range(a_AM.shape[-1]):  # M is small; an [A, B, M, M] array would not be
+    for i in range(a_AM.shape[-1]):  # M is small, but an array [A, B, M, M] would not be
         for j in range(b_BM.shape[-1]):
             match |= (a_AM[:, i, None] == b_BM[None, :, j]) & (a_AM[:, i, None] >= 0)
     return match
 
 
-def similarity(a_AE: jax.Array, b_BE: jax.Array) -> jax.Array:
-    """float32[A, E], float32[B, E] → float32[A, B], in full float32 also where matrix units would round."""
-    return jnp.einsum("ae,be->ab", a_AE, b_BE, precision=jax.lax.Precision.HIGHEST)
-
-
-def pull(weights_AB: jax.Array, b_BE: jax.Array) -> jax.Array:
-    """Gradient of Σ weights·similarity for the vectors a: float32[A, B], float32[B, E] → float32[A, E]."""
+def cosine_gradient(weights_AB: Float32[Array, "A B"], b_BE: Float32[Array, "B E"]) -> Float32[Array, "A E"]:
+    """Returns the gradient of Σ weights·cosine with respect to the vectors of view a."""
     return jnp.einsum("ab,be->ae", weights_AB, b_BE, precision=jax.lax.Precision.HIGHEST)
+
+
+class SimilaritySums(NamedTuple):
+    """Sums and counts of the similarities of positive and negative pairs of items."""
+
+    positive: Float32[Array, ""]
+    positives: Float32[Array, ""]
+    negative: Float32[Array, ""]
+    negatives: Float32[Array, ""]
+
+    def add(self, items: Comparison) -> "SimilaritySums":
+        """Adds the pairs of a comparison."""
+        return SimilaritySums(
+            self.positive + jnp.where(items.positive, items.cosine, 0.0).sum(),
+            self.positives + items.positive.sum(),
+            self.negative + jnp.where(items.negative, items.cosine, 0.0).sum(),
+            self.negatives + items.negative.sum(),
+        )
+
+
+class Nearest(NamedTuple):
+    """Similarity of each item's nearest positive and nearest negative, −inf if it has none."""
+
+    positive: Float32[Array, " B"]
+    negative: Float32[Array, " B"]
+
+    @classmethod
+    def empty(cls, B: int) -> "Nearest":
+        """The state of B items before any comparison."""
+        return cls(jnp.full(B, -jnp.inf), jnp.full(B, -jnp.inf))
+
+    @classmethod
+    def along(cls, axis: int, items: Comparison) -> "Nearest":
+        """The nearest ones along an axis of a comparison."""
+        return cls(*(jnp.where(mask, items.cosine, -jnp.inf).max(axis) for mask in (items.positive, items.negative)))
+
+    def merge(self, other: "Nearest") -> "Nearest":
+        """Merges the results of two comparisons of the same items."""
+        return jax.tree.map(jnp.maximum, self, other)
+
+    def accuracy(self) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
+        """Counts the items whose nearest positive is nearer than all negatives, and the items with a positive."""
+        asked = self.positive > -jnp.inf
+        hits = asked & (self.positive > self.negative)
+        return hits.sum().astype(jnp.float32), asked.sum().astype(jnp.float32)
+
+
+def pair_statistics(
+    pair: Pair, loss: Float32[Array, ""], sums: SimilaritySums, nearest_a: Nearest, nearest_b: Nearest
+) -> Statistics:
+    """Returns the statistics of a pair over all devices, from those of one device and the loss of all."""
+    parts = {
+        f"positive/{pair.name}": (sums.positive, sums.positives),
+        f"negative/{pair.name}": (sums.negative, sums.negatives),
+        f"accuracy/{pair.a}_{pair.b}": nearest_a.accuracy(),
+        f"accuracy/{pair.b}_{pair.a}": nearest_b.accuracy(),
+    }
+    return {f"loss/{pair.name}": (loss, jnp.ones(())), **jax.lax.psum(parts, BATCH_AXES)}

@@ -1,50 +1,54 @@
-"""The devices that share a batch as a ring: every chunk of examples visits every device once.
+"""Losses over a batch that is sharded over a ring of devices: each chunk of examples visits each device once.
 
-A device holds its own chunk and the visiting one, never the whole batch, so that memory does not grow with the number
-of devices. Nothing of a visit is kept: losses compute their gradients by hand while the chunks go round, and what
-belongs to the visitor travels on with it until it is home again.
+A device holds its own chunk and the visiting one, never the whole batch, so memory does not grow with the number of
+devices. Nothing of a visit is kept for the backward pass: losses compute their gradients by hand during the visits, and
+the gradients of a visiting chunk travel with it until it is back home.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, PyTree
 
-AXES = ("data", "fsdp")  # of the mesh: the devices that share a batch
-TILE = 256  # rows of a block that are compared at once; a block of all would grow with the square of the chunk
+BATCH_AXES = ("data", "fsdp")  # mesh axes over which a batch is sharded
+TILE = 256  # rows compared at once: a whole block would grow with the square of the chunk
 
-Function = Callable[..., tuple[Any, Any]]
+LossAndGradients = tuple[tuple[Array, PyTree], tuple[PyTree, PyTree]]  # (loss, statistics), (of vectors, of scalars)
+ChunkLoss = Callable[[PyTree, PyTree, PyTree], LossAndGradients]
+Visit = Callable[[int, PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+ShardedLoss = Callable[[PyTree, PyTree, PyTree], tuple[Array, PyTree]]
 
 
-def over_chunks(function: Function, mesh: Mesh) -> Function:
-    """Runs a function on every device's chunk of a batch, in a mesh whose other axes hold copies.
+def shard_loss(chunk_loss: ChunkLoss, mesh: Mesh) -> ShardedLoss:
+    """Turns a loss on one device's chunk into a differentiable loss on the whole batch.
 
     Args:
-        function: (vectors, rest, scalars) → ((loss, watched), (gradients of vectors, of scalars)); vectors and
-            rest are trees of one chunk's arrays; loss, watched and the scalars' gradients are equal on all devices.
+        chunk_loss: (vectors, labels, scalars) → ((loss, statistics), (gradients of vectors, gradients of scalars)).
+            Vectors and labels are trees of one chunk's arrays. Loss, statistics and the gradients of scalars must be
+            equal on all devices.
+        mesh: Mesh with BATCH_AXES; devices along other axes compute the same.
 
     Returns:
-        The same on arrays of the whole batch: (vectors, rest, scalars) → (loss, watched), which JAX can differentiate
-        by vectors and scalars. The gradients are made together with the loss, and are all that is kept for the
-        backward pass; `watched` has none.
+        (vectors, labels, scalars) → (loss, statistics), differentiable in vectors and scalars. The gradients are
+        computed together with the loss and are all that is kept for the backward pass.
     """
-    chunked, whole = PartitionSpec(AXES), PartitionSpec()
+    sharded, replicated = PartitionSpec(BATCH_AXES), PartitionSpec()
     run = jax.shard_map(
-        function,
+        chunk_loss,
         mesh=mesh,
-        in_specs=(chunked, chunked, whole),
-        out_specs=((whole, whole), (chunked, whole)),
-        check_vma=False,  # it cannot see that sums over AXES are equal on all devices
+        in_specs=(sharded, sharded, replicated),
+        out_specs=((replicated, replicated), (sharded, replicated)),
+        check_vma=False,  # it cannot infer that sums over BATCH_AXES are equal on all devices
     )
 
     @jax.custom_vjp
-    def loss(vectors: Any, rest: Any, scalars: Any) -> Any:
-        return run(vectors, rest, scalars)[0]
+    def loss(vectors: PyTree, labels: PyTree, scalars: PyTree) -> tuple[Array, PyTree]:
+        return run(vectors, labels, scalars)[0]
 
-    def backward(gradients: Any, cotangents: Any) -> Any:
+    def backward(gradients: PyTree, cotangents: PyTree) -> tuple[PyTree, None, PyTree]:
         vectors, scalars = jax.tree.map(lambda gradient: cotangents[0] * gradient, gradients)
         return vectors, None, scalars
 
@@ -52,57 +56,55 @@ def over_chunks(function: Function, mesh: Mesh) -> Function:
     return loss
 
 
-def go_round(visit: Callable[[Any, Any, Any], tuple[Any, Any]], *, stays: Any, guest: Any, returns: Any) -> Any:
-    """Lets every device's chunk visit every device, on one of them in `over_chunks`.
+def ring_loop(visit: Visit, *, local: list[PyTree], visitor: PyTree, for_visitor: list[PyTree]) -> tuple[list, list]:
+    """Lets each device's chunk visit all devices. Call it inside `shard_loss`.
 
     Args:
-        visit: (stays, guest, returns) → (stays, returns), with a guest of any device.
-        stays: what this device gathers.
-        guest: this device's chunk, which the others see unchanged.
-        returns: what its hosts gather for this chunk; it travels along.
+        visit: (i, visitor, local[i], for_visitor[i]) → (local[i], for_visitor[i]), for the i-th of several pairs.
+        local: Accumulators of this device, one for each pair.
+        visitor: This device's chunk, which the other devices see unchanged.
+        for_visitor: Accumulators of all devices for this chunk, one for each pair; they travel with it.
 
     Returns:
-        stays and returns after all visits; returns are this device's own again.
+        `local` and `for_visitor` of this device after all visits.
     """
 
-    def stop(_: Any, state: Any) -> Any:
-        stays, guest, returns = state
-        following = to_next_device(guest)  # under way while the visit is computed
-        stays, returns = visit(stays, guest, returns)
-        return stays, following, to_next_device(returns)
+    def step(_: Array, state: PyTree) -> PyTree:
+        local, visitor, for_visitor = state
+        following = send_to_next_device(visitor)  # overlaps with the computation of the visit
+        results = [visit(i, visitor, *own) for i, own in enumerate(zip(local, for_visitor, strict=True))]
+        local, for_visitor = ([result[part] for result in results] for part in (0, 1))
+        return local, following, send_to_next_device(for_visitor)
 
-    stays, _, returns = jax.lax.fori_loop(0, jax.lax.axis_size(AXES), stop, (stays, guest, returns))
-    return stays, returns
+    devices = jax.lax.axis_size(BATCH_AXES)
+    local, _, for_visitor = jax.lax.fori_loop(0, devices, step, (local, visitor, for_visitor))
+    return local, for_visitor
 
 
-def to_next_device(tree: Any) -> Any:
-    """Sends all arrays of a tree on, in one message for each type: many small ones would each take their latency."""
-    devices = jax.lax.axis_size(AXES)
+def send_to_next_device(tree: PyTree) -> PyTree:
+    """Sends a tree's arrays in one message per dtype: many small messages would each take their latency."""
+    devices = jax.lax.axis_size(BATCH_AXES)
     leaves, structure = jax.tree.flatten(tree)
     sent = list(leaves)
-    for dtype in sorted({leaf.dtype for leaf in leaves}, key=str):  # in one order on all hosts
+    for dtype in sorted({leaf.dtype for leaf in leaves}, key=str):  # the same order on all hosts
         places = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
         message = jnp.concatenate([leaves[i].ravel() for i in places])
-        message = jax.lax.ppermute(message, AXES, perm=[(i, (i + 1) % devices) for i in range(devices)])
+        message = jax.lax.ppermute(message, BATCH_AXES, perm=[(i, (i + 1) % devices) for i in range(devices)])
         ends = list(itertools.accumulate(leaves[i].size for i in places))[:-1]
         for i, part in zip(places, jnp.split(message, ends), strict=True):
             sent[i] = part.reshape(leaves[i].shape)
     return structure.unflatten(sent)
 
 
-def each(function: Callable[..., tuple[Any, Any]], *columns: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """Calls a function with one entry of each column and puts its two results apart."""
-    results = [function(*row) for row in zip(*columns, strict=True)]
-    return [first for first, _ in results], [second for _, second in results]
-
-
-def over_tiles(tile: Callable[[Any, Any], tuple[Any, Any]], carry: Any, rows: Any) -> tuple[Any, Any]:
-    """Goes through arrays TILE rows at a time.
+def scan_tiles(
+    tile: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], carry: PyTree, rows: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Scans over the rows of arrays, TILE at a time.
 
     Args:
-        tile: (carry, rows of a tile) → (carry, results with as many rows).
-        rows: tree of arrays with equal numbers of rows A. Where A is no multiple of TILE the last tile is filled
-            up with zeros: rows that are not present.
+        tile: (carry, rows of a tile) → (carry, results for these rows).
+        carry: Initial carry.
+        rows: Tree of arrays with the same number of rows. The last tile is padded with zeros: rows not present.
 
     Returns:
         The last carry and the results of all rows.
@@ -112,9 +114,9 @@ def over_tiles(tile: Callable[[Any, Any], tuple[Any, Any]], carry: Any, rows: An
     if tiles == 1:
         return tile(carry, rows)
 
-    def cut(array: jax.Array) -> jax.Array:
-        filled = jnp.pad(array, [(0, tiles * TILE - A)] + [(0, 0)] * (array.ndim - 1))
-        return filled.reshape(tiles, TILE, *array.shape[1:])
+    def split(array: Array) -> Array:
+        padded = jnp.pad(array, [(0, tiles * TILE - A)] + [(0, 0)] * (array.ndim - 1))
+        return padded.reshape(tiles, TILE, *array.shape[1:])
 
-    carry, results = jax.lax.scan(tile, carry, jax.tree.map(cut, rows))
+    carry, results = jax.lax.scan(tile, carry, jax.tree.map(split, rows))
     return carry, jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:A], results)

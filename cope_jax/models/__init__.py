@@ -1,1 +1,9 @@
-"""The COPE architecture. Knows arrays and plain values only: no flags, no configs, and no files but in `pretrained`."""
+"""The COPE model in Flax NNX.
+
+cope       `CopeModel`: shared encoders and one fusion head per domain
+vision     X-CLIP's ViT over the frames of clips; `stems`: pixels to tokens
+text       BERT
+fusion     fusion heads and the embeddings they return
+layers     attention, MLP, transformer blocks, stacks of blocks
+backbones  pretrained weights for the encoders
+"""

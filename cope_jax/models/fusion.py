@@ -1,61 +1,123 @@
-"""One fusion head a domain: what the encoders make of items → the shared embedding space; the release's head."""
+"""Fusion heads, one per domain: from encoder features to embeddings in the shared space."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
+from jaxtyping import Array, Bool, Float, Float32
 
-from cope_jax.models.projection import Projection, l2_normalise
-from cope_jax.models.text import Text
-from cope_jax.models.vision import Clip
+from cope_jax.models.layers import (
+    EMBEDDING_INIT,
+    ComputeOptions,
+    PreNormBlock,
+    layer_norm,
+    linear,
+    make_stack,
+    run_stack,
+)
+from cope_jax.models.text import TextFeatures
+from cope_jax.models.vision import VisionFeatures
+
+FUSIONS = ("linear", "transformer")
+HEAD_NORMS = ("none", "batch")
+EMBEDDING_KINDS = ("fused", "vision", "text")
+
+
+class Features(NamedTuple):
+    """Encoder outputs for the items of one domain.
+
+    Attributes:
+        vision: Frame features.
+        frame_mask: Which frames exist.
+        text: Text features; None if the domain uses no text.
+        word_mask: Which words exist, whether the domain uses them or not.
+    """
+
+    vision: VisionFeatures
+    frame_mask: Bool[Array, "B T"]
+    text: TextFeatures | None
+    word_mask: Bool[Array, "B L"]
 
 
 @struct.dataclass
 class Embeddings:
-    """What one domain's items look like in the shared space; all vectors have length 1, or are 0 where missing.
+    """Embeddings of the items of one domain. Vectors have length 1, or are 0 if their input is missing.
 
     Attributes:
-        fused: float32[B, E], what retrieval uses.
-        vision: float32[B, E], from the frames alone.
-        text: float32[B, E], from the text alone; 0 in a domain that uses none.
-        has_vision: bool[B], whether the item has a frame.
-        has_text: bool[B], whether the item has a text that its domain uses.
+        fused: Embedding of the whole item, used for retrieval.
+        vision: Embedding of the frames alone.
+        text: Embedding of the text alone; 0 if the domain uses no text.
+        has_vision: Whether the item has a frame.
+        has_text: Whether the item has a text that its domain uses.
     """
 
-    fused: jax.Array
-    vision: jax.Array
-    text: jax.Array
-    has_vision: jax.Array
-    has_text: jax.Array
+    fused: Float32[Array, "B E"]
+    vision: Float32[Array, "B E"]
+    text: Float32[Array, "B E"]
+    has_vision: Bool[Array, " B"]
+    has_text: Bool[Array, " B"]
 
     @classmethod
-    def of_frames_alone(cls, vision_BE: jax.Array, has_vision_B: jax.Array) -> "Embeddings":
-        """Of a domain without text: float32[B, E] of length 1 or 0, bool[B]."""
-        missing = jnp.zeros_like(has_vision_B)
-        return cls(vision_BE, vision_BE, jnp.zeros_like(vision_BE), has_vision_B, missing)
+    def from_vision(cls, vision: Float32[Array, "B E"], has_vision: Bool[Array, " B"]) -> "Embeddings":
+        """Makes the embeddings of a domain without text."""
+        return cls(vision, vision, jnp.zeros_like(vision), has_vision, jnp.zeros_like(has_vision))
 
 
-class Features(NamedTuple):
-    """What the encoders make of one domain's items.
+def l2_normalize(x: Float[Array, "B E"]) -> Float32[Array, "B E"]:
+    """Scales vectors to length 1 in float32; 0 stays 0, with gradient 0 instead of NaN."""
+    x = x.astype(jnp.float32)
+    square = jnp.square(x).sum(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
 
-    Attributes:
-        clip: of the frames.
-        frame_mask: bool[B, T], which frames exist.
-        text: of the words; None in a domain that uses no text.
-        word_mask: bool[B, L], which words exist, whether the domain uses them or not.
+
+class HeadNorm(nnx.Module):
+    """Zeroes the rows that do not exist, and with `norm` "batch" normalizes the others (arXiv 1502.03167).
+
+    The vectors of an untrained encoder share a large common part. In a contrastive loss every item pushes that part, so
+    it oscillates and hides the differences between items for hundreds of steps. Batch normalization, here without scale
+    and shift, removes it. Under jit the batch is the global one on any mesh.
     """
 
-    clip: Clip
-    frame_mask: jax.Array
-    text: Text | None
-    word_mask: jax.Array
+    def __init__(self, norm: str, width: int, *, momentum: float = 0.9):
+        if norm not in HEAD_NORMS:
+            raise ValueError(f"unknown head norm {norm!r}: choose one of {', '.join(HEAD_NORMS)}")
+        self.norm, self.momentum = norm, momentum
+        if norm == "batch":
+            self.mean = nnx.BatchStat(jnp.zeros(width, jnp.float32))
+            self.variance = nnx.BatchStat(jnp.ones(width, jnp.float32))
+
+    def __call__(self, x: Float[Array, "B E"], mask: Bool[Array, " B"], *, train: bool) -> Float[Array, "B E"]:
+        """Normalizes by the statistics of the batch, which update the running ones, or in evaluation by these."""
+        if self.norm == "none":
+            return jnp.where(mask[:, None], x, 0.0)
+        x, rows = x.astype(jnp.float32), mask[:, None]
+        mean, variance = self.mean[...], self.variance[...]
+        if train:
+            count = jnp.maximum(mask.sum(), 1)
+            mean = jnp.where(rows, x, 0.0).sum(axis=0) / count
+            variance = jnp.where(rows, jnp.square(x - mean[None]), 0.0).sum(axis=0) / count
+            step = jnp.where(mask.any(), 1.0 - self.momentum, 0.0)
+            self.mean[...] += step * (mean - self.mean[...])
+            self.variance[...] += step * (variance - self.variance[...])
+        return jnp.where(rows, (x - mean[None]) * jax.lax.rsqrt(variance[None] + 1e-5), 0.0)
+
+
+class Projection(nnx.Module):
+    """A linear layer into the shared space, followed by the head's normalization."""
+
+    def __init__(self, width: int, embedding: int, norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(width, embedding, dtype=dtype, rngs=rngs)
+        self.norm = HeadNorm(norm, embedding)
+
+    def __call__(self, x: Float[Array, "B D"], mask: Bool[Array, " B"], *, train: bool) -> Float[Array, "B E"]:
+        return self.norm(self.linear(x), mask, train=train)
 
 
 class LinearFusion(nnx.Module):
-    """The release's fusion: a linear layer for each modality, concatenation, one more linear layer.
+    """The authors' fusion: a linear layer per modality, concatenation, one more linear layer.
 
-    A domain without text (`text_width` None) is its vision path alone. A missing modality enters as 0.
+    A missing modality enters as 0. A domain without text (`text_width` None) uses its vision path alone.
     """
 
     def __init__(
@@ -65,9 +127,10 @@ class LinearFusion(nnx.Module):
         embedding: int,
         norm: str,
         *,
-        dtype: jnp.dtype,
+        compute: ComputeOptions,
         rngs: nnx.Rngs,
     ):
+        dtype = compute.dtype
         self.vision = Projection(vision_width, embedding, norm, dtype=dtype, rngs=rngs)
         if text_width is None:
             self.text = self.merge = None
@@ -76,11 +139,80 @@ class LinearFusion(nnx.Module):
             self.merge = Projection(2 * embedding, embedding, norm, dtype=dtype, rngs=rngs)
 
     def __call__(self, features: Features, *, train: bool) -> Embeddings:
-        """Fuses the features of a domain's items."""
         has_vision, has_text = features.frame_mask.any(-1), features.word_mask.any(-1)
-        vision = self.vision(features.clip.vector, has_vision, train=train)
-        if self.text is None:
-            return Embeddings.of_frames_alone(l2_normalise(vision), has_vision)
+        vision = self.vision(features.vision.vector, has_vision, train=train)
+        if self.text is None or self.merge is None or features.text is None:
+            return Embeddings.from_vision(l2_normalize(vision), has_vision)
         text = self.text(features.text.vector, has_text, train=train)
         fused = self.merge(jnp.concatenate([vision, text], axis=-1), has_vision | has_text, train=train)
-        return Embeddings(l2_normalise(fused), l2_normalise(vision), l2_normalise(text), has_vision, has_text)
+        return Embeddings(l2_normalize(fused), l2_normalize(vision), l2_normalize(text), has_vision, has_text)
+
+
+class TransformerFusion(nnx.Module):
+    """A pre-norm transformer over a learned query, frame vectors and word vectors; its output at the query is used.
+
+    The vision and text embeddings come from the same weights with words or frames left out: what the item would be
+    without them. Each kind of embedding has its own running statistics.
+
+    Args:
+        vision_width: Size of frame vectors.
+        text_width: Size of word vectors; None for a domain without text.
+        embedding: Width E of the shared space.
+        norm: Normalization of embeddings, one of HEAD_NORMS.
+        width, depth, heads: Size of the transformer.
+        compute: How to compute the layers.
+    """
+
+    def __init__(
+        self,
+        vision_width: int,
+        text_width: int | None,
+        embedding: int,
+        norm: str,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        compute: ComputeOptions,
+        rngs: nnx.Rngs,
+    ):
+        self.compute, dtype = compute, compute.dtype
+        self.query = nnx.Param(EMBEDDING_INIT(rngs.params(), (width,)))
+        self.modality = nnx.Param(EMBEDDING_INIT(rngs.params(), (2, width)))  # frames, words
+        self.frames = linear(vision_width, width, dtype=dtype, rngs=rngs)
+        self.words = None if text_width is None else linear(text_width, width, dtype=dtype, rngs=rngs)
+        self.blocks = make_stack(
+            lambda rngs: PreNormBlock(width, heads, activation="gelu", compute=compute, rngs=rngs), depth, rngs=rngs
+        )
+        self.post_norm = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.project = linear(width, embedding, dtype=dtype, rngs=rngs)
+        kinds = EMBEDDING_KINDS if text_width is not None else ("vision",)
+        self.norms = nnx.Dict({kind: HeadNorm(norm, embedding) for kind in kinds})
+
+    def __call__(self, features: Features, *, train: bool) -> Embeddings:
+        modality = self.modality[...].astype(self.compute.dtype)
+        frames, frame_mask = self.frames(features.vision.frames) + modality[None, :1], features.frame_mask
+        vision = self.embed("vision", frames, frame_mask, train=train)
+        if self.words is None or features.text is None:
+            return Embeddings.from_vision(vision, frame_mask.any(-1))
+        words, word_mask = self.words(features.text.words) + modality[None, 1:], features.word_mask
+        both = jnp.concatenate([frames, words], axis=-2), jnp.concatenate([frame_mask, word_mask], axis=-1)
+        return Embeddings(
+            self.embed("fused", *both, train=train),
+            vision,
+            self.embed("text", words, word_mask, train=train),
+            frame_mask.any(-1),
+            word_mask.any(-1),
+        )
+
+    def embed(
+        self, kind: str, tokens_BND: Float[Array, "B N D"], mask_BN: Bool[Array, "B N"], *, train: bool
+    ) -> Float32[Array, "B E"]:
+        """Returns the embeddings of items with these tokens, 0 for items without tokens."""
+        B, _, D = tokens_BND.shape
+        query = jnp.broadcast_to(self.query[...].astype(tokens_BND.dtype), (B, 1, D))
+        x = jnp.concatenate([query, tokens_BND], axis=-2)
+        visible = jnp.concatenate([jnp.ones((B, 1), bool), mask_BN], axis=-1)
+        x = run_stack(self.blocks, x, visible, compute=self.compute)
+        embedding = self.project(self.post_norm(x[:, 0]))
+        return l2_normalize(self.norms[kind](embedding, mask_BN.any(-1), train=train))

@@ -2,57 +2,67 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from cope_jax.models.compute import Compute
-from cope_jax.models.layers import EMBEDDING_INIT, Attention, Mlp, dropout, layer_norm, linear, masked_mean
-from cope_jax.models.stack import make_stack, run_stack
+from cope_jax.models.layers import (
+    EMBEDDING_INIT,
+    Attention,
+    ComputeOptions,
+    Mlp,
+    dropout,
+    layer_norm,
+    linear,
+    make_stack,
+    masked_mean,
+    run_stack,
+)
 
 PAD_ID = 0
-EPSILON = 1e-12  # BERT's LayerNorm
+EPSILON = 1e-12  # of BERT's LayerNorm
 POOLINGS = ("pooler", "class", "mean")
 
 
-class Text(NamedTuple):
-    """What the encoder makes of texts.
+class TextFeatures(NamedTuple):
+    """Output of the text encoder.
 
     Attributes:
-        vector: float32[B, D], 0 for a missing text.
-        words: float[B, L, D], the last layer's output; it means nothing at padding.
+        vector: Pooled text, 0 if it is missing.
+        words: Output of the last layer, arbitrary at padding.
     """
 
-    vector: jax.Array
-    words: jax.Array
+    vector: Float32[Array, "B D"]
+    words: Float[Array, "B L D"]
 
 
 class PostNormBlock(nnx.Module):
-    """BERT's layer: transform, add, normalise."""
+    """The transformer block of BERT: transform, add, normalize."""
 
-    def __init__(self, width: int, heads: int, *, dropout: float, compute: Compute, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, dropout: float, compute: ComputeOptions, rngs: nnx.Rngs):
         self.attention = Attention(width, heads, compute=compute, rngs=rngs)
         self.norm1 = layer_norm(width, epsilon=EPSILON, dtype=compute.dtype, rngs=rngs)
         self.mlp = Mlp(width, 4 * width, "gelu", dtype=compute.dtype, rngs=rngs)
         self.norm2 = layer_norm(width, epsilon=EPSILON, dtype=compute.dtype, rngs=rngs)
         self.dropout = dropout
 
-    def __call__(self, x_BLD: jax.Array, mask_BL: jax.Array, *, rngs: nnx.Rngs | None) -> jax.Array:
-        """float[B, L, D], bool[B, L] → float[B, L, D]."""
+    def __call__(
+        self, x_BLD: Float[Array, "B L D"], mask_BL: Bool[Array, "B L"], *, rngs: nnx.Rngs | None
+    ) -> Float[Array, "B L D"]:
         x_BLD = self.norm1(x_BLD + dropout(self.attention(x_BLD, mask_BL), self.dropout, rngs))
         return self.norm2(x_BLD + dropout(self.mlp(x_BLD), self.dropout, rngs))
 
 
 class TextEncoder(nnx.Module):
-    """Token ids → one vector a text and one a word.
+    """Encodes token ids into one vector per text and one per word.
 
     Args:
-        vocab_size: of the tokenizer; id 0 is padding.
-        max_length: the longest text in tokens that there are positions for.
-        width, depth, heads: of the transformer.
-        pooling: "pooler" (BERT's: dense and tanh on the class token), "class" (the class token) or "mean".
-        dropout: probability, on embeddings and on every residual branch.
-        compute: how it is computed.
+        vocab_size: Entries of the tokenizer; id 0 is padding.
+        max_length: Tokens of the longest text.
+        width, depth, heads: Size of the transformer.
+        pooling: "pooler" (BERT's: dense layer and tanh on the class token), "class" (class token) or "mean".
+        dropout: Probability, for embeddings and every residual branch.
+        compute: How to compute the layers.
     """
 
     def __init__(
@@ -65,7 +75,7 @@ class TextEncoder(nnx.Module):
         heads: int,
         pooling: str,
         dropout: float,
-        compute: Compute,
+        compute: ComputeOptions,
         rngs: nnx.Rngs,
     ):
         if pooling not in POOLINGS:
@@ -75,41 +85,34 @@ class TextEncoder(nnx.Module):
         self.compute = compute
         self.words = nnx.Embed(vocab_size, width, embedding_init=EMBEDDING_INIT, dtype=compute.dtype, rngs=rngs)
         self.position = nnx.Param(EMBEDDING_INIT(rngs.params(), (max_length, width)))
-        # BERT knows two segments; ours is always the first, kept for its published weights.
+        # BERT has two segments. Texts here are always the first; the second is kept for published weights.
         self.segment = nnx.Param(EMBEDDING_INIT(rngs.params(), (2, width)))
         self.norm = layer_norm(width, epsilon=EPSILON, dtype=compute.dtype, rngs=rngs)
         self.blocks = make_stack(
-            lambda rngs: PostNormBlock(width, heads, dropout=dropout, compute=compute, rngs=rngs),
-            depth,
-            rngs=rngs,
+            lambda rngs: PostNormBlock(width, heads, dropout=dropout, compute=compute, rngs=rngs), depth, rngs=rngs
         )
-        pooler = pooling == "pooler"
-        self.pooler = linear(width, width, dtype=compute.dtype, rngs=rngs) if pooler else None
+        self.pooler = linear(width, width, dtype=compute.dtype, rngs=rngs) if pooling == "pooler" else None
 
-    def __call__(self, tokens_BL: jax.Array, *, rngs: nnx.Rngs | None = None) -> Text:
+    def __call__(self, tokens_BL: Int32[Array, "B L"], *, rngs: nnx.Rngs | None = None) -> TextFeatures:
         """Encodes texts.
 
         Args:
-            tokens_BL: int32[B, L]; 0 is padding. A row of padding alone is a missing text and gives 0.
-            rngs: holds the stream `dropout` for training; None means evaluation.
+            tokens_BL: Token ids; 0 is padding. A row of padding is a missing text and gives 0.
+            rngs: Random stream `dropout` for training; None for evaluation.
         """
         return self.encode(self.words(tokens_BL), tokens_BL != PAD_ID, rngs=rngs)
 
-    def encode(self, words_BLD: jax.Array, mask_BL: jax.Array, *, rngs: nnx.Rngs | None = None) -> Text:
-        """Encodes texts whose words are embedded already.
-
-        Args:
-            words_BLD: float[B, L, D], without positions.
-            mask_BL: bool[B, L], False for padding.
-            rngs: as in `__call__`.
-        """
+    def encode(
+        self, words_BLD: Float[Array, "B L D"], mask_BL: Bool[Array, "B L"], *, rngs: nnx.Rngs | None = None
+    ) -> TextFeatures:
+        """Encodes word embeddings, without positions; `mask_BL` is False for padding."""
         x = words_BLD + (self.position[None, : words_BLD.shape[1]] + self.segment[None, :1]).astype(words_BLD.dtype)
         x = dropout(self.norm(x), self.dropout, rngs)
         x = run_stack(self.blocks, x, mask_BL, compute=self.compute, rngs=rngs)
-        return Text(self.pool(x, mask_BL), x)
+        return TextFeatures(self.pool(x, mask_BL), x)
 
-    def pool(self, x_BLD: jax.Array, mask_BL: jax.Array) -> jax.Array:
-        """float[B, L, D], bool[B, L] → float32[B, D], 0 for a missing text."""
+    def pool(self, x_BLD: Float[Array, "B L D"], mask_BL: Bool[Array, "B L"]) -> Float32[Array, "B D"]:
+        """Returns one vector per text, 0 if it is missing."""
         if self.pooling == "mean":
             return masked_mean(x_BLD, mask_BL)
         first = x_BLD[:, 0]

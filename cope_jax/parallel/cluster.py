@@ -117,7 +117,7 @@ def accept_peers(coordinator: str, hello: Message, *, seconds: float) -> list[Pe
             try:
                 other = peer.receive()
                 peer.name, number, theirs = other["name"], other["process"], other["settings"]
-            except (OSError, ValueError, LookupError):  # another program, or closed again
+            except (OSError, ValueError, LookupError, TypeError):  # another program, or closed again
                 peer.close()
                 continue
             peers.append(peer)

@@ -19,7 +19,7 @@ def allgather(array: np.ndarray) -> np.ndarray:
     if jax.process_count() == 1:
         return array[None]
     raw = multihost_utils.process_allgather(np.frombuffer(array.tobytes(), np.uint8))
-    return np.ascontiguousarray(raw).view(array.dtype).reshape(-1, *array.shape)
+    return np.ascontiguousarray(raw).view(array.dtype).reshape(jax.process_count(), *array.shape)
 
 
 def barrier(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a run: asynchronous, the newest few and the best kept, checked, restored onto any mesh."""
+"""Orbax checkpoints of a run: saved in the background, validated, and restored onto any mesh."""
 
 import dataclasses
 import os
@@ -13,37 +13,29 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 from jax.tree_util import keystr
+from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 from tqdm import tqdm
 
-from cope_jax.parallel.mesh import replicated, with_shardings
 from cope_jax.parallel.processes import processes_failing
-from cope_jax.parallel.sharding_rules import parameter_shardings
-from cope_jax.runs.config import RunConfig
-from cope_jax.runs.manifest import find_damage, write_manifest
-from cope_jax.runs.model import ModelState, split_model
-from cope_jax.runs.state import TrainState
-from cope_jax.runs.weights import load_weights, prepare_weights
+from cope_jax.runs.manifest import find_problems, write_manifest
+from cope_jax.runs.state import ModelState, TrainState
+from data_prep.common.differences import describe_differences
 
-# The step of the initial parameters, which need no checkpoint: the seed makes them anew, and the published weights that
-# the run started from, where there are any.
-UNTRAINED = 0
-# The parts of a checkpoint: the training state, and the sums of the report window that was open (JSON).
-STATE, WINDOW = "state", "window"
-UNFINISHED = ".orbax-checkpoint-tmp*"  # behind the step
-SAVE_SECONDS = 600  # that a save may take; processes whose part is written wait as long for one whose part failed
-# Of a disk, which tensorstore tells as ValueErrors, and of waiting in vain for another process whose part failed.
+UNTRAINED = 0  # step of the initial parameters, which have no checkpoint: seed and published weights determine them
+STATE, WINDOW = "state", "window"  # parts of a checkpoint: the training state and the open report window (JSON)
+UNFINISHED = ".orbax-checkpoint-tmp*"  # follows the step in names of unfinished checkpoints
+SAVE_SECONDS = 600  # time limit of a save; processes also wait that long for one whose part failed
+# Errors of a full or failing disk, which tensorstore reports as ValueError, and of another process whose part failed.
 FAILURES = (OSError, ValueError, jax.errors.JaxRuntimeError)
 
 Window = Mapping[str, tuple[float, float]]  # metric → (total, count)
 
 
-class Best:
-    """Orbax's policy that the checkpoint of one step stays, whichever that is by now; None is no step."""
+class KeepStep:
+    """Orbax policy that preserves the checkpoint of one step; None preserves none."""
 
     step: int | None = None
 
@@ -53,7 +45,7 @@ class Best:
         *,
         context: checkpoint_managers.PreservationContext,
     ) -> list[bool]:
-        """Whether each of some checkpoints stays."""
+        """Returns for each checkpoint whether it is preserved."""
         return [checkpoint.step == self.step for checkpoint in checkpoints]
 
 
@@ -70,33 +62,33 @@ class SavedStep(NamedTuple):
 class Checkpoints:
     """The folder `checkpoints/` of a work directory.
 
-    A context manager: leaving it waits for the save under way. A save is written beside, gets its manifest and is
-    renamed, so a killed process leaves no half checkpoint that passes for one.
+    Use it as a context manager; leaving it waits for the pending save. A save goes to a temporary folder, gets its
+    manifest and is renamed, so a killed process leaves no incomplete checkpoint that looks complete.
 
     Attributes:
-        saving: the save under way, or the one that ended last and was not asked for yet.
-        complete: the last one known to be complete, or the one gone on from.
-        failed: whether the one begun last was not completed.
-        best: its step stays beside the newest ones.
+        pending: The save in progress, or the last one if its result is not known yet.
+        complete: The last save known to be complete, or the checkpoint the run resumed from.
+        failed: Whether the last save failed.
+        best: Policy that preserves the best step next to the newest ones.
     """
 
     def __init__(self, workdir: Path, *, keep: int | None = None):
-        """Opens the folder; `keep` newest checkpoints stay, None is for readers, which change nothing."""
+        """Opens the folder to keep that many of the newest checkpoints; with None, for reading only."""
         self.folder = workdir.absolute() / "checkpoints"
-        self.saving: SavedStep | None = None
+        self.pending: SavedStep | None = None
         self.complete: SavedStep | None = None
         self.failed = False
-        self.best = Best()
+        self.best = KeepStep()
         if keep is not None and jax.process_index() == 0:
-            self.remove_unfinished()
-        kept = [checkpoint_managers.LatestN(keep), self.best]
+            self._remove_unfinished()
+        policies = [checkpoint_managers.LatestN(keep), self.best]
         self.manager = ocp.CheckpointManager(
             self.folder,
             item_handlers={STATE: ocp.StandardCheckpointHandler(), WINDOW: ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 enable_async_checkpointing=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self.seal, timeout_secs=SAVE_SECONDS),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal, timeout_secs=SAVE_SECONDS),
             ),
         )
 
@@ -104,119 +96,114 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.settle()
-        with suppress(*FAILURES):  # further ones of a failed save, which was told
+        self.wait()
+        with suppress(*FAILURES):  # further errors of a failed save, which is already reported
             self.manager.close()
 
     def latest(self) -> int | None:
-        """The newest complete step, or None."""
+        """Returns the newest complete step, or None."""
         return self.manager.latest_step()
 
-    def latest_of_all(self) -> int | None:
-        """The newest complete step as process 0 sees it, or None; all processes must ask, and see the same then.
+    def agreed_latest(self) -> int | None:
+        """Returns the newest complete step that process 0 sees, or None. All processes must call this.
 
         Raises:
-            ValueError: some do not.
+            ValueError: Some processes do not see that step.
         """
         if jax.process_count() > 1:
             newest = int(multihost_utils.broadcast_one_to_all(np.int32(self.latest() or UNTRAINED)))
 
-            def look() -> bool:
+            def visible() -> bool:
                 self.manager.reload()
                 return (self.latest() or UNTRAINED) == newest
 
-            if blind := processes_failing(look):
+            if blind := processes_failing(visible):
                 raise ValueError(
                     f"process {blind} of {jax.process_count()} does not see that {newest} is the newest step in "
-                    f"{self.folder}: --workdir must be on storage that soon shows all hosts what one of them changes"
+                    f"{self.folder}: --workdir must be on storage that shows changes to all hosts within seconds"
                 )
         return self.latest()
 
+    def newest(self) -> int:
+        """Returns the newest complete step; raises FileNotFoundError if there is none."""
+        step = self.latest()
+        if step is None:
+            raise FileNotFoundError(f"no checkpoint in {self.folder}: train first, or use --step=0")
+        return step
+
     def steps(self) -> list[int]:
-        """All complete steps, oldest first."""
+        """Returns all complete steps, oldest first."""
         return sorted(self.manager.all_steps())
 
     @property
     def saved(self) -> SavedStep | None:
-        """What a kill would leave now, as far as this start knows."""
-        if self.saving and os.path.exists(self.folder / str(self.saving.step)):
-            self.complete = self.saving
+        """The checkpoint that would remain if the process were killed now; None if this start has not seen any."""
+        if self.pending and os.path.exists(self.folder / str(self.pending.step)):
+            self.complete = self.pending
         return self.complete
-
-    def newest(self) -> int:
-        """The newest complete step.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
-        step = self.latest()
-        if step is None:
-            raise FileNotFoundError(f"no checkpoint in {self.folder}: train first, or ask for --step=0")
-        return step
 
     def save(self, step: int, state: TrainState, window: Window, sync_log: Callable[[], None] = lambda: None) -> None:
         """Saves in the background; returns when the arrays are copied to the host.
 
-        A save that fails, say for want of disk space, is reported at the next one or when the folder is closed: the
-        run goes on and the checkpoints before stay.
+        If a save fails, for example because the disk is full, the next save or the end of the context reports it; the
+        run continues and earlier checkpoints remain.
 
         Args:
-            step: of the state.
-            state: of all parts of the run that is saved.
-            window: of the report that is open.
-            sync_log: waits until the disk has all lines up to the step, which no other start will write, and raises
-                an OSError where it cannot take them; the save fails then.
+            sync_log: Waits until the log up to the step is on disk, since a resumed run does not write it again.
+                Raises OSError if the disk does not accept it; then the save fails.
         """
-        self.settle()
-        with suppress(*FAILURES):  # a failed save may leave several, each of which would fail a later one
+        self.wait()
+        with suppress(*FAILURES):  # a failed save may leave several errors, each of which would fail a later save
             self.manager.check_for_errors()
-        self.saving, self.failed, self.sync_log = SavedStep(step, time.monotonic()), False, sync_log
-        items = {STATE: ocp.args.StandardSave(as_tree(state)), WINDOW: ocp.args.JsonSave(dict(window))}
+        self.pending, self.failed, self.sync_log = SavedStep(step, time.monotonic()), False, sync_log
+        items = {STATE: ocp.args.StandardSave(_as_dict(state)), WINDOW: ocp.args.JsonSave(dict(window))}
         try:
             self.manager.save(step, args=ocp.args.Composite(**items))
         except FAILURES as error:
-            self.report_failure(error)
+            self._report_failure(step, error)
 
-    def settle(self) -> bool:
-        """Waits for the save under way; whether the last one succeeded, or there was none."""
+    def wait(self) -> bool:
+        """Waits for the pending save. Returns False if the last save failed."""
         try:
             self.manager.wait_until_finished()
         except FAILURES as error:
-            self.report_failure(error)
+            self._report_failure(self.pending.step if self.pending else UNTRAINED, error)
         else:
-            self.complete, self.saving = self.saving or self.complete, None
+            self.complete, self.pending = self.pending or self.complete, None
         return not self.failed
 
-    def report_failure(self, error: Exception) -> None:
-        """Tells of a failed save and frees the space that it took."""
-        print(f"\nsaving step {self.saving.step} in {self.folder} failed: {error}", file=sys.stderr, flush=True)
-        self.saving, self.failed = None, True
+    def _report_failure(self, step: int, error: Exception) -> None:
+        """Prints the error of a failed save and frees the space it used."""
+        print(f"\nsaving step {step} in {self.folder} failed: {error}", file=sys.stderr, flush=True)
+        self.pending, self.failed = None, True
         with suppress(*FAILURES):  # of the same disk
-            self.manager.reload()  # it has forgotten the checkpoint that was to go for the failed one
+            self.manager.reload()  # it no longer lists the checkpoint that the failed one was to replace
             if jax.process_index() == 0:
-                self.remove_unfinished()
+                self._remove_unfinished()
 
-    def remove_unfinished(self) -> None:
-        """Removes what killed or failed saves left, as far as the disk lets it; a later save of the step may, too."""
-        for left in self.folder.glob(f"*{UNFINISHED}"):
-            shutil.rmtree(left, ignore_errors=True)
+    def _remove_unfinished(self) -> None:
+        """Removes the remains of killed or failed saves, if the disk permits; a later save of the step may, too."""
+        for unfinished in self.folder.glob(f"*{UNFINISHED}"):
+            shutil.rmtree(unfinished, ignore_errors=True)
 
-    def seal(self) -> None:
-        """Writes the manifest of the save under way, which Orbax then commits."""
+    def _seal(self) -> None:
+        """Writes the manifest of the pending save, which Orbax then commits."""
         if jax.process_index() == 0:
+            assert self.pending is not None
             self.sync_log()
-            (unfinished,) = self.folder.glob(f"{self.saving.step}{UNFINISHED}")
+            (unfinished,) = self.folder.glob(f"{self.pending.step}{UNFINISHED}")
             write_manifest(unfinished)
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, Window]:
-        """The state of a step, laid out as `like` (arrays or shapes with shardings), and the open report window.
+        """Returns the state of a step, with the layout of `like` (arrays or shapes with shardings), and the window.
 
         Raises:
-            ValueError: the checkpoint holds other parameters; lists them.
+            ValueError: The checkpoint contains other parameters. Lists them.
         """
-        wanted = as_tree(like)
+        wanted = _as_dict(like)
         stored = self.manager.item_metadata(step)[STATE].tree
-        if differences := differing_shapes(stored, wanted):
+        labels = ("in the checkpoint", "by the config")
+        if differences := describe_differences(_shapes(stored), _shapes(wanted), labels=labels, show=str):
             raise ValueError(
                 f"the checkpoint of step {step} in {self.folder} is of another model or optimizer than the config:\n"
                 + "\n".join(f"  {difference}" for difference in differences)
@@ -228,24 +215,20 @@ class Checkpoints:
         return TrainState(**restored[STATE]), {name: tuple(pair) for name, pair in restored[WINDOW].items()}
 
     def restore_model(self, step: int, like: ModelState, *, average: bool = False) -> ModelState:
-        """The model alone, laid out as `like`: what evaluation needs.
-
-        Args:
-            average: whether the moving average over the steps is wanted.
+        """Returns the model of a step, or its moving average, with the layout of `like`.
 
         Raises:
-            FileNotFoundError: no such step; lists those there are.
-            ValueError: its files are not as they were written; lists them. Or it has no moving average.
+            FileNotFoundError: There is no such step. Lists the steps there are.
+            ValueError: The checkpoint is invalid, or it has no moving average.
         """
+        folder = self.folder / str(step)
         if step not in self.steps():
             raise FileNotFoundError(f"no checkpoint of step {step} in {self.folder}; there are {self.steps()}")
-        if damage := find_damage(self.folder / str(step)):
-            raise ValueError(f"{self.folder / str(step)} is damaged, choose another --step: {'; '.join(damage)}")
+        if problems := find_problems(folder):
+            raise ValueError(f"{folder} is invalid, choose another --step: {'; '.join(problems)}")
         if average and "average" not in self.manager.item_metadata(step)[STATE].tree:
-            raise ValueError(
-                f"{self.folder / str(step)} has no moving average: the run has config.train.average_decay=0"
-            )
-        tree = {"average": like} if average else {"params": {"model": like.params}, "statistics": like.statistics}
+            raise ValueError(f"{folder} has no moving average: the run has config.train.average_decay=0")
+        tree: Any = {"average": like} if average else {"params": {"model": like.params}, "statistics": like.statistics}
         args = ocp.args.PyTreeRestore(
             item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
         )
@@ -254,74 +237,41 @@ class Checkpoints:
         return tree["average"] if average else ModelState(tree["params"]["model"], tree["statistics"])
 
 
-def set_aside_damaged(workdir: Path, best: Callable[[Collection[int]], int | None] = lambda steps: None) -> None:
-    """Moves checkpoints that are not as they were written to `damaged/`, until the newest and the best one are sound.
+def set_aside_invalid(workdir: Path, best: Callable[[Collection[int]], int | None] = lambda steps: None) -> None:
+    """Moves invalid checkpoints to `damaged/` until the newest and the best one are valid.
 
     Args:
-        workdir: of a run.
-        best: which of some steps is the best one, if any.
+        best: Returns the best one of some steps, or None.
 
     Raises:
-        ValueError: none is sound, or an earlier start found that and nothing has been done about it. Or a newer version
-            of the code wrote one.
+        ValueError: No valid checkpoint is left, now or since an earlier start, or a newer version wrote one.
     """
     folder, aside = workdir / "checkpoints", workdir / "damaged"
-    steps, sound = {int(path.name) for path in folder.glob("*") if path.name.isdigit()}, set()
-    while unknown := {max(steps, default=None), best(steps)} - {None} - sound:
+    steps, valid = {int(path.name) for path in folder.glob("*") if path.name.isdigit()}, set()
+    while unknown := {step for step in (max(steps, default=None), best(steps)) if step is not None} - valid:
         step = unknown.pop()
-        if not (damage := find_damage(folder / str(step))):
-            sound.add(step)
+        if not (problems := find_problems(folder / str(step))):
+            valid.add(step)
             continue
         steps.remove(step)
         aside.mkdir(exist_ok=True)
-        place = aside / f"{step}-{len(list(aside.iterdir()))}"
-        os.rename(folder / str(step), place)
-        print(f"the checkpoint of step {step} is damaged, moved to {place}: {'; '.join(damage)}", flush=True)
+        target = aside / f"{step}-{len(list(aside.iterdir()))}"
+        os.rename(folder / str(step), target)
+        print(f"the checkpoint of step {step} is invalid, moved to {target}: {'; '.join(problems)}", flush=True)
     if not steps and aside.exists() and any(aside.iterdir()):
         raise ValueError(
-            f"no sound checkpoint is left in {folder}, damaged ones are in {aside}: copy a good one back, or remove "
+            f"no valid checkpoint is left in {folder}; invalid ones are in {aside}: copy a valid one back, or remove "
             f"{aside} to train again from step 0"
         )
 
 
-def differing_shapes(stored: Any, wanted: Any) -> list[str]:
-    """Which leaves two trees of arrays or shapes do not have in common, a sentence each."""
-    there, here = shapes_by_path(stored), shapes_by_path(wanted)
-    return [
-        f"{path}: {there.get(path, 'nothing')} in the checkpoint, {here.get(path, 'nothing')} by the config"
-        for path in sorted(there.keys() | here.keys())
-        if there.get(path) != here.get(path)
-    ]
-
-
-def shapes_by_path(tree: Any) -> dict[str, str]:
-    """params/model/… → "float32[3, 4]" for every leaf that has a shape."""
+def _shapes(tree: PyTree) -> dict[str, str]:
+    """Returns "float32[3, 4]" for each leaf "params/model/…"."""
     leaves = jax.tree.leaves_with_path(tree)
     return {keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 
 
-def load_model(
-    config: RunConfig, checkpoints: Checkpoints, step: int, mesh: Mesh, *, vocab_size: int, average: bool = False
-) -> tuple[nnx.GraphDef, ModelState]:
-    """The graph of a run's model and its state at a step, or their moving average, laid out on a mesh.
-
-    Raises:
-        FileNotFoundError: no such step, or for step 0 no published weights where the config names some.
-        ValueError: the checkpoint is damaged, or it has no moving average.
-    """
-    graphdef, initialise = split_model(config, vocab_size=vocab_size)
-    shapes = jax.eval_shape(initialise)
-    shardings = ModelState(
-        parameter_shardings(shapes.params, mesh), jax.tree.map(lambda _: replicated(mesh), shapes.statistics)
-    )
-    if step == UNTRAINED:
-        weights = prepare_weights(config, shapes.params, vocab_size=vocab_size)
-        model = jax.jit(initialise, out_shardings=shardings)()
-        return graphdef, model._replace(params=load_weights(weights, model.params))
-    return graphdef, checkpoints.restore_model(step, with_shardings(shapes, shardings), average=average)
-
-
-def as_tree(state: TrainState) -> dict[str, Any]:
-    """The state as the plain dictionary that is stored, without a part that the run does not have."""
+def _as_dict(state: TrainState) -> dict[str, PyTree]:
+    """Returns the parts of a state that the run has, as they are stored."""
     parts = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {name: part for name, part in parts.items() if part is not None}

@@ -1,60 +1,41 @@
 """Fields of a run's config: type and allowed values of each. Defaults and explanations are in `configs/default.py`."""
 
-import dataclasses
-import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, NamedTuple
+
+from data_prep.common.differences import flatten_keys
 
 AVERAGE_PREFIX = "average_"  # of metrics of the moving average of the parameters
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """Allowed numbers: those within all given bounds, and the number `or_equal`. Never infinity or NaN."""
+class Limit(NamedTuple):
+    """A restriction of the values of a field, in words and as a function. Numbers are finite in any case."""
 
-    at_least: float = -math.inf
-    above: float = -math.inf
-    at_most: float = math.inf
-    below: float = math.inf
-    or_equal: float | None = None
-
-    def allows(self, value: float) -> bool:
-        """Returns whether a finite number is allowed."""
-        within = self.at_least <= value <= self.at_most and self.above < value < self.below
-        return within or value == self.or_equal
-
-    def __str__(self) -> str:
-        signs = {">=": self.at_least, ">": self.above, "<=": self.at_most, "<": self.below}
-        words = " and ".join(f"{sign} {bound}" for sign, bound in signs.items() if math.isfinite(bound))
-        return words if self.or_equal is None else f"{words} or {self.or_equal}"
+    words: str
+    allows: Callable[[Any], bool]
 
 
-class Regex:
-    """Allows strings that compile as regular expressions."""
-
-    def allows(self, value: str) -> bool:
-        """Returns whether a string compiles."""
-        try:
-            re.compile(value)
-        except (re.error, OverflowError, RecursionError):
-            return False
-        return True
-
-    def __str__(self) -> str:
-        return "that is a regular expression"
+def is_regex(value: str) -> bool:
+    """Returns whether a string is a regular expression."""
+    try:
+        re.compile(value)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return True
 
 
-Natural = Annotated[int, Bounds(at_least=0)]
-PositiveInt = Annotated[int, Bounds(at_least=1)]
-NonNegative = Annotated[float, Bounds(at_least=0)]
-Positive = Annotated[float, Bounds(above=0)]
-Fraction = Annotated[float, Bounds(at_least=0, at_most=1)]
-PositiveFraction = Annotated[float, Bounds(above=0, at_most=1)]
-FractionBelowOne = Annotated[float, Bounds(at_least=0, below=1)]
-MeshAxisSize = Annotated[int, Bounds(at_least=1, or_equal=-1)]
-
+Natural = Annotated[int, Limit(">= 0", lambda x: x >= 0)]
+PositiveInt = Annotated[int, Limit(">= 1", lambda x: x >= 1)]
+Seed = Annotated[int, Limit(">= 0 and < 2**32", lambda x: 0 <= x < 2**32)]
+MeshAxisSize = Annotated[int, Limit(">= 1, or -1", lambda x: x >= 1 or x == -1)]
+NonNegative = Annotated[float, Limit(">= 0", lambda x: x >= 0)]
+Positive = Annotated[float, Limit("> 0", lambda x: x > 0)]
+Fraction = Annotated[float, Limit(">= 0 and <= 1", lambda x: 0 <= x <= 1)]
+PositiveFraction = Annotated[float, Limit("> 0 and <= 1", lambda x: 0 < x <= 1)]
+FractionBelowOne = Annotated[float, Limit(">= 0 and < 1", lambda x: 0 <= x < 1)]
+Regex = Annotated[str, Limit("that is a regular expression", is_regex)]
 Domain = Literal["page", "video", "live"]
 
 
@@ -77,8 +58,6 @@ class FramesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Records, crops and texts."""
-
     data_dir: str
     train_split: str
     eval_split: str
@@ -90,7 +69,7 @@ class DataConfig:
     colour_jitter: Fraction
     tokenizer: str
     vocab_size: PositiveInt
-    text_length: Annotated[int, Bounds(at_least=3)]  # [CLS], one token, [SEP]
+    text_length: Annotated[int, Limit(">= 3", lambda x: x >= 3)]  # [CLS], one token, [SEP]
     text_noise: Fraction
     max_products: PositiveInt
     max_bad_fraction: Fraction
@@ -99,8 +78,6 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """The vision encoder."""
-
     init_from: str
     init_cut: bool
     normalisation: Literal["imagenet", "clip"]
@@ -122,8 +99,6 @@ class VisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """The text encoder."""
-
     init_from: str
     init_cut: bool
     width: PositiveInt
@@ -135,8 +110,6 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
-    """The fusion heads; sizes are those of the transformer."""
-
     kind: Literal["linear", "transformer"]
     width: PositiveInt
     depth: PositiveInt
@@ -145,8 +118,6 @@ class FusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The model and how it is computed."""
-
     embedding: PositiveInt
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["auto", "xla", "cudnn"]
@@ -161,8 +132,6 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SigmoidConfig:
-    """The sigmoid loss."""
-
     weight: NonNegative
     temperature: Positive
     bias: float
@@ -172,8 +141,6 @@ class SigmoidConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InfoNCEConfig:
-    """The InfoNCE loss."""
-
     weight: NonNegative
     temperature: Positive
     smoothing: FractionBelowOne
@@ -183,8 +150,6 @@ class InfoNCEConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """The classification of all training products."""
-
     weight: NonNegative
     scale: Positive
     margin: NonNegative
@@ -194,8 +159,6 @@ class ClassifierConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossesConfig:
-    """The terms of the loss."""
-
     sigmoid: SigmoidConfig
     infonce: InfoNCEConfig
     classifier: ClassifierConfig
@@ -209,10 +172,8 @@ class LossesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW, its schedule and its parameter groups."""
-
     rate: Positive
-    groups: tuple[tuple[Annotated[str, Regex()], NonNegative], ...]
+    groups: tuple[tuple[Regex, NonNegative], ...]
     warmup_steps: Natural
     b1: FractionBelowOne
     b2: FractionBelowOne
@@ -222,8 +183,6 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Batches, steps, checkpoints and evaluations during training."""
-
     batch_size: PositiveInt
     microbatch: Natural
     steps: PositiveInt
@@ -249,8 +208,6 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Sizes of the mesh axes."""
-
     data: MeshAxisSize
     fsdp: MeshAxisSize
     tensor: MeshAxisSize
@@ -258,21 +215,19 @@ class MeshConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Evaluation and few-shot classification."""
-
     batch_size: PositiveInt
     frames: FramesConfig
-    ways: Annotated[int, Bounds(at_least=2)]
+    ways: Annotated[int, Limit(">= 2", lambda x: x >= 2)]
     shots: PositiveInt
     queries: PositiveInt
-    episodes: Annotated[int, Bounds(at_least=10)]  # fewer give no confidence interval
+    episodes: Annotated[int, Limit(">= 10", lambda x: x >= 10)]  # fewer give no confidence interval
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """All fields of a run. `config_validation.resolve_config` makes valid ones."""
 
-    seed: Annotated[int, Bounds(at_least=0, below=2**32)]
+    seed: Seed
     data: DataConfig
     model: ModelConfig
     losses: LossesConfig
@@ -282,11 +237,6 @@ class RunConfig:
     eval: EvalConfig
 
 
-def flatten(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, value) of every field of a config or of a part of it, sorted by key."""
-    for field in sorted(dataclasses.fields(section), key=lambda field: field.name):
-        value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from flatten(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, value
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """Returns all fields by dotted key: {"data.data_dir": "data", …}, sorted."""
+    return dict(sorted(flatten_keys(asdict(config)).items()))

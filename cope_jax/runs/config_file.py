@@ -3,13 +3,12 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cope_jax.runs.config import RunConfig, flatten
 from cope_jax.runs.config_validation import replace_fields, resolve_config
-from data_prep.common.differences import describe_differences
+from data_prep.common.differences import describe_differences, flatten_keys
 from data_prep.common.files import atomic_write
 
 FILE = "config.json"
@@ -72,7 +71,7 @@ def save_config(config: RunConfig, workdir: Path) -> None:
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     if path.exists():
         fixed = (
-            {key: value for key, value in _flatten(fields, "config").items() if not key.startswith(MAY_CHANGE)}
+            {key: value for key, value in flatten_keys({"config": fields}).items() if not key.startswith(MAY_CHANGE)}
             for fields in (_read(path), json.loads(text))
         )
         differences = describe_differences(*fixed)
@@ -94,9 +93,9 @@ def make_paths_absolute(config: RunConfig) -> RunConfig:
 
     A tokenizer or weights whose name is not a local folder are names of the hub and stay.
     """
-    paths = {key: value for key, value in flatten(config) if key in FOLDER_OR_HUB and value and Path(value).is_dir()}
-    paths["data.data_dir"] = config.data.data_dir
-    return replace_fields(config, {key: str(Path(path).absolute()) for key, path in paths.items()})
+    fields = flatten(config)
+    folders = [key for key in FOLDER_OR_HUB if fields[key] and Path(fields[key]).is_dir()]
+    return replace_fields(config, {key: str(Path(fields[key]).absolute()) for key in ("data.data_dir", *folders)})
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -105,11 +104,3 @@ def _read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
-
-
-def _flatten(fields: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Joins the keys of nested mappings with dots."""
-    flat = {}
-    for key, value in fields.items():
-        flat |= _flatten(value, f"{prefix}.{key}") if isinstance(value, dict) else {f"{prefix}.{key}": value}
-    return flat

@@ -3,17 +3,18 @@
 import copy
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from ml_collections import ConfigDict
 
 from cope_jax.models.stems import conv_patch_size
 from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig, flatten
+from data_prep.common.domains import DOMAINS
 
-Valid = Callable[..., bool]  # whether fields, given by their keys without "config.", are valid alone
+TRAINED_FRAMES = tuple(f"data.frames.{domain}" for domain in DOMAINS)
 SCALARS = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
 
 
@@ -32,15 +33,9 @@ def resolve_config(
     """
     problems: dict[str, str] = {}
     config: Any = _check(_with_changes(fields, changes), RunConfig, "config", problems)
-    invalid = [key.split("[")[0] + "." for key in problems]
-
-    def valid(*keys: str) -> bool:
-        wanted = [f"config.{key}." for key in keys]
-        return not any(a.startswith(b) or b.startswith(a) for a in wanted for b in invalid)
-
     lines = [f"{key} {problem}" for key, problem in problems.items()]
     if "config" not in problems:
-        lines += _combination_problems(config, valid)
+        lines += _relation_problems(config, invalid=[key.split("[")[0] for key in problems])
     if lines:
         raise ValueError("invalid config:\n" + "\n".join(f"  {line}" for line in lines))
     return config
@@ -99,9 +94,9 @@ def _check(value: Any, kind: Any, key: str, problems: dict[str, str]) -> Any:
 def _check_scalar(value: Any, kind: Any) -> bool | int | float | str | None:
     """Returns a value as a scalar type; None if it is invalid."""
     if get_origin(kind) is Annotated:
-        base, limits = get_args(kind)
+        base, limit = get_args(kind)
         scalar = _check_scalar(value, base)
-        return scalar if scalar is not None and limits.allows(scalar) else None
+        return scalar if scalar is not None and limit.allows(scalar) else None
     if get_origin(kind) is Literal:
         return value if isinstance(value, str) and value in get_args(kind) else None
     if kind not in SCALARS or isinstance(value, bool) != (kind is bool):
@@ -116,8 +111,8 @@ def _describe(kind: Any) -> str:
     if dataclasses.is_dataclass(kind):
         return f"a section with {', '.join(field.name for field in dataclasses.fields(kind))}"
     if get_origin(kind) is Annotated:
-        base, limits = get_args(kind)
-        return f"{_describe(base)} {limits}"
+        base, limit = get_args(kind)
+        return f"{_describe(base)} {limit.words}"
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(repr, get_args(kind)))}"
     if get_origin(kind) is tuple:
@@ -128,102 +123,121 @@ def _describe(kind: Any) -> str:
     return SCALARS[kind]
 
 
-def _combination_problems(config: RunConfig, valid: Valid) -> Iterator[str]:
-    """Yields problems of fields that do not fit each other; skips checks of fields that are invalid alone."""
-    yield from _size_problems(config, valid)
-    yield from _model_problems(config, valid)
-    yield from _initialization_problems(config, valid)
-    yield from _training_problems(config, valid)
+def _relation_problems(config: RunConfig, invalid: Sequence[str]) -> Iterator[str]:
+    """Yields the relations that do not hold, without those of fields that are invalid or missing."""
+    fields = {f"config.{key}": value for key, value in flatten(config).items()}
+    valid = {key for key in fields if not any(f"{key}.".startswith(f"{prefix}.") for prefix in invalid)}
+    for relation in RELATIONS:
+        keys = [f"config.{key}" for key in relation.keys]
+        if valid.issuperset(keys) and not relation.holds(*(values := [fields[key] for key in keys])):
+            yield f"{keys[0]} is {values[0]!r}; expected {relation.expected.format(*values)}"
 
 
-def _size_problems(config: RunConfig, valid: Valid) -> Iterator[str]:
-    values = dict(flatten(config))
-    for multiple, divisor in (
-        ("data.image_size", "model.vision.patch_size"),
-        ("model.vision.width", "model.vision.heads"),
-        ("model.vision.output_width", "model.vision.integration_heads"),
-        ("model.text.width", "model.text.heads"),
-        ("model.fusion.width", "model.fusion.heads"),
-        ("train.batch_size", "train.microbatch"),
-    ):
-        if valid(multiple, divisor) and values[divisor] and values[multiple] % values[divisor]:
-            yield (
-                f"config.{multiple} is {values[multiple]}; expected a multiple of config.{divisor} ({values[divisor]})"
-            )
-    if valid("data.crop_scale") and not (scale := config.data.crop_scale)[0] <= scale[1]:
-        yield f"config.data.crop_scale is {scale}; expected (low, high) with low <= high"
+class Relation(NamedTuple):
+    """Fields that must fit each other; if they do not, the first one is reported.
+
+    Attributes:
+        keys: Dotted keys.
+        holds: Returns whether the values fit, as a truth value.
+        expected: What the first field should be. {0}, {1}, … stand for the values.
+    """
+
+    keys: tuple[str, ...]
+    holds: Callable[..., Any]
+    expected: str
 
 
-def _model_problems(config: RunConfig, valid: Valid) -> Iterator[str]:
-    if valid("model.vision.stem", "model.vision.stem_widths") and config.model.vision.stem == "conv":
-        vision, stages = config.model.vision, len(config.model.vision.stem_widths)
-        if not stages:
-            yield "config.model.vision.stem_widths is (); expected an entry for each stage of the conv stem"
-        elif valid("model.vision.patch_size") and vision.patch_size != (size := conv_patch_size(stages)):
-            yield (
-                f"config.model.vision.patch_size is {vision.patch_size}; expected {size} for the {stages} stages of "
-                "config.model.vision.stem_widths"
-            )
-        if valid("model.vision.stem_blocks") and len(vision.stem_blocks) != stages:
-            yield (
-                f"config.model.vision.stem_blocks is {vision.stem_blocks}; expected {stages} entries, as in "
-                "config.model.vision.stem_widths"
-            )
-    cudnn = valid("model.attention", "model.dtype") and config.model.attention == "cudnn"
-    if cudnn and config.model.dtype == "float32":
-        yield "config.model.dtype is 'float32'; expected 'bfloat16' because config.model.attention is 'cudnn'"
-    for name in ("sigmoid", "infonce"):
-        keys = f"losses.{name}.weight", f"losses.{name}.page_text"
-        if valid(*keys, "model.text_domains") and "page" not in config.model.text_domains:
-            term = config.losses.sigmoid if name == "sigmoid" else config.losses.infonce
-            if term.weight and term.page_text:
-                yield (
-                    f"config.{keys[1]} is {term.page_text}; expected 0 because config.model.text_domains lacks 'page'"
-                )
-
-
-def _initialization_problems(config: RunConfig, valid: Valid) -> Iterator[str]:
-    """Yields the problems of initializing from published weights that do not depend on the weights."""
-    for name in ("vision", "text"):
-        key = f"model.{name}.init_from"
-        if valid(key, f"model.{name}.init_cut"):
-            encoder = config.model.vision if name == "vision" else config.model.text
-            if encoder.init_cut and not encoder.init_from:
-                yield f"config.model.{name}.init_cut is True; expected False because config.{key} is empty"
-    if valid("model.vision.init_from") and config.model.vision.init_from:
-        if valid("model.vision.stem") and config.model.vision.stem != "patch":
-            yield "config.model.vision.stem is 'conv'; expected 'patch' because config.model.vision.init_from is set"
-        if valid("model.vision.integration_depth", "data.frames", "eval.frames"):
-            trained, evaluated = config.data.frames.longest, config.eval.frames.longest
-            if config.model.vision.integration_depth and evaluated > trained:
-                yield (
-                    f"config.eval.frames has up to {evaluated} frames; expected at most {trained}, as in "
-                    "config.data.frames, because config.model.vision.init_from is set: its frame positions would be "
-                    "stretched beyond those that are trained"
-                )
-    if valid("model.text.init_from") and config.model.text.init_from:
-        if valid("data.tokenizer") and not config.data.tokenizer:
-            yield "config.data.tokenizer is ''; expected the tokenizer of the weights in config.model.text.init_from"
-        if valid("model.text_domains") and not config.model.text_domains:
-            yield "config.model.text_domains is (); expected at least one because config.model.text.init_from is set"
-
-
-def _training_problems(config: RunConfig, valid: Valid) -> Iterator[str]:
-    if valid(*(f"losses.{name}.weight" for name in ("sigmoid", "infonce", "classifier"))) and not config.losses.active:
-        yield "config.losses.*.weight are all 0; expected one > 0, such as config.losses.sigmoid.weight=1"
-    if valid("train.batch_size", "train.microbatch", "model.head_norm"):
-        batch, part = config.train.batch_size, config.train.microbatch
-        if config.model.head_norm == "batch" and part not in (0, batch):
-            yield (
-                f"config.model.head_norm is 'batch'; expected 'none' because config.train.microbatch is {part}: batch "
-                "normalization needs whole batches"
-            )
-    if valid("optimizer.warmup_steps", "train.steps") and config.optimizer.warmup_steps >= config.train.steps:
-        yield (
-            f"config.optimizer.warmup_steps is {config.optimizer.warmup_steps}; expected less than config.train.steps "
-            f"({config.train.steps})"
+RELATIONS = (
+    *(
+        Relation((multiple, divisor), lambda x, y: y == 0 or x % y == 0, f"a multiple of config.{divisor} ({{1}})")
+        for multiple, divisor in (
+            ("data.image_size", "model.vision.patch_size"),
+            ("model.vision.width", "model.vision.heads"),
+            ("model.vision.output_width", "model.vision.integration_heads"),
+            ("model.text.width", "model.text.heads"),
+            ("model.fusion.width", "model.fusion.heads"),
+            ("train.batch_size", "train.microbatch"),
         )
-    average = valid("train.best_by", "train.average_decay") and config.train.best_by.startswith(AVERAGE_PREFIX)
-    if average and not config.train.average_decay:
-        name = config.train.best_by
-        yield f"config.train.average_decay is 0.0; expected a number > 0 because config.train.best_by is {name!r}"
+    ),
+    Relation(("data.crop_scale",), lambda scale: scale[0] <= scale[1], "(low, high) with low <= high"),
+    Relation(
+        ("model.vision.stem_widths", "model.vision.stem"),
+        lambda widths, stem: widths or stem != "conv",
+        "an entry for each stage of the conv stem",
+    ),
+    Relation(
+        ("model.vision.patch_size", "model.vision.stem", "model.vision.stem_widths"),
+        lambda size, stem, widths: stem != "conv" or not widths or size == conv_patch_size(len(widths)),
+        "4·2^(stages − 1), with a stage for each entry of config.model.vision.stem_widths {2}",
+    ),
+    Relation(
+        ("model.vision.stem_blocks", "model.vision.stem", "model.vision.stem_widths"),
+        lambda blocks, stem, widths: stem != "conv" or len(blocks) == len(widths),
+        "as many entries as config.model.vision.stem_widths {2}",
+    ),
+    Relation(
+        ("model.dtype", "model.attention"),
+        lambda dtype, attention: dtype == "bfloat16" or attention != "cudnn",
+        "'bfloat16' because config.model.attention is 'cudnn'",
+    ),
+    *(
+        Relation(
+            (f"losses.{term}.page_text", f"losses.{term}.weight", "model.text_domains"),
+            lambda factor, weight, domains: not factor or not weight or "page" in domains,
+            "0 because config.model.text_domains {2} lacks 'page'",
+        )
+        for term in ("sigmoid", "infonce")
+    ),
+    *(
+        Relation(
+            (f"model.{encoder}.init_cut", f"model.{encoder}.init_from"),
+            lambda cut, source: source or not cut,
+            f"False because config.model.{encoder}.init_from is empty",
+        )
+        for encoder in ("vision", "text")
+    ),
+    Relation(
+        ("model.vision.stem", "model.vision.init_from"),
+        lambda stem, source: stem == "patch" or not source,
+        "'patch' because config.model.vision.init_from is set",
+    ),
+    *(
+        Relation(
+            (f"eval.frames.{domain}", "model.vision.init_from", "model.vision.integration_depth", *TRAINED_FRAMES),
+            lambda frames, source, depth, *trained: not source or not depth or frames <= max(trained),
+            "no more than all of config.data.frames because config.model.vision.init_from is set: published positions "
+            "of frames would be stretched beyond those that are trained",
+        )
+        for domain in DOMAINS
+    ),
+    Relation(
+        ("data.tokenizer", "model.text.init_from"),
+        lambda tokenizer, source: tokenizer or not source,
+        "the tokenizer of config.model.text.init_from {1!r}",
+    ),
+    Relation(
+        ("model.text_domains", "model.text.init_from"),
+        lambda domains, source: domains or not source,
+        "at least one domain because config.model.text.init_from is set",
+    ),
+    Relation(
+        ("losses.sigmoid.weight", "losses.infonce.weight", "losses.classifier.weight"),
+        lambda *weights: any(weights),
+        "a number > 0 because config.losses.infonce.weight and config.losses.classifier.weight are 0, too",
+    ),
+    Relation(
+        ("model.head_norm", "train.microbatch", "train.batch_size"),
+        lambda norm, part, batch: norm == "none" or part in (0, batch),
+        "'none' because config.train.microbatch is {1}: batch normalization needs whole batches",
+    ),
+    Relation(
+        ("optimizer.warmup_steps", "train.steps"),
+        lambda warmup, steps: warmup < steps,
+        "less than config.train.steps ({1})",
+    ),
+    Relation(
+        ("train.average_decay", "train.best_by"),
+        lambda decay, name: decay > 0 or not name.startswith(AVERAGE_PREFIX),
+        "a number > 0 because config.train.best_by is {1!r}",
+    ),
+)

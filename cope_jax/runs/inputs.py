@@ -1,29 +1,30 @@
-"""From a config to what feeds the model: tokenizer, training batches, evaluation batches."""
+"""Inputs of a run: tokenizer, classes, training and evaluation batches."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import grain.python as grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
-from cope_jax.data.bad_items import Faults
-from cope_jax.data.classes import product_ids
-from cope_jax.data.images import EvalView, TrainView
+from cope_jax.data import collate
+from cope_jax.data.images import EvalTransform, TrainTransform
+from cope_jax.data.invalid_items import InvalidItems
 from cope_jax.data.pipeline import eval_batches, train_batches
 from cope_jax.data.records import open_records, sample_texts
 from cope_jax.data.tokenizer import TextAugment, load_tokenizer, save_tokenizer, train_wordpiece
 from cope_jax.parallel.processes import barrier
 from cope_jax.runs.config import RunConfig
 
-VOCABULARY_TEXTS = 200_000  # a domain; more would not change the vocabulary of 8,000 much
+VOCABULARY_TEXTS = 200_000  # per domain; more would hardly change a vocabulary of 8,000
 
 
 def run_tokenizer(config: RunConfig, workdir: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a run, from `tokenizer/` of its work directory; made or copied there at the first start."""
+    """Loads the tokenizer in `tokenizer/` of a work directory; trains or copies it there first if it is missing."""
     folder = workdir / "tokenizer"
     if not folder.exists() and jax.process_index() == 0:
         if config.data.tokenizer:
@@ -37,19 +38,18 @@ def run_tokenizer(config: RunConfig, workdir: Path) -> PreTrainedTokenizerFast:
 
 
 def training_classes(config: RunConfig) -> np.ndarray | None:
-    """The ids of all training products in the order of their classes, where the classifier has a weight; else None.
+    """Returns the ids of all training products in the order of their classes; None if the classifier has no weight.
 
-    Raises:
-        ValueError: config.losses.classifier.classes is another number.
+    Raises a ValueError if config.losses.classifier.classes is another number.
     """
-    term = config.losses.classifier
+    term, data = config.losses.classifier, config.data
     if not term.weight:
         return None
-    ids = product_ids(open_records(config.data.data_dir, config.data.train_split))
+    ids = collate.class_ids(open_records(data.data_dir, data.train_split))
     if term.classes not in (0, len(ids)):
         raise ValueError(
-            f"config.losses.classifier.classes is {term.classes}, but the split {config.data.train_split!r} of "
-            f"{config.data.data_dir} has {len(ids)} products; set it to that, or to 0 to count them"
+            f"config.losses.classifier.classes is {term.classes}; expected {len(ids)}, the number of products in split "
+            f"{data.train_split!r} of {data.data_dir}, or 0 to count them"
         )
     return ids
 
@@ -61,58 +61,56 @@ def training_batches(
     start_step: int,
     share: tuple[int, int] = (0, 1),
     class_ids: np.ndarray | None = None,
-    faults: Faults | None = None,
-) -> Iterator[Any]:
-    """Training batches from `start_step` on, without end.
+    invalid_items: InvalidItems | None = None,
+) -> grain.DatasetIterator[Any]:
+    """Returns an endless iterator over the training batches from `start_step`.
 
     Args:
-        share: which share of each batch, and how many there are, as `batch_share` tells.
-        class_ids: as `training_classes` gives them.
-        faults: takes note of what cannot be read.
+        share: Index of this process's share of each batch and number of shares, from `batch_share`.
+        class_ids: Result of `training_classes`.
+        invalid_items: Collects items that cannot be read.
     """
     data = config.data
+    transform = TrainTransform(data.image_size, data.crop_scale, flip=data.flip, color_jitter=data.colour_jitter)
+    augment = TextAugment(probability=data.text_noise) if data.text_noise else None
     host, hosts = share
     return train_batches(
         data_dir=data.data_dir,
         split=data.train_split,
         batch_size=config.train.batch_size,
         seed=config.seed,
-        frames=asdict(data.frames),
-        view=TrainView(size=data.image_size, scale=data.crop_scale, flip=data.flip, color_jitter=data.colour_jitter),
-        text_length=data.text_length,
-        tokenizer=tokenizer,
-        max_products=data.max_products,
-        short_clips=data.short_clips,
-        augment=TextAugment(probability=data.text_noise) if data.text_noise else None,
+        collators=[
+            _collator(config, tokenizer, domain, T, transform, augment) for domain, T in asdict(data.frames).items()
+        ],
         host=host,
         hosts=hosts,
         threads=data.threads,
         start_step=start_step,
         class_ids=class_ids,
-        faults=faults,
+        invalid_items=invalid_items,
     )
 
 
 def training_batch_shapes(config: RunConfig) -> dict[str, Any]:
-    """Shapes and types of a global training batch, without data."""
+    """Returns the shapes and dtypes of a global training batch."""
     B, data = config.train.batch_size, config.data
 
-    products = jax.ShapeDtypeStruct((B, data.max_products), np.int32)
-    classified = bool(config.losses.classifier.weight)
+    def shape(*sizes: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((B, *sizes), dtype)
 
-    def leaf(T: int) -> dict[str, jax.ShapeDtypeStruct]:
-        return {
-            "frames": jax.ShapeDtypeStruct((B, T, data.image_size, data.image_size, 3), np.uint8),
-            "frame_mask": jax.ShapeDtypeStruct((B, T), bool),
-            "text": jax.ShapeDtypeStruct((B, data.text_length), np.int32),
-            "present": jax.ShapeDtypeStruct((B,), bool),
-            "products": products,
-            **({"classes": products} if classified else {}),
+    batch: dict[str, Any] = {"product_id": shape(), "bad_items": shape()}
+    for domain, T in asdict(data.frames).items():
+        batch[domain] = {
+            "frames": shape(T, data.image_size, data.image_size, 3, dtype=np.uint8),
+            "frame_mask": shape(T, dtype=bool),
+            "text": shape(data.text_length),
+            "present": shape(dtype=bool),
+            "products": shape(data.max_products),
         }
-
-    names = ("product_id", "bad_items", *(("product_class",) if classified else ()))
-    leaves = {domain: leaf(T) for domain, T in asdict(data.frames).items()}
-    return {**{name: jax.ShapeDtypeStruct((B,), np.int32) for name in names}, **leaves}
+        if config.losses.classifier.weight:
+            batch["product_class"] = shape()
+            batch[domain]["classes"] = shape(data.max_products)
+    return batch
 
 
 def evaluation_batches(
@@ -122,34 +120,30 @@ def evaluation_batches(
     domain: str,
     batch_size: int,
     rows: Sequence[int] | None = None,
-    faults: Faults | None = None,
+    invalid_items: InvalidItems | None = None,
 ) -> Iterator[Any]:
-    """This host's share of the items of a domain of the evaluation split: of some rows, or of all in row order.
+    """Returns an iterator over this process's share of a domain's batches in the evaluation split.
 
-    Items that cannot be read are left out where `faults` take note of them.
+    Args:
+        rows: Rows of the items; None means all, in order.
+        invalid_items: Collects items that cannot be read, which are then skipped. Without it they are errors.
     """
     data = config.data
     return eval_batches(
         data_dir=data.data_dir,
         split=data.eval_split,
-        domain=domain,
         batch_size=batch_size,
-        frames=config.eval.frames[domain],
-        view=EvalView(size=data.image_size),
-        text_length=data.text_length,
-        tokenizer=tokenizer,
-        max_products=data.max_products,
-        short_clips=data.short_clips,
+        collator=_collator(config, tokenizer, domain, config.eval.frames[domain], EvalTransform(data.image_size)),
         rows=rows,
         host=jax.process_index(),
         hosts=jax.process_count(),
         threads=data.threads,
-        faults=faults,
+        invalid_items=invalid_items,
     )
 
 
 def check_batch_sizes(config: RunConfig, mesh: Mesh) -> None:
-    """Raises a ValueError where a batch does not divide over the devices that share it."""
+    """Raises a ValueError if a batch cannot be divided among the devices that share it."""
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     sizes = {
         "train.batch_size": config.train.batch_size,
@@ -159,6 +153,19 @@ def check_batch_sizes(config: RunConfig, mesh: Mesh) -> None:
     for key, size in sizes.items():
         if size % shares:
             raise ValueError(
-                f"config.{key} {size} is no multiple of the {shares} devices that share it (mesh.data × mesh.fsdp); "
-                f"make it {-(-size // shares) * shares}, say, or change config.mesh"
+                f"config.{key} is {size}; expected a multiple of {shares}, the number of devices that share a batch "
+                f"(config.mesh.data × config.mesh.fsdp), such as {-(-size // shares) * shares}"
             )
+
+
+def _collator(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    domain: str,
+    T: int,
+    transform: TrainTransform | EvalTransform,
+    augment: TextAugment | None = None,
+) -> collate.Collator:
+    data = config.data
+    settings = {"max_products": data.max_products, "short_clips": data.short_clips, "augment": augment}
+    return collate.Collator(domain, T, transform, tokenizer, data.text_length, **settings)

@@ -1,38 +1,34 @@
-"""From a config to the model: its graph, the shapes of its parameters, their initial values."""
+"""The model of a run: its structure, its initial values and the published weights it starts from."""
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import PyTree
 
-from cope_jax.models.compute import Compute
+from cope_jax.models.backbones.load import Pretrained, prepare
 from cope_jax.models.cope import CopeModel
+from cope_jax.models.layers import ComputeOptions
+from cope_jax.parallel.mesh import replicated, with_shardings
+from cope_jax.parallel.sharding_rules import parameter_shardings
+from cope_jax.runs.checkpoints import UNTRAINED, Checkpoints
 from cope_jax.runs.config import RunConfig
-
-
-class ModelState(NamedTuple):
-    """What a model knows.
-
-    Attributes:
-        params: tree of float32 arrays, changed by the optimiser.
-        statistics: tree of float32 arrays, changed by training batches; empty where no layer keeps any.
-    """
-
-    params: Any
-    statistics: Any
+from cope_jax.runs.state import ModelState
 
 
 def make_model(config: RunConfig, *, vocab_size: int, rngs: nnx.Rngs) -> CopeModel:
-    """The model that a config describes, with the vocabulary of the run's tokenizer."""
+    """Returns the model of a config, for the vocabulary of the run's tokenizer."""
     return CopeModel(
         embedding=config.model.embedding,
         **encoder_settings(config, vocab_size=vocab_size),
         fusion=asdict(config.model.fusion),
         text_domains=config.model.text_domains,
         head_norm=config.model.head_norm,
-        compute=Compute(
+        compute=ComputeOptions(
             dtype=jnp.dtype(config.model.dtype),
             attention=config.model.attention,
             scan_layers=config.model.scan_layers,
@@ -43,7 +39,7 @@ def make_model(config: RunConfig, *, vocab_size: int, rngs: nnx.Rngs) -> CopeMod
 
 
 def encoder_settings(config: RunConfig, *, vocab_size: int) -> dict[str, dict[str, Any]]:
-    """The arguments of the encoders: {"vision": …, "text": …}, without compute and rngs."""
+    """Returns the arguments of the encoders except compute and rngs: {"vision": …, "text": …}."""
     vision, text = (
         {key: value for key, value in asdict(section).items() if not key.startswith("init_")}
         for section in (config.model.vision, config.model.text)
@@ -57,17 +53,72 @@ def encoder_settings(config: RunConfig, *, vocab_size: int) -> dict[str, dict[st
 
 
 def split_model(config: RunConfig, *, vocab_size: int) -> tuple[nnx.GraphDef, Callable[[], ModelState]]:
-    """The model's graph, and a function that makes its initial state as a plain tree of float32 arrays.
+    """Returns the static structure of the model, and a function that computes its initial state.
 
-    The function is pure: `jax.eval_shape` gives the shapes, `jax.jit` with out_shardings makes each device compute
-    its own part, and the values depend on config.seed alone.
+    The function is pure and depends on config.seed alone: `jax.eval_shape` gives the shapes, and under `jax.jit` with
+    out_shardings each device computes its own part.
     """
 
     def make() -> CopeModel:
         return make_model(config, vocab_size=vocab_size, rngs=nnx.Rngs(params=config.seed))
 
-    def initialise() -> ModelState:
+    def initialize() -> ModelState:
         _, params, statistics = nnx.split(make(), nnx.Param, nnx.BatchStat)
         return ModelState(nnx.to_pure_dict(params), nnx.to_pure_dict(statistics))
 
-    return nnx.graphdef(nnx.eval_shape(make)), initialise
+    return nnx.graphdef(nnx.eval_shape(make)), initialize
+
+
+def prepare_weights(config: RunConfig, shapes: PyTree, *, vocab_size: int) -> dict[str, Pretrained]:
+    """Returns the published weights of each encoder that does not start from random values.
+
+    Args:
+        shapes: Parameters of the model, arrays or shapes.
+
+    Raises:
+        FileNotFoundError: Weights are missing. Names the download.
+        ValueError: Weights are those of another model. Lists all differences.
+    """
+    settings = encoder_settings(config, vocab_size=vocab_size)
+    return {
+        encoder: prepare(
+            section.init_from,
+            encoder,
+            shapes[encoder],
+            settings=settings[encoder],
+            cut=section.init_cut,
+            section=f"config.model.{encoder}",
+        )
+        for encoder, section in (("vision", config.model.vision), ("text", config.model.text))
+        if section.init_from
+    }
+
+
+def load_weights(weights: dict[str, Pretrained], params: PyTree) -> PyTree:
+    """Replaces initial parameters of the model by published ones, with the same shardings."""
+    for encoder, pretrained in weights.items():
+        if jax.process_index() == 0:
+            print(f"{encoder} encoder: {pretrained.report()}")
+        params = params | {encoder: pretrained.load(params[encoder])}
+    return params
+
+
+def load_model(
+    config: RunConfig, checkpoints: Checkpoints, step: int, mesh: Mesh, *, vocab_size: int, average: bool = False
+) -> tuple[nnx.GraphDef, ModelState]:
+    """Returns the static structure of a run's model and its state at a step, or its moving average, on a mesh.
+
+    Raises:
+        FileNotFoundError: There is no such step or, for step 0, published weights are missing.
+        ValueError: The checkpoint is invalid, or it has no moving average.
+    """
+    graphdef, initialize = split_model(config, vocab_size=vocab_size)
+    shapes = jax.eval_shape(initialize)
+    shardings = ModelState(
+        parameter_shardings(shapes.params, mesh), jax.tree.map(lambda _: replicated(mesh), shapes.statistics)
+    )
+    if step != UNTRAINED:
+        return graphdef, checkpoints.restore_model(step, with_shardings(shapes, shardings), average=average)
+    weights = prepare_weights(config, shapes.params, vocab_size=vocab_size)
+    model = jax.jit(initialize, out_shardings=shardings)()
+    return graphdef, model._replace(params=load_weights(weights, model.params))

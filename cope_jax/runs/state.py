@@ -1,27 +1,37 @@
-"""The training state."""
+"""States of a model and of training."""
 
-from typing import Any
+from typing import NamedTuple
 
 import jax
 from flax import struct
+from jaxtyping import PyTree
 
-from cope_jax.runs.model import ModelState
 
-
-@struct.dataclass
-class TrainState:
-    """All that changes while training, and all that a checkpoint holds.
+class ModelState(NamedTuple):
+    """Values of a model.
 
     Attributes:
-        step: int32[], steps taken; with the seed it also fixes the next batch and the next random draws.
-        params: {"model": …, "loss": …}, float32 leaves.
-        statistics: the model's running statistics.
-        opt_state: of optax.
-        average: a moving average of the model over the steps; None where the config asks for none.
+        params: Tree of float32 arrays that the optimizer changes.
+        statistics: Tree of float32 arrays that training batches change; empty if no layer keeps any.
+    """
+
+    params: PyTree
+    statistics: PyTree
+
+
+class TrainState(struct.PyTreeNode):
+    """All that changes during training, and all that a checkpoint contains.
+
+    Attributes:
+        step: int32[], number of steps taken. Together with the seed it determines the next batch and random draws.
+        params: {"model": …, "loss": …}, trees of float32 arrays.
+        statistics: Running statistics of the model.
+        opt_state: State of the optax optimizer.
+        average: Moving average of the model over the steps; None if the config does not ask for one.
     """
 
     step: jax.Array
-    params: Any
-    statistics: Any
-    opt_state: Any
+    params: PyTree
+    statistics: PyTree
+    opt_state: PyTree
     average: ModelState | None = None

@@ -16,13 +16,12 @@ from absl import flags
 
 from cope_jax import Embedder, cli
 from cope_jax.data.thumbnails import data_uri
-from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.results import BEST, LATEST
 from cope_jax.search.embedding_store import read_manifest
 from cope_jax.search.index import KINDS
 from cope_jax.search.library import Library, SearchResult, open_library, other_domains
 from cope_jax.search.result_views import results_page, results_table
-from cope_jax.search.server import LOCAL, listen, make_app, make_server
+from data_prep.common.domains import DOMAINS
 from data_prep.common.files import atomic_write
 
 FLAGS = flags.FLAGS
@@ -43,15 +42,11 @@ def define_flags() -> None:
     flags.DEFINE_integer("item", None, "Query: id of an item.")
     flags.DEFINE_list("images", [], "Query: image files, separated by commas, in time order.")
     flags.DEFINE_string("text", "", "Query: a title or transcript, alone or with images.")
-    flags.DEFINE_list(
-        "among",
-        None,
-        "Domains to search, separated by commas. By default, all domains; for an item, all domains but its own.",
-    )
+    flags.DEFINE_list("among", None, "Domains to search, separated by commas; by default, all but an item's own.")
     flags.DEFINE_integer("top", 10, "Number of items to find.")
     flags.DEFINE_string("html", None, "Page to write. By default, search.html next to the embeddings.")
     flags.DEFINE_bool("serve", False, "The same as the action serve.")
-    flags.DEFINE_string("host", LOCAL[0], "Address to serve on. Anyone who can reach it can search.")
+    flags.DEFINE_string("host", "127.0.0.1", "Address to serve on. Anyone who can reach it can search.")
     flags.DEFINE_integer("port", 8000, "Port to serve on; 0 takes a free one.", lower_bound=0, upper_bound=65535)
     flags.mark_flag_as_required("workdir")
 
@@ -102,12 +97,8 @@ def search(library: Library) -> list[SearchResult]:
     if FLAGS.images or FLAGS.text:
         thumbnails = [data_uri(Path(image).read_bytes()) for image in FLAGS.images]
         among = FLAGS.among or DOMAINS
-        embedder = load_embedder(library)
-        return [
-            library.search_own(
-                embedder, FLAGS.domain, FLAGS.images, FLAGS.text, thumbnails=thumbnails, among=among, top=top
-            )
-        ]
+        own = (load_embedder(library), FLAGS.domain, FLAGS.images, FLAGS.text)
+        return [library.search_own(*own, thumbnails=thumbnails, among=among, top=top)]
     return [
         library.search_item(domain, item, among=FLAGS.among or other_domains(domain), top=top)
         for domain, item in library.samples()
@@ -122,6 +113,8 @@ def load_embedder(library: Library) -> Embedder:
 
 def serve(library: Library) -> None:
     """Serves the search page until the process is stopped."""
+    from cope_jax.search.server import LOCAL, listen, make_app, make_server  # needs the extra "serve"
+
     manifest = read_manifest(library.embeddings)
     counts = ", ".join(f"{count:,} {domain}s" for domain, count in manifest["items"].items())
     model_name = f"{manifest['run']} at step {manifest['step']}" + (", averaged" if manifest["average"] else "")

@@ -11,17 +11,19 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from cope_jax import exported
-from cope_jax.data.frames import choose
+from cope_jax.data.frames import choose_frames
 from cope_jax.data.images import WHOLE, crop_resize, limit_opencv_threads, resize, upright_pixels
 from cope_jax.data.tokenizer import encode, load_tokenizer
-from cope_jax.domains import DOMAINS
-from cope_jax.evaluation.embed_items import MODEL_INPUTS, check_unit_length, embed_function, lookahead
+from cope_jax.evaluation.embed_items import check_unit_length, embed_function, lookahead
 from cope_jax.evaluation.results import LATEST, find_step
+from cope_jax.models.cope import MODEL_INPUTS
 from cope_jax.parallel.mesh import make_mesh, to_devices
-from cope_jax.runs.checkpoints import Checkpoints, load_model
+from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import resolve_config
+from cope_jax.runs.model import load_model
+from data_prep.common.domains import DOMAINS
 
 Picture = str | Path | bytes | np.ndarray | Image.Image
 Program = Callable[[str, Mapping[str, np.ndarray]], jax.Array]  # domain, inputs → float32[B, E]
@@ -138,9 +140,7 @@ class Embedder:
         reads_texts = domain in self.config.model.text_domains
         for number, (clip, text) in enumerate(zip(clips, all_texts, strict=True)):
             if not clip and not (text and reads_texts):
-                reason = (
-                    f": the model does not read texts of this domain, and the item has only {text!r}" if text else ""
-                )
+                reason = f": the model does not read {domain} texts, and the item has only {text!r}" if text else ""
                 raise ValueError(f"{domain} item {number} has nothing to embed{reason}")
         return clips, all_texts
 
@@ -164,7 +164,8 @@ class Embedder:
     def _squares(self, domain: str, number: int, clip: Sequence[Picture]) -> np.ndarray:
         """The frames of an item that the model reads: uint8[n, H, W, 3]."""
         T, side = self.config.eval.frames[domain], self.config.data.image_size
-        positions = choose(len(clip), T, short_clips=self.config.data.short_clips, rng=None).tolist()
+        choice = choose_frames(len(clip), T, domain=domain, short_clips=self.config.data.short_clips, rng=None)
+        positions = choice.tolist()
         try:
             squares = {position: resize_picture(clip[position], side, position) for position in set(positions)}
         except ValueError as error:

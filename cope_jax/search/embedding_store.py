@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cope_jax.data.records import ProductRecords, fingerprint, open_records
-from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import Items, LoadedRun, load_run
 from cope_jax.evaluation.results import LATEST, evaluation_settings, resolve_step
 from cope_jax.parallel.processes import allgather, barrier
@@ -24,6 +23,7 @@ from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
 from data_prep.common.differences import describe_differences
+from data_prep.common.domains import DOMAINS
 from data_prep.common.files import TEMPORARY, atomic_write, file_sha256
 from data_prep.common.progress import Progress
 

@@ -18,8 +18,8 @@ import faiss
 import numpy as np
 
 from cope_jax.data.records import add_file
-from cope_jax.domains import DOMAINS
 from cope_jax.search.embedding_store import MANIFEST, check_shards, list_shards, read_manifest, read_rows, read_vectors
+from data_prep.common.domains import DOMAINS
 from data_prep.common.files import atomic_folder
 
 FORMAT = "cope-jax index, version 1"

@@ -8,12 +8,12 @@ import numpy as np
 
 from cope_jax.data.records import Records, open_records
 from cope_jax.data.thumbnails import Card, read_card
-from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.results import LATEST, find_step
 from cope_jax.runs.config_file import load_config
 from cope_jax.search.embedder import Embedder, Picture
-from cope_jax.search.embedding_store import MANIFEST, ROWS, embed_to_parquet, read_item_ids, read_manifest, read_rows
+from cope_jax.search.embedding_store import MANIFEST, embed_to_parquet, read_item_ids, read_manifest, read_rows
 from cope_jax.search.index import Index, build_index, open_index
+from data_prep.common.domains import DOMAINS
 
 MAX_TOP = 100  # an HNSW index considers 256 candidates
 
@@ -144,17 +144,9 @@ def open_library(
     default = workdir / "eval" / str(number) / f"{'average-' if average else ''}embeddings" / split
     folder = embeddings or default
     # Existing embeddings may have another precision or shard size than the defaults.
-    stored = read_manifest(folder) if (folder / MANIFEST).exists() else {"dtype": "float32", "rows": ROWS}
-    embed_to_parquet(
-        workdir,
-        folder,
-        split=split,
-        data_dir=data_dir,
-        step=number,
-        average=average,
-        dtype=stored["dtype"],
-        rows=stored["rows"],
-    )
+    stored = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+    form = {key: stored[key] for key in ("dtype", "rows") if key in stored}
+    embed_to_parquet(workdir, folder, split=split, data_dir=data_dir, step=number, average=average, **form)
     if rebuild or not (folder / "index").exists():
         build_index(folder, folder / "index", kind=kind, report=report)
     index = open_index(folder / "index", folder)

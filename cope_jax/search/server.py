@@ -23,11 +23,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cope_jax.data.thumbnails import Card, data_uri, read_card
-from cope_jax.domains import DOMAINS
 from cope_jax.search.embedder import Embedder
 from cope_jax.search.library import Library, SearchResult
 from cope_jax.search.result_views import PAGES, search_page
 from cope_jax.search.uploads import MAX_FILE, MAX_FILES, MAX_TEXT, check_picture, limited_form, read_pictures
+from data_prep.common.domains import DOMAINS
 
 LOCAL = ("127.0.0.1", "localhost")
 CONCURRENT_QUERIES = 2  # others wait
@@ -184,14 +184,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 def make_server(app: Starlette) -> uvicorn.Server:
     """Builds a quiet plain-HTTP server with few connections."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            ws="none",
-            lifespan="off",
-            server_header=False,
-            limit_concurrency=32,
-            timeout_graceful_shutdown=2,
-        )
-    )
+    config = uvicorn.Config(app, log_level="warning", ws="none", lifespan="off", server_header=False)
+    config.limit_concurrency, config.timeout_graceful_shutdown = 32, 2
+    return uvicorn.Server(config)

@@ -1,152 +1,145 @@
-"""What a run would take, told before hardware is rented: parameters, arithmetic and memory of each device.
+"""Parameters, arithmetic and memory of a run, computed without data and without its devices.
 
-Nothing is allocated: shapes are traced, and the step is compiled for as many pretended CPU devices as the mesh has.
-What XLA plans for one of them stands in for the accelerator that is not there.
+Nothing is allocated: shapes are traced, and the step is compiled for as many fake CPU devices as the mesh has. XLA's
+memory plan for one of them stands in for that of the accelerator.
 """
 
 from collections.abc import Iterator
 from dataclasses import asdict
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.sharding import PartitionSpec
+from jaxtyping import PyTree
 
 from cope_jax.data.tokenizer import load_tokenizer
-from cope_jax.domains import DOMAINS
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.parallel.path_rules import apply_rules, leaf_paths
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import check_batch_sizes, training_batch_shapes
 from cope_jax.training.optimizer import decays, rate_factors
-from cope_jax.training.plan import Plan, plan, step_operations
+from cope_jax.training.plan import Plan, make_plan, step_flops
+from data_prep.common.domains import DOMAINS
 from data_prep.common.text_table import text_table
 
 GIB = 2**30
 
 
 class Parameter(NamedTuple):
-    """A row of the parameter table.
-
-    Attributes:
-        group: number of its group among config.optimizer.groups.
-        decays: whether weight decay applies.
-    """
+    """A row of the parameter table."""
 
     path: str
     shape: tuple[int, ...]
     size: int
-    group: int
-    decays: bool
+    group: int  # index in config.optimizer.groups
+    decays: bool  # whether weight decay applies
     spec: PartitionSpec
 
 
 class Costs(NamedTuple):
-    """What a training step takes.
+    """Costs of a training step: operations on all devices without rematerialization, and bytes per device."""
 
-    Attributes:
-        operations: floating-point operations over all devices, forward and backward, each layer once: what
-            rematerialisation repeats is left out.
-        parameters, optimizer, batch: bytes that a device holds between steps; a moving average counts to the first.
-        temporary: bytes that a device needs beside those within a step: activations, gradients, buffers.
-    """
-
-    operations: float
-    parameters: int
+    flops: float
+    parameters: int  # with their moving average
     optimizer: int
     batch: int
-    temporary: int
+    temporary: int  # activations, gradients and buffers within the step
 
 
-def pretend_devices(config: RunConfig) -> None:
-    """Gives this process as many CPU devices as the config's mesh has; before anything has asked for devices."""
+def use_fake_devices(config: RunConfig) -> None:
+    """Gives this process as many CPU devices as the config's mesh has. Call it before anything uses devices."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", prod(mesh_sizes(config).values()))
 
 
 def mesh_sizes(config: RunConfig) -> dict[str, int]:
-    """The config's mesh, where an open axis (−1) stands for one device: there is nothing to take the rest of."""
+    """Returns the sizes of the mesh axes; −1 becomes 1, since the number of devices is unknown."""
     return {axis: 1 if size == -1 else size for axis, size in asdict(config.mesh).items()}
 
 
 def dry_run(config: RunConfig) -> str:
-    """The report on a config, which needs as many devices as its mesh has, of any kind.
+    """Returns the report on a config. Needs as many devices as its mesh has, of any kind.
 
     Raises:
-        ValueError: a fault in the config, or a mesh that does not fit the batch or the parameters.
+        ValueError: The mesh does not fit the batch or the parameters.
     """
-    config = replace_fields(config, {"model.attention": "xla"})  # pretended devices have no cuDNN
+    config = replace_fields(config, {"model.attention": "xla"})  # fake devices have no cuDNN
     if config.losses.classifier.weight and not config.losses.classifier.classes:
-        raise ValueError("config.losses.classifier.classes is 0: a dry run counts no products; tell how many there are")
-    mesh = make_mesh(**mesh_sizes(config), devices=jax.devices()[: prod(mesh_sizes(config).values())])
+        raise ValueError(
+            "config.losses.classifier.classes is 0; expected the number of training products, which a dry run does not "
+            "count"
+        )
+    sizes = mesh_sizes(config)
+    mesh = make_mesh(**sizes, devices=jax.devices()[: prod(sizes.values())])
     check_batch_sizes(config, mesh)
-    vocab_size, origin = vocabulary(config)
-    run = plan(config, mesh, vocab_size=vocab_size)
-    rows = list(parameters(run.state.params, config))
-    costs = step_costs(config, run, step_operations(config, vocab_size))
+    vocab_size, source = vocabulary(config)
+    plan = make_plan(config, mesh, vocab_size=vocab_size)
+    rows = list(list_parameters(plan.state.params, config))
+    costs = step_costs(config, plan, step_flops(config, vocab_size))
     return "\n\n".join(
         [
-            parameter_table(rows),
-            group_table(rows, config),
-            setting(config, vocab_size, origin),
-            cost_table(costs, config),
+            _parameter_table(rows),
+            _group_table(rows, config),
+            _summary(config, vocab_size, source),
+            _cost_table(costs, config),
         ]
     )
 
 
 def vocabulary(config: RunConfig) -> tuple[int, str]:
-    """The number of words and where it is from: the tokenizer where this machine has it, else the config."""
+    """Returns the size of the vocabulary and its source: the tokenizer if this machine has it, else the config."""
     name, key = config.data.tokenizer, "config.data.vocab_size"
     if not name:
         return config.data.vocab_size, key
     try:
         return len(load_tokenizer(name, download=False)), name
     except FileNotFoundError:
-        return config.data.vocab_size, f"{key}: {name} is not on this machine"
+        return config.data.vocab_size, f"{key}, since {name} is not on this machine"
 
 
-def parameters(params: Any, config: RunConfig) -> Iterator[Parameter]:
-    """The rows of a tree of shapes with shardings."""
+def list_parameters(params: PyTree, config: RunConfig) -> Iterator[Parameter]:
+    """Yields the parameters in a tree of shapes with shardings."""
     groups = config.optimizer.groups
-    numbered = apply_rules(
-        [(pattern, i) for i, (pattern, _) in enumerate(groups)], params, name="config.optimizer.groups"
-    )
-    columns = (leaf_paths(params), params, numbered, rate_factors(groups, params), decays(params))
+    numbered = [(pattern, number) for number, (pattern, _) in enumerate(groups)]
+    group_numbers = apply_rules(numbered, params, name="config.optimizer.groups")
+    columns = (leaf_paths(params), params, group_numbers, rate_factors(groups, params), decays(params))
     for path, leaf, group, factor, decay in zip(*map(jax.tree.leaves, columns), strict=True):
         yield Parameter(path, leaf.shape, leaf.size, group, bool(factor and decay), leaf.sharding.spec)
 
 
-def step_costs(config: RunConfig, run: Plan, operations: float) -> Costs:
-    """Compiles the step and reads what a device holds and needs."""
-    memory = run.step.lower(run.state, training_batch_shapes(config)).compile().memory_analysis()
+def step_costs(config: RunConfig, plan: Plan, flops: float) -> Costs:
+    """Compiles the step and returns its costs."""
+    memory = plan.step.lower(plan.state, training_batch_shapes(config)).compile().memory_analysis()
+    assert memory is not None
     return Costs(
-        operations,
-        parameters=device_bytes((run.state.params, run.state.average)),
-        optimizer=device_bytes(run.state.opt_state),
-        batch=memory.argument_size_in_bytes - device_bytes(run.state),
+        flops,
+        parameters=device_bytes((plan.state.params, plan.state.average)),
+        optimizer=device_bytes(plan.state.opt_state),
+        batch=memory.argument_size_in_bytes - device_bytes(plan.state),
         temporary=memory.temp_size_in_bytes,
     )
 
 
-def device_bytes(shapes: Any) -> int:
-    """Bytes of one device's part of a tree of shapes with shardings."""
+def device_bytes(shapes: PyTree) -> int:
+    """Returns the bytes that one device holds of a tree of shapes with shardings."""
     return sum(prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
-def parameter_table(rows: list[Parameter]) -> str:
-    """One line a parameter. Axes that the mesh cuts are named with their place: "1: fsdp" for the second one."""
-    cells = [["parameter", "shape", "values", "group", "decay", "cut by"]]
+def _parameter_table(rows: list[Parameter]) -> str:
+    """Lists all parameters. Sharded axes are numbered: "1: fsdp" for the second one."""
+    cells = [["parameter", "shape", "values", "group", "decay", "sharded"]]
     for row in rows:
         cuts = [(i, [axes] if isinstance(axes, str) else axes) for i, axes in enumerate(row.spec) if axes]
-        cut = ", ".join(f"{i}: {' × '.join(axes)}" for i, axes in cuts)
+        sharded = ", ".join(f"{i}: {' × '.join(axes)}" for i, axes in cuts)
         shape = "×".join(map(str, row.shape)) or "1"
-        cells.append([row.path, shape, f"{row.size:,}", str(row.group), "yes" if row.decays else "no", cut or "–"])
+        cells.append([row.path, shape, f"{row.size:,}", str(row.group), "yes" if row.decays else "no", sharded or "–"])
     return text_table(cells)
 
 
-def group_table(rows: list[Parameter], config: RunConfig) -> str:
-    """One line a group of the optimiser, and their total."""
+def _group_table(rows: list[Parameter], config: RunConfig) -> str:
+    """Lists the parameter groups of the optimizer and their total."""
     cells = [["group", "parameters", "values", "peak rate"]]
     for number, (pattern, factor) in enumerate(config.optimizer.groups):
         sizes = [row.size for row in rows if row.group == number]
@@ -155,47 +148,45 @@ def group_table(rows: list[Parameter], config: RunConfig) -> str:
     return text_table([*cells, ["total", str(len(rows)), f"{sum(row.size for row in rows):,}", ""]])
 
 
-def setting(config: RunConfig, vocab_size: int, origin: str) -> str:
-    """What the numbers are of."""
-    sizes, data, B = mesh_sizes(config), config.data, config.train.batch_size
+def _summary(config: RunConfig, vocab_size: int, source: str) -> str:
+    """Lists the settings that the costs depend on."""
+    sizes, data, model, B = mesh_sizes(config), config.data, config.model, config.train.batch_size
     axes = " × ".join(f"{axis} {size}" for axis, size in sizes.items())
+    open_axis = " (the open axis counts as 1)" if -1 in asdict(config.mesh).values() else ""
     frames = " + ".join(str(data.frames[domain]) for domain in DOMAINS)
-    lines = [
-        f"mesh        {axes} = {prod(sizes.values())} devices in all",
-        f"batch       {B} products, {B // (sizes['data'] * sizes['fsdp'])} a share; of each {frames} frames of "
-        f"{data.image_size}×{data.image_size}, texts of {data.text_length} tokens",
-        f"losses      {', '.join(f'{name} × {weight:g}' for name, weight in config.losses.active.items())}",
-        f"vocabulary  {vocab_size:,} (from {origin})",
-        f"computing   in {config.model.dtype}, layers {'scanned' if config.model.scan_layers else 'unrolled'}, "
-        f"remat {config.model.remat!r}",
-    ]
-    if config.train.microbatch:
-        lines[1] += f"; {config.train.microbatch} products embedded at a time"
-    if -1 in asdict(config.mesh).values():
-        lines[0] += " (an open axis counts as one here)"
-    return "\n".join(lines)
+    part = f"; {config.train.microbatch} products embedded at a time" if config.train.microbatch else ""
+    return "\n".join(
+        [
+            f"mesh        {axes} = {prod(sizes.values())} devices{open_axis}",
+            f"batch       {B} products, {B // (sizes['data'] * sizes['fsdp'])} per device; each with {frames} frames "
+            f"of {data.image_size}×{data.image_size} and texts of {data.text_length} tokens{part}",
+            f"losses      {', '.join(f'{name} × {weight:g}' for name, weight in config.losses.active.items())}",
+            f"vocabulary  {vocab_size:,} (from {source})",
+            f"computed    in {model.dtype}, layers {'scanned' if model.scan_layers else 'unrolled'}, "
+            f"remat {model.remat!r}",
+        ]
+    )
 
 
-def cost_table(costs: Costs, config: RunConfig) -> str:
-    """Arithmetic and memory."""
-    kept = costs.parameters + costs.optimizer + costs.batch
+def _cost_table(costs: Costs, config: RunConfig) -> str:
+    """Lists memory and arithmetic."""
     memory = {
         "parameters": costs.parameters,
         "optimizer state": costs.optimizer,
         "batch": costs.batch,
         "activations, gradients, buffers": costs.temporary,
-        "total": kept + costs.temporary,
+        "total": costs.parameters + costs.optimizer + costs.batch + costs.temporary,
     }
-    rows = [["memory of a device", "GiB"], *([name, f"{size / GIB:.2f}"] for name, size in memory.items())]
+    rows = [["memory per device", "GiB"], *([name, f"{size / GIB:.2f}"] for name, size in memory.items())]
+    flops, train = costs.flops, config.train
     return "\n".join(
         [
             text_table(rows),
-            "Activations are as XLA plans them for a CPU, which keeps bfloat16 products in float32 and has no flash",
-            "attention: an accelerator needs less.",
+            "Activations are planned for a CPU, which keeps bfloat16 products in float32 and has no flash attention:",
+            "an accelerator needs less.",
             "",
-            f"operations  {costs.operations / config.train.batch_size / 1e9:,.1f} GFLOP an example, "
-            f"{costs.operations / 1e12:,.2f} TFLOP a step, {costs.operations * config.train.steps / 1e18:,.3f} EFLOP "
-            f"in {config.train.steps:,} steps",
-            "            forward and backward; what rematerialisation computes again is not counted",
+            f"operations  {flops / train.batch_size / 1e9:,.1f} GFLOP per example, {flops / 1e12:,.2f} TFLOP per step, "
+            f"{flops * train.steps / 1e18:,.3f} EFLOP in {train.steps:,} steps",
+            "            forward and backward, without rematerialization",
         ]
     )

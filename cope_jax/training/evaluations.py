@@ -1,56 +1,91 @@
-"""The evaluations of a run while it trains: when they are due, what they found, and which step was the best."""
+"""Evaluations during and at the end of training."""
 
 from collections.abc import Callable, Collection
+from itertools import count
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from cope_jax.evaluation.evaluate_run import evaluate
 from cope_jax.evaluation.probe import Probe
+from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig
 from cope_jax.runs.log_files import EVALUATIONS, read_json_lines, round_values
-from cope_jax.runs.model import ModelState
-from cope_jax.runs.state import TrainState
+from cope_jax.runs.state import ModelState, TrainState
+from cope_jax.training.supervision.signals import Stopped, StopSignal
+from cope_jax.training.supervision.watchdog import Watchdog
 
 
 class Evaluations:
-    """Keeps what was found at each step, of this start and of those before.
+    """Results of the evaluations during training, also of earlier starts of the run.
 
-    A killed run that goes on from a step whose evaluation is due but not in `evaluations.jsonl` makes it first. So the
-    file does not tell how often a run was killed.
+    A run that resumes from a step whose evaluation is due but not in `evaluations.jsonl` evaluates it first, so the
+    file does not depend on interruptions.
     """
 
     def __init__(self, config: RunConfig, workdir: Path, *, step: int):
-        """Takes up what is known of the steps until `step`."""
+        """Reads the results up to a step."""
         train = config.train
         self.every, self.last, self.best_by = train.evaluate_every, train.steps, train.best_by
         lines = read_json_lines(workdir / EVALUATIONS)
-        self.found = {line["step"]: line for line in lines if line["step"] <= step}
+        self.results = {line["step"]: line for line in lines if line["step"] <= step}
 
     def due(self, step: int) -> bool:
-        """Whether the model of a step is to be evaluated, and was not yet."""
+        """Returns whether the model of a step must be evaluated and has not been."""
         scheduled = bool(self.every and step) and (step % self.every == 0 or step == self.last)
-        return scheduled and step not in self.found
+        return scheduled and step not in self.results
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
-        """Takes note of what was found at a step, with as many digits as the file has."""
-        self.found[step] = round_values(metrics)
+        """Adds the metrics of a step, with as many digits as the file has."""
+        self.results[step] = round_values(metrics)
 
     def best(self, among: Collection[int]) -> int | None:
-        """The step with the highest config.train.best_by, the newest of equals; None where none of these has one."""
-        steps = [step for step in among if self.best_by in self.found.get(step, ())]
-        return max(steps, key=lambda step: (self.found[step][self.best_by], step), default=None)
+        """Returns the step with the highest config.train.best_by, the newest of equals; None if none has a value."""
+        steps = [step for step in among if self.best_by in self.results.get(step, ())]
+        return max(steps, key=lambda step: (self.results[step][self.best_by], step), default=None)
 
 
-def look_at(
-    state: TrainState, probe: Probe, between: Callable[[], None]
+def evaluate_state(
+    state: TrainState, probe: Probe, on_batch: Callable[[], None]
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Metrics of a state's model, and with "average_" in front those of its moving average; samples of the model.
+    """Returns metrics of a state's model and, with prefix, of its moving average; and samples of the model.
 
-    Args:
-        between: called behind each batch.
+    `on_batch` is called after each batch.
     """
-    result = probe(ModelState(state.params["model"], state.statistics), between)
+    found = probe(ModelState(state.params["model"], state.statistics), on_batch)
     if state.average is None:
-        return result.metrics, result.samples
-    average = probe(state.average, between).metrics
-    return result.metrics | {AVERAGE_PREFIX + name: value for name, value in average.items()}, result.samples
+        return found.metrics, found.samples
+    average = probe(state.average, on_batch).metrics
+    return found.metrics | {AVERAGE_PREFIX + name: value for name, value in average.items()}, found.samples
+
+
+def evaluate_in_full(config: RunConfig, workdir: Path, stop: StopSignal, watchdog: Watchdog) -> None:
+    """Evaluates the last and the best step, and their moving averages, on the whole evaluation split.
+
+    Raises:
+        Stopped: A signal came. Finished evaluations are kept.
+    """
+    last = watchdog.finished = config.train.steps
+    with Checkpoints(workdir) as checkpoints:
+        best = Evaluations(config, workdir, step=last).best(checkpoints.steps())
+    # Batches continue the count of steps, so that all processes stop after the same one.
+    batches = count(last + 1)
+
+    def on_batch() -> None:
+        watchdog.reset(f"the evaluation of all of {name}")
+        if stop.agreed(next(batches)):
+            raise Stopped(stop_message(last, last))
+
+    for step in sorted({last} if best is None else {last, best}):
+        for average in (False, True) if config.train.average_decay else (False,):
+            name = f"the moving average of step {step}" if average else f"step {step}"
+            watchdog.reset(f"the evaluation of all of {name}")
+            metrics = evaluate(workdir, step=step, average=average, reuse=True, on_batch=on_batch).metrics
+            if jax.process_index() == 0:
+                print(f"{name}, all items: mean R@1 {metrics['retrieval_mean']['mean_r1']:.3f}")
+
+
+def stop_message(step: int, steps: int) -> str:
+    """Returns the message of a run that was stopped and saved."""
+    return f"stopped at step {step} of {steps}, which is saved; run the same command again to continue"

@@ -1,4 +1,4 @@
-"""From a config to the loss of a run: its terms, each with a weight, what they learn and what they report."""
+"""The loss of a run: a weighted sum of terms."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,97 +7,106 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cope_jax.domains import DOMAINS, PAIRS
 from cope_jax.losses.classifier import classifier_loss, init_table
 from cope_jax.losses.infonce import infonce_loss
-from cope_jax.losses.pairs import Pair, Side
+from cope_jax.losses.pairs import Pair, Statistics, View
 from cope_jax.losses.sigmoid import init_scalars, sigmoid_loss
-from cope_jax.losses.statistics import Watched
 from cope_jax.models.fusion import Embeddings
 from cope_jax.runs.config import InfoNCEConfig, RunConfig, SigmoidConfig
 from cope_jax.training.metrics import Mean
+from data_prep.common.domains import DOMAINS, PAIRS
 
-# (params of all terms, embeddings per domain, batch, random key) → (loss, metrics)
+# (parameters of all terms, embeddings by domain, batch, random key) → (loss, metrics)
 LossFunction = Callable[
     [Any, Mapping[str, Embeddings], Mapping[str, Any], jax.Array], tuple[jax.Array, dict[str, Mean]]
 ]
 
 
 def init_losses(config: RunConfig) -> dict[str, Any]:
-    """What the terms of a config learn themselves, at the start; a pure function of it. Terms may learn nothing."""
+    """Returns the initial parameters of the terms that have a weight and learn parameters; a pure function."""
     params = {}
-    for name in config.losses.active:
-        term: Any = getattr(config.losses, name)
-        if name == "sigmoid":
-            params[name] = init_scalars(temperature=term.temperature, bias=term.bias)
-        elif name == "classifier":
-            key = jax.random.fold_in(jax.random.key(config.seed), 1)  # the model has the seed's own
-            table = init_table(key, classes=term.classes, embedding=config.model.embedding)
-            params[name] = {"table": table}
+    if config.losses.sigmoid.weight:
+        term = config.losses.sigmoid
+        params["sigmoid"] = init_scalars(temperature=term.temperature, bias=term.bias)
+    if config.losses.classifier.weight:
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)  # the model uses the seed's own key
+        classes = config.losses.classifier.classes
+        params["classifier"] = {"table": init_table(key, classes=classes, embedding=config.model.embedding)}
     return params
 
 
 def make_loss(config: RunConfig, mesh: Mesh) -> LossFunction:
-    """The weighted sum of the config's terms on batches that are cut over a mesh."""
+    """Returns the weighted sum of the config's terms, for batches that are sharded over a mesh."""
+    losses = config.losses
 
-    def term_loss(name: str, params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Watched]:
-        term: Any = getattr(config.losses, name)
-        if name == "classifier":
-            settings = {"classes": term.classes, "scale": term.scale, "margin": term.margin, "rate": term.rate}
-            items = classified_items(embeddings, batch)
-            return classifier_loss(params[name]["table"], *items, key=key, mesh=mesh, **settings)
-        sides, pairs = make_sides(embeddings, batch), make_pairs(term)
-        if name == "infonce":
-            return infonce_loss(sides, pairs=pairs, temperature=term.temperature, smoothing=term.smoothing, mesh=mesh)
-        loss, watched = sigmoid_loss(sides, params[name], pairs=pairs, mesh=mesh)
-        scalars = {"t": jnp.exp(params[name]["log_t"]), "bias": params[name]["bias"]}
-        return loss, watched | {what: (value, jnp.ones(())) for what, value in scalars.items()}
+    def sigmoid(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Statistics]:
+        scalars, pairs = params["sigmoid"], make_pairs(losses.sigmoid)
+        loss, statistics = sigmoid_loss(make_views(embeddings, batch), scalars, pairs=pairs, mesh=mesh)
+        learned = {"t": jnp.exp(scalars["log_t"]), "bias": scalars["bias"]}
+        return loss, statistics | {name: (value, jnp.ones(())) for name, value in learned.items()}
 
-    def loss_and_metrics(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> Any:
+    def infonce(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Statistics]:
+        term = losses.infonce
+        return infonce_loss(
+            make_views(embeddings, batch),
+            pairs=make_pairs(term),
+            temperature=term.temperature,
+            smoothing=term.smoothing,
+            mesh=mesh,
+        )
+
+    def classifier(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Statistics]:
+        term = losses.classifier
+        return classifier_loss(
+            params["classifier"]["table"],
+            {domain: embeddings[domain].fused for domain in DOMAINS},
+            batch["product_class"],
+            {domain: batch[domain]["classes"] for domain in DOMAINS},
+            {domain: batch[domain]["present"] & has_content(embeddings[domain]) for domain in DOMAINS},
+            classes=term.classes,
+            scale=term.scale,
+            margin=term.margin,
+            rate=term.rate,
+            key=key,
+            mesh=mesh,
+        )
+
+    terms = {"sigmoid": sigmoid, "infonce": infonce, "classifier": classifier}
+
+    def loss_and_metrics(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
         total, metrics = jnp.zeros(()), {}
-        for name in config.losses.active:
-            loss, watched = term_loss(name, params, embeddings, batch, key)
-            total += config.losses.active[name] * loss
+        for name, weight in losses.active.items():
+            loss, statistics = terms[name](params, embeddings, batch, key)
+            total += weight * loss
             metrics[f"{name}/loss"] = Mean.of(loss)
-            metrics |= {f"{name}/{what}": Mean(*value) for what, value in watched.items()}
+            metrics |= {f"{name}/{metric}": Mean(*value) for metric, value in statistics.items()}
         return total, metrics
 
     return loss_and_metrics
 
 
 def make_pairs(term: SigmoidConfig | InfoNCEConfig) -> list[Pair]:
-    """The three pairs of domains, and those of pages' texts or frames alone where the term gives them a weight."""
+    """Returns the three pairs of domains, and those of page texts or images alone if the term gives them a weight."""
     pairs = [Pair(a, b) for a, b in PAIRS]
-    for side, weight in (("page_text", term.page_text), ("page_vision", term.page_vision)):
-        pairs += [Pair(side, domain, weight) for domain in DOMAINS if domain != "page" and weight]
+    for view, weight in (("page_text", term.page_text), ("page_vision", term.page_vision)):
+        pairs += [Pair(view, domain, weight) for domain in DOMAINS if domain != "page" and weight]
     return pairs
 
 
-def make_sides(embeddings: Mapping[str, Embeddings], batch: Mapping[str, Any]) -> dict[str, Side]:
-    """The sides that contrastive terms may compare: each domain's items, and pages' texts and frames alone."""
-    sides = {}
+def make_views(embeddings: Mapping[str, Embeddings], batch: Mapping[str, Any]) -> dict[str, View]:
+    """Returns the views that contrastive terms compare: items of each domain, and texts and frames of pages alone."""
+    views = {}
     for domain in DOMAINS:
         items, e = batch[domain], embeddings[domain]
         example = jnp.arange(len(e.fused), dtype=jnp.int32)
-        views = {domain: (e.fused, known(e))}
+        kinds = {domain: (e.fused, has_content(e))}
         if domain == "page":
-            views |= {"page_text": (e.text, e.has_text), "page_vision": (e.vision, e.has_vision)}
-        for name, (vectors, there) in views.items():
-            sides[name] = Side(vectors, items["products"], items["present"] & there, example)
-    return sides
+            kinds |= {"page_text": (e.text, e.has_text), "page_vision": (e.vision, e.has_vision)}
+        for name, (vectors, has_input) in kinds.items():
+            views[name] = View(vectors, items["products"], items["present"] & has_input, example)
+    return views
 
 
-def classified_items(embeddings: Mapping[str, Embeddings], batch: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:
-    """What the classifier is given: embeddings per domain, targets, all classes per domain, what is present."""
-    items = {domain: batch[domain] for domain in DOMAINS}
-    return (
-        {domain: embeddings[domain].fused for domain in DOMAINS},
-        batch["product_class"],
-        {domain: item["classes"] for domain, item in items.items()},
-        {domain: item["present"] & known(embeddings[domain]) for domain, item in items.items()},
-    )
-
-
-def known(embeddings: Embeddings) -> jax.Array:
-    """bool[B], whether an item has a frame or a text to know it by."""
+def has_content(embeddings: Embeddings) -> jax.Array:
+    """bool[B], whether an item has a frame or a text."""
     return embeddings.has_vision | embeddings.has_text

@@ -1,49 +1,46 @@
-"""AdamW with linear warm-up, cosine decay and clipping, in groups of parameters with a rate factor each.
-
-A group is a rule over parameter paths; factor 0 freezes it: no update, no decay, no moments, no gradient.
-"""
+"""AdamW with warm-up, cosine decay, clipping and a learning rate factor per parameter group."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from cope_jax.parallel.path_rules import apply_rules
 from cope_jax.runs.schedule import rate_schedule
 
+# Rules (regex over parameter paths, factor on the learning rate), first match wins. Factor 0 freezes parameters: they
+# get no update, decay, moments or gradient.
 Groups = Sequence[tuple[str, float]]
 
-# Only matrices and word vectors decay; biases, norms, positions, segments, tokens and the loss's scalars do not.
+# Weight decay applies to matrices and word vectors, but not to biases, norms, positions, segments, tokens and the
+# scalars of the loss.
 DECAY_RULES = ((r"/(kernel|embedding)$", True), (r"", False))
 
 
-def rate_factors(groups: Groups, params: Any) -> Any:
-    """The factor on the learning rate of each parameter (a tree of arrays or shapes); 0 where it is frozen.
+def rate_factors(groups: Groups, params: PyTree) -> PyTree:
+    """Returns the factor on the learning rate of each parameter (arrays or shapes); 0 if it is frozen.
 
     Raises:
-        ValueError: a parameter in no group, or a group without parameters; all are listed.
+        ValueError: Parameters without a group, or groups without a parameter. Lists all of them.
     """
     return apply_rules(groups, params, name="config.optimizer.groups")
 
 
-def decays(params: Any) -> Any:
-    """Whether weight decay applies to each parameter (that is not frozen)."""
+def decays(params: PyTree) -> PyTree:
+    """Returns for each parameter whether weight decay applies, unless it is frozen."""
     return apply_rules(DECAY_RULES, params, name="DECAY_RULES", require_all_used=False)
 
 
-def hold_frozen(params: Any, groups: Groups) -> Any:
-    """The same values; frozen ones as constants, so that no gradient is computed for them nor, if all are, below."""
-    return jax.tree.map(
-        lambda param, factor: param if factor else jax.lax.stop_gradient(param),
-        params,
-        rate_factors(groups, params),
-    )
+def stop_frozen_gradients(params: PyTree, groups: Groups) -> PyTree:
+    """Returns the parameters with frozen ones as constants, which saves their gradients and those below them."""
+    factors = rate_factors(groups, params)
+    return jax.tree.map(lambda param, factor: param if factor else jax.lax.stop_gradient(param), params, factors)
 
 
 def make_optimizer(
-    params: Any,
+    params: PyTree,
     *,
     rate: float,
     groups: Groups,
@@ -54,25 +51,23 @@ def make_optimizer(
     weight_decay: float,
     clip_norm: float,
 ) -> optax.GradientTransformation:
-    """The optimiser for a tree of parameters (arrays or shapes).
+    """Returns the optimizer of parameters (arrays or shapes) with the settings of config.optimizer.
 
     Args:
-        rate: peak learning rate.
-        groups: (regex over parameter paths, factor on the rate), first match wins; together they cover every
-            parameter.
-        clip_norm: bound on the global norm of the gradient of what is not frozen; 0 means none.
+        rate: Peak learning rate, after `warmup_steps`; it is 0 at first and at `steps`.
+        clip_norm: Bound on the global norm of the gradient of parameters that are not frozen; 0 means no bound.
 
     Raises:
-        ValueError: from `rate_factors`.
+        ValueError: Groups do not fit the parameters, see `rate_factors`.
     """
     factors = rate_factors(groups, params)
     schedule = rate_schedule(rate=rate, warmup_steps=warmup_steps, steps=steps)
     parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     parts.append(optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays(params)))
 
-    def scale(updates: Any, _: Any) -> Any:
-        # A frozen parameter's gradient passes the mask unchanged: dropped here, whatever it is.
+    def scale(updates: PyTree, _: PyTree) -> PyTree:
+        # `optax.masked` passes gradients of frozen parameters unchanged: they are dropped here, whatever they are.
         return jax.tree.map(lambda u, factor: factor * u if factor else jnp.zeros_like(u), updates, factors)
 
-    # Factors behind AdamW, whose step does not change with the gradient's scale.
+    # Factors apply after AdamW, whose updates do not depend on the scale of gradients.
     return optax.chain(optax.masked(optax.chain(*parts), jax.tree.map(bool, factors)), optax.stateless(scale))

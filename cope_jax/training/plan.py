@@ -1,4 +1,4 @@
-"""What a run computes with, worked out before anything is allocated."""
+"""The computation of a run, known before anything is allocated."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,59 +13,60 @@ from jax.sharding import Mesh
 
 from cope_jax.parallel.mesh import batch_sharding, make_mesh, replicated, with_shardings
 from cope_jax.parallel.sharding_rules import parameter_shardings
+from cope_jax.runs.checkpoints import Checkpoints, Window
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import training_batch_shapes
-from cope_jax.runs.model import ModelState, split_model
-from cope_jax.runs.state import TrainState
+from cope_jax.runs.model import load_weights, prepare_weights, split_model
+from cope_jax.runs.state import ModelState, TrainState
 from cope_jax.training.objective import init_losses, make_loss
 from cope_jax.training.optimizer import make_optimizer
-from cope_jax.training.step import StepFunction, make_train_step
+from cope_jax.training.step import make_train_step
 
 
 class Plan(NamedTuple):
-    """All that a run computes with, before anything is allocated.
+    """The computation of a run on a mesh.
 
     Attributes:
-        graphdef: the model's graph.
-        initial_state: the fresh state, a function to jit.
-        state: its shapes, with shardings.
-        step: the jitted training step, which donates its state.
+        graphdef: Static structure of the model.
+        initial_state: Computes the initial state; to be jitted.
+        state: Shapes of the state, with shardings.
+        step: The jitted training step, which donates its state.
     """
 
     graphdef: nnx.GraphDef
     initial_state: Callable[[], TrainState]
     state: TrainState
-    step: StepFunction
+    step: jax.stages.Wrapped
 
 
-def plan(config: RunConfig, mesh: Mesh, *, vocab_size: int) -> Plan:
-    """What the run of a config computes on a mesh."""
-    graphdef, initialise = split_model(config, vocab_size=vocab_size)
-
-    shapes = {"model": jax.eval_shape(initialise).params, "loss": jax.eval_shape(partial(init_losses, config))}
+def make_plan(config: RunConfig, mesh: Mesh, *, vocab_size: int) -> Plan:
+    """Returns the computation of a config on a mesh."""
+    graphdef, initialize = split_model(config, vocab_size=vocab_size)
+    shapes = {"model": jax.eval_shape(initialize).params, "loss": jax.eval_shape(partial(init_losses, config))}
     optimizer = make_optimizer(shapes, steps=config.train.steps, **asdict(config.optimizer))
 
     def initial_state() -> TrainState:
-        model = initialise()
+        model = initialize()
         params = {"model": model.params, "loss": init_losses(config)}
         step = jnp.zeros((), jnp.int32)
         average = model if config.train.average_decay else None
         return TrainState(step, params, model.statistics, optimizer.init(params), average)
 
     state = jax.eval_shape(initial_state)
-    shardings = state_shardings(state, optimizer, mesh)
+    shardings = _state_shardings(state, optimizer, mesh)
+    step = make_train_step(
+        graphdef=graphdef,
+        loss_of=make_loss(config, mesh),
+        optimizer=optimizer,
+        groups=config.optimizer.groups,
+        seed=config.seed,
+        parts=config.train.batch_size // (config.train.microbatch or config.train.batch_size),
+        average_decay=config.train.average_decay,
+        mesh=mesh,
+    )
     step = jax.jit(
-        make_train_step(
-            graphdef=graphdef,
-            loss_of=make_loss(config, mesh),
-            optimizer=optimizer,
-            groups=config.optimizer.groups,
-            seed=config.seed,
-            parts=config.train.batch_size // (config.train.microbatch or config.train.batch_size),
-            average_decay=config.train.average_decay,
-            mesh=mesh,
-        ),
+        step,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
@@ -73,12 +74,12 @@ def plan(config: RunConfig, mesh: Mesh, *, vocab_size: int) -> Plan:
     return Plan(graphdef, initial_state, with_shardings(state, shardings), step)
 
 
-def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shardings of a whole state (shapes): the optimiser's moments lie as their parameters do, counters everywhere."""
+def _state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Returns the shardings of a state (shapes): moments like their parameters, counters replicated."""
     params = parameter_shardings(state.params, mesh)
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
-        # A frozen parameter has no moments, but a place where they would be.
+        # A frozen parameter has no moments but a node in their place.
         lambda moment, sharding: moment if isinstance(moment, optax.MaskedNode) else sharding,
         state.opt_state,
         params,
@@ -87,15 +88,38 @@ def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, 
     )
     statistics = jax.tree.map(lambda _: replicated(mesh), state.statistics)
     average = ModelState(params["model"], statistics) if state.average is not None else None
-    return TrainState(replicated(mesh), params, statistics, opt_state, average)
+    return state.replace(
+        step=replicated(mesh), params=params, statistics=statistics, opt_state=opt_state, average=average
+    )
 
 
-def step_operations(config: RunConfig, vocab_size: int) -> float:
-    """Floating-point operations of a step, as XLA counts them in the program before it optimises.
+def restore_or_initialize(
+    config: RunConfig, plan: Plan, checkpoints: Checkpoints, *, vocab_size: int
+) -> tuple[TrainState, Window]:
+    """Returns the state and the open report window of the newest checkpoint, or an initial state."""
+    newest = checkpoints.latest()
+    if newest is not None:
+        print(f"resuming from step {newest}")
+        return checkpoints.restore(newest, plan.state)
+    weights = prepare_weights(config, plan.state.params["model"], vocab_size=vocab_size)
+    shardings = jax.tree.map(lambda shape: shape.sharding, plan.state)
+    state = jax.jit(plan.initial_state, out_shardings=shardings)()
+    model = load_weights(weights, state.params["model"])
+    state = state.replace(params=state.params | {"model": model})
+    if state.average is not None:
+        # A copy, since the step donates both.
+        state = state.replace(average=jax.tree.map(jnp.copy, ModelState(model, state.statistics)))
+    return state, {}
 
-    Of the step with layers unrolled, as XLA counts the body of a loop once, and with nothing rematerialised.
+
+def step_flops(config: RunConfig, vocab_size: int) -> float:
+    """Returns the floating-point operations of a step, as XLA counts them before it optimizes the program.
+
+    Layers are unrolled, since XLA counts the body of a loop once, and nothing is rematerialized.
     """
-    plain = replace_fields(config, {"model.scan_layers": False, "model.remat": "none", "train.microbatch": 0})
+    config = replace_fields(config, {"model.scan_layers": False, "model.remat": "none", "train.microbatch": 0})
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
-    run = plan(plain, mesh, vocab_size=vocab_size)
-    return run.step.lower(run.state, training_batch_shapes(plain)).cost_analysis()["flops"]
+    plan = make_plan(config, mesh, vocab_size=vocab_size)
+    costs = plan.step.lower(plan.state, training_batch_shapes(config)).cost_analysis()
+    assert costs is not None
+    return costs["flops"]

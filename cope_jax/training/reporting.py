@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cope_jax.data.bad_items import Faults
+from cope_jax.data.invalid_items import InvalidItems
 from cope_jax.runs.checkpoints import Window
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.log_files import EVALUATIONS, LogFile, drop_lines_after, json_line, round_values
@@ -68,14 +68,19 @@ class Reporter:
         config: Config of the run.
         log: None in all processes but the first, which reports for all.
         progress: Shows each step.
-        faults: The unreadable items.
+        invalid_items: The unreadable items.
         window: The open report window of a resumed run, from `open_window`.
     """
 
     def __init__(
-        self, config: RunConfig, log: MetricsLog | None, progress: TrainingProgress, faults: Faults, window: Window
+        self,
+        config: RunConfig,
+        log: MetricsLog | None,
+        progress: TrainingProgress,
+        invalid_items: InvalidItems,
+        window: Window,
     ):
-        self.log, self.progress, self.faults = log, progress, faults
+        self.log, self.progress, self.invalid_items = log, progress, invalid_items
         self.every, self.last, self.max_skipped = config.train.log_every, config.train.steps, config.train.max_skipped
         self.max_bad_fraction = config.data.max_bad_fraction
         self.skipped = 0  # steps in a row
@@ -116,7 +121,7 @@ class Reporter:
                 raise ValueError(
                     f"{means['bad_items']:.2%} of the items in the {self.every} steps until {step} were unreadable; "
                     f"config.data.max_bad_fraction allows {self.max_bad_fraction:.2%}. Verify or rebuild the data; the "
-                    f"last ones in this process: {'; '.join(self.faults.last) or 'none'}"
+                    f"last ones in this process: {'; '.join(self.invalid_items.last) or 'none'}"
                 )
 
     def check_skipped(self, step: int, metrics: Mapping[str, Mean], product_ids: np.ndarray) -> None:

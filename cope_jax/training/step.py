@@ -1,4 +1,4 @@
-"""The training step: a pure function of the state and a batch."""
+"""The training step: a pure function of a state and a batch."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
-from cope_jax.domains import DOMAINS
-from cope_jax.runs.model import ModelState
-from cope_jax.runs.state import TrainState
+from cope_jax.runs.state import ModelState, TrainState
 from cope_jax.training.gradients import batch_gradients, cached_gradients
 from cope_jax.training.metrics import Mean
 from cope_jax.training.objective import LossFunction
-from cope_jax.training.optimizer import Groups, hold_frozen
+from cope_jax.training.optimizer import Groups, stop_frozen_gradients
+from data_prep.common.domains import DOMAINS
 
 StepFunction = Callable[[TrainState, Any], tuple[TrainState, dict[str, Mean]]]
 
@@ -32,21 +32,24 @@ def make_train_step(
     average_decay: float,
     mesh: Mesh,
 ) -> StepFunction:
-    """The function to jit. A step whose loss or gradient is not finite changes nothing but its number.
+    """Returns the training step, to be jitted.
+
+    A step whose loss or gradient is not finite is skipped: only the number of steps changes.
 
     Args:
-        graphdef: of the `CopeModel`, split once outside.
-        loss_of: what is minimised.
-        optimizer: whose state `TrainState.opt_state` is.
-        groups: its groups, to leave out the gradients of frozen parameters.
-        seed: of dropout, stochastic depth and sampled classes.
-        parts: micro-batches that a batch is embedded in; 1 is all at once.
-        average_decay: of `TrainState.average`, where the state has one.
-        mesh: that batches are cut over.
+        graphdef: Static structure of the model, from `nnx.split`.
+        loss_of: Loss to minimize.
+        optimizer: Optimizer of all parameters.
+        groups: Its parameter groups; gradients of frozen parameters are not computed.
+        seed: Seed of dropout, stochastic depth and sampled classes.
+        parts: Number of microbatches that a batch is embedded in; 1 embeds it at once.
+        average_decay: Decay of the moving average, if the state has one.
+        mesh: Mesh that batches are sharded over.
     """
 
-    def embed(model: Any, statistics: Any, batch: Any, key: jax.Array) -> Any:
-        merged = nnx.merge(graphdef, hold_frozen({"model": model}, groups)["model"], statistics)
+    def embed(model: PyTree, statistics: PyTree, batch: Any, key: jax.Array) -> Any:
+        params = stop_frozen_gradients({"model": model}, groups)["model"]
+        merged = nnx.merge(graphdef, params, statistics)
         embeddings = merged(batch, rngs=nnx.Rngs(dropout=key))
         return embeddings, nnx.to_pure_dict(nnx.state(merged, nnx.BatchStat))
 
@@ -66,9 +69,10 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         changed = state.replace(params=params, statistics=found.statistics, opt_state=opt_state)
         if state.average is not None:
-            model = ModelState(params["model"], found.statistics)
-            changed = changed.replace(average=moved(state.average, model, step=state.step, decay=average_decay))
-        # One bad batch would make every parameter NaN for good. The loss is of all devices, so all skip it or none.
+            model = ModelState(changed.params["model"], found.statistics)
+            average = update_average(state.average, model, step=state.step, decay=average_decay)
+            changed = changed.replace(average=average)
+        # One such batch would turn every parameter into NaN. The loss is global, so all devices skip the step or none.
         finite = jnp.isfinite(found.loss) & jnp.isfinite(gradient_norm)
         state = jax.tree.map(partial(jnp.where, finite), changed, state)
         metrics = {name: mean.where(finite) for name, mean in metrics.items()}
@@ -77,18 +81,18 @@ def make_train_step(
     return train_step
 
 
-def moved(average: ModelState, model: ModelState, *, step: jax.Array, decay: float) -> ModelState:
-    """The exponential moving average with one more model.
+def update_average(average: ModelState, model: ModelState, *, step: jax.Array, decay: float) -> ModelState:
+    """Returns the exponential moving average with one more model.
 
-    The first steps weigh more, (1 + step) / (10 + step) in place of `decay` as long as that is less: or the random
-    start would stay in the average for thousands of steps. What does not change, stays as it is to the last bit.
+    The first models weigh more: the decay is at most (1 + step) / (10 + step), or the random initial values would stay
+    in the average for thousands of steps. Values that do not change stay the same to the last bit.
     """
     kept = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda old, new: old + (1 - kept) * (new - old), average, model)
 
 
 def share_of_bad_items(batch: Any) -> Mean:
-    """The share of the items tried for a batch that could not be read."""
+    """Returns the share of the batch's items that could not be read and were replaced."""
     bad = jnp.sum(batch["bad_items"])
     found = sum(jnp.sum(batch[domain]["present"]) for domain in DOMAINS)
     return Mean(bad.astype(jnp.float32), (bad + found).astype(jnp.float32))

@@ -1,7 +1,15 @@
-"""Differences between two mappings, in words."""
+"""Nested mappings with dotted keys, and their differences in words."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
+
+
+def flatten_keys(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Joins the keys of nested mappings with dots: {"a": {"b": 1}} becomes {"a.b": 1}."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten_keys(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
 
 
 def describe_differences(

@@ -1,12 +1,14 @@
-"""Atomic writes, locks and hashes of files."""
+"""Atomic writes, locks, links and hashes of files."""
 
 import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import socket
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -119,6 +121,23 @@ def _read_holder(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
     except OSError:  # removed in the meantime
         return "another process"
+
+
+@contextlib.contextmanager
+def plain_links() -> Iterator[Callable[[Path], str]]:
+    """Gives a function that returns a plain name for a file or folder, for DuckDB.
+
+    DuckDB reads wildcards, `key=value`, `?` and backslashes in a path. The names are links in a temporary folder.
+    """
+    parent = tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(dir=parent if re.fullmatch(r"[\w/.-]+", parent) else "/tmp") as folder:
+
+        def link(path: Path) -> str:
+            name = Path(folder) / str(len(os.listdir(folder)))
+            name.symlink_to(path.absolute())
+            return str(name)
+
+        yield link
 
 
 def file_sha256(path: Path) -> str:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from data_prep.catalog.files import Catalog
 from data_prep.common.domains import DOMAINS
-from data_prep.common.files import TEMPORARY, atomic_write
+from data_prep.common.files import TEMPORARY, atomic_write, plain_links
 from data_prep.common.parquet import open_parquet, stream_parquet
 from data_prep.images import decoding, lookup, sources
 from data_prep.images.decoding import ImageProblem
@@ -181,9 +181,9 @@ def _database(index: Path) -> "Iterator[DuckDBPyConnection]":
 
     scratch = index / f"duckdb{TEMPORARY}"
     scratch.mkdir()
-    settings = {"memory_limit": MEMORY_LIMIT, "temp_directory": str(scratch), "preserve_insertion_order": False}
+    settings = {"memory_limit": MEMORY_LIMIT, "preserve_insertion_order": False}
     try:
-        with duckdb.connect(config=settings) as database:
+        with plain_links() as link, duckdb.connect(config=settings | {"temp_directory": link(scratch)}) as database:
             yield database
     except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
         raise ValueError(
@@ -207,10 +207,12 @@ def _check_aliases(database: "DuckDBPyConnection", index: Path, items: Path, fol
         """
     )
     previous: tuple[Any, ...] | None = None
-    for row in iter(rows.fetchone, None):
+    while row := rows.fetchone():
         name, whole, source, _, start, size = row
-        if previous[:1] == (name,) and (
-            size != previous[-1] or _read(folders, *row[2:]) != _read(folders, *previous[2:])
+        if (
+            previous
+            and previous[0] == name
+            and (size != previous[-1] or _read(folders, *row[2:]) != _read(folders, *previous[2:]))
         ):
             raise ValueError(
                 f"image name {name!r} matches several images of {folders[source]}: {previous[1]} and {whole}; name "

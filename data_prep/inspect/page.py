@@ -11,7 +11,6 @@ from typing import Any
 import jinja2
 import numpy as np
 from PIL import Image
-from tensorflow_datasets.core import DatasetBuilder
 
 from data_prep.common.domains import DOMAINS
 from data_prep.common.process_pool import ProcessMap, process_map
@@ -19,8 +18,8 @@ from data_prep.common.text_table import text_table
 from data_prep.images.decoding import open_image, upright_pixels
 from data_prep.inspect import distributions
 from data_prep.inspect.distributions import Histogram, Sample, describe
-from data_prep.records.schema import open_split, parse_example
-from data_prep.rope.rope_dataset_builder import open_builders, split_files
+from data_prep.records.schema import open_files, parse_example
+from data_prep.rope.rope_dataset_builder import find_record_files
 
 HEADER = ("domain", "value", "5%", "median", "mean", "95%", "max")
 ITEMS_SHOWN, FRAMES_SHOWN = 2, 8
@@ -40,9 +39,12 @@ class Split:
 
 def inspect(data_dir: Path, *, items: int, products: int, processes: int | None = None) -> list[Split]:
     """Returns the contents of the page; the arguments are the flags of the command."""
-    builders = open_builders(data_dir)
+    files = find_record_files(data_dir)
     with process_map(processes) as apply:
-        return [_inspect_split(builders, split, items, products, apply) for split in builders["page"].info.splits]
+        return [
+            _inspect_split(split, {name: own[split] for name, own in files.items()}, items, products, apply)
+            for split in files["page"]
+        ]
 
 
 def render(title: str, splits: Sequence[Split]) -> str:
@@ -59,32 +61,32 @@ def format_table(split: Split) -> str:
 
 
 def _inspect_split(
-    builders: Mapping[str, DatasetBuilder], split: str, items: int, products: int, apply: ProcessMap
+    split: str, files: Mapping[str, Mapping[Path, int]], items: int, products: int, apply: ProcessMap
 ) -> Split:
     histograms: dict[tuple[str, str], Histogram] = {}
     rows = []
     for domain in DOMAINS:
-        total = builders[domain].info.splits[split].num_examples
+        total = sum(files[domain].values())
         step = max(1, total // items) if items else 1
-        samples = [Sample(path, step) for path in split_files(builders[domain], split)]
+        samples = [Sample(path, step) for path in files[domain]]
         counts = distributions.add_up(dict(apply(distributions.item_histograms, samples)).values())
         read = counts["frames"].total()
         rows.append((domain, "items", *[""] * 4, f"{total:,}" + (f" ({read:,} read)" if step > 1 else "")))
         histograms |= {(domain, name): histogram for name, histogram in counts.items()}
-    samples = [Sample(path) for path in split_files(builders["product"], split)]
+    samples = [Sample(path) for path in files["product"]]
     per_product = distributions.add_up(dict(apply(distributions.product_histograms, samples)).values())
-    rows.append(("product", "products", *[""] * 4, f"{builders['product'].info.splits[split].num_examples:,}"))
+    rows.append(("product", "products", *[""] * 4, f"{sum(files['product'].values()):,}"))
     histograms |= {("product", f"{domain}s"): histogram for domain, histogram in per_product.items()}
     for (domain, name), histogram in histograms.items():
         found = describe(histogram)
         numbers = (found.low, found.median, round(found.mean, 1), found.high, found.maximum)
         rows.append((domain, name, *(f"{number:,}" for number in numbers)))
     plots = [plot(f"{domain}: {name}", histogram) for (domain, name), histogram in histograms.items()]
-    return Split(split, rows, plots, list(_show_products(builders, split, products)))
+    return Split(split, rows, plots, list(_show_products(files, products)))
 
 
-def _show_products(builders: Mapping[str, DatasetBuilder], split: str, count: int) -> Iterator[dict[str, Any]]:
-    sources = {name: open_split(builder, split) for name, builder in builders.items()}
+def _show_products(files: Mapping[str, Mapping[Path, int]], count: int) -> Iterator[dict[str, Any]]:
+    sources = {name: open_files(own) for name, own in files.items()}
     total = len(sources["product"])
     for number in range(min(count, total)):
         product = parse_example(sources["product"][number * total // min(count, total)])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_prep.catalog.files import Catalog
 from data_prep.catalog.release import PREFIXES
-from data_prep.catalog.release_rows import make_catalog
+from data_prep.catalog.release_catalog import build_release_catalog
 from data_prep.common.domains import DOMAINS
 from data_prep.images import sources as image_sources
 
@@ -89,5 +89,5 @@ def inputs_from_release(
         report: Called with lines of progress.
     """
     inputs = Inputs(data_dir / "catalog", tuple(images) or (release / "images",), tuple(splits))
-    make_catalog(release, inputs.catalog, splits=inputs.splits, prefixes=prefixes, report=report)
+    build_release_catalog(release, inputs.catalog, splits=inputs.splits, prefixes=prefixes, report=report)
     return inputs

@@ -1,6 +1,7 @@
 """The records of the data sets: their features, and how they are serialized, parsed and written."""
 
 import dataclasses
+import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from google.protobuf.message import DecodeError
+from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_prep.common.domains import DOMAINS
@@ -131,7 +133,37 @@ def tally_records(path: Path) -> Tally:
     return tally
 
 
-def open_split(builder: tfds.core.DatasetBuilder, split: str) -> ArrayRecordDataSource:
-    """Opens one or more splits ("train+test") for random access; their files are opened when they are needed."""
-    instructions = builder.info.splits[split].file_instructions
-    return ArrayRecordDataSource(instructions)  # pyright: ignore[reportArgumentType]  (frozen; the protocol is not)
+@dataclasses.dataclass
+class _Instruction:
+    """The records [skip, skip + take) of a file, as `ArrayRecordDataSource` wants them."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+def open_files(files: Mapping[Path, int]) -> ArrayRecordDataSource:
+    """Opens record files, given with their numbers of records, for random access; files open when they are needed."""
+    return ArrayRecordDataSource([_Instruction(str(path), 0, count, count) for path, count in files.items()])
+
+
+def read_splits(folder: Path) -> dict[str, dict[Path, int]]:
+    """Returns the record files of each split of a finished data set, in order, with their numbers of records.
+
+    This reads TFDS's dataset_info.json itself, because TFDS takes the name of a folder for a pattern of names.
+
+    Raises:
+        ValueError: The file is missing or invalid.
+    """
+    path = folder / DATASET_INFO_FILENAME
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        splits = {split["name"]: [int(length) for length in split.get("shardLengths", ())] for split in info["splits"]}
+        prefix = {name: f"{info['name']}-{name}.{info['fileFormat']}" for name in splits}
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read: {error!r}; build the data set again") from error
+    return {
+        name: {folder / f"{prefix[name]}-{i:05d}-of-{len(lengths):05d}": length for i, length in enumerate(lengths)}
+        for name, lengths in splits.items()
+    }

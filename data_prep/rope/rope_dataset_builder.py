@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from absl import logging
-from tensorflow_datasets.core.constants import INCOMPLETE_PREFIX
+from etils import epath
+from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME, INCOMPLETE_PREFIX
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from tensorflow_datasets.core.splits import SplitDict
 
@@ -32,6 +33,21 @@ from data_prep.records.runners import Runner, local_runner
 PRODUCTS_PER_SHARD = 16384
 FILE_FORMAT = "array_record"
 FINGERPRINT_FILE = "fingerprint"
+
+
+class _Folder(type(epath.Path())):
+    """A path whose name is not part of the pattern in `glob`, as it is for TFDS's paths."""
+
+    def glob(self, pattern: str) -> Iterator["_Folder"]:
+        """Yields the files of this folder that match the pattern."""
+        return map(_Folder, Path(self).glob(pattern))
+
+
+class _Info(tfds.core.DatasetInfo):
+    """TFDS's description of a data set, without its search on the web, which makes a temporary folder each time."""
+
+    def initialize_from_bucket(self) -> None:
+        """Does nothing."""
 
 
 class Builder(FileReaderBuilder):
@@ -70,6 +86,8 @@ class Builder(FileReaderBuilder):
             file_format: Must be "array_record".
             **kwargs: Arguments of `tfds.core.DatasetBuilder`: data_dir, config, version.
         """
+        if (given := kwargs.get("data_dir")) and Path(url := os.fspath(epath.Path(given))) != Path(given):
+            raise ValueError(f"TFDS reads the data folder {given} as {url}; use a link to it")
         super().__init__(file_format=file_format, **kwargs)
         self._inputs = inputs
         self._runner = runner
@@ -77,14 +95,22 @@ class Builder(FileReaderBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         is_product = self.builder_config_name == "product"
-        return tfds.core.DatasetInfo(
+        features = schema.product_features() if is_product else schema.item_features()
+        # The features have no files. TFDS would look for them with the folder's name as a pattern.
+        features.load_metadata = lambda *_, **__: None
+        return _Info(
             builder=self,
             description="Pages, videos and live clips of products, for cross-domain product representation.",
-            features=schema.product_features() if is_product else schema.item_features(),
+            features=features,
             homepage="https://arxiv.org/abs/2308.05550",
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(),
         )
+
+    @property
+    def data_path(self) -> epath.Path:
+        """The folder of the data set, which TFDS searches with patterns."""
+        return _Folder(self.data_dir)
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -219,17 +245,16 @@ class Builder(FileReaderBuilder):
         )
 
 
-def open_builders(data_dir: Path) -> dict[str, tfds.core.DatasetBuilder]:
-    """Opens the four finished data sets of a data folder; raises ValueError if some are missing."""
+def find_record_files(data_dir: Path) -> dict[str, dict[str, dict[Path, int]]]:
+    """Returns page, video, live and product → split → its files and their numbers of records, see `read_splits`.
+
+    Raises:
+        ValueError: A data set is not finished.
+    """
     folders = {name: data_dir / Builder.name / name / str(Builder.VERSION) for name in (*DOMAINS, "product")}
-    if missing := [str(folder) for folder in folders.values() if not (folder / "dataset_info.json").exists()]:
+    if missing := [str(folder) for folder in folders.values() if not (folder / DATASET_INFO_FILENAME).exists()]:
         raise ValueError(f"no finished data set in {', '.join(missing)}: build it with ./run.sh build")
-    return {name: tfds.builder_from_directory(folder) for name, folder in folders.items()}
-
-
-def split_files(builder: tfds.core.DatasetBuilder, split: str) -> list[Path]:
-    """Returns the record files of a split in order."""
-    return [Path(path) for path in builder.info.splits[split].filepaths]
+    return {name: schema.read_splits(folder) for name, folder in folders.items()}
 
 
 def read_fingerprint(folder: Path) -> dict[str, str]:

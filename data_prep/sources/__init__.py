@@ -1,1 +1,4 @@
-"""TODO data_prep/sources."""
+"""Public data sets turned into releases.
+
+grocery  GroceryStoreDataset: photos of groceries in shops
+"""

@@ -202,7 +202,7 @@ def write_config(tmp_path_factory):
             "from configs import default\n"
             "def get_config():\n"
             "    config = default.get_config()\n"
-            f"    config.update_from_flattened_dict({dict(flatten(config))!r})\n"
+            f"    config.update_from_flattened_dict({flatten(config)!r})\n"
             "    return config\n"
         )
         return path

@@ -49,9 +49,10 @@ def test_user_errors_are_reported_in_one_sentence(words, message):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_missing_optional_package_names_the_extra():
-    done = cope("search", "--workdir=runs/demo", code="import sys\nsys.modules['faiss'] = None")
-    assert done.stderr == "cope: search needs the package faiss: pip install 'cope-jax[serve]'\n"
+@pytest.mark.parametrize(("package", "command"), [("faiss", "search"), ("uvloop", "download")])
+def test_a_missing_optional_package_names_the_extra(package, command):
+    done = cope(command, code=f"import sys\nsys.modules['{package}'] = None")
+    assert done.stderr == f"cope: {command} needs the package {package}: pip install 'cope-jax[{command}]'\n"
 
 
 def test_a_missing_required_package_is_an_ordinary_error():

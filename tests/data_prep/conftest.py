@@ -15,8 +15,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from benchmarks.catalog_writer import write_catalog
 from data_prep.build import build
-from data_prep.catalog.files import Catalog, Frame, Item, write_catalog
+from data_prep.catalog.files import Catalog, Frame, Item
 from data_prep.common.domains import DOMAINS
 from data_prep.images.decoding import RULES
 from data_prep.records.inputs import Inputs

@@ -7,8 +7,8 @@ from collections.abc import Container, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from cope_jax.domains import DIRECTIONS
 from cope_jax.evaluation.metrics.retrieval import Embeddings, Metrics
+from data_prep.common.domains import DIRECTIONS
 
 MIN_EPISODES = 10  # fewer give a meaningless interval; enough if each episode has all products
 ALL_SHOTS = (1, 5)  # support items per class if all products are classes

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from cope_jax.domains import PAIRS, direction_name
 from cope_jax.evaluation.metrics.ranks import Ranks, ranks_between, ranks_within
+from data_prep.common.domains import PAIRS, direction_name
 
 RECALLS = (1, 5, 10)
 MEAN_METRICS = (*(f"r{k}" for k in RECALLS), "map")  # means over queries

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from cope_jax.data.records import Records
-from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import Items
 from cope_jax.evaluation.metrics.bootstrap import first_product
 from cope_jax.evaluation.metrics.nearest_neighbors import nearest_neighbors
 from cope_jax.evaluation.report.query_gallery import item_key, shorten
+from data_prep.common.domains import DOMAINS
 
 POINTS = 1500  # maximum number of points; more would hide each other
 QUERIES = 300  # items of each domain whose neighbors are counted

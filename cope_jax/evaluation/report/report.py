@@ -12,7 +12,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cope_jax.data.records import open_records
-from cope_jax.domains import DIRECTIONS, DOMAINS
 from cope_jax.evaluation.evaluate_run import EmbeddedSplit, Evaluation
 from cope_jax.evaluation.metrics.bootstrap import first_product
 from cope_jax.evaluation.metrics.ranks import Ranks
@@ -26,6 +25,7 @@ from cope_jax.evaluation.result_tables import METRICS
 from cope_jax.evaluation.results import report_path
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
+from data_prep.common.domains import DIRECTIONS, DOMAINS
 from data_prep.common.files import atomic_write
 
 PAGES = Path(__file__).parent / "pages"
@@ -56,11 +56,7 @@ def render(contents: Mapping[str, Any]) -> str:
     scripts and styles with the hashes of ours, and pictures embedded in the page.
     """
     environment = Environment(
-        loader=FileSystemLoader(PAGES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": True, "separators": (",", ":"), "allow_nan": False}
     environment.filters |= {"number": "{:,}".format, "share": "{:.3f}".format, "percent": percent}

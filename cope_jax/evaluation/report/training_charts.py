@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.report.svg_charts import Axis, Chart, Curve, chart
 from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig
 from cope_jax.runs.log_files import EVALUATIONS, read_json_lines
 from cope_jax.runs.schedule import rate_schedule
+from data_prep.common.domains import DOMAINS
 
 VIEWS = (*DOMAINS, "page_text", "page_vision")
 

@@ -1,11 +1,7 @@
-"""How torch and this code lay out the same parameter, and how positions are carried to another size.
-
-numpy throughout: tensors are rearranged on the host, one at a time.
-"""
+"""Conversion of torch's tensors to parameters, and of positions to other sizes; in NumPy, one parameter at a time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -14,20 +10,15 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a parameter, or one layer of a stacked one, is made of tensors of a checkpoint.
+    """How a parameter, or one layer of a stacked parameter, is made from tensors.
 
     Attributes:
-        source_shape: from the parameter's shape to that which each of the tensors must have.
-        convert: from the tensors, float32, and the parameter's shape to its value.
+        source_shape: Shape of the parameter → required shape of each tensor.
+        convert: (float32 tensors, shape of the parameter) → its value.
     """
 
     source_shape: Callable[[Shape], Shape]
     convert: Callable[[Sequence[np.ndarray], Shape], np.ndarray]
-
-
-def join_kernels(tensors: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
-    """Kernels [heads·d, D] of queries, keys and values → [D, 3, heads, d]."""
-    return np.stack([tensor.T for tensor in tensors], axis=1).reshape(shape)
 
 
 COPY = Layout(lambda shape: shape, lambda tensors, shape: tensors[0])
@@ -35,7 +26,10 @@ LINEAR = Layout(lambda shape: shape[::-1], lambda tensors, shape: tensors[0].T) 
 PATCHES = Layout(  # torch: [D, 3, P, P]
     lambda shape: (shape[3], shape[2], *shape[:2]), lambda tensors, shape: tensors[0].transpose(2, 3, 1, 0)
 )
-QKV_KERNEL = Layout(lambda shape: (shape[2] * shape[3], shape[0]), join_kernels)
+QKV_KERNEL = Layout(  # [heads·d, D] each → [D, 3, heads, d]
+    lambda shape: (shape[2] * shape[3], shape[0]),
+    lambda tensors, shape: np.stack([tensor.T for tensor in tensors], axis=1).reshape(shape),
+)
 QKV_BIAS = Layout(  # [heads·d] each → [3, heads, d]
     lambda shape: (shape[1] * shape[2],), lambda tensors, shape: np.stack(tensors).reshape(shape)
 )
@@ -45,25 +39,24 @@ OUT_KERNEL = Layout(  # [D, heads·d] → [heads, d, D]
 
 
 def grid_positions(rows: int) -> Layout:
-    """Positions of the class token and of a square grid of patches: `rows` in the source, class first."""
+    """Layout of `rows` positions: the class token, then a square grid of patches."""
     return Layout(lambda shape: (rows, shape[1]), lambda tensors, shape: resize_grid(tensors[0], shape[0]))
 
 
 def frame_positions(frames: int) -> Layout:
-    """Positions of the frames of a clip: [1, frames, D] in the source."""
+    """Layout of the positions of frames, [1, frames, D]."""
     return Layout(lambda shape: (1, frames, shape[1]), lambda tensors, shape: resize_line(tensors[0][0], shape[0]))
 
 
 def first_rows(rows: int) -> Layout:
-    """Positions of words, `rows` in the source: the first ones, for a shorter longest text."""
+    """Layout of `rows` positions of words, of which shorter texts use the first."""
     return Layout(lambda shape: (rows, shape[1]), lambda tensors, shape: tensors[0][: shape[0]])
 
 
 def resize_grid(table: np.ndarray, rows: int) -> np.ndarray:
-    """Positions [1 + side², D] → [rows, D] by bicubic interpolation of the grid; the class token's row stays.
+    """Resizes positions [1 + side², D] to [rows, D] by bicubic interpolation; the class token stays.
 
-    The same interpolation as `interpolate_pos_encoding` of transformers, so that its models at another resolution
-    agree with ours.
+    The interpolation is that of `interpolate_pos_encoding` in transformers, so outputs at other resolutions agree.
     """
     if rows == len(table):
         return table
@@ -74,37 +67,35 @@ def resize_grid(table: np.ndarray, rows: int) -> np.ndarray:
 
 
 def resize_line(table: np.ndarray, rows: int) -> np.ndarray:
-    """Positions [T, D] → [rows, D] by linear interpolation."""
+    """Resizes positions [T, D] to [rows, D] by linear interpolation."""
     if rows == len(table):
         return table
-    return (interpolation(len(table), rows, linear, reach=1) @ table).astype(table.dtype)
+    return (interpolation(len(table), rows, triangle, reach=1) @ table).astype(table.dtype)
 
 
 def interpolation(old: int, new: int, kernel: Callable[[np.ndarray], np.ndarray], *, reach: int) -> np.ndarray:
-    """Weights float64[new, old] of the old points in each new one, both the middles of equal parts of one line.
+    """Returns the weights [new, old] of the old points in each new point, both at the centers of equal segments.
 
     Args:
-        kernel: from distances, in old points, to weights; 0 from `reach` on.
-        reach: points further out than the ends count as the end itself.
+        old, new: Number of points.
+        kernel: Distances in old points → weights; 0 from `reach` on. Points beyond the ends count as the end.
+        reach: Radius of the kernel.
     """
-    middles = (np.arange(new) + 0.5) * old / new - 0.5
+    centers = (np.arange(new) + 0.5) * old / new - 0.5
     weights = np.zeros((new, old))
     for offset in range(1 - reach, reach + 1):
-        points = np.floor(middles).astype(int) + offset
-        np.add.at(weights, (np.arange(new), points.clip(0, old - 1)), kernel(np.abs(middles - points)))
+        points = np.floor(centers).astype(int) + offset
+        np.add.at(weights, (np.arange(new), points.clip(0, old - 1)), kernel(np.abs(centers - points)))
     return weights
 
 
-def linear(distance: np.ndarray) -> np.ndarray:
-    """The triangle: 1 at 0, 0 from 1 on."""
+def triangle(distance: np.ndarray) -> np.ndarray:
+    """Kernel of linear interpolation."""
     return np.maximum(1 - distance, 0)
 
 
-def keys(distance: np.ndarray, *, a: float) -> np.ndarray:
-    """Keys's cubic convolution kernel with slope `a` at distance 1."""
+def cubic(distance: np.ndarray, *, a: float = -0.75) -> np.ndarray:
+    """Keys's cubic convolution kernel with slope `a` at distance 1: torch uses −0.75, jax.image −0.5."""
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
-
-
-cubic = partial(keys, a=-0.75)  # torch's; jax.image uses −0.5

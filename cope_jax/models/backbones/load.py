@@ -1,39 +1,57 @@
-"""Encoders that start from published weights: X-CLIP, CLIP and Chinese-CLIP vision, BERT-family text.
+"""Initializes encoders from published weights.
 
-Every tensor of the checkpoint is used, or ignored by intent; every parameter is filled, or starts fresh by intent.
-Anything else is an error before a single tensor is read.
+Each tensor of the checkpoint is used or explicitly ignored, and each parameter is filled or explicitly initialized
+randomly. Anything else is an error before a tensor is read.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, PyTree
 
-from cope_jax.models.backbones.families import OPTIONAL, Fill, Source, find_source
-from cope_jax.models.backbones.files import Tensor, Weights, open_weights
-from cope_jax.models.backbones.layouts import Layout, Shape
+from cope_jax.models.backbones.families import find_spec
+from cope_jax.models.backbones.files import Weights, open_weights
+from cope_jax.models.backbones.layouts import Shape
+from cope_jax.models.backbones.spec import EncoderSpec, Source
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+# Parameters that a model may lack by its settings, whatever the checkpoint has.
+OPTIONAL = (r"^blocks/message_", r"^integration/", r"^pooler/")
 
 
-@dataclass(frozen=True)
-class Step:
-    """How one parameter is filled.
+class Filling(NamedTuple):
+    """The tensors that fill a parameter, or its first `depth` layers; `depth` is 1 if it has no layers."""
 
-    Attributes:
-        layers: the names of the tensors of each layer; of the parameter, where it is not stacked.
-        layout: of a layer.
-        stacked: whether layers lie along a leading axis; it may be longer than `layers`, and what is beyond them
-            starts fresh.
-    """
+    source: Source
+    depth: int
 
-    layers: tuple[tuple[str, ...], ...]
-    layout: Layout
-    stacked: bool
+    def names(self) -> set[str]:
+        """The names of all tensors."""
+        return {name for names in self.source.layers(self.depth) for name in names}
+
+    def read(self, weights: Weights, shape: Shape) -> np.ndarray:
+        """Reads the value of a parameter, or of its first layers."""
+        convert, stacked = self.source.layout.convert, self.source.stacked
+        layer_shape = shape[1:] if stacked else shape
+        layers = [[weights.read(name) for name in names] for names in self.source.layers(self.depth)]
+        values = [convert(tensors, layer_shape) for tensors in layers]
+        return np.stack(values) if stacked else values[0]
+
+    def problems(self, path: str, weights: Weights, shape: Shape) -> Iterator[str]:
+        """Lists the tensors that are missing or do not fit."""
+        expected = self.source.layout.source_shape(shape[1:] if self.source.stacked else shape)
+        for name in self.names():
+            if (tensor := weights.tensors.get(name)) is None:
+                yield f"parameter {path} {shape}: tensor {name} is missing"
+            elif tensor.shape != expected:
+                yield f"tensor {name} {tensor.shape}: parameter {path} {shape} needs {expected}"
+            elif tensor.dtype not in FLOATS:
+                yield f"tensor {name} is {tensor.dtype}: parameter {path} needs one of {', '.join(FLOATS)}"
 
 
 @dataclass(frozen=True)
@@ -41,53 +59,43 @@ class Pretrained:
     """Weights that fit an encoder and are ready to be read.
 
     Attributes:
-        weights: the checkpoint.
-        steps: path of a parameter → how it is filled.
-        fresh: the parts that start fresh: "blocks/message_fc", "integration/blocks[1:]".
-        unused: tensors that are not used, by intent.
+        weights: The checkpoint.
+        fillings: Tensors by path of the parameter that they fill.
+        fresh: Parts that are initialized randomly: "blocks/message_fc", "integration/blocks[1:]".
+        unused: Tensors that are not used, as intended.
     """
 
     weights: Weights
-    steps: Mapping[str, Step]
+    fillings: Mapping[str, Filling]
     fresh: tuple[str, ...]
     unused: tuple[str, ...]
 
-    def load(self, params: Any) -> Any:
-        """Puts the weights in the place of an encoder's fresh parameters, one after another.
+    def load(self, params: PyTree) -> PyTree:
+        """Replaces an encoder's parameters, one at a time, keeping their shardings.
 
-        Args:
-            params: tree of float32 arrays, as sharded as they like; each process reads all, and keeps its part.
-
-        Returns:
-            The same tree with the same shardings.
+        Each process reads all tensors and keeps its shards.
         """
 
-        def fill(path: Any, fresh: jax.Array) -> jax.Array:
-            step = self.steps.get(name_of(path))
-            return fresh if step is None else overlay(fresh, self.value(step, fresh.shape))
+        def fill(path: Any, fresh: Array) -> Array:
+            filling = self.fillings.get(_name_of(path))
+            return fresh if filling is None else _overwrite(fresh, filling.read(self.weights, fresh.shape))
 
         return jax.tree.map_with_path(fill, params)
 
-    def value(self, step: Step, shape: Shape) -> np.ndarray:
-        """The value of a parameter, or of as many of its layers as the checkpoint has."""
-        layer_shape = shape[1:] if step.stacked else shape
-        layers = [step.layout.convert([self.weights.read(n) for n in names], layer_shape) for names in step.layers]
-        return np.stack(layers) if step.stacked else layers[0]
-
     def report(self) -> str:
-        """What was taken from where, in a few lines."""
-        taken = sum(len(names) for step in self.steps.values() for names in step.layers)
-        lines = [f"{len(self.steps)} parameters from {taken} tensors of {self.weights.name}"]
+        """Summarizes which tensors are used."""
+        used = sum(len(filling.names()) for filling in self.fillings.values())
+        parts = [f"{len(self.fillings)} parameters from {used} tensors of {self.weights.name}"]
         if self.fresh:
-            lines.append(f"starting fresh: {', '.join(self.fresh)}")
+            parts.append(f"initialized randomly: {', '.join(self.fresh)}")
         if self.unused:
-            parts = Counter(map(group_of, self.unused))
-            lines.append("not used: " + ", ".join(f"{part} ({count})" for part, count in sorted(parts.items())))
-        return "; ".join(lines)
+            counts = sorted(Counter(map(_group_of, self.unused)).items())
+            parts.append("unused: " + ", ".join(f"{group} ({count})" for group, count in counts))
+        return "; ".join(parts)
 
 
-def overlay(fresh: jax.Array, value: np.ndarray) -> jax.Array:
-    """`value`, laid out over the devices as `fresh` is; layers at the end that it lacks stay."""
+def _overwrite(fresh: Array, value: np.ndarray) -> Array:
+    """Returns `value` sharded like `fresh`; additional layers of `fresh` stay."""
     loaded = jax.make_array_from_callback(value.shape, fresh.sharding, lambda index: value[index])
     if value.shape == fresh.shape:
         return loaded
@@ -96,156 +104,118 @@ def overlay(fresh: jax.Array, value: np.ndarray) -> jax.Array:
 
 
 def prepare(
-    name: str, encoder: str, shapes: Any, *, settings: Mapping[str, Any], cut: bool, section: str
+    name: str, encoder: str, shapes: PyTree, *, settings: Mapping[str, Any], cut: bool, section: str
 ) -> Pretrained:
     """Finds weights and checks that they fit an encoder.
 
     Args:
-        name: a local folder or a hub repository.
+        name: Local folder or hub repository.
         encoder: "vision" or "text".
-        shapes: tree of the encoder's parameters, arrays or shapes.
-        settings: the arguments of `VisionEncoder` or `TextEncoder`.
-        cut: whether a deeper source gives its first layers.
-        section: of the config, which has `settings`, `init_from` and `init_cut`; for the errors.
+        shapes: Parameters of the encoder, as arrays or shapes.
+        settings: Arguments of `VisionEncoder` or `TextEncoder`.
+        cut: Take the first layers of a deeper checkpoint.
+        section: Config section of `settings`, `init_from` and `init_cut`, for error messages.
 
     Raises:
-        FileNotFoundError: there are no such weights here; says what to do.
-        ValueError: they do not fit; lists all the reasons.
+        FileNotFoundError: The weights are not available; the message says what to do.
+        ValueError: The weights do not fit; the message lists all reasons.
     """
     key = f"{section}.init_from"
     weights = open_weights(name, key=key)
-    source = find_source(encoder, weights.config, weights.tensors, what=f"{key} is {name!r}")
-    if faults := list(setting_faults(source, weights, settings, cut=cut, section=section)):
-        raise ValueError(f"{key} is {name!r}, which is another model:\n" + "\n".join(f"  {f}" for f in faults))
-    targets = {name_of(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(shapes)}
-    return plan(source, weights, targets, key=key)
+    spec = find_spec(encoder, weights.config, weights.tensors, what=f"{key} is {name!r}")
+    if mismatches := list(_mismatches(spec, weights, settings, cut=cut, section=section)):
+        raise ValueError(f"{key} is {name!r}, which is another model:\n" + "\n".join(f"  {m}" for m in mismatches))
+    targets = {_name_of(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(shapes)}
+    return _match(spec, weights, targets, key=key)
 
 
-def setting_faults(
-    source: Source, weights: Weights, settings: Mapping[str, Any], *, cut: bool, section: str
+def _mismatches(
+    spec: EncoderSpec, weights: Weights, settings: Mapping[str, Any], *, cut: bool, section: str
 ) -> Iterator[str]:
-    """Settings in which the model and its source differ, each with the key to change."""
-    for setting in source.settings:
-        if (ours := settings[setting.key]) != setting.value and (
-            setting.key != "integration_heads" or settings["integration_depth"]
-        ):
-            yield f"{section}.{setting.key} is {ours!r}; its {setting.field} is {setting.value!r}"
-    yield from (f"{odd}; it cannot be used" for odd in source.odd)
+    """Lists how the model and the checkpoint differ, with the keys to change."""
+    for key, (field, theirs) in spec.requirements.items():
+        if settings[key] != theirs and (key != "integration_heads" or settings["integration_depth"]):
+            yield f"{section}.{key} is {settings[key]!r}; its {field} is {theirs!r}"
+    yield from spec.unsupported
     for stack, key in (("blocks", "depth"), ("integration/blocks", "integration_depth")):
-        ours, theirs = settings.get(key, 0), source.depths.get(stack, 0)
+        ours, theirs = settings.get(key, 0), spec.depths.get(stack, 0)
         if 0 < ours < theirs and not cut:
-            yield f"{section}.{key} is {ours}, and it has {theirs}: {section}.init_cut=True takes the first {ours}"
+            yield f"{section}.{key} is {ours}, but it has {theirs}: {section}.init_cut=True takes the first {ours}"
         if ours > theirs and stack == "blocks":
-            yield f"{section}.{key} is {ours}, and it has only {theirs}"
-    if "vocab_size" in settings:
-        yield from text_faults(source, weights, settings)
-
-
-def text_faults(source: Source, weights: Weights, settings: Mapping[str, Any]) -> Iterator[str]:
-    """Whether the tokenizer and the longest text fit the weights."""
-    words, positions = (
-        weights.tensors[name].shape[0] if (name := source.fills[path].tensors[0]) in weights.tensors else None
-        for path in ("words/embedding", "position")
-    )
-    if words is not None and settings["vocab_size"] != words:
+            yield f"{section}.{key} is {ours}, but it has only {theirs}"
+    if "vocab_size" not in settings:
+        return
+    words, positions = (weights.tensors.get(spec.sources[path].tensors[0]) for path in ("words/embedding", "position"))
+    if words is not None and settings["vocab_size"] != words.shape[0]:
         yield (
-            f"the run's tokenizer has {settings['vocab_size']} entries, and it has vectors for {words}: set "
-            "config.data.tokenizer to the weights' own"
+            f"the run's tokenizer has {settings['vocab_size']} entries, but it has vectors for {words.shape[0]}: set "
+            "config.data.tokenizer to that of the weights"
         )
-    if positions is not None and settings["max_length"] > positions:
-        yield f"config.data.text_length is {settings['max_length']}; it has positions for {positions}"
+    if positions is not None and settings["max_length"] > positions.shape[0]:
+        yield f"config.data.text_length is {settings['max_length']}, but it has only {positions.shape[0]} positions"
 
 
-def plan(source: Source, weights: Weights, targets: Mapping[str, Shape], *, key: str) -> Pretrained:
+def _match(spec: EncoderSpec, weights: Weights, targets: Mapping[str, Shape], *, key: str) -> Pretrained:
     """Matches tensors and parameters.
 
     Raises:
-        ValueError: some tensors or parameters are left over, or have another shape; all of them are listed.
+        ValueError: Tensors or parameters are left over or have other shapes; the message lists all of them.
     """
-    steps, fresh, problems = {}, [], []
-    left_out: set[str] = set()
-    for path, fill in source.fills.items():
-        present = [name for name in every_name(path, fill, source) if name in weights.tensors]
-        if path not in targets and matches(OPTIONAL, path):
-            left_out.update(present)
-        elif path in targets and not present and matches(source.fresh, path):
-            fresh.append(part_of(path))
-        elif path in targets:
-            step = make_step(path, fill, source, targets[path])
-            problems += tensor_problems(path, step, weights.tensors, targets[path])
-            if step.stacked and len(step.layers) < targets[path][0]:
-                fresh.append(f"{stack_of(path)}[{len(step.layers)}:]")
-            steps[path] = step
-            left_out.update(set(present) - set(sum(step.layers, ())))
+    fillings: dict[str, Filling] = {}
+    fresh: set[str] = set()
+    unused: set[str] = set()
+    problems: list[str] = []
+    for path, source in spec.sources.items():
+        depth = spec.depths[_stack_of(path)] if source.stacked else 1
+        present = Filling(source, depth).names() & weights.tensors.keys()
+        if path not in targets:
+            unused |= present if _matches(OPTIONAL, path) else set()
+        elif not present and _matches(spec.optional, path):
+            fresh.add(_part_of(path))
+        else:
+            shape = targets[path]
+            fillings[path] = Filling(source, min(shape[0], depth) if source.stacked else 1)
+            problems += fillings[path].problems(path, weights, shape)
+            if source.stacked and depth < shape[0]:
+                fresh.add(f"{_stack_of(path)}[{depth}:]")
+            unused |= present - fillings[path].names()
     for path, shape in targets.items():
-        if path not in source.fills and matches(source.fresh, path):
-            fresh.append(part_of(path))
-        elif path not in source.fills:
-            problems.append(f"parameter {path} {shape}: nothing in this source fills it")
-    used = {name for step in steps.values() for names in step.layers for name in names}
-    for name in weights.tensors.keys() - used - left_out:
-        if matches(source.ignored, name):
-            left_out.add(name)
+        if path not in spec.sources and _matches(spec.optional, path):
+            fresh.add(_part_of(path))
+        elif path not in spec.sources:
+            problems.append(f"parameter {path} {shape}: no tensor of this model fills it")
+    used = {name for filling in fillings.values() for name in filling.names()}
+    for name in weights.tensors.keys() - used - unused:
+        if _matches(spec.ignored, name):
+            unused.add(name)
         else:
             problems.append(f"tensor {name} {weights.tensors[name].shape}: unknown")
     if problems:
         listed = "\n".join(f"  {problem}" for problem in sorted(problems))
         raise ValueError(f"{key} is {weights.name!r}, which does not fit the model:\n{listed}")
-    return Pretrained(weights, steps, tuple(sorted(set(fresh))), tuple(sorted(left_out)))
+    return Pretrained(weights, fillings, tuple(sorted(fresh)), tuple(sorted(unused)))
 
 
-def every_name(path: str, fill: Fill, source: Source) -> list[str]:
-    """The names of a parameter's tensors, of all the layers that the source has."""
-    layers = range(source.depths[stack_of(path)]) if is_stacked(fill) else (0,)
-    return [name.format(layer) for layer in layers for name in fill.tensors]
-
-
-def make_step(path: str, fill: Fill, source: Source, shape: Shape) -> Step:
-    """How a parameter is filled: with as many layers as both sides have."""
-    stacked = is_stacked(fill)
-    depth = min(shape[0], source.depths[stack_of(path)]) if stacked else 1
-    layers = tuple(tuple(name.format(layer) for name in fill.tensors) for layer in range(depth))
-    return Step(layers, fill.layout, stacked)
-
-
-def tensor_problems(path: str, step: Step, tensors: Mapping[str, Tensor], shape: Shape) -> Iterator[str]:
-    """What is wrong with the tensors of a parameter."""
-    wanted = step.layout.source_shape(shape[1:] if step.stacked else shape)
-    for name in (name for names in step.layers for name in names):
-        if name not in tensors:
-            yield f"parameter {path} {shape}: there is no tensor {name}"
-        elif tensors[name].shape != wanted:
-            yield f"tensor {name} {tensors[name].shape}: parameter {path} {shape} needs {wanted}"
-        elif tensors[name].dtype not in FLOATS:
-            yield f"tensor {name} is {tensors[name].dtype}: parameter {path} needs one of {', '.join(FLOATS)}"
-
-
-def name_of(path: Any) -> str:
-    """The name of a leaf: its keys joined by "/"."""
+def _name_of(path: Any) -> str:
+    """The keys of a leaf joined by "/"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def is_stacked(fill: Fill) -> bool:
-    """Whether a parameter has a leading axis for layers."""
-    return "{}" in fill.tensors[0]
-
-
-def stack_of(path: str) -> str:
-    """The stack that a parameter is in: "integration/blocks" or "blocks"."""
+def _stack_of(path: str) -> str:
+    """The stack of a parameter: "integration/blocks" or "blocks"."""
     return path[: path.index("blocks") + len("blocks")]
 
 
-def part_of(path: str) -> str:
-    """The part that a parameter belongs to, for people to read: "blocks/message_attention"."""
+def _part_of(path: str) -> str:
+    """The part of the model that a parameter belongs to, for messages: "blocks/message_attention"."""
     return "/".join(path.split("/")[:-1][:2])
 
 
-def group_of(name: str) -> str:
-    """What a tensor is counted under: "encoder.layer.*" for encoder.layer.7.output.dense.bias, else its first word."""
+def _group_of(name: str) -> str:
+    """The group of a tensor in reports: "encoder.layer.*" for encoder.layer.7.output.dense.bias."""
     head = re.split(r"\.\d+\.", name)[0]
     return name.split(".")[0] if head == name else f"{head}.*"
 
 
-def matches(patterns: Iterable[str], text: str) -> bool:
-    """Whether one of the regexes is found in a text."""
+def _matches(patterns: Iterable[str], text: str) -> bool:
     return any(re.search(pattern, text) for pattern in patterns)

@@ -1,7 +1,7 @@
-"""A tiny set of array records, written here without the builder, whose pixels tell item and frame."""
+"""Tiny array records, written without the builder, whose pixels identify item and frame."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,19 +33,19 @@ GREEN = {"page": 40, "video": 120, "live": 200}
 
 @dataclass(frozen=True)
 class Plan:
-    """What the records hold: (text, product ids, number of frames) per item, and product id → rows."""
+    """Content of the records: (text, product ids, number of frames) of each item, and the rows of each product."""
 
     items: Mapping[str, list[tuple[str, tuple[int, ...], int]]]
     products: Mapping[int, Mapping[str, list[int]]]
 
 
-def colour(domain: str, row: int, frame: int) -> tuple[int, int, int]:
-    """The colour of a whole frame: red is 10 × row, green the domain, blue 20 × frame."""
+def color(domain: str, row: int, frame: int) -> tuple[int, int, int]:
+    """Returns the color of a frame: red is 10 × row, green the domain, blue 20 × frame."""
     return (10 * row, GREEN[domain], 20 * frame)
 
 
 def item_id(domain: str, row: int) -> int:
-    """Ids that repeat across domains and are not in row order."""
+    """Returns ids that repeat across domains and are not in row order."""
     return 100 + 7 * row % 23
 
 
@@ -54,14 +54,14 @@ def jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
 
 
 def plain_frame(domain: str, row: int, frame: int) -> bytes:
-    """An image of that colour."""
-    return jpeg(np.broadcast_to(np.array(colour(domain, row, frame)), (24, 32, 3)))
+    """Returns an image of one color."""
+    return jpeg(np.broadcast_to(np.array(color(domain, row, frame)), (24, 32, 3)))
 
 
 def plan() -> Plan:
-    """13 products 1000, 1003, … 1036 with two pages, one video and one live of 1 to 6 frames each.
+    """Returns 13 products 1000, 1003, … 1036 with two pages, one video and one live of 1 to 6 frames each.
 
-    Except: 1000 has no page, 1003 no live, 1009 no video but a share in that of 1006, 1012 no page texts.
+    Exceptions: 1000 has no page, 1003 no live, 1009 only shares the video of 1006, 1012 has no page texts.
     """
     ids = [1000 + 3 * i for i in range(13)]
     items: dict[str, list] = {"page": [], "video": [], "live": []}
@@ -84,7 +84,7 @@ def plan() -> Plan:
 
 
 def _write(folder: Path, features: tfds.features.FeaturesDict, splits: Mapping[str, list[dict]]) -> None:
-    """One TFDS data set with two shards a split, so that rows cross a shard's border."""
+    """Writes a TFDS data set with two shards per split, so that rows are in different shards."""
     folder.mkdir(parents=True)
     infos = []
     for split, records in splits.items():
@@ -117,7 +117,7 @@ def _write(folder: Path, features: tfds.features.FeaturesDict, splits: Mapping[s
 
 
 def write_records(data_dir: Path, content: Plan, frame=None, splits=("train",)) -> Path:
-    """rope/{page,video,live,product} with the same in each split; frame(domain, row, i) → encoded bytes."""
+    """Writes rope/{page,video,live,product}, the same in each split; frame(domain, row, i) returns encoded bytes."""
     frame = frame or plain_frame
     for domain, items in content.items.items():
         records = [
@@ -151,13 +151,21 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory, content: Plan) -> Path:
 
 @pytest.fixture(scope="session")
 def two_splits_dir(tmp_path_factory: pytest.TempPathFactory, content: Plan) -> Path:
-    """The same records as a split "train" and as a split "test"."""
+    """The same records as splits "train" and "test"."""
     return write_records(tmp_path_factory.mktemp("two_splits"), content, splits=("train", "test"))
 
 
 @pytest.fixture(scope="session")
+def album_dir(tmp_path_factory: pytest.TempPathFactory, content: Plan) -> Path:
+    """The same records, but pages have 2 to 4 pictures."""
+    pages = [(text, owners, 2 + row % 3) for row, (text, owners, _) in enumerate(content.items["page"])]
+    album = replace(content, items={**content.items, "page": pages})
+    return write_records(tmp_path_factory.mktemp("albums"), album)
+
+
+@pytest.fixture(scope="session")
 def write_broken(content: Plan):
-    """A function that writes the same records, but for some items (domain, row), whose frames are broken."""
+    """Returns a function that writes the same records with invalid frames for some items (domain, row)."""
 
     def write(folder: Path, broken: set[tuple[str, int]]) -> Path:
         def frame(domain: str, row: int, number: int) -> bytes:
@@ -180,5 +188,5 @@ def green() -> Mapping[str, int]:
 
 @pytest.fixture(scope="session")
 def image():
-    """Pixels u8[H, W, 3] → JPEG bytes."""
+    """Returns a function that encodes pixels u8[H, W, 3] as JPEG."""
     return jpeg

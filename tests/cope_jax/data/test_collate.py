@@ -1,22 +1,24 @@
+"""Collating items of a domain, the ids that are kept, and the classes of products."""
+
 import numpy as np
 import pytest
 
-from cope_jax.data.collate import Example, LeafMaker, kept_products
-from cope_jax.data.images import EvalView
-from cope_jax.data.records import Item
+from cope_jax.data.collate import Collator, Example, class_ids, kept_products, to_classes
+from cope_jax.data.images import EvalTransform
+from cope_jax.data.records import Item, ProductRecords, Records, open_records
 from cope_jax.data.tokenizer import TextAugment
 
 
 def item(blues: list[int], image, **changes) -> Item:
-    """An item whose frames are plain, with these blues."""
+    """Makes an item with one plain frame per value of blue."""
     values = {"item_id": 7, "text": "红色", "product_ids": (3, 5)}
     frames = tuple(image(np.full((8, 8, 3), (0, 0, blue))) for blue in blues)
     return Item(frames=frames, **values | changes)
 
 
 @pytest.fixture
-def maker(tokenizer) -> LeafMaker:
-    return LeafMaker("video", 4, EvalView(6), 5, tokenizer, 3, "mask")
+def collate(tokenizer) -> Collator:
+    return Collator("video", 4, EvalTransform(6), tokenizer, 5, 3, "mask")
 
 
 @pytest.mark.parametrize(
@@ -33,29 +35,29 @@ def test_kept_products(ids, drawn, limit, kept):
     assert kept_products(ids, drawn, limit) == kept
 
 
-def test_ids_that_do_not_fit_are_refused():
+def test_ids_outside_the_range_are_reported():
     assert kept_products((2**31 - 1,), None, 1) == [2**31 - 1]
     for wrong in (-1, 2**31):
         with pytest.raises(ValueError, match=rf"product id {wrong} is outside 0 … 2147483647"):
             kept_products((wrong,), None, 2)
 
 
-def test_a_short_clip_is_masked_behind_its_frames(maker, image):
-    leaf = maker([[Example(item([100, 200], image))], [], [Example(item([0, 50, 100, 150, 200, 250], image))]])
-    np.testing.assert_array_equal(leaf["frame_mask"], [[1, 1, 0, 0], [0] * 4, [1] * 4])
-    np.testing.assert_allclose(leaf["frames"][:, :, 3, 3, 2], [[100, 200, 0, 0], [0] * 4, [0, 100, 150, 250]], atol=2)
-    assert not leaf["frames"][0, 2:].any()
-    np.testing.assert_array_equal(leaf["present"], [True, False, True])
+def test_a_short_clip_is_masked_after_its_frames(collate, image):
+    arrays = collate([[Example(item([100, 200], image))], [], [Example(item([0, 50, 100, 150, 200, 250], image))]])
+    np.testing.assert_array_equal(arrays["frame_mask"], [[1, 1, 0, 0], [0] * 4, [1] * 4])
+    np.testing.assert_allclose(arrays["frames"][:, :, 3, 3, 2], [[100, 200, 0, 0], [0] * 4, [0, 100, 150, 250]], atol=2)
+    assert not arrays["frames"][0, 2:].any()
+    np.testing.assert_array_equal(arrays["present"], [True, False, True])
 
 
-def test_what_is_missing_is_zero_and_masked(maker, image):
-    leaf = maker([[], [Example(item([], image, text=""))]])
-    np.testing.assert_array_equal(leaf["present"], [False, True])
-    assert not leaf["frame_mask"].any()
-    assert not leaf["frames"].any()
-    np.testing.assert_array_equal(leaf["text"], np.zeros((2, 5)))
-    np.testing.assert_array_equal(leaf["products"], [[-1, -1, -1], [3, 5, -1]])
-    assert {name: part.dtype for name, part in leaf.items()} == {
+def test_missing_inputs_are_zero_and_masked(collate, image):
+    arrays = collate([[], [Example(item([], image, text=""))]])
+    np.testing.assert_array_equal(arrays["present"], [False, True])
+    assert not arrays["frame_mask"].any()
+    assert not arrays["frames"].any()
+    np.testing.assert_array_equal(arrays["text"], np.zeros((2, 5)))
+    np.testing.assert_array_equal(arrays["products"], [[-1, -1, -1], [3, 5, -1]])
+    assert {name: part.dtype for name, part in arrays.items()} == {
         "frames": np.uint8,
         "frame_mask": bool,
         "text": np.int32,
@@ -64,36 +66,90 @@ def test_what_is_missing_is_zero_and_masked(maker, image):
     }
 
 
-def test_repeated_frames_follow_the_positions(tokenizer, image):
-    maker = LeafMaker("live", 5, EvalView(6), 5, tokenizer, 3, "repeat")
-    leaf = maker([[Example(item([50, 150, 250], image))]])
-    np.testing.assert_allclose(leaf["frames"][0, :, 3, 3, 2], [50, 50, 150, 250, 250], atol=2)
-    assert leaf["frame_mask"].all()
+def test_frames_of_a_short_clip_repeat(tokenizer, image):
+    collate = Collator("live", 5, EvalTransform(6), tokenizer, 5, 3, "repeat")
+    arrays = collate([[Example(item([50, 150, 250], image))]])
+    np.testing.assert_allclose(arrays["frames"][0, :, 3, 3, 2], [50, 50, 150, 250, 250], atol=2)
+    assert arrays["frame_mask"].all()
 
 
-def test_texts_are_augmented_with_an_rng_only(tokenizer, image):
+def test_texts_are_augmented_only_with_an_rng(tokenizer, image):
     noisy = TextAugment(probability=1.0, fraction=1.0, min_length=1)
-    maker = LeafMaker("page", 1, EvalView(6), 8, tokenizer, 3, "repeat", noisy)
+    collate = Collator("page", 1, EvalTransform(6), tokenizer, 8, 3, "repeat", noisy)
     page = item([9], image, text="红红红红红红")
-    plain = maker([[Example(page)]])["text"]
-    assert (plain == maker([[Example(page)]])["text"]).all()
-    assert (plain != maker([[Example(page, 3, np.random.default_rng(0))]])["text"]).any()
+    plain = collate([[Example(page)]])["text"]
+    assert (plain == collate([[Example(page)]])["text"]).all()
+    assert (plain != collate([[Example(page, 3, np.random.default_rng(0))]])["text"]).any()
 
 
-def test_a_broken_image_names_its_item(maker, image):
-    broken = Item(7, "", (3,), (image(np.zeros((8, 8, 3))), b"no image"))
+def test_an_invalid_image_is_reported_with_its_item(collate, image):
+    invalid = Item(7, "", (3,), (image(np.zeros((8, 8, 3))), b"no image"))
     with pytest.raises(ValueError, match=r"video item 7, record 4 of x: 8 bytes that start with b'no image' are no"):
-        maker([[Example(broken, place=lambda: "record 4 of x")]])
+        collate([[Example(invalid, place=lambda: "record 4 of x")]])
 
 
-def test_the_next_candidate_stands_for_a_broken_one(maker, image):
-    frames = (*item([50, 60], image).frames, b"no image")  # the first two are in place before the fault is found
-    broken, good = Item(7, "红", (3,), frames), item([100], image, item_id=8, product_ids=(4,))
-    faults = []
-    candidates = [[Example(good)], iter([Example(broken), Example(broken), Example(good)]), [Example(broken)]]
-    leaf = maker(candidates, lambda b, fault: faults.append((b, str(fault)[:12])))
-    assert faults == [(1, "video item 7"), (1, "video item 7"), (2, "video item 7")]
-    np.testing.assert_array_equal(leaf["present"], [True, True, False])
-    for name, part in leaf.items():
+def test_the_next_candidate_replaces_an_invalid_one(collate, image):
+    frames = (*item([50, 60], image).frames, b"no image")  # the first two are decoded before the error
+    invalid, valid = Item(7, "红", (3,), frames), item([100], image, item_id=8, product_ids=(4,))
+    invalid_items = []
+    candidates = [[Example(valid)], iter([Example(invalid), Example(invalid), Example(valid)]), [Example(invalid)]]
+    arrays = collate(candidates, lambda b, error: invalid_items.append((b, str(error)[:12])))
+    assert invalid_items == [(1, "video item 7"), (1, "video item 7"), (2, "video item 7")]
+    np.testing.assert_array_equal(arrays["present"], [True, True, False])
+    for name, part in arrays.items():
         np.testing.assert_array_equal(part[1], part[0], err_msg=name)
         assert (part[2] == (-1 if name == "products" else 0)).all(), name
+
+
+class Shuffled:
+    """A source of records in another order, because a release may number products in any order."""
+
+    def __init__(self, source, order):
+        self.source, self.order = source, order
+
+    def __len__(self):
+        return len(self.order)
+
+    def __getitems__(self, rows):
+        return [self.source[self.order[row]] for row in rows]
+
+
+def test_class_ids_are_sorted_and_unique(data_dir, content):
+    records = open_records(data_dir, "train")
+    order = [7, 2, 12, 0, 5, 5, 1, 9, 3, 11, 4, 6, 8, 10, 2]
+    source = Shuffled(records.products.source, order)
+    shuffled = Records(items=records.items, products=ProductRecords(source, {}, records.products.starts))
+    for split in (records, shuffled):
+        found = class_ids(split)
+        assert found.dtype == np.int32
+        assert found.tolist() == sorted(content.products)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 13, 4096])
+def test_ids_are_in_the_order_of_the_records_for_any_chunk(data_dir, content, chunk):
+    ids = open_records(data_dir, "train").products.ids(chunk=chunk)
+    assert ids.dtype == np.int64
+    assert ids.tolist() == list(content.products)
+
+
+def test_a_class_id_outside_the_range_is_reported(data_dir, monkeypatch):
+    monkeypatch.setattr(ProductRecords, "ids", lambda self: np.array([5, 2**31]))
+    with pytest.raises(ValueError, match="product id 2147483648 is outside"):
+        class_ids(open_records(data_dir, "train"))
+
+
+def test_a_class_is_the_position_of_the_id():
+    known = np.array([3, 5, 9], np.int32)
+    ids = np.array([[5, -1], [9, 4], [3, 10], [2, 2**31 - 1]], np.int32)
+    classes = to_classes(ids, known)
+    assert classes.dtype == np.int32
+    assert classes.tolist() == [[1, -1], [2, -1], [0, -1], [-1, -1]]
+
+
+def test_classes_equal_positions_in_the_list_of_ids():
+    rng = np.random.default_rng(0)
+    known = np.sort(rng.choice(10_000, size=700, replace=False)).astype(np.int32)
+    ids = rng.integers(-1, 10_000, size=(31, 4)).astype(np.int32)
+    expected = [[known.tolist().index(number) if number in known else -1 for number in row] for row in ids]
+    assert to_classes(ids, known).tolist() == expected
+    assert to_classes(known, known).tolist() == list(range(700))

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cope_jax.data.images import WHOLE, EvalView, TrainView, crop_resize, jitter_color, limit_opencv_threads, random_box
+from cope_jax.data.images import (
+    WHOLE,
+    EvalTransform,
+    TrainTransform,
+    crop_resize,
+    jitter_color,
+    limit_opencv_threads,
+    random_box,
+)
 
 
 def picture(height: int, width: int) -> Image.Image:
@@ -49,7 +57,7 @@ def test_resizing_is_antialiased():
 
 def test_eval_view_ignores_the_aspect_ratio():
     image = picture(60, 120)
-    frames = EvalView(30)([encoded(image), encoded(picture(40, 40))])
+    frames = EvalTransform(30)([encoded(image), encoded(picture(40, 40))])
     assert frames.shape == (2, 30, 30, 3)
     reference = np.asarray(image.resize((30, 30), Image.Resampling.LANCZOS)).astype(int)
     assert np.abs(frames[0] - reference)[1:-1, 1:-1].max() <= 6
@@ -57,21 +65,21 @@ def test_eval_view_ignores_the_aspect_ratio():
 
 def test_frames_of_different_sizes_get_the_same_crop():
     small, large = encoded(picture(60, 80), "PNG"), encoded(picture(120, 160), "PNG")
-    view = TrainView(24, flip=True, color_jitter=0.3)
-    crops = [view([small, small, large], np.random.default_rng(seed)).astype(int) for seed in range(12)]
+    transform = TrainTransform(24, flip=True, color_jitter=0.3)
+    crops = [transform([small, small, large], np.random.default_rng(seed)).astype(int) for seed in range(12)]
     for clip in crops:
         np.testing.assert_array_equal(clip[0], clip[1])
         assert np.abs(clip[0] - clip[2]).max() < 12
     assert np.abs(crops[0][0] - crops[1][0]).max() > 20  # the next clip gets another crop
 
 
-@pytest.mark.parametrize("view", [TrainView(24, color_jitter=0.3), EvalView(24)])
-def test_frames_are_written_to_out(view):
+@pytest.mark.parametrize("transform", [TrainTransform(24, color_jitter=0.3), EvalTransform(24)])
+def test_frames_are_written_to_out(transform):
     data = [encoded(picture(60, 80)), encoded(picture(50, 40), "PNG")]
     batch = np.zeros((3, 2, 24, 24, 3), np.uint8)
     for seed in range(8):  # some are mirrored
-        returned = view(data, np.random.default_rng(seed), batch[1])
-        np.testing.assert_array_equal(batch[1], view(data, np.random.default_rng(seed)))
+        returned = transform(data, np.random.default_rng(seed), batch[1])
+        np.testing.assert_array_equal(batch[1], transform(data, np.random.default_rng(seed)))
         assert np.shares_memory(returned, batch)
     assert not batch[[0, 2]].any()
 
@@ -82,12 +90,12 @@ def test_half_of_the_clips_are_mirrored_as_a_whole():
     data = encoded(Image.fromarray(halves), "PNG")
     left_is_red = []
     for seed in range(200):
-        frames = TrainView(16)([data, data, data], np.random.default_rng(seed))
+        frames = TrainTransform(16)([data, data, data], np.random.default_rng(seed))
         red = frames[:, 8, 1, 0] > 100
         assert red.all() or not red.any()
         left_is_red.append(red[0])
     assert 0.4 < np.mean(left_is_red) < 0.6
-    still = [TrainView(16, flip=False)([data], np.random.default_rng(seed))[0, 8, 1, 0] for seed in range(40)]
+    still = [TrainTransform(16, flip=False)([data], np.random.default_rng(seed))[0, 8, 1, 0] for seed in range(40)]
     assert min(still) > 100
 
 
@@ -135,19 +143,19 @@ def test_color_jitter_is_brightness_then_contrast_then_saturation_then_hue():
 
 def test_color_jitter_keeps_grays_gray_and_zero_disables_it():
     gray = encoded(Image.new("RGB", (20, 20), (90, 90, 90)), "PNG")
-    frames = TrainView(8, color_jitter=0.5)([gray], np.random.default_rng(1)).astype(int)
+    frames = TrainTransform(8, color_jitter=0.5)([gray], np.random.default_rng(1)).astype(int)
     assert np.ptp(frames, axis=-1).max() <= 1
     assert abs(frames.mean() - 90) > 2
-    np.testing.assert_array_equal(TrainView(8)([gray], np.random.default_rng(1)), 90)
+    np.testing.assert_array_equal(TrainTransform(8)([gray], np.random.default_rng(1)), 90)
 
 
-@pytest.mark.parametrize("view", [TrainView(8), EvalView(8)])
+@pytest.mark.parametrize("transform", [TrainTransform(8), EvalTransform(8)])
 @pytest.mark.parametrize(
     "data", [b"", b"not an image", b"\xff\xd8\xff\xe0broken", encoded(picture(30, 30), "PNG")[:200]]
 )
-def test_corrupt_images_are_value_errors(view, data):
+def test_corrupt_images_are_value_errors(transform, data):
     with pytest.raises(ValueError, match=r"image|JPEG|decode"):
-        view([data], np.random.default_rng(0))
+        transform([data], np.random.default_rng(0))
 
 
 def test_opencv_starts_no_threads():

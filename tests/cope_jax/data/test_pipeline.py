@@ -1,3 +1,5 @@
+"""Pipelines: content of training and evaluation batches, determinism, hosts, invalid records."""
+
 import re
 import shutil
 from itertools import islice
@@ -5,33 +7,27 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from cope_jax.data.bad_items import Faults
-from cope_jax.data.frames import centres
-from cope_jax.data.images import EvalView, TrainView
+from cope_jax.data.collate import Collator
+from cope_jax.data.frames import segment_centers
+from cope_jax.data.images import EvalTransform, TrainTransform
+from cope_jax.data.invalid_items import InvalidItems
 from cope_jax.data.pipeline import eval_batches, train_batches
 from cope_jax.data.records import open_records
 from cope_jax.data.tokenizer import TextAugment, encode
-from cope_jax.domains import DOMAINS
+from data_prep.common.domains import DOMAINS
 
 FRAMES = {"page": 1, "video": 3, "live": 2}
+NOISE = TextAugment(min_length=3)
 
 
 @pytest.fixture
 def train(data_dir, tokenizer):
-    """train_batches over the records → the first `steps` batches."""
+    """Returns a function that reads the first `steps` training batches."""
 
-    def batches(steps: int, **changes) -> list:
-        values = {
-            "data_dir": data_dir,
-            "split": "train",
-            "batch_size": 6,
-            "seed": 5,
-            "frames": FRAMES,
-            "view": TrainView(10),
-            "text_length": 7,
-            "tokenizer": tokenizer,
-            "augment": TextAugment(min_length=3),
-        }
+    def batches(steps: int, *, frames=FRAMES, augment=NOISE, short_clips="repeat", **changes):
+        settings = {"short_clips": short_clips, "augment": augment}
+        collators = [Collator(domain, T, TrainTransform(10), tokenizer, 7, **settings) for domain, T in frames.items()]
+        values = {"data_dir": data_dir, "split": "train", "batch_size": 6, "seed": 5, "collators": collators}
         iterator = train_batches(**values | changes)
         taken = list(islice(iterator, steps))
         iterator.close()
@@ -42,19 +38,11 @@ def train(data_dir, tokenizer):
 
 @pytest.fixture
 def evaluate(data_dir, tokenizer):
-    """eval_batches over one domain of the records → all batches."""
+    """Returns a function that reads all evaluation batches of a domain."""
 
-    def batches(domain: str, **changes) -> list:
-        values = {
-            "data_dir": data_dir,
-            "split": "train",
-            "domain": domain,
-            "batch_size": 5,
-            "frames": 3,
-            "view": EvalView(8),
-            "text_length": 7,
-            "tokenizer": tokenizer,
-        }
+    def batches(domain: str, *, T=3, short_clips="repeat", **changes) -> list:
+        collator = Collator(domain, T, EvalTransform(8), tokenizer, 7, short_clips=short_clips)
+        values = {"data_dir": data_dir, "split": "train", "batch_size": 5, "collator": collator}
         return list(eval_batches(**values | changes))
 
     return batches
@@ -77,36 +65,36 @@ def assert_equal(some: list, others: list) -> None:
 
 
 def seen(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(row, green, frame number) of plain frames u8[..., H, W, 3], read back from their colours."""
-    colour = np.rint(frames[..., 4, 4, :].astype(float) / (10, 1, 20)).astype(int)
-    return colour[..., 0], colour[..., 1], colour[..., 2]
+    """Reads (row, green, frame number) from the color of plain frames u8[..., H, W, 3]."""
+    color = np.rint(frames[..., 4, 4, :].astype(float) / (10, 1, 20)).astype(int)
+    return color[..., 0], color[..., 1], color[..., 2]
 
 
-def test_examples_show_the_product_they_are_of(train, content, green):
+def test_examples_show_their_product(train, content, green):
     for batch in train(5):
         assert batch["product_id"].dtype == np.int32
         for domain, T in FRAMES.items():
-            leaf = batch[domain]
-            row, hue, frame = seen(leaf["frames"])
-            assert leaf["frames"].shape == (6, T, 10, 10, 3)
+            arrays = batch[domain]
+            row, hue, frame = seen(arrays["frames"])
+            assert arrays["frames"].shape == (6, T, 10, 10, 3)
             for b, product in enumerate(batch["product_id"].tolist()):
                 rows = content.products[product][domain]
-                assert leaf["present"][b] == bool(rows)
+                assert arrays["present"][b] == bool(rows)
                 if not rows:
                     continue
                 assert row[b, 0] in rows
                 assert (row[b] == row[b, 0]).all()
                 np.testing.assert_allclose(hue[b], green[domain], atol=1)
                 _, owners, n = content.items[domain][row[b, 0]]
-                assert leaf["products"][b].tolist() == [*owners, *[-1] * (4 - len(owners))]
+                assert arrays["products"][b].tolist() == [*owners, *[-1] * (4 - len(owners))]
                 segment = np.arange(T) * n / T
                 assert (np.floor(segment) <= frame[b]).all()
                 assert (frame[b] < np.ceil(segment + n / T)).all()
-                assert leaf["frame_mask"][b].all()
+                assert arrays["frame_mask"][b].all()
 
 
-def test_classes_are_told_where_asked(train, content):
-    """Of products 3, 5, … each its place in the list; products that are not on it have none."""
+def test_batches_have_classes_if_class_ids_are_given(train, content):
+    """The class of a product is its position in the list; products that are not in it have none."""
     ids = np.array(sorted(content.products)[1:], np.int32)
     (batch,) = train(1, class_ids=ids)
     place = {int(number): i for i, number in enumerate(ids)}
@@ -139,18 +127,18 @@ def test_missing_domains_and_texts(train):
     assert untitled["frame_mask"].all()
     assert not untitled["text"].any()
     assert example(1015, "page")["text"].any()
-    # The one video of 1009 is that of 1006 too: their examples are positives of each other.
+    # The only video of 1009 is also one of 1006: their examples are positives of each other.
     assert example(1009, "video")["products"].tolist() == [1006, 1009, -1, -1]
 
 
-def test_every_epoch_holds_each_product_once_in_another_order(train, content):
+def test_each_epoch_has_each_product_once_in_a_new_order(train, content):
     drawn = np.concatenate([batch["product_id"] for batch in train(13)])  # 78 = 6 epochs of 13
     epochs = drawn.reshape(6, 13)
     np.testing.assert_array_equal(np.sort(epochs), np.tile(list(content.products), (6, 1)))
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 6
 
 
-def test_items_frames_and_views_are_drawn_anew_each_epoch(train):
+def test_items_and_frames_are_drawn_again_in_each_epoch(train):
     batches = train(26, frames={"page": 1, "video": 1})
     rows, numbers = set(), set()
     for batch in batches:
@@ -161,7 +149,7 @@ def test_items_frames_and_views_are_drawn_anew_each_epoch(train):
     assert numbers == {0, 1, 2}  # the frames of its video
 
 
-def test_batches_depend_on_seed_and_step_alone(train):
+def test_batches_depend_only_on_seed_and_step(train):
     reference = train(9, threads=0)
     assert_equal(train(9, threads=1), reference)
     assert_equal(train(9, threads=3), reference)
@@ -170,9 +158,9 @@ def test_batches_depend_on_seed_and_step_alone(train):
     assert any((a["product_id"] != b["product_id"]).any() for a, b in zip(reference, other, strict=True))
 
 
-def test_the_draws_of_an_example_depend_on_the_seed_not_on_its_number_alone(train, content):
+def test_the_random_numbers_of_an_example_depend_on_the_seed(train, content):
     def copies(seed: int) -> np.ndarray:
-        """Which of its two pages each example took, −1 without pages."""
+        """Returns which of its two pages each example has, −1 without pages."""
         taken = []
         for batch in train(8, seed=seed, frames={"page": 1}):
             rows = seen(batch["page"]["frames"])[0][:, 0]
@@ -185,12 +173,12 @@ def test_the_draws_of_an_example_depend_on_the_seed_not_on_its_number_alone(trai
     assert 0.25 < np.mean(some[both] != others[both]) < 0.75
 
 
-def test_a_far_step_starts_at_once_and_still_is_the_same(train):
+def test_a_late_step_starts_immediately_with_the_same_batches(train):
     far = 10**9
     assert_equal(train(1, start_step=far + 1), train(2, start_step=far)[1:])
 
 
-def test_hosts_slices_make_the_global_batch(train):
+def test_the_slices_of_hosts_are_the_global_batch(train):
     reference = train(4)
     shares = [train(4, host=host, hosts=3) for host in range(3)]
     for step, batch in enumerate(reference):
@@ -199,8 +187,8 @@ def test_hosts_slices_make_the_global_batch(train):
             np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), value, err_msg=name)
 
 
-def test_a_run_that_goes_on_with_other_hosts_sees_the_same_fifty_batches(train):
-    """Products, rows and views, over restarts at the steps 7, 19 and 32 with 3, 1 and 2 hosts."""
+def test_a_run_resumed_with_other_hosts_sees_the_same_batches(train):
+    """Products, rows and pixels, over restarts at the steps 7, 19 and 32 with 3, 1 and 2 hosts."""
     reference, step = train(50), 0
     for stop, hosts in ((7, 2), (19, 3), (32, 1), (50, 2)):
         shares = [train(stop - step, start_step=step, host=host, hosts=hosts) for host in range(hosts)]
@@ -214,8 +202,8 @@ def test_a_run_that_goes_on_with_other_hosts_sees_the_same_fifty_batches(train):
         step = stop
 
 
-def test_a_worker_that_dies_ends_the_reading_with_its_error(train, monkeypatch):
-    """It does not hang, nor is it taken for a bad item."""
+def test_an_error_in_a_worker_is_raised(train, monkeypatch):
+    """Reading does not hang, and the error is not treated as an invalid item."""
 
     def broken(*args):
         raise RuntimeError("the tokenizer is out of order")
@@ -225,38 +213,38 @@ def test_a_worker_that_dies_ends_the_reading_with_its_error(train, monkeypatch):
         train(3)
 
 
-def test_a_domain_draws_the_same_without_the_others(train):
+def test_a_domain_is_the_same_without_the_others(train):
     alone = train(3, frames={"live": 2})
     assert [sorted(batch) for batch in alone] == [["bad_items", "live", "product_id"]] * 3
     assert_equal([batch["live"] for batch in alone], [batch["live"] for batch in train(3)])
 
 
 @pytest.fixture
-def rotten(data_dir, tmp_path):
-    """The records with a few flipped bytes, and the row of the page that they broke, found by reading them all."""
-    shutil.copytree(data_dir, tmp_path / "rotten")
-    (path,) = (tmp_path / "rotten/rope/page").rglob("*-00001-of-00002")
+def damaged(data_dir, tmp_path):
+    """Returns the records with a few changed bytes, and the row of the page that is invalid for it."""
+    shutil.copytree(data_dir, tmp_path / "damaged")
+    (path,) = (tmp_path / "damaged/rope/page").rglob("*-00001-of-00002")
     content = path.read_bytes()
-    # In an image, which is compressed no further, and not in what tells where records lie.
+    # In an image, which is not compressed further, and not in the index of the records.
     place = content.index(b"\xff\xd9") - 8
     path.write_bytes(content[:place] + b"rotten" + content[place + 6 :])
-    pages, faults = open_records(tmp_path / "rotten", "train").items["page"], {}
+    pages, errors = open_records(tmp_path / "damaged", "train").items["page"], {}
     for row in range(len(pages)):
         try:
             pages[row]
         except ValueError as error:
-            faults[row] = str(error)
-    ((row, fault),) = faults.items()
-    assert fault.startswith(f"record {row - len(pages) // 2} of {path} is invalid: ")
-    return tmp_path / "rotten", row
+            errors[row] = str(error)
+    ((row, error),) = errors.items()
+    assert error.startswith(f"record {row - len(pages) // 2} of {path} is invalid: ")
+    return tmp_path / "damaged", row
 
 
-def test_another_page_of_the_product_stands_for_a_rotten_one(train, rotten, content):
-    folder, bad = rotten
+def test_an_invalid_page_is_replaced_by_another_of_the_product(train, damaged, content):
+    folder, bad = damaged
     ((product, rows),) = [(product, rows["page"]) for product, rows in content.products.items() if bad in rows["page"]]
     (other,) = set(rows) - {bad}
-    faults = Faults()
-    clean, found = train(13), train(13, data_dir=folder, faults=faults)
+    invalid_items = InvalidItems()
+    clean, found = train(13), train(13, data_dir=folder, invalid_items=invalid_items)
     assert_equal(found, train(13, data_dir=folder, threads=0))
     hit = 0
     for before, after in zip(clean, found, strict=True):
@@ -272,26 +260,26 @@ def test_another_page_of_the_product_stands_for_a_rotten_one(train, rotten, cont
                 for name, part in leaves(before).items():
                     np.testing.assert_array_equal(leaves(after)[name][b], part[b], err_msg=name)
     assert hit
-    assert faults.count >= hit  # threads are ahead
-    assert all("-00001-of-00002 is invalid" in fault for fault in faults.last)
+    assert invalid_items.count >= hit  # threads read ahead
+    assert all("-00001-of-00002 is invalid" in error for error in invalid_items.last)
 
 
-def test_a_product_without_a_readable_item_lacks_the_domain(train, content, write_broken, tmp_path):
-    """Pages of one product are not an images; both are tried."""
+def test_an_example_without_a_valid_item_lacks_the_domain(train, content, write_broken, tmp_path):
+    """Both pages of a product are not images."""
     product = list(content.products)[5]
     bad = content.products[product]["page"]
-    folder, faults = write_broken(tmp_path, {("page", row) for row in bad}), Faults()
-    for batch in train(3, data_dir=folder, faults=faults):
+    folder, invalid_items = write_broken(tmp_path, {("page", row) for row in bad}), InvalidItems()
+    for batch in train(3, data_dir=folder, invalid_items=invalid_items):
         of_product = batch["product_id"] == product
         np.testing.assert_array_equal(batch["bad_items"], 2 * of_product)
         assert not batch["page"]["present"][of_product].any()
         assert batch["video"]["present"][of_product].all()
-    assert "page item" in faults.last[0]
-    assert "are not an image" in faults.last[0]
+    assert "page item" in invalid_items.last[0]
+    assert "are not an image" in invalid_items.last[0]
 
 
-def broken_products(data_dir, folder, every):
-    """The records with flipped bytes in that of the last product, or of every one."""
+def damage_products(data_dir, folder, every):
+    """Returns the records with changed bytes in the last product or in every product."""
     shutil.copytree(data_dir, folder)
     for path in sorted((folder / "rope/product").rglob("*-of-00002")):
         content = path.read_bytes()
@@ -302,10 +290,11 @@ def broken_products(data_dir, folder, every):
     return folder
 
 
-def test_the_next_product_stands_for_one_with_a_broken_record(train, data_dir, tmp_path, content):
-    """Behind the last one that is the first one."""
-    folder, faults, ids = broken_products(data_dir, tmp_path / "rotten", every=False), Faults(), list(content.products)
-    clean, found = train(13), train(13, data_dir=folder, faults=faults)
+def test_an_invalid_product_is_replaced_by_the_next(train, data_dir, tmp_path, content):
+    """After the last product comes the first."""
+    folder = damage_products(data_dir, tmp_path / "damaged", every=False)
+    invalid_items, ids = InvalidItems(), list(content.products)
+    clean, found = train(13), train(13, data_dir=folder, invalid_items=invalid_items)
     hit = 0
     for before, after in zip(clean, found, strict=True):
         wanted = before["product_id"] == ids[-1]
@@ -317,20 +306,20 @@ def test_the_next_product_stands_for_one_with_a_broken_record(train, data_dir, t
             assert (after[domain]["present"][wanted] == bool(content.products[ids[0]][domain])).all()
             np.testing.assert_array_equal(after[domain]["frames"][~wanted], before[domain]["frames"][~wanted])
     assert hit
-    broken = r"record 6 of .*rope/product/.*-00001-of-00002 is invalid: "
-    assert all(re.match(broken, fault) for fault in faults.last)
-    with pytest.raises(ValueError, match=broken):
+    message = r"record 6 of .*rope/product/.*-00001-of-00002 is invalid: "
+    assert all(re.match(message, error) for error in invalid_items.last)
+    with pytest.raises(ValueError, match=message):
         open_records(folder, "train").products.ids()
 
 
-def test_no_product_with_a_sound_record_ends_the_reading(train, data_dir, tmp_path):
+def test_without_any_valid_product_reading_fails(train, data_dir, tmp_path):
     with pytest.raises(ValueError, match=r"record \d of .*rope/product/.* is invalid: "):
-        train(1, data_dir=broken_products(data_dir, tmp_path / "rotten", every=True))
+        train(1, data_dir=damage_products(data_dir, tmp_path / "damaged", every=True))
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 50])
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_evaluation_covers_each_item_once_in_row_order(evaluate, content, tokenizer, green, domain, batch_size):
+def test_evaluation_has_each_item_once_in_row_order(evaluate, content, tokenizer, green, domain, batch_size):
     items = content.items[domain]
     batches = evaluate(domain, batch_size=batch_size, threads=batch_size % 3)
     assert len(batches) == -(-len(items) // batch_size)
@@ -346,12 +335,20 @@ def test_evaluation_covers_each_item_once_in_row_order(evaluate, content, tokeni
     rows, hue, frame = seen(flat[f"{domain}.frames"][:n])
     np.testing.assert_array_equal(rows, np.tile(np.arange(n)[:, None], (1, 3)))
     np.testing.assert_allclose(hue, green[domain], atol=1)
-    np.testing.assert_array_equal(frame, [centres(count, 3) for _, _, count in items])
+    np.testing.assert_array_equal(frame, [segment_centers(count, 3) for _, _, count in items])
     expected = encode(tokenizer, [text for text, _, _ in items], 7)
     np.testing.assert_array_equal(flat[f"{domain}.text"][:n], expected)
 
 
-def test_evaluation_of_some_rows_is_that_of_all(evaluate):
+@pytest.mark.parametrize("T", [1, 2])
+def test_pages_give_their_first_pictures(train, evaluate, album_dir, T):
+    for batch in [*train(3, data_dir=album_dir, frames={"page": T}), *evaluate("page", data_dir=album_dir, T=T)]:
+        page = batch["page"]
+        _, _, frame = seen(page["frames"][page["present"]])
+        np.testing.assert_array_equal(frame, np.tile(np.arange(T), (page["present"].sum(), 1)))
+
+
+def test_evaluation_of_some_rows_equals_that_of_all(evaluate):
     (whole,) = evaluate("live", batch_size=12)
     batches = evaluate("live", batch_size=2, rows=[1, 4, 9])
     assert [batch["row"].tolist() for batch in batches] == [[1, 4], [9, -1]]
@@ -360,14 +357,14 @@ def test_evaluation_of_some_rows_is_that_of_all(evaluate):
         np.testing.assert_array_equal(parts[:3], value[[1, 4, 9]], err_msg=name)
 
 
-def test_evaluation_leaves_out_what_cannot_be_read_where_asked(evaluate, rotten, write_broken, tmp_path):
-    """A broken record, and an image that is none."""
-    for folder, bad in (rotten, (write_broken(tmp_path / "images", {("page", 3)}), 3)):
+def test_evaluation_can_skip_invalid_items(evaluate, damaged, write_broken, tmp_path):
+    """An invalid record, and an invalid image."""
+    for folder, bad in (damaged, (write_broken(tmp_path / "images", {("page", 3)}), 3)):
         with pytest.raises(ValueError, match=r"-00001-of-00002 is invalid|are not an image"):
             evaluate("page", data_dir=folder)
-        faults = Faults()
-        found = evaluate("page", data_dir=folder, faults=faults)
-        assert faults.count == 1
+        invalid_items = InvalidItems()
+        found = evaluate("page", data_dir=folder, invalid_items=invalid_items)
+        assert invalid_items.count == 1
         for before, after in zip(evaluate("page"), found, strict=True):
             left = before["row"] == bad
             for name, value in leaves(before).items():
@@ -376,13 +373,13 @@ def test_evaluation_leaves_out_what_cannot_be_read_where_asked(evaluate, rotten,
                 assert (now[left] == (-1 if name in ("row", "item_id", "page.products") else 0)).all(), name
 
 
-def test_evaluation_masks_short_clips_where_asked(evaluate, content):
+def test_evaluation_can_mask_short_clips(evaluate, content):
     batch = evaluate("video", batch_size=12, short_clips="mask")[0]
     counts = [count for _, _, count in content.items["video"]]
     np.testing.assert_array_equal(batch["video"]["frame_mask"].sum(axis=-1), np.minimum(counts, 3))
 
 
-def test_evaluation_hosts_slices_make_the_global_batches(evaluate):
+def test_the_slices_of_hosts_are_the_global_evaluation_batches(evaluate):
     reference = evaluate("live", batch_size=8)
     shares = [evaluate("live", batch_size=8, host=host, hosts=4) for host in range(4)]
     for step, batch in enumerate(reference):
@@ -394,16 +391,15 @@ def test_evaluation_hosts_slices_make_the_global_batches(evaluate):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 6, "hosts": 4}, "batch_size 6 does not divide among 4 hosts"),
+        ({"batch_size": 6, "hosts": 4}, "batch_size 6 is not a multiple of the number of hosts 4"),
         ({"host": 2, "hosts": 2}, "host is 2 of 2; hosts count from 0"),
-        ({"frames": {"shop": 1}}, r"domains \['shop'\]; choose among page, video, live"),
-        ({"frames": {}}, "choose among page, video, live"),
-        ({"frames": {"page": 1, "video": 0}}, r"'video': 0}; every domain needs at least 1"),
+        ({"frames": {"shop": 1}}, "unknown domain 'shop'; choose one of page, video, live"),
+        ({"frames": {"page": 1, "video": 0}}, "video has 0 frames; it needs at least 1"),
         ({"seed": -1}, "seed is -1"),
         ({"split": "test"}, "no split 'test'"),
         ({"short_clips": "loop"}, "choose one of repeat, mask"),
     ],
 )
-def test_errors(train, changes, message):
+def test_invalid_arguments_are_reported(train, changes, message):
     with pytest.raises(ValueError, match=message):
         train(1, **changes)

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from cope_jax.data.records import OTHER_FILES, fingerprint, open_records, sample_texts
-from cope_jax.domains import DOMAINS
+from data_prep.common.domains import DOMAINS
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,5 @@
+"""Tokenizers: training, encoding, loading and saving, and noise in texts."""
+
 import numpy as np
 import pytest
 from huggingface_hub import constants
@@ -21,7 +23,7 @@ def test_vocabulary_by_hand(trained):
     vocabulary = trained.get_vocab()
     tokens = sorted(vocabulary, key=vocabulary.get)
     assert tokens[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    # By frequency: a b 红 three times; 1 c 裙 twice; then once, by code point. Inside words only b, c and d.
+    # By frequency: a b 红 three times; 1 c 裙 twice; the others once, by code point; b, c and d occur in words.
     assert tokens[5:19] == ["a", "b", "红", "1", "c", "裙", ",", "d", "买", "色", "衣", "连", "送", "##b"]
     assert set(tokens[19:]) == {"##c", "##d", "ab", "abc", "abd"}
 
@@ -31,7 +33,7 @@ def test_encode_by_hand(trained):
     assert tokens_of(trained, "€ 红x 红", 6) == "[CLS] [UNK] 红 [UNK] 红 [SEP]"
 
 
-def test_a_long_text_keeps_its_separator_and_an_exact_one_everything(trained):
+def test_a_long_text_keeps_its_separator_and_a_fitting_one_all_tokens(trained):
     assert tokens_of(trained, "红色连衣裙", 7) == "[CLS] 红 色 连 衣 裙 [SEP]"
     assert tokens_of(trained, "红色连衣裙", 6) == "[CLS] 红 色 连 衣 [SEP]"
 
@@ -43,8 +45,8 @@ def test_missing_texts_are_rows_of_zeros(trained):
     np.testing.assert_array_equal(encode(trained, [""], 3), [[0, 0, 0]])
 
 
-def test_training_is_the_same_every_time():
-    # Many ties in frequency, and more characters than fit, so that an arbitrary order would show.
+def test_training_is_deterministic():
+    # Many ties in frequency and more characters than fit, so that an arbitrary order would be visible.
     rng = np.random.default_rng(0)
     texts = ["".join(rng.choice(list("abcdefghij  红蓝衣服裙子x12"), 30)) for _ in range(200)]
     first, *others = (train_wordpiece(texts, 90).get_vocab() for _ in range(4))
@@ -52,22 +54,22 @@ def test_training_is_the_same_every_time():
     assert others == [first] * 3
 
 
-def test_vocabulary_drops_the_rarest_characters_where_it_is_small():
+def test_a_small_vocabulary_drops_the_rarest_characters():
     tokenizer = train_wordpiece(["衣衣衣裙裙买"], 7)
     assert tokenizer.convert_ids_to_tokens(range(len(tokenizer)))[5:] == ["衣", "裙"]
     assert tokens_of(tokenizer, "买裙", 4) == "[CLS] [UNK] 裙 [SEP]"
 
 
-def test_saved_tokenizer_loads_and_encodes_the_same(trained, tmp_path):
+def test_a_saved_tokenizer_loads_and_encodes_the_same(trained, tmp_path):
     folder = tmp_path / "work" / "tokenizer"
     save_tokenizer(trained, folder)
-    assert [path.name for path in folder.parent.iterdir()] == ["tokenizer"]  # no unfinished folder is left
+    assert [path.name for path in folder.parent.iterdir()] == ["tokenizer"]  # no temporary folder is left
     loaded = load_tokenizer(folder)
     assert loaded.get_vocab() == trained.get_vocab()
     np.testing.assert_array_equal(encode(loaded, TEXTS, 6), encode(trained, TEXTS, 6))
 
 
-def test_saving_leaves_a_finished_folder_alone_and_a_failed_one_no_trace(trained, tmp_path, monkeypatch):
+def test_saving_keeps_an_existing_folder_and_leaves_nothing_on_failure(trained, tmp_path, monkeypatch):
     folder = tmp_path / "tokenizer"
     save_tokenizer(trained, folder)
     save_tokenizer(train_wordpiece(["别的"], 20), folder)
@@ -82,7 +84,7 @@ def test_saving_leaves_a_finished_folder_alone_and_a_failed_one_no_trace(trained
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
 
 
-def test_a_saved_truncation_or_padding_is_not_obeyed(trained, tmp_path):
+def test_saved_truncation_and_padding_are_ignored(trained, tmp_path):
     copy = train_wordpiece(TEXTS, 40)
     copy.backend_tokenizer.enable_truncation(3)
     copy.backend_tokenizer.enable_padding(length=9, pad_id=1)
@@ -90,20 +92,20 @@ def test_a_saved_truncation_or_padding_is_not_obeyed(trained, tmp_path):
     np.testing.assert_array_equal(encode(load_tokenizer(tmp_path / "cut"), TEXTS, 8), encode(trained, TEXTS, 8))
 
 
-def test_a_bert_vocabulary_in_a_folder_loads(tmp_path):
+def test_a_folder_with_a_bert_vocabulary_loads(tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n红\n裙\n", encoding="utf-8")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     np.testing.assert_array_equal(encode(load_tokenizer(tmp_path), ["红裙子"], 6), [[2, 5, 6, 1, 3, 0]])
 
 
-def test_absent_tokenizers_say_what_to_download(tmp_path, monkeypatch):
+def test_the_error_for_a_missing_tokenizer_says_what_to_download(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for name in (tmp_path / "nowhere", tmp_path, "no-one/no-such-tokenizer"):
         with pytest.raises(FileNotFoundError, match=rf"no tokenizer '{name}'.*hf download .* --local-dir"):
             load_tokenizer(name)
 
 
-def test_unsuitable_tokenizers_are_refused(tmp_path):
+def test_unsuitable_tokenizers_are_reported(tmp_path):
     padded_last = BertTokenizer(vocab={"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3, "[MASK]": 4})
     padded_last.save_pretrained(tmp_path / "padded_last")
     with pytest.raises(ValueError, match="pads with id 3"):
@@ -113,14 +115,14 @@ def test_unsuitable_tokenizers_are_refused(tmp_path):
         load_tokenizer(tmp_path / "gpt")
 
 
-def test_vocabularies_that_cannot_be_trained():
+def test_invalid_training_arguments_are_reported():
     with pytest.raises(ValueError, match="vocab_size is 5; 5 entries are special"):
         train_wordpiece(TEXTS, 5)
     with pytest.raises(ValueError, match="texts are all empty"):
         train_wordpiece(["", "  "], 30)
 
 
-def test_augment_changes_the_share_it_should_and_nothing_short():
+def test_augmentation_changes_the_configured_fractions_and_no_short_text():
     text = "abcdefghijklmnopqrst"  # 20 characters: 4 are changed
     rng = np.random.default_rng(0)
     noisy = [copy for copy in (TextAugment()(text, rng) for _ in range(2000)) if copy != text]

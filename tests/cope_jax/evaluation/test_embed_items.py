@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cope_jax.data.bad_items import Faults
+from cope_jax.data.invalid_items import InvalidItems
 from cope_jax.evaluation.embed_items import embed_items, gather_shares, lookahead
 from cope_jax.parallel.mesh import make_mesh
 
@@ -70,13 +70,15 @@ def test_error_names_items_with_invalid_embeddings(scale):
 
 
 def test_items_with_invalid_embeddings_are_skipped_and_reported():
-    mesh, faults = make_mesh(data=-1, fsdp=1, tensor=1), Faults()
+    mesh, invalid = make_mesh(data=-1, fsdp=1, tensor=1), InvalidItems()
     scale = np.array([[1.0], [np.nan], [1.0], [0.0], *[[1.0]] * 4], np.float32)
-    items = embed_items(batches([list(range(5))]), "page", circle, scale, mesh, faults=faults)
+    items = embed_items(batches([list(range(5))]), "page", circle, scale, mesh, invalid_items=invalid)
     assert items.rows.tolist() == [0, 2, 4]
-    assert list(faults.last) == [f"the embedding of page item {number} does not have length 1" for number in (999, 997)]
+    assert list(invalid.last) == [
+        f"the embedding of page item {number} does not have length 1" for number in (999, 997)
+    ]
     with pytest.raises(ValueError, match="3 page embeddings do not have length 1"):
-        embed_items(batches([[0, 1, 2]]), "page", circle, np.nan, mesh, faults=faults)
+        embed_items(batches([[0, 1, 2]]), "page", circle, np.nan, mesh, invalid_items=invalid)
 
 
 def test_lookahead_requests_the_next_item_before_yielding_one():

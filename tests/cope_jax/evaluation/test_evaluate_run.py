@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cope_jax.data.bad_items import BadItem, Faults
+from cope_jax.data.invalid_items import InvalidItemError, InvalidItems
 from cope_jax.data.records import ProductRecords, open_records
 from cope_jax.evaluation import evaluate_run
 from cope_jax.evaluation.evaluate_run import draw_products, subset_rows
@@ -181,14 +181,14 @@ def test_invalid_products_are_skipped_and_reported(tiny_config, monkeypatch):
 
     def fail_on_record_3(self, index):
         if index == 3:
-            raise BadItem("record 3 is invalid")
+            raise InvalidItemError("record 3 is invalid")
         return read(self, index)
 
     every = draw_products(tiny_config, 12)
     monkeypatch.setattr(ProductRecords, "__getitem__", fail_on_record_3)
-    faults = Faults()
-    found = [product.product_id for product in draw_products(tiny_config, 12, faults)]
+    invalid_items = InvalidItems()
+    found = [product.product_id for product in draw_products(tiny_config, 12, invalid_items)]
     assert found == [product.product_id for number, product in enumerate(every) if number != 3]
-    assert list(faults.last) == ["record 3 is invalid"]
-    with pytest.raises(BadItem, match="record 3 is invalid"):
+    assert list(invalid_items.last) == ["record 3 is invalid"]
+    with pytest.raises(InvalidItemError, match="record 3 is invalid"):
         draw_products(tiny_config, 12)

@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 
 from cope_jax import exported
 from cope_jax.data.tokenizer import encode, load_tokenizer
-from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import load_run
 from cope_jax.evaluation.evaluate_run import embed_split
 from cope_jax.export import stablehlo as export
@@ -22,6 +21,7 @@ from cope_jax.runs.config_file import load_config
 from cope_jax.runs.inputs import evaluation_batches
 from cope_jax.runs.model import split_model
 from cope_jax.training.loop import train
+from data_prep.common.domains import DOMAINS
 
 ROOT = Path(__file__).parents[3]
 

@@ -15,13 +15,13 @@ from .conftest import PAIRS, as_float64, shared
 T, BETA = 7.0, -2.5
 
 
-def formula(sides):
-    """Loss, and its gradients by vectors, log t and β: the whole matrix of each pair, with derivatives by hand."""
-    sides = as_float64(sides)
-    gradients = {name: np.zeros_like(side.vectors) for name, side in sides.items()}
+def formula(views):
+    """Computes the loss from the whole matrix of each pair, with the gradients by hand."""
+    views = as_float64(views)
+    gradients = {name: np.zeros_like(view.vectors) for name, view in views.items()}
     total, log_t, bias = 0.0, 0.0, 0.0
     for pair in PAIRS:
-        a, b = sides[pair.a], sides[pair.b]
+        a, b = views[pair.a], views[pair.b]
         z = np.where(shared(a, b), 1.0, -1.0)
         s = a.vectors @ b.vectors.T
         factor = pair.weight / len(s) * np.outer(a.present, b.present)
@@ -35,71 +35,71 @@ def formula(sides):
     return total, gradients, {"log_t": log_t, "bias": bias}
 
 
-def loss_and_gradients(sides, mesh, *, factor=1.0, pairs=PAIRS):
-    vectors, rest = split_vectors(sides)
+def loss_and_gradients(views, mesh, *, factor=1.0, pairs=PAIRS):
+    vectors, rest = split_vectors(views)
 
     def loss(vectors, scalars):
-        value, watched = sigmoid_loss(join_vectors(vectors, rest), scalars, pairs=pairs, mesh=mesh)
-        return factor * value, watched
+        value, statistics = sigmoid_loss(join_vectors(vectors, rest), scalars, pairs=pairs, mesh=mesh)
+        return factor * value, statistics
 
     scalars = init_scalars(temperature=T, bias=BETA)
-    (value, watched), (gradients, of_scalars) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(
+    (value, statistics), (gradients, of_scalars) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(
         vectors, scalars
     )
-    return value, gradients, of_scalars, watched
+    return value, gradients, of_scalars, statistics
 
 
 @pytest.mark.parametrize("tile", [2, 5, 256])
-def test_loss_and_gradients_equal_the_formula(make_sides, mesh, tile, monkeypatch):
+def test_loss_and_gradients_equal_the_formula(make_views, mesh, tile, monkeypatch):
     monkeypatch.setattr(ring, "TILE", tile)
-    sides = make_sides(24)
-    expected = formula(sides)
-    for value, reference in zip(loss_and_gradients(sides, mesh), expected, strict=False):
+    views = make_views(24)
+    expected = formula(views)
+    for value, reference in zip(loss_and_gradients(views, mesh), expected, strict=False):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), value, reference)
 
 
-def test_the_gradient_takes_the_factor_of_what_follows(make_sides, one_device):
-    sides = make_sides(6)
-    once, thrice = (loss_and_gradients(sides, one_device, factor=factor)[:3] for factor in (1.0, 3.0))
+def test_the_gradient_is_scaled_by_the_cotangent(make_views, one_device):
+    views = make_views(6)
+    once, thrice = (loss_and_gradients(views, one_device, factor=factor)[:3] for factor in (1.0, 3.0))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(3 * x, y, rtol=1e-6), once, thrice)
 
 
-def test_a_missing_item_cannot_change_loss_or_gradient(make_sides, one_device):
-    sides = make_sides(6, missing=False)
-    present = sides["video"].present.at[2].set(False)
-    sides["video"] = sides["video"]._replace(present=present)
-    changed = sides | {"video": sides["video"]._replace(vectors=sides["video"].vectors.at[2].set(9.0))}
-    before, after = (loss_and_gradients(s, one_device) for s in (sides, changed))
+def test_a_missing_item_does_not_change_loss_or_gradient(make_views, one_device):
+    views = make_views(6, missing=False)
+    present = views["video"].present.at[2].set(False)
+    views["video"] = views["video"]._replace(present=present)
+    changed = views | {"video": views["video"]._replace(vectors=views["video"].vectors.at[2].set(9.0))}
+    before, after = (loss_and_gradients(s, one_device) for s in (views, changed))
     jax.tree.map(np.testing.assert_array_equal, before, after)
     np.testing.assert_array_equal(before[1]["video"][2], np.zeros(5))
 
 
-def test_start_values_are_those_of_the_paper():
+def test_initial_values_are_those_of_the_paper():
     scalars = init_scalars(temperature=10.0, bias=-10.0)
     np.testing.assert_allclose([jnp.exp(scalars["log_t"]), scalars["bias"]], [10.0, -10.0], rtol=1e-6)
 
 
-def test_the_loss_does_not_overflow(make_sides, one_device):
-    sides = make_sides(6, missing=False)
-    sides["video"] = sides["page"]._replace(vectors=-sides["page"].vectors)
+def test_the_loss_does_not_overflow(make_views, one_device):
+    views = make_views(6, missing=False)
+    views["video"] = views["page"]._replace(vectors=-views["page"].vectors)
     scalars = init_scalars(temperature=1e4, bias=0.0)
-    loss, _ = sigmoid_loss(sides, scalars, pairs=[Pair("page", "video")], mesh=one_device)
+    loss, _ = sigmoid_loss(views, scalars, pairs=[Pair("page", "video")], mesh=one_device)
     assert np.isfinite(loss)
     assert loss > 1e3
 
 
-def test_nothing_that_a_device_holds_grows_with_the_devices(make_sides):
-    """The chunk of each of eight devices has three rows; the program of one knows no array of all 24."""
-    sides = make_sides(24, E=7)
+def test_memory_of_a_device_does_not_grow_with_the_number_of_devices(make_views):
+    """Each of eight devices has a chunk of three rows; its program contains no array of all 24."""
+    views = make_views(24, E=7)
     mesh = make_mesh(data=8, fsdp=1, tensor=1)
     sharding = batch_sharding(mesh)
 
     def loss(vectors, rest):
-        sides = join_vectors(vectors, rest)
-        return sigmoid_loss(sides, init_scalars(temperature=T, bias=BETA), pairs=PAIRS, mesh=mesh)[0]
+        views = join_vectors(vectors, rest)
+        return sigmoid_loss(views, init_scalars(temperature=T, bias=BETA), pairs=PAIRS, mesh=mesh)[0]
 
     gradient = jax.jit(jax.grad(loss), in_shardings=(sharding, sharding), out_shardings=sharding)
-    program = gradient.lower(*split_vectors(sides))
+    program = gradient.lower(*split_vectors(views))
     text = program.compile().as_text()
     assert "collective-permute" in text
     assert "[3,7]" in text

@@ -1,4 +1,4 @@
-"""A tiny model and items for it, all sizes distinct."""
+"""A tiny model and items for it; all sizes are different."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cope_jax.models.compute import Compute
 from cope_jax.models.cope import CopeModel
+from cope_jax.models.layers import ComputeOptions
 
 VISION = {
     "image_size": 16,
@@ -42,13 +42,13 @@ FUSION = {"kind": "linear", "width": 14, "depth": 2, "heads": 2}
 
 @pytest.fixture(scope="session")
 def encoder_settings():
-    """The arguments of the tiny model's encoders."""
+    """Arguments of the tiny model's encoders."""
     return {"vision": VISION, "text": TEXT}
 
 
 @pytest.fixture(scope="session")
 def make_cope():
-    """A function that makes the tiny model with some settings changed."""
+    """Returns a function that makes the tiny model with changed settings."""
 
     def make(
         *,
@@ -67,10 +67,10 @@ def make_cope():
             fusion=FUSION | {"kind": fusion},
             text_domains=text_domains,
             head_norm=head_norm,
-            compute=Compute(**{"dtype": jnp.dtype("float32")} | compute),
+            compute=ComputeOptions(**{"dtype": jnp.dtype("float32")} | compute),
             rngs=nnx.Rngs(params=3),
         )
-        # Fresh biases are 0, and a bias that gets past a mask would not show.
+        # Initial biases are 0, so a bias that passes a mask would not be visible.
         rng = np.random.default_rng(0)
         graphdef, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
         noisy = jax.tree.map(lambda x: x + noise * rng.normal(size=x.shape).astype(np.float32), params)
@@ -81,19 +81,19 @@ def make_cope():
 
 @pytest.fixture(scope="session")
 def call():
-    """A function that calls a module compiled: op by op, each shape would compile a hundred small programs."""
+    """Returns a function that calls a compiled module: op by op, each shape would compile a hundred small programs."""
     return nnx.jit(lambda module, *args: module(*args))
 
 
 @pytest.fixture(scope="session")
 def cope(make_cope) -> CopeModel:
-    """The tiny model as it is."""
+    """The tiny model."""
     return make_cope()
 
 
 @pytest.fixture(scope="session")
 def random_items():
-    """A function that makes items with every frame and full texts."""
+    """Returns a function that makes items with all frames and full texts."""
 
     def make(B: int, T: int, *, seed: int = 0) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(seed)

@@ -1,19 +1,23 @@
-"""The whole model: shapes, masks, and one encoder for all domains."""
+"""The whole model: shapes, masks, encoders shared by domains, and options that must not change its results."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from cope_jax.models.cope import FUSIONS
+from cope_jax.models.fusion import FUSIONS
+
+PARTS = {"vision": {"drop_path": 0.2}, "text": {"dropout": 0.1}, "fusion": "transformer"}
 
 
 @pytest.fixture(scope="module", params=FUSIONS)
 def cope(make_cope, request):
-    """The tiny model, with either kind of fusion."""
+    """The tiny model with each kind of fusion."""
     return make_cope(fusion=request.param)
 
 
-def test_embeddings_have_length_one_and_the_stated_shapes(call, cope, random_items):
+def test_embeddings_have_length_one_and_the_documented_shapes(call, cope, random_items):
     found = call(cope, {"page": random_items(4, 1), "live": random_items(3, 5)})
     assert found["page"].fused.shape == (4, 6)
     assert found["live"].text.shape == (3, 6)
@@ -23,7 +27,7 @@ def test_embeddings_have_length_one_and_the_stated_shapes(call, cope, random_ite
             assert vectors.dtype == np.float32
 
 
-def test_domains_encoded_together_equal_each_alone(call, cope, random_items):
+def test_domains_encoded_together_equal_each_encoded_alone(call, cope, random_items):
     items = {
         "page": random_items(3, 1),
         "video": random_items(3, 4, seed=1),
@@ -35,22 +39,13 @@ def test_domains_encoded_together_equal_each_alone(call, cope, random_items):
         np.testing.assert_allclose(together[domain].fused, alone.fused, rtol=2e-4, atol=1e-5)
 
 
-def test_domains_share_encoders_but_not_fusion(call, cope, random_items):
+def test_domains_have_different_fusion_heads(call, cope, random_items):
     items = random_items(3, 2)
     found = call(cope, {"page": items, "video": items})
     assert np.abs(found["page"].fused - found["video"].fused).max() > 0.05
 
 
-def test_encode_takes_every_frame_unless_told(cope, random_items):
-    items = random_items(2, 3)
-    found = nnx.jit(lambda model, frames, text: model.encode("live", frames, text))(
-        cope, items["frames"], items["text"]
-    )
-    expected = nnx.jit(lambda model, item: model({"live": item}))(cope, items)["live"]
-    np.testing.assert_allclose(found.fused, expected.fused, rtol=2e-4, atol=1e-5)
-
-
-def test_a_masked_frame_cannot_change_an_embedding(call, cope, random_items):
+def test_masked_frames_do_not_change_an_embedding(call, cope, random_items):
     items = random_items(3, 4)
     items["frame_mask"][:, 2:] = False
     changed = items | {"frames": items["frames"].copy()}
@@ -61,7 +56,7 @@ def test_a_masked_frame_cannot_change_an_embedding(call, cope, random_items):
     assert np.abs(unmasked - before).max() > 1e-3
 
 
-def test_masked_frames_equal_a_shorter_clip(call, cope, random_items):
+def test_a_masked_clip_equals_a_shorter_one(call, cope, random_items):
     items = random_items(3, 4)
     items["frame_mask"][:, 3:] = False
     shorter = {
@@ -73,16 +68,16 @@ def test_masked_frames_equal_a_shorter_clip(call, cope, random_items):
     np.testing.assert_allclose(long, short, rtol=2e-4, atol=1e-5)
 
 
-def test_the_order_of_a_video_s_frames_matters(call, cope, random_items):
+def test_the_order_of_frames_matters(call, cope, random_items):
     items = random_items(3, 4)
-    there, back = (
+    forward, backward = (
         call(cope, {"video": items | {"frames": frames}})["video"].fused
         for frames in (items["frames"], items["frames"][:, ::-1].copy())
     )
-    assert np.abs(there - back).max() > 1e-3
+    assert np.abs(forward - backward).max() > 1e-3
 
 
-def test_a_missing_text_is_not_invented(call, cope, random_items):
+def test_a_missing_text_is_zero_and_changes_the_fused_embedding(call, cope, random_items):
     items = random_items(4, 2)
     items["text"][1] = 0
     embeddings = call(cope, {"live": items})["live"]
@@ -93,7 +88,7 @@ def test_a_missing_text_is_not_invented(call, cope, random_items):
     assert np.abs(embeddings.fused[1] - full.fused[1]).max() > 1e-3
 
 
-def test_padding_tokens_cannot_change_a_text(call, cope, random_items):
+def test_padding_tokens_do_not_change_a_text(call, cope, random_items):
     items = random_items(3, 1)
     items["text"][:, 4:] = 0
     shorter = items | {"text": items["text"][:, :5]}
@@ -122,17 +117,76 @@ def test_a_domain_without_text_ignores_its_texts(call, make_cope, random_items, 
     assert np.abs(before["page"].fused - after["page"].fused).max() > 1e-3
 
 
-def test_no_domain_with_text_means_no_text_encoder(call, make_cope, random_items):
+def test_without_text_domains_there_is_no_text_encoder(call, make_cope, random_items):
     model = make_cope(text_domains=())
     assert model.text is None
     assert call(model, {"page": random_items(2, 1)})["page"].fused.shape == (2, 6)
 
 
-def test_an_unknown_text_domain_is_named(make_cope):
+def test_an_unknown_text_domain_is_reported(make_cope):
     with pytest.raises(ValueError, match=r"unknown text domains \['shop'\]: choose from page, video, live"):
         make_cope(text_domains=("page", "shop"))
 
 
-def test_an_unknown_fusion_is_refused(make_cope):
+def test_an_unknown_fusion_is_reported(make_cope):
     with pytest.raises(ValueError, match="unknown fusion 'sum': choose one of linear, transformer"):
         make_cope(fusion="sum")
+
+
+def loss_and_gradients(model, items):
+    """Returns those of a training step, with dropout."""
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss(params):
+        found = nnx.merge(graphdef, params, rest)(items, rngs=nnx.Rngs(dropout=7))
+        return sum(jnp.sin(5 * e.fused).sum() + jnp.cos(3 * e.text).sum() for e in found.values())
+
+    value, gradients = jax.jit(jax.value_and_grad(loss))(params)
+    return float(value), nnx.to_pure_dict(gradients)
+
+
+@pytest.fixture(scope="module")
+def items(random_items):
+    items = random_items(3, 4)
+    items["frame_mask"][0, 2:] = False
+    items["text"][1, 3:] = 0
+    return {"video": jax.tree.map(jnp.asarray, items)}
+
+
+@pytest.fixture(scope="module")
+def scanned(make_cope, items):
+    """Loss and gradients with the default options."""
+    return loss_and_gradients(make_cope(**PARTS), items)
+
+
+@pytest.mark.parametrize(("scan_layers", "remat"), [(False, "dots"), (True, "block")])
+def test_loss_and_gradients_do_not_depend_on_how_layers_run(make_cope, items, scanned, scan_layers, remat):
+    value, gradients = loss_and_gradients(make_cope(**PARTS, scan_layers=scan_layers, remat=remat), items)
+    assert value == pytest.approx(scanned[0], rel=1e-5)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6 * largest), gradients, scanned[1])
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_bfloat16_embeddings_are_close_to_float32_ones(call, make_cope, random_items, fusion):
+    sizes = {
+        "vision": {"width": 96, "output_width": 64, "drop_path": 0.1},
+        "text": {"width": 64},
+        "fusion": fusion,
+        "noise": 0.02,
+    }
+    items = {"page": random_items(3, 1), "live": random_items(3, 5, seed=1)}
+    exact = call(make_cope(**sizes), items)
+    rounded = call(make_cope(**sizes, dtype=jnp.dtype("bfloat16")), items)
+    for domain in items:
+        for kind in ("fused", "vision", "text"):
+            a, b = getattr(exact[domain], kind), getattr(rounded[domain], kind)
+            assert b.dtype == jnp.float32
+            assert float((a * b).sum(-1).min()) > 0.999, (domain, kind)
+            assert np.abs(a - b).max() > 1e-5  # bfloat16 was really used
+
+
+def test_requesting_cudnn_reaches_the_attention(make_cope, items):
+    """JAX reports that this machine has no cuDNN."""
+    with pytest.raises(RuntimeError, match=r"cuDNN is not detected"):
+        make_cope(dtype=jnp.dtype("bfloat16"), attention="cudnn")(items)

@@ -1,6 +1,6 @@
-"""Our encoders with weights that torch and transformers wrote, against torch and transformers.
+"""Encoders with weights written by torch and transformers, compared with these.
 
-Where CI=true torch must be there; elsewhere these tests are skipped without it.
+Skipped if torch is not installed, except if CI=true.
 """
 
 import os
@@ -14,7 +14,7 @@ from flax import nnx
 
 from cope_jax.models.backbones.files import CONVERT, open_weights
 from cope_jax.models.backbones.layouts import resize_grid, resize_line
-from cope_jax.models.compute import Compute
+from cope_jax.models.layers import ComputeOptions
 from cope_jax.models.text import TextEncoder
 from cope_jax.models.vision import VisionEncoder
 
@@ -29,15 +29,15 @@ from benchmarks.torch_references import REFERENCES
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_outputs_and_gradients_are_torchs(name, tmp_path):
-    """Of the published widths, heads and patches; of fewer blocks and, for time, smaller images."""
+def test_outputs_and_gradients_equal_torch(name, tmp_path):
+    """At published widths, heads and patches, with fewer blocks and smaller images to save time."""
     forward, gradient = parity.compare(REFERENCES[name](tmp_path, 96))
     assert max(forward.values()) < parity.FORWARD_BOUND, parity.worst(forward)
     assert max(gradient.values()) < parity.GRADIENT_BOUND, parity.worst(gradient)
 
 
 @pytest.mark.parametrize(("old", "new"), [(14, 24), (24, 14), (7, 8), (2, 5)])
-def test_positions_are_interpolated_as_torch_does(old, new):
+def test_positions_are_interpolated_as_in_torch(old, new):
     rng = np.random.default_rng(0)
     table = rng.normal(size=(1 + old * old, 6)).astype(np.float32)
     grid = torch.tensor(table[1:]).reshape(1, old, old, 6).permute(0, 3, 1, 2)
@@ -65,7 +65,7 @@ LARGE = {
     "num_attention_heads": 16,
     "patch_size": 14,
 }
-# The published configs, as their config.json say.
+# The published config.json files.
 XCLIPS = {
     "microsoft/xclip-base-patch32": ({"patch_size": 32}, 512),
     "microsoft/xclip-base-patch16": ({"patch_size": 16}, 512),
@@ -93,7 +93,7 @@ BERTS = {
 
 
 def our_vision(vision, *, projection, cross_frame, mit):
-    """Our encoder of a published shape, by shape alone."""
+    """Returns the shapes of our encoder at a published size."""
     return nnx.eval_shape(
         lambda: VisionEncoder(
             image_size=vision.image_size,
@@ -113,14 +113,14 @@ def our_vision(vision, *, projection, cross_frame, mit):
             output_width=projection,
             max_frames=vision.num_frames if mit else 1,
             drop_path=0.0,
-            compute=Compute(dtype=np.dtype("float32")),
+            compute=ComputeOptions(dtype=np.dtype("float32")),
             rngs=nnx.Rngs(params=0),
         )
     )
 
 
 @pytest.mark.parametrize("name", XCLIPS)
-def test_full_size_xclips_have_as_many_parameters(name):
+def test_full_size_xclip_has_the_same_number_of_parameters(name):
     vision, projection = XCLIPS[name]
     config = transformers.XCLIPConfig(vision_config=vision, projection_dim=projection)
     with torch.device("meta"):
@@ -130,7 +130,7 @@ def test_full_size_xclips_have_as_many_parameters(name):
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_full_size_clips_have_as_many_parameters(name):
+def test_full_size_clip_has_the_same_number_of_parameters(name):
     vision, projection = CLIPS[name]
     config = transformers.CLIPConfig(vision_config=vision, projection_dim=projection)
     with torch.device("meta"):
@@ -140,7 +140,7 @@ def test_full_size_clips_have_as_many_parameters(name):
 
 
 @pytest.mark.parametrize("name", BERTS)
-def test_full_size_berts_have_as_many_parameters(name):
+def test_full_size_bert_has_the_same_number_of_parameters(name):
     config = transformers.BertConfig(**BERTS[name])
     with torch.device("meta"):
         model = transformers.BertModel(config)
@@ -153,15 +153,15 @@ def test_full_size_berts_have_as_many_parameters(name):
             heads=config.num_attention_heads,
             pooling="pooler",
             dropout=0.0,
-            compute=Compute(dtype=np.dtype("float32")),
+            compute=ComputeOptions(dtype=np.dtype("float32")),
             rngs=nnx.Rngs(params=0),
         )
     )
     assert count(ours) == torch_count(model)
 
 
-def test_full_size_chinese_clip_has_as_many_parameters():
-    """OFA-Sys/chinese-clip-vit-base-patch16: RoBERTa without a pooler."""
+def test_full_size_chinese_clip_has_the_same_number_of_parameters():
+    """OFA-Sys/chinese-clip-vit-base-patch16."""
     config = transformers.ChineseCLIPConfig(text_config={"vocab_size": 21128}, vision_config={"patch_size": 16})
     with torch.device("meta"):
         model = transformers.ChineseCLIPModel(config)
@@ -169,8 +169,8 @@ def test_full_size_chinese_clip_has_as_many_parameters():
     assert count(ours) == torch_count(model.vision_model, model.visual_projection)
 
 
-def test_the_conversion_that_the_error_shows_works(tmp_path):
-    """Tensors that share their memory included, as tied layers do."""
+def test_the_conversion_shown_in_the_error_works(tmp_path):
+    """Also for tensors that share memory, as those of tied layers."""
     shared = torch.arange(6.0).reshape(2, 3)
     torch.save({"a": shared, "b": shared.T, "n": torch.arange(3)}, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text("{}")

@@ -23,6 +23,6 @@ def test_the_pooler_is_a_dense_layer_and_tanh_on_the_class_token(call, make_cope
     np.testing.assert_allclose(call(pooled, TOKENS).vector[:2], expected, rtol=2e-4, atol=1e-5)
 
 
-def test_an_unknown_pooling_is_refused(make_cope):
+def test_an_unknown_pooling_is_reported(make_cope):
     with pytest.raises(ValueError, match="unknown pooling 'max': choose one of pooler, class, mean"):
         make_cope(text={"pooling": "max"})

@@ -1,4 +1,4 @@
-"""The vision encoder: how frames of a clip speak to each other, stems, pixels."""
+"""The vision encoder: messages between frames, integration, stems, pixels."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from flax import nnx
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from cope_jax.models.stems import ConvStem, Patches, PatchStem, conv_patch_size
-from cope_jax.models.vision import normalise
+from cope_jax.models.vision import normalize
 
 
 def frames_of(items):
@@ -17,12 +17,11 @@ def frames_of(items):
 
 @nnx.jit
 def last_tokens(encoder, frames, mask):
-    """Tokens behind the last block."""
-    return encoder.frame_tokens(normalise(frames, "imagenet"), mask, rngs=None)
+    """Returns the tokens after the last block."""
+    return encoder.frame_tokens(normalize(frames, "imagenet"), mask, rngs=None)
 
 
-def test_frames_speak_to_each_other_only_with_messages_or_integration(make_cope, random_items):
-    """A frame's own vector depends on its neighbours through the messages alone."""
+def test_without_integration_frames_interact_only_through_messages(make_cope, random_items):
     items = random_items(2, 3)
     changed = items["frames"].copy()
     changed[:, 2] = 0
@@ -33,7 +32,7 @@ def test_frames_speak_to_each_other_only_with_messages_or_integration(make_cope,
         assert (difference > 1e-3) == cross_frame
 
 
-def test_without_integration_a_clip_is_the_mean_of_its_frames(call, make_cope, random_items):
+def test_without_messages_and_integration_a_clip_is_the_mean_of_its_frames(call, make_cope, random_items):
     encoder = make_cope(vision={"cross_frame": False, "integration_depth": 0}).vision
     assert encoder.integration is None
     frames, mask = frames_of(random_items(2, 3))
@@ -43,12 +42,12 @@ def test_without_integration_a_clip_is_the_mean_of_its_frames(call, make_cope, r
 
 def test_the_order_of_frames_matters_with_integration(call, cope, random_items):
     frames, mask = frames_of(random_items(2, 3))
-    there, back = (call(cope.vision, clip, mask).vector for clip in (frames, frames[:, ::-1]))
-    assert np.abs(there - back).max() > 1e-3
+    forward, backward = (call(cope.vision, clip, mask).vector for clip in (frames, frames[:, ::-1]))
+    assert np.abs(forward - backward).max() > 1e-3
 
 
-def test_patches_are_read_row_by_row(call):
-    stem = PatchStem(5, 8, dtype=jnp.float32, rngs=nnx.Rngs(params=0))
+def test_patches_are_in_row_major_order(call):
+    stem = PatchStem(5, 8, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(params=0))
     images = np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype(np.float32)
     tokens = call(stem, jnp.asarray(images))
     assert tokens.shape == (2, 6, 5)
@@ -57,8 +56,8 @@ def test_patches_are_read_row_by_row(call):
     np.testing.assert_allclose(tokens[:, 4], expected, rtol=2e-4, atol=1e-5)
 
 
-def test_patches_are_a_convolution(call):
-    patches = Patches(3, 5, 4, dtype=jnp.float32, rngs=nnx.Rngs(params=0))
+def test_patches_equal_a_convolution(call):
+    patches = Patches(3, 5, 4, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(params=0))
     patches.bias.set_value(jnp.arange(5.0))
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 12, 3)).astype(np.float32))
     kernel, bias = patches.kernel[...], patches.bias[...]
@@ -67,32 +66,32 @@ def test_patches_are_a_convolution(call):
     np.testing.assert_allclose(call(patches, images), expected + bias[None, None, None], rtol=2e-4, atol=1e-5)
 
 
-def test_conv_stem_sees_beyond_a_patch(call):
-    stem = ConvStem(7, (8, 12), (0, 1), dtype=jnp.float32, rngs=nnx.Rngs(params=0))
+def test_the_conv_stem_sees_beyond_a_patch(call):
+    stem = ConvStem(7, (8, 12), (0, 1), dtype=jnp.dtype("float32"), rngs=nnx.Rngs(params=0))
     images = np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype(np.float32)
     changed = images.copy()
     changed[:, :, 16:] = 0  # the last column of patches of 8 pixels
     before, after = (np.asarray(call(stem, jnp.asarray(i))).reshape(2, 2, 3, 7) for i in (images, changed))
     assert conv_patch_size(2) == 8
-    assert np.abs(before - after)[:, :, 1].max() > 1e-4  # its neighbour notices
+    assert np.abs(before - after)[:, :, 1].max() > 1e-4  # the neighboring patch changes, too
 
 
-def test_pixels_are_normalised_per_channel():
-    white = np.full((1, 1, 1, 1, 3), 255, np.uint8)
+def test_pixels_are_normalized_per_channel():
+    white = jnp.full((1, 1, 1, 1, 3), 255, jnp.uint8)
     for name, mean, deviation in (
         ("imagenet", IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
         ("clip", OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
     ):
         wanted = (1 - np.array(mean)) / deviation
-        np.testing.assert_allclose(normalise(white, name)[0, 0, 0, 0], wanted, rtol=1e-5)
+        np.testing.assert_allclose(normalize(white, name)[0, 0, 0, 0], wanted, rtol=1e-5)
 
 
-def test_a_clip_that_is_too_long_is_refused(cope, random_items):
+def test_a_clip_that_is_too_long_is_reported(cope, random_items):
     with pytest.raises(ValueError, match="clips of 6 frames exceed max_frames = 5"):
-        cope.vision(*frames_of(random_items(1, 6)))
+        cope.vision(*map(jnp.asarray, frames_of(random_items(1, 6))))
 
 
-def test_an_unknown_stem_is_refused(make_cope):
+def test_an_unknown_stem_is_reported(make_cope):
     with pytest.raises(ValueError, match="unknown stem 'resnet': choose 'patch' or 'conv'"):
         make_cope(vision={"stem": "resnet"})
 

@@ -46,13 +46,13 @@ LOCKER = """
 import sys
 from pathlib import Path
 from cope_jax.parallel import cluster, monitor, processes as storage
-from cope_jax.runs import lock
+from cope_jax.training import loop
 
 coordinator, processes, process, *workdirs = sys.argv[1:]
 storage.STORAGE_TIMEOUT = monitor.GRACE_PERIOD = 1.0
 with cluster.join_cluster(coordinator, int(processes), int(process), settings={}, seconds=100):
     for workdir in workdirs[0], workdirs[int(process)]:
-        with lock.held(Path(workdir)):
+        with loop.locked_workdir(Path(workdir)):
             print("locked", workdir, flush=True)
 """
 
@@ -77,7 +77,7 @@ with cluster.join_cluster(coordinator, int(processes), int(process), settings={}
             size = 100_000 if step == 2 and process in failing else resource.RLIM_INFINITY
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
             kept.save(step, TrainState(values, {}, {}, {}), {})
-            print(step, kept.settle(), kept.latest(), flush=True)
+            print(step, kept.wait(), kept.latest(), flush=True)
 """
 
 
@@ -140,7 +140,7 @@ def test_a_run_resumes_with_the_same_losses_in_another_number_of_processes(make_
     copy_until(tmp_path / "one", tmp_path / "two", 2)
     for code, output, errors in wait_for([start(*words, f"--process={i}") for i in range(2)]):
         assert code == 0, output + errors
-        assert "going on from step 2" in output
+        assert "resuming from step 2" in output
     copy_until(tmp_path / "two", tmp_path / "back", 4)
     train(config, tmp_path / "back")
     curves = {}

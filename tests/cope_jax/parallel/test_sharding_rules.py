@@ -20,8 +20,8 @@ def test_the_rules_cover_all_models_and_each_rule_is_used():
     used = set()
     for stem, fusion in (("patch", "linear"), ("conv", "transformer")):
         config = resolve_config(default.get_config(), {"model.vision.stem": stem, "model.fusion.kind": fusion})
-        _, initialise = split_model(config, vocab_size=100)
-        params = {"model": jax.eval_shape(initialise).params, "loss": {"classifier": {"table": shape(3072, 128)}}}
+        _, initialize = split_model(config, vocab_size=100)
+        params = {"model": jax.eval_shape(initialize).params, "loss": {"classifier": {"table": shape(3072, 128)}}}
         parameter_shardings(params, make_mesh(data=2, fsdp=2, tensor=2))
         values = jax.tree.leaves(
             apply_rules(

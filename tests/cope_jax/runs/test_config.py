@@ -10,17 +10,15 @@ import pytest
 
 from configs import default
 from cope_jax.data.frames import SHORT_CLIPS
-from cope_jax.domains import DOMAINS
-from cope_jax.models.compute import ATTENTIONS, REMATS
-from cope_jax.models.cope import FUSIONS
-from cope_jax.models.layers import ACTIVATIONS
-from cope_jax.models.projection import HEAD_NORMS
+from cope_jax.models.fusion import FUSIONS, HEAD_NORMS
+from cope_jax.models.layers import ACTIVATIONS, ATTENTIONS, REMATS
 from cope_jax.models.text import POOLINGS as TEXT_POOLINGS
 from cope_jax.models.vision import NORMALISATIONS
 from cope_jax.models.vision import POOLINGS as VISION_POOLINGS
 from cope_jax.runs import config
-from cope_jax.runs.config import Bounds, Regex, flatten
+from cope_jax.runs.config import flatten
 from cope_jax.runs.config_validation import resolve_config
+from data_prep.common.domains import DOMAINS
 
 ROOT = Path(__file__).parents[3]
 
@@ -32,7 +30,7 @@ def test_every_field_has_a_comment_and_is_read():
     assert [line for line in assignments if "#" not in line and "ConfigDict()" not in line] == []
     files = [path for path in (ROOT / "cope_jax").rglob("*.py") if not path.name.startswith("config")]
     code = "".join(path.read_text(encoding="utf-8") for path in files)
-    keys = {key.split(".")[-1] for key, _ in flatten(resolve_config(default.get_config()))}
+    keys = {key.split(".")[-1] for key in flatten(resolve_config(default.get_config()))}
     assert [key for key in keys if not re.search(rf"\b{key}\b", code)] == []
 
 
@@ -71,20 +69,22 @@ def test_choices_are_those_of_the_code(section, field, choices):
 
 
 @pytest.mark.parametrize(
-    ("bounds", "words", "allowed", "not_allowed"),
+    ("kind", "words", "allowed", "not_allowed"),
     [
-        (Bounds(at_least=1), ">= 1", [1, 5], [0, -1, float("nan")]),
-        (Bounds(above=0, at_most=1), "> 0 and <= 1", [0.5, 1], [0, 1.5]),
-        (Bounds(at_least=0, below=1), ">= 0 and < 1", [0, 0.5], [1, -0.5]),
-        (Bounds(at_least=1, or_equal=-1), ">= 1 or -1", [-1, 1], [0, -2]),
+        (config.PositiveInt, ">= 1", [1, 5], [0, -1]),
+        (config.PositiveFraction, "> 0 and <= 1", [0.5, 1], [0, 1.5]),
+        (config.FractionBelowOne, ">= 0 and < 1", [0, 0.5], [1, -0.5]),
+        (config.MeshAxisSize, ">= 1, or -1", [-1, 1], [0, -2]),
+        (config.Seed, ">= 0 and < 2**32", [0, 2**32 - 1], [-1, 2**32]),
     ],
 )
-def test_bounds(bounds, words, allowed, not_allowed):
-    assert str(bounds) == words
-    assert all(map(bounds.allows, allowed))
-    assert not any(map(bounds.allows, not_allowed))
+def test_limits(kind, words, allowed, not_allowed):
+    limit = get_args(kind)[1]
+    assert limit.words == words
+    assert all(map(limit.allows, allowed))
+    assert not any(map(limit.allows, not_allowed))
 
 
 def test_regular_expressions_must_compile():
-    assert Regex().allows("^model/(vision|text)/")
-    assert not any(map(Regex().allows, ["(", "a{99999999999}", "(" * 5000]))
+    assert config.is_regex("^model/(vision|text)/")
+    assert not any(map(config.is_regex, ["(", "a{99999999999}", "(" * 5000]))

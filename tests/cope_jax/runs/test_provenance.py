@@ -1,4 +1,4 @@
-"""What a run was started with, and what changed since."""
+"""Provenance: what each start of a run depended on, and what changed."""
 
 import json
 import resource
@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from cope_jax.runs.provenance import circumstances, commit, record_start
+from cope_jax.runs.provenance import commit, provenance, record_start
 
 BEFORE = {
     "code": "abc",
@@ -18,29 +18,29 @@ BEFORE = {
 }
 
 
-def test_changes_are_told_and_recorded(tmp_path):
+def test_changes_are_returned_and_recorded(tmp_path):
     now = BEFORE | {"code": "abc + changes", "devices": {"cpu": 4}, "config": {"seed": 0, "mesh.tensor": 2}}
     assert record_start(tmp_path, 0, BEFORE, accept_other_data=False) == []
     assert record_start(tmp_path, 5, now, accept_other_data=False) == [
-        "code is abc + changes, was abc",
-        "config.mesh.tensor is 2, was 1",
-        "devices.cpu is 4, was 8",
+        "code: 'abc' before, 'abc + changes' now",
+        "config.mesh.tensor: 1 before, 2 now",
+        "devices.cpu: 8 before, 4 now",
     ]
     lines = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
     assert lines == [{"step": 0, **BEFORE}, {"step": 5, **now}]
 
 
-def test_other_data_are_refused_unless_accepted(tmp_path):
+def test_other_training_data_must_be_accepted(tmp_path):
     other = BEFORE | {"data": "1234"}
     record_start(tmp_path, 0, BEFORE, accept_other_data=False)
     with pytest.raises(
-        ValueError, match=r"are not those .* \(fingerprint 00ff there, 1234 now\).* --accept_other_data"
+        ValueError, match=r"differ from those .* \(fingerprint 00ff before, 1234 now\).* --accept_other_data"
     ):
         record_start(tmp_path, 5, other, accept_other_data=False)
-    assert record_start(tmp_path, 5, other, accept_other_data=True) == ["data is 1234, was 00ff"]
+    assert record_start(tmp_path, 5, other, accept_other_data=True) == ["data: '00ff' before, '1234' now"]
 
 
-def test_a_line_that_a_full_disk_cut_off_is_in_nobodys_way(tmp_path, full_disk, capsys):
+def test_a_line_cut_off_by_a_full_disk_is_removed_at_the_next_start(tmp_path, full_disk, capsys):
     record_start(tmp_path, 0, BEFORE, accept_other_data=False)
     path = tmp_path / "starts.jsonl"
     whole = path.read_bytes()
@@ -49,22 +49,24 @@ def test_a_line_that_a_full_disk_cut_off_is_in_nobodys_way(tmp_path, full_disk, 
     full_disk(resource.RLIM_INFINITY)
     assert "starts.jsonl cannot be written (File too large)" in capsys.readouterr().err
     assert path.read_bytes()[: len(whole)] == whole != path.read_bytes()
-    assert record_start(tmp_path, 5, BEFORE | {"code": "def"}, accept_other_data=False) == ["code is def, was abc"]
+    assert record_start(tmp_path, 5, BEFORE | {"code": "def"}, accept_other_data=False) == [
+        "code: 'abc' before, 'def' now"
+    ]
     assert [json.loads(line)["code"] for line in path.read_text().splitlines()] == ["abc", "def"]
 
 
-def test_before_the_first_checkpoint_there_is_no_run_to_go_on_with(tmp_path):
+def test_nothing_is_compared_before_the_first_checkpoint(tmp_path):
     record_start(tmp_path, 0, BEFORE, accept_other_data=False)
     assert record_start(tmp_path, 0, BEFORE | {"data": "1234"}, accept_other_data=False) == []
 
 
-def test_what_an_older_version_did_not_write_is_no_change(tmp_path):
+def test_parts_that_an_older_version_did_not_record_are_not_changes(tmp_path):
     older = {key: part for key, part in BEFORE.items() if key != "config"}
     record_start(tmp_path, 0, older, accept_other_data=False)
     assert record_start(tmp_path, 5, BEFORE, accept_other_data=False) == []
 
 
-def test_the_commit_tells_of_changes(tmp_path):
+def test_the_commit_says_whether_files_changed(tmp_path):
     assert commit(tmp_path) == "unknown"
 
     def git(*words):
@@ -83,8 +85,8 @@ def test_the_commit_tells_of_changes(tmp_path):
     assert commit(tmp_path) == f"{name} + changes"
 
 
-def test_the_circumstances_are_those_of_this_process(tiny_config):
-    found = circumstances(tiny_config)
+def test_provenance_describes_this_process(tiny_config):
+    found = provenance(tiny_config)
     assert found["devices"] == {"cpu": 8}
     assert found["processes"] == 1
     assert found["config"]["train.batch_size"] == 8

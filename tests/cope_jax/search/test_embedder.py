@@ -11,13 +11,13 @@ from PIL import Image, ImageOps
 
 from cope_jax import Embedder
 from cope_jax.data.records import open_records
-from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import load_run
 from cope_jax.export.stablehlo import export_run
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.search.embedder import resize_picture
+from data_prep.common.domains import DOMAINS
 
 ROOT = Path(__file__).parents[3]
 ROWS = 13  # more than a batch of eight, and not a multiple

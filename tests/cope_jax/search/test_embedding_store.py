@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from cope_jax.data.records import open_records
-from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import load_run
 from cope_jax.evaluation.evaluate_run import embed_split
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config_file import load_config
 from cope_jax.search import embedding_store
 from cope_jax.search.embedding_store import embed_to_parquet, read_vectors
+from data_prep.common.domains import DOMAINS
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from cope_jax.domains import DOMAINS
 from cope_jax.search import index as index_module
 from cope_jax.search.embedding_store import MANIFEST, read_rows
 from cope_jax.search.index import PQ_ITEMS, build_index, default_kind, exact_search, open_index
+from data_prep.common.domains import DOMAINS
 from tests.shop import write_embeddings
 
 WIDTH, ROWS = 16, 900

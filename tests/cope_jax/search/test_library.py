@@ -7,12 +7,12 @@ import pytest
 from absl import flags
 
 from cope_jax.data.records import open_records
-from cope_jax.domains import DOMAINS
 from cope_jax.runs.config_file import load_config
 from cope_jax.search import __main__ as command
 from cope_jax.search.embedding_store import read_manifest
 from cope_jax.search.library import open_library
 from cope_jax.search.result_views import results_page, results_table
+from data_prep.common.domains import DOMAINS
 from tests.shop import HOSTILE, ShopEmbedder, make_shop, picture
 
 

@@ -1,4 +1,4 @@
-"""What a dry run tells, against formulas and against what real arrays take."""
+"""Dry runs: costs against formulas and against real arrays."""
 
 from dataclasses import asdict
 
@@ -10,35 +10,35 @@ from cope_jax.data.tokenizer import load_tokenizer
 from cope_jax.parallel.mesh import make_mesh, to_devices
 from cope_jax.runs.config_validation import replace_fields, resolve_config
 from cope_jax.runs.inputs import run_tokenizer, training_batch_shapes, training_batches
-from cope_jax.training.dry_run import device_bytes, dry_run, mesh_sizes, parameters, step_costs, vocabulary
-from cope_jax.training.plan import plan, step_operations
+from cope_jax.training.dry_run import device_bytes, dry_run, list_parameters, mesh_sizes, step_costs, vocabulary
+from cope_jax.training.plan import make_plan, step_flops
 
 
 @pytest.fixture
 def frozen_config(tiny_config):
-    """A tiny config with a frozen text encoder and a mesh that cuts in every way."""
+    """A tiny config with a frozen text encoder and a mesh that shards along all axes."""
     groups = (("^model/text/", 0.0), ("/vision/", 0.5), ("", 1.0))
     return replace_fields(tiny_config, {"optimizer.groups": groups, "mesh.fsdp": 2, "mesh.tensor": 2})
 
 
-def test_two_more_layers_cost_what_their_matrices_say():
-    """Forward 2 operations a product and sum, backward twice that; norms and activations are the few percent left."""
+def test_the_operations_of_two_more_layers_are_those_of_their_matrices():
+    """2 operations per product and sum forward, 4 backward; norms and activations are the remaining few percent."""
     configs = [
         resolve_config(default.get_config(), {"model.text.depth": 1, "model.vision.depth": depth}) for depth in (1, 3)
     ]
-    counts = [step_operations(config, 100) for config in configs]
+    counts = [step_flops(config, 100) for config in configs]
     D, tokens = 768, 198  # 196 patches, the class token and the message
     layer = tokens * 2 * 12 * D**2 + 2 * 2 * tokens**2 * D + 2 * 5 * D**2
     assert counts[1] - counts[0] == pytest.approx(2 * 3 * 17 * 128 * layer, rel=0.03)
     rematerialized = replace_fields(configs[1], {"model.remat": "block", "model.scan_layers": True})
-    assert step_operations(rematerialized, 100) == counts[1]
+    assert step_flops(rematerialized, 100) == counts[1]
 
 
-def test_bytes_are_those_of_real_arrays(frozen_config, tmp_path):
+def test_bytes_equal_those_of_real_arrays(frozen_config, tmp_path):
     tokenizer = run_tokenizer(frozen_config, tmp_path)
     mesh = make_mesh(**asdict(frozen_config.mesh))
-    run = plan(frozen_config, mesh, vocab_size=len(tokenizer))
-    costs = step_costs(frozen_config, run, operations=1.0)
+    run = make_plan(frozen_config, mesh, vocab_size=len(tokenizer))
+    costs = step_costs(frozen_config, run, flops=1.0)
 
     def held(tree):
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
@@ -49,7 +49,7 @@ def test_bytes_are_those_of_real_arrays(frozen_config, tmp_path):
     batches.close()
     assert costs.parameters == held(state.params)
     assert costs.optimizer == held(state.opt_state)
-    # XLA leaves out what the step does not read: the products' own ids.
+    # XLA drops what the step does not read: the ids of the products.
     assert costs.batch == held({part: batch[part] for part in ("page", "video", "live", "bad_items")})
     assert costs.temporary > costs.parameters
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), training_batch_shapes(frozen_config))
@@ -57,11 +57,11 @@ def test_bytes_are_those_of_real_arrays(frozen_config, tmp_path):
 
 
 def test_frozen_parameters_have_no_optimizer_state_and_no_decay(frozen_config):
-    run = plan(frozen_config, make_mesh(**asdict(frozen_config.mesh)), vocab_size=50)
+    run = make_plan(frozen_config, make_mesh(**asdict(frozen_config.mesh)), vocab_size=50)
     trained = {name: leaf for name, leaf in run.state.params["model"].items() if name != "text"}
     moments = device_bytes({"model": trained, "loss": run.state.params["loss"]})
     assert device_bytes(run.state.opt_state) == 2 * moments + 2 * 4  # and two counters
-    rows = {row.path: row for row in parameters(run.state.params, frozen_config)}
+    rows = {row.path: row for row in list_parameters(run.state.params, frozen_config)}
     text, vision = rows["model/text/words/embedding"], rows["model/vision/project/kernel"]
     assert (text.group, text.decays) == (0, False)
     assert (vision.group, vision.decays) == (1, True)
@@ -70,44 +70,44 @@ def test_frozen_parameters_have_no_optimizer_state_and_no_decay(frozen_config):
 
 
 def test_the_report_has_every_part(frozen_config):
-    """Also of a run with cuDNN's attention, which pretended devices have not."""
+    """Also for cuDNN attention, which fake devices do not have."""
     report = dry_run(replace_fields(frozen_config, {"model.dtype": "bfloat16", "model.attention": "cudnn"}))
     for part in (
-        "mesh        data 2 × fsdp 2 × tensor 2 = 8 devices in all\n",
-        "batch       8 products, 2 a share; of each 1 + 2 + 2 frames of 16×16, texts of 12 tokens",
+        "mesh        data 2 × fsdp 2 × tensor 2 = 8 devices\n",
+        "batch       8 products, 2 per device; each with 1 + 2 + 2 frames of 16×16 and texts of 12 tokens",
         "losses      sigmoid × 1\n",
         "vocabulary  300 (from config.data.vocab_size)",
         "0: ^model/text/",
         "frozen",
         "activations, gradients, buffers",
-        "GFLOP an example",
+        "GFLOP per example",
     ):
         assert part in report
     (row,) = [line for line in report.splitlines() if line.startswith("model/text/words/embedding")]
     assert row.split() == ["model/text/words/embedding", "300×16", "4,800", "0", "no", "1:", "fsdp"]
 
 
-def test_ten_million_classes_are_cut_over_all_devices(frozen_config):
-    """The stress: an eighth of table and moments a device, and a step that makes a fraction of all logits."""
+def test_ten_million_classes_are_sharded_over_all_devices(frozen_config):
+    """Each device has an eighth of the table and its moments, and the step computes a fraction of all logits."""
     classifier = {"weight": 1.0, "classes": 10_000_000, "rate": 0.1}
     config = replace_fields(frozen_config, {f"losses.classifier.{name}": x for name, x in classifier.items()})
-    run = plan(config, make_mesh(**asdict(config.mesh)), vocab_size=50)
+    run = make_plan(config, make_mesh(**asdict(config.mesh)), vocab_size=50)
     table = 10_002_432 * config.model.embedding * 4 // 8
     assert device_bytes(run.state.params["loss"]["classifier"]) == table
     assert 2 * table < device_bytes(run.state.opt_state) < 2.01 * table
-    assert step_costs(config, run, operations=1.0).temporary < 6 * table
+    assert step_costs(config, run, flops=1.0).temporary < 6 * table
 
 
-def test_the_number_of_classes_must_be_told(tiny_config):
+def test_the_number_of_classes_must_be_given(tiny_config):
     config = replace_fields(tiny_config, {"losses.classifier.weight": 1.0, "mesh.data": 8})
-    with pytest.raises(ValueError, match=r"config.losses.classifier.classes is 0: a dry run counts no products"):
+    with pytest.raises(ValueError, match=r"config.losses.classifier.classes is 0; expected the number of"):
         dry_run(config)
 
 
 def test_training_needs_a_work_directory(run_sh):
     done = run_sh("train", "--config=configs/demo.py")
     assert done.returncode != 0
-    assert "train: --workdir is missing: name the folder of the run" in done.stderr
+    assert "train: --workdir is missing; expected the folder of the run" in done.stderr
 
 
 def test_an_open_axis_is_one_device(tiny_config):
@@ -115,7 +115,7 @@ def test_an_open_axis_is_one_device(tiny_config):
     assert mesh_sizes(config) == {"data": 1, "fsdp": 3, "tensor": 1}
 
 
-def test_the_vocabulary_is_the_tokenizers_where_there_is_one(tiny_config, tmp_path):
+def test_the_size_of_the_vocabulary_is_that_of_an_available_tokenizer(tiny_config, tmp_path):
     run_tokenizer(tiny_config, tmp_path)
     config = replace_fields(tiny_config, {"data.tokenizer": str(tmp_path / "tokenizer"), "data.vocab_size": 77})
     words = len(load_tokenizer(tmp_path / "tokenizer"))

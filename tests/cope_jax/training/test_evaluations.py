@@ -1,4 +1,4 @@
-"""Evaluations while a run trains: what they find, which step they call the best, and that kills leave no trace."""
+"""Evaluations during training: their results, the best step, and that kills do not change them."""
 
 import io
 import json
@@ -21,7 +21,7 @@ from tensorboardX.proto.event_pb2 import Event
 from benchmarks import chaos
 from benchmarks.chaos import Kill
 from cope_jax import Embedder
-from cope_jax.data.bad_items import BadItem
+from cope_jax.data.invalid_items import InvalidItemError
 from cope_jax.data.records import ItemRecords
 from cope_jax.evaluation import evaluate_run as run
 from cope_jax.evaluation.evaluate_run import evaluate
@@ -30,19 +30,16 @@ from cope_jax.evaluation.results import read_metrics
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import run_tokenizer, training_batches
-from cope_jax.runs.lock import locked
-from cope_jax.runs.model import ModelState
 from cope_jax.search import __main__ as search_command
 from cope_jax.search.embedding_store import embed_to_parquet, read_vectors
 from cope_jax.search.library import open_library
 from cope_jax.training import loop
 from cope_jax.training.evaluations import Evaluations
-from cope_jax.training.loop import train
-from cope_jax.training.step import moved
+from cope_jax.training.loop import locked_workdir, train
 from cope_jax.training.supervision.signals import Stopped
 from cope_jax.training.supervision.watchdog import Watchdog
 
-# Of 7 products at the steps 2, 4 and 5. Report windows are open at saves.
+# Evaluations of 7 products at steps 2, 4 and 5. Report windows are open at saves.
 CHANGES = {
     "train.evaluate_every": 2,
     "train.evaluate_products": 7,
@@ -56,13 +53,13 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def make_config(make_quick_config):
-    """A function that makes the config of a run that is evaluated while it trains, and averaged."""
+    """A function that makes the config of a run with evaluations during training and a moving average."""
     return lambda: make_quick_config(**CHANGES)
 
 
 @pytest.fixture(scope="module")
 def finished(make_config, tmp_path_factory):
-    """A work directory of such a run, trained without interruption."""
+    """A work directory of such a run, without interruptions."""
     workdir = tmp_path_factory.mktemp("evaluated")
     train(make_config(), workdir)
     return workdir
@@ -75,7 +72,7 @@ def found_in(workdir):
 
 
 def stored(workdir, step):
-    """The whole state of a checkpoint as numpy."""
+    """The state of a checkpoint as NumPy arrays."""
     with ocp.StandardCheckpointer() as reader:
         return jax.tree.map(np.asarray, reader.restore(workdir.absolute() / f"checkpoints/{step}/state"))
 
@@ -86,7 +83,7 @@ def assert_same_run(one, other):
     jax.tree.map(np.testing.assert_array_equal, stored(one, 5), stored(other, 5))
 
 
-def test_some_products_are_looked_at_on_schedule_and_all_at_the_end(finished):
+def test_some_products_are_evaluated_on_schedule_and_all_at_the_end(finished):
     found = found_in(finished)
     assert list(found) == [2, 4, 5]
     for average, prefix in ((False, ""), (True, "average_")):
@@ -99,7 +96,7 @@ def test_some_products_are_looked_at_on_schedule_and_all_at_the_end(finished):
     assert read_metrics(finished, 5)["retrieval"] != read_metrics(finished, 5, average=True)["retrieval"]
 
 
-def test_the_best_checkpoint_stays_and_is_evaluated_in_full(finished):
+def test_the_best_checkpoint_is_kept_and_evaluated_on_all_items(finished):
     found = found_in(finished)
     best_at_last_save, best = (
         max(steps, key=lambda step: (found[step]["average_mean_map"], step)) for steps in ((2, 4), (2, 4, 5))
@@ -109,7 +106,7 @@ def test_the_best_checkpoint_stays_and_is_evaluated_in_full(finished):
     assert all(read_metrics(finished, best, average=average) for average in (False, True))
 
 
-def test_the_average_is_searched_and_embeds_what_is_looked_for(finished, monkeypatch):
+def test_search_embeds_queries_with_the_average_too(finished, monkeypatch):
     library = open_library(finished, step=5, average=True, report=lambda line: None)
     monkeypatch.setattr(search_command, "FLAGS", SimpleNamespace(workdir=str(finished)))
     item = library.records.items["page"][0]
@@ -120,11 +117,11 @@ def test_the_average_is_searched_and_embeds_what_is_looked_for(finished, monkeyp
     _, vectors = next(read_vectors(library.embeddings, "page"))
     np.testing.assert_allclose(looked_for[0], vectors[0], atol=1e-5)
     assert np.abs(looked_for - of_model).max() > 1e-4
-    with pytest.raises(ValueError, match="average: True there, False now"):
+    with pytest.raises(ValueError, match="average: True stored, False requested"):
         embed_to_parquet(finished, library.embeddings, split="test", step=5)
 
 
-def test_a_rotten_best_checkpoint_does_not_stop_the_run_at_its_end(finished, make_config, tmp_path, capsys):
+def test_an_invalid_best_checkpoint_does_not_fail_the_end_of_a_run(finished, make_config, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     lines = [{"step": 4, "average_mean_map": 0.9}, {"step": 5, "average_mean_map": 0.5}]
@@ -132,7 +129,7 @@ def test_a_rotten_best_checkpoint_does_not_stop_the_run_at_its_end(finished, mak
     shutil.rmtree(run / "eval/4", ignore_errors=True)
     (run / "checkpoints/4/manifest.json").unlink()
     train(make_config(), run)
-    assert "the checkpoint of step 4 is damaged, moved to" in capsys.readouterr().out
+    assert "the checkpoint of step 4 is invalid, moved to" in capsys.readouterr().out
 
 
 def test_tensorboard_shows_the_first_examples_metrics_and_histograms_of_embeddings(finished, make_config, read_records):
@@ -162,8 +159,8 @@ def test_tensorboard_shows_the_first_examples_metrics_and_histograms_of_embeddin
         np.testing.assert_array_equal(pixels, np.concatenate(sides, axis=1))
 
 
-def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, make_config, tmp_path, monkeypatch):
-    """Of step 4 while it looks at the average, of step 5, the last one, while it looks at the model, and in full."""
+def test_a_run_stopped_during_evaluations_repeats_them(finished, make_config, tmp_path, monkeypatch):
+    """It is stopped at step 4 in the average's, at the last step in the model's, and in the one on all items."""
     look, looks, stops = Probe.__call__, [], [4, 7]
     embed, begin, begun = run.embed_split, Watchdog.reset, []
 
@@ -175,7 +172,7 @@ def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, m
 
     def stop_at_once(*args, **kwargs):
         monkeypatch.setattr(run, "embed_split", embed)
-        with pytest.raises(ValueError, match="trains in"), locked(tmp_path):
+        with pytest.raises(ValueError, match="is training in"), locked_workdir(tmp_path):
             pass
         begun.clear()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -197,7 +194,7 @@ def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, m
         assert begun[-1] == f"the evaluation of step {step}"
     with pytest.raises(Stopped, match="stopped at step 5 of 5, which is saved"):
         train(make_config(), tmp_path)
-    (begun_last,) = begun  # behind the first batch
+    (begun_last,) = begun  # after the first batch
     assert begun_last.startswith("the evaluation of all of step ")
     assert not (tmp_path / "eval").exists()
     train(make_config(), tmp_path)
@@ -206,14 +203,14 @@ def test_a_run_stopped_during_evaluations_makes_them_when_it_goes_on(finished, m
     assert_same_run(tmp_path, finished)
     before, after = averages
     now = stored(tmp_path, 5)
-    kept = 5 / 14  # in the step from 4 to 5: less than the decay as yet
+    kept = 5 / 14  # in the step from 4 to 5: still less than the decay
     for name, model in (("params", now["params"]["model"]), ("statistics", now["statistics"])):
         expected = jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, before[name], model)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after[name], expected)
 
 
-def test_an_item_that_cannot_be_read_is_left_out_of_evaluations(finished, make_config, tmp_path, monkeypatch, capsys):
-    """The last one is made again, as after a kill."""
+def test_evaluations_skip_items_that_cannot_be_read(finished, make_config, tmp_path, monkeypatch, capsys):
+    """The last evaluation is repeated, as after a kill."""
     shutil.copytree(finished, tmp_path / "run")
     lines = (finished / "evaluations.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "run/evaluations.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
@@ -223,22 +220,24 @@ def test_an_item_that_cannot_be_read_is_left_out_of_evaluations(finished, make_c
         if self.domain == "video":
             videos.append(row)
             if row == videos[0]:
-                raise BadItem(f"{self.place(row)} is broken")
+                raise InvalidItemError(f"{self.place(row)} is broken")
         return read(self, row)
 
     monkeypatch.setattr(ItemRecords, "__getitem__", rot)
     monkeypatch.setattr(loop, "evaluate_in_full", lambda *_: None)
     train(make_config(), tmp_path / "run")
-    assert re.search(r"left out: record \d+ of .*video.* is broken", capsys.readouterr().out)
+    assert re.search(r"skipped: record \d+ of .*video.* is broken", capsys.readouterr().out)
     before, after = found_in(finished)[5], found_in(tmp_path / "run")[5]
     assert (before["bad_items"], after["bad_items"], after["average_bad_items"]) == (0, 1, 1)
     for name in ("p2l_r1", "average_l2p_r1"):
         assert after[name] == before[name]
 
 
-def test_three_kills_leave_no_trace(finished, make_config, write_config, tmp_path, monkeypatch):
-    """By benchmarks/chaos.py, in processes of their own, two of them within a second."""
-    # They read what was compiled here; what they would add, a kill could cut off.
+def test_a_run_that_is_killed_three_times_equals_an_uninterrupted_one(
+    finished, make_config, write_config, tmp_path, monkeypatch
+):
+    """With benchmarks/chaos.py, in other processes, two kills within a second."""
+    # These only read the compilation cache: a kill could truncate new entries.
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1e9")
     words = [f"--config={write_config(make_config())}"]
     killed, alone = (chaos.Training(folder, words, steps=5, devices=8) for folder in (tmp_path / "run", finished))
@@ -249,25 +248,7 @@ def test_three_kills_leave_no_trace(finished, make_config, write_config, tmp_pat
     assert chaos.differing_bytes(killed, alone) == 0
 
 
-def test_the_average_forgets_the_start_and_follows():
-    """Against a loop in float64; what stands still, stays to the last bit."""
-    rng, expected = np.random.default_rng(0), None
-    still = np.float32(rng.normal(size=3))
-    for step in range(60):
-        model = ModelState({"a": np.float32(rng.normal(size=(2, 3))), "still": still}, {"mean": np.float32(step)})
-        if expected is None:
-            average, expected = model, (np.float64(model.params["a"]), 0.0)
-            continue
-        average = moved(average, model, step=np.int32(step), decay=0.8)
-        kept = min(0.8, (1 + step) / (10 + step))
-        new = (np.float64(model.params["a"]), float(step))
-        expected = tuple(kept * old + (1 - kept) * value for old, value in zip(expected, new, strict=True))
-    np.testing.assert_allclose(average.params["a"], expected[0], rtol=1e-5)
-    np.testing.assert_allclose(average.statistics["mean"], expected[1], rtol=1e-5)
-    np.testing.assert_array_equal(average.params["still"], still)
-
-
-def test_what_is_best_is_told_by_the_file(make_config, tmp_path):
+def test_the_best_step_comes_from_the_file(make_config, tmp_path):
     config = replace_fields(make_config(), {"train.best_by": "mean_r1"})
     lines = [{"step": 2, "mean_r1": 0.5}, {"step": 4, "mean_r1": 0.5}, {"step": 6, "mean_r1": 0.9}, {"step": 7}]
     (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -282,7 +263,7 @@ def test_what_is_best_is_told_by_the_file(make_config, tmp_path):
     assert not any(Evaluations(config, tmp_path, step=0).due(step) for step in range(8))
 
 
-def test_products_that_cannot_be_searched_for_are_refused(make_config, tmp_path, monkeypatch):
+def test_products_that_cannot_be_searched_are_an_error(make_config, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("cope_jax.evaluation.probe.batch_share", lambda mesh: (0, 2))
         with pytest.raises(ValueError, match=r"config.mesh.tensor=1 spans processes, .*evaluate_every to 0"):

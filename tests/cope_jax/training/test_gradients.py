@@ -1,4 +1,4 @@
-"""Gradients of a batch in micro-batches against those of the whole batch."""
+"""Gradients of a batch in microbatches against those of the whole batch."""
 
 from contextlib import closing
 
@@ -17,7 +17,7 @@ from cope_jax.training.objective import init_losses, make_loss
 
 @pytest.fixture(scope="module")
 def setting(make_tiny_config, tmp_path_factory):
-    """A config without batch normalisation, its tokenizer and a batch of 16 products."""
+    """A config without batch normalization, its tokenizer and a batch of 16 products."""
     config = make_tiny_config(
         {
             "model.head_norm": "none",
@@ -33,9 +33,9 @@ def setting(make_tiny_config, tmp_path_factory):
 
 
 def make_embed(config, vocab_size):
-    """The function that embeds a batch, and its initial parameters."""
-    graphdef, initialise = split_model(config, vocab_size=vocab_size)
-    params, statistics = jax.jit(initialise)()
+    """A function that embeds a batch, and initial parameters."""
+    graphdef, initialize = split_model(config, vocab_size=vocab_size)
+    params, statistics = jax.jit(initialize)()
 
     def embed(model, statistics, batch, key):
         return nnx.merge(graphdef, model, statistics)(batch, rngs=nnx.Rngs(dropout=key)), statistics
@@ -44,7 +44,7 @@ def make_embed(config, vocab_size):
 
 
 def gradients(setting, mesh, *, parts):
-    """Of the initial model."""
+    """Gradients of the initial model."""
     config, tokenizer, batch = setting
     embed, statistics, params = make_embed(config, len(tokenizer))
 
@@ -58,7 +58,7 @@ def gradients(setting, mesh, *, parts):
 
 
 def assert_close(found, expected):
-    """Within 1e-5 of an array's largest entry; 1e-9 is rounding where all of it should be 0."""
+    """Within 1e-5 of an array's largest entry; 1e-9 is rounding if all of it should be 0."""
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * np.abs(y).max() + 1e-9), found, expected
     )
@@ -74,7 +74,7 @@ def one_device():
 
 
 @pytest.mark.parametrize(("sizes", "parts"), [((1, 1, 1), 16), ((2, 2, 2), 2)])
-def test_micro_batches_give_the_gradients_of_the_whole(setting, whole, sizes, parts):
+def test_microbatches_give_the_gradients_of_the_whole_batch(setting, whole, sizes, parts):
     data, fsdp, tensor = sizes
     mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=jax.devices()[: data * fsdp * tensor])
     cached = gradients(setting, mesh, parts=parts)
@@ -83,14 +83,15 @@ def test_micro_batches_give_the_gradients_of_the_whole(setting, whole, sizes, pa
     np.testing.assert_allclose(cached.loss, whole.loss, rtol=1e-5)
 
 
-def test_both_passes_draw_the_same(setting):
-    """With dropout: as automatic differentiation says of the loss whose micro-batches have those draws."""
+def test_both_passes_use_the_same_random_draws(setting):
+    """Against automatic differentiation of a loss whose microbatches have dropout with those draws."""
     config, tokenizer, batch = setting
     config = replace_fields(config, {"model.text.dropout": 0.5})
     drawn = config, tokenizer, batch
     cached = gradients(drawn, one_device(), parts=2)
     embed, statistics, params = make_embed(config, len(tokenizer))
     embed_key, loss_key = jax.random.split(jax.random.key(0))
+    batch = jax.tree.map(jax.numpy.asarray, batch)
     halves = [jax.tree.map(lambda leaf: leaf[:8], batch), jax.tree.map(lambda leaf: leaf[8:], batch)]
 
     def loss(params):

@@ -1,16 +1,16 @@
-"""The terms of a run's loss, from its config."""
+"""The loss of a run and its terms."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cope_jax.domains import DOMAINS
 from cope_jax.models.fusion import Embeddings
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.training.metrics import Mean
-from cope_jax.training.objective import init_losses, make_loss, make_pairs, make_sides
+from cope_jax.training.objective import init_losses, make_loss, make_pairs, make_views
+from data_prep.common.domains import DOMAINS
 
 B, E, CLASSES = 6, 16, 9
 
@@ -22,7 +22,7 @@ def one_device():
 
 @pytest.fixture
 def items():
-    """Embeddings of a batch and the batch: example 1 has no video, page 2 no text, live 3 neither frame nor text."""
+    """Embeddings and their batch: example 1 has no video, page 2 no text, live 3 neither frame nor text."""
     rng = np.random.default_rng(0)
 
     def unit():
@@ -46,7 +46,7 @@ def items():
 
 @pytest.fixture
 def evaluate(tiny_config, items, one_device):
-    """A function that computes the loss of some weights of terms: on these items, or on others."""
+    """A function that computes the loss with some weights of terms."""
 
     def evaluate(weights, embeddings=items[0]):
         changes = {f"losses.{name}.weight": weights.get(name, 0.0) for name in ("sigmoid", "infonce", "classifier")}
@@ -56,15 +56,15 @@ def evaluate(tiny_config, items, one_device):
     return evaluate
 
 
-def test_sides_hold_what_is_there(items):
-    sides = make_sides(*items)
-    absent = {name: np.flatnonzero(~np.asarray(side.present)).tolist() for name, side in sides.items()}
+def test_views_mark_missing_items(items):
+    views = make_views(*items)
+    absent = {name: np.flatnonzero(~np.asarray(view.present)).tolist() for name, view in views.items()}
     assert absent == {"page": [], "page_text": [2], "page_vision": [], "video": [1], "live": [3]}
-    np.testing.assert_array_equal(sides["page_text"].vectors, items[0]["page"].text)
-    np.testing.assert_array_equal(sides["page_vision"].vectors, items[0]["page"].vision)
+    np.testing.assert_array_equal(views["page_text"].vectors, items[0]["page"].text)
+    np.testing.assert_array_equal(views["page_vision"].vectors, items[0]["page"].vision)
 
 
-def test_pairs_are_the_authors(tiny_config):
+def test_pairs_are_those_of_the_authors(tiny_config):
     losses = replace_fields(tiny_config, {"losses.infonce.page_vision": 0.5}).losses
     assert {pair.name: pair.weight for pair in make_pairs(losses.infonce)} == {
         "page_video": 1.0,
@@ -89,14 +89,14 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(evaluate):
     assert all(name.startswith("infonce/") for name in its_metrics)
 
 
-def test_terms_without_a_weight_learn_nothing(tiny_config):
+def test_terms_without_a_weight_have_no_parameters(tiny_config):
     config = replace_fields(tiny_config, {"losses.classifier.classes": CLASSES})
     assert {name: sorted(part) for name, part in init_losses(config).items()} == {"sigmoid": ["bias", "log_t"]}
     config = replace_fields(config, {"losses.sigmoid.weight": 0.0, "losses.classifier.weight": 1.0})
     assert {name: sorted(part) for name, part in init_losses(config).items()} == {"classifier": ["table"]}
 
 
-def test_each_term_tells_what_to_watch(evaluate):
+def test_each_term_reports_metrics(evaluate):
     _, metrics = evaluate({"sigmoid": 1.0, "infonce": 1.0, "classifier": 1.0})
     for name in ("sigmoid", "infonce"):
         for what in ("loss/page_video", "positive/page_video", "negative/page_video"):
@@ -109,7 +109,7 @@ def test_each_term_tells_what_to_watch(evaluate):
     assert metrics["classifier/loss/live"].count == B - 1
 
 
-def test_an_item_that_is_not_there_changes_nothing(evaluate, items):
+def test_missing_items_do_not_change_the_loss(evaluate, items):
     weights = {"sigmoid": 1.0, "infonce": 1.0, "classifier": 1.0}
     embeddings = items[0]
     changed = dict(embeddings)

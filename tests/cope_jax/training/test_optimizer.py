@@ -1,4 +1,4 @@
-"""AdamW against its formula, with decay, groups and clipping where they belong."""
+"""AdamW against its formula, with decay, groups and clipping."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from cope_jax.parallel.path_rules import leaf_paths
 from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.model import split_model
 from cope_jax.runs.schedule import rate_schedule
-from cope_jax.training.optimizer import decays, hold_frozen, make_optimizer
+from cope_jax.training.optimizer import decays, make_optimizer, stop_frozen_gradients
 
 PARAMS = {
     "a": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full((3,), 2.0)},
@@ -32,7 +32,7 @@ FROZEN_BIAS = (("a/bias", 0.0), ("", 1.0))
 
 
 def updates(gradients, **changed):
-    """The second update: the first has rate 0."""
+    """The second update, since the first one has rate 0."""
     optimizer = make_optimizer(PARAMS, **(SETTINGS | changed))
     state = optimizer.init(PARAMS)
     _, state = optimizer.update(gradients, state, PARAMS)
@@ -46,7 +46,7 @@ def gradients():
     }
 
 
-def test_the_rate_rises_linearly_and_falls_by_a_cosine():
+def test_the_rate_rises_linearly_and_falls_like_a_cosine():
     schedule = rate_schedule(rate=0.1, warmup_steps=4, steps=12)
     expected = [0.0, 0.05, 0.1, 0.1 * (1 + np.cos(np.pi / 4)) / 2, 0.05, 0.0]
     np.testing.assert_allclose([schedule(s) for s in (0, 2, 4, 6, 8, 12)], expected, atol=1e-8)
@@ -66,7 +66,7 @@ def test_group_factors_scale_the_whole_step():
 
 
 def test_clipping_bounds_the_gradient_before_its_moments():
-    """Adam is blind to a constant scale, so the first gradient alone is made too large."""
+    """Adam ignores a constant scale, so only the first gradient is too large."""
     optimizer = make_optimizer(PARAMS, **(SETTINGS | {"clip_norm": 1.0, "weight_decay": 0.0}))
     state = optimizer.init(PARAMS)
     _, state = optimizer.update({k: {n: 1000 * g for n, g in v.items()} for k, v in gradients().items()}, state, PARAMS)
@@ -88,7 +88,7 @@ def test_a_frozen_group_has_no_update_no_decay_and_no_moments():
     ]  # two counters, mu, nu
 
 
-def test_a_frozen_group_stays_even_where_its_gradient_is_broken():
+def test_a_frozen_group_does_not_change_even_if_its_gradient_is_nan():
     broken = gradients() | {"a": jax.tree.map(lambda g: g * np.nan, gradients()["a"])}
     found = updates(broken, groups=(("^a/", 0.0), ("", 1.0)), clip_norm=1.0)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
@@ -96,7 +96,7 @@ def test_a_frozen_group_stays_even_where_its_gradient_is_broken():
 
 def test_frozen_parameters_get_no_gradient():
     found = jax.grad(
-        lambda params: sum(jnp.square(p).sum() for p in jax.tree.leaves(hold_frozen(params, FROZEN_BIAS)))
+        lambda params: sum(jnp.square(p).sum() for p in jax.tree.leaves(stop_frozen_gradients(params, FROZEN_BIAS)))
     )(PARAMS)
     assert not found["a"]["bias"].any()
     np.testing.assert_allclose(found["b"]["kernel"], np.full(4, -2.0))
@@ -110,11 +110,11 @@ def test_groups_must_fit_the_parameters():
 
 
 @pytest.mark.parametrize(("fusion", "more"), [("linear", []), ("transformer", ["query", "modality"])])
-def test_of_the_full_model_matrices_and_word_vectors_decay(fusion, more):
+def test_matrices_and_word_vectors_of_the_full_model_decay(fusion, more):
     config = resolve_config(default.get_config(), {"model.fusion.kind": fusion})
-    _, initialise = split_model(config, vocab_size=100)
+    _, initialize = split_model(config, vocab_size=100)
     scalars = {"log_t": jnp.zeros(()), "bias": jnp.zeros(())}
-    params = {"model": jax.eval_shape(initialise).params, "loss": scalars}
+    params = {"model": jax.eval_shape(initialize).params, "loss": scalars}
     names = {True: set(), False: set()}
     for path, decay in zip(jax.tree.leaves(leaf_paths(params)), jax.tree.leaves(decays(params)), strict=True):
         names[decay].add(path.split("/")[-1])

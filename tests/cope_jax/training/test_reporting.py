@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from configs import default
-from cope_jax.data.bad_items import Faults
+from cope_jax.data.invalid_items import InvalidItems
 from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.log_files import read_json_lines
 from cope_jax.training.metrics import Mean
@@ -28,10 +28,10 @@ def step_metrics(loss, skipped=0, bad=0):
     return {"loss": mean(loss, 1), "skipped": mean(skipped, 1), "bad_items": mean(bad, 10)}
 
 
-def make_reporter(log, *, steps, every=2, window=(), max_skipped=0, faults=()):
+def make_reporter(log, *, steps, every=2, window=(), max_skipped=0, invalid=()):
     changes = {"train.steps": steps, "train.log_every": every, "train.max_skipped": max_skipped}
     config = resolve_config(default.get_config(), changes | {"optimizer.warmup_steps": 1, "data.max_bad_fraction": 0.1})
-    return Reporter(config, log, TrainingProgress(steps=steps, batch_size=2), faults or Faults(), dict(window))
+    return Reporter(config, log, TrainingProgress(steps=steps, batch_size=2), invalid or InvalidItems(), dict(window))
 
 
 def lines(path):
@@ -83,9 +83,9 @@ def test_skipped_steps_are_reported_and_too_many_in_a_row_are_an_error(capsys):
 
 
 def test_too_many_unreadable_items_are_an_error_that_names_them():
-    faults = Faults()
-    faults.add(ValueError("record 3 of page-file"))
-    reporter = make_reporter(None, steps=9, faults=faults)
+    invalid = InvalidItems()
+    invalid.add(ValueError("record 3 of page-file"))
+    reporter = make_reporter(None, steps=9, invalid=invalid)
     for step, bad in enumerate([0, 2, 1], start=1):  # a tenth of the first window's items: just allowed
         reporter.add(step, step_metrics(1.0, bad=bad), PRODUCTS)
     reporter.add(4, step_metrics(1.0, bad=2), PRODUCTS)

@@ -1,4 +1,4 @@
-"""What a release means, line by line in plain Python: the reference that catalogs are held against."""
+"""Reference for catalogs of releases: reads them line by line in plain Python."""
 
 import collections
 import re
@@ -16,7 +16,7 @@ HARMLESS = {"row said before", "item in no product pair", "item without frames, 
 
 
 def classify(line: bytes, numbers: int, last: str) -> tuple | str | None:
-    """The fields of a row, or the reason why it is none, or None for a blank line; `last` is "", "text" or "name"."""
+    """Returns the fields of a line, the reason why it is invalid, or None if blank; `last` is "", "text" or "name"."""
     if len(line) > 1 << 20:
         return "line too long"
     try:
@@ -53,32 +53,32 @@ def classify(line: bytes, numbers: int, last: str) -> tuple | str | None:
 
 
 def read_file(path: Path, numbers: int, last: str) -> tuple[list[tuple[int, tuple]], list[tuple[int, str]]]:
-    """Rows and rejects of a file, each with its line number."""
+    """Returns the rows and the rejected lines of a file, each with its line number."""
     return read_content(path.read_bytes(), numbers, last)
 
 
 def read_content(content: bytes, numbers: int, last: str) -> tuple[list[tuple[int, tuple]], list[tuple[int, str]]]:
-    """The same of a file's bytes."""
+    """Does the same with the bytes of a file."""
     if content.startswith(b"\xef\xbb\xbf"):
         content = content[3:]
-    rows, rejects = [], []
+    rows, rejected = [], []
     for number, line in enumerate(content.split(b"\n"), start=1):
         found = classify(line, numbers, last)
         if isinstance(found, str):
-            rejects.append((number, found))
+            rejected.append((number, found))
         elif found is not None:
             rows.append((number, found))
-    return rows, rejects
+    return rows, rejected
 
 
 def read_release(folder: Path, prefix: str) -> tuple[dict[str, list[Item]], dict[str, set[tuple[int, str]]]]:
-    """Domain → items in row order, and file name → (line, reason) of all that is left out or noted."""
+    """Returns domain → items in row order, and file name → (line, reason) of all lines left out or noted."""
     items, noted = {}, {}
     for domain, names in DOMAINS.items():
         pairs_file, texts_file, frames_file = (f"{prefix}{name}.txt" for name in names)
         products, lines_of = collections.defaultdict(set), {}
-        rows, rejects = read_file(folder / pairs_file, 2, "")
-        noted[pairs_file] = set(rejects)
+        rows, rejected = read_file(folder / pairs_file, 2, "")
+        noted[pairs_file] = set(rejected)
         for number, (product, item) in rows:
             if product in products[item]:
                 noted[pairs_file].add((number, "row said before"))
@@ -86,8 +86,8 @@ def read_release(folder: Path, prefix: str) -> tuple[dict[str, list[Item]], dict
                 products[item].add(product)
                 lines_of[product, item] = number
         texts = {}
-        rows, rejects = read_file(folder / texts_file, 1, "text")
-        noted[texts_file] = set(rejects)
+        rows, rejected = read_file(folder / texts_file, 1, "text")
+        noted[texts_file] = set(rejected)
         for number, (item, text) in rows:
             if item not in products:
                 noted[texts_file].add((number, "item in no product pair"))
@@ -97,8 +97,8 @@ def read_release(folder: Path, prefix: str) -> tuple[dict[str, list[Item]], dict
                 same = texts[item] == text
                 noted[texts_file].add((number, "row said before" if same else "another text for the same item"))
         frames = collections.defaultdict(set)
-        rows, rejects = read_file(folder / frames_file, 1 if domain == "page" else 2, "name")
-        noted[frames_file] = set(rejects)
+        rows, rejected = read_file(folder / frames_file, 1 if domain == "page" else 2, "name")
+        noted[frames_file] = set(rejected)
         for number, (item, *time, name) in rows:
             frame = (*time, name) if time else (0, name)
             if item not in products:

@@ -1,12 +1,13 @@
-"""Catalogs in files: what is written comes back, by any range of rows, and unfinished ones are refused."""
+"""Catalogs on disk: any range of rows reads back as written, and unfinished catalogs are errors."""
 
 import json
 
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.catalog_writer import write_catalog
 from data_prep.catalog import files as catalog_files
-from data_prep.catalog.files import Catalog, CatalogError, Frame, Item, Product, write_catalog
+from data_prep.catalog.files import Catalog, Frame, Item, Product
 
 PAGES = (
     Item(8, "", (26, 99), (Frame(0, "p8.jpg"),)),
@@ -33,7 +34,7 @@ def test_items_and_products_come_back_in_row_order(catalog):
     ]
 
 
-def test_any_range_of_rows_is_read_whatever_the_groups_and_batches(tmp_path, monkeypatch):
+def test_any_range_of_rows_reads_back_across_groups_and_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(catalog_files, "GROUP_ROWS", 5)
     monkeypatch.setattr(catalog_files, "_READ_ROWS", 3)
     items = [Item(i, str(i), (i,), tuple(Frame(t, f"{i}-{t}.jpg") for t in range(i % 4))) for i in range(17)]
@@ -50,7 +51,7 @@ def test_any_range_of_rows_is_read_whatever_the_groups_and_batches(tmp_path, mon
             assert list(catalog.items("test", "page", start, stop)) == items[start:stop]
 
 
-def test_the_fingerprint_is_that_of_the_content(tmp_path, catalog):
+def test_the_fingerprint_depends_on_the_content(tmp_path, catalog):
     same = write_catalog(tmp_path / "same", {"train": {"page": PAGES, "video": VIDEOS, "live": ()}})
     fewer = write_catalog(tmp_path / "fewer", {"train": {"page": PAGES[:2], "video": VIDEOS, "live": ()}})
     renamed = write_catalog(tmp_path / "renamed", {"test": {"page": PAGES, "video": VIDEOS, "live": ()}})
@@ -58,13 +59,13 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path, catalog):
     assert len({catalog.fingerprint, fewer.fingerprint, renamed.fingerprint}) == 3
 
 
-def test_what_is_no_finished_catalog_of_this_version_is_refused(tmp_path, catalog):
-    with pytest.raises(CatalogError, match=r"has no split 'test': it has train"):
+def test_unfinished_catalogs_and_other_versions_are_errors(tmp_path, catalog):
+    with pytest.raises(ValueError, match=r"has no split 'test': it has train"):
         catalog.count("test", "page")
     summary = catalog.folder / "summary.json"
     summary.write_text(json.dumps(json.loads(summary.read_text()) | {"version": 0}))
-    with pytest.raises(CatalogError, match=r"summary\.json is of version 0, wanted 1: remove"):
+    with pytest.raises(ValueError, match=r"summary\.json has version 0, not 1: remove"):
         _ = Catalog(catalog.folder).splits
     summary.unlink()
-    with pytest.raises(CatalogError, match=r"no summary\.json in .*not finished; make it with ./run.sh catalog"):
+    with pytest.raises(ValueError, match=r"no summary\.json in .*unfinished one; build it with ./run.sh catalog"):
         next(Catalog(catalog.folder).items("train", "page"))

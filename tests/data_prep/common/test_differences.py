@@ -1,6 +1,6 @@
 """Differences of mappings in words."""
 
-from data_prep.common.differences import describe_differences
+from data_prep.common.differences import describe_differences, flatten_keys
 
 
 def test_changed_added_and_removed_values_are_listed_by_key():
@@ -12,3 +12,7 @@ def test_changed_added_and_removed_values_are_listed_by_key():
     ]
     assert describe_differences(second, second) == []
     assert describe_differences({"a": "x"}, {"a": "y"}, labels=("here", "there"), show=str) == ["a: x here, y there"]
+
+
+def test_keys_of_nested_mappings_are_joined():
+    assert flatten_keys({"a": {"b": 1, "c": {"d": [2]}}, "e": 3}) == {"a.b": 1, "a.c.d": [2], "e": 3}

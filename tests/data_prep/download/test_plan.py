@@ -2,7 +2,8 @@
 
 import pytest
 
-from data_prep.catalog.files import Frame, Item, write_catalog
+from benchmarks.catalog_writer import write_catalog
+from data_prep.catalog.files import Frame, Item
 from data_prep.download.plan import Options, count_frames, take_items
 from data_prep.download.shard import image_names, make_url
 

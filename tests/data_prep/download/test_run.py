@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
-from data_prep.catalog.files import Catalog, Frame, Item, write_catalog
+from benchmarks.catalog_writer import write_catalog
+from data_prep.catalog.files import Catalog, Frame, Item
 from data_prep.common.domains import DOMAINS
 from data_prep.download import coverage, ledger, shard
 from data_prep.download.failures import Failure, PreflightError, UnavailableError

@@ -6,7 +6,8 @@ import duckdb
 import numpy as np
 import pytest
 
-from data_prep.catalog.files import Frame, Item, write_catalog
+from benchmarks.catalog_writer import write_catalog
+from data_prep.catalog.files import Frame, Item
 from data_prep.images import index as image_index
 from data_prep.images.decoding import ImageProblem
 from data_prep.images.index import ImageReader, Place, places_path, read_places, write_index

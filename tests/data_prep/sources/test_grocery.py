@@ -38,7 +38,7 @@ def put_photos(data: Path, split: str, numbers: dict[int, list[int]]) -> None:
 
 @pytest.fixture
 def checkout(tmp_path):
-    """Three classes; the bytes of every image tell its path."""
+    """A checkout with three classes. The content of each image is its path."""
     data = tmp_path / "checkout" / "dataset"
     table = HEADER
     for product, name in enumerate(CLASSES):
@@ -54,7 +54,7 @@ def checkout(tmp_path):
 
 @pytest.fixture(scope="session")
 def real_checkout(tmp_path_factory):
-    """The published data at 128 px, or, where it is not at hand, a made checkout of similar size."""
+    """The published data at 128 px if available, otherwise a synthetic checkout of similar size."""
     folder = tmp_path_factory.mktemp("grocery")
     archive = os.environ.get("COPE_GROCERY_TAR", ROOT.parent / "shared" / "data" / "grocery-128.tar")
     if Path(archive).is_file():
@@ -82,7 +82,7 @@ def rows(release: Path, name: str, fields: int) -> list[tuple[str, ...]]:
 
 
 def clips(release: Path, split: str, domain: str) -> list[tuple[int, list[tuple[int, bytes]]]]:
-    """(product, [(frame number or time, image bytes), …]) of each clip, in the order of their ids."""
+    """Returns (product, [(frame number or time, image bytes), …]) of each clip in the order of ids."""
     frames = collections.defaultdict(list)
     for item, time, image in rows(release, f"{split}_{domain}_{'frames' if domain == 'video' else 'clips'}.txt", 3):
         frames[int(item)].append((int(time), (release / "images" / image).read_bytes()))
@@ -95,7 +95,7 @@ def clip(split: str, product: int, numbers: list[int], step: int = 1) -> tuple[i
     return product, [(n * step, f"photo {photo_name(split, product, n)}".encode()) for n in numbers]
 
 
-def test_runs_become_videos_and_lives_in_turn(checkout, tmp_path):
+def test_runs_become_videos_and_lives_alternately(checkout, tmp_path):
     out = tmp_path / "out"
     assert grocery.write_release(checkout, out, run_length=4)
     # Runs in order: 0: 1-3, 4-5, 8-9; 1: 1-3; 2: 1, 3.
@@ -118,7 +118,7 @@ def test_runs_become_videos_and_lives_in_turn(checkout, tmp_path):
     assert (record["run_length"], record["test_list"]) == (4, "val.txt")
 
 
-def test_pages_of_all_products_in_both_splits(checkout, tmp_path):
+def test_both_splits_have_the_pages_of_all_products(checkout, tmp_path):
     out = tmp_path / "out"
     grocery.write_release(checkout, out)
     for split in ("training", "test"):
@@ -136,7 +136,7 @@ def test_pages_of_all_products_in_both_splits(checkout, tmp_path):
             assert {text for _, text in texts} == {"空"}
 
 
-def test_image_names_tell_nothing(checkout, tmp_path):
+def test_image_names_do_not_reveal_the_product(checkout, tmp_path):
     out = tmp_path / "out"
     grocery.write_release(checkout, out)
     names = [path.name for path in (out / "images").iterdir()]
@@ -144,26 +144,26 @@ def test_image_names_tell_nothing(checkout, tmp_path):
     assert all(re.fullmatch(r"[0-9a-f]{32}\.jpg", name) for name in names)
 
 
-def test_second_run_does_nothing(checkout, tmp_path):
+def test_the_second_run_does_nothing(checkout, tmp_path):
     out = tmp_path / "out"
-    (tmp_path / "out.partial" / "images").mkdir(parents=True)
-    put(tmp_path / "out.partial" / "images" / "left_by_a_killed_run.jpg", "")
+    (tmp_path / "out.writing" / "images").mkdir(parents=True)
+    put(tmp_path / "out.writing" / "images" / "left_by_an_interrupted_run.jpg", "")
     assert grocery.write_release(checkout, out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert not grocery.write_release(checkout, out)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     assert len(before) == 18 + 1 + 1 + 20
-    assert not (tmp_path / "out.partial").exists()
-    with pytest.raises(FileExistsError, match=r"other options \(run_length 4, now 2\): delete it"):
+    assert not (tmp_path / "out.writing").exists()
+    with pytest.raises(FileExistsError, match=r"other options \(run_length 4, now 2\): remove it"):
         grocery.write_release(checkout, out, run_length=2)
     put(checkout / "dataset" / photo_name("train", 1, 2), "another photo")
     with pytest.raises(FileExistsError, match=r"other options \(source"):
         grocery.write_release(checkout, out)
 
 
-def test_foreign_folder_is_left_alone(checkout, tmp_path):
+def test_other_folders_are_not_touched(checkout, tmp_path):
     put(tmp_path / "out" / "thesis.txt", "")
-    with pytest.raises(FileExistsError, match=r"out has no grocery\.json"):
+    with pytest.raises(FileExistsError, match=r"not a grocery release, because it has no grocery\.json"):
         grocery.write_release(checkout, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
@@ -172,7 +172,7 @@ def test_foreign_folder_is_left_alone(checkout, tmp_path):
     ("choice", "has_test", "listed"),
     [("auto", False, "val"), ("auto", True, "test"), ("val", True, "val"), ("test", True, "test")],
 )
-def test_test_list(checkout, tmp_path, choice, has_test, listed):
+def test_the_list_of_test_photos_can_be_chosen(checkout, tmp_path, choice, has_test, listed):
     if has_test:
         put_photos(checkout / "dataset", "test", {1: [3]})
     grocery.write_release(checkout, tmp_path / "out", test_list=choice)
@@ -180,7 +180,7 @@ def test_test_list(checkout, tmp_path, choice, has_test, listed):
     assert clips(tmp_path / "out", "test", "video") == [expected]
 
 
-def test_faulty_options(checkout, tmp_path):
+def test_invalid_options(checkout, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no test\.txt in .*choose another --test_list"):
         grocery.write_release(checkout, tmp_path / "out", test_list="test")
     with pytest.raises(ValueError, match="test_list is 'dev', but must be one of auto, val, test"):
@@ -199,27 +199,27 @@ GOOD = photo_name("train", 0, 1)
     ("line", "message"),
     [
         ("train/Food/Leek/Leek_099.jpg, 2, 7", "train/Food/Leek/Leek_099.jpg is not in the checkout"),
-        (GOOD, "1 fields, but wanted photo, class, coarse class"),
-        (f"{GOOD}, 0, 7", "was listed before"),
-        (f"{GOOD}, zero, 7", "class 'zero' is no whole number"),
+        (GOOD, "1 fields instead of photo, class, coarse class"),
+        (f"{GOOD}, 0, 7", "is repeated"),
+        (f"{GOOD}, zero, 7", "class 'zero' is not a whole number"),
         (f"{GOOD}, 3, 7", "class 3 is not in classes.csv"),
-        ("../secret_1.jpg, 0, 7", "'../secret_1.jpg' leads out of the dataset"),
+        ("../secret_1.jpg, 0, 7", "'../secret_1.jpg' is outside the dataset"),
         ("/etc/passwd_1.jpg, 0, 7", "etc/passwd_1.jpg is not in the checkout"),
-        ("classes.csv, 0, 7", "'classes.csv' is no .jpg, .jpeg or .png"),
-        (f"{ICONIC}/Leek/Leek_Iconic.jpg, 0, 7", "no number at the end of the photo's name"),
+        ("classes.csv, 0, 7", "'classes.csv' is not a .jpg, .jpeg or .png"),
+        (f"{ICONIC}/Leek/Leek_Iconic.jpg, 0, 7", "the name of the photo does not end with a number"),
     ],
 )
-def test_faulty_photo_lines(checkout, tmp_path, line, message):
+def test_invalid_photo_lines(checkout, tmp_path, line, message):
     put(checkout / "secret_1.jpg", "secret")
     with (checkout / "dataset/train.txt").open("a") as file:
         file.write(f"\n{line}\n")
     with pytest.raises(ValueError, match=re.escape(message)) as raised:
         grocery.write_release(checkout, tmp_path / "out")
-    assert re.search(r"dataset/train\.txt, line 14: ", str(raised.value))  # 12 photos and an empty line.
+    assert re.search(r"dataset/train\.txt, line 14: ", str(raised.value))  # 12 photos and an empty line
     assert not (tmp_path / "out").exists()
 
 
-def test_faults_come_together(checkout, tmp_path):
+def test_all_errors_are_listed(checkout, tmp_path):
     shutil.rmtree(checkout / "dataset" / "train")
     with pytest.raises(ValueError, match=r"(?s)line 1: .*line 10: .*\nand 2 more$"):
         grocery.write_release(checkout, tmp_path / "out")
@@ -229,28 +229,28 @@ def test_faults_come_together(checkout, tmp_path):
     ("old", "new", "message"),
     [
         ("Class ID (int),", "Class ID,", "line 1: no column 'Class ID (int)'"),
-        ("Oat-Milk,1,", "Oat-Milk,0,", "line 3: class 0 was listed before"),
+        ("Oat-Milk,1,", "Oat-Milk,0,", "line 3: class 0 is repeated"),
         ("Leek_Description", "Leek_Text", f"line 4: {ICONIC}/Leek/Leek_Text.txt is not in the checkout"),
         (
             "Leek_Iconic.jpg",
             "Leek_Iconic.gif",
-            "line 4: '/iconic-images-and-descriptions/Leek/Leek_Iconic.gif' is no .jpg",
+            "line 4: '/iconic-images-and-descriptions/Leek/Leek_Iconic.gif' is not a .jpg",
         ),
     ],
 )
-def test_faulty_classes(checkout, tmp_path, old, new, message):
+def test_invalid_classes(checkout, tmp_path, old, new, message):
     table = checkout / "dataset/classes.csv"
     put(table, table.read_text().replace(old, new, 1))
     with pytest.raises(ValueError, match=re.escape(f"classes.csv, {message}")):
         grocery.write_release(checkout, tmp_path / "out")
 
 
-def test_command(checkout, tmp_path):
+def test_the_command_writes_a_release_once(checkout, tmp_path):
     command = [sys.executable, "-m", "data_prep.sources.grocery", f"--out={tmp_path / 'out'}", "--run_length=1"]
-    for said in ("Wrote", "Nothing to do, already there:"):
+    for status in ("Wrote", "Nothing to do, already there:"):
         done = subprocess.run([*command, f"--checkout={checkout}"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(f"{said} {tmp_path / 'out'}, tested on val.txt\n")
+        assert done.stdout.startswith(f"{status} {tmp_path / 'out'}, tested on val.txt\n")
         assert "training: 3 pages, 6 videos, 6 lives" in done.stdout
     failed = subprocess.run([*command, f"--checkout={tmp_path}"], cwd=ROOT, capture_output=True, text=True)
     assert failed.returncode == 1
@@ -258,8 +258,8 @@ def test_command(checkout, tmp_path):
 
 
 @pytest.mark.parametrize("run_length", [1, 4])
-def test_real_photos(real_checkout, tmp_path, run_length):
-    """Every photo listed is in one clip, every clip a run, both domains balanced."""
+def test_every_real_photo_is_in_one_clip(real_checkout, tmp_path, run_length):
+    """Clips are runs, and the domains are balanced."""
     out, data = tmp_path / "out", real_checkout / "dataset"
     grocery.write_release(real_checkout, out, run_length=run_length)
     for split, name in (("training", "train"), ("test", "val")):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_prep.catalog.release_rows import make_catalog
+from data_prep.catalog.release_catalog import build_release_catalog
 from data_prep.common.domains import DOMAINS
 from data_prep.synthetic import release as synthetic
 from data_prep.synthetic.plan import plan_release
@@ -43,7 +43,7 @@ def release(tmp_path_factory):
 @pytest.fixture(scope="module")
 def catalog(release):
     """The catalog of the release, from which no line is rejected."""
-    catalog = make_catalog(release, release.with_name("catalog"), max_rejected=0, report=lambda line: None)
+    catalog = build_release_catalog(release, release.with_name("catalog"), max_rejected=0, report=lambda line: None)
     assert (catalog.folder / "rejected.jsonl").read_bytes() == b""
     return catalog
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.metrics import few_shot
+from data_prep.common.domains import DOMAINS
 
 OPTIONS = {"ways": 4, "shots": 2, "queries": 3, "episodes": 10, "seed": 0}
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.metrics import retrieval
 from cope_jax.evaluation.metrics.ranks import Ranks, ranks_between, ranks_within
 from cope_jax.evaluation.metrics.retrieval import by_part, chance_curve, frame_range, recall_curve
+from data_prep.common.domains import DOMAINS
 
 
 def ids(*rows: tuple[int, ...]) -> np.ndarray:

@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cope_jax.domains import DOMAINS
 from cope_jax.evaluation.embed_items import Items
 from cope_jax.evaluation.report.pca_map import neighbor_shares, pca_map
+from data_prep.common.domains import DOMAINS
 
 
 def items_of(vectors: np.ndarray, products: np.ndarray) -> Items:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from cope_jax.data.records import Item
-from cope_jax.domains import DIRECTIONS, DOMAINS
 from cope_jax.evaluation.embed_items import Items
 from cope_jax.evaluation.metrics.retrieval import direction_ranks
 from cope_jax.evaluation.report import query_gallery
+from data_prep.common.domains import DIRECTIONS, DOMAINS
 
 SIZES = {"page": 40, "video": 50, "live": 45}
 

@@ -15,7 +15,6 @@ from selenium.webdriver.common.keys import Keys
 
 from cope_jax.data.records import Item
 from cope_jax.data.thumbnails import placeholder
-from cope_jax.domains import DIRECTIONS, DOMAINS
 from cope_jax.evaluation.embed_items import Items
 from cope_jax.evaluation.evaluate_run import EmbeddedSplit, Evaluation, compute_metrics
 from cope_jax.evaluation.metrics.retrieval import direction_ranks
@@ -24,6 +23,7 @@ from cope_jax.evaluation.report.pca_map import POINTS
 from cope_jax.evaluation.report.query_gallery import MAX_BYTES
 from cope_jax.evaluation.report.report import PAGES, parts, percent, write_report
 from cope_jax.runs.config_file import save_config
+from data_prep.common.domains import DIRECTIONS, DOMAINS
 from tests.browser import DESKTOP, PHONE, chromium, console_messages, needs_chromium, resize
 
 HOSTILE = [

@@ -1,4 +1,4 @@
-"""Finding and reading checkpoints: formats, damage, absence."""
+"""Finding and reading checkpoints: formats, invalid files, missing files."""
 
 import json
 
@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub import constants
 from safetensors.numpy import save_file
 
-from cope_jax.models.backbones import files as pretrained_files
-from cope_jax.models.backbones.files import INDEX, WHOLE, open_weights
+from cope_jax.models.backbones import files as weight_files
+from cope_jax.models.backbones.files import INDEX, SINGLE_FILE, open_weights
 
 KEY = "config.model.text.init_from"
 
@@ -24,11 +24,11 @@ def write(folder, files, *, index=None):
     return str(folder)
 
 
-def test_tensors_are_listed_at_once_and_read_as_float32(tmp_path):
-    """In every float type that is published; bfloat16 keeps 8 bits of 1 + 1/256."""
+def test_tensors_are_listed_and_read_as_float32(tmp_path):
+    """In each published float type; bfloat16 rounds 1 + 1/256 to 1."""
     half = np.asarray([1.5, -2.0], np.float16)
     tensors = {"a": np.ones((2, 3)), "b": half, "c": np.asarray([1 + 1 / 256], jnp.bfloat16), "n": np.arange(3)}
-    weights = open_weights(write(tmp_path, {WHOLE: tensors}), key=KEY)
+    weights = open_weights(write(tmp_path, {SINGLE_FILE: tensors}), key=KEY)
     assert {name: (t.shape, t.dtype) for name, t in weights.tensors.items()} == {
         "a": ((2, 3), "F64"),
         "b": ((2,), "F16"),
@@ -48,57 +48,57 @@ def test_weights_in_several_files_are_found_by_their_index(tmp_path):
     assert weights.tensors["a"].file.name == one
     np.testing.assert_array_equal(weights.read("b"), np.zeros(3))
     (tmp_path / two).unlink()
-    with pytest.raises(FileNotFoundError, match=f"lacks {two}, which its {INDEX} names"):
+    with pytest.raises(FileNotFoundError, match=f"lacks {two} listed in its {INDEX}"):
         open_weights(str(tmp_path), key=KEY)
 
 
-def test_old_names_of_norms_are_read_as_the_new(tmp_path):
+def test_old_names_of_norms_are_translated(tmp_path):
     tensors = {"x.LayerNorm.gamma": np.ones(2), "x.LayerNorm.beta": np.zeros(2), "gamma": np.ones(1)}
-    weights = open_weights(write(tmp_path, {WHOLE: tensors}), key=KEY)
+    weights = open_weights(write(tmp_path, {SINGLE_FILE: tensors}), key=KEY)
     assert set(weights.tensors) == {"x.LayerNorm.weight", "x.LayerNorm.bias", "gamma"}
     np.testing.assert_array_equal(weights.read("x.LayerNorm.weight"), [1, 1])
 
 
-def test_two_tensors_of_one_name_are_refused(tmp_path):
+def test_two_tensors_of_the_same_name_are_reported(tmp_path):
     tensors = {"x.LayerNorm.gamma": np.ones(2), "x.LayerNorm.weight": np.ones(2)}
     with pytest.raises(ValueError, match=r"has two tensors x\.LayerNorm\.weight: in .*model\.safetensors"):
-        open_weights(write(tmp_path, {WHOLE: tensors}), key=KEY)
+        open_weights(write(tmp_path, {SINGLE_FILE: tensors}), key=KEY)
 
 
-def test_a_pickle_is_not_read_and_the_way_round_it_is_shown(tmp_path):
+def test_a_pickle_is_not_read_and_the_error_shows_alternatives(tmp_path):
     folder = write(tmp_path, {})
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors.*pickle.*@refs/pr/1.*python -c .*torch"):
         open_weights(folder, key=KEY)
 
 
-def test_a_damaged_file_is_named(tmp_path):
-    folder = write(tmp_path, {WHOLE: {"a": np.ones(9)}})
-    whole = (tmp_path / WHOLE).read_bytes()
-    (tmp_path / WHOLE).write_bytes(whole[:-8])
-    with pytest.raises(ValueError, match=r"model\.safetensors is no whole safetensors file .*download it again"):
+def test_an_incomplete_file_is_reported(tmp_path):
+    folder = write(tmp_path, {SINGLE_FILE: {"a": np.ones(9)}})
+    whole = (tmp_path / SINGLE_FILE).read_bytes()
+    (tmp_path / SINGLE_FILE).write_bytes(whole[:-8])
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a complete safetensors file .*download it again"):
         open_weights(folder, key=KEY)
 
 
-def test_a_folder_without_a_config_is_refused(tmp_path):
-    folder = write(tmp_path, {WHOLE: {"a": np.ones(1)}})
+def test_a_folder_without_config_is_reported(tmp_path):
+    folder = write(tmp_path, {SINGLE_FILE: {"a": np.ones(1)}})
     (tmp_path / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=rf"{KEY} is .* has no config\.json"):
         open_weights(folder, key=KEY)
 
 
 @pytest.mark.parametrize("file", ["config.json", INDEX])
-def test_a_damaged_json_file_is_named(tmp_path, file):
+def test_an_invalid_json_file_is_reported(tmp_path, file):
     folder = write(tmp_path, {"part.safetensors": {"a": np.ones(1)}}, index={"a": "part.safetensors"})
     (tmp_path / file).write_text('{"cut": ')
-    with pytest.raises(ValueError, match=rf"{file} is no JSON .*; download it again"):
+    with pytest.raises(ValueError, match=rf"{file} is not valid JSON .*; download it again"):
         open_weights(folder, key=KEY)
 
 
-def test_an_index_cannot_name_files_elsewhere(tmp_path):
+def test_an_index_cannot_refer_to_other_folders(tmp_path):
     write(tmp_path / "other", {"part.safetensors": {"a": np.ones(1)}})
     folder = write(tmp_path / "weights", {}, index={"a": "../other/part.safetensors"})
-    with pytest.raises(FileNotFoundError, match=r"lacks part\.safetensors, which its"):
+    with pytest.raises(FileNotFoundError, match=r"lacks part\.safetensors listed in its"):
         open_weights(folder, key=KEY)
 
 
@@ -112,8 +112,8 @@ def test_without_network_the_error_says_what_to_download_and_where_to_put_it(nam
         open_weights(name, key=KEY)
 
 
-def test_a_repository_comes_from_the_hub_at_its_revision_and_without_pickles(tmp_path, monkeypatch):
-    folder = write(tmp_path / "snapshot", {WHOLE: {"a": np.ones(1)}})
+def test_a_repository_is_downloaded_at_its_revision_and_without_pickles(tmp_path, monkeypatch):
+    folder = write(tmp_path / "snapshot", {SINGLE_FILE: {"a": np.ones(1)}})
     asked = []
 
     def snapshot_download(repository, *, revision, allow_patterns):
@@ -121,7 +121,7 @@ def test_a_repository_comes_from_the_hub_at_its_revision_and_without_pickles(tmp
         assert not any(pattern.endswith(("bin", "*")) for pattern in allow_patterns)
         return folder
 
-    monkeypatch.setattr(pretrained_files, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(weight_files, "snapshot_download", snapshot_download)
     for name in ("hfl/rbt3", "hfl/rbt3@refs/pr/1"):
         weights = open_weights(name, key=KEY)
         assert weights.name == name

@@ -1,4 +1,4 @@
-"""Checkpoints and encoders matched name by name: what is filled, what is not, and every way not to fit."""
+"""Matching checkpoints with encoders: what is filled, what is not, and all kinds of mismatch."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from cope_jax.models.backbones.load import prepare
-from cope_jax.models.compute import Compute
+from cope_jax.models.layers import ComputeOptions
 from cope_jax.models.text import TextEncoder
 from cope_jax.models.vision import VisionEncoder
 
@@ -17,13 +17,13 @@ ENCODERS = {"vision": VisionEncoder, "text": TextEncoder}
 
 @pytest.fixture
 def start(tmp_path, write_checkpoint, encoder_settings):
-    """A function that writes a checkpoint and prepares the tiny model's encoder to start from it."""
+    """Returns a function that writes a checkpoint and prepares the tiny model's encoder to load it."""
 
     def run(kind, encoder, *, cut=False, changed=None, **checkpoint):
         own = {"normalisation": "clip"} if "clip" in kind.split("_") else {}
         settings = encoder_settings[encoder] | (own if encoder == "vision" else {}) | (changed or {})
         tensors = write_checkpoint(tmp_path, kind, **checkpoint)
-        compute = Compute(dtype=jnp.dtype("float32"))
+        compute = ComputeOptions(dtype=jnp.dtype("float32"))
         shapes = nnx.eval_shape(lambda: ENCODERS[encoder](**settings, compute=compute, rngs=nnx.Rngs(params=0)))
         rng = np.random.default_rng(1)
         params = jax.tree.map(
@@ -42,7 +42,7 @@ def flat_numpy(tree):
 
 
 def loaded(start, *args, **kwargs):
-    """(weights, tensors, fresh parameters, loaded parameters), the last two by path."""
+    """Returns weights, tensors, initial parameters and loaded parameters, the last two by path."""
     weights, tensors, params = start(*args, **kwargs)
     return weights, tensors, flat_numpy(params), flat_numpy(weights.load(params))
 
@@ -63,15 +63,15 @@ def test_xclip_fills_the_whole_vision_encoder(start):
     np.testing.assert_array_equal(new["integration/position"], tensors["mit.position_embedding"][0])
     np.testing.assert_array_equal(new["project/kernel"], tensors["visual_projection.weight"].T)
     report = weights.report()
-    assert "starting fresh" not in report
-    assert "not used: logit_scale (1), prompts_generator (2), prompts_visual_projection (1), " in report
+    assert "initialized randomly" not in report
+    assert "unused: logit_scale (1), prompts_generator (2), prompts_visual_projection (1), " in report
     assert "text_model.encoder.layers.* (16), text_projection (1)" in report
 
 
-def test_an_image_model_leaves_what_joins_frames_fresh(start):
+def test_an_image_model_does_not_fill_layers_across_frames(start):
     weights, _, fresh, new = loaded(start, "clip", "vision")
-    joins_frames = {path for path in fresh if path.startswith(("blocks/message_", "integration/"))}
-    assert unchanged(fresh, new) == joins_frames
+    across_frames = {path for path in fresh if path.startswith(("blocks/message_", "integration/"))}
+    assert unchanged(fresh, new) == across_frames
     assert weights.fresh == (
         "blocks/message_attention",
         "blocks/message_fc",
@@ -79,12 +79,12 @@ def test_an_image_model_leaves_what_joins_frames_fresh(start):
         "integration",
         "integration/blocks",
     )
-    assert "starting fresh: blocks/message_attention, " in weights.report()
+    assert "initialized randomly: blocks/message_attention, " in weights.report()
 
 
 @pytest.mark.parametrize("prefix", ["", "vision_model."])
 @pytest.mark.parametrize(("kind", "frames"), [("clip_vision_model", False), ("xclip_vision_model", True)])
-def test_a_vision_model_alone_leaves_the_projection_fresh(start, kind, frames, prefix):
+def test_a_vision_model_without_projection_does_not_fill_it(start, kind, frames, prefix):
     changed = {"cross_frame": frames, "integration_depth": 0}
     weights, _, fresh, new = loaded(start, kind, "vision", changed=changed, prefix=prefix)
     assert unchanged(fresh, new) == {"project/kernel"}
@@ -100,7 +100,7 @@ def test_a_vision_model_with_a_projection_fills_it(start):
         start("clip_vision_model", "vision", changed=changed | {"output_width": 14}, **sizes)
 
 
-def test_parts_that_the_model_has_not_are_left_out(start):
+def test_tensors_of_parts_that_the_model_lacks_are_unused(start):
     changed = {"cross_frame": False, "integration_depth": 0, "integration_heads": 5}
     weights, _, fresh, new = loaded(start, "xclip", "vision", changed=changed)
     assert unchanged(fresh, new) == set()
@@ -110,7 +110,7 @@ def test_parts_that_the_model_has_not_are_left_out(start):
     }
 
 
-def test_a_deeper_integration_starts_fresh_beyond_the_source(start):
+def test_integration_layers_beyond_the_checkpoint_are_initialized_randomly(start):
     weights, tensors, fresh, new = loaded(start, "xclip", "vision", changed={"integration_depth": 3})
     assert weights.fresh == ("integration/blocks[1:]",)
     path = "integration/blocks/mlp/up/bias"
@@ -119,7 +119,7 @@ def test_a_deeper_integration_starts_fresh_beyond_the_source(start):
 
 
 @pytest.mark.parametrize("prefix", ["", "bert."])
-def test_bert_fills_the_whole_text_encoder_with_a_head_or_without(start, prefix):
+def test_bert_with_or_without_head_fills_the_whole_text_encoder(start, prefix):
     weights, tensors, fresh, new = loaded(start, "bert", "text", prefix=prefix)
     assert unchanged(fresh, new) == set()
     positions = tensors[f"{prefix}embeddings.position_embeddings.weight"]
@@ -129,7 +129,7 @@ def test_bert_fills_the_whole_text_encoder_with_a_head_or_without(start, prefix)
     assert set(weights.unused) == {name for name in tensors if name.startswith("cls.")}
 
 
-def test_a_pooler_that_is_missing_starts_fresh_and_one_too_many_is_left_out(start):
+def test_a_missing_pooler_is_initialized_randomly_and_an_additional_one_is_unused(start):
     def no_pooler(tensors):
         del tensors["pooler.dense.weight"], tensors["pooler.dense.bias"]
 
@@ -147,8 +147,8 @@ def test_a_cut_takes_the_first_layers(start):
     assert {name.split(".")[2] for name in weights.unused} == {"2", "3", "4"}
 
 
-def test_positions_are_carried_to_other_resolutions_and_frame_counts(start):
-    """A constant stays constant; the class token's position is its own."""
+def test_positions_are_resized_to_other_resolutions_and_frame_counts(start):
+    """Constant positions stay constant; that of the class token is kept."""
 
     def constant(tensors):
         tensors["vision_model.embeddings.position_embedding.weight"][1:] = 5
@@ -163,16 +163,16 @@ def test_positions_are_carried_to_other_resolutions_and_frame_counts(start):
     np.testing.assert_allclose(new["integration/position"], np.full((7, 10), 3), rtol=1e-6)
 
 
-def test_weights_lie_over_the_devices_as_the_fresh_ones_do(start):
-    """Cut, copied, and stacked deeper than the source: the values do not depend on it."""
+def test_loaded_parameters_keep_their_shardings(start):
+    """For sharded and replicated axes, and stacks deeper than the checkpoint; the values do not change."""
     weights, _, params = start("xclip", "vision", changed={"integration_depth": 3})
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
 
     def sharding(leaf):
-        """Cuts the first two axes behind that of the layers that can be cut."""
+        """Shards the first two axes after that of the layers that have even sizes."""
         axes = iter(mesh.axis_names)
-        cuts = [next(axes, None) if size % 2 == 0 else None for size in leaf.shape[1:]]
-        return jax.NamedSharding(mesh, jax.P(None, *cuts))
+        names = [next(axes, None) if size % 2 == 0 else None for size in leaf.shape[1:]]
+        return jax.NamedSharding(mesh, jax.P(None, *names))
 
     sharded = jax.tree.map(lambda leaf: jax.device_put(leaf, sharding(leaf)), params)
     result = weights.load(sharded)
@@ -182,7 +182,7 @@ def test_weights_lie_over_the_devices_as_the_fresh_ones_do(start):
         np.testing.assert_array_equal(together[path], alone[path], err_msg=path)
 
 
-def test_settings_that_differ_are_listed_together_with_their_keys(start):
+def test_vision_settings_that_differ_are_listed_with_their_keys(start):
     def other(config):
         config["vision_config"] |= {"num_attention_heads": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-6}
         config["vision_config"] |= {"intermediate_size": 40, "mit_num_attention_heads": 5}
@@ -197,14 +197,14 @@ def test_settings_that_differ_are_listed_together_with_their_keys(start):
         "config.model.vision.activation is 'quick_gelu'; its hidden_act is 'gelu'",
         "config.model.vision.output_width is 14; its projection_dim is 10",
         "config.model.vision.integration_heads is 2; its mit_num_attention_heads is 5",
-        "its intermediate_size is 40; ours is always 4 times the width, 48; it cannot be used",
-        "its layer_norm_eps is 1e-06; ours is always 1e-05; it cannot be used",
+        "its intermediate_size is 40, but only 4 times the width, 48, is supported",
+        "its layer_norm_eps is 1e-06, but only 1e-05 is supported",
     ):
         assert f"\n  {line}" in str(caught.value)
 
 
-def test_pixels_of_another_scale_are_refused(start):
-    """CLIP's weights expect CLIP's own mean and deviation; X-CLIP's, ImageNet's."""
+def test_another_pixel_normalization_is_reported(start):
+    """CLIP weights expect the mean and deviation of CLIP, X-CLIP weights those of ImageNet."""
     wrong = {"clip": "imagenet", "clip_vision_model": "imagenet", "xclip": "clip"}
     for kind, normalisation in wrong.items():
         right = {"clip": "imagenet", "imagenet": "clip"}[normalisation]
@@ -213,7 +213,7 @@ def test_pixels_of_another_scale_are_refused(start):
             start(kind, "vision", changed={"normalisation": normalisation})
 
 
-def test_texts_that_differ_are_listed_with_their_keys(start):
+def test_text_settings_that_differ_are_listed_with_their_keys(start):
     def other(config):
         config |= {"hidden_act": "relu", "layer_norm_eps": 1e-5}
 
@@ -221,10 +221,11 @@ def test_texts_that_differ_are_listed_with_their_keys(start):
         start("bert", "text", vocab_size=30, changed={"max_length": 15, "heads": 4}, change_config=other)
     for line in (
         "config.model.text.heads is 4; its num_attention_heads is 2",
-        "its hidden_act is 'relu'; ours is always 'gelu'; it cannot be used",
-        "its layer_norm_eps is 1e-05; ours is always 1e-12; it cannot be used",
-        "the run's tokenizer has 23 entries, and it has vectors for 30: set config.data.tokenizer to the weights' own",
-        "config.data.text_length is 15; it has positions for 14",
+        "its hidden_act is 'relu', but only 'gelu' is supported",
+        "its layer_norm_eps is 1e-05, but only 1e-12 is supported",
+        "the run's tokenizer has 23 entries, but it has vectors for 30: set "
+        "config.data.tokenizer to that of the weights",
+        "config.data.text_length is 15, but it has only 14 positions",
     ):
         assert f"\n  {line}" in str(caught.value)
 
@@ -232,17 +233,17 @@ def test_texts_that_differ_are_listed_with_their_keys(start):
 @pytest.mark.parametrize(
     ("kind", "encoder", "depth", "message"),
     [
-        ("xclip", "vision", 3, r"vision\.depth is 2, and it has 3: config\.model\.vision\.init_cut=True takes the"),
-        ("clip", "vision", 1, r"config\.model\.vision\.depth is 2, and it has only 1"),
-        ("bert", "text", 6, r"text\.depth is 2, and it has 6: config\.model\.text\.init_cut=True takes the first 2"),
+        ("xclip", "vision", 3, r"vision\.depth is 2, but it has 3: config\.model\.vision\.init_cut=True takes the"),
+        ("clip", "vision", 1, r"config\.model\.vision\.depth is 2, but it has only 1"),
+        ("bert", "text", 6, r"text\.depth is 2, but it has 6: config\.model\.text\.init_cut=True takes the first 2"),
     ],
 )
-def test_another_depth_is_refused_without_a_cut(start, kind, encoder, depth, message):
+def test_another_depth_is_reported_without_a_cut(start, kind, encoder, depth, message):
     with pytest.raises(ValueError, match=message):
         start(kind, encoder, depth=depth)
 
 
-def test_all_that_does_not_fit_is_listed(start):
+def test_all_mismatches_are_listed(start):
     def damage(tensors):
         layer = "vision_model.encoder.layers.1"
         del tensors[f"{layer}.mlp.fc2.bias"], tensors["visual_projection.weight"]
@@ -254,8 +255,8 @@ def test_all_that_does_not_fit_is_listed(start):
         start("xclip", "vision", change=damage)
     lines = str(caught.value).split("\n  ")[1:]
     assert lines == [
-        "parameter blocks/block/mlp/down/bias (2, 12): there is no tensor vision_model.encoder.layers.1.mlp.fc2.bias",
-        "parameter project/kernel (12, 10): there is no tensor visual_projection.weight",
+        "parameter blocks/block/mlp/down/bias (2, 12): tensor vision_model.encoder.layers.1.mlp.fc2.bias is missing",
+        "parameter project/kernel (12, 10): tensor visual_projection.weight is missing",
         "tensor vision_model.adapter.weight (2, 3): unknown",
         "tensor vision_model.encoder.layers.1.layer_norm1.bias (13,): "
         "parameter blocks/block/norm1/bias (2, 12) needs (12,)",
@@ -263,9 +264,9 @@ def test_all_that_does_not_fit_is_listed(start):
     ]
 
 
-def test_parameters_that_no_source_knows_are_listed(start):
-    """As of the convolutional stem, which no published model has."""
-    with pytest.raises(ValueError, match=r"parameter stem/project/kernel \(5, 12\): nothing in this source fills it"):
+def test_parameters_that_no_tensor_fills_are_listed(start):
+    """No published model has the convolutional stem."""
+    with pytest.raises(ValueError, match=r"parameter stem/project/kernel \(5, 12\): no tensor of this model fills it"):
         start("clip", "vision", changed={"stem": "conv", "stem_widths": (4, 5), "stem_blocks": (0, 0)})
 
 
@@ -273,14 +274,14 @@ def test_parameters_that_no_source_knows_are_listed(start):
     ("kind", "encoder", "families"),
     [("bert", "vision", "xclip, xclip_vision_model, clip"), ("clip", "text", "bert, chinese_clip")],
 )
-def test_a_model_without_such_an_encoder_is_refused(start, kind, encoder, families):
-    with pytest.raises(ValueError, match=rf"model_type is '{kind}'; the {encoder} encoder can start from {families}"):
+def test_a_model_without_that_encoder_is_reported(start, kind, encoder, families):
+    with pytest.raises(ValueError, match=rf"model_type is '{kind}'; the {encoder} encoder supports {families}"):
         start(kind, encoder)
 
 
-def test_a_faulty_config_is_refused(start):
+def test_an_invalid_config_is_reported(start):
     def odd(config):
         config["vision_config"]["num_attention_heads"] = 5
 
-    with pytest.raises(ValueError, match=r"whose config\.json is faulty: [^$]*not a multiple"):
+    with pytest.raises(ValueError, match=r"whose config\.json is invalid: [^$]*not a multiple"):
         start("clip", "vision", change_config=odd)

@@ -1,6 +1,6 @@
 """Tests of the pairs and directions of the three domains."""
 
-from cope_jax.domains import DIRECTIONS, PAIRS
+from data_prep.common.domains import DIRECTIONS, PAIRS
 
 
 def test_pairs_and_directions_are_those_of_the_paper():

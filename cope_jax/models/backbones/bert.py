@@ -1,0 +1,53 @@
+"""BERT (arXiv 1810.04805) and models of its architecture, such as RoBERTa-wwm-ext and RBT3: the text encoder."""
+
+from collections.abc import Collection
+
+from cope_jax.models.backbones import spec
+from cope_jax.models.backbones.layouts import COPY, first_rows
+from cope_jax.models.backbones.spec import Config, EncoderSpec, Source, Sources
+
+
+def block(path: str, tensor: str) -> Sources:
+    """Sources of BERT's post-norm block."""
+    inputs = [f"{tensor}.attention.self.{part}" for part in ("query", "key", "value")]
+    return {
+        **spec.attention(f"{path}/attention", inputs, f"{tensor}.attention.output.dense"),
+        **spec.norm(f"{path}/norm1", f"{tensor}.attention.output.LayerNorm"),
+        **spec.linear(f"{path}/mlp/up", f"{tensor}.intermediate.dense"),
+        **spec.linear(f"{path}/mlp/down", f"{tensor}.output.dense"),
+        **spec.norm(f"{path}/norm2", f"{tensor}.output.LayerNorm"),
+    }
+
+
+def text_encoder(text: Config, prefix: str, ignored: tuple[str, ...]) -> EncoderSpec:
+    """A BERT whose tensors have a prefix."""
+    embeddings, positions = f"{prefix}embeddings", first_rows(text.max_position_embeddings)
+    unsupported = spec.unsupported_sizes(text, epsilon=1e-12)
+    if text.hidden_act != "gelu":
+        unsupported += (f"its hidden_act is {text.hidden_act!r}, but only 'gelu' is supported",)
+    return EncoderSpec(
+        sources={
+            "words/embedding": Source((f"{embeddings}.word_embeddings.weight",), COPY),
+            "position": Source((f"{embeddings}.position_embeddings.weight",), positions),
+            "segment": Source((f"{embeddings}.token_type_embeddings.weight",), COPY),
+            **spec.norm("norm", f"{embeddings}.LayerNorm"),
+            **block("blocks", f"{prefix}encoder.layer.{{}}"),
+            **spec.linear("pooler", f"{prefix}pooler.dense"),
+        },
+        depths={"blocks": text.num_hidden_layers},
+        requirements={
+            "width": ("hidden_size", text.hidden_size),
+            "heads": ("num_attention_heads", text.num_attention_heads),
+        },
+        unsupported=unsupported,
+        ignored=(*ignored, r"embeddings\.position_ids$"),
+        optional=(r"^pooler/",),
+    )
+
+
+def bert(config: Config, names: Collection[str]) -> EncoderSpec:
+    """BertModel, or a model with a head that contains one."""
+    return text_encoder(config, spec.prefix_of(names, "bert.", "embeddings.word_embeddings.weight"), (r"^cls\.",))
+
+
+FAMILY = spec.Family(text={"bert": bert})

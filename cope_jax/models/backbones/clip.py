@@ -1,0 +1,71 @@
+"""CLIP (arXiv 2103.00020): the vision encoder."""
+
+from collections.abc import Collection
+
+from cope_jax.models.backbones import spec
+from cope_jax.models.backbones.layouts import COPY, LINEAR, PATCHES, grid_positions
+from cope_jax.models.backbones.spec import Config, EncoderSpec, Requirements, Source, Sources
+
+EPSILON = 1e-5
+PROJECTION: Sources = {"project/kernel": Source(("visual_projection.weight",), LINEAR)}
+IGNORED = (r"^text_model\.", r"^text_projection\.", r"^logit_scale$", r"embeddings\.position_ids$")
+ACROSS_FRAMES = (r"^blocks/message_", r"^integration/")  # parameters that an image model does not have
+
+
+def attention(path: str, tensor: str) -> Sources:
+    """Sources of CLIP's attention."""
+    return spec.attention(path, [f"{tensor}.{part}_proj" for part in "qkv"], f"{tensor}.out_proj")
+
+
+def block(path: str, tensor: str) -> Sources:
+    """Sources of CLIP's pre-norm block."""
+    return {
+        **spec.norm(f"{path}/norm1", f"{tensor}.layer_norm1"),
+        **attention(f"{path}/attention", f"{tensor}.self_attn"),
+        **spec.norm(f"{path}/norm2", f"{tensor}.layer_norm2"),
+        **spec.linear(f"{path}/mlp/up", f"{tensor}.mlp.fc1"),
+        **spec.linear(f"{path}/mlp/down", f"{tensor}.mlp.fc2"),
+    }
+
+
+def vit(vision: Config, names: Collection[str], *, pre_norm: str = "pre_layrnorm") -> Sources:  # sic
+    """Sources of CLIP's ViT without its projection."""
+    prefix = spec.prefix_of(names, "vision_model.", "embeddings.class_embedding")
+    rows = (vision.image_size // vision.patch_size) ** 2 + 1
+    return {
+        "stem/patches/kernel": Source((f"{prefix}embeddings.patch_embedding.weight",), PATCHES),
+        "class_token": Source((f"{prefix}embeddings.class_embedding",), COPY),
+        "position": Source((f"{prefix}embeddings.position_embedding.weight",), grid_positions(rows)),
+        **spec.norm("pre_norm", f"{prefix}{pre_norm}"),
+        **block("blocks/block", f"{prefix}encoder.layers.{{}}"),
+        **spec.norm("post_norm", f"{prefix}post_layernorm"),
+    }
+
+
+def vit_requirements(vision: Config, normalisation: str) -> Requirements:
+    """Settings that a model must share with CLIP's ViT."""
+    return {
+        "normalisation": ("family's", normalisation),
+        "width": ("hidden_size", vision.hidden_size),
+        "heads": ("num_attention_heads", vision.num_attention_heads),
+        "patch_size": ("patch_size", vision.patch_size),
+        "activation": ("hidden_act", vision.hidden_act),
+    }
+
+
+def clip(config: Config, names: Collection[str]) -> EncoderSpec:
+    """CLIPModel, or CLIPVisionModel with or without projection."""
+    vision = getattr(config, "vision_config", config)
+    projected = vision is not config or "visual_projection.weight" in names
+    projection = {"output_width": ("projection_dim", config.projection_dim)} if projected else {}
+    return EncoderSpec(
+        sources={**vit(vision, names), **PROJECTION},
+        depths={"blocks": vision.num_hidden_layers},
+        requirements={**vit_requirements(vision, "clip"), **projection},
+        unsupported=spec.unsupported_sizes(vision, epsilon=EPSILON),
+        ignored=IGNORED,
+        optional=(*ACROSS_FRAMES, *(() if projected else (r"^project/",))),
+    )
+
+
+FAMILY = spec.Family(vision={"clip": clip, "clip_vision_model": clip})

@@ -1,0 +1,101 @@
+"""The description of a checkpoint's encoder: which tensors fill which parameters, and what the model must agree in.
+
+Paths of parameters are relative to the encoder. In names of tensors, "{}" stands for the number of the layer.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cope_jax.models.backbones.layouts import COPY, LINEAR, OUT_KERNEL, QKV_BIAS, QKV_KERNEL, Layout
+
+Config = Any  # of transformers; its attributes depend on the model
+Requirements = Mapping[str, tuple[str, Any]]  # setting of the model → the field of config.json that it must equal
+
+
+@dataclass(frozen=True)
+class Source:
+    """Names of the tensors that fill a parameter, and their layout."""
+
+    tensors: tuple[str, ...]
+    layout: Layout
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the parameter has a leading axis for layers."""
+        return "{}" in self.tensors[0]
+
+    def layers(self, depth: int) -> tuple[tuple[str, ...], ...]:
+        """Names of the tensors of each layer; `depth` is 1 if the parameter is not stacked."""
+        return tuple(tuple(name.format(layer) for name in self.tensors) for layer in range(depth))
+
+
+Sources = dict[str, Source]  # by path of the parameter
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Description of one encoder in a checkpoint.
+
+    Attributes:
+        sources: Tensors of each parameter.
+        depths: Number of layers in the checkpoint by path of the stack.
+        requirements: Settings that the model must share.
+        unsupported: Properties of the checkpoint that our blocks do not support, as messages.
+        ignored: Regexes of tensors that do not belong to this encoder.
+        optional: Regexes of parameters that are initialized randomly if the checkpoint lacks them.
+    """
+
+    sources: Sources
+    depths: Mapping[str, int]
+    requirements: Requirements
+    unsupported: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+
+# (config.json as transformers parses it, names of tensors) → description
+MakeSpec = Callable[[Config, Collection[str]], EncoderSpec]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of pretrained models: for each encoder, `model_type` in config.json → its description."""
+
+    vision: Mapping[str, MakeSpec] = field(default_factory=dict)
+    text: Mapping[str, MakeSpec] = field(default_factory=dict)
+
+
+def linear(path: str, tensor: str) -> Sources:
+    """Sources of a linear layer with a bias."""
+    return {f"{path}/kernel": Source((f"{tensor}.weight",), LINEAR), f"{path}/bias": Source((f"{tensor}.bias",), COPY)}
+
+
+def norm(path: str, tensor: str) -> Sources:
+    """Sources of a LayerNorm."""
+    return {f"{path}/scale": Source((f"{tensor}.weight",), COPY), f"{path}/bias": Source((f"{tensor}.bias",), COPY)}
+
+
+def attention(path: str, inputs: Collection[str], output: str) -> Sources:
+    """Sources of attention whose queries, keys and values are separate layers in torch, and one here."""
+    return {
+        f"{path}/qkv/kernel": Source(tuple(f"{tensor}.weight" for tensor in inputs), QKV_KERNEL),
+        f"{path}/qkv/bias": Source(tuple(f"{tensor}.bias" for tensor in inputs), QKV_BIAS),
+        f"{path}/out/kernel": Source((f"{output}.weight",), OUT_KERNEL),
+        f"{path}/out/bias": Source((f"{output}.bias",), COPY),
+    }
+
+
+def unsupported_sizes(config: Config, *, epsilon: float, prefix: str = "") -> tuple[str, ...]:
+    """Lists what is fixed in our blocks and differs in the checkpoint; `prefix` is that of the size fields."""
+    found, hidden = [], getattr(config, f"{prefix}intermediate_size")
+    if hidden != (expected := 4 * getattr(config, f"{prefix}hidden_size")):
+        found.append(f"its {prefix}intermediate_size is {hidden}, but only 4 times the width, {expected}, is supported")
+    if config.layer_norm_eps != epsilon:
+        found.append(f"its layer_norm_eps is {config.layer_norm_eps}, but only {epsilon} is supported")
+    return tuple(found)
+
+
+def prefix_of(names: Collection[str], prefix: str, tensor: str) -> str:
+    """Returns the prefix if tensors have it: older checkpoints and those of larger models do."""
+    return prefix if prefix + tensor in names else ""

@@ -1,0 +1,57 @@
+"""X-CLIP (arXiv 2208.02816): CLIP's vision encoder with messages between frames and a transformer over frames."""
+
+from collections.abc import Collection
+
+from cope_jax.models.backbones import clip, spec
+from cope_jax.models.backbones.layouts import frame_positions
+from cope_jax.models.backbones.spec import Config, EncoderSpec, Source, Sources
+
+
+def vit(vision: Config, names: Collection[str]) -> Sources:
+    """Sources of the ViT with messages."""
+    layer = f"{spec.prefix_of(names, 'vision_model.', 'embeddings.class_embedding')}encoder.layers.{{}}"
+    return {
+        **clip.vit(vision, names, pre_norm="pre_layernorm"),
+        **spec.linear("blocks/message_fc", f"{layer}.message_fc"),
+        **spec.norm("blocks/message_norm", f"{layer}.message_ln"),
+        **clip.attention("blocks/message_attention", f"{layer}.message_attn"),
+    }
+
+
+def xclip(config: Config, names: Collection[str]) -> EncoderSpec:
+    """XCLIPModel."""
+    vision = config.vision_config
+    return EncoderSpec(
+        sources={
+            **vit(vision, names),
+            **clip.PROJECTION,
+            "integration/position": Source(("mit.position_embedding",), frame_positions(vision.num_frames)),
+            **clip.block("integration/blocks", "mit.encoder.layers.{}"),
+        },
+        depths={"blocks": vision.num_hidden_layers, "integration/blocks": vision.mit_num_hidden_layers},
+        requirements={
+            **clip.vit_requirements(vision, "imagenet"),
+            "output_width": ("projection_dim", config.projection_dim),
+            "integration_heads": ("mit_num_attention_heads", vision.mit_num_attention_heads),
+        },
+        unsupported=(
+            *spec.unsupported_sizes(vision, epsilon=clip.EPSILON),
+            *spec.unsupported_sizes(vision, epsilon=clip.EPSILON, prefix="mit_"),
+        ),
+        ignored=(*clip.IGNORED, r"^prompts_"),
+    )
+
+
+def xclip_vision(config: Config, names: Collection[str]) -> EncoderSpec:
+    """XCLIPVisionModel: without projection and transformer over frames."""
+    return EncoderSpec(
+        sources=vit(config, names),
+        depths={"blocks": config.num_hidden_layers},
+        requirements=clip.vit_requirements(config, "imagenet"),
+        unsupported=spec.unsupported_sizes(config, epsilon=clip.EPSILON),
+        ignored=clip.IGNORED,
+        optional=(r"^project/", r"^integration/"),
+    )
+
+
+FAMILY = spec.Family(vision={"xclip": xclip, "xclip_vision_model": xclip_vision})
