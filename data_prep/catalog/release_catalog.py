@@ -13,7 +13,7 @@ from data_prep.catalog import release_parser
 from data_prep.catalog.builder import MAX_REJECTED, MEMORY_LIMIT, CatalogRows, build_catalog
 from data_prep.catalog.files import Catalog
 from data_prep.catalog.rejected_lines import RejectedLines
-from data_prep.catalog.release import PREFIXES, DomainFiles, release_files
+from data_prep.catalog.release_parser import PREFIXES, DomainFiles, release_files
 from data_prep.catalog.split_writer import DomainRows, RowSource
 from data_prep.common.files import file_sha256
 from data_prep.common.progress import Progress
@@ -35,7 +35,7 @@ def build_release_catalog(
         release: Folder with the text files.
         out: Folder of the catalog.
         splits: Splits to include.
-        prefixes: Split → prefix of its file names. By default those of `release.PREFIXES`.
+        prefixes: Split → prefix of its file names. By default those of `PREFIXES`.
         memory_limit: Memory limit of DuckDB, for example "3GB".
         max_rejected: Fraction of a file's lines that may be invalid.
         report: Called with lines of progress.

@@ -13,15 +13,15 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from absl import flags
 
-from data_prep.catalog.release import FILES, NO_TEXT, PREFIXES
+from data_prep.catalog.release_parser import FILES, NO_TEXT, PREFIXES
 from data_prep.common import cli
-from data_prep.common.files import atomic_folder
+from data_prep.common.files import atomic_folder, is_finished
 
 FLAGS = flags.FLAGS
 TEST_LISTS = ("auto", "val", "test")
@@ -75,7 +75,7 @@ def write_release(checkout: Path, directory: Path, *, run_length: int = 4, test_
     photos = {"train": _read_photos(data / "train.txt", classes), "test": _read_photos(data / test_name, classes)}
     images = [source.image for source in (*pages, *photos["train"], *photos["test"])]
     record = {"run_length": run_length, "test_list": test_name, "source": _fingerprint(data, pages, images)}
-    if _is_written(directory, record):
+    if is_finished(directory, RECORD, record, kind="a grocery release"):
         return False
     with atomic_folder(directory) as folder:
         (folder / "images").mkdir()
@@ -98,19 +98,6 @@ def _test_list(data: Path, choice: str) -> str:
     if not (data / f"{choice}.txt").is_file():
         raise FileNotFoundError(f"no {choice}.txt in {data}: choose another --test_list")
     return f"{choice}.txt"
-
-
-def _is_written(directory: Path, record: Mapping[str, object]) -> bool:
-    """Returns whether `directory` is a release with this record; raises FileExistsError if it is anything else."""
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
-        return False
-    remedy = "remove it or choose another folder"
-    if not (directory / RECORD).is_file():
-        raise FileExistsError(f"{directory} is not a grocery release, because it has no {RECORD}: {remedy}")
-    found = json.loads((directory / RECORD).read_text())
-    if changed := [f"{key} {found[key]!r}, now {value!r}" for key, value in record.items() if found[key] != value]:
-        raise FileExistsError(f"{directory} was made with other options ({'; '.join(changed)}): {remedy}")
-    return True
 
 
 def _read_pages(data: Path) -> list[_Page]:
