@@ -29,6 +29,7 @@ from data_prep.catalog.table_parser import SPLITS, read_table
 from data_prep.common import cli
 from data_prep.common.domains import DOMAINS
 from data_prep.common.files import file_sha256
+from data_prep.images.lookup import find_missing, format_hints
 
 FLAGS = flags.FLAGS
 
@@ -175,12 +176,12 @@ def _leave_to_test(con: duckdb.DuckDBPyConnection, rejected: RejectedLines) -> N
 
 
 def _check_images(con: duckdb.DuckDBPyConnection, images: Path) -> None:
-    names = [name for (name,) in con.execute(f"SELECT name FROM images LIMIT {_SAMPLED_IMAGES}").fetchall()]
-    if names and not any((images / name).is_file() for name in names):
-        raise ValueError(
-            f"none of {len(names)} images of the table is in {images.absolute()}, for example {names[0]!r}: "
-            "names are paths inside --images"
-        )
+    rows = con.execute(f"SELECT name FROM images ORDER BY line LIMIT {_SAMPLED_IMAGES}").fetchall()
+    names = {name for (name,) in rows}
+    missing = find_missing(names, [images])
+    if names and len(missing) == len(names):
+        hints = format_hints(missing) or f"names must be paths inside --images, and there is no {min(names)!r}"
+        raise ValueError(f"none of {len(names)} images of the table is in {images.absolute()}: {hints}")
 
 
 def _sources(con: duckdb.DuckDBPyConnection, split: str, rejected: RejectedLines) -> dict[str, DomainRows]:
