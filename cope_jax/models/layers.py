@@ -187,13 +187,13 @@ class PreNormBlock(nnx.Module):
         return x_BND + drop_path(self.mlp(self.norm2(x_BND)), drop_path_rate, rngs)
 
 
-def make_stack(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs) -> nnx.Module:
-    """Makes `depth` blocks, with different initial values, as one module for `run_stack`.
+def make_stack(make_block: Callable[..., nnx.Module], depth: int, *, rngs: nnx.Rngs) -> nnx.Module:
+    """Makes `depth` blocks `make_block(rngs=…)`, with different initial values, as one module for `run_stack`.
 
     The parameters of all blocks are stacked along a new leading axis.
     """
     keys = jax.random.split(rngs.params(), depth)
-    return nnx.vmap(lambda key: make_block(nnx.Rngs(params=key)))(keys)
+    return nnx.vmap(lambda key: make_block(rngs=nnx.Rngs(params=key)))(keys)
 
 
 def run_stack(

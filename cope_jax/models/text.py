@@ -1,5 +1,6 @@
 """The text encoder: BERT (arXiv 1810.04805) of any depth, post-norm, with its pooler."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -80,17 +81,14 @@ class TextEncoder(nnx.Module):
     ):
         if pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
-        self.pooling = pooling
-        self.dropout = dropout
-        self.compute = compute
+        self.pooling, self.dropout, self.compute = pooling, dropout, compute
         self.words = nnx.Embed(vocab_size, width, embedding_init=EMBEDDING_INIT, dtype=compute.dtype, rngs=rngs)
         self.position = nnx.Param(EMBEDDING_INIT(rngs.params(), (max_length, width)))
         # BERT has two segments. Texts here are always the first; the second is kept for published weights.
         self.segment = nnx.Param(EMBEDDING_INIT(rngs.params(), (2, width)))
         self.norm = layer_norm(width, epsilon=EPSILON, dtype=compute.dtype, rngs=rngs)
-        self.blocks = make_stack(
-            lambda rngs: PostNormBlock(width, heads, dropout=dropout, compute=compute, rngs=rngs), depth, rngs=rngs
-        )
+        block = partial(PostNormBlock, width, heads, dropout=dropout, compute=compute)
+        self.blocks = make_stack(block, depth, rngs=rngs)
         self.pooler = linear(width, width, dtype=compute.dtype, rngs=rngs) if pooling == "pooler" else None
 
     def __call__(self, tokens_BL: Int32[Array, "B L"], *, rngs: nnx.Rngs | None = None) -> TextFeatures:
