@@ -24,9 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from absl import app, flags
 
-from data_prep.catalog.files import Catalog
-from data_prep.catalog.release import release_files
-from data_prep.catalog.summary import ROPE
+from data_prep.catalog.files import ROPE, Catalog
+from data_prep.catalog.release_parser import release_files
 from data_prep.common.domains import DOMAINS
 
 FRAMES = {"page": 1, "video": 8, "live": 12}  # on average

@@ -36,8 +36,8 @@ from cope_jax.parallel.mesh import make_mesh, to_devices
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.inputs import training_batch_shapes
+from cope_jax.training.allocator import mimalloc_environment
 from cope_jax.training.plan import make_plan, step_flops
-from cope_jax.training.supervision.allocator import mimalloc_environment
 from data_prep.common.domains import DOMAINS
 
 VOCABULARY = 8000

@@ -1,6 +1,6 @@
 """Flags and helpers shared by the commands of `cope_jax`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -59,8 +59,8 @@ def join_cluster(settings: Mapping[str, Any]) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def parse_step(step: str, *, words: Sequence[str]) -> int | str:
-    """Returns the value of --step: a number or one of some words. Raises ValueError if it is neither."""
-    if step not in words and not step.isdigit():
-        raise ValueError(f"--step is {step!r}; expected {' or '.join(map(repr, words))} or a number of steps")
+def parse_step(step: str) -> int | str:
+    """Returns the value of --step: a number, "latest" or "best". Raises ValueError if it is neither."""
+    if step not in (LATEST, BEST) and not step.isdigit():
+        raise ValueError(f"--step is {step!r}; expected {LATEST!r} or {BEST!r} or a number of steps")
     return int(step) if step.isdigit() else step

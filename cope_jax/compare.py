@@ -26,7 +26,7 @@ def main(*runs: str) -> None:
         raise ValueError(f"{len(runs)} runs given; name at least two: ./run.sh compare RUN RUN")
     if FLAGS.out and Path(FLAGS.out).suffix not in WRITERS:
         raise ValueError(f"--out is {FLAGS.out!r}; its suffix must be {' or '.join(WRITERS)}")
-    step = cli.parse_step(FLAGS.step, words=(LATEST, BEST))
+    step = cli.parse_step(FLAGS.step)
     evaluated = [read_step(Path(run), step) for run in runs]
     rows = compare(evaluated)
     print(format_comparison(evaluated, rows))

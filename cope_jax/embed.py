@@ -8,7 +8,6 @@ from pathlib import Path
 from absl import flags
 
 from cope_jax import cli
-from cope_jax.evaluation.results import BEST, LATEST
 from cope_jax.search.embedding_store import TYPES, embed_to_parquet
 
 FLAGS = flags.FLAGS
@@ -33,7 +32,7 @@ def main() -> None:
             Path(FLAGS.out),
             split=FLAGS.split,
             data_dir=Path(FLAGS.data_dir) if FLAGS.data_dir else None,
-            step=cli.parse_step(FLAGS.step, words=(LATEST, BEST)),
+            step=cli.parse_step(FLAGS.step),
             average=FLAGS.average,
             dtype=FLAGS.dtype,
         )

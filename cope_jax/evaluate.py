@@ -9,7 +9,7 @@ from cope_jax import cli
 from cope_jax.evaluation.evaluate_run import evaluate
 from cope_jax.evaluation.report.report import write_report
 from cope_jax.evaluation.result_tables import format_tables
-from cope_jax.evaluation.results import BEST, LATEST, metrics_path, report_path
+from cope_jax.evaluation.results import metrics_path, report_path
 from cope_jax.runs.checkpoints import UNTRAINED
 
 FLAGS = flags.FLAGS
@@ -31,7 +31,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Evaluates the checkpoint, prints tables, and writes metrics and report."""
-    step = cli.parse_step(FLAGS.step, words=(LATEST, BEST))
+    step = cli.parse_step(FLAGS.step)
     workdir = Path(FLAGS.workdir)
     data_dir = Path(FLAGS.data_dir) if FLAGS.data_dir else None
     options = {"data_dir": data_dir, "subset": FLAGS.subset, "reuse": FLAGS.reuse}

@@ -3,7 +3,7 @@
 Fields of the config are flags: `--config.train.batch_size=64`. To resume a stopped run, run the same command again.
 """
 
-from cope_jax.training.supervision.allocator import preload_mimalloc
+from cope_jax.training.allocator import preload_mimalloc
 
 if __name__ == "__main__":
     preload_mimalloc()  # before the imports below, which take seconds
@@ -21,8 +21,7 @@ from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.log_files import ignore_full_disk_when_printing
 from cope_jax.training.dry_run import dry_run, use_fake_devices
 from cope_jax.training.loop import train
-from cope_jax.training.supervision.signals import Stopped
-from cope_jax.training.supervision.tracing import parse_steps
+from cope_jax.training.signals import Stopped
 
 FLAGS = flags.FLAGS
 STOPPED = 75  # exit code of a run that a signal stopped and that is saved (EX_TEMPFAIL: try again)
@@ -70,6 +69,16 @@ def main() -> None:
             print(stopped)
             code = STOPPED
     sys.exit(code)
+
+
+def parse_steps(text: str) -> tuple[int, int] | None:
+    """Parses "10:15" as (10, 15) and "" as None; anything else raises ValueError."""
+    if not text:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise ValueError(f"--profile_steps is {text!r}; it must be FIRST:LAST, such as 10:15, counted from 1")
+    return int(first), int(last)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from data_prep.catalog.release import PREFIXES
+from data_prep.catalog.release_parser import PREFIXES
 from data_prep.common.cli import run
 from data_prep.common.domains import DOMAINS
 from data_prep.common.files import atomic_write, lock_file

@@ -7,17 +7,208 @@ test), and either `images` (one row per item; a list, or names separated by "|")
 optionally `time`. An item of several products has one row for each.
 """
 
+import collections
+import hashlib
+import itertools
+import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import duckdb
+import numpy as np
+import pyarrow as pa
 from absl import flags
 
-from data_prep.catalog import builder
-from data_prep.catalog.summary import format_summary
-from data_prep.catalog.table_catalog import TEST_FRACTION, build_table_catalog
+from data_prep.catalog.builder import MAX_REJECTED, MEMORY_LIMIT, CatalogRows, build_catalog
+from data_prep.catalog.files import Catalog, format_summary
+from data_prep.catalog.rejected_lines import MAX_PRODUCT_ID, Reason, RejectedLines
+from data_prep.catalog.release_parser import START_BYTES
+from data_prep.catalog.split_writer import DomainRows, RowSource, write_query
+from data_prep.catalog.table_parser import SPLITS, read_table
 from data_prep.common import cli
+from data_prep.common.domains import DOMAINS
+from data_prep.common.files import file_sha256
+from data_prep.images.lookup import find_missing, format_hints
 
 FLAGS = flags.FLAGS
+
+IDS_FILE = "ids.parquet"
+TEST_FRACTION = 0.1
+_BATCH_ROWS = 16384
+_SAMPLED_IMAGES = 100_000  # names that are looked for in the images folder
+
+_TABLES = """
+CREATE TABLE rows (split VARCHAR, domain VARCHAR, product VARCHAR, item VARCHAR, text VARCHAR, line BIGINT);
+CREATE TABLE images
+    (split VARCHAR, domain VARCHAR, item VARCHAR, name VARCHAR, time BIGINT, position BIGINT, line BIGINT);
+"""
+# Ids are kept if all of a kind are canonical whole numbers, and numbered otherwise. Product ids are also numbered if
+# one of them is too large, like bar codes.
+_IDS = f"""
+CREATE TABLE ids AS
+WITH every AS (
+    SELECT DISTINCT 'product' AS kind, product AS original FROM rows UNION ALL SELECT DISTINCT domain, item FROM rows
+), kinds AS (
+    SELECT kind, bool_and(
+        regexp_full_match(original, '0|[1-9][0-9]{{0,17}}')
+        AND (kind <> 'product' OR TRY_CAST(original AS BIGINT) <= {MAX_PRODUCT_ID})
+    ) AS whole FROM every GROUP BY kind
+)
+SELECT kind, original, whole,
+    CASE WHEN whole THEN TRY_CAST(original AS BIGINT)
+    ELSE row_number() OVER (PARTITION BY kind ORDER BY original) - 1 END AS id
+FROM every JOIN kinds USING (kind)
+"""
+# An image named by several rows counts once. Without times, images keep the order of the table.
+_FRAMES = """
+SELECT id AS item_id, name, line,
+    CASE WHEN domain = 'page' THEN 0
+    ELSE coalesce(time, row_number() OVER (PARTITION BY id ORDER BY line, position) - 1) END AS time
+FROM (
+    SELECT domain, item, name, time, min(line) AS line, arg_min(position, (line, position)) AS position
+    FROM images WHERE split = '{split}' AND domain = '{domain}' GROUP BY ALL
+) JOIN ids ON kind = domain AND original = item
+"""
+_PAIRS = """
+SELECT products.id AS product_id, items.id AS item_id, min(line) AS line FROM rows
+JOIN ids AS products ON products.kind = 'product' AND products.original = product
+JOIN ids AS items ON items.kind = domain AND items.original = item
+WHERE split = '{split}' AND domain = '{domain}' GROUP BY ALL
+"""
+_TEXTS = """
+SELECT id AS item_id, text, min(line) AS line FROM rows JOIN ids ON kind = domain AND original = item
+WHERE split = '{split}' AND domain = '{domain}' AND text <> '' GROUP BY ALL
+"""
+
+
+def build_table_catalog(
+    table: Path,
+    images: Path,
+    out: Path,
+    *,
+    test_fraction: float = TEST_FRACTION,
+    memory_limit: str = MEMORY_LIMIT,
+    max_rejected: float = MAX_REJECTED,
+    report: Callable[[str], None] = print,
+) -> Catalog:
+    """Builds the catalog of a table, or returns the finished one.
+
+    The catalog also has a file ids.parquet (kind, id, original). It maps numbers to the ids of the table, for the kinds
+    (product, page, video, live) whose ids had to be numbered.
+
+    Args:
+        table: A *.parquet, *.csv or *.jsonl file.
+        images: Folder that contains the images; their names are paths in it.
+        out: Folder of the catalog.
+        test_fraction: Fraction of products in the test split, chosen by hash, for rows without a split.
+        memory_limit: Memory limit of DuckDB, for example "3GB".
+        max_rejected: Fraction of rows that may be invalid.
+        report: Called with lines of progress.
+    """
+    if not table.is_file():
+        raise ValueError(f"table {table.absolute()} not found")
+    if not images.is_dir():
+        raise ValueError(f"images folder {images.absolute()} not found")
+
+    def rejected_lines(split: str) -> RejectedLines:
+        return RejectedLines(split, table.name, max_rejected, partial(_read_lines, table))
+
+    def load(con: duckdb.DuckDBPyConnection, folder: Path) -> CatalogRows:
+        rejected = rejected_lines("")
+        _load_table(con, table, test_fraction, rejected)
+        _check_images(con, images, report)
+        con.execute(_IDS)
+        numbered = "SELECT kind, id, original FROM ids WHERE NOT whole ORDER BY kind, id"
+        write_query(con, numbered, folder / IDS_FILE)
+        report(f"{table.name}: {rejected.lines:,} rows")
+        splits = {split: _sources(con, split, rejected_lines(split)) for split in SPLITS}
+        return CatalogRows([rejected], {split: sources for split, sources in splits.items() if sources})
+
+    source = {"table": file_sha256(table), "test_fraction": test_fraction}
+    return build_catalog(out, source, load, memory_limit=memory_limit, report=report)
+
+
+def _load_table(con: duckdb.DuckDBPyConnection, table: Path, test_fraction: float, rejected: RejectedLines) -> None:
+    """Creates the tables `rows` and `images`."""
+    con.execute(_TABLES)
+    split_by_hash = False
+    parsed = read_table(table)
+    while batch := list(itertools.islice(parsed, _BATCH_ROWS)):
+        rows, images, invalid = [], [], collections.defaultdict(list)
+        for line, _, row in batch:
+            if isinstance(row, Reason):
+                invalid[row].append(line)
+                continue
+            split_by_hash |= not row.split
+            split = row.split or split_of(row.product, test_fraction)
+            rows.append((split, row.domain, row.product, row.item, row.text, line))
+            images += [(split, row.domain, row.item, *image, i, line) for i, image in enumerate(row.images)]
+        rejected.lines += len(batch)
+        for reason, lines in invalid.items():
+            rejected.add(reason, lines)
+        _insert(con, "rows", rows)
+        _insert(con, "images", images)
+    if split_by_hash:
+        _leave_to_test(con, rejected)
+
+
+def split_of(product: str, test_fraction: float) -> str:
+    """Returns the split of a product, which does not depend on the other products of a table."""
+    drawn = int.from_bytes(hashlib.sha256(product.encode()).digest()[:8], "big") / 2**64
+    return "test" if drawn < test_fraction else "train"
+
+
+def _insert(con: duckdb.DuckDBPyConnection, name: str, rows: list[tuple]) -> None:
+    if rows:
+        columns = {str(i): pa.array(column) for i, column in enumerate(zip(*rows, strict=True))}
+        con.register("batch", pa.table(columns))
+        con.execute(f"INSERT INTO {name} SELECT * FROM batch")
+
+
+def _leave_to_test(con: duckdb.DuckDBPyConnection, rejected: RejectedLines) -> None:
+    """Removes items from training that belong to a test product as well, because they would leak into training."""
+    shared = "split = 'train' AND (domain, item) IN (SELECT (domain, item) FROM rows WHERE split = 'test')"
+    lines = con.execute(f"SELECT line FROM rows WHERE {shared}").fetchall()
+    rejected.add(Reason.OTHER_SPLIT, np.array(lines, np.int64).reshape(-1))
+    con.execute(f"DELETE FROM images WHERE {shared}")
+    con.execute(f"DELETE FROM rows WHERE {shared}")
+
+
+def _check_images(con: duckdb.DuckDBPyConnection, images: Path, report: Callable[[str], None]) -> None:
+    """Reports missing images among a sample of the names; raises ValueError if all are missing."""
+    names = con.execute(f"SELECT DISTINCT name FROM (SELECT name FROM images LIMIT {_SAMPLED_IMAGES})").fetchall()
+    sample = sorted(name for (name,) in names)
+    if not (missing := find_missing(sample, [images])):
+        return
+    found = format_hints(missing) or f"nothing like {next(iter(missing))!r} exists"
+    message = f"{len(missing)} of {len(sample)} images of the table are not in {images.absolute()}: {found}"
+    if len(missing) == len(sample):
+        raise ValueError(f"{message}; names are paths inside --images")
+    report(f"warning: {message}")
+
+
+def _sources(con: duckdb.DuckDBPyConnection, split: str, rejected: RejectedLines) -> dict[str, DomainRows]:
+    """Returns domain → rows of a split, empty if it has none."""
+    [(rejected.lines,)] = con.execute(f"SELECT count(*) FROM rows WHERE split = '{split}'").fetchall()
+
+    def source(query: str, domain: str) -> RowSource:
+        view = f"CREATE TEMP VIEW source AS {query.format(split=split, domain=domain)}"
+        return RowSource(lambda con: con.execute(view), rejected)
+
+    if not rejected.lines:
+        return {}
+    queries = (_PAIRS, _TEXTS, _FRAMES)
+    return {domain: DomainRows(*(source(query, domain) for query in queries)) for domain in DOMAINS}
+
+
+def _read_lines(table: Path, numbers: np.ndarray) -> dict[int, str]:
+    wanted = set(numbers.tolist())
+    return {
+        line: json.dumps(values, ensure_ascii=True, default=str)[:START_BYTES] if isinstance(values, dict) else ""
+        for line, values, _ in read_table(table)
+        if line in wanted
+    }
 
 
 def define_flags() -> None:
@@ -26,8 +217,8 @@ def define_flags() -> None:
     flags.DEFINE_string("images", None, "Folder with the images. Their names are paths in it.", required=True)
     flags.DEFINE_string("out", None, "Folder of the catalog.", required=True)
     flags.DEFINE_float("test_fraction", TEST_FRACTION, "Fraction of products to test, for rows without a split.", 0, 1)
-    flags.DEFINE_string("memory_limit", builder.MEMORY_LIMIT, "Memory for sorting. The rest takes about 1 GB more.")
-    flags.DEFINE_float("max_rejected", builder.MAX_REJECTED, "Fraction of rows that may be invalid.", 0, 1)
+    flags.DEFINE_string("memory_limit", MEMORY_LIMIT, "Memory for sorting. The rest takes about 1 GB more.")
+    flags.DEFINE_float("max_rejected", MAX_REJECTED, "Fraction of rows that may be invalid.", 0, 1)
 
 
 def main() -> None:

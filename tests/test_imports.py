@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cope_jax.__main__ import COMMANDS
-from cope_jax.training.supervision.allocator import PURGE_DELAY
+from cope_jax.training.allocator import PURGE_DELAY
 
 ROOT = Path(__file__).parents[1]
 PATHS = {

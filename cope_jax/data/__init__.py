@@ -1,13 +1,12 @@
 """Array records to batches of uint8 frames and token ids, in NumPy on the host.
 
-records        random access to items and products of a split
-images         encoded images → square frames, with crop, flip and color jitter
-frames         which frames of a clip are used
-tokenizer      texts → token ids; trains WordPiece vocabularies
-collate        items → the arrays of a domain; product ids → classes
-pipeline       Grain pipelines of training batches, which depend on (seed, step) only, and of evaluation batches
-invalid_items  records and images that cannot be read
-thumbnails     items for HTML pages
+records     random access to items and products of a split; errors of those that cannot be read
+images      encoded images → square frames, with crop, flip and color jitter
+frames      which frames of a clip are used
+tokenizer   texts → token ids; trains WordPiece vocabularies
+collate     items → the arrays of a domain; product ids → classes
+pipeline    Grain pipelines of training batches, which depend on (seed, step) only, and of evaluation batches
+thumbnails  items for HTML pages
 
 A batch has for each domain, with M = max_products:
 

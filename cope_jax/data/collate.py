@@ -8,8 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data.frames import choose_frames
 from cope_jax.data.images import EvalTransform, TrainTransform
-from cope_jax.data.invalid_items import InvalidItemError
-from cope_jax.data.records import Item, Records
+from cope_jax.data.records import InvalidItemError, Item, Records
 from cope_jax.data.tokenizer import TextAugment, encode
 from data_prep.common.domains import DOMAINS
 

@@ -15,8 +15,7 @@ import numpy as np
 
 from cope_jax.data.collate import Collator, Example, check_id, to_classes
 from cope_jax.data.images import limit_opencv_threads
-from cope_jax.data.invalid_items import InvalidItemError, InvalidItems
-from cope_jax.data.records import Product, Records, open_records
+from cope_jax.data.records import InvalidItemError, InvalidItems, Product, Records, open_records
 from data_prep.common.domains import DOMAINS
 
 Batch = dict[str, Any]  # arrays, and for each domain a dict of arrays

@@ -1,7 +1,12 @@
-"""Random access to the array records of one or more splits: items by domain and row, products by number."""
+"""Random access to the array records of one or more splits: items by domain and row, products by number.
+
+Items that cannot be read, because the record or an image is invalid, are errors or counted (`InvalidItems`).
+"""
 
 import hashlib
 import resource
+import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +15,37 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from cope_jax.data.invalid_items import InvalidItemError
 from data_prep.common.domains import DOMAINS
 from data_prep.records.schema import open_files, parse_example, read_splits
 
 # Raised for an invalid record: by array_record (wrong hash), for a feature without values, by parsing and decoding.
 INVALID = (RuntimeError, IndexError, ValueError)
 SAMPLE = 1 << 16  # bytes read from both ends of a file for its fingerprint
+PRINTED = 20  # number of invalid items that are printed; the metrics count all
+KEPT = 5  # number of messages about invalid items that are kept
 OTHER_FILES = 500  # further files that a process has open: libraries, logs, checkpoints, sockets
+
+
+class InvalidItemError(ValueError):
+    """A record or image cannot be read. (Invalid settings raise other ValueErrors.)"""
+
+
+class InvalidItems:
+    """Counts invalid items, prints the first and keeps the last few. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.last: deque[str] = deque(maxlen=KEPT)
+        self._lock = threading.Lock()
+
+    def add(self, error: InvalidItemError) -> None:
+        """Records an item that was skipped."""
+        with self._lock:
+            self.count += 1
+            self.last.append(str(error))
+            if self.count <= PRINTED:
+                more = "; further ones are only counted in the metrics" if self.count == PRINTED else ""
+                print(f"\nskipped: {error}{more}", flush=True)
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,15 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
-from cope_jax.data.invalid_items import InvalidItemError, InvalidItems
+from cope_jax.data.records import InvalidItemError, InvalidItems
 from cope_jax.data.tokenizer import load_tokenizer
 from cope_jax.models.cope import MODEL_INPUTS
 from cope_jax.parallel.mesh import batch_sharding, make_mesh, replicated, to_devices
 from cope_jax.parallel.processes import allgather
-from cope_jax.runs.checkpoints import Checkpoints
+from cope_jax.runs.checkpoints import Checkpoints, ModelState
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.inputs import check_batch_sizes, evaluation_batches
 from cope_jax.runs.model import load_model
-from cope_jax.runs.state import ModelState
 
 Batch = dict[str, Any]
 EmbedFunction = Callable[[ModelState, Batch], jax.Array]

@@ -8,8 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cope_jax.data.invalid_items import InvalidItemError, InvalidItems
-from cope_jax.data.records import Product, open_records
+from cope_jax.data.records import InvalidItemError, InvalidItems, Product, open_records
 from cope_jax.evaluation import results
 from cope_jax.evaluation.embed_items import Items, LoadedRun, load_run
 from cope_jax.evaluation.metrics import bootstrap, few_shot, retrieval

@@ -9,14 +9,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
-from cope_jax.data.invalid_items import InvalidItems
-from cope_jax.data.records import open_records
+from cope_jax.data.records import InvalidItems, open_records
 from cope_jax.evaluation.embed_items import LoadedRun, embed_function
 from cope_jax.evaluation.evaluate_run import draw_products, rows_by_domain
 from cope_jax.evaluation.metrics import retrieval
 from cope_jax.parallel.mesh import batch_share
+from cope_jax.runs.checkpoints import ModelState
 from cope_jax.runs.config import RunConfig
-from cope_jax.runs.state import ModelState
 from data_prep.common.domains import DOMAINS, PAIRS
 
 

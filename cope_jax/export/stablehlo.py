@@ -20,12 +20,11 @@ from cope_jax import exported
 from cope_jax.data.tokenizer import load_tokenizer, save_tokenizer
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.parallel.path_rules import leaf_paths
-from cope_jax.runs.checkpoints import Checkpoints
+from cope_jax.runs.checkpoints import Checkpoints, ModelState
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.model import load_model
-from cope_jax.runs.state import ModelState
 from data_prep.common.domains import DOMAINS
 from data_prep.common.files import atomic_folder
 

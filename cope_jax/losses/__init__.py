@@ -1,7 +1,6 @@
 """Losses on embeddings: pure functions of arrays and learnable scalars.
 
-sigmoid          SigLIP's loss            \\ over weighted pairs of views (`pairs`), with the batch
-infonce          InfoNCE with smoothing   / sharded over a ring of devices (`ring`)
-classifier       CosFace over all training products
-sharded_softmax  its softmax over a class table that is sharded over all devices
+sigmoid     SigLIP's loss            \\ over weighted pairs of views (`pairs`), with the batch
+infonce     InfoNCE with smoothing   / sharded over a ring of devices (`ring`)
+classifier  CosFace over all training products, with a class table that is sharded over all devices
 """

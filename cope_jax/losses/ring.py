@@ -14,6 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
 
 BATCH_AXES = ("data", "fsdp")  # mesh axes over which a batch is sharded
+SHARDED = PartitionSpec(BATCH_AXES)
 TILE = 256  # rows compared at once: a whole block would grow with the square of the chunk
 
 LossAndGradients = tuple[tuple[Array, PyTree], tuple[PyTree, PyTree]]  # (loss, statistics), (of vectors, of scalars)
@@ -22,7 +23,7 @@ Visit = Callable[[int, PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 ShardedLoss = Callable[[PyTree, PyTree, PyTree], tuple[Array, PyTree]]
 
 
-def shard_loss(chunk_loss: ChunkLoss, mesh: Mesh) -> ShardedLoss:
+def shard_loss(chunk_loss: ChunkLoss, mesh: Mesh, *, specs: tuple[PyTree, PyTree] = (SHARDED, SHARDED)) -> ShardedLoss:
     """Turns a loss on one device's chunk into a differentiable loss on the whole batch.
 
     Args:
@@ -30,18 +31,19 @@ def shard_loss(chunk_loss: ChunkLoss, mesh: Mesh) -> ShardedLoss:
             Vectors and labels are trees of one chunk's arrays. Loss, statistics and the gradients of scalars must be
             equal on all devices.
         mesh: Mesh with BATCH_AXES; devices along other axes compute the same.
+        specs: Partition specs of vectors and labels, by default over BATCH_AXES.
 
     Returns:
         (vectors, labels, scalars) → (loss, statistics), differentiable in vectors and scalars. The gradients are
         computed together with the loss and are all that is kept for the backward pass.
     """
-    sharded, replicated = PartitionSpec(BATCH_AXES), PartitionSpec()
+    replicated = PartitionSpec()
     run = jax.shard_map(
         chunk_loss,
         mesh=mesh,
-        in_specs=(sharded, sharded, replicated),
-        out_specs=((replicated, replicated), (sharded, replicated)),
-        check_vma=False,  # it cannot infer that sums over BATCH_AXES are equal on all devices
+        in_specs=(*specs, replicated),
+        out_specs=((replicated, replicated), (specs[0], replicated)),
+        check_vma=False,  # it cannot infer that sums over the mesh are equal on all devices
     )
 
     @jax.custom_vjp

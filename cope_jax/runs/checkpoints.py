@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a run: saved in the background, validated, and restored onto any mesh."""
+"""State of a run, and its Orbax checkpoints: saved in the background, validated, and restored onto any mesh."""
 
 import dataclasses
 import os
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import struct
 from jax.experimental import multihost_utils
 from jax.tree_util import keystr
 from jaxtyping import PyTree
@@ -21,7 +22,6 @@ from tqdm import tqdm
 
 from cope_jax.parallel.processes import processes_failing
 from cope_jax.runs.manifest import find_problems, write_manifest
-from cope_jax.runs.state import ModelState, TrainState
 from data_prep.common.differences import describe_differences
 
 UNTRAINED = 0  # step of the initial parameters, which have no checkpoint: seed and published weights determine them
@@ -32,6 +32,36 @@ SAVE_SECONDS = 600  # time limit of a save; processes also wait that long for on
 FAILURES = (OSError, ValueError, jax.errors.JaxRuntimeError)
 
 Window = Mapping[str, tuple[float, float]]  # metric → (total, count)
+
+
+class ModelState(NamedTuple):
+    """Values of a model.
+
+    Attributes:
+        params: Tree of float32 arrays that the optimizer changes.
+        statistics: Tree of float32 arrays that training batches change; empty if no layer keeps any.
+    """
+
+    params: PyTree
+    statistics: PyTree
+
+
+class TrainState(struct.PyTreeNode):
+    """All that changes during training, and all that a checkpoint contains.
+
+    Attributes:
+        step: int32[], number of steps taken. Together with the seed it determines the next batch and random draws.
+        params: {"model": …, "loss": …}, trees of float32 arrays.
+        statistics: Running statistics of the model.
+        opt_state: State of the optax optimizer.
+        average: Moving average of the model over the steps; None if the config does not ask for one.
+    """
+
+    step: jax.Array
+    params: PyTree
+    statistics: PyTree
+    opt_state: PyTree
+    average: ModelState | None = None
 
 
 class KeepStep:

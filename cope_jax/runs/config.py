@@ -37,6 +37,8 @@ PositiveFraction = Annotated[float, Limit("> 0 and <= 1", lambda x: 0 < x <= 1)]
 FractionBelowOne = Annotated[float, Limit(">= 0 and < 1", lambda x: 0 <= x < 1)]
 Regex = Annotated[str, Limit("that is a regular expression", is_regex)]
 Domain = Literal["page", "video", "live"]
+MeanMetric = Literal["mean_r1", "mean_r5", "mean_r10", "mean_map"]
+AverageMetric = Literal["average_mean_r1", "average_mean_r5", "average_mean_r10", "average_mean_map"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,16 +193,7 @@ class TrainConfig:
     keep_checkpoints: PositiveInt
     evaluate_every: Natural
     evaluate_products: PositiveInt
-    best_by: Literal[
-        "mean_r1",
-        "mean_r5",
-        "mean_r10",
-        "mean_map",
-        "average_mean_r1",
-        "average_mean_r5",
-        "average_mean_r10",
-        "average_mean_map",
-    ]
+    best_by: Literal[MeanMetric, AverageMetric]
     average_decay: FractionBelowOne
     max_skipped: Natural
     stall_seconds: NonNegative

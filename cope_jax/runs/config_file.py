@@ -15,30 +15,16 @@ FILE = "config.json"
 FOLDER_OR_HUB = ("data.tokenizer", "model.vision.init_from", "model.text.init_from")
 
 # Fields that may change when a run resumes: they affect neither the parameters nor what is compared.
-MAY_CHANGE = (
-    "config.mesh.",
-    "config.eval.batch_size",
-    "config.eval.ways",
-    "config.eval.shots",
-    "config.eval.queries",
-    "config.eval.episodes",
-    "config.model.attention",
-    "config.model.scan_layers",
-    "config.model.remat",
-    "config.data.data_dir",
-    "config.data.threads",
-    "config.data.max_bad_fraction",
-    "config.data.eval_split",
-    "config.train.log_every",
-    "config.train.checkpoint_every",
-    "config.train.keep_checkpoints",
-    "config.train.max_skipped",
-    "config.train.microbatch",
-    "config.train.stall_seconds",
-    "config.train.evaluate_every",
-    "config.train.evaluate_products",
-    "config.train.best_by",
-)
+MAY_CHANGE = {
+    "data": ("data_dir", "threads", "max_bad_fraction", "eval_split"),
+    "model": ("attention", "scan_layers", "remat"),
+    "train": (
+        *("log_every", "checkpoint_every", "keep_checkpoints", "max_skipped", "microbatch", "stall_seconds"),
+        *("evaluate_every", "evaluate_products", "best_by"),
+    ),
+    "mesh": ("data", "fsdp", "tensor"),
+    "eval": ("batch_size", "ways", "shots", "queries", "episodes"),
+}
 
 
 def load_config(workdir: Path) -> RunConfig:
@@ -70,8 +56,9 @@ def save_config(config: RunConfig, workdir: Path) -> None:
     path = workdir / FILE
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     if path.exists():
+        may_change = {f"config.{section}.{name}" for section, names in MAY_CHANGE.items() for name in names}
         fixed = (
-            {key: value for key, value in flatten_keys({"config": fields}).items() if not key.startswith(MAY_CHANGE)}
+            {key: value for key, value in flatten_keys({"config": fields}).items() if key not in may_change}
             for fields in (_read(path), json.loads(text))
         )
         differences = describe_differences(*fixed)

@@ -13,9 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data import collate
 from cope_jax.data.images import EvalTransform, TrainTransform
-from cope_jax.data.invalid_items import InvalidItems
 from cope_jax.data.pipeline import eval_batches, train_batches
-from cope_jax.data.records import open_records, sample_texts
+from cope_jax.data.records import InvalidItems, open_records, sample_texts
 from cope_jax.data.tokenizer import TextAugment, load_tokenizer, save_tokenizer, train_wordpiece
 from cope_jax.parallel.processes import barrier
 from cope_jax.runs.config import RunConfig

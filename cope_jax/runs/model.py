@@ -15,27 +15,8 @@ from cope_jax.models.cope import CopeModel
 from cope_jax.models.layers import ComputeOptions
 from cope_jax.parallel.mesh import replicated, with_shardings
 from cope_jax.parallel.sharding_rules import parameter_shardings
-from cope_jax.runs.checkpoints import UNTRAINED, Checkpoints
+from cope_jax.runs.checkpoints import UNTRAINED, Checkpoints, ModelState
 from cope_jax.runs.config import RunConfig
-from cope_jax.runs.state import ModelState
-
-
-def make_model(config: RunConfig, *, vocab_size: int, rngs: nnx.Rngs) -> CopeModel:
-    """Returns the model of a config, for the vocabulary of the run's tokenizer."""
-    return CopeModel(
-        embedding=config.model.embedding,
-        **encoder_settings(config, vocab_size=vocab_size),
-        fusion=asdict(config.model.fusion),
-        text_domains=config.model.text_domains,
-        head_norm=config.model.head_norm,
-        compute=ComputeOptions(
-            dtype=jnp.dtype(config.model.dtype),
-            attention=config.model.attention,
-            scan_layers=config.model.scan_layers,
-            remat=config.model.remat,
-        ),
-        rngs=rngs,
-    )
 
 
 def encoder_settings(config: RunConfig, *, vocab_size: int) -> dict[str, dict[str, Any]]:
@@ -59,8 +40,23 @@ def split_model(config: RunConfig, *, vocab_size: int) -> tuple[nnx.GraphDef, Ca
     out_shardings each device computes its own part.
     """
 
+    model = config.model
+
     def make() -> CopeModel:
-        return make_model(config, vocab_size=vocab_size, rngs=nnx.Rngs(params=config.seed))
+        return CopeModel(
+            embedding=model.embedding,
+            **encoder_settings(config, vocab_size=vocab_size),
+            fusion=asdict(model.fusion),
+            text_domains=model.text_domains,
+            head_norm=model.head_norm,
+            compute=ComputeOptions(
+                dtype=jnp.dtype(model.dtype),
+                attention=model.attention,
+                scan_layers=model.scan_layers,
+                remat=model.remat,
+            ),
+            rngs=nnx.Rngs(params=config.seed),
+        )
 
     def initialize() -> ModelState:
         _, params, statistics = nnx.split(make(), nnx.Param, nnx.BatchStat)

@@ -16,7 +16,6 @@ from absl import flags
 
 from cope_jax import Embedder, cli
 from cope_jax.data.thumbnails import data_uri
-from cope_jax.evaluation.results import BEST, LATEST
 from cope_jax.search.embedding_store import read_manifest
 from cope_jax.search.index import KINDS
 from cope_jax.search.library import Library, SearchResult, open_library, other_domains
@@ -56,7 +55,7 @@ def main(*words: str) -> None:
     action = "serve" if FLAGS.serve and not words else (words or ACTIONS)[0]
     if len(words) > 1 or action not in ACTIONS:
         raise ValueError(f"unknown action {' '.join(words)!r}: choose one of {', '.join(ACTIONS)}")
-    step = cli.parse_step(FLAGS.step, words=(LATEST, BEST))
+    step = cli.parse_step(FLAGS.step)
     library = open_library(
         Path(FLAGS.workdir),
         step=step,

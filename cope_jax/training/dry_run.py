@@ -38,16 +38,6 @@ class Parameter(NamedTuple):
     spec: PartitionSpec
 
 
-class Costs(NamedTuple):
-    """Costs of a training step: operations on all devices without rematerialization, and bytes per device."""
-
-    flops: float
-    parameters: int  # with their moving average
-    optimizer: int
-    batch: int
-    temporary: int  # activations, gradients and buffers within the step
-
-
 def use_fake_devices(config: RunConfig) -> None:
     """Gives this process as many CPU devices as the config's mesh has. Call it before anything uses devices."""
     jax.config.update("jax_platforms", "cpu")
@@ -77,15 +67,9 @@ def dry_run(config: RunConfig) -> str:
     vocab_size, source = vocabulary(config)
     plan = make_plan(config, mesh, vocab_size=vocab_size)
     rows = list(list_parameters(plan.state.params, config))
-    costs = step_costs(config, plan, step_flops(config, vocab_size))
-    return "\n\n".join(
-        [
-            _parameter_table(rows),
-            _group_table(rows, config),
-            _summary(config, vocab_size, source),
-            _cost_table(costs, config),
-        ]
-    )
+    memory, flops = memory_per_device(config, plan), step_flops(config, vocab_size)
+    tables = _parameter_table(rows), _group_table(rows, config), _summary(config, vocab_size, source)
+    return "\n\n".join([*tables, _cost_table(memory, flops, config)])
 
 
 def vocabulary(config: RunConfig) -> tuple[int, str]:
@@ -109,17 +93,16 @@ def list_parameters(params: PyTree, config: RunConfig) -> Iterator[Parameter]:
         yield Parameter(path, leaf.shape, leaf.size, group, bool(factor and decay), leaf.sharding.spec)
 
 
-def step_costs(config: RunConfig, plan: Plan, flops: float) -> Costs:
-    """Compiles the step and returns its costs."""
+def memory_per_device(config: RunConfig, plan: Plan) -> dict[str, int]:
+    """Compiles the step and returns the bytes it needs on one device, by purpose."""
     memory = plan.step.lower(plan.state, training_batch_shapes(config)).compile().memory_analysis()
     assert memory is not None
-    return Costs(
-        flops,
-        parameters=device_bytes((plan.state.params, plan.state.average)),
-        optimizer=device_bytes(plan.state.opt_state),
-        batch=memory.argument_size_in_bytes - device_bytes(plan.state),
-        temporary=memory.temp_size_in_bytes,
-    )
+    return {
+        "parameters": device_bytes((plan.state.params, plan.state.average)),
+        "optimizer state": device_bytes(plan.state.opt_state),
+        "batch": memory.argument_size_in_bytes - device_bytes(plan.state),
+        "activations, gradients, buffers": memory.temp_size_in_bytes,
+    }
 
 
 def device_bytes(shapes: PyTree) -> int:
@@ -168,17 +151,11 @@ def _summary(config: RunConfig, vocab_size: int, source: str) -> str:
     )
 
 
-def _cost_table(costs: Costs, config: RunConfig) -> str:
-    """Lists memory and arithmetic."""
-    memory = {
-        "parameters": costs.parameters,
-        "optimizer state": costs.optimizer,
-        "batch": costs.batch,
-        "activations, gradients, buffers": costs.temporary,
-        "total": costs.parameters + costs.optimizer + costs.batch + costs.temporary,
-    }
+def _cost_table(memory: dict[str, int], flops: float, config: RunConfig) -> str:
+    """Lists memory per device, and operations of a step on all devices without rematerialization."""
+    memory = memory | {"total": sum(memory.values())}
     rows = [["memory per device", "GiB"], *([name, f"{size / GIB:.2f}"] for name, size in memory.items())]
-    flops, train = costs.flops, config.train
+    train = config.train
     return "\n".join(
         [
             text_table(rows),

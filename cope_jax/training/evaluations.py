@@ -9,12 +9,11 @@ import numpy as np
 
 from cope_jax.evaluation.evaluate_run import evaluate
 from cope_jax.evaluation.probe import Probe
-from cope_jax.runs.checkpoints import Checkpoints
+from cope_jax.runs.checkpoints import Checkpoints, ModelState, TrainState
 from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig
 from cope_jax.runs.log_files import EVALUATIONS, read_json_lines, round_values
-from cope_jax.runs.state import ModelState, TrainState
-from cope_jax.training.supervision.signals import Stopped, StopSignal
-from cope_jax.training.supervision.watchdog import Watchdog
+from cope_jax.training.signals import Stopped, StopSignal
+from cope_jax.training.watchdog import Watchdog
 
 
 class Evaluations:
@@ -75,7 +74,7 @@ def evaluate_in_full(config: RunConfig, workdir: Path, stop: StopSignal, watchdo
     def on_batch() -> None:
         watchdog.reset(f"the evaluation of all of {name}")
         if stop.agreed(next(batches)):
-            raise Stopped(stop_message(last, last))
+            raise Stopped(last, last)
 
     for step in sorted({last} if best is None else {last, best}):
         for average in (False, True) if config.train.average_decay else (False,):
@@ -84,8 +83,3 @@ def evaluate_in_full(config: RunConfig, workdir: Path, stop: StopSignal, watchdo
             metrics = evaluate(workdir, step=step, average=average, reuse=True, on_batch=on_batch).metrics
             if jax.process_index() == 0:
                 print(f"{name}, all items: mean R@1 {metrics['retrieval_mean']['mean_r1']:.3f}")
-
-
-def stop_message(step: int, steps: int) -> str:
-    """Returns the message of a run that was stopped and saved."""
-    return f"stopped at step {step} of {steps}, which is saved; run the same command again to continue"

@@ -11,8 +11,7 @@ from jaxtyping import PyTree
 
 from cope_jax.losses.ring import BATCH_AXES
 from cope_jax.models.fusion import Embeddings
-from cope_jax.training.metrics import Mean
-from cope_jax.training.objective import LossFunction
+from cope_jax.training.objective import LossFunction, Mean
 
 # (parameters of the model, its statistics, batch, random key) → (embeddings by domain, new statistics)
 EmbedFunction = Callable[[PyTree, PyTree, Any, jax.Array], tuple[dict[str, Embeddings], PyTree]]

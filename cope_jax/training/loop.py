@@ -8,26 +8,58 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
-from cope_jax.data.invalid_items import InvalidItems
+from cope_jax.data.records import InvalidItems
 from cope_jax.evaluation.probe import Probe
 from cope_jax.parallel.mesh import batch_share, make_mesh, to_devices
 from cope_jax.parallel.processes import check_shared_storage
-from cope_jax.runs.checkpoints import Checkpoints, Window, set_aside_invalid
+from cope_jax.runs.checkpoints import Checkpoints, ModelState, TrainState, Window, set_aside_invalid
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import save_config
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import check_batch_sizes, run_tokenizer, training_batches, training_classes
 from cope_jax.runs.provenance import provenance, record_start
-from cope_jax.runs.state import ModelState, TrainState
-from cope_jax.training.evaluations import Evaluations, evaluate_in_full, evaluate_state, stop_message
+from cope_jax.training.evaluations import Evaluations, evaluate_in_full, evaluate_state
 from cope_jax.training.plan import Plan, make_plan, restore_or_initialize, step_flops
 from cope_jax.training.progress import TrainingProgress, peak_flops
 from cope_jax.training.reporting import MetricsLog, Reporter
-from cope_jax.training.supervision.signals import Stopped, StopSignal
-from cope_jax.training.supervision.tracing import Profiler
-from cope_jax.training.supervision.watchdog import Watchdog
+from cope_jax.training.signals import Stopped, StopSignal
+from cope_jax.training.watchdog import Watchdog
 from data_prep.common.files import lock_file
+
+
+class Profiler:
+    """Writes a trace of some steps to a folder.
+
+    Args:
+        folder: Where to write.
+        steps: First and last step to trace; None traces nothing.
+    """
+
+    def __init__(self, folder: Path, steps: tuple[int, int] | None):
+        self.folder = folder
+        self.first, self.last = steps or (0, 0)
+        self.running = False
+
+    def before_step(self, step: int) -> None:
+        """Starts the trace before the first of its steps that this process runs."""
+        if not self.running and self.first <= step <= self.last:
+            jax.profiler.start_trace(self.folder)
+            self.running = True
+
+    def after_step(self, step: int, result: PyTree) -> None:
+        """Stops the trace after its last step, once the result is computed."""
+        if self.running and step >= self.last:
+            jax.block_until_ready(result)
+            self.close()
+            print(f"\ntrace of steps {self.first} to {self.last} in {self.folder}: tensorboard --logdir={self.folder}")
+
+    def close(self) -> None:
+        """Stops a running trace."""
+        if self.running:
+            self.running = False
+            jax.profiler.stop_trace()
 
 
 class LoopServices(NamedTuple):
@@ -89,7 +121,9 @@ def train(
                 print(f"{workdir} already has all {newest} steps")
             else:
                 if jax.process_index() == 0:
-                    _record_start(config, workdir, newest, accept_other_data=accept_other_data)
+                    now = provenance(config)
+                    for change in record_start(workdir, newest, now, accept_other_data=accept_other_data):
+                        print(f"changed since the last start: {change}")
                 plan = make_plan(config, mesh, vocab_size=len(tokenizer))
                 state, window = restore_or_initialize(config, plan, checkpoints, vocab_size=len(tokenizer))
                 shapes = ModelState(plan.state.params["model"], plan.state.statistics)
@@ -120,12 +154,6 @@ def locked_workdir(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _record_start(config: RunConfig, workdir: Path, step: int, *, accept_other_data: bool) -> None:
-    """Records this start and prints what changed since the previous one."""
-    for change in record_start(workdir, step, provenance(config), accept_other_data=accept_other_data):
-        print(f"changed since the last start: {change}")
-
-
 def _make_reporter(
     config: RunConfig, log: MetricsLog | None, invalid_items: InvalidItems, window: Window, *, vocab_size: int
 ) -> Reporter:
@@ -148,7 +176,7 @@ def run_steps(
     checkpoints, reporter, evaluations, _, stop, watchdog, profiler = services
     first, steps = int(state.step), config.train.steps
     if evaluations.due(first) and not _evaluate_step(first, state, services):
-        raise Stopped(stop_message(first, steps))
+        raise Stopped(first, steps)
     for step in range(first + 1, steps + 1):
         watchdog.saved = reporter.progress.saved = checkpoints.saved
         watchdog.reset(f"the batch of step {step}")
@@ -176,7 +204,7 @@ def run_steps(
                 f"run the same command again: it resumes from step {checkpoints.latest() or 0}"
             )
         if stopped and (step < steps or due):
-            raise Stopped(stop_message(step, steps))
+            raise Stopped(step, steps)
 
 
 def _evaluate_step(step: int, state: TrainState, services: LoopServices) -> bool:
@@ -186,7 +214,7 @@ def _evaluate_step(step: int, state: TrainState, services: LoopServices) -> bool
     def on_batch() -> None:
         services.watchdog.reset(f"the evaluation of step {step}")
         if services.stop.interrupts():
-            raise Stopped
+            raise Stopped(step, services.evaluations.last)
 
     services.watchdog.reset(f"the evaluation of step {step}")
     services.reporter.begin_evaluation(step)

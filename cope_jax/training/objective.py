@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import struct
 from jax.sharding import Mesh
 
 from cope_jax.losses.classifier import classifier_loss, init_table
@@ -13,8 +15,29 @@ from cope_jax.losses.pairs import Pair, Statistics, View
 from cope_jax.losses.sigmoid import init_scalars, sigmoid_loss
 from cope_jax.models.fusion import Embeddings
 from cope_jax.runs.config import InfoNCEConfig, RunConfig, SigmoidConfig
-from cope_jax.training.metrics import Mean
 from data_prep.common.domains import DOMAINS, PAIRS
+
+
+@struct.dataclass
+class Mean:
+    """A mean as a sum and a count, both f32[]. To merge means, add them with `jax.tree.map`."""
+
+    total: jax.Array | np.ndarray | np.floating
+    count: jax.Array | np.ndarray | np.floating
+
+    @classmethod
+    def of(cls, value: jax.Array) -> "Mean":
+        """Returns the mean of one value."""
+        return cls(total=value, count=np.float32(1))
+
+    def where(self, kept: jax.Array) -> "Mean":
+        """Returns the same mean if `kept` (bool[]), else a mean over nothing."""
+        return Mean(jnp.where(kept, self.total, 0), jnp.where(kept, self.count, 0))
+
+    def compute(self) -> float:
+        """Returns the mean; NaN over nothing."""
+        return float(self.total) / float(self.count) if float(self.count) else float("nan")
+
 
 # (parameters of all terms, embeddings by domain, batch, random key) → (loss, metrics)
 LossFunction = Callable[

@@ -8,7 +8,6 @@ import optax
 from jaxtyping import PyTree
 
 from cope_jax.parallel.path_rules import apply_rules
-from cope_jax.runs.schedule import rate_schedule
 
 # Rules (regex over parameter paths, factor on the learning rate), first match wins. Factor 0 freezes parameters: they
 # get no update, decay, moments or gradient.
@@ -61,7 +60,7 @@ def make_optimizer(
         ValueError: Groups do not fit the parameters, see `rate_factors`.
     """
     factors = rate_factors(groups, params)
-    schedule = rate_schedule(rate=rate, warmup_steps=warmup_steps, steps=steps)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warmup_steps, steps)
     parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     parts.append(optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays(params)))
 

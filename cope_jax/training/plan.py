@@ -13,12 +13,11 @@ from jax.sharding import Mesh
 
 from cope_jax.parallel.mesh import batch_sharding, make_mesh, replicated, with_shardings
 from cope_jax.parallel.sharding_rules import parameter_shardings
-from cope_jax.runs.checkpoints import Checkpoints, Window
+from cope_jax.runs.checkpoints import Checkpoints, ModelState, TrainState, Window
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import training_batch_shapes
 from cope_jax.runs.model import load_weights, prepare_weights, split_model
-from cope_jax.runs.state import ModelState, TrainState
 from cope_jax.training.objective import init_losses, make_loss
 from cope_jax.training.optimizer import make_optimizer
 from cope_jax.training.step import make_train_step

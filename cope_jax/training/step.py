@@ -11,10 +11,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from cope_jax.runs.state import ModelState, TrainState
+from cope_jax.runs.checkpoints import ModelState, TrainState
 from cope_jax.training.gradients import batch_gradients, cached_gradients
-from cope_jax.training.metrics import Mean
-from cope_jax.training.objective import LossFunction
+from cope_jax.training.objective import LossFunction, Mean
 from cope_jax.training.optimizer import Groups, stop_frozen_gradients
 from data_prep.common.domains import DOMAINS
 

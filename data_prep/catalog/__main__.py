@@ -12,9 +12,9 @@ from pathlib import Path
 from absl import flags
 
 from data_prep.catalog import builder
-from data_prep.catalog.release import PREFIXES
+from data_prep.catalog.files import format_summary
 from data_prep.catalog.release_catalog import build_release_catalog
-from data_prep.catalog.summary import format_summary
+from data_prep.catalog.release_parser import PREFIXES
 from data_prep.common import cli
 
 FLAGS = flags.FLAGS

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import duckdb
 
-from data_prep.catalog.files import REJECTED_FILE, SUMMARY_FILE, Catalog, write_summary
+from data_prep.catalog.files import REJECTED_FILE, SUMMARY_FILE, Catalog, SplitSummary, write_summary
 from data_prep.catalog.rejected_lines import RejectedLines, write_rejected
 from data_prep.catalog.split_writer import DomainRows, write_split
-from data_prep.catalog.summary import SplitSummary
 from data_prep.common.files import atomic_folder, plain_links
 from data_prep.common.process_pool import usable_cores
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.catalog.summary import FileSummary
+from data_prep.catalog.files import FileSummary
 
 MAX_PRODUCT_ID = 2**31 - 1  # training batches hold product ids in 32 bits
 LISTED = 1000  # lines in rejected.jsonl, per file and reason

@@ -1,4 +1,7 @@
-"""Parses the text files of a release, which may have a hundred million lines.
+"""The text files of a release, and a parser for them, which may have a hundred million lines each.
+
+A split has nine files: of pairs, of texts and of frames for each domain. A line is a row of comma-separated fields, in
+any order. Ids are unique within a domain only: page 7 and video 7 are different items.
 
 Arrow's kernels parse the regular lines of a block at once. Lines that they may misjudge go through `parse_line` one by
 one, so that the result is always that of `parse_line`. Only "\\n" ends a line, because texts contain U+2028 and the
@@ -13,14 +16,22 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.catalog.rejected_lines import MAX_PRODUCT_ID, Reason
-from data_prep.catalog.release import NO_TEXT
+
+NO_TEXT = "空"  # how a missing text is written
+PREFIXES = {"train": "training_", "test": "test_"}
+# Domain → names of its files of pairs, texts and frames, between the prefix and ".txt".
+FILES = {
+    "page": ("product_pages_pair", "page_titles", "page_images"),
+    "video": ("product_videos_pair", "video_asrs", "video_frames"),
+    "live": ("product_lives_pair", "live_asrs", "live_clips"),
+}
 
 BLOCK_BYTES = 8 << 20
 START_BYTES = 200  # kept of a rejected line
@@ -30,6 +41,35 @@ MAX_NAME_BYTES = 255  # longest file name on common file systems
 MAX_PATH_BYTES = 4095  # longest path on common systems
 INT64_MAX = 2**63 - 1
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,19}")  # int() also accepts signs, underscores and digits of other scripts
+
+
+class DomainFiles(NamedTuple):
+    """The three files of a domain in one split."""
+
+    pairs: Path
+    texts: Path
+    frames: Path
+
+
+def release_files(directory: Path | str, split: str, *, prefix: str | None = None) -> dict[str, DomainFiles]:
+    """Returns domain → paths of its three files; raises ValueError listing those that are missing.
+
+    `prefix` starts the file names, by default that of the split in `PREFIXES`.
+    """
+    directory = Path(directory)
+    if prefix is None:
+        if split not in PREFIXES:
+            raise ValueError(f"unknown split {split!r}: choose from {', '.join(PREFIXES)}, or give a file prefix")
+        prefix = PREFIXES[split]
+    files = {
+        domain: DomainFiles(*(directory / f"{prefix}{name}.txt" for name in names)) for domain, names in FILES.items()
+    }
+    if missing := [path.name for group in files.values() for path in group if not path.is_file()]:
+        raise ValueError(
+            f"split {split!r}: {', '.join(missing)} not found in {directory.absolute()}; "
+            f"a split has nine files that start with {prefix!r}"
+        )
+    return files
 
 
 @dataclasses.dataclass(frozen=True)

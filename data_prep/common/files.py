@@ -3,18 +3,22 @@
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 from filelock import FileLock, Timeout
 
+from data_prep.common.differences import describe_differences
+
 TEMPORARY = ".tmp"  # suffix of files that are being written; killed processes may leave some
+OUT_REMEDY = "choose another --out or remove it"
 LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -83,6 +87,23 @@ def atomic_folder(path: Path, *, keep_on_error: bool = False) -> Iterator[Path]:
             if not keep_on_error:
                 shutil.rmtree(unfinished, ignore_errors=True)
             raise
+
+
+def is_finished(folder: Path, record: str, options: Mapping[str, object], *, kind: str) -> bool:
+    """Returns whether a folder was made with `options`, which its JSON file `record` contains; False if it is free.
+
+    Raises:
+        ValueError: The folder has no record, so it is not of this `kind` ("a synthetic release"), or has other options.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    if not (folder / record).is_file():
+        raise ValueError(f"{folder} exists and is not {kind}, because it has no {record}; {OUT_REMEDY}")
+    found = json.loads((folder / record).read_text(encoding="utf-8"))
+    found = {key: found[key] for key in options if key in found}
+    if differences := describe_differences(found, options, labels=("there", "given")):
+        raise ValueError(f"{folder} contains {kind} with other options ({', '.join(differences)}); {OUT_REMEDY}")
+    return True
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from data_prep.catalog.files import Catalog
-from data_prep.catalog.release import PREFIXES
 from data_prep.catalog.release_catalog import build_release_catalog
+from data_prep.catalog.release_parser import PREFIXES
 from data_prep.common.domains import DOMAINS
 from data_prep.images import sources as image_sources
 
@@ -85,7 +85,7 @@ def inputs_from_release(
         data_dir: TFDS's data folder.
         images: Sources of images; by default `<release>/images`.
         splits: Splits to build.
-        prefixes: Prefixes of the file names by split, if they differ from `release.PREFIXES`.
+        prefixes: Prefixes of the file names by split, if they differ from `release_parser.PREFIXES`.
         report: Called with lines of progress.
     """
     inputs = Inputs(data_dir / "catalog", tuple(images) or (release / "images",), tuple(splits))

@@ -13,15 +13,15 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from absl import flags
 
-from data_prep.catalog.release import FILES, NO_TEXT, PREFIXES
+from data_prep.catalog.release_parser import FILES, NO_TEXT, PREFIXES
 from data_prep.common import cli
-from data_prep.common.files import atomic_folder
+from data_prep.common.files import atomic_folder, is_finished
 
 FLAGS = flags.FLAGS
 TEST_LISTS = ("auto", "val", "test")
@@ -32,15 +32,13 @@ _NUMBERED = re.compile(r"(.*?)(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 _ERRORS_SHOWN = 10
 
 
-@dataclass(frozen=True)
-class _Page:
+class _Page(NamedTuple):
     product_id: int
     text: str
     image: str  # path inside `dataset/`, like all paths here
 
 
-@dataclass(frozen=True, order=True)
-class _Photo:
+class _Photo(NamedTuple):
     product_id: int
     series: str  # path up to the number: numbers are consecutive only within a series
     number: int
@@ -50,10 +48,9 @@ class _Photo:
 def write_release(checkout: Path, directory: Path, *, run_length: int = 4, test_list: str = "auto") -> bool:
     """Converts a checkout of GroceryStoreDataset into a release with splits train and test, atomically.
 
-    The runs of a split, ordered by product and number, become videos and lives alternately. Longer ones than
-    `run_length` are cut into equal parts: with run_length=4, photos 1 to 5, 8 and 9 give (1 2 3) (4 5) (8 9). A photo's
-    number is its frame number in a video, and its time in seconds in a live. Both splits contain all pages, with the
-    same ids; the ids of clips are unique.
+    Runs longer than `run_length` are cut into equal parts: with run_length=4, photos 1 to 5, 8 and 9 give (1 2 3) (4 5)
+    (8 9). A photo's number is its frame number in a video, and its time in seconds in a live. Both splits contain all
+    pages, with the same ids; the ids of clips are unique.
 
     Args:
         checkout: Folder that contains `dataset/`.
@@ -75,7 +72,7 @@ def write_release(checkout: Path, directory: Path, *, run_length: int = 4, test_
     photos = {"train": _read_photos(data / "train.txt", classes), "test": _read_photos(data / test_name, classes)}
     images = [source.image for source in (*pages, *photos["train"], *photos["test"])]
     record = {"run_length": run_length, "test_list": test_name, "source": _fingerprint(data, pages, images)}
-    if _is_written(directory, record):
+    if is_finished(directory, RECORD, record, kind="a grocery release"):
         return False
     with atomic_folder(directory) as folder:
         (folder / "images").mkdir()
@@ -98,19 +95,6 @@ def _test_list(data: Path, choice: str) -> str:
     if not (data / f"{choice}.txt").is_file():
         raise FileNotFoundError(f"no {choice}.txt in {data}: choose another --test_list")
     return f"{choice}.txt"
-
-
-def _is_written(directory: Path, record: Mapping[str, object]) -> bool:
-    """Returns whether `directory` is a release with this record; raises FileExistsError if it is anything else."""
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
-        return False
-    remedy = "remove it or choose another folder"
-    if not (directory / RECORD).is_file():
-        raise FileExistsError(f"{directory} is not a grocery release, because it has no {RECORD}: {remedy}")
-    found = json.loads((directory / RECORD).read_text())
-    if changed := [f"{key} {found[key]!r}, now {value!r}" for key, value in record.items() if found[key] != value]:
-        raise FileExistsError(f"{directory} was made with other options ({'; '.join(changed)}): {remedy}")
-    return True
 
 
 def _read_pages(data: Path) -> list[_Page]:

@@ -1,17 +1,20 @@
 """Writes the synthetic release: text files and JPEG images, with difficulties like those of the real one."""
 
-import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.catalog.release import FILES, PREFIXES
-from data_prep.common.differences import describe_differences
-from data_prep.common.files import atomic_folder
+import numpy as np
+
+from data_prep.catalog.release_parser import FILES, PREFIXES
+from data_prep.common.domains import DOMAINS
+from data_prep.common.files import atomic_folder, is_finished
 from data_prep.common.process_pool import process_map
 from data_prep.common.progress import Progress
-from data_prep.synthetic.plan import Plan, PlannedItem, plan_release
-from data_prep.synthetic.products import Attributes, generator
+from data_prep.synthetic import texts
+from data_prep.synthetic.products import Attributes, Product, generator, random_bytes, sample_products
 from data_prep.synthetic.scenes import draw_item
 
 # Increment when the drawings or texts change, so that a release of an older recipe is not taken for a current one.
@@ -26,8 +29,45 @@ LIMITS = {
 }
 BATCH = 48  # items that a process draws at a time
 
+# Numbers of items per product and domain, equally frequent; 2 on average, so over 400 for 220 products.
+ITEMS = (1, 1, 1, 2, 2, 2, 3, 4)
+MISSING = 0.08  # share of products without one of the domains
+PAIRS = 0.05  # share of items that belong to two products
+CLIP_FRAMES = (4, 12)
+SHELF = 96  # products of a split that appear in the background of its lives
 
-@dataclasses.dataclass(frozen=True)
+VIDEO_STEP = (12, 240)  # frame numbers
+LIVE_START = 1_660_000_000_000, 1_670_000_000_000  # ms since 1970
+LIVE_STEP = (4_000, 90_000)  # ms
+
+
+@dataclass(frozen=True)
+class PlannedItem:
+    """An item to write; `frames` are (time, image name) in time order. The time of a page is 0."""
+
+    split: str
+    domain: str
+    item_id: int
+    products: tuple[Product, ...]
+    text: str
+    frames: tuple[tuple[int, str], ...]
+
+    @property
+    def shown(self) -> tuple[Attributes, ...]:
+        """Attributes of its products."""
+        return tuple(product.attributes for product in self.products)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A release: the products of each split, those in the background of its lives, and all items."""
+
+    products: dict[str, list[Product]]
+    shelves: dict[str, tuple[Attributes, ...]]
+    items: list[PlannedItem]
+
+
+@dataclass(frozen=True)
 class Batch:
     """Items of one split for one process to draw, and the folder for their images."""
 
@@ -54,15 +94,13 @@ def write_release(
         The folder with 18 text files, `images/` and `synthetic.json`, which records the options.
     """
     directory = Path(directory)
-    options = {
-        "recipe": RECIPE,
-        "train_products": train_products,
-        "test_products": test_products,
-        "image_side": image_side,
-        "seed": seed,
-    }
-    _check(options | {"processes": processes})
-    if _is_written(directory, options):
+    options = {"recipe": RECIPE, "train_products": train_products, "test_products": test_products}
+    options |= {"image_side": image_side, "seed": seed}
+    given = options | {"processes": processes}
+    if invalid := [name for name, (low, high) in LIMITS.items() if not low <= given[name] <= high]:
+        limits = [f"--{name}={given[name]} ({LIMITS[name][0]} to {LIMITS[name][1]})" for name in invalid]
+        raise ValueError(f"out of range: {', '.join(limits)}")
+    if is_finished(directory, OPTIONS_FILE, options, kind="a synthetic release"):
         print(f"{directory} is already written")
         return directory
     with atomic_folder(directory) as unfinished:
@@ -75,38 +113,66 @@ def write_release(
     return directory
 
 
-def _check(options: Mapping[str, int]) -> None:
-    invalid = [
-        f"--{name}={options[name]} ({low} to {high})"
-        for name, (low, high) in LIMITS.items()
-        if not low <= options[name] <= high
-    ]
-    if invalid:
-        raise ValueError(f"out of range: {', '.join(invalid)}")
+def plan_release(train_products: int, test_products: int, seed: int) -> Plan:
+    """Plans both splits. The item ids of a domain are a random permutation over both splits."""
+    train, test = sample_products(train_products, test_products, seed)
+    products = {"train": train, "test": test}
+    shelves = {}
+    for split, members in products.items():
+        order = generator(seed, "shelf", split).permutation(len(members))
+        shelves[split] = tuple(members[i].attributes for i in order[:SHELF])
+    items = []
+    for domain in DOMAINS:
+        owners = [(split, shown) for split in products for shown in _owners(products[split], domain, seed, split)]
+        ids = generator(seed, "item ids", domain).permutation(len(owners)) + 1
+        items += [_item(*owner, domain, item_id, seed) for owner, item_id in zip(owners, ids.tolist(), strict=True)]
+    # Grouped by product, so that its sprites are drawn only once.
+    items.sort(key=lambda item: (item.split, item.products[0].product_id))
+    return Plan(products, shelves, items)
 
 
-def _is_written(directory: Path, options: Mapping[str, int]) -> bool:
-    """Returns whether the folder contains this release; raises ValueError if it contains something else."""
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
-        return False
-    if not (directory / OPTIONS_FILE).is_file():
-        raise ValueError(f"{directory} exists and is not a synthetic release; choose another --out or remove it")
-    found = json.loads((directory / OPTIONS_FILE).read_text(encoding="utf-8"))
-    if differences := ", ".join(describe_differences(found, options, labels=("there", "given"))):
-        raise ValueError(
-            f"{directory} contains a release with other options ({differences}); choose another --out or remove it"
-        )
-    return True
+def _owners(products: Sequence[Product], domain: str, seed: int, split: str) -> Iterator[tuple[Product, ...]]:
+    """Yields the one or two products of each item of a domain."""
+    missing = generator(seed, "lacking", split).permutation(len(products))[: round(MISSING * len(products))]
+    without = set(missing[DOMAINS.index(domain) :: len(DOMAINS)].tolist())
+    present = [product for i, product in enumerate(products) if i not in without]
+    rng = generator(seed, "owners", split, domain)
+    counts = rng.permutation(np.resize(ITEMS, len(present)))
+    for i, count in enumerate(counts):
+        for _ in range(count):
+            if len(present) > 1 and rng.random() < PAIRS:
+                other = (i + int(rng.integers(1, len(present)))) % len(present)
+                yield present[i], present[other]
+            else:
+                yield (present[i],)
+
+
+def _item(split: str, products: tuple[Product, ...], domain: str, item_id: int, seed: int) -> PlannedItem:
+    rng = generator(seed, "text", domain, item_id)
+    text = texts.title(products, rng) if domain == "page" else texts.transcript(products, rng)
+    times = _times(domain, generator(seed, "times", domain, item_id))
+    # Like the names of the real release: eae32f52-2a9a-41ee-a32e-507c6f3c3e56.jpg
+    digests = [random_bytes(seed, "name", domain, item_id, i) for i in range(len(times))]
+    names = [f"{uuid.UUID(bytes=digest, version=4)}.jpg" for digest in digests]
+    return PlannedItem(split, domain, item_id, products, text, tuple(zip(times, names, strict=True)))
+
+
+def _times(domain: str, rng: np.random.Generator) -> list[int]:
+    if domain == "page":
+        return [0]
+    count = rng.integers(*CLIP_FRAMES, size=2, endpoint=True).min()  # mostly short clips: 6.5 on average
+    start, step = ((0, 600), VIDEO_STEP) if domain == "video" else (LIVE_START, LIVE_STEP)
+    return (rng.integers(*start) + np.cumsum(rng.integers(*step, count))).tolist()
 
 
 def text_files(plan: Plan, seed: int) -> Iterator[tuple[str, list[str]]]:
     """Yields the names and rows of all 18 text files; rows in random order, with spaces as in the real release."""
     for split, prefix in PREFIXES.items():
-        for domain, (pairs, texts, frames) in FILES.items():
+        for domain, (pairs, titles, frames) in FILES.items():
             items = [item for item in plan.items if (item.split, item.domain) == (split, domain)]
             tables = {
                 pairs: [f"{p.product_id}, {item.item_id}" for item in items for p in item.products],
-                texts: [f"{item.item_id}, {item.text}" for item in items],
+                titles: [f"{item.item_id}, {item.text}" for item in items],
                 frames: [
                     f"{item.item_id}, {name} " if domain == "page" else f"{item.item_id}, {time}, {name} "
                     for item in items
@@ -133,11 +199,9 @@ def _draw(plan: Plan, images: Path, side: int, seed: int, processes: int) -> Non
 
 def draw_batch(batch: Batch) -> int:
     """Draws and writes the images of some items; returns the number of images."""
-    count = 0
     for item in batch.items:
         rng = generator(batch.seed, "scene", item.domain, item.item_id)
         frames = draw_item(item.domain, item.shown, batch.shelf, frames=len(item.frames), side=batch.side, rng=rng)
         for (_, name), encoded in zip(item.frames, frames, strict=True):
             (batch.images / name).write_bytes(encoded)
-            count += 1
-    return count
+    return sum(len(item.frames) for item in batch.items)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.catalog.release import NO_TEXT
+from data_prep.catalog.release_parser import NO_TEXT
 from data_prep.synthetic.products import VALUES, Product
 
 _PHRASES = json.loads(Path(__file__).with_name("phrases.json").read_text(encoding="utf-8"))

@@ -1,6 +1,210 @@
+"""Catalogs of tables: formats, ids, splits, rejected rows and the command."""
+
+import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cope_jax.data.collate import check_id
+from data_prep.catalog.files import Catalog, Frame, Item, Product
+from data_prep.table import build_table_catalog, split_of
+
+BAG, MUG = "SKU-b", "SKU-m"
+ITEMS = [
+    {
+        "split": "train",
+        "product": MUG,
+        "domain": "page",
+        "item": "p2",
+        "text": "杯子, 大",
+        "images": ["x/1.jpg", "2.jpg"],
+    },
+    {"split": "train", "product": BAG, "domain": "page", "item": "p1", "text": "包", "images": ["3.jpg"]},
+    {"split": "train", "product": MUG, "domain": "video", "item": "30", "text": "", "images": ["z.jpg", "a.jpg"]},
+    {"split": "train", "product": BAG, "domain": "video", "item": "30", "text": "说", "images": ["z.jpg", "b.jpg"]},
+    {"split": "train", "product": MUG, "domain": "live", "item": "9", "text": "", "images": []},
+    {"split": "test", "product": "SKU-a", "domain": "page", "item": "p1", "text": "", "images": ["4.jpg"]},
+]
+# Ids are numbered in order over both splits: SKU-a, SKU-b, SKU-m and p1, p2. Those of videos and lives are numbers.
+WANTED = {
+    "page": [
+        Item(0, "包", (1,), (Frame(0, "3.jpg"),)),
+        Item(1, "杯子, 大", (2,), (Frame(0, "2.jpg"), Frame(0, "x/1.jpg"))),
+    ],
+    "video": [Item(30, "说", (1, 2), (Frame(0, "z.jpg"), Frame(1, "a.jpg"), Frame(2, "b.jpg")))],
+    "live": [Item(9, "", (2,), ())],
+}
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "x").mkdir(parents=True)
+    (folder / "x" / "1.jpg").touch()
+    return folder
+
+
+def write_table(path: Path, rows: list[dict]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n\n" for row in rows), encoding="utf-8")
+    else:
+        with path.open("w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            for row in rows:
+                joined = {"images": "|".join(row["images"])} if "images" in row else {}
+                writer.writerow(row | joined)
+    return path
+
+
+def build(folder: Path, rows: list[dict], suffix: str = ".jsonl", **options) -> Catalog:
+    table = write_table(folder / f"items{suffix}", rows)
+    return build_table_catalog(table, folder / "images", folder / "catalog", report=lambda line: None, **options)
+
+
+def read_rejected(folder: Path) -> list[tuple]:
+    with (folder / "rejected.jsonl").open(encoding="utf-8") as file:
+        entries = [json.loads(line) for line in file]
+    return [(entry["split"], entry["line"], entry["reason"]) for entry in entries]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("one_row_per_image", [False, True])
+def test_all_formats_give_the_same_catalog(tmp_path, images, suffix, one_row_per_image):
+    rows = ITEMS
+    if one_row_per_image:
+        rows = [
+            {name: value for name, value in row.items() if name != "images"} | {"image": image}
+            for row in ITEMS
+            for image in row["images"] or [""]
+        ]
+    catalog = build(tmp_path, rows, suffix, max_rejected=0)
+    assert {domain: list(catalog.items("train", domain)) for domain in WANTED} == WANTED
+    assert list(catalog.products("train")) == [
+        Product(1, {"page": (0,), "video": (0,), "live": ()}),
+        Product(2, {"page": (1,), "video": (0,), "live": (0,)}),
+    ]
+    assert list(catalog.items("test", "page")) == [Item(0, "", (0,), (Frame(0, "4.jpg"),))]
+    assert pq.read_table(catalog.folder / "ids.parquet").to_pylist() == [
+        {"kind": "page", "id": 0, "original": "p1"},
+        {"kind": "page", "id": 1, "original": "p2"},
+        {"kind": "product", "id": 0, "original": "SKU-a"},
+        {"kind": "product", "id": 1, "original": "SKU-b"},
+        {"kind": "product", "id": 2, "original": "SKU-m"},
+    ]
+    assert [reason for _, _, reason in read_rejected(catalog.folder)] == ["item without frames, kept"]
+
+
+def test_whole_number_ids_are_kept_and_times_order_frames(tmp_path, images):
+    shown = {"product": 12, "domain": "live", "item": 7.0}
+    rows = [
+        shown | {"image": "late.jpg", "time": 1668122889829},
+        shown | {"image": "x/1.jpg", "time": 5.0, "text": "a"},
+        shown | {"image": "late.jpg", "time": 1668122889829, "text": "a"},
+    ]
+    catalog = build(tmp_path, rows, test_fraction=0)
+    assert catalog.splits == ("train",)
+    frames = (Frame(5, "x/1.jpg"), Frame(1668122889829, "late.jpg"))
+    assert list(catalog.items("train", "live")) == [Item(7, "a", (12,), frames)]
+    assert pq.read_table(catalog.folder / "ids.parquet").num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("products", "wanted"),
+    [((6901234567892, 5), (1, 0)), ((2**31, 5), (0, 1)), ((2**31 - 1, 5), (2**31 - 1, 5))],
+)
+def test_product_ids_are_numbered_if_one_is_too_large(tmp_path, images, products, wanted):
+    shown = {"domain": "page", "images": ["x/1.jpg"]}
+    rows = [shown | {"product": product, "item": 10**12 + i} for i, product in enumerate(products)]
+    catalog = build(tmp_path, rows, test_fraction=0)
+    found = {item.item_id: item.product_ids for item in catalog.items("train", "page")}
+    assert found == {10**12 + i: (product,) for i, product in enumerate(wanted)}  # item ids may be larger
+    assert all(check_id(product.product_id) in wanted for product in catalog.products("train"))
+
+
+def test_products_are_split_by_hash_and_shared_items_go_to_test(tmp_path, images):
+    rows = [
+        {"product": f"p{i}", "domain": domain, "item": f"{domain}{i}", "images": ["x/1.jpg"]}
+        for i in range(200)
+        for domain in ("page", "video")
+    ]
+    test = {f"p{i}" for i in range(200) if split_of(f"p{i}", 0.25) == "test"}
+    train = sorted({f"p{i}" for i in range(200)} - test)
+    assert 30 < len(test) < 70
+    rows.append({"product": train[0], "domain": "page", "item": f"page{min(test)[1:]}", "images": []})
+    catalog = build(tmp_path, rows, ".parquet", test_fraction=0.25)
+    ids = {
+        (row["kind"], row["id"]): row["original"] for row in pq.read_table(catalog.folder / "ids.parquet").to_pylist()
+    }
+    found = {split: {ids["product", p.product_id] for p in catalog.products(split)} for split in ("train", "test")}
+    assert found == {"train": set(train), "test": test}
+    assert read_rejected(catalog.folder) == [("", 401, "item of a test product too, left to test")]
+    pages = {split: {item.item_id for item in catalog.items(split, "page")} for split in ("train", "test")}
+    assert not pages["train"] & pages["test"]
+    assert sum(map(len, pages.values())) == 200
+
+
+def test_invalid_lines_and_contradictions_are_listed(tmp_path, images):
+    row = b'{"product": "a", "domain": "page", "item": "b", "images": ["x/1.jpg"], "text": "%b"}\n'
+    lines = [
+        row % b"one",
+        b"[1]\n",
+        b"{\n",
+        b'{"a": "\xff"}\n',
+        row % b"two",
+        row % b"",
+        row % b"one",
+        row % b"\xe6\x9d\xaf",
+    ]
+    (tmp_path / "items.jsonl").write_bytes(b"".join(lines))
+    options = {"report": lambda line: None, "test_fraction": 0}
+    catalog = build_table_catalog(tmp_path / "items.jsonl", images, tmp_path / "catalog", max_rejected=0.4, **options)
+    assert list(catalog.items("train", "page")) == [Item(0, "one", (0,), (Frame(0, "x/1.jpg"),))]
+    assert read_rejected(catalog.folder) == [
+        *(("", 2, "no JSON object"), ("", 3, "no JSON object"), ("", 4, "not UTF-8")),
+        *(("train", 5, "another text for the same item"), ("train", 8, "another text for the same item")),
+    ]
+    with pytest.raises(
+        ValueError, match=r"(?s)items\.jsonl: 3 of 8 lines are invalid, .*no JSON object: 2, not UTF-8: 1"
+    ):
+        build_table_catalog(tmp_path / "items.jsonl", images, tmp_path / "other", max_rejected=0.3, **options)
+
+
+def test_errors_say_what_is_wrong_with_a_table(tmp_path, images):
+    def made(name, content, folder=images):
+        (tmp_path / name).write_text(content)
+        return build_table_catalog(tmp_path / name, folder, tmp_path / "catalog", report=lambda line: None)
+
+    with pytest.raises(ValueError, match=r"items\.txt: choose from \*\.parquet, \*\.csv, \*\.jsonl"):
+        made("items.txt", "")
+    with pytest.raises(ValueError, match=r"no column domain; needs either .* its columns are product, item, text"):
+        made("items.csv", "product,item,text\n")
+    with pytest.raises(ValueError, match=r"items\.csv: cannot read the header: unexpected end of data"):
+        made("items.csv", 'product,domain,item,"image\n')
+    with pytest.raises(
+        ValueError, match=r"no column item; needs either a column images .* product, domain, image, images"
+    ):
+        made("items.jsonl", '{"product": 1, "domain": "page", "image": "", "images": ""}\n')
+    with pytest.raises(
+        ValueError, match=r"first row \(line 2\): needs either .* its columns are product, domain, item$"
+    ):
+        made("items.jsonl", '\n{"product": 1, "domain": "page", "item": 2}\n')
+    with pytest.raises(ValueError, match="no rows: every split is empty"):
+        made("items.csv", "product,domain,item,images\n")
+    with pytest.raises(ValueError, match=r"2 of 2 images .* not in .*images: nothing like 'a\.jpg' exists; names"):
+        made("items.csv", "product,domain,item,images\n1,page,2,a.jpg|b.jpg\n")
+    with pytest.raises(ValueError, match=r"images folder .*nowhere not found"):
+        made("items.csv", "", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"table .*none\.csv not found"):
+        build_table_catalog(tmp_path / "none.csv", images, tmp_path / "catalog")
+
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,3 +226,20 @@ def test_the_command_builds_a_catalog_once(tmp_path):
     assert (third.returncode, third.stderr.count("\n")) == (1, 1)
     assert third.stderr.startswith("table: ")
     assert "is a catalog of another source (table differ)" in third.stderr
+
+
+def test_images_are_looked_for_as_in_a_build(tmp_path):
+    images = tmp_path / "images"
+    (tmp_path / "disk").mkdir()
+    images.mkdir()
+    (images / "linked").symlink_to(tmp_path / "disk")
+    for path in (tmp_path / "disk" / "a.jpg", images / "B.JPG"):
+        path.touch()
+    table = tmp_path / "items.csv"
+    table.write_text("product,domain,item,images\n1,page,2,linked/a.jpg|b.jpg\n")
+    lines: list[str] = []
+    build_table_catalog(table, images, tmp_path / "catalog", report=lines.append)
+    assert lines[0] == (
+        f"warning: 1 of 2 images of the table are not in {images}: 1 of 1 differ only in lower and upper case, "
+        "such as 'b.jpg' ('B.JPG' exists)"
+    )

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optax
 
 from cope_jax.evaluation.report.svg_charts import Axis, Chart, Curve, chart
 from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig
 from cope_jax.runs.log_files import EVALUATIONS, read_json_lines
-from cope_jax.runs.schedule import rate_schedule
 from data_prep.common.domains import DOMAINS
 
 VIEWS = (*DOMAINS, "page_text", "page_vision")
@@ -87,7 +87,7 @@ def throughput(workdir: Path) -> tuple[np.ndarray, np.ndarray]:
 def rates(config: RunConfig, last: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the configured learning rate at up to 200 steps."""
     optimizer = config.optimizer
-    schedule = rate_schedule(rate=optimizer.rate, warmup_steps=optimizer.warmup_steps, steps=config.train.steps)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, optimizer.rate, optimizer.warmup_steps, config.train.steps)
     steps = np.unique(np.linspace(0, last, 200).astype(int))
     return steps.astype(float), np.asarray(schedule(steps), float)
 

@@ -50,4 +50,7 @@ def bert(config: Config, names: Collection[str]) -> EncoderSpec:
     return text_encoder(config, spec.prefix_of(names, "bert.", "embeddings.word_embeddings.weight"), (r"^cls\.",))
 
 
-FAMILY = spec.Family(text={"bert": bert})
+def chinese_clip(config: Config, names: Collection[str]) -> EncoderSpec:
+    """The text encoder of ChineseCLIPModel (arXiv 2211.01335): a BERT without pooler."""
+    ignored = (r"^vision_model\.", r"^(visual|text)_projection\.", r"^logit_scale$")
+    return text_encoder(config.text_config, "text_model.", ignored)

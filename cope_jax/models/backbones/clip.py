@@ -1,4 +1,4 @@
-"""CLIP (arXiv 2103.00020): the vision encoder."""
+"""CLIP (arXiv 2103.00020) and Chinese-CLIP (arXiv 2211.01335): the vision encoder."""
 
 from collections.abc import Collection
 
@@ -54,7 +54,7 @@ def vit_requirements(vision: Config, normalisation: str) -> Requirements:
 
 
 def clip(config: Config, names: Collection[str]) -> EncoderSpec:
-    """CLIPModel, or CLIPVisionModel with or without projection."""
+    """CLIPModel, or CLIPVisionModel with or without projection, and those of Chinese-CLIP."""
     vision = getattr(config, "vision_config", config)
     projected = vision is not config or "visual_projection.weight" in names
     projection = {"output_width": ("projection_dim", config.projection_dim)} if projected else {}
@@ -66,6 +66,3 @@ def clip(config: Config, names: Collection[str]) -> EncoderSpec:
         ignored=IGNORED,
         optional=(*ACROSS_FRAMES, *(() if projected else (r"^project/",))),
     )
-
-
-FAMILY = spec.Family(vision={"clip": clip, "clip_vision_model": clip})

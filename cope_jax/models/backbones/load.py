@@ -6,19 +6,32 @@ randomly. Anything else is an error before a tensor is read.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Array, PyTree
 
-from cope_jax.models.backbones.families import find_spec
+from cope_jax.models.backbones import bert, clip, xclip
 from cope_jax.models.backbones.files import Weights, open_weights
 from cope_jax.models.backbones.layouts import Shape
-from cope_jax.models.backbones.spec import EncoderSpec, Source
+from cope_jax.models.backbones.spec import Config, EncoderSpec, Source
 
+# For each encoder, `model_type` in config.json → (config as transformers parses it, names of tensors) → description.
+MODEL_TYPES: dict[str, dict[str, Callable[[Config, Collection[str]], EncoderSpec]]] = {
+    "vision": {
+        "xclip": xclip.xclip,
+        "xclip_vision_model": xclip.xclip_vision,
+        "clip": clip.clip,
+        "clip_vision_model": clip.clip,
+        "chinese_clip": clip.clip,
+        "chinese_clip_vision_model": clip.clip,
+    },
+    "text": {"bert": bert.bert, "chinese_clip": bert.chinese_clip},
+}
 FLOATS = ("F64", "F32", "F16", "BF16")
 # Parameters that a model may lack by its settings, whatever the checkpoint has.
 OPTIONAL = (r"^blocks/message_", r"^integration/", r"^pooler/")
@@ -122,11 +135,27 @@ def prepare(
     """
     key = f"{section}.init_from"
     weights = open_weights(name, key=key)
-    spec = find_spec(encoder, weights.config, weights.tensors, what=f"{key} is {name!r}")
+    spec = _find_spec(encoder, weights, what=f"{key} is {name!r}")
     if mismatches := list(_mismatches(spec, weights, settings, cut=cut, section=section)):
         raise ValueError(f"{key} is {name!r}, which is another model:\n" + "\n".join(f"  {m}" for m in mismatches))
     targets = {_name_of(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(shapes)}
     return _match(spec, weights, targets, key=key)
+
+
+def _find_spec(encoder: str, weights: Weights, *, what: str) -> EncoderSpec:
+    """Describes what a checkpoint has for an encoder; `what` is the subject of error messages."""
+    # Not at the top: it imports torch if that is installed.
+    from transformers import AutoConfig
+
+    settings, supported = dict(weights.config), MODEL_TYPES[encoder]
+    kind = settings.pop("model_type", None)
+    if kind not in supported:
+        raise ValueError(f"{what}, whose model_type is {kind!r}; the {encoder} encoder supports {', '.join(supported)}")
+    try:
+        config = AutoConfig.for_model(kind, **settings)  # adds the values that config.json leaves out
+    except StrictDataclassError as error:
+        raise ValueError(f"{what}, whose config.json is invalid: {error}") from error
+    return supported[kind](config, weights.tensors)
 
 
 def _mismatches(

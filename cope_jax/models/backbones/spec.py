@@ -3,8 +3,8 @@
 Paths of parameters are relative to the encoder. In names of tensors, "{}" stands for the number of the layer.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from cope_jax.models.backbones.layouts import COPY, LINEAR, OUT_KERNEL, QKV_BIAS, QKV_KERNEL, Layout
@@ -52,18 +52,6 @@ class EncoderSpec:
     unsupported: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-
-
-# (config.json as transformers parses it, names of tensors) → description
-MakeSpec = Callable[[Config, Collection[str]], EncoderSpec]
-
-
-@dataclass(frozen=True)
-class Family:
-    """A family of pretrained models: for each encoder, `model_type` in config.json → its description."""
-
-    vision: Mapping[str, MakeSpec] = field(default_factory=dict)
-    text: Mapping[str, MakeSpec] = field(default_factory=dict)
 
 
 def linear(path: str, tensor: str) -> Sources:

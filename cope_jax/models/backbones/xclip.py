@@ -52,6 +52,3 @@ def xclip_vision(config: Config, names: Collection[str]) -> EncoderSpec:
         ignored=clip.IGNORED,
         optional=(r"^project/", r"^integration/"),
     )
-
-
-FAMILY = spec.Family(vision={"xclip": xclip, "xclip_vision_model": xclip_vision})

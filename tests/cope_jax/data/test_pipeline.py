@@ -10,9 +10,8 @@ import pytest
 from cope_jax.data.collate import Collator
 from cope_jax.data.frames import segment_centers
 from cope_jax.data.images import EvalTransform, TrainTransform
-from cope_jax.data.invalid_items import InvalidItems
 from cope_jax.data.pipeline import eval_batches, train_batches
-from cope_jax.data.records import open_records
+from cope_jax.data.records import InvalidItems, open_records
 from cope_jax.data.tokenizer import TextAugment, encode
 from data_prep.common.domains import DOMAINS
 

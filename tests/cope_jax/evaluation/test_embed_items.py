@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cope_jax.data.invalid_items import InvalidItems
+from cope_jax.data.records import InvalidItems
 from cope_jax.evaluation.embed_items import embed_items, gather_shares, lookahead
 from cope_jax.parallel.mesh import make_mesh
 

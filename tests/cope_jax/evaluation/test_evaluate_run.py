@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cope_jax.data.invalid_items import InvalidItemError, InvalidItems
-from cope_jax.data.records import ProductRecords, open_records
+from cope_jax.data.records import InvalidItemError, InvalidItems, ProductRecords, open_records
 from cope_jax.evaluation import evaluate_run
 from cope_jax.evaluation.evaluate_run import draw_products, subset_rows
 from cope_jax.evaluation.report.report import write_report

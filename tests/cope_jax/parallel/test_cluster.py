@@ -34,7 +34,7 @@ with cluster.join_cluster(coordinator, int(processes), int(process), settings={}
             exec(code)
 """
 STOPPABLE = MEMBER.replace("seconds=100):", "seconds=100), StopSignal() as stop:")
-STOPPABLE = "from cope_jax.training.supervision.signals import StopSignal\n" + STOPPABLE
+STOPPABLE = "from cope_jax.training.signals import StopSignal\n" + STOPPABLE
 STOPPABLE += """
         if stop.agreed(step):
             print("stopped after", step, flush=True)
@@ -64,7 +64,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cope_jax.runs import checkpoints
 from cope_jax.parallel import cluster
-from cope_jax.runs.state import TrainState
+from cope_jax.runs.checkpoints import TrainState
 
 coordinator, processes, process, failing, workdir = sys.argv[1:]
 checkpoints.SAVE_SECONDS = 5

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from cope_jax.runs.checkpoints import Checkpoints, set_aside_invalid
+from cope_jax.runs.checkpoints import Checkpoints, TrainState, set_aside_invalid
 from cope_jax.runs.manifest import find_problems
-from cope_jax.runs.state import TrainState
 
 GOLDEN = Path(__file__).parent / "golden"  # one checkpoint for each format
 

@@ -10,7 +10,7 @@ from cope_jax.data.tokenizer import load_tokenizer
 from cope_jax.parallel.mesh import make_mesh, to_devices
 from cope_jax.runs.config_validation import replace_fields, resolve_config
 from cope_jax.runs.inputs import run_tokenizer, training_batch_shapes, training_batches
-from cope_jax.training.dry_run import device_bytes, dry_run, list_parameters, mesh_sizes, step_costs, vocabulary
+from cope_jax.training.dry_run import device_bytes, dry_run, list_parameters, memory_per_device, mesh_sizes, vocabulary
 from cope_jax.training.plan import make_plan, step_flops
 
 
@@ -38,7 +38,7 @@ def test_bytes_equal_those_of_real_arrays(frozen_config, tmp_path):
     tokenizer = run_tokenizer(frozen_config, tmp_path)
     mesh = make_mesh(**asdict(frozen_config.mesh))
     run = make_plan(frozen_config, mesh, vocab_size=len(tokenizer))
-    costs = step_costs(frozen_config, run, flops=1.0)
+    memory = memory_per_device(frozen_config, run)
 
     def held(tree):
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
@@ -47,11 +47,11 @@ def test_bytes_equal_those_of_real_arrays(frozen_config, tmp_path):
     batches = training_batches(frozen_config, tokenizer, start_step=0)
     batch = to_devices(next(batches), mesh)
     batches.close()
-    assert costs.parameters == held(state.params)
-    assert costs.optimizer == held(state.opt_state)
+    assert memory["parameters"] == held(state.params)
+    assert memory["optimizer state"] == held(state.opt_state)
     # XLA drops what the step does not read: the ids of the products.
-    assert costs.batch == held({part: batch[part] for part in ("page", "video", "live", "bad_items")})
-    assert costs.temporary > costs.parameters
+    assert memory["batch"] == held({part: batch[part] for part in ("page", "video", "live", "bad_items")})
+    assert memory["activations, gradients, buffers"] > memory["parameters"]
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), training_batch_shapes(frozen_config))
     assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), batch)
 
@@ -95,7 +95,7 @@ def test_ten_million_classes_are_sharded_over_all_devices(frozen_config):
     table = 10_002_432 * config.model.embedding * 4 // 8
     assert device_bytes(run.state.params["loss"]["classifier"]) == table
     assert 2 * table < device_bytes(run.state.opt_state) < 2.01 * table
-    assert step_costs(config, run, flops=1.0).temporary < 6 * table
+    assert memory_per_device(config, run)["activations, gradients, buffers"] < 6 * table
 
 
 def test_the_number_of_classes_must_be_given(tiny_config):

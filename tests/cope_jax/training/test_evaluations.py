@@ -21,8 +21,7 @@ from tensorboardX.proto.event_pb2 import Event
 from benchmarks import chaos
 from benchmarks.chaos import Kill
 from cope_jax import Embedder
-from cope_jax.data.invalid_items import InvalidItemError
-from cope_jax.data.records import ItemRecords
+from cope_jax.data.records import InvalidItemError, ItemRecords
 from cope_jax.evaluation import evaluate_run as run
 from cope_jax.evaluation.evaluate_run import evaluate
 from cope_jax.evaluation.probe import Probe
@@ -36,8 +35,8 @@ from cope_jax.search.library import open_library
 from cope_jax.training import loop
 from cope_jax.training.evaluations import Evaluations
 from cope_jax.training.loop import locked_workdir, train
-from cope_jax.training.supervision.signals import Stopped
-from cope_jax.training.supervision.watchdog import Watchdog
+from cope_jax.training.signals import Stopped
+from cope_jax.training.watchdog import Watchdog
 
 # Evaluations of 7 products at steps 2, 4 and 5. Report windows are open at saves.
 CHANGES = {

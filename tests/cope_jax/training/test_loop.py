@@ -9,7 +9,7 @@ import threading
 import time
 from contextlib import closing
 from dataclasses import asdict
-from functools import partial, reduce
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,12 @@ from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields, resolve_config
 from cope_jax.runs.inputs import run_tokenizer, training_batches, training_classes
 from cope_jax.training import loop
-from cope_jax.training.loop import train
-from cope_jax.training.metrics import merge
+from cope_jax.training.loop import Profiler, train
 from cope_jax.training.plan import make_plan, restore_or_initialize
 from cope_jax.training.progress import TrainingProgress
 from cope_jax.training.reporting import MetricsLog
-from cope_jax.training.supervision.signals import Stopped
-from cope_jax.training.supervision.watchdog import Watchdog
+from cope_jax.training.signals import Stopped
+from cope_jax.training.watchdog import Watchdog
 from data_prep.common.files import lock_file
 
 
@@ -58,7 +57,8 @@ def losses(workdir):
 
 def means(steps):
     """The means of metrics over some steps."""
-    return {name: mean.compute() for name, mean in reduce(merge, steps, {}).items()}
+    totals = jax.tree.map(lambda *values: sum(values), *steps)
+    return {name: mean.compute() for name, mean in totals.items()}
 
 
 def first_state(config, mesh, workdir, *, vocab_size):
@@ -361,3 +361,16 @@ def test_random_draws_depend_on_the_step(finished, tiny_config, tmp_path):
         return means([jax.device_get(plan.step(at, batch)[1])])["loss"]
 
     assert loss_at(0) == loss_at(0) != loss_at(1)
+
+
+def test_a_resumed_run_traces_the_remaining_steps(tmp_path, monkeypatch, capsys):
+    events = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: events.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append("stop"))
+    profiler = Profiler(tmp_path, (4, 6))
+    for step in (5, 6, 7):
+        profiler.before_step(step)
+        events.append(step)
+        profiler.after_step(step, None)
+    assert events == ["start", 5, 6, "stop", 7]
+    assert f"trace of steps 4 to 6 in {tmp_path}: tensorboard --logdir={tmp_path}" in capsys.readouterr().out

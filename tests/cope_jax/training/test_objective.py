@@ -8,8 +8,7 @@ import pytest
 from cope_jax.models.fusion import Embeddings
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.runs.config_validation import replace_fields
-from cope_jax.training.metrics import Mean
-from cope_jax.training.objective import init_losses, make_loss, make_pairs, make_views
+from cope_jax.training.objective import Mean, init_losses, make_loss, make_pairs, make_views
 from data_prep.common.domains import DOMAINS
 
 B, E, CLASSES = 6, 16, 9
@@ -117,3 +116,7 @@ def test_missing_items_do_not_change_the_loss(evaluate, items):
     changed["page"] = embeddings["page"].replace(text=embeddings["page"].text.at[2].set(1.0))
     changed["live"] = embeddings["live"].replace(fused=embeddings["live"].fused.at[3].set(1.0))
     assert evaluate(weights)[0] == evaluate(weights, changed)[0]
+
+
+def test_a_mean_over_nothing_is_nan():
+    assert np.isnan(Mean(np.float32(0), np.float32(0)).compute())

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 
 from configs import default
-from cope_jax.data.invalid_items import InvalidItems
+from cope_jax.data.records import InvalidItems
 from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.log_files import read_json_lines
-from cope_jax.training.metrics import Mean
+from cope_jax.training.objective import Mean
 from cope_jax.training.progress import TrainingProgress
-from cope_jax.training.reporting import MetricsLog, Reporter
+from cope_jax.training.reporting import EventFile, MetricsLog, Reporter
 
 PRODUCTS = np.array([3, 5])
 
@@ -151,3 +152,27 @@ def test_metrics_and_evaluations_are_synced_to_the_disk(tmp_path, monkeypatch):
         "metrics.jsonl": '{"step": 1, "loss": 0.5}\n',
         "evaluations.jsonl": '{"step": 1, "mean_r1": 0.25}\n',
     }
+
+
+def test_means_of_a_window_are_weighted_by_count(tmp_path):
+    reporter = make_reporter(MetricsLog(tmp_path, step=0), steps=2)
+    for step, total, count in ((1, 3.0, 1), (2, 5.0, 3)):
+        reporter.add(step, step_metrics(1.0) | {"x": mean(total, count)}, PRODUCTS)
+    reporter.flush()
+    assert lines(tmp_path / "metrics.jsonl")[0]["x"] == 2.0
+
+
+def test_events_are_records_as_tensorboardx_writes_them(tmp_path, read_records):
+    """The session start hides later steps of earlier files."""
+    EventFile(tmp_path / "events", step=3).add_scalars(4, {"loss": 0.5, "rate": 0.25})
+    (path,) = (tmp_path / "events").iterdir()
+    records = [*read_records(path)]
+    writer = RecordWriter(str(tmp_path / "reference"))
+    for record in records:
+        writer.write(record)
+    writer.close()
+    assert path.read_bytes() == (tmp_path / "reference").read_bytes()
+    version, start, scalars = map(Event.FromString, records)
+    assert version.file_version == "brain.Event:2"
+    assert (start.session_log.status, start.step) == (SessionLog.START, 4)
+    assert {value.tag: value.simple_value for value in scalars.summary.value} == {"loss": 0.5, "rate": 0.25}

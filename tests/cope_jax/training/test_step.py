@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cope_jax.runs.state import ModelState
+from cope_jax.runs.checkpoints import ModelState
 from cope_jax.training.step import update_average
 
 

@@ -1,4 +1,4 @@
-"""Catalogs on disk: any range of rows reads back as written, and unfinished catalogs are errors."""
+"""Catalogs on disk: any range of rows reads back as written, unfinished ones are errors, and counts are printed."""
 
 import json
 
@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks.catalog_writer import write_catalog
 from data_prep.catalog import files as catalog_files
-from data_prep.catalog.files import Catalog, Frame, Item, Product
+from data_prep.catalog.files import ROPE, Catalog, Frame, Item, Product, compare_with_rope, format_summary
+from tests.data_prep.catalog.sample_releases import build
 
 PAGES = (
     Item(8, "", (26, 99), (Frame(0, "p8.jpg"),)),
@@ -69,3 +70,29 @@ def test_unfinished_catalogs_and_other_versions_are_errors(tmp_path, catalog):
     summary.unlink()
     with pytest.raises(ValueError, match=r"no summary\.json in .*unfinished one; build it with ./run.sh catalog"):
         next(Catalog(catalog.folder).items("train", "page"))
+
+
+def test_unusual_files_are_noted(tmp_path):
+    catalog = build(tmp_path, max_rejected=0, page_titles="\ufeff7, a\r\n\r\n8, b\r\n", product_lives_pair="99, 6\n")
+    assert [item.text for item in catalog.items("train", "page")] == ["b", "a"]
+    text = format_summary(catalog.summary)
+    assert "training_page_titles.txt: of 3 lines 1 blank, 3 with CRLF, a byte order mark" in text
+    assert "training_product_lives_pair.txt: of 1 lines 1 item without frames, kept" in text
+
+
+def test_a_domain_without_items_is_noted(tmp_path):
+    empty = {"product_lives_pair": "", "live_asrs": "", "live_clips": ""}
+    text = format_summary(build(tmp_path, **empty).summary)
+    assert text.endswith("\ntrain   has no live items, so it cannot be built")
+
+
+def test_the_counts_of_rope_are_recognized():
+    def domains(**changed):
+        counts = ROPE["train"] | changed
+        return {name: {"products" if name == "product" else "items": count} for name, count in counts.items()}
+
+    assert compare_with_rope("train", domains()) == "the counts of ROPE's train split"
+    near = "like ROPE's train split, but 187,430 products, not 187,431; 5,837,715 videos, not 5,837,716"
+    assert compare_with_rope("train", domains(product=187_430, video=5_837_715)) == near
+    assert compare_with_rope("train", domains(live=300)) == ""
+    assert compare_with_rope("validation", domains()) == ""

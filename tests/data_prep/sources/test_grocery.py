@@ -154,16 +154,16 @@ def test_the_second_run_does_nothing(checkout, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     assert len(before) == 18 + 1 + 1 + 20
     assert not (tmp_path / "out.writing").exists()
-    with pytest.raises(FileExistsError, match=r"other options \(run_length 4, now 2\): remove it"):
+    with pytest.raises(ValueError, match=r"other options \(run_length: 4 there, 2 given\); choose another --out"):
         grocery.write_release(checkout, out, run_length=2)
     put(checkout / "dataset" / photo_name("train", 1, 2), "another photo")
-    with pytest.raises(FileExistsError, match=r"other options \(source"):
+    with pytest.raises(ValueError, match=r"other options \(source"):
         grocery.write_release(checkout, out)
 
 
 def test_other_folders_are_not_touched(checkout, tmp_path):
     put(tmp_path / "out" / "thesis.txt", "")
-    with pytest.raises(FileExistsError, match=r"not a grocery release, because it has no grocery\.json"):
+    with pytest.raises(ValueError, match=r"not a grocery release, because it has no grocery\.json"):
         grocery.write_release(checkout, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 

@@ -12,11 +12,10 @@ import itertools
 import numpy as np
 import pytest
 
-from data_prep.catalog.release import FILES
+from data_prep.catalog.release_parser import FILES
 from data_prep.common.domains import DOMAINS
-from data_prep.synthetic.plan import plan_release
 from data_prep.synthetic.products import VALUES
-from data_prep.synthetic.release import text_files, write_release
+from data_prep.synthetic.release import plan_release, text_files, write_release
 
 PAIRS = tuple(itertools.permutations(DOMAINS, 2))
 SEED = 0

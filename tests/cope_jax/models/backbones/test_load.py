@@ -1,18 +1,22 @@
 """Matching checkpoints with encoders: what is filled, what is not, and all kinds of mismatch."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
+from transformers import AutoConfig
 
-from cope_jax.models.backbones.load import prepare
+from cope_jax.models.backbones.load import MODEL_TYPES, prepare
 from cope_jax.models.layers import ComputeOptions
 from cope_jax.models.text import TextEncoder
 from cope_jax.models.vision import VisionEncoder
 
 ENCODERS = {"vision": VisionEncoder, "text": TextEncoder}
+CASES = [(encoder, model_type) for encoder in ENCODERS for model_type in MODEL_TYPES[encoder]]
 
 
 @pytest.fixture
@@ -285,3 +289,19 @@ def test_an_invalid_config_is_reported(start):
 
     with pytest.raises(ValueError, match=r"whose config\.json is invalid: [^$]*not a multiple"):
         start("clip", "vision", change_config=odd)
+
+
+@pytest.mark.parametrize(("encoder", "model_type"), CASES)
+def test_sources_are_parameters_and_other_parameters_are_optional(encoder_settings, encoder, model_type):
+    """For an encoder with the settings that the checkpoint requires, at the default sizes of transformers."""
+    spec = MODEL_TYPES[encoder][model_type](AutoConfig.for_model(model_type), ())
+    assert spec.unsupported == ()
+    settings = encoder_settings[encoder] | {key: value for key, (_, value) in spec.requirements.items()}
+    compute = ComputeOptions(dtype=jnp.dtype("float32"))
+    model = nnx.eval_shape(lambda: ENCODERS[encoder](**settings, compute=compute, rngs=nnx.Rngs(params=0)))
+    paths = set(flatten_dict(nnx.to_pure_dict(nnx.state(model, nnx.Param)), sep="/"))
+    assert set(spec.sources) <= paths
+    for path in paths - set(spec.sources):
+        assert any(re.search(pattern, path) for pattern in spec.optional), path
+    for path, source in spec.sources.items():
+        assert source.stacked == ("blocks" in path), path

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cope_jax.training.supervision.signals import StopSignal
+from cope_jax.training.signals import StopSignal
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -26,7 +26,7 @@ def test_the_first_signal_is_a_request(number):
 # In C for minutes, like a compiler, so that no Python handler runs.
 BUSY = """
 import hashlib
-from cope_jax.training.supervision.signals import StopSignal
+from cope_jax.training.signals import StopSignal
 
 with StopSignal():
     print("listening", flush=True)

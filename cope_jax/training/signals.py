@@ -13,7 +13,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """The run was asked to stop and has saved its state."""
+    """The run was asked to stop after a step, which is saved."""
+
+    def __init__(self, step: int, steps: int):
+        super().__init__(f"stopped at step {step} of {steps}, which is saved; run the same command again to continue")
 
 
 class StopSignal:

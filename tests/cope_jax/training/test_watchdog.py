@@ -8,12 +8,12 @@ import time
 from contextlib import suppress
 
 from cope_jax.parallel.monitor import EXIT_RETRY
-from cope_jax.training.supervision.watchdog import Watchdog
+from cope_jax.training.watchdog import Watchdog
 
 HANGING = """
 import time
 from cope_jax.runs.checkpoints import SavedStep
-from cope_jax.training.supervision.watchdog import Watchdog
+from cope_jax.training.watchdog import Watchdog
 
 def wait_forever():
     time.sleep(600)
@@ -41,7 +41,7 @@ def test_a_hanging_run_whose_log_hangs_too_is_killed():
         while True:
             os.write(writer, bytes(1 << 12))
     os.set_blocking(writer, True)
-    code = "from cope_jax.training.supervision import watchdog\nwatchdog.REPORT_TIMEOUT = 1\n" + HANGING
+    code = "from cope_jax.training import watchdog\nwatchdog.REPORT_TIMEOUT = 1\n" + HANGING
     ended = subprocess.run([sys.executable, "-c", code], stderr=writer, timeout=100)
     assert ended.returncode == -signal.SIGALRM
     for end in (reader, writer):

@@ -7,11 +7,11 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from cope_jax.training.supervision import allocator
+from cope_jax.training import allocator
 
 PROGRAM = """
 import os, sys
-from cope_jax.training.supervision.allocator import preload_mimalloc
+from cope_jax.training.allocator import preload_mimalloc
 
 print("start", flush=True)
 preload_mimalloc()
