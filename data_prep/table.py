@@ -176,16 +176,15 @@ def _leave_to_test(con: duckdb.DuckDBPyConnection, rejected: RejectedLines) -> N
 
 
 def _check_images(con: duckdb.DuckDBPyConnection, images: Path, report: Callable[[str], None]) -> None:
-    """Reports missing images among a sample of the names; raises ValueError if all are missing."""
-    names = con.execute(f"SELECT DISTINCT name FROM (SELECT name FROM images LIMIT {_SAMPLED_IMAGES})").fetchall()
-    sample = sorted(name for (name,) in names)
-    if not (missing := find_missing(sample, [images])):
+    """Reports missing images among the first names; raises ValueError if all are missing."""
+    rows = con.execute(f"SELECT name FROM images ORDER BY line LIMIT {_SAMPLED_IMAGES}").fetchall()
+    names = dict.fromkeys(name for (name,) in rows)
+    if not (missing := find_missing(names, [images])):
         return
-    found = format_hints(missing) or f"nothing like {next(iter(missing))!r} exists"
-    message = f"{len(missing)} of {len(sample)} images of the table are not in {images.absolute()}: {found}"
-    if len(missing) == len(sample):
-        raise ValueError(f"{message}; names are paths inside --images")
-    report(f"warning: {message}")
+    hints = format_hints(missing) or f"names must be paths inside --images, and there is no {min(missing)!r}"
+    if len(missing) == len(names):
+        raise ValueError(f"none of {len(names)} images of the table is in {images.absolute()}: {hints}")
+    report(f"warning: {len(missing)} of {len(names)} images of the table are not in {images.absolute()}: {hints}")
 
 
 def _sources(con: duckdb.DuckDBPyConnection, split: str, rejected: RejectedLines) -> dict[str, DomainRows]:

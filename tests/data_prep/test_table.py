@@ -198,8 +198,14 @@ def test_errors_say_what_is_wrong_with_a_table(tmp_path, images):
         made("items.jsonl", '\n{"product": 1, "domain": "page", "item": 2}\n')
     with pytest.raises(ValueError, match="no rows: every split is empty"):
         made("items.csv", "product,domain,item,images\n")
-    with pytest.raises(ValueError, match=r"2 of 2 images .* not in .*images: nothing like 'a\.jpg' exists; names"):
+    with pytest.raises(
+        ValueError, match=r"none of 2 images .* is in .*images: names must be .*, and there is no 'a\.jpg'"
+    ):
         made("items.csv", "product,domain,item,images\n1,page,2,a.jpg|b.jpg\n")
+    with pytest.raises(ValueError, match=r"differ only in lower and upper case, such as 'x/1.JPG' \('x/1.jpg' ex"):
+        made("items.csv", "product,domain,item,images\n1,page,2,x/1.JPG\n")
+    with pytest.raises(ValueError, match=r"are lists of names; separate the names with '\|', such as 'x/1.jpg;3.jpg' "):
+        made("items.csv", "product,domain,item,images\n1,page,2,x/1.jpg;3.jpg\n")
     with pytest.raises(ValueError, match=r"images folder .*nowhere not found"):
         made("items.csv", "", tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"table .*none\.csv not found"):
