@@ -13,7 +13,6 @@ from cope_jax.evaluation import results
 from cope_jax.evaluation.embed_items import Items, LoadedRun, load_run
 from cope_jax.evaluation.metrics import bootstrap, few_shot, retrieval
 from cope_jax.evaluation.metrics.ranks import Ranks
-from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
@@ -80,16 +79,15 @@ def evaluate(
     if data_dir is not None:
         config = replace_fields(config, {"data.data_dir": str(data_dir.absolute())})
     settings = results.evaluation_settings(config, subset)
-    with Checkpoints(workdir) as checkpoints:
-        step = results.resolve_step(step, checkpoints, workdir, settings)
-        report = results.report_path(workdir, step, subset, average=average)
-        if reuse and (report.exists() or not needs_report):
-            stored = results.read_metrics(workdir, step, subset, average=average)
-            if stored and stored["evaluated"] == settings:
-                return Evaluation(config, step, average, stored)
-        rows = None if subset is None else subset_rows(config, subset)
-        run = load_run(config, workdir, checkpoints, step, average=average)
-        items = embed_split(run, step=step, rows=rows, on_batch=on_batch)
+    step = results.find_step(workdir, step, config, subset)
+    report = results.report_path(workdir, step, subset, average=average)
+    if reuse and (report.exists() or not needs_report):
+        stored = results.read_metrics(workdir, step, subset, average=average)
+        if stored and stored["evaluated"] == settings:
+            return Evaluation(config, step, average, stored)
+    rows = None if subset is None else subset_rows(config, subset)
+    run = load_run(config, workdir, step, average=average)
+    items = embed_split(run, step=step, rows=rows, on_batch=on_batch)
     embedded = EmbeddedSplit(items, retrieval.direction_ranks(_embeddings(items)))
     metrics = compute_metrics(embedded, config, step=step) | {"evaluated": settings}
     if jax.process_index() == 0:

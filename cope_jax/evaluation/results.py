@@ -57,23 +57,21 @@ def evaluation_settings(config: RunConfig, subset: int | None) -> dict[str, Any]
     }
 
 
-def find_step(workdir: Path, step: int | str, config: RunConfig) -> int:
-    """Returns the number of a step, which may be "latest" or "best". Raises ValueError for other words.
+def find_step(workdir: Path, step: int | str, config: RunConfig, subset: int | None = None) -> int:
+    """Returns the number of a step, which may be "latest" or "best", see `best_step`.
 
-    Raises FileNotFoundError if there is no checkpoint or none was evaluated.
+    Raises:
+        FileNotFoundError: There is no checkpoint, or none was evaluated.
+        ValueError: The step is another word.
     """
-    if isinstance(step, str) and step not in (LATEST, BEST):
+    if isinstance(step, int):
+        return step
+    if step == BEST:
+        return best_step(workdir, evaluation_settings(config, subset))
+    if step != LATEST:
         raise ValueError(f"step is {step!r}; it must be {LATEST!r}, {BEST!r}, or a number of steps")
     with Checkpoints(workdir) as checkpoints:
-        # Only "best" needs the records, for their fingerprint.
-        return resolve_step(step, checkpoints, workdir, evaluation_settings(config, None) if step == BEST else {})
-
-
-def resolve_step(step: int | str, checkpoints: Checkpoints, workdir: Path, settings: Mapping[str, Any]) -> int:
-    """Returns the number of a step; `settings` say which items "best" refers to."""
-    if step == LATEST:
         return checkpoints.newest()
-    return best_step(workdir, settings) if step == BEST else int(step)
 
 
 def best_step(workdir: Path, settings: Mapping[str, Any]) -> int:

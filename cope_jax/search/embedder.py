@@ -14,15 +14,13 @@ from cope_jax import exported
 from cope_jax.data.frames import choose_frames
 from cope_jax.data.images import WHOLE, crop_resize, limit_opencv_threads, resize, upright_pixels
 from cope_jax.data.tokenizer import encode, load_tokenizer
-from cope_jax.evaluation.embed_items import check_unit_length, embed_function, lookahead
+from cope_jax.evaluation.embed_items import check_unit_length, load_run, lookahead
 from cope_jax.evaluation.results import LATEST, find_step
 from cope_jax.models.cope import MODEL_INPUTS
 from cope_jax.parallel.mesh import make_mesh, to_devices
-from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import resolve_config
-from cope_jax.runs.model import load_model
 from data_prep.common.domains import DOMAINS
 
 Picture = str | Path | bytes | np.ndarray | Image.Image
@@ -63,13 +61,13 @@ class Embedder:
         """
         workdir = Path(path)
         config = load_config(workdir)
-        tokenizer = load_tokenizer(workdir / "tokenizer")
-        number = find_step(workdir, step, config)
         mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
-        with Checkpoints(workdir) as checkpoints:
-            graphdef, model = load_model(config, checkpoints, number, mesh, vocab_size=len(tokenizer), average=average)
-        embed = embed_function(graphdef, jax.tree.map(lambda leaf: leaf.sharding, model), mesh)
-        return cls(config, tokenizer, lambda domain, inputs: embed(model, {domain: to_devices(inputs, mesh)}))
+        run = load_run(config, workdir, find_step(workdir, step, config), average=average, mesh=mesh)
+
+        def program(domain: str, inputs: Mapping[str, np.ndarray]) -> jax.Array:
+            return run.embed(run.model, {domain: to_devices(inputs, mesh)})
+
+        return cls(config, run.tokenizer, program)
 
     @classmethod
     def from_export(cls, path: str | Path) -> "Embedder":

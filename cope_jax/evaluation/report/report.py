@@ -15,8 +15,7 @@ from cope_jax.data.records import open_records
 from cope_jax.evaluation.evaluate_run import EmbeddedSplit, Evaluation
 from cope_jax.evaluation.metrics.bootstrap import first_product
 from cope_jax.evaluation.metrics.ranks import Ranks
-from cope_jax.evaluation.metrics.retrieval import chance_curve, recall_curve
-from cope_jax.evaluation.metrics.similarity_histograms import Histograms, similarity_histograms
+from cope_jax.evaluation.metrics.retrieval import Histograms, chance_curve, recall_curve, similarity_histograms
 from cope_jax.evaluation.report.pca_map import NEIGHBORS, map_data, neighbor_shares
 from cope_jax.evaluation.report.query_gallery import CLOSE, PER_OUTCOME, choose_queries, gallery
 from cope_jax.evaluation.report.svg_charts import Axis, Chart, Curve, chart

@@ -171,7 +171,7 @@ def test_error_for_a_missing_checkpoint_lists_the_existing_ones(workdir):
 
 def test_error_for_a_run_without_checkpoints_says_what_to_do(workdir, tmp_path):
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
-    with pytest.raises(FileNotFoundError, match="train first, or ask for --step=0"):
+    with pytest.raises(FileNotFoundError, match="train first, or use --step=0"):
         evaluate(tmp_path)
 
 

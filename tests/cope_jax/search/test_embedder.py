@@ -12,8 +12,7 @@ from PIL import Image, ImageOps
 from cope_jax import Embedder
 from cope_jax.data.records import open_records
 from cope_jax.evaluation.embed_items import load_run
-from cope_jax.export.stablehlo import export_run
-from cope_jax.runs.checkpoints import Checkpoints
+from cope_jax.export import export_run
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.search.embedder import resize_picture
@@ -41,8 +40,7 @@ def expected(workdir):
     """The first items of each domain and their embeddings in evaluation, on eight devices."""
     config = load_config(workdir)
     records = open_records(config.data.data_dir, config.data.eval_split)
-    with Checkpoints(workdir) as checkpoints:
-        run = load_run(config, workdir, checkpoints, 6)
+    run = load_run(config, workdir, 6)
     return {
         domain: (
             [records.items[domain][row] for row in range(ROWS)],

@@ -161,7 +161,7 @@ def test_existing_embeddings_of_another_precision_are_used(workdir, tmp_path):
         (["find"], "unknown action 'find': choose one of query, serve, build"),
         (["query", "build"], "unknown action 'query build'"),
         (["--item=1", "--text=a"], "--item is one query, --images and --text are another: give one of them"),
-        (["--step=newest"], "--step is 'newest'; it must be"),
+        (["--step=newest"], "--step is 'newest'; expected"),
     ],
 )
 def test_invalid_arguments(run, words, message):
