@@ -3,6 +3,8 @@
 import gc
 import itertools
 import os
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -179,3 +181,16 @@ def run_sh(start_run_sh):
         return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
     return run
+
+
+@pytest.fixture
+def full_disk():
+    """A function that limits files to a number of bytes, as a full disk would; the limit ends with the test.
+
+    What pytest captures with `capfd` is in a file, too; what it captures with `capsys` is not.
+    """
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)

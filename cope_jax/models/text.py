@@ -107,13 +107,7 @@ class TextEncoder(nnx.Module):
         x = words_BLD + (self.position[None, : words_BLD.shape[1]] + self.segment[None, :1]).astype(words_BLD.dtype)
         x = dropout(self.norm(x), self.dropout, rngs)
         x = run_stack(self.blocks, x, mask_BL, compute=self.compute, rngs=rngs)
-        return TextFeatures(self.pool(x, mask_BL), x)
-
-    def pool(self, x_BLD: Float[Array, "B L D"], mask_BL: Bool[Array, "B L"]) -> Float32[Array, "B D"]:
-        """Returns one vector per text, 0 if it is missing."""
         if self.pooling == "mean":
-            return masked_mean(x_BLD, mask_BL)
-        first = x_BLD[:, 0]
-        if self.pooler is not None:
-            first = jnp.tanh(self.pooler(first))
-        return jnp.where(mask_BL[:, :1], first.astype(jnp.float32), 0.0)
+            return TextFeatures(masked_mean(x, mask_BL), x)
+        first = x[:, 0] if self.pooler is None else jnp.tanh(self.pooler(x[:, 0]))
+        return TextFeatures(jnp.where(mask_BL[:, :1], first.astype(jnp.float32), 0.0), x)

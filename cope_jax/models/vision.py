@@ -12,7 +12,7 @@ from cope_jax.models.layers import (
     Attention,
     ComputeOptions,
     PreNormBlock,
-    drop_path,
+    dropout,
     layer_norm,
     linear,
     make_stack,
@@ -79,7 +79,7 @@ class ClipBlock(nnx.Module):
         if self.messages:
             message = self.message_fc(x[:, :, 0])
             attended = self.message_attention(self.message_norm(message), mask_BT)
-            message = message + drop_path(attended, drop_path_rate, rngs)
+            message = message + dropout(attended, drop_path_rate, rngs, per_example=True)
             x = jnp.concatenate([x, message[:, :, None]], axis=-2)
         x = self.block(x.reshape(B * T, -1, D), drop_path_rate=drop_path_rate, rngs=rngs)
         return x[:, :N].reshape(B, T, N, D)
