@@ -140,9 +140,7 @@ class ProductRecords:
                 records = self.source.__getitems__(indices)
                 ids[indices] = [parse_example(record).integers("product_id")[0] for record in records]
             except INVALID:
-                ids[indices] = [
-                    self[index].product_id for index in indices
-                ]  # raises InvalidItemError for the invalid record
+                ids[indices] = [self[index].product_id for index in indices]  # raises for the invalid record
         return ids
 
 

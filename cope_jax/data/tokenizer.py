@@ -1,7 +1,7 @@
 """Tokenizers: texts to token ids, with fast tokenizers of Hugging Face from a folder, the hub or trained WordPiece."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +99,8 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     if vocab_size <= len(SPECIAL_TOKENS):
         raise ValueError(f"vocab_size is {vocab_size}; {len(SPECIAL_TOKENS)} entries are special tokens")
     tokenizer = _bert_tokenizer({token: i for i, token in enumerate(SPECIAL_TOKENS)})
-    words = Counter(word for text in texts for word in _words(tokenizer, text))
+    split, normalize = tokenizer.pre_tokenizer.pre_tokenize_str, tokenizer.normalizer.normalize_str
+    words = Counter(word for text in texts for word, _ in split(normalize(text)))
     alphabet, continued = _alphabet(words, room=vocab_size - len(SPECIAL_TOKENS))
     if not alphabet:
         raise ValueError("cannot train a vocabulary: the training texts are all empty")
@@ -153,11 +154,6 @@ def _bert_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
     tokenizer.decoder = decoders.WordPiece(prefix=CONTINUED)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"]))
     return tokenizer
-
-
-def _words(tokenizer: Tokenizer, text: str) -> Iterator[str]:
-    normalized = tokenizer.normalizer.normalize_str(text)
-    return (word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized))
 
 
 def _alphabet(words: Counter[str], *, room: int) -> tuple[list[str], list[str]]:

@@ -87,27 +87,28 @@ class LoadedRun:
 
 
 def load_run(
-    config: RunConfig, workdir: Path, checkpoints: Checkpoints, step: int, *, average: bool = False
+    config: RunConfig, workdir: Path, step: int, *, average: bool = False, mesh: Mesh | None = None
 ) -> LoadedRun:
-    """Loads a checkpoint, or the moving average of its parameters.
+    """Loads a checkpoint, or the moving average of its parameters, on a mesh; by default, that of the config.
 
     Raises:
         FileNotFoundError: There is no such checkpoint, or no initial weights for step 0.
         ValueError: Batches cannot be divided among the devices, or there is no average.
     """
-    mesh = make_mesh(**asdict(config.mesh))
+    mesh = mesh or make_mesh(**asdict(config.mesh))
     check_batch_sizes(config, mesh)
     tokenizer = load_tokenizer(workdir / "tokenizer")
-    graphdef, model = load_model(config, checkpoints, step, mesh, vocab_size=len(tokenizer), average=average)
-    embed = embed_function(graphdef, jax.tree.map(lambda leaf: leaf.sharding, model), mesh)
-    return LoadedRun(config, tokenizer, mesh, embed, model)
+    with Checkpoints(workdir) as checkpoints:
+        graphdef, model = load_model(config, checkpoints, step, mesh, vocab_size=len(tokenizer), average=average)
+    return LoadedRun(config, tokenizer, mesh, embed_function(graphdef, model, mesh), model)
 
 
-def embed_function(graphdef: nnx.GraphDef, shardings: ModelState, mesh: Mesh) -> EmbedFunction:
+def embed_function(graphdef: nnx.GraphDef, model: ModelState, mesh: Mesh) -> EmbedFunction:
     """Returns the compiled function (model, {domain: inputs}) → float32[B, E], the fused embeddings, replicated.
 
-    It donates nothing, because the model is used by all calls.
+    `model` has the shardings of the function's argument, which is not donated, because all calls use it.
     """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, model)
 
     def embed(model: ModelState, batch: Batch) -> jax.Array:
         (embeddings,) = nnx.merge(graphdef, *model)(batch).values()

@@ -150,14 +150,9 @@ class Catalog:
     def items(self, split: str, domain: str, start: int = 0, stop: int | None = None) -> Iterator[Item]:
         """Yields the items of rows [start, stop), by default to the end, with one row group in memory at a time."""
         for batch in self._batches(split, domain, start, stop):
-            columns = (
-                batch.column("item_id").to_pylist(),
-                batch.column("text").to_pylist(),
-                _tuples(batch, "product_ids"),
-                _tuples(batch, "frame_times"),
-                _tuples(batch, "frame_names"),
-            )
-            for item_id, text, products, times, names in zip(*columns, strict=True):
+            scalars = (batch.column(name).to_pylist() for name in ("item_id", "text"))
+            lists = (_tuples(batch, name) for name in ("product_ids", "frame_times", "frame_names"))
+            for item_id, text, products, times, names in zip(*scalars, *lists, strict=True):
                 yield Item(item_id, text, products, tuple(map(Frame, times, names)))
 
     def products(self, split: str) -> Iterator[Product]:

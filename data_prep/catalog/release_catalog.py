@@ -13,7 +13,7 @@ from data_prep.catalog import release_parser
 from data_prep.catalog.builder import MAX_REJECTED, MEMORY_LIMIT, CatalogRows, build_catalog
 from data_prep.catalog.files import Catalog
 from data_prep.catalog.rejected_lines import RejectedLines
-from data_prep.catalog.release_parser import PREFIXES, DomainFiles, release_files
+from data_prep.catalog.release_parser import PREFIXES, DomainFiles, Layout, release_files
 from data_prep.catalog.split_writer import DomainRows, RowSource
 from data_prep.common.files import file_sha256
 from data_prep.common.progress import Progress
@@ -44,16 +44,13 @@ def build_release_catalog(
         raise ValueError(f"splits are {list(splits)}: choose at least one, each once")
     files = {split: release_files(release, split, prefix=(prefixes or {}).get(split)) for split in splits}
 
-    def domain_rows(split: str, domain: str, paths: DomainFiles) -> DomainRows:
-        layouts = release_parser.LAYOUTS[domain]
-        return DomainRows(*(_source(split, *part, max_rejected) for part in zip(paths, layouts, strict=True)))
-
     def load(con: duckdb.DuckDBPyConnection, folder: Path) -> CatalogRows:
-        splits = {
-            split: {domain: domain_rows(split, domain, paths) for domain, paths in domains.items()}
-            for split, domains in files.items()
-        }
-        return CatalogRows((), splits)
+        rows: dict[str, dict[str, DomainRows]] = {split: {} for split in splits}
+        for split, domains in files.items():
+            for domain, paths in domains.items():
+                sources = map(partial(_source, split, max_rejected), paths, release_parser.LAYOUTS[domain])
+                rows[split][domain] = DomainRows(*sources)
+        return CatalogRows((), rows)
 
     return build_catalog(out, _hashes(files), load, memory_limit=memory_limit, report=report)
 
@@ -70,7 +67,7 @@ def _hashes(files: Mapping[str, Mapping[str, DomainFiles]]) -> dict[str, str]:
         return dict(zip(paths, pool.map(file_sha256, paths.values()), strict=True))
 
 
-def _source(split: str, path: Path, layout: release_parser.Layout, max_rejected: float) -> RowSource:
+def _source(split: str, max_rejected: float, path: Path, layout: Layout) -> RowSource:
     with path.open("rb") as file:
         bom = file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
     rejected = RejectedLines(split, path.name, max_rejected, partial(release_parser.read_lines, path), bom=bom)
@@ -82,7 +79,7 @@ def _source(split: str, path: Path, layout: release_parser.Layout, max_rejected:
     return RowSource(load, rejected)
 
 
-def _read_rows(path: Path, layout: release_parser.Layout, rejected: RejectedLines) -> Iterator[pa.RecordBatch]:
+def _read_rows(path: Path, layout: Layout, rejected: RejectedLines) -> Iterator[pa.RecordBatch]:
     """Yields the rows of a file, collects the other lines and shows progress if it takes long."""
     with Progress(
         total=path.stat().st_size, desc=path.name, unit="bytes", unit_scale=True, delay=1, leave=False

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
@@ -106,7 +107,8 @@ class _Run:
         self._report = report
         self._placeholders = set(options.placeholders)
         check = functools.partial(check_image, image_size=options.image_size, placeholders=self._placeholders)
-        self._fetcher = Fetcher(session, options.limits, check)
+        headers = {name: value.strip() for name, _, value in (text.partition(":") for text in options.headers)}
+        self._fetcher = Fetcher(session, options.limits, check, headers)
         self._queue: asyncio.Queue[tuple[Shard, int] | None] = asyncio.Queue(maxsize=2 * options.limits.concurrency)
         self._slots = asyncio.Semaphore(OPEN_SHARDS)
         self._open: set[Shard] = set()
@@ -217,9 +219,11 @@ async def _find_image(fetcher: Fetcher, urls: Sequence[str]) -> None:
     Raises:
         PreflightError: The host's name does not resolve, or none is an image.
     """
-    host, port = URL(urls[0]).host, URL(urls[0]).port
+    url = URL(urls[0], encoded=True)
+    host, port = url.host, url.port
     try:
-        await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        if url.scheme not in getproxies() or proxy_bypass(str(host)):  # a proxy looks up the name itself
+            await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise PreflightError(f"the host {host} of --url_prefix does not resolve: {error}") from error
     failures, server_failures = [], 0

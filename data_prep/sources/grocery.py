@@ -14,8 +14,8 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from absl import flags
 
@@ -32,15 +32,13 @@ _NUMBERED = re.compile(r"(.*?)(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 _ERRORS_SHOWN = 10
 
 
-@dataclass(frozen=True)
-class _Page:
+class _Page(NamedTuple):
     product_id: int
     text: str
     image: str  # path inside `dataset/`, like all paths here
 
 
-@dataclass(frozen=True, order=True)
-class _Photo:
+class _Photo(NamedTuple):
     product_id: int
     series: str  # path up to the number: numbers are consecutive only within a series
     number: int
@@ -50,10 +48,9 @@ class _Photo:
 def write_release(checkout: Path, directory: Path, *, run_length: int = 4, test_list: str = "auto") -> bool:
     """Converts a checkout of GroceryStoreDataset into a release with splits train and test, atomically.
 
-    The runs of a split, ordered by product and number, become videos and lives alternately. Longer ones than
-    `run_length` are cut into equal parts: with run_length=4, photos 1 to 5, 8 and 9 give (1 2 3) (4 5) (8 9). A photo's
-    number is its frame number in a video, and its time in seconds in a live. Both splits contain all pages, with the
-    same ids; the ids of clips are unique.
+    Runs longer than `run_length` are cut into equal parts: with run_length=4, photos 1 to 5, 8 and 9 give (1 2 3) (4 5)
+    (8 9). A photo's number is its frame number in a video, and its time in seconds in a live. Both splits contain all
+    pages, with the same ids; the ids of clips are unique.
 
     Args:
         checkout: Folder that contains `dataset/`.

@@ -19,13 +19,18 @@ COLORS: dict[str, Color] = {
     "navy": (28, 48, 120), "purple": (124, 60, 168), "pink": (246, 150, 186), "brown": (120, 76, 40),
     "beige": (226, 206, 170), "gray": (136, 140, 146), "black": (34, 34, 38), "white": (246, 246, 244),
 }  # fmt: skip
-CATEGORIES = (
-    "bag", "mug", "shoe", "shirt", "bottle", "lamp", "chair", "hat",
-    "phone", "watch", "umbrella", "teapot", "trousers", "dress", "guitar", "cushion",
-)  # fmt: skip
-PATTERNS = ("plain", "horizontal", "vertical", "diagonal", "dots", "checks", "zigzag", "halves", "grid")
-MARKS = ("none", "disc", "ring", "star", "triangle", "heart", "cross", "letter")
-PROPORTIONS = ("regular", "tall", "wide", "flared")
+# Values of the attributes; sprites.py draws them.
+VALUES = {
+    "category": (
+        "bag", "mug", "shoe", "shirt", "bottle", "lamp", "chair", "hat",
+        "phone", "watch", "umbrella", "teapot", "trousers", "dress", "guitar", "cushion",
+    ),
+    "base": tuple(COLORS),
+    "second": tuple(COLORS),
+    "pattern": ("plain", "horizontal", "vertical", "diagonal", "dots", "checks", "zigzag", "halves", "grid"),
+    "mark": ("none", "disc", "ring", "star", "triangle", "heart", "cross", "letter"),
+    "proportion": ("regular", "tall", "wide", "flared"),
+}  # fmt: skip
 
 # Brands are heard and read, never seen. Sixteen characters make 64 names, so that some names are similar.
 BRANDS = tuple(
@@ -54,16 +59,6 @@ class Product:
     product_id: int
     attributes: Attributes
     brand: str
-
-
-VALUES = {
-    "category": CATEGORIES,
-    "base": tuple(COLORS),
-    "second": tuple(COLORS),
-    "pattern": PATTERNS,
-    "mark": MARKS,
-    "proportion": PROPORTIONS,
-}
 
 
 def random_bytes(seed: int, *purpose: str | int) -> bytes:

@@ -245,43 +245,35 @@ def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
     return np.broadcast_to(ticks, (side, side)), np.broadcast_to(ticks[:, None], (side, side))
 
 
+# Pattern → mask of the second color from the columns u and rows v of the pixel centers, in the unit square.
+PATTERN_MASKS = {
+    "plain": lambda u, v: np.zeros(u.shape, bool),
+    "horizontal": lambda u, v: v % 0.17 < 0.085,
+    "vertical": lambda u, v: u % 0.17 < 0.085,
+    "diagonal": lambda u, v: (u + v) % 0.24 < 0.12,
+    "dots": lambda u, v: np.hypot(u % 0.17 - 0.085, v % 0.17 - 0.085) < 0.055,
+    "checks": lambda u, v: (u // 0.125 + v // 0.125) % 2 == 1,
+    "zigzag": lambda u, v: (v + np.abs(u % 0.25 - 0.125)) % 0.2 < 0.1,
+    "halves": lambda u, v: u < 0.5,
+    "grid": lambda u, v: (u % 0.19 < 0.05) | (v % 0.19 < 0.05),
+}
+
+
 @functools.cache
 def pattern_mask(pattern: str, side: int) -> Image.Image:
     """Returns the mask of the second color in a pattern, mode 1, `side` × `side`."""
-    u, v = _grid(side)
-    match pattern:
-        case "plain":
-            second = np.zeros((side, side), bool)
-        case "horizontal":
-            second = v % 0.17 < 0.085
-        case "vertical":
-            second = u % 0.17 < 0.085
-        case "diagonal":
-            second = (u + v) % 0.24 < 0.12
-        case "dots":
-            second = np.hypot(u % 0.17 - 0.085, v % 0.17 - 0.085) < 0.055
-        case "checks":
-            second = (u // 0.125 + v // 0.125) % 2 == 1
-        case "zigzag":
-            second = (v + np.abs(u % 0.25 - 0.125)) % 0.2 < 0.1
-        case "halves":
-            second = u < 0.5
-        case "grid":
-            second = (u % 0.19 < 0.05) | (v % 0.19 < 0.05)
-        case _:
-            raise ValueError(f"unknown pattern {pattern!r}")
-    return Image.fromarray(second)
+    return Image.fromarray(PATTERN_MASKS[pattern](*_grid(side)))
+
+
+# Proportion → position of a point of an outline, stretched about the center of the unit square.
+STRETCHED = {
+    "regular": lambda x, y: (0.5 + 0.86 * (x - 0.5), 0.5 + 0.86 * (y - 0.5)),
+    "tall": lambda x, y: (0.5 + 0.62 * (x - 0.5), y),
+    "wide": lambda x, y: (x, 0.5 + 0.62 * (y - 0.5)),
+    "flared": lambda x, y: (0.5 + (0.45 + 0.55 * y) * (x - 0.5), 0.5 + 0.9 * (y - 0.5)),  # narrow at the top
+}
 
 
 def in_proportion(points: Points, proportion: str) -> Points:
     """Stretches a polygon about the center of the unit square."""
-    match proportion:
-        case "regular":
-            return tuple((0.5 + 0.86 * (x - 0.5), 0.5 + 0.86 * (y - 0.5)) for x, y in points)
-        case "tall":
-            return tuple((0.5 + 0.62 * (x - 0.5), y) for x, y in points)
-        case "wide":
-            return tuple((x, 0.5 + 0.62 * (y - 0.5)) for x, y in points)
-        case "flared":  # narrow at the top, wide at the bottom
-            return tuple((0.5 + (0.45 + 0.55 * y) * (x - 0.5), 0.5 + 0.9 * (y - 0.5)) for x, y in points)
-    raise ValueError(f"unknown proportion {proportion!r}; choose from regular, tall, wide, flared")
+    return tuple(STRETCHED[proportion](x, y) for x, y in points)

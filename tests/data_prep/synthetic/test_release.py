@@ -117,7 +117,10 @@ def test_other_options_are_an_error_that_names_both(release):
 
 def test_a_folder_with_something_else_is_an_error(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(ValueError, match=r"exists and is not a synthetic release, because it has no synthetic\.json; choose another --out"):
+    with pytest.raises(
+        ValueError,
+        match=r"exists and is not a synthetic release, because it has no synthetic\.json",
+    ):
         write_release(tmp_path, **SIZES)
     assert (tmp_path / "letter.txt").read_text() == "dear"
 
