@@ -16,7 +16,7 @@ from cope_jax.data.records import InvalidItemError, InvalidItems, ProductRecords
 from cope_jax.evaluation import evaluate_run
 from cope_jax.evaluation.evaluate_run import draw_products, subset_rows
 from cope_jax.evaluation.report.report import write_report
-from cope_jax.evaluation.results import metrics_path, read_metrics
+from cope_jax.evaluation.results import read_metrics
 from cope_jax.runs.config_file import load_config
 from cope_jax.search.embedding_store import embed_to_parquet
 
@@ -31,7 +31,7 @@ def evaluate(workdir, **options):
 def test_newest_checkpoint_is_evaluated_and_written(workdir):
     metrics = evaluate(workdir)
     assert metrics["step"] == 6
-    assert json.loads(metrics_path(workdir, 6).read_text()) == metrics
+    assert read_metrics(workdir, 6) == metrics
     assert metrics["retrieval"]["p2v"]["gallery"] >= 12
 
 
@@ -42,7 +42,7 @@ def test_untrained_and_trained_model_differ(workdir):
 
 def test_evaluation_is_repeatable_and_reused_only_for_the_same_data(workdir):
     first = evaluate(workdir)
-    path = metrics_path(workdir, 6)
+    path = workdir / "eval/6/metrics.json"
     before = path.stat().st_mtime_ns
     assert evaluate(workdir, reuse=True) == first
     assert path.stat().st_mtime_ns == before
@@ -109,6 +109,28 @@ def test_subset_has_all_items_of_some_products(workdir):
     assert json.loads((workdir / "eval/6/metrics-of-7.json").read_text()) == metrics
     with pytest.raises(ValueError, match="--subset is 13; the split 'test' has 12 products"):
         evaluate(workdir, subset=13)
+
+
+def test_results_on_other_data_leave_those_of_the_run(workdir, other_data_dir):
+    own = evaluate_run.evaluate(workdir, step=6)
+    own.files.report.write_text("of the run's own data")
+    best = evaluate(workdir, step="best", reuse=True)["step"]
+    other = evaluate_run.evaluate(workdir, step="best", data_dir=other_data_dir)
+    assert (other.step, other.metrics["retrieval"] == own.metrics["retrieval"]) == (best, False)
+    assert other.files.folder.parent == workdir / "eval" / str(best)
+    assert other.files.read() == other.metrics
+    assert read_metrics(workdir, 6) == own.metrics
+    assert own.files.report.read_text() == "of the run's own data"
+    again = evaluate_run.evaluate(workdir, step=6, data_dir=Path(own.config.data.data_dir), reuse=True)
+    assert again.files == own.files
+
+
+def test_results_can_be_written_elsewhere(workdir, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    found = evaluate_run.evaluate(workdir, step=4, out=tmp_path / "results")
+    assert found.files.metrics == tmp_path / "results/4/metrics.json"
+    assert found.files.read() == found.metrics
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
 def test_best_step_is_one_of_the_evaluated_steps(workdir):
