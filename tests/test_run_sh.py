@@ -274,3 +274,25 @@ def test_help_is_printed_before_anything_is_installed(start_fresh, tmp_path, com
     assert "--train_products=N" in call.communicate(timeout=60)[0]
     assert call.returncode == 0
     assert not (tmp_path / "calls").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "has_begun"),
+    [
+        (["eval", "--workdir=nowhere"], lambda pid, out: "jaxlib" in Path(f"/proc/{pid}/maps").read_text()),  # imports
+        (["synthetic", "--train_products=3000"], lambda pid, out: any(out.parent.rglob("*.jpg"))),  # in workers
+    ],
+)
+def test_ctrl_c_ends_a_command_with_one_line(start_run_sh, tmp_path, words, has_begun):
+    """The terminal sends SIGINT to all processes of the command."""
+    out = tmp_path / "release"
+    process = start_run_sh(*words, *([f"--out={out}"] if words[0] == "synthetic" else []))
+    deadline = time.monotonic() + 60
+    while not has_begun(process.pid, out):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors
+    assert errors.strip().endswith(": interrupted")
+    assert process.returncode in (130, -signal.SIGINT)  # both are 130 to a shell

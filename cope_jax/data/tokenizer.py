@@ -90,7 +90,8 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     """Trains a lower-case BERT-style WordPiece tokenizer.
 
     The normalizer separates Chinese characters, so only Latin words and numbers are merged from pieces. The same texts
-    give the same vocabulary with the same ids. The least frequent characters that do not fit become [UNK].
+    give the same vocabulary with the same ids. The least frequent characters that do not fit become [UNK]. Without any
+    text, the vocabulary has the special tokens only.
 
     Args:
         texts: Training texts.
@@ -102,8 +103,6 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     split, normalize = tokenizer.pre_tokenizer.pre_tokenize_str, tokenizer.normalizer.normalize_str
     words = Counter(word for text in texts for word, _ in split(normalize(text)))
     alphabet, continued = _alphabet(words, room=vocab_size - len(SPECIAL_TOKENS))
-    if not alphabet:
-        raise ValueError("cannot train a vocabulary: the training texts are all empty")
     # By default, the trainer numbers characters in the order of a randomly seeded hash map and breaks ties between
     # merges by these numbers, so vocabularies differ. Characters that are special tokens of a temporary tokenizer have
     # fixed numbers.

@@ -231,9 +231,8 @@ class Checkpoints:
             ValueError: The checkpoint contains other parameters. Lists them.
         """
         wanted = _as_dict(like)
-        stored = self.manager.item_metadata(step)[STATE].tree
         labels = ("in the checkpoint", "by the config")
-        if differences := describe_differences(_shapes(stored), _shapes(wanted), labels=labels, show=str):
+        if differences := describe_differences(self.shapes(step), shapes_by_path(wanted), labels=labels, show=str):
             raise ValueError(
                 f"the checkpoint of step {step} in {self.folder} is of another model or optimizer than the config:\n"
                 + "\n".join(f"  {difference}" for difference in differences)
@@ -243,6 +242,10 @@ class Checkpoints:
         age = time.time() - (self.folder / str(step)).stat().st_mtime
         self.complete = SavedStep(step, time.monotonic() - age)
         return TrainState(**restored[STATE]), {name: tuple(pair) for name, pair in restored[WINDOW].items()}
+
+    def shapes(self, step: int) -> dict[str, str]:
+        """Returns dtypes and shapes in a checkpoint: "float32[3, 4]" for each leaf "params/model/…"."""
+        return shapes_by_path(self.manager.item_metadata(step)[STATE].tree)
 
     def restore_model(self, step: int, like: ModelState, *, average: bool = False) -> ModelState:
         """Returns the model of a step, or its moving average, with the layout of `like`.
@@ -259,12 +262,13 @@ class Checkpoints:
         if average and "average" not in self.manager.item_metadata(step)[STATE].tree:
             raise ValueError(f"{folder} has no moving average: the run has config.train.average_decay=0")
         tree: Any = {"average": like} if average else {"params": {"model": like.params}, "statistics": like.statistics}
+        tree = {name: part for name, part in tree.items() if jax.tree.leaves(part)}
         args = ocp.args.PyTreeRestore(
             item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
         )
         with ocp.CheckpointManager(self.folder, item_handlers={STATE: ocp.PyTreeCheckpointHandler()}) as reader:
             tree = reader.restore(step, args=ocp.args.Composite(**{STATE: args}))[STATE]
-        return tree["average"] if average else ModelState(tree["params"]["model"], tree["statistics"])
+        return tree["average"] if average else ModelState(tree["params"]["model"], tree.get("statistics", {}))
 
 
 def set_aside_invalid(workdir: Path, best: Callable[[Collection[int]], int | None] = lambda steps: None) -> None:
@@ -295,7 +299,7 @@ def set_aside_invalid(workdir: Path, best: Callable[[Collection[int]], int | Non
         )
 
 
-def _shapes(tree: PyTree) -> dict[str, str]:
+def shapes_by_path(tree: PyTree) -> dict[str, str]:
     """Returns "float32[3, 4]" for each leaf "params/model/…"."""
     leaves = jax.tree.leaves_with_path(tree)
     return {keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}

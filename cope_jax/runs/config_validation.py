@@ -12,9 +12,7 @@ from ml_collections import ConfigDict
 
 from cope_jax.models.stems import conv_patch_size
 from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig, flatten
-from data_prep.common.domains import DOMAINS
 
-TRAINED_FRAMES = tuple(f"data.frames.{domain}" for domain in DOMAINS)
 SCALARS = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
 
 
@@ -197,23 +195,9 @@ RELATIONS = (
         for encoder in ("vision", "text")
     ),
     Relation(
-        ("model.vision.stem", "model.vision.init_from"),
-        lambda stem, source: stem == "patch" or not source,
-        "'patch' because config.model.vision.init_from is set",
-    ),
-    *(
-        Relation(
-            (f"eval.frames.{domain}", "model.vision.init_from", "model.vision.integration_depth", *TRAINED_FRAMES),
-            lambda frames, source, depth, *trained: not source or not depth or frames <= max(trained),
-            "no more than all of config.data.frames because config.model.vision.init_from is set: published positions "
-            "of frames would be stretched beyond those that are trained",
-        )
-        for domain in DOMAINS
-    ),
-    Relation(
         ("data.tokenizer", "model.text.init_from"),
         lambda tokenizer, source: tokenizer or not source,
-        "the tokenizer of config.model.text.init_from {1!r}",
+        "the tokenizer of config.model.text.init_from {1!r}, which a run or an export has in the folder tokenizer",
     ),
     Relation(
         ("model.text_domains", "model.text.init_from"),

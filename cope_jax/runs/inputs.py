@@ -23,14 +23,20 @@ VOCABULARY_TEXTS = 200_000  # per domain; more would hardly change a vocabulary 
 
 
 def run_tokenizer(config: RunConfig, workdir: Path) -> PreTrainedTokenizerFast:
-    """Loads the tokenizer in `tokenizer/` of a work directory; trains or copies it there first if it is missing."""
+    """Loads the tokenizer in `tokenizer/` of a work directory; trains or copies it there first if it is missing.
+
+    A run that uses no texts, or whose data have none, gets a tokenizer with special tokens only.
+    """
     folder = workdir / "tokenizer"
     if not folder.exists() and jax.process_index() == 0:
         if config.data.tokenizer:
             tokenizer = load_tokenizer(config.data.tokenizer)
         else:
             records = open_records(config.data.data_dir, config.data.train_split)
-            tokenizer = train_wordpiece(sample_texts(records, limit=VOCABULARY_TEXTS), config.data.vocab_size)
+            texts = list(sample_texts(records, limit=VOCABULARY_TEXTS)) if config.model.text_domains else []
+            if config.model.text_domains and not texts:
+                print(f"no item in split {config.data.train_split!r} has a text: the model learns from images alone")
+            tokenizer = train_wordpiece(texts, config.data.vocab_size)
         save_tokenizer(tokenizer, folder)
     barrier("tokenizer")
     return load_tokenizer(folder)

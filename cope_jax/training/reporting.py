@@ -186,11 +186,11 @@ class Reporter:
         if self.skipped > self.max_skipped or step == self.last:
             limit = f"config.train.max_skipped allows {self.max_skipped}"
             raise ValueError(
-                f"{self.skipped} steps in a row, up to step {step}, were skipped, since loss, gradients or new parameters "
-                f"were not finite; {'a run must not end so' if step == self.last else limit}. Lower config.optimizer.rate or "
-                "config.optimizer.clip_norm, or check the products printed above, and run again: it resumes from the "
-                "last checkpoint before these steps. If it fails again at once, the parameters in that checkpoint are "
-                "the cause: remove it, to resume from an earlier one"
+                f"{self.skipped} steps in a row, up to step {step}, were skipped, since loss, gradients or new "
+                f"parameters were not finite; {'a run must not end so' if step == self.last else limit}. Lower "
+                "config.optimizer.rate or config.optimizer.clip_norm, or check the products printed above, and run "
+                "again: it resumes from the last checkpoint before these steps. If it fails again at once, the "
+                "parameters in that checkpoint are the cause: remove it, to resume from an earlier one"
             )
 
     def begin_evaluation(self, step: int) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
+from data_prep.common.interrupts import handling_interrupts
+
 FLAGS = flags.FLAGS
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -16,7 +18,8 @@ def run(name: str, main: Callable[..., int | None], *, positional: bool = False)
     """Parses the flags and calls `main`; its return value is the exit code.
 
     A ValueError or OSError, which is how the project reports wrong flags, configs, files and disks, ends the process
-    with its message and exit code 1. `--verbosity=0` shows the traceback and the log messages of all libraries.
+    with its message and exit code 1, and Ctrl-C with a line and exit code 130. `--verbosity=0` shows the traceback and
+    the log messages of all libraries.
 
     Args:
         name: Name of the command, put before its error messages.
@@ -38,7 +41,8 @@ def run(name: str, main: Callable[..., int | None], *, positional: bool = False)
             is_full = isinstance(error, OSError) and error.errno in DISK_FULL
             sys.exit(f"{name}: {error}" + ("; free some space and run the same command again" if is_full else ""))
 
-    app.run(checked, flags_parser=lambda argv: _parse_flags(name, argv))
+    with handling_interrupts(name):
+        app.run(checked, flags_parser=lambda argv: _parse_flags(name, argv))
 
 
 def _parse_flags(name: str, argv: list[str]) -> list[str]:

@@ -118,8 +118,12 @@ def test_unsuitable_tokenizers_are_reported(tmp_path):
 def test_invalid_training_arguments_are_reported():
     with pytest.raises(ValueError, match="vocab_size is 5; 5 entries are special"):
         train_wordpiece(TEXTS, 5)
-    with pytest.raises(ValueError, match="texts are all empty"):
-        train_wordpiece(["", "  "], 30)
+
+
+def test_without_texts_there_are_only_special_tokens():
+    tokenizer = train_wordpiece(["", "  "], 30)
+    assert tokenizer.get_vocab() == {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
+    assert encode(tokenizer, ["red", ""], 4).tolist() == [[2, 1, 3, 0], [0, 0, 0, 0]]
 
 
 def test_augmentation_changes_the_configured_fractions_and_no_short_text():

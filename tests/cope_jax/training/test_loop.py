@@ -295,6 +295,22 @@ def test_the_last_sound_checkpoint_outlives_one_that_may_be_unsound(finished, ti
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["4", "6"]
 
 
+def test_a_finished_run_can_be_extended(finished, tiny_config, tmp_path, capsys):
+    """It goes on with the schedule of the new number of steps, as a run that had that number all along."""
+    shutil.copytree(finished, tmp_path / "run")
+    longer = replace_fields(tiny_config, {"train.steps": 8})
+    train(longer, tmp_path / "run")
+    assert "changed since the last start: config.train.steps: 6 before, 8 now" in capsys.readouterr().out
+    assert [step for step, _ in losses(tmp_path / "run")] == [2, 4, 6, 8]
+    assert load_config(tmp_path / "run").train.steps == 8
+    tokenizer, mesh = run_tokenizer(longer, finished), make_mesh(**asdict(longer.mesh))
+    state, plan = first_state(longer, mesh, finished, vocab_size=len(tokenizer))
+    with closing(training_batches(longer, tokenizer, start_step=6)) as batches:
+        for _ in range(2):
+            state, _ = plan.step(state, to_devices(next(batches), mesh))
+    assert_equal_trees(stored(tmp_path / "run", 8)["params"], jax.device_get(state.params))
+
+
 def test_a_finished_run_is_not_changed(finished, tiny_config, capsys):
     before = (finished / "metrics.jsonl").stat().st_mtime_ns
     train(tiny_config, finished)
