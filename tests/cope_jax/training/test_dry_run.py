@@ -121,3 +121,4 @@ def test_the_size_of_the_vocabulary_is_that_of_an_available_tokenizer(tiny_confi
     words = len(load_tokenizer(tmp_path / "tokenizer"))
     assert vocabulary(config) == (words, str(tmp_path / "tokenizer"))
     assert words != 77
+    assert "\ntexts: 0.0% of the tokens are unknown, " in dry_run(config)
