@@ -36,7 +36,7 @@ FLAGS = flags.FLAGS
 IDS_FILE = "ids.parquet"
 TEST_FRACTION = 0.1
 _BATCH_ROWS = 16384
-_SAMPLED_IMAGES = 1000  # at least one of so many must be in the images folder
+_SAMPLED_IMAGES = 100_000  # names that are looked for in the images folder
 
 _TABLES = """
 CREATE TABLE rows (split VARCHAR, domain VARCHAR, product VARCHAR, item VARCHAR, text VARCHAR, line BIGINT);
@@ -117,7 +117,7 @@ def build_table_catalog(
     def load(con: duckdb.DuckDBPyConnection, folder: Path) -> CatalogRows:
         rejected = rejected_lines("")
         _load_table(con, table, test_fraction, rejected)
-        _check_images(con, images)
+        _check_images(con, images, report)
         con.execute(_IDS)
         numbered = "SELECT kind, id, original FROM ids WHERE NOT whole ORDER BY kind, id"
         write_query(con, numbered, folder / IDS_FILE)
@@ -175,13 +175,16 @@ def _leave_to_test(con: duckdb.DuckDBPyConnection, rejected: RejectedLines) -> N
     con.execute(f"DELETE FROM rows WHERE {shared}")
 
 
-def _check_images(con: duckdb.DuckDBPyConnection, images: Path) -> None:
+def _check_images(con: duckdb.DuckDBPyConnection, images: Path, report: Callable[[str], None]) -> None:
+    """Reports missing images among the first names; raises ValueError if all are missing."""
     rows = con.execute(f"SELECT name FROM images ORDER BY line LIMIT {_SAMPLED_IMAGES}").fetchall()
-    names = {name for (name,) in rows}
-    missing = find_missing(names, [images])
-    if names and len(missing) == len(names):
-        hints = format_hints(missing) or f"names must be paths inside --images, and there is no {min(names)!r}"
+    names = dict.fromkeys(name for (name,) in rows)
+    if not (missing := find_missing(names, [images])):
+        return
+    hints = format_hints(missing) or f"names must be paths inside --images, and there is no {min(missing)!r}"
+    if len(missing) == len(names):
         raise ValueError(f"none of {len(names)} images of the table is in {images.absolute()}: {hints}")
+    report(f"warning: {len(missing)} of {len(names)} images of the table are not in {images.absolute()}: {hints}")
 
 
 def _sources(con: duckdb.DuckDBPyConnection, split: str, rejected: RejectedLines) -> dict[str, DomainRows]:

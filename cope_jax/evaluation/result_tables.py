@@ -106,7 +106,7 @@ def read_step(path: Path, step: int | str) -> EvaluatedStep:
     if path.is_file():
         metrics = json.loads(path.read_text(encoding="utf-8"))
         return EvaluatedStep(f"{path} ({metrics['step']})", metrics)
-    steps = [int(file.parent.name) for file in path.glob("eval/*/metrics.json")]
+    steps = [int(file.parent.name) for file in path.glob("eval/*/metrics.json") if file.parent.name.isdecimal()]
     found = {number: metrics for number in steps if (metrics := read_metrics(path, number))}
     if not found or (isinstance(step, int) and step not in found):
         at_step = f" at step {step}" if isinstance(step, int) else ""

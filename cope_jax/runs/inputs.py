@@ -153,13 +153,9 @@ def evaluation_batches(
 
 
 def check_batch_sizes(config: RunConfig, mesh: Mesh) -> None:
-    """Raises a ValueError if a batch cannot be divided among the devices that share it."""
+    """Raises a ValueError if a training batch cannot be divided among the devices that share it."""
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    sizes = {
-        "train.batch_size": config.train.batch_size,
-        "train.microbatch": config.train.microbatch,
-        "eval.batch_size": config.eval.batch_size,
-    }
+    sizes = {"train.batch_size": config.train.batch_size, "train.microbatch": config.train.microbatch}
     for key, size in sizes.items():
         if size % shares:
             raise ValueError(

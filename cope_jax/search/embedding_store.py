@@ -67,9 +67,9 @@ def embed_to_parquet(
         The number of items of each domain.
     """
     config = load_config(workdir)
-    config = replace_fields(config, {"data.data_dir": str((data_dir or Path(config.data.data_dir)).absolute())})
     step = find_step(workdir, step, config)
-    config = replace_fields(config, {"data.eval_split": split})
+    data_dir = (data_dir or Path(config.data.data_dir)).absolute()
+    config = replace_fields(config, {"data.data_dir": str(data_dir), "data.eval_split": split})
     records = open_records(config.data.data_dir, split)
     sizes = {domain: len(records.items[domain]) for domain in DOMAINS}
     manifest = {

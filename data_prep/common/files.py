@@ -44,7 +44,9 @@ def atomic_write(path: Path, mode: str = "wb", *, durable: bool = False) -> Iter
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = os.fspath(path)  # a write to a full disk does not name the file
         temporary.unlink(missing_ok=True)
         raise
     if durable:
@@ -66,11 +68,15 @@ def atomic_folder(path: Path, *, keep_on_error: bool = False) -> Iterator[Path]:
         keep_on_error: Keep the unfinished folder if an exception is raised.
 
     Raises:
-        ValueError: Another process is writing the folder.
+        ValueError: The folder exists and is not empty, or another process is writing it.
     """
     unfinished = path.with_name(f"{path.name}.writing")
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(path.with_name(f".{path.name}.lock"), f"is writing {path}", remove=True):
+        if path.is_dir() and any(path.iterdir()):
+            raise ValueError(
+                f"{path} exists and is not empty; if another process has just written it, run the same command again"
+            )
         if unfinished.exists():
             shutil.rmtree(unfinished)
         unfinished.mkdir()

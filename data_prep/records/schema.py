@@ -1,10 +1,12 @@
 """The records of the data sets: their features, and how they are serialized, parsed and written."""
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +114,26 @@ def write_records(path: Path, examples: Iterable[Mapping[str, Any]]) -> Tally:
     for example in examples:
         record = serialize(example)
         tally.add(record)
-        writer.write(record)
-    writer.close()
+        with _disk_errors(path):
+            writer.write(record)
+    with _disk_errors(path):
+        writer.close()
     if hasattr(os, "posix_fadvise"):  # not on macOS
         # Starts writing to disk, so that the fsync at the end of a build waits less (row "build" of the benchmarks).
         with unfinished.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     unfinished.rename(path)
     return tally
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turns array_record's errors into OSError."""
+    try:
+        yield
+    except RuntimeError as error:
+        is_full = os.strerror(errno.ENOSPC) in str(error)
+        raise OSError(errno.ENOSPC if is_full else errno.EIO, str(error).partition(";")[0], str(path)) from error
 
 
 def tally_records(path: Path) -> Tally:

@@ -27,6 +27,7 @@ from data_prep.common.files import atomic_write, lock_file
 from data_prep.common.progress import Progress
 from data_prep.images import index as image_index
 from data_prep.records import schema, shards
+from data_prep.records.dropped import DROPPED_FILE, MAX_MISSING, check_dropped, check_missing
 from data_prep.records.inputs import Inputs, inputs_from_release
 from data_prep.records.runners import Runner, local_runner
 
@@ -73,6 +74,7 @@ class Builder(FileReaderBuilder):
         *,
         inputs: Inputs | None = None,
         runner: Runner | None = None,
+        max_missing: float = MAX_MISSING,
         report: Callable[[str], None] = logging.info,
         file_format: str | tfds.core.FileFormat = FILE_FORMAT,
         **kwargs: Any,
@@ -82,6 +84,7 @@ class Builder(FileReaderBuilder):
         Args:
             inputs: Inputs of the build.
             runner: Writes the shards. Default: a pool with one process per core.
+            max_missing: Largest fraction of the images of a split's domain that may be missing or invalid.
             report: Called with lines of progress.
             file_format: Must be "array_record".
             **kwargs: Arguments of `tfds.core.DatasetBuilder`: data_dir, config, version.
@@ -91,6 +94,7 @@ class Builder(FileReaderBuilder):
         super().__init__(file_format=file_format, **kwargs)
         self._inputs = inputs
         self._runner = runner
+        self._max_missing = max_missing
         self._report = report
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -174,6 +178,8 @@ class Builder(FileReaderBuilder):
         index.mkdir(parents=True, exist_ok=True)
         with lock_file(index / "lock", f"is writing {index}", wait=True):  # builds of other domains use it, too
             image_index.write_index(index, inputs.opened_catalog, inputs.splits, inputs.images)
+        dropped_path = Path(self.data_dir_root) / self.name / DROPPED_FILE
+        check_missing(index, inputs, self._max_missing, dropped_path)
         places = image_index.places_path(index, split, domain)
         jobs = [
             shards.Shard(path, inputs.catalog, split, domain, span, places, inputs.images)
@@ -197,6 +203,7 @@ class Builder(FileReaderBuilder):
                 f"split {split!r} has no {domain} item with an image that decodes in "
                 f"{', '.join(map(str, inputs.images))}: {summary['items']['dropped']}, {summary['frames']['dropped']}"
             )
+        check_dropped(f"{split} {domain}", summary["frames"], self._max_missing, dropped_path, folder)
         self.counts[split] = summary
         return self._split_info(split, [report.rows for report in ordered], summary["bytes"])
 

@@ -232,3 +232,20 @@ def test_the_command_builds_a_catalog_once(tmp_path):
     assert (third.returncode, third.stderr.count("\n")) == (1, 1)
     assert third.stderr.startswith("table: ")
     assert "is a catalog of another source (table differ)" in third.stderr
+
+
+def test_images_are_looked_for_as_in_a_build(tmp_path):
+    images = tmp_path / "images"
+    (tmp_path / "disk").mkdir()
+    images.mkdir()
+    (images / "linked").symlink_to(tmp_path / "disk")
+    for path in (tmp_path / "disk" / "a.jpg", images / "B.JPG"):
+        path.touch()
+    table = tmp_path / "items.csv"
+    table.write_text("product,domain,item,images\n1,page,2,linked/a.jpg|b.jpg\n")
+    lines: list[str] = []
+    build_table_catalog(table, images, tmp_path / "catalog", report=lines.append)
+    assert lines[0] == (
+        f"warning: 1 of 2 images of the table are not in {images}: 1 of 1 differ only in lower and upper case, "
+        "such as 'b.jpg' ('B.JPG' exists)"
+    )

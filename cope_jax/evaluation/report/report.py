@@ -21,7 +21,6 @@ from cope_jax.evaluation.report.query_gallery import CLOSE, PER_OUTCOME, choose_
 from cope_jax.evaluation.report.svg_charts import Axis, Chart, Curve, chart
 from cope_jax.evaluation.report.training_charts import training_charts
 from cope_jax.evaluation.result_tables import METRICS
-from cope_jax.evaluation.results import report_path
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from data_prep.common.domains import DIRECTIONS, DOMAINS
@@ -41,9 +40,8 @@ def write_report(
     """
     if jax.process_index() > 0:
         return
-    subset = evaluation.metrics["evaluated"]["subset"]
     html = render(contents(workdir, evaluation, embedded, baseline))
-    with atomic_write(report_path(workdir, evaluation.step, subset, average=evaluation.average), "w") as file:
+    with atomic_write(evaluation.files.report, "w") as file:
         file.write(html)
 
 
