@@ -202,8 +202,8 @@ def resize_picture(picture: Picture, side: int, number: int) -> np.ndarray:
         return resize(picture, WHOLE, side)
     if not isinstance(picture, str | bytes | os.PathLike):
         raise ValueError(
-            f"picture {number} is of type {type(picture).__name__}; it must be a path, the bytes of a file, uint8[H, W, 3], or "
-            "a PIL image"
+            f"picture {number} is of type {type(picture).__name__}; it must be a path, the bytes of a file, "
+            "uint8[H, W, 3], or a PIL image"
         )
     name = f"picture {number}" if isinstance(picture, bytes) else str(picture)
     try:

@@ -14,6 +14,7 @@ import pytest
 
 from cope_jax.data.records import InvalidItemError, InvalidItems, ProductRecords, open_records
 from cope_jax.evaluation import evaluate_run
+from cope_jax.evaluation.embed_items import evaluation_mesh
 from cope_jax.evaluation.evaluate_run import draw_products, subset_rows
 from cope_jax.evaluation.report.report import write_report
 from cope_jax.evaluation.results import read_metrics
@@ -52,12 +53,26 @@ def test_evaluation_is_repeatable_and_reused_only_for_the_same_data(workdir):
     assert read_metrics(workdir, 6) == first
 
 
-def test_batch_size_does_not_matter(workdir, tmp_path):
-    first = evaluate(workdir)
+@pytest.mark.parametrize(
+    ("mesh", "batch_size", "expected"),
+    [
+        ({"data": 2}, 24, {"data": 2, "fsdp": 1}),
+        ({"data": 3}, 8, {"data": 3, "fsdp": 1}),
+        ({"data": 1, "fsdp": 2}, 7, {"data": 1, "fsdp": 2}),
+        ({"data": 4, "fsdp": 16}, 5, {"data": 8, "fsdp": 1}),
+        ({"data": -1, "tensor": 3}, 8, {"data": 8, "fsdp": 1}),
+    ],
+)
+def test_results_do_not_depend_on_batch_size_and_mesh(workdir, tmp_path, mesh, batch_size, expected):
+    """On eight devices, some meshes of training do not fit, and some batches must be larger."""
+    first = evaluate(workdir, reuse=True)
     shutil.copytree(workdir, tmp_path / "copy")
     config = json.loads((workdir / "config.json").read_text())
-    config["eval"]["batch_size"] = 24
+    config["eval"]["batch_size"] = batch_size
+    config["train"]["batch_size"] = 7
+    config["mesh"] |= mesh
     (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
+    assert expected.items() <= evaluation_mesh(load_config(tmp_path / "copy")).shape.items()
     assert evaluate(tmp_path / "copy")["retrieval"] == first["retrieval"]
 
 
