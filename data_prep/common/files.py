@@ -58,14 +58,15 @@ def atomic_write(path: Path, mode: str = "wb", *, durable: bool = False) -> Iter
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, keep_on_error: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, *, keep_on_error: bool = False, replace: bool = False) -> Iterator[Path]:
     """Gives an empty folder next to `path` that is renamed to `path` once it is complete.
 
     The unfinished folder is `<path>.writing`. A killed process may leave it; the next call starts over in it.
 
     Args:
-        path: Folder to write. It must not exist or be empty.
+        path: Folder to write. Without `replace`, it must not exist or be empty.
         keep_on_error: Keep the unfinished folder if an exception is raised.
+        replace: Replace an existing folder, once the new one is complete.
 
     Raises:
         ValueError: The folder exists and is not empty, or another process is writing it.
@@ -73,7 +74,7 @@ def atomic_folder(path: Path, *, keep_on_error: bool = False) -> Iterator[Path]:
     unfinished = path.with_name(f"{path.name}.writing")
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(path.with_name(f".{path.name}.lock"), f"is writing {path}", remove=True):
-        if path.is_dir() and any(path.iterdir()):
+        if not replace and path.is_dir() and any(path.iterdir()):
             raise ValueError(
                 f"{path} exists and is not empty; if another process has just written it, run the same command again"
             )
@@ -82,6 +83,8 @@ def atomic_folder(path: Path, *, keep_on_error: bool = False) -> Iterator[Path]:
         unfinished.mkdir()
         try:
             yield unfinished
+            if replace:
+                shutil.rmtree(path, ignore_errors=True)
             unfinished.replace(path)
         except BaseException:
             if not keep_on_error:
