@@ -32,7 +32,7 @@ def few_shot_by_direction(embeddings: Embeddings, **options: int) -> tuple[dict[
         try:
             metrics[name] = few_shot(*embeddings[source], *embeddings[target], name=name, **options)
         except TooFewProductsError as error:
-            reasons[name] = str(error)
+            reasons[name] = str(error).removeprefix(f"few-shot {name} ")
     return metrics, reasons
 
 
@@ -103,8 +103,8 @@ def few_shot(
     ways = min(len(classes) for classes in drawn)
     if ways < 2:
         raise TooFewProductsError(
-            f"{name} needs 2 products with at least {shots} support items (config.eval.shots) and a query item, "
-            f"but the number of such products is {ways}"
+            f"few-shot {name} needs 2 products with a query item and {shots} support items (config.eval.shots), "
+            f"found {ways}"
         )
     accuracies = []
     for rng, classes in zip(generators, drawn, strict=True):

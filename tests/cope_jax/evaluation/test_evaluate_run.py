@@ -131,7 +131,8 @@ def test_a_single_product_is_evaluated_as_far_as_possible(workdir):
     assert {own["r1"] for own in metrics["retrieval"].values()} == {1.0}
     assert metrics["few_shot"] == {}
     assert metrics["empty"]["few_shot"].keys() == DIRECTIONS
-    assert "p2v needs 2 products with at least 5 support items" in metrics["empty"]["few_shot"]["p2v"]
+    expected = "needs 2 products with a query item and 1 support items (config.eval.shots), found 1"
+    assert metrics["empty"]["few_shot"]["p2v"] == expected
     write_report(workdir, found, found.embedded, metrics)
     assert "too few items" in found.files.report.read_text(encoding="utf-8")
 
@@ -154,7 +155,7 @@ def test_directions_without_results_are_left_out_and_explained(workdir, monkeypa
     assert bool(metrics["retrieval_mean"]) == bool(expected)
     tables = format_tables(metrics, metrics)
     assert "V → L: no video has a product in common with a live" in tables
-    assert "V → L: v2l needs 2 products" in tables
+    assert "V → L: needs 2 products" in tables
     write_report(workdir, found, found.embedded, metrics)
     report = found.files.report.read_text(encoding="utf-8")
     assert "video → live has no results: no video has a product in common with a live." in report

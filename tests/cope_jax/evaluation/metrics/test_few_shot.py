@@ -40,7 +40,7 @@ def test_support_comes_before_query():
     embeddings = {"page": twice, "video": (eye, column(range(5))), "live": twice}
     results, reasons = few_shot.few_shot_by_direction(embeddings, **OPTIONS)
     assert list(results) == ["p2v", "p2l", "l2p", "l2v"]
-    assert reasons["v2p"].startswith("v2p needs 2 products with at least 2 support items (config.eval.shots)")
+    assert reasons["v2p"].startswith("needs 2 products with a query item and 2 support items (config.eval.shots)")
     assert list(reasons) == ["v2p", "v2l"]
 
 
@@ -142,7 +142,7 @@ def test_classes_that_share_all_items_are_not_drawn_together():
     products = np.array([[0, 1], [0, 1], [2, -1], [2, -1]], np.int32)
     embeddings = np.eye(2)[[0, 0, 1, 1]]
     assert run(embeddings, embeddings, products, products, ways=3)["ways"] == 2
-    with pytest.raises(ValueError, match=r"needs 2 products with at least 2 support items .* is 1"):
+    with pytest.raises(ValueError, match=r"needs 2 products with a query item and 2 support items .*, found 1"):
         run(embeddings[:2], embeddings[:2], products[:2], products[:2])
 
 
