@@ -166,6 +166,16 @@ def test_loader_names_missing_files_and_unknown_formats(folder, tmp_path):
         exported.load(tmp_path / "cut")
 
 
+def test_loader_refuses_regular_expressions_that_could_take_forever(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy/tokenizer/tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{file} has the regular expression '\(a\+\)\+\$', which could take forever"):
+        exported.load(tmp_path / "copy")
+
+
 @pytest.mark.parametrize(
     ("domain", "frames", "mask", "message"),
     [
