@@ -59,15 +59,15 @@ def render(contents: Mapping[str, Any]) -> str:
     environment.filters |= {"number": "{:,}".format, "share": "{:.3f}".format, "percent": percent}
     style, script = ((PAGES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     policy = (
-        f"default-src 'none'; img-src data:; style-src '{_source_hash(style)}'; script-src '{_source_hash(script)}'; "
+        f"default-src 'none'; img-src data:; style-src '{source_hash(style)}'; script-src '{source_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     template = environment.get_template("report.html.jinja")
     return template.render(contents, style=Markup(style), script=Markup(script), policy=policy)
 
 
-def _source_hash(source: str) -> str:
-    """Hash of an inline script or style sheet for a content security policy."""
+def source_hash(source: str) -> str:
+    """Returns the hash of an inline script or style sheet for a content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
 
 
