@@ -5,6 +5,7 @@ import functools
 import io
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from cope_jax.data.frames import choose_frames
@@ -49,11 +50,17 @@ def data_uri(image: bytes, side: int = SIDE) -> str:
     try:
         with open_image(image) as opened:
             opened.draft("RGB", (side, side))  # a JPEG decodes at a reduced scale, four times as fast
-            small = Image.fromarray(upright_pixels(opened))
+            pixels = upright_pixels(opened)
     except ValueError:
         return placeholder(side)
-    small.thumbnail((side, side))
-    return _encode(small)
+    return thumbnail_uri(pixels, side)
+
+
+def thumbnail_uri(pixels: np.ndarray, side: int = SIDE) -> str:
+    """Returns u8[H, W, 3] as the data URI of a JPEG whose longest side is at most `side` pixels."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side))
+    return _encode(image)
 
 
 @functools.cache
