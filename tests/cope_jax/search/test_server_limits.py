@@ -267,7 +267,7 @@ def test_memory_is_bounded_under_parallel_uploads_of_the_worst_pictures(tmp_path
         ("large.bin", bytes(9_900_000)),
     ]
     peak, done = 0, threading.Event()
-    with shop_process(tmp_path, deadline=15) as (process, address):
+    with shop_process(tmp_path, deadline=25) as (process, address):
         httpx2.post(f"{address}/search", data=FORM, files={"pictures": ("1.png", picture(1))}, timeout=60)
         idle = resident_bytes(process.pid)
 
