@@ -50,8 +50,7 @@ def make_run(config: RunConfig) -> LoadedRun:
     tokenizer = train_wordpiece(texts, config.data.vocab_size)
     graphdef, initialize = split_model(config, vocab_size=len(tokenizer))
     model = jax.jit(initialize, out_shardings=replicated(mesh))()
-    embed = embed_function(graphdef, jax.tree.map(lambda leaf: leaf.sharding, model), mesh)
-    return LoadedRun(config, tokenizer, mesh, embed, model)
+    return LoadedRun(config, tokenizer, mesh, embed_function(graphdef, model, mesh), model)
 
 
 def batches_of(run: LoadedRun, domain: str) -> Any:

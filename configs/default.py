@@ -109,7 +109,7 @@ def get_config() -> ConfigDict:
     train.steps = 50_000  # number of steps; the learning rate reaches 0 there
     train.log_every = 50  # steps per line of metrics.jsonl
     train.checkpoint_every = 1000  # steps between checkpoints; the last step is always saved
-    train.keep_checkpoints = 3  # number of newest checkpoints kept, in addition to the best one evaluated
+    train.keep_checkpoints = 3  # newest checkpoints kept, at least two, in addition to the best one evaluated
     train.evaluate_every = 0  # steps between evaluations on some products, plus one on all at the end; 0 = none
     train.evaluate_products = 200  # products of data.eval_split in each evaluation during training, at most
     train.best_by = "mean_r1"  # criterion of the best step: mean_r1, mean_r5, mean_r10, mean_map, average_mean_r1, …

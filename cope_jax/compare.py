@@ -8,8 +8,8 @@ from pathlib import Path
 from absl import flags
 
 from cope_jax import cli
+from cope_jax.evaluation.result_tables import WRITERS, compare, format_comparison, read_step
 from cope_jax.evaluation.results import BEST, LATEST
-from cope_jax.evaluation.run_comparison import WRITERS, compare, format_comparison, read_step
 
 FLAGS = flags.FLAGS
 

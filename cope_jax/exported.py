@@ -8,6 +8,7 @@ copied alone.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,9 @@ def load(folder: str | Path) -> "Exported":
     files = [WEIGHTS, f"{TOKENIZER}/tokenizer.json", *map(program_file, config["domains"])]
     if missing := [name for name in files if not (folder / name).exists()]:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: export again")
-    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER / "tokenizer.json"))
+    tokenizer_file = folder / TOKENIZER / "tokenizer.json"
+    check_regexes(json.loads(tokenizer_file.read_bytes()), tokenizer_file)
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     programs = {
@@ -54,6 +57,27 @@ def load(folder: str | Path) -> "Exported":
         for domain in config["domains"]
     }
     return Exported(config, jax.device_put(load_file(folder / WEIGHTS)), tokenizer, programs)
+
+
+def check_regexes(tokenizer: Any, file: Path) -> None:
+    """Raises ValueError if the content of a tokenizer.json has a regular expression that could take forever.
+
+    Accepted are expressions without groups and back-references, with at most one unbounded repetition and one "?" in
+    each alternative.
+    """
+    if isinstance(tokenizer, dict) and isinstance(pattern := tokenizer.get("Regex"), str):
+        plain = re.sub(r"\\[pP]\{[^}]*\}|\\[^1-9gk]|\[(\\.|[^\]\\])*\]", "x", pattern)  # classes and escapes
+        if re.search(r"[(\\]", plain) or any(
+            len(re.findall(r"[*+{]", part)) > 1 or part.count("?") > 1 for part in plain.split("|")
+        ):
+            raise ValueError(
+                f"{file} has the regular expression {pattern!r}, which could take forever for some texts; use a "
+                "tokenizer without it, such as BERT's"
+            )
+    parts = tokenizer.values() if isinstance(tokenizer, dict) else tokenizer if isinstance(tokenizer, list) else ()
+    for part in parts:
+        if isinstance(part, dict | list):
+            check_regexes(part, file)
 
 
 @dataclass(frozen=True)
@@ -92,6 +116,8 @@ class Exported:
         """
         if domain not in self.config["domains"]:
             raise ValueError(f"unknown domain {domain!r}: choose one of {', '.join(self.config['domains'])}")
+        if isinstance(texts, str):
+            raise ValueError(f"texts is the string {texts[:50]!r}; it must be a list with one text per item")
         sizes = self.config["domains"][domain]
         wanted = (len(texts), sizes["frames"], sizes["image_size"], sizes["image_size"], 3)
         if frames.shape != wanted or frames.dtype != np.uint8:

@@ -34,7 +34,6 @@ ALLOWED = {
     "evaluation": FOUNDATION | {"parallel", "runs"},
     "training": FOUNDATION | {"parallel", "runs", "evaluation"},
     "search": FOUNDATION | {"parallel", "runs", "evaluation"},
-    "export": FOUNDATION | {"parallel", "runs", "evaluation"},
 }
 SHARED_WITH_DATA_PREP = re.compile(r"data_prep\.(common(\.\w+)?|records\.schema)")
 # Modules of cope_jax outside of its packages: all may import these; the others are commands.

@@ -95,7 +95,9 @@ class Collator:
                     continue
                 kept = kept_products(example.item.product_ids, example.product, self.max_products)
                 products[b, : len(kept)] = kept
-                present[b], texts[b] = True, self._text(example)
+                present[b], texts[b] = True, example.item.text
+                if self.augment and example.rng:
+                    texts[b] = self.augment(texts[b], example.rng)
                 break
             frame_mask[b, :count] = True
             frames[b, count:] = 0
@@ -125,10 +127,6 @@ class Collator:
             if source[t] != t:
                 out[t] = out[source[t]]
         return len(positions)
-
-    def _text(self, example: Example) -> str:
-        text = example.item.text
-        return self.augment(text, example.rng) if self.augment and example.rng else text
 
 
 def kept_products(product_ids: Sequence[int], drawn: int | None, limit: int) -> list[int]:

@@ -7,30 +7,24 @@ from data_prep.common.domains import PICTURE_DOMAINS
 SHORT_CLIPS = ("repeat", "mask")
 
 
-def segment_centers(n: int, T: int) -> np.ndarray:
-    """Returns the centers of T equal segments of n frames, floor((2i+1)·n / 2T): i64[T].
+def one_per_segment(n: int, T: int, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Returns one frame of each of T equal segments of n frames: i64[T].
 
-    >>> segment_centers(16, 8).tolist()
+    These are floor((i+u)·n / T), with u uniform in [0, 1), or 1/2 without `rng`: the centers. With `rng`, every frame
+    is equally likely; if n is not a multiple of T, a frame in two segments can be drawn twice.
+
+    >>> one_per_segment(16, 8).tolist()
     [1, 3, 5, 7, 9, 11, 13, 15]
-    >>> segment_centers(5, 4).tolist()
+    >>> one_per_segment(5, 4).tolist()
     [0, 1, 3, 4]
-    >>> segment_centers(2, 4).tolist()  # fewer frames than positions: frames repeat
+    >>> one_per_segment(2, 4).tolist()  # fewer frames than positions: frames repeat
+    [0, 0, 1, 1]
+    >>> one_per_segment(2, 4, np.random.default_rng(0)).tolist()
     [0, 0, 1, 1]
     """
-    _check(n, T)
-    return (2 * np.arange(T) + 1) * n // (2 * T)
-
-
-def random_in_segments(n: int, T: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws one frame of each of T equal segments of n frames, floor((i+u)·n / T) with u uniform in [0, 1): i64[T].
-
-    Every frame is equally likely. If n is not a multiple of T, a frame in two segments can be drawn twice.
-
-    >>> random_in_segments(2, 4, np.random.default_rng(0)).tolist()
-    [0, 0, 1, 1]
-    """
-    _check(n, T)
-    positions = np.floor((np.arange(T) + rng.random(T)) * n / T).astype(np.int64)
+    if n < 1 or T < 1:
+        raise ValueError(f"cannot choose {T} of {n} frames; both must be at least 1")
+    positions = np.floor((np.arange(T) + (0.5 if rng is None else rng.random(T))) * n / T).astype(np.int64)
     return np.minimum(positions, n - 1)  # (T - ε)·n/T may round up to n
 
 
@@ -63,9 +57,4 @@ def choose_frames(n: int, T: int, *, domain: str, short_clips: str, rng: np.rand
         return np.arange(n)
     if n > T and domain in PICTURE_DOMAINS:
         return np.arange(T)
-    return segment_centers(n, T) if rng is None else random_in_segments(n, T, rng)
-
-
-def _check(n: int, T: int) -> None:
-    if n < 1 or T < 1:
-        raise ValueError(f"cannot choose {T} of {n} frames; both must be at least 1")
+    return one_per_segment(n, T, rng)

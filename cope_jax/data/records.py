@@ -8,6 +8,7 @@ import resource
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,9 +141,7 @@ class ProductRecords:
                 records = self.source.__getitems__(indices)
                 ids[indices] = [parse_example(record).integers("product_id")[0] for record in records]
             except INVALID:
-                ids[indices] = [
-                    self[index].product_id for index in indices
-                ]  # raises InvalidItemError for the invalid record
+                ids[indices] = [self[index].product_id for index in indices]  # raises for the invalid record
         return ids
 
 
@@ -200,16 +199,19 @@ def add_file(digest: "hashlib._Hash", path: Path, kind: str) -> None:
         digest.update(file.read(SAMPLE))
 
 
-def sample_texts(records: Records, *, limit: int) -> list[str]:
-    """Returns at most `limit` texts per domain, from evenly spaced rows; items without text are skipped.
+def sample_texts(records: Records, *, limit: int, domains: Sequence[str] = DOMAINS) -> list[str]:
+    """Returns at most `limit` texts per domain, from evenly spaced rows.
 
-    The result is deterministic: for 10 rows and a limit of 4, rows 0, 2, 5 and 7 are read.
+    Items that cannot be read or have no text are skipped. The result is deterministic: for 10 rows and a limit of 4,
+    rows 0, 2, 5 and 7 are read.
     """
     texts = []
-    for domain in DOMAINS:
+    for domain in domains:
         items = records.items[domain]
         count = min(limit, len(items))
-        texts += [items[i * len(items) // count].text for i in range(count)]
+        for i in range(count):
+            with suppress(InvalidItemError):
+                texts.append(items[i * len(items) // count].text)
     return [text for text in texts if text]
 
 

@@ -13,7 +13,6 @@ from cope_jax.evaluation import results
 from cope_jax.evaluation.embed_items import Items, LoadedRun, load_run
 from cope_jax.evaluation.metrics import bootstrap, few_shot, retrieval
 from cope_jax.evaluation.metrics.ranks import Ranks
-from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
@@ -36,14 +35,14 @@ class Evaluation:
     Attributes:
         config: Config of the run, with the data that was evaluated.
         step: Step of the checkpoint.
-        average: Whether the moving average of the parameters was evaluated.
+        files: Where the results are stored.
         metrics: The metrics as `compute_metrics` returns them, and under "evaluated" the settings.
         embedded: The evaluated items, or None if stored metrics were reused.
     """
 
     config: RunConfig
     step: int
-    average: bool
+    files: results.ResultFiles
     metrics: dict[str, Any]
     embedded: EmbeddedSplit | None = None
 
@@ -53,6 +52,7 @@ def evaluate(
     *,
     step: int | str = results.LATEST,
     data_dir: Path | None = None,
+    out: Path | None = None,
     subset: int | None = None,
     average: bool = False,
     reuse: bool = False,
@@ -61,10 +61,14 @@ def evaluate(
 ) -> Evaluation:
     """Computes retrieval and few-shot metrics of a checkpoint and writes them to `eval/<step>/metrics.json`.
 
+    Metrics of other data than the run's own are written to a folder of their own, `eval/<step>/<data>/metrics.json`.
+
     Args:
         workdir: Work directory of the run.
-        step: Step of the checkpoint; 0 is the untrained model, "latest" the newest, "best" as `best_step` defines.
+        step: Step of the checkpoint; 0 is the untrained model, "latest" the newest, "best" the one with the highest
+            mean R@1 on the run's own data.
         data_dir: Array records to use instead of those in the run's config.
+        out: Folder to write to instead of `eval` in the work directory.
         subset: Evaluate only this many random products, always the same ones. This is easier than evaluating all of
             them, and written to `metrics-of-<subset>.json`.
         average: Evaluate the moving average of the parameters. This is written to `average-metrics.json`.
@@ -76,26 +80,25 @@ def evaluate(
         FileNotFoundError: There is no such work directory, checkpoint, or data, or no initial weights for step 0.
         ValueError: The data lack the split or have too few products, an embedding is invalid, or there is no average.
     """
-    config = load_config(workdir)
+    own = config = load_config(workdir)
+    step = results.find_step(workdir, step, own, subset)
     if data_dir is not None:
         config = replace_fields(config, {"data.data_dir": str(data_dir.absolute())})
     settings = results.evaluation_settings(config, subset)
-    with Checkpoints(workdir) as checkpoints:
-        step = results.resolve_step(step, checkpoints, workdir, settings)
-        report = results.report_path(workdir, step, subset, average=average)
-        if reuse and (report.exists() or not needs_report):
-            stored = results.read_metrics(workdir, step, subset, average=average)
-            if stored and stored["evaluated"] == settings:
-                return Evaluation(config, step, average, stored)
-        rows = None if subset is None else subset_rows(config, subset)
-        run = load_run(config, workdir, checkpoints, step, average=average)
-        items = embed_split(run, step=step, rows=rows, on_batch=on_batch)
+    other = results.other_data(own, data_dir, own.data.eval_split)
+    files = results.ResultFiles((out or workdir / "eval") / str(step) / other, subset, average)
+    if reuse and (files.report.exists() or not needs_report):
+        stored = files.read()
+        if stored and stored["evaluated"] == settings:
+            return Evaluation(config, step, files, stored)
+    rows = None if subset is None else subset_rows(config, subset)
+    run = load_run(config, workdir, step, average=average)
+    items = embed_split(run, step=step, rows=rows, on_batch=on_batch)
     embedded = EmbeddedSplit(items, retrieval.direction_ranks(_embeddings(items)))
     metrics = compute_metrics(embedded, config, step=step) | {"evaluated": settings}
     if jax.process_index() == 0:
-        report.unlink(missing_ok=True)  # it may be of an earlier evaluation
-        results.write_metrics(results.metrics_path(workdir, step, subset, average=average), metrics)
-    return Evaluation(config, step, average, metrics, embedded)
+        files.write(metrics)
+    return Evaluation(config, step, files, metrics, embedded)
 
 
 def subset_rows(config: RunConfig, subset: int) -> dict[str, np.ndarray]:

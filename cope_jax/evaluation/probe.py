@@ -63,8 +63,7 @@ class Probe:
                     f"none of {len(drawn)} random products of the split {config.data.eval_split!r} has both a {a} "
                     f"and a {b}; raise config.train.evaluate_products, or set config.train.evaluate_every to 0"
                 )
-        embed = embed_function(graph, jax.tree.map(lambda leaf: leaf.sharding, model), mesh)
-        self.run = LoadedRun(config, tokenizer, mesh, embed, model)
+        self.run = LoadedRun(config, tokenizer, mesh, embed_function(graph, model, mesh), model)
 
     def __call__(self, model: ModelState, on_batch: Callable[[], None]) -> ProbeResult:
         """Evaluates a model, calling `on_batch` after each batch. All processes must call this and get the same result.

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float32, PyTree
 
 from cope_jax.losses.pairs import (
+    Comparison,
     Nearest,
     Pair,
     SimilaritySums,
@@ -51,44 +52,35 @@ def infonce_loss(
 
 
 class _Candidates(NamedTuple):
-    """Statistics of the candidates' logits for each item: log-sum-exp (−inf if there are none), sum and count."""
+    """Statistics of the candidates of each item of a view: log-sum-exp (−inf without any), sum and number of logits."""
 
     lse: Array
     total: Array
     number: Array
+    nearest: Nearest
 
     @classmethod
     def empty(cls, B: int) -> "_Candidates":
         """The statistics of no candidates."""
-        return cls(jnp.full(B, -jnp.inf), jnp.zeros(B), jnp.zeros(B))
+        return cls(jnp.full(B, -jnp.inf), jnp.zeros(B), jnp.zeros(B), Nearest.empty(B))
 
     @classmethod
-    def along(cls, axis: int, logits: Array, kept: Array) -> "_Candidates":
+    def along(cls, axis: int, items: Comparison, logits: Array, kept: Array) -> "_Candidates":
         """The statistics along an axis of a tile."""
         return cls(
             jax.nn.logsumexp(jnp.where(kept, logits, -jnp.inf), axis=axis),
             jnp.where(kept, logits, 0.0).sum(axis),
             kept.sum(axis).astype(jnp.float32),
+            Nearest.along(axis, items),
         )
 
     def merge(self, other: "_Candidates") -> "_Candidates":
         """Merges the statistics of disjoint candidates."""
-        return _Candidates(jnp.logaddexp(self.lse, other.lse), self.total + other.total, self.number + other.number)
+        lse, total, number = jnp.logaddexp(self.lse, other.lse), self.total + other.total, self.number + other.number
+        return _Candidates(lse, total, number, self.nearest.merge(other.nearest))
 
 
-class _Local(NamedTuple):
-    """First round: accumulators of a device for its own view a of a pair."""
-
-    sums: SimilaritySums
-    candidates: _Candidates
-    nearest: Nearest
-
-
-class _ForVisitor(NamedTuple):
-    """First round: accumulators of the devices for the visiting view b."""
-
-    candidates: _Candidates
-    nearest: Nearest
+_Local = tuple[SimilaritySums, _Candidates]  # first round: accumulators of a device for its own view a of a pair
 
 
 class _GradientTerms(NamedTuple):
@@ -112,25 +104,25 @@ def _chunk_loss(
     chunk = join_vectors(vectors, labels)
     visitor = {pair.b: chunk[pair.b] for pair in pairs}
 
-    def count(i: int, visitor: dict[str, View], own: _Local, its: _ForVisitor) -> tuple[_Local, _ForVisitor]:
+    def count(i: int, visitor: dict[str, View], own: _Local, its: _Candidates) -> tuple[_Local, _Candidates]:
         return _add_candidates(chunk[pairs[i].a], visitor[pairs[i].b], own, its, temperature=temperature)
 
     B = len(next(iter(vectors.values())))
-    start = _ForVisitor(_Candidates.empty(B), Nearest.empty(B))
-    local = [_Local(SimilaritySums(*jnp.zeros(4)), *start) for _ in pairs]
+    start = _Candidates.empty(B)
+    local = [(SimilaritySums(*jnp.zeros(4)), start) for _ in pairs]
     local, for_visitor = ring_loop(count, local=local, visitor=visitor, for_visitor=[start for _ in pairs])
 
     loss, statistics, a_terms, b_terms = jnp.zeros(()), {}, [], []
-    for pair, own, its in zip(pairs, local, for_visitor, strict=True):
+    for pair, (sums, own), its in zip(pairs, local, for_visitor, strict=True):
         a, b = chunk[pair.a], chunk[pair.b]
         partner = jnp.sum(a.vectors * b.vectors, axis=-1) / temperature
-        a_value, terms = _cross_entropy(own.candidates, partner, a.present & b.present, smoothing=smoothing)
+        a_value, terms = _cross_entropy(own, partner, a.present & b.present, smoothing=smoothing)
         a_terms.append(terms)
-        b_value, terms = _cross_entropy(its.candidates, partner, a.present & b.present, smoothing=smoothing)
+        b_value, terms = _cross_entropy(its, partner, a.present & b.present, smoothing=smoothing)
         b_terms.append(terms)
         value = (a_value + b_value) / 2
         loss += pair.weight * value
-        statistics |= pair_statistics(pair, value, own.sums, own.nearest, its.nearest)
+        statistics |= pair_statistics(pair, value, sums, own.nearest, its.nearest)
 
     def differentiate(i: int, visitor: PyTree, a_gradient: Array, b_gradient: Array) -> tuple[Array, Array]:
         (views, b_terms), settings = visitor, {"temperature": temperature, "smoothing": smoothing}
@@ -158,21 +150,20 @@ def _cross_entropy(
 
 
 def _add_candidates(
-    a: View, b: View, own: _Local, its: _ForVisitor, *, temperature: float
-) -> tuple[_Local, _ForVisitor]:
+    a: View, b: View, own: _Local, its: _Candidates, *, temperature: float
+) -> tuple[_Local, _Candidates]:
     """Adds all pairs of items of a local chunk and a visiting one."""
 
     def tile(carry: PyTree, rows: View) -> tuple[PyTree, PyTree]:
-        sums, b_candidates, b_nearest = carry
+        sums, b_candidates = carry
         items = compare(rows, b)
         logits, kept = items.cosine / temperature, items.negative | _are_partners(rows, b)
-        b_candidates = b_candidates.merge(_Candidates.along(0, logits, kept))
-        b_nearest = b_nearest.merge(Nearest.along(0, items))
-        carry = sums.add(items), b_candidates, b_nearest
-        return carry, (_Candidates.along(1, logits, kept), Nearest.along(1, items))
+        along = partial(_Candidates.along, items=items, logits=logits, kept=kept)
+        return (sums.add(items), b_candidates.merge(along(0))), along(1)
 
-    (sums, *rest), (candidates, nearest) = scan_tiles(tile, (own.sums, *its), a)
-    return _Local(sums, own.candidates.merge(candidates), own.nearest.merge(nearest)), _ForVisitor(*rest)
+    sums, a_candidates = own
+    (sums, its), added = scan_tiles(tile, (sums, its), a)
+    return (sums, a_candidates.merge(added)), its
 
 
 def _add_gradients(

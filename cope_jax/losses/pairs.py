@@ -1,6 +1,7 @@
 """Views of a batch, how contrastive losses compare two of them, and the statistics that they report."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,8 @@ from cope_jax.losses.ring import BATCH_AXES
 
 Statistics = dict[str, tuple[Array, Array]]  # (sum, count) by name in the log
 ViewLabels = tuple[Array, Array, Array]  # the fields of a `View` after `vectors`
+# In full float32 precision, also on matrix units that would round.
+einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 class View(NamedTuple):
@@ -70,9 +73,7 @@ def compare(a: View, b: View) -> Comparison:
     """Compares all items of two views."""
     same = share_product(a.products, b.products)
     both = a.present[:, None] & b.present[None, :]
-    # Full float32 precision, also on matrix units that would round.
-    cosine = jnp.einsum("ae,be->ab", a.vectors, b.vectors, precision=jax.lax.Precision.HIGHEST)
-    return Comparison(cosine, both & same, both & ~same)
+    return Comparison(einsum("ae,be->ab", a.vectors, b.vectors), both & same, both & ~same)
 
 
 def share_product(a_AM: Int32[Array, "A M"], b_BM: Int32[Array, "B M"]) -> Bool[Array, "A B"]:
@@ -86,7 +87,7 @@ def share_product(a_AM: Int32[Array, "A M"], b_BM: Int32[Array, "B M"]) -> Bool[
 
 def cosine_gradient(weights_AB: Float32[Array, "A B"], b_BE: Float32[Array, "B E"]) -> Float32[Array, "A E"]:
     """Returns the gradient of Σ weights·cosine with respect to the vectors of view a."""
-    return jnp.einsum("ab,be->ae", weights_AB, b_BE, precision=jax.lax.Precision.HIGHEST)
+    return einsum("ab,be->ae", weights_AB, b_BE)
 
 
 class SimilaritySums(NamedTuple):

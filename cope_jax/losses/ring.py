@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 
 BATCH_AXES = ("data", "fsdp")  # mesh axes over which a batch is sharded
 SHARDED = PartitionSpec(BATCH_AXES)
-TILE = 256  # rows compared at once: a whole block would grow with the square of the chunk
+TILE = 256  # maximum number of rows compared at once: a whole block would grow with the square of the chunk
 
 LossAndGradients = tuple[tuple[Array, PyTree], tuple[PyTree, PyTree]]  # (loss, statistics), (of vectors, of scalars)
 ChunkLoss = Callable[[PyTree, PyTree, PyTree], LossAndGradients]
@@ -101,12 +101,12 @@ def send_to_next_device(tree: PyTree) -> PyTree:
 def scan_tiles(
     tile: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], carry: PyTree, rows: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """Scans over the rows of arrays, TILE at a time.
+    """Scans over the rows of arrays, in as few tiles of equal size as TILE allows.
 
     Args:
         tile: (carry, rows of a tile) → (carry, results for these rows).
         carry: Initial carry.
-        rows: Tree of arrays with the same number of rows. The last tile is padded with zeros: rows not present.
+        rows: Tree of arrays with the same number of rows. The last tile is padded with zeros, which must not count.
 
     Returns:
         The last carry and the results of all rows.
@@ -117,8 +117,8 @@ def scan_tiles(
         return tile(carry, rows)
 
     def split(array: Array) -> Array:
-        padded = jnp.pad(array, [(0, tiles * TILE - A)] + [(0, 0)] * (array.ndim - 1))
-        return padded.reshape(tiles, TILE, *array.shape[1:])
+        padded = jnp.pad(array, [(0, -A % tiles)] + [(0, 0)] * (array.ndim - 1))
+        return padded.reshape(tiles, -1, *array.shape[1:])
 
     carry, results = jax.lax.scan(tile, carry, jax.tree.map(split, rows))
     return carry, jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:A], results)

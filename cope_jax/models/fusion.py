@@ -1,5 +1,6 @@
 """Fusion heads, one per domain: from encoder features to embeddings in the shared space."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -181,9 +182,8 @@ class TransformerFusion(nnx.Module):
         self.modality = nnx.Param(EMBEDDING_INIT(rngs.params(), (2, width)))  # frames, words
         self.frames = linear(vision_width, width, dtype=dtype, rngs=rngs)
         self.words = None if text_width is None else linear(text_width, width, dtype=dtype, rngs=rngs)
-        self.blocks = make_stack(
-            lambda rngs: PreNormBlock(width, heads, activation="gelu", compute=compute, rngs=rngs), depth, rngs=rngs
-        )
+        block = partial(PreNormBlock, width, heads, activation="gelu", compute=compute)
+        self.blocks = make_stack(block, depth, rngs=rngs)
         self.post_norm = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.project = linear(width, embedding, dtype=dtype, rngs=rngs)
         kinds = EMBEDDING_KINDS if text_width is not None else ("vision",)

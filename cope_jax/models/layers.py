@@ -102,20 +102,14 @@ def dropout(
         x: Activations.
         rate: Probability in [0, 1); an array if it differs between scanned layers.
         rngs: Random stream `dropout`; None for evaluation, which returns `x`.
-        per_example: Draw one value per example of the leading axis instead of one per entry.
+        per_example: Draw one value per example of the leading axis instead of one per entry. In residual branches,
+            this is stochastic depth (arXiv 1603.09382).
     """
     if rngs is None or (isinstance(rate, float) and rate == 0.0):
         return x
     shape = x.shape[:1] + (1,) * (x.ndim - 1) if per_example else x.shape
     keep = jax.random.bernoulli(rngs.dropout(), 1.0 - rate, shape)
     return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), 0.0)
-
-
-def drop_path(
-    x: Float[Array, "*shape"], rate: float | Float[Array, ""], rngs: nnx.Rngs | None
-) -> Float[Array, "*shape"]:
-    """Stochastic depth (arXiv 1603.09382): drops a residual branch for whole examples."""
-    return dropout(x, rate, rngs, per_example=True)
 
 
 def masked_mean(x_BND: Float[Array, "B N D"], mask_BN: Bool[Array, "B N"]) -> Float[Array, "B D"]:
@@ -183,17 +177,18 @@ class PreNormBlock(nnx.Module):
         drop_path_rate: float | Float[Array, ""] = 0.0,
         rngs: nnx.Rngs | None,
     ) -> Float[Array, "B N D"]:
-        x_BND = x_BND + drop_path(self.attention(self.norm1(x_BND), mask_BN), drop_path_rate, rngs)
-        return x_BND + drop_path(self.mlp(self.norm2(x_BND)), drop_path_rate, rngs)
+        drop_path = partial(dropout, rate=drop_path_rate, rngs=rngs, per_example=True)
+        x_BND = x_BND + drop_path(self.attention(self.norm1(x_BND), mask_BN))
+        return x_BND + drop_path(self.mlp(self.norm2(x_BND)))
 
 
-def make_stack(make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs) -> nnx.Module:
-    """Makes `depth` blocks, with different initial values, as one module for `run_stack`.
+def make_stack(make_block: Callable[..., nnx.Module], depth: int, *, rngs: nnx.Rngs) -> nnx.Module:
+    """Makes `depth` blocks `make_block(rngs=…)`, with different initial values, as one module for `run_stack`.
 
     The parameters of all blocks are stacked along a new leading axis.
     """
     keys = jax.random.split(rngs.params(), depth)
-    return nnx.vmap(lambda key: make_block(nnx.Rngs(params=key)))(keys)
+    return nnx.vmap(lambda key: make_block(rngs=nnx.Rngs(params=key)))(keys)
 
 
 def run_stack(

@@ -1,5 +1,6 @@
 """The text encoder: BERT (arXiv 1810.04805) of any depth, post-norm, with its pooler."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -80,17 +81,14 @@ class TextEncoder(nnx.Module):
     ):
         if pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
-        self.pooling = pooling
-        self.dropout = dropout
-        self.compute = compute
+        self.pooling, self.dropout, self.compute = pooling, dropout, compute
         self.words = nnx.Embed(vocab_size, width, embedding_init=EMBEDDING_INIT, dtype=compute.dtype, rngs=rngs)
         self.position = nnx.Param(EMBEDDING_INIT(rngs.params(), (max_length, width)))
         # BERT has two segments. Texts here are always the first; the second is kept for published weights.
         self.segment = nnx.Param(EMBEDDING_INIT(rngs.params(), (2, width)))
         self.norm = layer_norm(width, epsilon=EPSILON, dtype=compute.dtype, rngs=rngs)
-        self.blocks = make_stack(
-            lambda rngs: PostNormBlock(width, heads, dropout=dropout, compute=compute, rngs=rngs), depth, rngs=rngs
-        )
+        block = partial(PostNormBlock, width, heads, dropout=dropout, compute=compute)
+        self.blocks = make_stack(block, depth, rngs=rngs)
         self.pooler = linear(width, width, dtype=compute.dtype, rngs=rngs) if pooling == "pooler" else None
 
     def __call__(self, tokens_BL: Int32[Array, "B L"], *, rngs: nnx.Rngs | None = None) -> TextFeatures:
@@ -109,13 +107,7 @@ class TextEncoder(nnx.Module):
         x = words_BLD + (self.position[None, : words_BLD.shape[1]] + self.segment[None, :1]).astype(words_BLD.dtype)
         x = dropout(self.norm(x), self.dropout, rngs)
         x = run_stack(self.blocks, x, mask_BL, compute=self.compute, rngs=rngs)
-        return TextFeatures(self.pool(x, mask_BL), x)
-
-    def pool(self, x_BLD: Float[Array, "B L D"], mask_BL: Bool[Array, "B L"]) -> Float32[Array, "B D"]:
-        """Returns one vector per text, 0 if it is missing."""
         if self.pooling == "mean":
-            return masked_mean(x_BLD, mask_BL)
-        first = x_BLD[:, 0]
-        if self.pooler is not None:
-            first = jnp.tanh(self.pooler(first))
-        return jnp.where(mask_BL[:, :1], first.astype(jnp.float32), 0.0)
+            return TextFeatures(masked_mean(x, mask_BL), x)
+        first = x[:, 0] if self.pooler is None else jnp.tanh(self.pooler(x[:, 0]))
+        return TextFeatures(jnp.where(mask_BL[:, :1], first.astype(jnp.float32), 0.0), x)

@@ -12,7 +12,7 @@ from cope_jax.models.layers import (
     Attention,
     ComputeOptions,
     PreNormBlock,
-    drop_path,
+    dropout,
     layer_norm,
     linear,
     make_stack,
@@ -79,7 +79,7 @@ class ClipBlock(nnx.Module):
         if self.messages:
             message = self.message_fc(x[:, :, 0])
             attended = self.message_attention(self.message_norm(message), mask_BT)
-            message = message + drop_path(attended, drop_path_rate, rngs)
+            message = message + dropout(attended, drop_path_rate, rngs, per_example=True)
             x = jnp.concatenate([x, message[:, :, None]], axis=-2)
         x = self.block(x.reshape(B * T, -1, D), drop_path_rate=drop_path_rate, rngs=rngs)
         return x[:, :N].reshape(B, T, N, D)
@@ -102,7 +102,7 @@ class FrameIntegration(nnx.Module):
         self.compute = compute
         self.position = nnx.Param(EMBEDDING_INIT(rngs.params(), (max_frames, width)))
         block = partial(PreNormBlock, width, heads, activation=activation, compute=compute)
-        self.blocks = make_stack(lambda rngs: block(rngs=rngs), depth, rngs=rngs)
+        self.blocks = make_stack(block, depth, rngs=rngs)
 
     def __call__(self, frames_BTD: Float[Array, "B T D"], mask_BT: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
         x = frames_BTD + self.position[None, : frames_BTD.shape[1]].astype(frames_BTD.dtype)
@@ -158,10 +158,8 @@ class VisionEncoder(nnx.Module):
             raise ValueError(f"unknown pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
         if normalisation not in NORMALISATIONS:
             raise ValueError(f"unknown normalisation {normalisation!r}: choose one of {', '.join(NORMALISATIONS)}")
-        self.normalisation = normalisation
+        self.normalisation, self.pooling, self.max_frames = normalisation, pooling, max_frames
         self.compute, dtype = compute, compute.dtype
-        self.pooling = pooling
-        self.max_frames = max_frames
         if stem == "patch":
             self.stem = PatchStem(width, patch_size, dtype=dtype, rngs=rngs)
         elif stem == "conv":
@@ -172,15 +170,15 @@ class VisionEncoder(nnx.Module):
         self.position = nnx.Param(EMBEDDING_INIT(rngs.params(), ((image_size // patch_size) ** 2 + 1, width)))
         self.pre_norm = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         block = partial(ClipBlock, width, heads, messages=cross_frame, activation=activation, compute=compute)
-        self.blocks = make_stack(lambda rngs: block(rngs=rngs), depth, rngs=rngs)
+        self.blocks = make_stack(block, depth, rngs=rngs)
         # None if all rates are 0, so that no masks are drawn.
         rates = tuple(drop_path * (1 - i / max(depth - 1, 1)) for i in reversed(range(depth)))
         self.drop_path_rates = rates if any(rates) else None
         self.post_norm = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.project = linear(width, output_width, use_bias=False, dtype=dtype, rngs=rngs)
-        integration = partial(FrameIntegration, depth=integration_depth, max_frames=max_frames, activation=activation)
+        integrate = partial(FrameIntegration, depth=integration_depth, max_frames=max_frames, activation=activation)
         self.integration = (
-            integration(output_width, integration_heads, compute=compute, rngs=rngs) if integration_depth else None
+            integrate(output_width, integration_heads, compute=compute, rngs=rngs) if integration_depth else None
         )
 
     def __call__(

@@ -44,7 +44,7 @@ def parameter_shardings(params: PyTree, mesh: Mesh) -> PyTree:
         exempt=lambda leaf: leaf.size < LARGE,
         default=PartitionSpec(),
     )
-    specs = jax.tree.map(lambda leaf, spec: align_right(spec, len(leaf.shape)), params, specs)
+    specs = jax.tree.map(lambda leaf, spec: PartitionSpec(*[None] * (leaf.ndim - len(spec)), *spec), params, specs)
     uneven = [
         f"{path} {leaf.shape} by {spec}"
         for path, leaf, spec in zip(*map(jax.tree.leaves, (leaf_paths(params), params, specs)), strict=True)
@@ -58,8 +58,3 @@ def parameter_shardings(params: PyTree, mesh: Mesh) -> PyTree:
 def shard_count(axes: str | Sequence[str] | None, mesh: Mesh) -> int:
     """Returns into how many shards an entry of a PartitionSpec splits an axis."""
     return prod(mesh.shape[axis] for axis in ([axes] if isinstance(axes, str) else axes or ()))
-
-
-def align_right(spec: PartitionSpec, ndim: int) -> PartitionSpec:
-    """Moves a spec to the last of `ndim` axes: PartitionSpec("fsdp") and 2 give PartitionSpec(None, "fsdp")."""
-    return PartitionSpec(*[None] * (ndim - len(spec)), *spec)

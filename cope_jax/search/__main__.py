@@ -36,7 +36,12 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "embeddings", None, "Folder of embeddings to read or write. By default, one in eval/ of the run."
     )
-    flags.DEFINE_enum("kind", None, list(KINDS), "Kind of index to build. By default, it depends on the size.")
+    flags.DEFINE_enum(
+        "kind",
+        None,
+        list(KINDS),
+        "Kind of index. By default, that of the existing index; a new one depends on the size.",
+    )
     flags.DEFINE_enum("domain", "page", list(DOMAINS), "Domain of the query.")
     flags.DEFINE_integer("item", None, "Query: id of an item.")
     flags.DEFINE_list("images", [], "Query: image files, separated by commas, in time order.")

@@ -1,9 +1,11 @@
 """Embeds photos, clips, and texts from outside the records, with the same preprocessing as evaluation."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,15 +16,13 @@ from cope_jax import exported
 from cope_jax.data.frames import choose_frames
 from cope_jax.data.images import WHOLE, crop_resize, limit_opencv_threads, resize, upright_pixels
 from cope_jax.data.tokenizer import encode, load_tokenizer
-from cope_jax.evaluation.embed_items import check_unit_length, embed_function, lookahead
+from cope_jax.evaluation.embed_items import check_unit_length, load_run, lookahead
 from cope_jax.evaluation.results import LATEST, find_step
 from cope_jax.models.cope import MODEL_INPUTS
 from cope_jax.parallel.mesh import make_mesh, to_devices
-from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import resolve_config
-from cope_jax.runs.model import load_model
 from data_prep.common.domains import DOMAINS
 
 Picture = str | Path | bytes | np.ndarray | Image.Image
@@ -63,13 +63,13 @@ class Embedder:
         """
         workdir = Path(path)
         config = load_config(workdir)
-        tokenizer = load_tokenizer(workdir / "tokenizer")
-        number = find_step(workdir, step, config)
         mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
-        with Checkpoints(workdir) as checkpoints:
-            graphdef, model = load_model(config, checkpoints, number, mesh, vocab_size=len(tokenizer), average=average)
-        embed = embed_function(graphdef, jax.tree.map(lambda leaf: leaf.sharding, model), mesh)
-        return cls(config, tokenizer, lambda domain, inputs: embed(model, {domain: to_devices(inputs, mesh)}))
+        run = load_run(config, workdir, find_step(workdir, step, config), average=average, mesh=mesh)
+
+        def program(domain: str, inputs: Mapping[str, np.ndarray]) -> jax.Array:
+            return run.embed(run.model, {domain: to_devices(inputs, mesh)})
+
+        return cls(config, run.tokenizer, program)
 
     @classmethod
     def from_export(cls, path: str | Path) -> "Embedder":
@@ -124,7 +124,11 @@ class Embedder:
             raise ValueError(f"unknown domain {domain!r}: choose one of {', '.join(DOMAINS)}")
         if images is not None and frames is not None:
             raise ValueError("both images and frames are given; frames are for items with several pictures")
-        given = {"images": images, "frames": frames, "texts": texts}
+        given = {
+            "images": None if images is None else _to_list(images, "images", "one picture per item"),
+            "frames": None if frames is None else _to_list(frames, "frames", "a list of pictures per item"),
+            "texts": None if texts is None else _to_list(texts, "texts", "one text per item"),
+        }
         counts = {name: len(column) for name, column in given.items() if column is not None}
         if not counts:
             raise ValueError(f"nothing to embed: give images, frames, or texts of the {domain} items")
@@ -132,11 +136,17 @@ class Embedder:
             raise ValueError("counts differ: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
         count = min(counts.values())
         clips: list[list[Picture]] = [[] for _ in range(count)]
-        if images is not None:
-            clips = [[] if image is None else [image] for image in images]
-        elif frames is not None:
-            clips = [list(clip) for clip in frames]
-        all_texts = [""] * count if texts is None else [text or "" for text in texts]
+        if given["images"] is not None:
+            clips = [[] if image is None else [image] for image in given["images"]]
+        elif given["frames"] is not None:
+            clips = [
+                _to_list(clip, f"frames[{i}]", "the pictures of the item") for i, clip in enumerate(given["frames"])
+            ]
+        all_texts = [""] * count if given["texts"] is None else [text or "" for text in given["texts"]]
+        if wrong := [text for text in all_texts if not isinstance(text, str)]:
+            raise ValueError(
+                f"a text is of type {type(wrong[0]).__name__}; it must be a string, or None if an item has none"
+            )
         reads_texts = domain in self.config.model.text_domains
         for number, (clip, text) in enumerate(zip(clips, all_texts, strict=True)):
             if not clip and not (text and reads_texts):
@@ -173,6 +183,15 @@ class Embedder:
         return np.array([squares[position] for position in positions], np.uint8).reshape(-1, side, side, 3)
 
 
+def _to_list(values: Any, name: str, contents: str) -> list[Any]:
+    """Returns the elements of an iterable. Raises ValueError for a single text or picture, and for other types."""
+    single = isinstance(values, str | bytes | os.PathLike | Image.Image | Mapping) or hasattr(values, "read")
+    if single or getattr(values, "ndim", 4) == 3 or not isinstance(values, Iterable):
+        hint = "; of a video file, extract the frames first" if name.startswith("frames") else ""
+        raise ValueError(f"{name} is of type {type(values).__name__}; it must be a list with {contents}{hint}")
+    return list(values)
+
+
 def resize_picture(picture: Picture, side: int, number: int) -> np.ndarray:
     """Resizes a picture as in evaluation, to uint8[side, side, 3]. Error messages have its path or number."""
     if isinstance(picture, Image.Image):
@@ -181,6 +200,11 @@ def resize_picture(picture: Picture, side: int, number: int) -> np.ndarray:
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
             raise ValueError(f"picture {number} is {picture.dtype}{list(picture.shape)}; it must be uint8[H, W, 3]")
         return resize(picture, WHOLE, side)
+    if not isinstance(picture, str | bytes | os.PathLike):
+        raise ValueError(
+            f"picture {number} is of type {type(picture).__name__}; it must be a path, the bytes of a file, "
+            "uint8[H, W, 3], or a PIL image"
+        )
     name = f"picture {number}" if isinstance(picture, bytes) else str(picture)
     try:
         return crop_resize(picture if isinstance(picture, bytes) else Path(picture).read_bytes(), WHOLE, side)

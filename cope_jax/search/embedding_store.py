@@ -17,9 +17,8 @@ import pyarrow.parquet as pq
 
 from cope_jax.data.records import ProductRecords, fingerprint, open_records
 from cope_jax.evaluation.embed_items import Items, LoadedRun, load_run
-from cope_jax.evaluation.results import LATEST, evaluation_settings, resolve_step
+from cope_jax.evaluation.results import LATEST, find_step
 from cope_jax.parallel.processes import allgather, barrier
-from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
 from data_prep.common.differences import describe_differences
@@ -68,34 +67,32 @@ def embed_to_parquet(
         The number of items of each domain.
     """
     config = load_config(workdir)
-    config = replace_fields(config, {"data.data_dir": str((data_dir or Path(config.data.data_dir)).absolute())})
-    with Checkpoints(workdir) as checkpoints:
-        if not isinstance(step, int):
-            step = resolve_step(step, checkpoints, workdir, evaluation_settings(config, None))
-        config = replace_fields(config, {"data.eval_split": split})
-        records = open_records(config.data.data_dir, split)
-        sizes = {domain: len(records.items[domain]) for domain in DOMAINS}
-        manifest = {
-            "run": workdir.absolute().name,
-            "step": step,
-            "average": average,
-            "checkpoint": checkpoint_fingerprint(workdir, step),
-            "split": split,
-            "data": fingerprint(config.data.data_dir, split),
-            "frames": asdict(config.eval.frames),
-            "width": config.model.embedding,
-            "dtype": dtype,
-            "rows": rows,
-            "items": sizes,
-        }
-        _prepare_folder(out, manifest)
-        shards = list_shards(out, manifest)
-        # Process 0 decides for all: they compute together, and a shared folder may look different to each.
-        exists = allgather(np.array([shard.path.exists() for shard in shards], bool))[0]
-        missing = [shard for shard, exists in zip(shards, exists, strict=True) if not exists]
-        if missing:
-            run = load_run(config, workdir, checkpoints, step, average=average)
-            _write_shards(missing, run, records.products, dtype)
+    step = find_step(workdir, step, config)
+    data_dir = (data_dir or Path(config.data.data_dir)).absolute()
+    config = replace_fields(config, {"data.data_dir": str(data_dir), "data.eval_split": split})
+    records = open_records(config.data.data_dir, split)
+    sizes = {domain: len(records.items[domain]) for domain in DOMAINS}
+    manifest = {
+        "run": workdir.absolute().name,
+        "step": step,
+        "average": average,
+        "checkpoint": checkpoint_fingerprint(workdir, step),
+        "split": split,
+        "data": fingerprint(config.data.data_dir, split),
+        "frames": asdict(config.eval.frames),
+        "width": config.model.embedding,
+        "dtype": dtype,
+        "rows": rows,
+        "items": sizes,
+    }
+    _prepare_folder(out, manifest)
+    shards = list_shards(out, manifest)
+    # Process 0 decides for all: they compute together, and a shared folder may look different to each.
+    exists = allgather(np.array([shard.path.exists() for shard in shards], bool))[0]
+    missing = [shard for shard, exists in zip(shards, exists, strict=True) if not exists]
+    if missing:
+        run = load_run(config, workdir, step, average=average)
+        _write_shards(missing, run, records.products, dtype)
     barrier("embedded")
     check_shards(shards)
     return sizes

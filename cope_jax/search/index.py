@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +71,7 @@ def build_index(
     check_shards(list_shards(embeddings, manifest))
     queries = _sample_queries(embeddings, sizes)
     recall = {}
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, replace=True) as folder:
         for domain in DOMAINS:
             index = _build_domain(kinds[domain], embeddings, domain, sizes[domain], width)
             recall[domain] = _measure_recall(index, queries, embeddings, domain)
@@ -91,7 +90,6 @@ def build_index(
         for path in folder.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        shutil.rmtree(out, ignore_errors=True)
     return description
 
 

@@ -74,7 +74,7 @@ def evaluate_in_full(config: RunConfig, workdir: Path, stop: StopSignal, watchdo
     def on_batch() -> None:
         watchdog.reset(f"the evaluation of all of {name}")
         if stop.agreed(next(batches)):
-            raise Stopped(last, last)
+            raise Stopped(last, last, saved=last)
 
     for step in sorted({last} if best is None else {last, best}):
         for average in (False, True) if config.train.average_decay else (False,):

@@ -132,7 +132,7 @@ class Reporter:
         self.log, self.progress, self.invalid_items = log, progress, invalid_items
         self.every, self.last, self.max_skipped = config.train.log_every, config.train.steps, config.train.max_skipped
         self.max_bad_fraction = config.data.max_bad_fraction
-        self.skipped = 0  # steps in a row
+        self.skipped = 0  # steps in a row, up to the last one flushed
         self.window = {name: Mean(np.float32(total), np.float32(count)) for name, (total, count) in window.items()}
         self.late: tuple[int, dict[str, Mean], np.ndarray] | None = None
 
@@ -150,8 +150,8 @@ class Reporter:
         """Waits for the step added last and reports it.
 
         Raises:
-            ValueError: Too many steps in a row had a loss or gradients that were not finite, or too many items of a
-                window were unreadable.
+            ValueError: The last step or too many steps in a row were skipped, or too many items of a window were
+                unreadable.
         """
         if self.late is None:
             return
@@ -174,19 +174,23 @@ class Reporter:
                 )
 
     def check_skipped(self, step: int, metrics: Mapping[str, Mean], product_ids: np.ndarray) -> None:
-        """Reports a skipped step with its products; raises ValueError for too many in a row."""
+        """Reports a skipped step with its products; raises ValueError for too many in a row, or for the last one."""
         if not metrics["skipped"].compute():
             self.skipped = 0
             return
         self.skipped += 1
         products = ", ".join(map(str, product_ids))
-        self.progress.bar.write(f"step {step} skipped: loss or gradients not finite; products in the batch: {products}")
-        if self.skipped > self.max_skipped:
+        self.progress.bar.write(
+            f"step {step} skipped: loss, gradients or new parameters not finite; products in the batch: {products}"
+        )
+        if self.skipped > self.max_skipped or step == self.last:
+            limit = f"config.train.max_skipped allows {self.max_skipped}"
             raise ValueError(
-                f"{self.skipped} steps in a row, up to step {step}, had a loss or gradients that were not finite; "
-                f"config.train.max_skipped allows {self.max_skipped}. Lower config.optimizer.rate or "
-                "config.optimizer.clip_norm, or check the products printed above. Skipped steps change nothing: the "
-                "last checkpoint is as good as the ones before"
+                f"{self.skipped} steps in a row, up to step {step}, were skipped, since loss, gradients or new parameters "
+                f"were not finite; {'a run must not end so' if step == self.last else limit}. Lower config.optimizer.rate or "
+                "config.optimizer.clip_norm, or check the products printed above, and run again: it resumes from the "
+                "last checkpoint before these steps. If it fails again at once, the parameters in that checkpoint are "
+                "the cause: remove it, to resume from an earlier one"
             )
 
     def begin_evaluation(self, step: int) -> None:

@@ -105,7 +105,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, str | Values, Values | Reas
             rows = _plan_batches(path, file, fields)
         # As dictionaries, a text of many rows is in memory once.
         leaves = [file.schema.column(i) for i in range(len(file.schema))]
-        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        texts = [leaf.path for leaf in leaves if leaf.converted_type == "UTF8"]
         with path.open("rb") as source, pq.ParquetFile(source, read_dictionary=texts) as file:
             line = 0
             for batch in file.iter_batches(rows, columns=[field.name for field in fields]):

@@ -117,6 +117,12 @@ def read_places(path: Path, start: int, stop: int) -> Iterator[Place]:
                 yield from map(Place, *(column.to_pylist() for column in rows.columns))
 
 
+def count_missing(path: Path) -> tuple[int, int]:
+    """Returns the number of a domain's frames without an image, and of all its frames, from the file of places."""
+    nulls = [(batch.column(0).null_count, batch.num_rows) for batch in stream_parquet(path, ["source"])]
+    return sum(count for count, _ in nulls), sum(count for _, count in nulls)
+
+
 def explain_missing(index: Path, names: Collection[str], folders: Sequence[Path]) -> dict[str, Hint]:
     """Returns a hint for each name of an image that the index does not have; the names are kept in memory."""
     batches = stream_parquet(index / IMAGES_FILE, ["whole"])

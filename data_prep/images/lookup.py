@@ -36,8 +36,9 @@ def find_missing(names: Collection[str], folders: Sequence[Path]) -> dict[str, H
     for folder in folders:
         for at in sources.locate(folder):
             missing.pop(at.name, None)
-    available = (at.whole for folder in folders for at in sources.locate(folder)) if missing else ()
-    return explain_missing(missing, available, folders)
+            if not missing:
+                return {}
+    return explain_missing(missing, (at.whole for folder in folders for at in sources.locate(folder)), folders)
 
 
 def explain_missing(names: Collection[str], available: Iterable[str], folders: Sequence[Path]) -> dict[str, Hint]:

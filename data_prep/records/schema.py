@@ -1,10 +1,11 @@
 """The records of the data sets: their features, and how they are serialized, parsed and written."""
 
+import contextlib
 import dataclasses
-import json
+import errno
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_prep.common.domains import DOMAINS
-from data_prep.common.files import temporary_path
+from data_prep.common.files import read_json, temporary_path
 
 _READ_RECORDS = 16  # records read at once; a record may have many MB
 _Example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  (protobuf makes it at import)
@@ -112,14 +113,26 @@ def write_records(path: Path, examples: Iterable[Mapping[str, Any]]) -> Tally:
     for example in examples:
         record = serialize(example)
         tally.add(record)
-        writer.write(record)
-    writer.close()
+        with _disk_errors(path):
+            writer.write(record)
+    with _disk_errors(path):
+        writer.close()
     if hasattr(os, "posix_fadvise"):  # not on macOS
         # Starts writing to disk, so that the fsync at the end of a build waits less (row "build" of the benchmarks).
         with unfinished.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     unfinished.rename(path)
     return tally
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turns array_record's errors into OSError."""
+    try:
+        yield
+    except RuntimeError as error:
+        is_full = os.strerror(errno.ENOSPC) in str(error)
+        raise OSError(errno.ENOSPC if is_full else errno.EIO, str(error).partition(";")[0], str(path)) from error
 
 
 def tally_records(path: Path) -> Tally:
@@ -157,12 +170,15 @@ def read_splits(folder: Path) -> dict[str, dict[Path, int]]:
         ValueError: The file is missing or invalid.
     """
     path = folder / DATASET_INFO_FILENAME
+    remedy = f"remove {folder} and build it again"
+    if not path.exists():
+        raise ValueError(f"no {path}: {remedy}")
+    info = read_json(path, keys=("name", "fileFormat", "splits"), remedy=remedy)
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
         splits = {split["name"]: [int(length) for length in split.get("shardLengths", ())] for split in info["splits"]}
         prefix = {name: f"{info['name']}-{name}.{info['fileFormat']}" for name in splits}
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read: {error!r}; build the data set again") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has invalid splits ({error!r}): {remedy}") from error
     return {
         name: {folder / f"{prefix[name]}-{i:05d}-of-{len(lengths):05d}": length for i, length in enumerate(lengths)}
         for name, lengths in splits.items()

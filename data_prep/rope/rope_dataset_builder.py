@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
@@ -23,10 +22,12 @@ from tensorflow_datasets.core.splits import SplitDict
 
 from data_prep.catalog.files import Catalog
 from data_prep.common.domains import DOMAINS
-from data_prep.common.files import atomic_write, lock_file
+from data_prep.common.files import atomic_write, lock_file, read_json
+from data_prep.common.parquet import open_parquet
 from data_prep.common.progress import Progress
 from data_prep.images import index as image_index
 from data_prep.records import schema, shards
+from data_prep.records.dropped import DROPPED_FILE, MAX_MISSING, check_dropped, check_missing
 from data_prep.records.inputs import Inputs, inputs_from_release
 from data_prep.records.runners import Runner, local_runner
 
@@ -73,6 +74,7 @@ class Builder(FileReaderBuilder):
         *,
         inputs: Inputs | None = None,
         runner: Runner | None = None,
+        max_missing: float = MAX_MISSING,
         report: Callable[[str], None] = logging.info,
         file_format: str | tfds.core.FileFormat = FILE_FORMAT,
         **kwargs: Any,
@@ -82,15 +84,20 @@ class Builder(FileReaderBuilder):
         Args:
             inputs: Inputs of the build.
             runner: Writes the shards. Default: a pool with one process per core.
+            max_missing: Largest fraction of the images of a split's domain that may be missing or invalid.
             report: Called with lines of progress.
             file_format: Must be "array_record".
             **kwargs: Arguments of `tfds.core.DatasetBuilder`: data_dir, config, version.
         """
         if (given := kwargs.get("data_dir")) and Path(url := os.fspath(epath.Path(given))) != Path(given):
             raise ValueError(f"TFDS reads the data folder {given} as {url}; use a link to it")
+        folder = Path(given or "") / self.name / str(kwargs.get("config")) / str(self.VERSION)
+        if (folder / DATASET_INFO_FILENAME).exists():
+            schema.read_splits(folder)  # reports an invalid file better than TFDS
         super().__init__(file_format=file_format, **kwargs)
         self._inputs = inputs
         self._runner = runner
+        self._max_missing = max_missing
         self._report = report
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -174,6 +181,8 @@ class Builder(FileReaderBuilder):
         index.mkdir(parents=True, exist_ok=True)
         with lock_file(index / "lock", f"is writing {index}", wait=True):  # builds of other domains use it, too
             image_index.write_index(index, inputs.opened_catalog, inputs.splits, inputs.images)
+        dropped_path = Path(self.data_dir_root) / self.name / DROPPED_FILE
+        check_missing(index, inputs, self._max_missing, dropped_path)
         places = image_index.places_path(index, split, domain)
         jobs = [
             shards.Shard(path, inputs.catalog, split, domain, span, places, inputs.images)
@@ -197,6 +206,7 @@ class Builder(FileReaderBuilder):
                 f"split {split!r} has no {domain} item with an image that decodes in "
                 f"{', '.join(map(str, inputs.images))}: {summary['items']['dropped']}, {summary['frames']['dropped']}"
             )
+        check_dropped(f"{split} {domain}", summary["frames"], self._max_missing, dropped_path, folder)
         self.counts[split] = summary
         return self._split_info(split, [report.rows for report in ordered], summary["bytes"])
 
@@ -260,7 +270,7 @@ def find_record_files(data_dir: Path) -> dict[str, dict[str, dict[Path, int]]]:
 def read_fingerprint(folder: Path) -> dict[str, str]:
     """Returns the fingerprint of the inputs that a folder, finished or not, was built from; {} if it has none."""
     path = folder / FINGERPRINT_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path, remedy=f"remove {folder} and build it again") if path.exists() else {}
 
 
 def _describe_changes(built: dict[str, str], wanted: dict[str, str]) -> str:
@@ -277,7 +287,7 @@ def _plan(catalog: Catalog, split: str, domain: str) -> list[shards.Span]:
 
 
 def _frame_counts(catalog: Catalog, split: str, domain: str) -> Iterator[int]:
-    with pq.ParquetFile(catalog.path(split, domain)) as file:
+    with open_parquet(catalog.path(split, domain)) as file:
         for batch in file.iter_batches(columns=["frame_times"]):  # as many as names, but faster to read
             yield from batch.column(0).value_lengths().to_pylist()
 

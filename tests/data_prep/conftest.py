@@ -109,7 +109,7 @@ class Small:
     def build(inputs: Inputs, data_dir: Path, **options) -> tuple[dict, list[str]]:
         """Builds in this process by default; returns the summary and the reported lines."""
         lines: list[str] = []
-        return build(inputs, data_dir, **({"processes": 1} | options), report=lines.append), lines
+        return build(inputs, data_dir, **({"processes": 1, "max_missing": 1.0} | options), report=lines.append), lines
 
     @staticmethod
     def read(data_dir: Path, config: str, split: str) -> list[dict]:

@@ -1,15 +1,19 @@
 """Retrieval metrics: does an item find the items of its product in another domain, in its own, or in all of them?"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from cope_jax.evaluation.metrics.ranks import Ranks, ranks_between, ranks_within
+from cope_jax.evaluation.metrics.ranks import Ranks, nearest_negative_scores, pair_scores, ranks_between, ranks_within
 from data_prep.common.domains import PAIRS, direction_name
 
 RECALLS = (1, 5, 10)
 MEAN_METRICS = (*(f"r{k}" for k in RECALLS), "map")  # means over queries
+BINS = 50  # of histograms
+NEGATIVES = 100_000  # random pairs; the standard error of a bin's share is at most 0.0016
+NEAREST_NEGATIVES = 500  # queries whose nearest negative is found
 
 # Embeddings and product ids (padded with -1) of the items of each domain.
 Embeddings = Mapping[str, tuple[Float[np.ndarray, "_ _"], Int[np.ndarray, "_ _"]]]
@@ -132,3 +136,46 @@ def chance_curve(ranks: Ranks, limit: int) -> Float[np.ndarray, " limit"]:
     left = np.maximum(ranks.gallery - np.arange(limit), 1)
     missed = np.maximum(left - positives[:, None], 0) / left
     return 1 - queries @ missed.cumprod(axis=-1) / queries.sum()
+
+
+@dataclass(frozen=True)
+class Histograms:
+    """Similarities of the pairs of items of one direction, as shares of pairs per bin.
+
+    Attributes:
+        edges: Edges of the bins.
+        positives: Shares of all pairs with a product in common.
+        negatives: Shares of random pairs without one.
+        nearest_wrong: Shares of some queries, paired with their nearest negative.
+        overlap: Σ min(positives, negatives): 0 if a threshold separates the two, 1 if they are distributed alike.
+    """
+
+    edges: Float[np.ndarray, " edges"]
+    positives: Float[np.ndarray, " bins"]
+    negatives: Float[np.ndarray, " bins"]
+    nearest_wrong: Float[np.ndarray, " bins"]
+    overlap: float
+
+
+def similarity_histograms(
+    queries: Float[np.ndarray, "Q E"], gallery: Float[np.ndarray, "G E"], ranks: Ranks, *, seed: int
+) -> Histograms:
+    """Computes the histograms of one direction, with random pairs and queries drawn by `seed`."""
+    rng = np.random.default_rng(seed)
+    negatives = _random_negatives(queries, gallery, ranks, rng)
+    chosen = np.flatnonzero(ranks.has_positive)
+    chosen = np.sort(rng.choice(chosen, min(NEAREST_NEGATIVES, len(chosen)), replace=False))
+    nearest = nearest_negative_scores(queries[chosen], gallery, [ranks.positives(query) for query in chosen.tolist()])
+    samples = [ranks.scores, negatives, nearest[np.isfinite(nearest)]]
+    every = np.concatenate(samples)
+    edges = np.linspace(every.min(), every.max(), BINS + 1)
+    positive, negative, wrong = (np.histogram(own, edges)[0] / max(len(own), 1) for own in samples)
+    return Histograms(edges, positive, negative, wrong, float(np.minimum(positive, negative).sum()))
+
+
+def _random_negatives(queries: np.ndarray, gallery: np.ndarray, ranks: Ranks, rng: np.random.Generator) -> np.ndarray:
+    """Scores of up to NEGATIVES random pairs without a product in common."""
+    rows, columns = rng.integers(len(queries), size=NEGATIVES), rng.integers(len(gallery), size=NEGATIVES)
+    owners = np.repeat(np.arange(len(queries)), np.diff(ranks.offsets))
+    positive = np.isin(rows * len(gallery) + columns, owners * len(gallery) + ranks.rows)
+    return pair_scores(queries, gallery, rows[~positive], columns[~positive])

@@ -9,7 +9,7 @@ import numpy as np
 from cope_jax.data.records import Records
 from cope_jax.evaluation.embed_items import Items
 from cope_jax.evaluation.metrics.bootstrap import first_product
-from cope_jax.evaluation.metrics.nearest_neighbors import nearest_neighbors
+from cope_jax.evaluation.metrics.ranks import nearest_neighbors
 from cope_jax.evaluation.report.query_gallery import item_key, shorten
 from data_prep.common.domains import DOMAINS
 

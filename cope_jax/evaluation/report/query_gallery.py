@@ -10,8 +10,7 @@ import numpy as np
 from cope_jax.data.records import Records
 from cope_jax.data.thumbnails import read_card
 from cope_jax.evaluation.embed_items import Items
-from cope_jax.evaluation.metrics.nearest_neighbors import nearest_neighbors
-from cope_jax.evaluation.metrics.ranks import Ranks
+from cope_jax.evaluation.metrics.ranks import Ranks, nearest_neighbors
 from data_prep.common.domains import DIRECTIONS
 
 RESULTS = 5  # items shown per query

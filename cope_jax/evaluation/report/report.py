@@ -15,14 +15,12 @@ from cope_jax.data.records import open_records
 from cope_jax.evaluation.evaluate_run import EmbeddedSplit, Evaluation
 from cope_jax.evaluation.metrics.bootstrap import first_product
 from cope_jax.evaluation.metrics.ranks import Ranks
-from cope_jax.evaluation.metrics.retrieval import chance_curve, recall_curve
-from cope_jax.evaluation.metrics.similarity_histograms import Histograms, similarity_histograms
+from cope_jax.evaluation.metrics.retrieval import Histograms, chance_curve, recall_curve, similarity_histograms
 from cope_jax.evaluation.report.pca_map import NEIGHBORS, map_data, neighbor_shares
 from cope_jax.evaluation.report.query_gallery import CLOSE, PER_OUTCOME, choose_queries, gallery
 from cope_jax.evaluation.report.svg_charts import Axis, Chart, Curve, chart
 from cope_jax.evaluation.report.training_charts import training_charts
 from cope_jax.evaluation.result_tables import METRICS
-from cope_jax.evaluation.results import report_path
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from data_prep.common.domains import DIRECTIONS, DOMAINS
@@ -42,9 +40,8 @@ def write_report(
     """
     if jax.process_index() > 0:
         return
-    subset = evaluation.metrics["evaluated"]["subset"]
     html = render(contents(workdir, evaluation, embedded, baseline))
-    with atomic_write(report_path(workdir, evaluation.step, subset, average=evaluation.average), "w") as file:
+    with atomic_write(evaluation.files.report, "w") as file:
         file.write(html)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors needs
 import numpy as np
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
+
+from data_prep.common.hub import find_folder
 
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of weights in several files
@@ -68,7 +68,7 @@ def open_weights(name: str, *, key: str) -> Weights:
         FileNotFoundError: No such folder or repository, or files are missing.
         ValueError: A file is invalid, or two tensors have the same name.
     """
-    folder = _find_folder(name, key=key)
+    folder = find_folder(name, FILES, key=key)
     files = _tensor_files(folder, name=name, key=key)
     config = folder / "config.json"
     if not config.exists():
@@ -81,23 +81,6 @@ def open_weights(name: str, *, key: str) -> Weights:
                 raise ValueError(f"{name!r} has two tensors {current}: in {tensors[current].file} and in {file}")
             tensors[current] = tensor
     return Weights(name, _read_json(config), tensors)
-
-
-def _find_folder(name: str, *, key: str) -> Path:
-    """Returns the local folder of that name, or the cache of the hub repository, downloaded if necessary."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    repository, _, revision = name.partition("@")
-    try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=FILES))
-    except (OSError, HFValidationError) as error:
-        raise FileNotFoundError(
-            f"{key} is {name!r}, which is neither a local folder nor available from the Hugging Face hub "
-            f"({type(error).__name__}). Without network access, run `hf download {repository} --local-dir FOLDER` on "
-            f"another machine, copy the folder here and set {key} to it (config.json and the .safetensors files are "
-            "enough)"
-        ) from error
 
 
 def _tensor_files(folder: Path, *, name: str, key: str) -> list[Path]:

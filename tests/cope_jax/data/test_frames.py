@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cope_jax.data import frames
-from cope_jax.data.frames import choose_frames, random_in_segments, segment_centers
+from cope_jax.data.frames import choose_frames, one_per_segment
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from cope_jax.data.frames import choose_frames, random_in_segments, segment_cent
     ],
 )
 def test_segment_centers_by_hand(n, T, expected):
-    assert segment_centers(n, T).tolist() == expected
+    assert one_per_segment(n, T).tolist() == expected
 
 
 def test_docstring_examples():
@@ -32,7 +32,7 @@ def test_docstring_examples():
 
 def test_random_frames_are_one_per_segment_and_reach_every_frame():
     rng = np.random.default_rng(3)
-    draws = np.array([random_in_segments(12, 4, rng) for _ in range(300)])
+    draws = np.array([one_per_segment(12, 4, rng) for _ in range(300)])
     np.testing.assert_array_equal(draws // 3, np.tile([0, 1, 2, 3], (300, 1)))
     assert set(draws.ravel().tolist()) == set(range(12))
 
@@ -40,7 +40,7 @@ def test_random_frames_are_one_per_segment_and_reach_every_frame():
 def test_random_frames_are_equally_likely_if_segments_share_a_frame():
     # Segments [0, 1.5) and [1.5, 3): frame 1 is half in each, so each frame is drawn in 2/3 of the clips.
     rng = np.random.default_rng(4)
-    draws = np.array([random_in_segments(3, 2, rng) for _ in range(6000)])
+    draws = np.array([one_per_segment(3, 2, rng) for _ in range(6000)])
     np.testing.assert_allclose(np.bincount(draws.ravel(), minlength=3) / 6000, 2 / 3, atol=0.03)
     assert (np.diff(draws, axis=-1) >= 0).all()
 
@@ -50,7 +50,7 @@ def test_the_largest_random_number_stays_inside_the_clip():
         def random(self, size):
             return np.full(size, np.nextafter(1, 0))
 
-    assert random_in_segments(7, 3, Largest()).tolist() == [2, 4, 6]
+    assert one_per_segment(7, 3, Largest()).tolist() == [2, 4, 6]
 
 
 def test_short_clips():
@@ -79,6 +79,6 @@ def test_invalid_arguments_are_reported():
     with pytest.raises(ValueError, match="short_clips is 'loop'; choose one of repeat, mask"):
         choose_frames(4, 2, domain="live", short_clips="loop", rng=None)
     with pytest.raises(ValueError, match="cannot choose 2 of 0 frames"):
-        segment_centers(0, 2)
+        one_per_segment(0, 2)
     with pytest.raises(ValueError, match="cannot choose 0 of 4 frames"):
-        random_in_segments(4, 0, np.random.default_rng(0))
+        one_per_segment(4, 0, np.random.default_rng(0))

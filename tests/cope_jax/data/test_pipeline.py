@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cope_jax.data.collate import Collator
-from cope_jax.data.frames import segment_centers
+from cope_jax.data.frames import one_per_segment
 from cope_jax.data.images import EvalTransform, TrainTransform
 from cope_jax.data.pipeline import eval_batches, train_batches
 from cope_jax.data.records import InvalidItems, open_records
@@ -334,7 +334,7 @@ def test_evaluation_has_each_item_once_in_row_order(evaluate, content, tokenizer
     rows, hue, frame = seen(flat[f"{domain}.frames"][:n])
     np.testing.assert_array_equal(rows, np.tile(np.arange(n)[:, None], (1, 3)))
     np.testing.assert_allclose(hue, green[domain], atol=1)
-    np.testing.assert_array_equal(frame, [segment_centers(count, 3) for _, _, count in items])
+    np.testing.assert_array_equal(frame, [one_per_segment(count, 3) for _, _, count in items])
     expected = encode(tokenizer, [text for text, _, _ in items], 7)
     np.testing.assert_array_equal(flat[f"{domain}.text"][:n], expected)
 

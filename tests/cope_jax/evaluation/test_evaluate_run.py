@@ -14,9 +14,10 @@ import pytest
 
 from cope_jax.data.records import InvalidItemError, InvalidItems, ProductRecords, open_records
 from cope_jax.evaluation import evaluate_run
+from cope_jax.evaluation.embed_items import evaluation_mesh
 from cope_jax.evaluation.evaluate_run import draw_products, subset_rows
 from cope_jax.evaluation.report.report import write_report
-from cope_jax.evaluation.results import metrics_path, read_metrics
+from cope_jax.evaluation.results import read_metrics
 from cope_jax.runs.config_file import load_config
 from cope_jax.search.embedding_store import embed_to_parquet
 
@@ -31,7 +32,7 @@ def evaluate(workdir, **options):
 def test_newest_checkpoint_is_evaluated_and_written(workdir):
     metrics = evaluate(workdir)
     assert metrics["step"] == 6
-    assert json.loads(metrics_path(workdir, 6).read_text()) == metrics
+    assert read_metrics(workdir, 6) == metrics
     assert metrics["retrieval"]["p2v"]["gallery"] >= 12
 
 
@@ -42,7 +43,7 @@ def test_untrained_and_trained_model_differ(workdir):
 
 def test_evaluation_is_repeatable_and_reused_only_for_the_same_data(workdir):
     first = evaluate(workdir)
-    path = metrics_path(workdir, 6)
+    path = workdir / "eval/6/metrics.json"
     before = path.stat().st_mtime_ns
     assert evaluate(workdir, reuse=True) == first
     assert path.stat().st_mtime_ns == before
@@ -52,12 +53,26 @@ def test_evaluation_is_repeatable_and_reused_only_for_the_same_data(workdir):
     assert read_metrics(workdir, 6) == first
 
 
-def test_batch_size_does_not_matter(workdir, tmp_path):
-    first = evaluate(workdir)
+@pytest.mark.parametrize(
+    ("mesh", "batch_size", "expected"),
+    [
+        ({"data": 2}, 24, {"data": 2, "fsdp": 1}),
+        ({"data": 3}, 8, {"data": 3, "fsdp": 1}),
+        ({"data": 1, "fsdp": 2}, 7, {"data": 1, "fsdp": 2}),
+        ({"data": 4, "fsdp": 16}, 5, {"data": 8, "fsdp": 1}),
+        ({"data": -1, "tensor": 3}, 8, {"data": 8, "fsdp": 1}),
+    ],
+)
+def test_results_do_not_depend_on_batch_size_and_mesh(workdir, tmp_path, mesh, batch_size, expected):
+    """On eight devices, some meshes of training do not fit, and some batches must be larger."""
+    first = evaluate(workdir, reuse=True)
     shutil.copytree(workdir, tmp_path / "copy")
     config = json.loads((workdir / "config.json").read_text())
-    config["eval"]["batch_size"] = 24
+    config["eval"]["batch_size"] = batch_size
+    config["train"]["batch_size"] = 7
+    config["mesh"] |= mesh
     (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
+    assert expected.items() <= evaluation_mesh(load_config(tmp_path / "copy")).shape.items()
     assert evaluate(tmp_path / "copy")["retrieval"] == first["retrieval"]
 
 
@@ -109,6 +124,28 @@ def test_subset_has_all_items_of_some_products(workdir):
     assert json.loads((workdir / "eval/6/metrics-of-7.json").read_text()) == metrics
     with pytest.raises(ValueError, match="--subset is 13; the split 'test' has 12 products"):
         evaluate(workdir, subset=13)
+
+
+def test_results_on_other_data_leave_those_of_the_run(workdir, other_data_dir):
+    own = evaluate_run.evaluate(workdir, step=6)
+    own.files.report.write_text("of the run's own data")
+    best = evaluate(workdir, step="best", reuse=True)["step"]
+    other = evaluate_run.evaluate(workdir, step="best", data_dir=other_data_dir)
+    assert (other.step, other.metrics["retrieval"] == own.metrics["retrieval"]) == (best, False)
+    assert other.files.folder.parent == workdir / "eval" / str(best)
+    assert other.files.read() == other.metrics
+    assert read_metrics(workdir, 6) == own.metrics
+    assert own.files.report.read_text() == "of the run's own data"
+    again = evaluate_run.evaluate(workdir, step=6, data_dir=Path(own.config.data.data_dir), reuse=True)
+    assert again.files == own.files
+
+
+def test_results_can_be_written_elsewhere(workdir, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    found = evaluate_run.evaluate(workdir, step=4, out=tmp_path / "results")
+    assert found.files.metrics == tmp_path / "results/4/metrics.json"
+    assert found.files.read() == found.metrics
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
 def test_best_step_is_one_of_the_evaluated_steps(workdir):
@@ -171,7 +208,7 @@ def test_error_for_a_missing_checkpoint_lists_the_existing_ones(workdir):
 
 def test_error_for_a_run_without_checkpoints_says_what_to_do(workdir, tmp_path):
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
-    with pytest.raises(FileNotFoundError, match="train first, or ask for --step=0"):
+    with pytest.raises(FileNotFoundError, match="train first, or use --step=0"):
         evaluate(tmp_path)
 
 

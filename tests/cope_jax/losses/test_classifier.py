@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cope_jax.losses import classifier
-from cope_jax.losses.classifier import CLASS_AXES, TILE, classifier_loss, init_table, table_rows
-from cope_jax.losses.ring import BATCH_AXES
+from cope_jax.losses import ring
+from cope_jax.losses.classifier import CLASS_AXES, classifier_loss, init_table, table_rows
+from cope_jax.losses.ring import BATCH_AXES, TILE
 from cope_jax.parallel.mesh import make_mesh
 from data_prep.common.domains import DOMAINS
 
@@ -130,7 +130,7 @@ def test_loss_and_gradients_equal_the_reference_on_every_mesh(batch, run, sizes)
 
 
 def test_the_last_tile_may_be_partly_empty(batch, run, monkeypatch):
-    monkeypatch.setattr(classifier, "TILE", 61)  # five tiles of 58 for 288 items
+    monkeypatch.setattr(ring, "TILE", 61)  # five tiles of 58 for 288 items
     assert_close(run(batch, margin=0.3), reference(*batch, scale=16.0, margin=0.3))
 
 

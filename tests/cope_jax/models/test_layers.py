@@ -14,7 +14,6 @@ from cope_jax.models.layers import (
     Attention,
     ComputeOptions,
     Mlp,
-    drop_path,
     dropout,
     flat_dot_general,
     layer_norm,
@@ -89,8 +88,8 @@ def test_dropout_keeps_the_mean_and_needs_rngs():
     assert abs(float(dropped.mean()) - 1.0) < 0.02
 
 
-def test_drop_path_drops_whole_examples():
-    dropped = np.asarray(drop_path(jnp.ones((200, 3, 4)), 0.5, nnx.Rngs(dropout=1)))
+def test_dropout_per_example_drops_whole_examples():
+    dropped = np.asarray(dropout(jnp.ones((200, 3, 4)), 0.5, nnx.Rngs(dropout=1), per_example=True))
     assert all(len(np.unique(example)) == 1 for example in dropped)
     assert 60 < (dropped[:, 0, 0] == 0).sum() < 140
 

@@ -12,8 +12,7 @@ from PIL import Image, ImageOps
 from cope_jax import Embedder
 from cope_jax.data.records import open_records
 from cope_jax.evaluation.embed_items import load_run
-from cope_jax.export.stablehlo import export_run
-from cope_jax.runs.checkpoints import Checkpoints
+from cope_jax.export import export_run
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.search.embedder import resize_picture
@@ -41,8 +40,7 @@ def expected(workdir):
     """The first items of each domain and their embeddings in evaluation, on eight devices."""
     config = load_config(workdir)
     records = open_records(config.data.data_dir, config.data.eval_split)
-    with Checkpoints(workdir) as checkpoints:
-        run = load_run(config, workdir, checkpoints, 6)
+    run = load_run(config, workdir, 6)
     return {
         domain: (
             [records.items[domain][row] for row in range(ROWS)],
@@ -113,11 +111,42 @@ PIXELS = np.zeros((8, 8, 3), np.uint8)
         ("page", {"images": [b"GIF89a"]}, "page item 0: picture 0: 6 bytes that start with b'GIF89a' are not an image"),
         ("live", {"frames": [[PIXELS, PIXELS[0]]]}, r"live item 0: picture 1 is uint8\[8, 3\]; it must be uint8\[H, W"),
         ("page", {"images": [PIXELS.astype(float)]}, r"picture 0 is float64\[8, 8, 3\]"),
+        ("page", {"texts": "red dress"}, "texts is of type str; it must be a list with one text per item"),
+        ("page", {"images": "a.jpg"}, "images is of type str; it must be a list with one picture per item"),
+        ("page", {"images": b"abc"}, "images is of type bytes; it must be a list"),
+        ("page", {"images": Path("a.jpg")}, "images is of type PosixPath; it must be a list"),
+        ("page", {"images": PIXELS}, "images is of type ndarray; it must be a list"),
+        ("page", {"images": Image.fromarray(PIXELS)}, "images is of type Image; it must be a list"),
+        ("page", {"images": io.BytesIO(b"abc")}, "images is of type BytesIO; it must be a list"),
+        (
+            "page",
+            {"images": [io.BytesIO(b"abc")]},
+            "picture 0 is of type BytesIO; it must be a path, the bytes of a file",
+        ),
+        ("page", {"images": [["a.jpg"]]}, "picture 0 is of type list; it must be a path"),
+        ("video", {"frames": "clip.mp4"}, "frames is of type str; it must be a list with a list of pictures per item"),
+        (
+            "video",
+            {"frames": ["clip.mp4"]},
+            r"frames\[0\] is of type str; .*; of a video file",
+        ),
+        (
+            "video",
+            {"frames": [[PIXELS], PIXELS]},
+            r"frames\[1\] is of type ndarray; it must be a list with the pictures",
+        ),
+        ("page", {"texts": ["a", 7]}, "a text is of type int; it must be a string, or None"),
+        ("page", {"texts": 5}, "texts is of type int; it must be a list"),
     ],
 )
 def test_invalid_arguments(embedder, domain, items, message):
     with pytest.raises(ValueError, match=message):
         embedder.embed(domain, **items)
+
+
+def test_generators_are_lists(embedder):
+    found = embedder.embed("video", frames=((frame for frame in [PIXELS]) for _ in range(3)), texts=iter("abc"))
+    np.testing.assert_array_equal(found, embedder.embed("video", frames=[[PIXELS]] * 3, texts=["a", "b", "c"]))
 
 
 def test_text_alone_needs_a_model_that_reads_texts(embedder):

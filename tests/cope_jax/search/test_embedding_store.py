@@ -10,7 +10,6 @@ import pytest
 from cope_jax.data.records import open_records
 from cope_jax.evaluation.embed_items import load_run
 from cope_jax.evaluation.evaluate_run import embed_split
-from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config_file import load_config
 from cope_jax.search import embedding_store
 from cope_jax.search.embedding_store import embed_to_parquet, read_vectors
@@ -46,8 +45,7 @@ def test_embeddings_equal_those_of_evaluation(written, workdir):
     """Batches differ: here they start anew with each file."""
     out, _ = written
     config = load_config(workdir)
-    with Checkpoints(workdir) as checkpoints:
-        items = embed_split(load_run(config, workdir, checkpoints, 6), step=6)
+    items = embed_split(load_run(config, workdir, 6), step=6)
     for domain, own in items.items():
         ids, vectors = (np.concatenate(parts) for parts in zip(*read_vectors(out, domain), strict=True))
         np.testing.assert_array_equal(ids, own.item_ids)

@@ -141,6 +141,22 @@ def test_search_by_id_in_one_domain(run, workdir):
     assert [line.split()[1] for line in lines[3:7]] == ["live"] * 4
 
 
+def test_other_data_have_embeddings_of_their_own(run, workdir, other_data_dir):
+    run()
+    printed = run(f"--data_dir={other_data_dir}", "--top=3")
+    assert re.search(r"written to .*/eval/6/data-test-[0-9a-f]{8}/embeddings/test/search.html", printed)
+
+
+def test_an_existing_index_of_another_kind_is_built_again(run):
+    run()
+    assert "page: hnsw index of" in run("--kind=hnsw")
+    assert "index of" not in run("--kind=hnsw")
+    assert "index of" not in run()
+    with pytest.raises(ValueError, match="an IVF-PQ index needs"):
+        run("--kind=ivfpq")
+    assert "page: flat index of" in run("--kind=flat")
+
+
 def test_build_replaces_the_index(run, workdir):
     assert "page: hnsw index of" in run("build", "--kind=hnsw")
     assert "flat index" in run("build")
@@ -161,7 +177,7 @@ def test_existing_embeddings_of_another_precision_are_used(workdir, tmp_path):
         (["find"], "unknown action 'find': choose one of query, serve, build"),
         (["query", "build"], "unknown action 'query build'"),
         (["--item=1", "--text=a"], "--item is one query, --images and --text are another: give one of them"),
-        (["--step=newest"], "--step is 'newest'; it must be"),
+        (["--step=newest"], "--step is 'newest'; expected"),
     ],
 )
 def test_invalid_arguments(run, words, message):

@@ -30,7 +30,7 @@ from cope_jax.training.loop import Profiler, train
 from cope_jax.training.plan import make_plan, restore_or_initialize
 from cope_jax.training.progress import TrainingProgress
 from cope_jax.training.reporting import MetricsLog
-from cope_jax.training.signals import Stopped
+from cope_jax.training.signals import Stopped, StopSignal
 from cope_jax.training.watchdog import Watchdog
 from data_prep.common.files import lock_file
 
@@ -234,17 +234,65 @@ def test_a_step_that_is_not_finite_is_skipped(finished, tiny_config, tmp_path):
     assert float(metrics["loss"].count) == 0
 
 
-def test_too_many_skipped_steps_end_the_run(tiny_config, tmp_path, capsys):
-    """The rate lets the parameters explode at the second step; later steps do not change them."""
-    tiny_config = replace_fields(tiny_config, {"optimizer.rate": 1e38, "train.max_skipped": 2, "train.steps": 20})
-    with pytest.raises(ValueError, match=r"3 steps in a row.* Lower config.optimizer.rate"):
-        train(tiny_config, tmp_path)
-    assert "skipped: loss or gradients not finite; products in the batch:" in capsys.readouterr().out
-    before, skipped = stored(tmp_path, 2), stored(tmp_path, 4)
-    assert skipped.pop("step") == 4
-    assert before.pop("step") == 2
-    assert_equal_trees(skipped, before)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(before))
+@pytest.mark.parametrize("rate", [3e38, 1e25])
+def test_a_step_whose_update_or_parameters_overflow_is_skipped(finished, tiny_config, tmp_path, rate):
+    """The first step has rate 0, the second one half of it: loss and gradients are still finite."""
+    tokenizer = run_tokenizer(tiny_config, finished)
+    mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    config = replace_fields(tiny_config, {"optimizer.rate": rate, "optimizer.weight_decay": 1e3})
+    state, plan = first_state(config, mesh, tmp_path, vocab_size=len(tokenizer))
+    with closing(training_batches(tiny_config, tokenizer, start_step=0)) as batches:
+        state, metrics = plan.step(state, to_devices(next(batches), mesh))
+        assert float(metrics["skipped"].compute()) == 0
+        before = jax.device_get(state)
+        state, metrics = plan.step(state, to_devices(next(batches), mesh))
+    assert float(metrics["skipped"].compute()) == 1
+    assert_equal_trees(jax.device_get(state), before.replace(step=np.int32(2)))
+
+
+def test_too_many_skipped_steps_end_the_run_and_a_lower_rate_resumes_it(finished, tiny_config, tmp_path, capsys):
+    """The parameters would explode at step 5, right after the checkpoint."""
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/6")
+    high = replace_fields(tiny_config, {"optimizer.rate": 1e25, "train.max_skipped": 0, "train.checkpoint_every": 1})
+    with pytest.raises(ValueError, match=r"1 steps in a row, up to step 5, .*max_skipped allows 0. Lower config.opti"):
+        train(high, tmp_path / "run")
+    assert "step 5 skipped: loss, gradients or new parameters not finite; products" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["2", "4"]
+    train(replace_fields(tiny_config, {"optimizer.clip_norm": 0.0}), tmp_path / "run")
+    output = capsys.readouterr().out
+    assert "changed since the last start: config.optimizer.rate: 1e+25 before, 0.001 now" in output
+    assert "resuming from step 4" in output
+    assert (tmp_path / "run/checkpoints/6").exists()
+
+
+def test_a_run_must_not_end_with_a_skipped_step(finished, tiny_config, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/6")
+    with pytest.raises(
+        ValueError, match=r"2 steps in a row, up to step 6, were skipped.* a run must not end so. Lower"
+    ):
+        train(replace_fields(tiny_config, {"optimizer.rate": 1e25}), tmp_path / "run")
+    assert not (tmp_path / "run/checkpoints/6").exists()
+    train(tiny_config, tmp_path / "run")
+    assert_equal_trees(stored(tmp_path / "run", 6), stored(finished, 6))
+    assert losses(tmp_path / "run") == losses(finished)
+
+
+def test_a_run_that_is_stopped_after_a_skipped_step_saves_nothing(finished, tiny_config, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/6")
+    monkeypatch.setattr(StopSignal, "agreed", lambda self, step: step == 5)
+    with pytest.raises(Stopped, match="stopped at step 5 of 6, which was skipped; the last checkpoint is of step 4;"):
+        train(replace_fields(tiny_config, {"optimizer.rate": 1e25}), tmp_path / "run")
+
+
+def test_the_last_sound_checkpoint_outlives_one_that_may_be_unsound(finished, tiny_config, tmp_path):
+    """Whether the parameters of a checkpoint are sound is known after the next step."""
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/6")
+    train(replace_fields(tiny_config, {"train.keep_checkpoints": 1}), tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["4", "6"]
 
 
 def test_a_finished_run_is_not_changed(finished, tiny_config, capsys):

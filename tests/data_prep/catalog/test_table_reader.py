@@ -160,6 +160,13 @@ def test_short_floats_that_may_have_lost_digits_are_invalid(tmp_path):
     assert read(path) == [(*ITEMS[0][:2], str(2**24), *ITEMS[0][3:]), "number that may have lost digits"]
 
 
+def test_a_column_given_twice_in_parquet_is_an_error(tmp_path):
+    columns = [pa.array([row[name] for row in ROWS]) for name in ROWS[0]]
+    pq.write_table(pa.table([*columns, columns[-1]], names=[*ROWS[0], "Images"]), tmp_path / "items.parquet")
+    with pytest.raises(ValueError, match="column images is given twice; its columns are product, .*, images, images"):
+        read(tmp_path / "items.parquet")
+
+
 def test_parquet_columns_of_other_types_are_an_error(tmp_path):
     path = write_parquet(tmp_path / "items.parquet", images=[{"bytes": b"", "path": "x.jpg"}] * 2)
     with pytest.raises(ValueError, match=r"column images has type struct<.*>, but must have text or numbers"):

@@ -8,7 +8,13 @@ from sklearn.metrics import average_precision_score
 
 from cope_jax.evaluation.metrics import retrieval
 from cope_jax.evaluation.metrics.ranks import Ranks, ranks_between, ranks_within
-from cope_jax.evaluation.metrics.retrieval import by_part, chance_curve, frame_range, recall_curve
+from cope_jax.evaluation.metrics.retrieval import (
+    by_part,
+    chance_curve,
+    frame_range,
+    recall_curve,
+    similarity_histograms,
+)
 from data_prep.common.domains import DOMAINS
 
 
@@ -282,3 +288,32 @@ def test_chance_curve_is_drawing_without_replacement():
     ]
     assert chance_curve(RANKS, 9).tolist() == pytest.approx(expected)
     assert expected[-1] == 1
+
+
+@pytest.fixture(scope="module")
+def labeled_pairs():
+    rng = np.random.default_rng(0)
+    queries, gallery = unit(rng, 40, 3), unit(rng, 30, 3)
+    products = rng.integers(0, 5, (40, 1)), rng.integers(0, 5, (30, 1))
+    return queries, gallery, *products, ranks_between(queries, gallery, *products)[0]
+
+
+def test_histograms_cover_all_positives_and_a_sample_of_negatives(labeled_pairs):
+    queries, gallery, a, b, ranks = labeled_pairs
+    found = similarity_histograms(queries, gallery, ranks, seed=3)
+    same = a == b.T
+    scores = queries.astype(np.float64) @ gallery.T.astype(np.float64)
+    np.testing.assert_allclose(found.positives, np.histogram(scores[same], found.edges)[0] / same.sum())
+    np.testing.assert_allclose(found.negatives, np.histogram(scores[~same], found.edges)[0] / (~same).sum(), atol=5e-3)
+    nearest = np.where(same, -np.inf, scores).max(axis=1)
+    np.testing.assert_allclose(found.nearest_wrong, np.histogram(nearest, found.edges)[0] / 40)
+    assert found.overlap == pytest.approx(sum(map(min, found.positives, found.negatives)))
+
+
+def test_separable_similarities_do_not_overlap():
+    vectors = np.eye(4, dtype=np.float32)
+    products = np.arange(4)[:, None]
+    ranks = ranks_between(vectors, vectors, products, products)[0]
+    found = similarity_histograms(vectors, vectors, ranks, seed=0)
+    assert found.overlap == 0
+    assert found.positives[-1] == found.negatives[0] == found.nearest_wrong[0] == 1

@@ -8,7 +8,6 @@ import pytest
 from huggingface_hub import constants
 from safetensors.numpy import save_file
 
-from cope_jax.models.backbones import files as weight_files
 from cope_jax.models.backbones.files import INDEX, SINGLE_FILE, open_weights
 
 KEY = "config.model.text.init_from"
@@ -116,12 +115,12 @@ def test_a_repository_is_downloaded_at_its_revision_and_without_pickles(tmp_path
     folder = write(tmp_path / "snapshot", {SINGLE_FILE: {"a": np.ones(1)}})
     asked = []
 
-    def snapshot_download(repository, *, revision, allow_patterns):
+    def snapshot_download(repository, *, revision, allow_patterns, local_files_only):
         asked.append((repository, revision))
         assert not any(pattern.endswith(("bin", "*")) for pattern in allow_patterns)
         return folder
 
-    monkeypatch.setattr(weight_files, "snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     for name in ("hfl/rbt3", "hfl/rbt3@refs/pr/1"):
         weights = open_weights(name, key=KEY)
         assert weights.name == name

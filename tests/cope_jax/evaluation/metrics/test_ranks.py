@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cope_jax.evaluation.metrics.nearest_neighbors import nearest_negative_scores, nearest_neighbors
+from cope_jax.evaluation.metrics.ranks import nearest_negative_scores, nearest_neighbors
 
 
 @st.composite

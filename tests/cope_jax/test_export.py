@@ -9,21 +9,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from cope_jax import exported
+from cope_jax import export, exported
 from cope_jax.data.tokenizer import encode, load_tokenizer
 from cope_jax.evaluation.embed_items import load_run
 from cope_jax.evaluation.evaluate_run import embed_split
-from cope_jax.export import stablehlo as export
-from cope_jax.runs.checkpoints import Checkpoints
+from cope_jax.evaluation.results import find_step
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.inputs import evaluation_batches
 from cope_jax.runs.model import split_model
 from cope_jax.training.loop import train
 from data_prep.common.domains import DOMAINS
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +44,8 @@ def folder(workdir, tmp_path_factory):
 def test_embeddings_equal_those_of_the_run(workdir, folder):
     """Evaluation shards over eight devices, the export runs on one."""
     config, tokenizer = load_config(workdir), load_tokenizer(workdir / "tokenizer")
-    with Checkpoints(workdir) as checkpoints:
-        step = checkpoints.newest()
-        expected = embed_split(load_run(config, workdir, checkpoints, step), step=step)
+    step = find_step(workdir, "latest", config)
+    expected = embed_split(load_run(config, workdir, step), step=step)
     model = exported.load(folder)
     for domain in DOMAINS:
         batch = next(iter(evaluation_batches(config, tokenizer, domain=domain, batch_size=5)))[domain]
@@ -128,12 +126,11 @@ def test_existing_folder_is_not_overwritten(workdir, folder):
 
 
 def test_export_with_wrong_weights_is_removed(workdir, tmp_path, monkeypatch):
-    def shifted(path):
-        weights = load_file(path)
-        return weights | {"vision/project/kernel": weights["vision/project/kernel"] + 0.1}
+    def save_shifted(weights, path):
+        save_file(weights | {"vision/project/kernel": weights["vision/project/kernel"] + 0.1}, path)
 
-    monkeypatch.setattr(export, "load_file", shifted)
-    with pytest.raises(ValueError, match=r"model.safetensors gives page embeddings that differ from the run's by"):
+    monkeypatch.setattr(export, "save_file", save_shifted)
+    with pytest.raises(ValueError, match=r"model.safetensors and page.stablehlo give embeddings that differ"):
         export.export_run(workdir, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -145,7 +142,7 @@ def test_export_with_wrong_program_is_removed(workdir, tmp_path, monkeypatch):
         return original(graphdef, model, "video" if domain == "live" else domain, config)
 
     monkeypatch.setattr(export, "export_program", swapped)
-    with pytest.raises(ValueError, match=r"live.stablehlo gives live embeddings that differ from the run's by"):
+    with pytest.raises(ValueError, match=r"model.safetensors and live.stablehlo give embeddings that differ"):
         export.export_run(workdir, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -167,6 +164,16 @@ def test_loader_names_missing_files_and_unknown_formats(folder, tmp_path):
     (tmp_path / "cut/config.json").write_text('{"format": "cope-jax export, version 9"}')
     with pytest.raises(ValueError, match="version 9'; this loader reads 'cope-jax export, version 1'"):
         exported.load(tmp_path / "cut")
+
+
+def test_loader_refuses_regular_expressions_that_could_take_forever(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy/tokenizer/tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{file} has the regular expression '\(a\+\)\+\$', which could take forever"):
+        exported.load(tmp_path / "copy")
 
 
 @pytest.mark.parametrize(
