@@ -163,7 +163,7 @@ def test_short_floats_that_may_have_lost_digits_are_invalid(tmp_path):
 def test_a_column_given_twice_in_parquet_is_an_error(tmp_path):
     columns = [pa.array([row[name] for row in ROWS]) for name in ROWS[0]]
     pq.write_table(pa.table([*columns, columns[-1]], names=[*ROWS[0], "Images"]), tmp_path / "items.parquet")
-    with pytest.raises(ValueError, match="column images is given twice; its columns are product, .*, images, images"):
+    with pytest.raises(ValueError, match=r"column images is given twice; its columns are product, .*, images, images"):
         read(tmp_path / "items.parquet")
 
 
