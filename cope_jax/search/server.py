@@ -1,4 +1,4 @@
-"""A web page for searching, meant for few users who trust each other.
+"""A web page for searching, meant for a few users who trust each other.
 
 By default it listens only on this machine. It answers only to its own host names, so that no other site can reach it
 through a name that resolves to this address. It runs no scripts but its own and stores nothing. Memory, time and

@@ -65,7 +65,7 @@ def assert_secure(response: bytes):
 
 
 def get(path: str, **headers: str) -> bytes:
-    """A request that ends the connection."""
+    """Returns a request after which the connection is closed."""
     lines = [
         f"GET {path} HTTP/1.1",
         *(f"{k}: {v}" for k, v in ({"Host": "localhost", "Connection": "close"} | headers).items()),
