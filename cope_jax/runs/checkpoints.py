@@ -2,11 +2,12 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from cope_jax.parallel.processes import processes_failing
 from cope_jax.runs.manifest import find_problems, write_manifest
 from data_prep.common.differences import describe_differences
+from data_prep.common.files import plain_links
 
 UNTRAINED = 0  # step of the initial parameters, which have no checkpoint: seed and published weights determine them
 STATE, WINDOW = "state", "window"  # parts of a checkpoint: the training state and the open report window (JSON)
@@ -106,8 +108,8 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, keep: int | None = None):
         """Opens the folder to keep that many of the newest checkpoints; with None, for reading only."""
         self.folder = workdir.absolute() / "checkpoints"
-        if (read_as := os.fspath(epath.Path(self.folder)).replace("\\", "/")) != str(self.folder):
-            raise ValueError(f"Orbax reads the folder {self.folder} as {read_as}; choose another one, or use a link")
+        self._links = ExitStack()
+        self._plain_folder = self._links.enter_context(_plain_name(self.folder))
         self.pending: SavedStep | None = None
         self.complete: SavedStep | None = None
         self.failed = False
@@ -116,7 +118,7 @@ class Checkpoints:
             self._remove_unfinished()
         policies = [checkpoint_managers.LatestN(keep), self.best]
         self.manager = ocp.CheckpointManager(
-            self.folder,
+            self._plain_folder,
             item_handlers={STATE: ocp.StandardCheckpointHandler(), WINDOW: ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
@@ -132,6 +134,7 @@ class Checkpoints:
         self.wait()
         with suppress(*FAILURES):  # further errors of a failed save, which is already reported
             self.manager.close()
+        self._links.close()
 
     def latest(self) -> int | None:
         """Returns the newest complete step, or None."""
@@ -265,9 +268,24 @@ class Checkpoints:
         args = ocp.args.PyTreeRestore(
             item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
         )
-        with ocp.CheckpointManager(self.folder, item_handlers={STATE: ocp.PyTreeCheckpointHandler()}) as reader:
+        with ocp.CheckpointManager(self._plain_folder, item_handlers={STATE: ocp.PyTreeCheckpointHandler()}) as reader:
             tree = reader.restore(step, args=ocp.args.Composite(**{STATE: args}))[STATE]
         return tree["average"] if average else ModelState(tree["params"]["model"], tree["statistics"])
+
+
+@contextmanager
+def _plain_name(folder: Path) -> Iterator[Path]:
+    """Gives a name of the folder in which Orbax, TensorStore and epath see no pattern, URL or other separator."""
+    if os.fspath(epath.Path(folder)) == str(folder) and not re.search(r"[][*?\\:]", str(folder)):
+        yield folder
+        return
+    if jax.process_count() > 1:  # which must use the same name
+        raise ValueError(
+            f"several processes cannot save to {folder}; choose a folder without any of []*?\\:, or a link"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with plain_links() as link:
+        yield Path(link(folder))
 
 
 def set_aside_invalid(workdir: Path, best: Callable[[Collection[int]], int | None] = lambda steps: None) -> None:
