@@ -1,4 +1,4 @@
-"""A web page for searching, meant for few users who trust each other.
+"""A web page for searching, meant for a few users who trust each other.
 
 By default it listens only on this machine. It answers only to its own host names, so that no other site can reach it
 through a name that resolves to this address. It runs no scripts but its own and stores nothing. Memory, time and
@@ -92,11 +92,11 @@ class SearchPages:
             query = _parse_query(domain, [str(value) for value in form.getlist("search")], text.strip())
             if not uploads and not query.text:
                 raise HTTPException(422, "Nothing to search for: choose a picture or type a title.")
-            pictures, thumbnails = np.empty(0), []
+            pictures, thumbnails = [], []
             if uploads:
                 async with self.decoder_slot:
                     pictures, thumbnails = await decode_pictures(uploads, self.embedder.config.data.image_size)
-        return self._page(query, result=await self._compute(self._search_own, query, list(pictures), thumbnails))
+        return self._page(query, result=await self._compute(self._search_own, query, pictures, thumbnails))
 
     async def show_error(self, request: Request, error: Exception) -> Response:
         """Shows the form with an error message."""
@@ -133,7 +133,7 @@ class SearchPages:
         return [read_card(self.library.records, domain, row) for domain, row in rows]
 
     def _page(self, query: Query, *, status: int = 200, **parts: Any) -> Response:
-        """The page with a result, samples, or a problem."""
+        """Renders the page with a result, samples, or a problem."""
         limits = {"file": MAX_FILE, "files": MAX_FILES, "text": MAX_TEXT}
         parts = {"result": None, "samples": None, "problem": None} | parts
         page = search_page(about=self.about, domains=DOMAINS, limits=limits, query=query, **parts)

@@ -43,13 +43,11 @@ async def limited_form(request: Request) -> AsyncIterator[FormData]:
 
     async def receive() -> Message:
         nonlocal size
-        while True:  # reads and drops the rest of a request that is too large, or browsers would not show the response
-            message = await request.receive()
-            size += len(message.get("body", b""))
-            if size <= MAX_REQUEST:
-                return message
-            if not message.get("more_body"):
-                raise HTTPException(413, f"The pictures are too large: at most {megabytes(MAX_REQUEST)} together.")
+        message = await request.receive()
+        size += len(message.get("body", b""))
+        if size > MAX_REQUEST:  # uvicorn drops the rest
+            raise HTTPException(413, f"The pictures are too large: at most {megabytes(MAX_REQUEST)} together.")
+        return message
 
     limited = Request(request.scope, receive)
     async with limited.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD) as form:
@@ -77,8 +75,8 @@ def uploaded_pictures(form: FormData) -> list[UploadFile]:
     return uploads
 
 
-async def decode_pictures(uploads: Sequence[UploadFile], side: int) -> tuple[np.ndarray, list[str]]:
-    """Returns pictures as the model reads them, u8[N, side, side, 3], and thumbnails as data URIs.
+async def decode_pictures(uploads: Sequence[UploadFile], side: int) -> tuple[list[np.ndarray], list[str]]:
+    """Returns pictures as the model reads them, u8[side, side, 3], and thumbnails as data URIs.
 
     The decoding process is killed if the caller is canceled.
 
@@ -99,7 +97,7 @@ async def decode_pictures(uploads: Sequence[UploadFile], side: int) -> tuple[np.
     if "problem" in values:
         status, number, message = values["problem"]
         raise HTTPException(status, f"{uploads[number].filename} {message}")
-    return np.frombuffer(pixels, np.uint8).reshape(-1, side, side, 3), values["thumbnails"]
+    return list(np.frombuffer(pixels, np.uint8).reshape(-1, side, side, 3)), values["thumbnails"]
 
 
 def megabytes(size: int) -> str:

@@ -80,17 +80,24 @@ def test_oversized_file_shows_an_error_before_it_is_sent(page, tmp_path):
     assert page.find_element(By.ID, "pictures").get_attribute("value") == ""
 
 
-def test_oversized_file_sent_without_scripts_shows_an_error(browser, address):
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([MAX_FILE + 200_000], "0.jpg has 10.2 MB: at most 10.0 MB per picture."),
+        ([MAX_FILE - 1] * 7, "The pictures are too large: at most 60.0 MB together."),
+    ],
+)
+def test_oversized_files_sent_without_scripts_show_an_error(browser, address, sizes, message):
     """Without scripts, only the server checks the form."""
     browser.get(address)
     browser.execute_script(
         "const files = new DataTransfer();"
-        "files.items.add(new File([new Uint8Array(arguments[0])], 'huge.jpg'));"
+        "arguments[0].forEach((size, i) => files.items.add(new File([new Uint8Array(size)], i + '.jpg')));"
         "document.getElementById('pictures').files = files.files;"
         "document.getElementById('form').submit();",
-        MAX_FILE + 200_000,
+        sizes,
     )
-    assert until(browser, ".problem").text == "huge.jpg has 10.2 MB: at most 10.0 MB per picture."
+    assert until(browser, ".problem").text == message
     assert all("413" in line for line in console_messages(browser))
 
 

@@ -65,7 +65,7 @@ def assert_secure(response: bytes):
 
 
 def get(path: str, **headers: str) -> bytes:
-    """A request that ends the connection."""
+    """Returns a request after which the connection is closed."""
     lines = [
         f"GET {path} HTTP/1.1",
         *(f"{k}: {v}" for k, v in ({"Host": "localhost", "Connection": "close"} | headers).items()),
@@ -267,7 +267,7 @@ def test_memory_is_bounded_under_parallel_uploads_of_the_worst_pictures(tmp_path
         ("large.bin", bytes(9_900_000)),
     ]
     peak, done = 0, threading.Event()
-    with shop_process(tmp_path, deadline=15) as (process, address):
+    with shop_process(tmp_path, deadline=25) as (process, address):
         httpx2.post(f"{address}/search", data=FORM, files={"pictures": ("1.png", picture(1))}, timeout=60)
         idle = resident_bytes(process.pid)
 
