@@ -35,7 +35,7 @@ ITEM_SCHEMA = pa.schema(
         pa.field("item_id", pa.int64(), nullable=False),
         pa.field("text", pa.string(), nullable=False),  # "" if missing
         pa.field("product_ids", pa.list_(pa.int64()), nullable=False),  # ascending, at least one
-        pa.field("frame_names", pa.list_(pa.string()), nullable=False),  # ordered by (time, name), like the times
+        pa.field("frame_names", pa.list_(pa.string()), nullable=False),  # in time order; see `Frame`
         pa.field("frame_times", pa.list_(pa.int64()), nullable=False),
     ]
 )
@@ -85,7 +85,11 @@ class Summary(TypedDict):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Frame:
-    """An image of an item: `time` (frame number or ms; 0 for pages) orders it, `name` is its file name."""
+    """An image of an item: `time` (frame number or ms) orders it, `name` is its file name.
+
+    Images of a page at the same time, such as all pages of a release at 0, keep the order of their lines; frames of a
+    clip at the same time are ordered by name.
+    """
 
     time: int
     name: str
