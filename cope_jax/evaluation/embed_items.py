@@ -53,6 +53,14 @@ class Items:
         return Items(**{field.name: getattr(self, field.name)[mask] for field in fields(self)})
 
 
+def no_items(width: int) -> Items:
+    """Returns zero items with embeddings of a width."""
+    numbers, flags = np.zeros(0, np.int64), np.zeros(0, bool)
+    return Items(
+        np.zeros((0, width), np.float32), np.zeros((0, 1), np.int32), numbers, numbers, numbers.astype(np.int32), flags
+    )
+
+
 @dataclass(frozen=True)
 class LoadedRun:
     """A loaded checkpoint with its tokenizer and mesh; the config says which records it reads."""
@@ -75,6 +83,8 @@ class LoadedRun:
         `on_batch` is called after each batch with its number of items. Items that cannot be read or embedded are
         skipped and added to `invalid_items`. Without it, they are errors.
         """
+        if not len(rows):
+            return no_items(self.config.model.embedding)
         numbers, remaining = np.asarray(rows).tolist(), len(rows)
         shares = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         size = -(-self.config.eval.batch_size // shares) * shares

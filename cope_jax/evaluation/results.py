@@ -116,8 +116,9 @@ def best_step(workdir: Path, items: Mapping[str, Any]) -> int:
     mean_r1 = {}
     for folder in (workdir / "eval").glob("[1-9]*"):
         metrics = read_metrics(workdir, int(folder.name), items["subset"])
-        if metrics and all(metrics["evaluated"].get(key) == value for key, value in items.items()):
-            mean_r1[int(folder.name)] = metrics["retrieval_mean"]["mean_r1"]
+        means = metrics["retrieval_mean"] if metrics else {}  # empty if no direction has results
+        if metrics and means and all(metrics["evaluated"].get(key) == value for key, value in items.items()):
+            mean_r1[int(folder.name)] = means["mean_r1"]
     if not mean_r1:
         raise FileNotFoundError(
             f"no step of {workdir} was evaluated on split {items['split']!r} of the run's own data, so there is no "

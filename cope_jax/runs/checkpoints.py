@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import struct
 from jax.experimental import multihost_utils
 from jax.tree_util import keystr
@@ -105,6 +106,8 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, keep: int | None = None):
         """Opens the folder to keep that many of the newest checkpoints; with None, for reading only."""
         self.folder = workdir.absolute() / "checkpoints"
+        if (read_as := os.fspath(epath.Path(self.folder)).replace("\\", "/")) != str(self.folder):
+            raise ValueError(f"Orbax reads the folder {self.folder} as {read_as}; choose another one, or use a link")
         self.pending: SavedStep | None = None
         self.complete: SavedStep | None = None
         self.failed = False

@@ -7,7 +7,7 @@ import string
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import aiohttp
 from aiohttp.http_exceptions import ContentEncodingError
@@ -154,7 +154,7 @@ class Fetcher:
         try:
             async with asyncio.timeout(deadline), get as response:
                 if response.status in _REDIRECTS:
-                    return _redirect_target(response)
+                    return redirect_target(response)
                 if response.status != 200:
                     raise _status_error(response, limiter, sent)
                 return await self._read_body(response)
@@ -162,11 +162,12 @@ class Fetcher:
             raise FetchError(Failure.TIMEOUT, f"no complete response within {self._limits.deadline:g} s") from error
         except aiohttp.ClientPayloadError as error:
             failure = Failure.PROTOCOL if isinstance(error.__cause__, ContentEncodingError) else Failure.TRUNCATED
-            raise FetchError(failure, f"the body is incomplete: {error}", http_status=200) from error
+            raise FetchError(failure, " ".join(str(error).split()), http_status=200) from error
         except (OSError, aiohttp.ClientConnectionError, aiohttp.ClientHttpProxyError) as error:
             raise FetchError(Failure.CONNECTION, f"{type(error).__name__}: {error}") from error
         except (aiohttp.ClientError, ValueError) as error:  # such as a header without a colon
-            raise FetchError(Failure.PROTOCOL, f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+            message = error.message if isinstance(error, aiohttp.ClientResponseError) else f"{error}"
+            raise FetchError(Failure.PROTOCOL, f"invalid HTTP: {' '.join(message.split())}") from error
 
     async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
         parts, size = [], response.content_length or 0
@@ -183,12 +184,15 @@ class Fetcher:
         return b"".join(parts)
 
 
-def _redirect_target(response: aiohttp.ClientResponse) -> URL:
+def redirect_target(response: aiohttp.ClientResponse) -> URL:
+    """Returns where a response redirects to. Raises FetchError if its Location is invalid."""
     location = response.headers.get("Location", "")
     # What is quoted stays as it is, because signatures depend on it; some servers send blanks and UTF-8.
     quoted = quote(location.strip().encode("utf-8", "surrogateescape"), safe=string.punctuation)
     try:
         target = response.url.join(URL(quoted, encoded=True))
+        if not location.isascii() and target.raw_host:
+            target = target.with_host(unquote(target.raw_host))
         host = (target.host or "").encode("idna")  # as for looking it up
     except ValueError as error:  # UnicodeError is one
         raise FetchError(Failure.REDIRECT, f"to {location!r}: {error}", http_status=response.status) from error

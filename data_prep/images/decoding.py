@@ -251,7 +251,9 @@ def _essential_png(data: bytes) -> bytes:
     parts, start = [_PNG_START], len(_PNG_START)
     for _ in range(MAX_PARTS):
         stop = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        if stop > len(data) or data[start + 4 : start + 8] in _PNG_CHUNKS:
+        kind, checksum = data[start + 4 : start + 8], data[stop - 4 : stop]
+        damaged = kind in (b"tRNS", b"eXIf") and zlib.crc32(data[start + 4 : stop - 4]).to_bytes(4, "big") != checksum
+        if stop > len(data) or (kind in _PNG_CHUNKS and not damaged):
             parts.append(data[start:stop])
         if stop > len(data):
             return b"".join(parts)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
@@ -23,7 +22,8 @@ from tensorflow_datasets.core.splits import SplitDict
 
 from data_prep.catalog.files import Catalog
 from data_prep.common.domains import DOMAINS
-from data_prep.common.files import atomic_write, lock_file
+from data_prep.common.files import atomic_write, lock_file, read_json
+from data_prep.common.parquet import open_parquet
 from data_prep.common.progress import Progress
 from data_prep.images import index as image_index
 from data_prep.records import schema, shards
@@ -91,6 +91,9 @@ class Builder(FileReaderBuilder):
         """
         if (given := kwargs.get("data_dir")) and Path(url := os.fspath(epath.Path(given))) != Path(given):
             raise ValueError(f"TFDS reads the data folder {given} as {url}; use a link to it")
+        folder = Path(given or "") / self.name / str(kwargs.get("config")) / str(self.VERSION)
+        if (folder / DATASET_INFO_FILENAME).exists():
+            schema.read_splits(folder)  # reports an invalid file better than TFDS
         super().__init__(file_format=file_format, **kwargs)
         self._inputs = inputs
         self._runner = runner
@@ -267,7 +270,7 @@ def find_record_files(data_dir: Path) -> dict[str, dict[str, dict[Path, int]]]:
 def read_fingerprint(folder: Path) -> dict[str, str]:
     """Returns the fingerprint of the inputs that a folder, finished or not, was built from; {} if it has none."""
     path = folder / FINGERPRINT_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path, remedy=f"remove {folder} and build it again") if path.exists() else {}
 
 
 def _describe_changes(built: dict[str, str], wanted: dict[str, str]) -> str:
@@ -284,7 +287,7 @@ def _plan(catalog: Catalog, split: str, domain: str) -> list[shards.Span]:
 
 
 def _frame_counts(catalog: Catalog, split: str, domain: str) -> Iterator[int]:
-    with pq.ParquetFile(catalog.path(split, domain)) as file:
+    with open_parquet(catalog.path(split, domain)) as file:
         for batch in file.iter_batches(columns=["frame_times"]):  # as many as names, but faster to read
             yield from batch.column(0).value_lengths().to_pylist()
 

@@ -15,8 +15,9 @@ import pytest
 from cope_jax.data.records import InvalidItemError, InvalidItems, ProductRecords, open_records
 from cope_jax.evaluation import evaluate_run
 from cope_jax.evaluation.embed_items import evaluation_mesh
-from cope_jax.evaluation.evaluate_run import draw_products, subset_rows
+from cope_jax.evaluation.evaluate_run import draw_products, rows_by_domain
 from cope_jax.evaluation.report.report import write_report
+from cope_jax.evaluation.result_tables import format_tables
 from cope_jax.evaluation.results import read_metrics
 from cope_jax.runs.config_file import load_config
 from cope_jax.search.embedding_store import embed_to_parquet
@@ -111,12 +112,9 @@ def test_report_is_written_and_reused(workdir):
 def test_subset_has_all_items_of_some_products(workdir):
     config = load_config(workdir)
     records = open_records(config.data.data_dir, "test")
-    rows = subset_rows(config, 7)
+    rows = rows_by_domain(draw_products(config, 7))
     owners = {product for row in rows["live"] for product in records.items["live"][int(row)].product_ids}
     drawn = [p for p in (records.products[i] for i in range(12)) if p.product_id in owners]
-    assert {domain: part.tolist() for domain, part in subset_rows(config, 7).items()} == {
-        domain: part.tolist() for domain, part in rows.items()
-    }
     assert len(drawn) >= 5
     metrics = evaluate(workdir, subset=7)
     assert metrics["retrieval"]["p2l"]["gallery"] == len(rows["live"]) < len(records.items["live"])
@@ -124,6 +122,43 @@ def test_subset_has_all_items_of_some_products(workdir):
     assert json.loads((workdir / "eval/6/metrics-of-7.json").read_text()) == metrics
     with pytest.raises(ValueError, match="--subset is 13; the split 'test' has 12 products"):
         evaluate(workdir, subset=13)
+
+
+def test_a_single_product_is_evaluated_as_far_as_possible(workdir):
+    """There are no negatives and no classes to choose among."""
+    found = evaluate_run.evaluate(workdir, subset=1)
+    metrics = json.loads(found.files.metrics.read_text())
+    assert {own["r1"] for own in metrics["retrieval"].values()} == {1.0}
+    assert metrics["few_shot"] == {}
+    assert metrics["empty"]["few_shot"].keys() == DIRECTIONS
+    expected = "needs 2 products with a query item and 1 support items (config.eval.shots), found 1"
+    assert metrics["empty"]["few_shot"]["p2v"] == expected
+    write_report(workdir, found, found.embedded, metrics)
+    assert "too few items" in found.files.report.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("empty", [("live",), ("page", "live")])
+def test_directions_without_results_are_left_out_and_explained(workdir, monkeypatch, empty, capsys):
+    """One domain has no items, or two: then no direction has results."""
+    drawn = evaluate_run.rows_by_domain
+
+    def without(products):
+        return drawn(products) | {domain: np.zeros(0, np.int64) for domain in empty}
+
+    monkeypatch.setattr(evaluate_run, "rows_by_domain", without)
+    found = evaluate_run.evaluate(workdir, subset=6)
+    metrics = json.loads(found.files.metrics.read_text())
+    expected = {"p2v", "v2p"} if empty == ("live",) else set()
+    assert metrics["retrieval"].keys() == metrics["few_shot"].keys() == metrics["macro"].keys() == expected
+    assert metrics["empty"]["retrieval"].keys() == DIRECTIONS - expected
+    assert metrics["empty"]["retrieval"]["v2l"] == "no video has a product in common with a live"
+    assert bool(metrics["retrieval_mean"]) == bool(expected)
+    tables = format_tables(metrics, metrics)
+    assert "V → L: no video has a product in common with a live" in tables
+    assert "V → L: needs 2 products" in tables
+    write_report(workdir, found, found.embedded, metrics)
+    report = found.files.report.read_text(encoding="utf-8")
+    assert "video → live has no results: no video has a product in common with a live." in report
 
 
 def test_results_on_other_data_leave_those_of_the_run(workdir, other_data_dir):

@@ -323,3 +323,9 @@ def test_a_checkpoint_of_a_newer_version_is_not_set_aside(tmp_path):
     with pytest.raises(ValueError, match=r"checkpoints/1 has format 99, but .* up to 1: use the version that"):
         set_aside_invalid(tmp_path)
     assert path.exists()
+
+
+def test_folders_that_orbax_takes_for_others_are_errors(tmp_path):
+    for workdir, read_as in ((tmp_path / "a\\b", tmp_path / "a/b"), (Path("/s3/run"), "s3://run")):
+        with pytest.raises(ValueError, match=f"Orbax reads the folder .* as {read_as}/checkpoints; choose another one"):
+            Checkpoints(workdir)
