@@ -78,7 +78,8 @@ def evaluate(
 
     Raises:
         FileNotFoundError: There is no such work directory, checkpoint, or data, or no initial weights for step 0.
-        ValueError: The data lack the split or have too few products, an embedding is invalid, or there is no average.
+        ValueError: The folder of the results cannot be written, the data lack the split or have too few products, an
+            embedding is invalid, or there is no average.
     """
     own = config = load_config(workdir)
     step = results.find_step(workdir, step, own, subset)
@@ -91,6 +92,7 @@ def evaluate(
         stored = files.read()
         if stored and stored["evaluated"] == settings:
             return Evaluation(config, step, files, stored)
+    files.create_folder()
     rows = None if subset is None else rows_by_domain(draw_products(config, subset))
     run = load_run(config, workdir, step, average=average)
     items = embed_split(run, step=step, rows=rows, on_batch=on_batch)

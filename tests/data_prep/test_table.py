@@ -230,6 +230,13 @@ def test_images_of_pages_keep_the_order_of_the_table_or_its_times(tmp_path, imag
     pairs = zip(reversed(names), reversed(times), strict=True)
     rows += [shown | {"domain": "page", "item": "timed", "image": name, "time": time} for name, time in pairs]
     rows += [shown | {"domain": "page", "item": "same", "image": name, "time": 5} for name in names]
+    (tmp_path / "lists").mkdir()
+    shutil.copytree(images, tmp_path / "lists" / "images")
+    lists = [
+        shown | {"domain": "page", "item": f"list{i}", "images": names, "time": time} for i, time in ((0, None), (1, 5))
+    ]
+    for item in build(tmp_path / "lists", lists).items("train", "page"):
+        assert [frame.name for frame in item.frames] == names
     catalog = build(tmp_path, rows)
     kinds = pq.read_table(catalog.folder / "ids.parquet").to_pylist()
     ids = {row["id"]: row["original"] for row in kinds if row["kind"] == "page"}
@@ -245,7 +252,7 @@ def test_a_product_with_far_more_items_than_the_others_is_reported(tmp_path, ima
 
     _, lines = build_csv(tmp_path, table(21))
     (warning,) = [line for line in lines if line.startswith("warning")]
-    assert "product 'many' has 21 items, half of the others at most 2: check that its id" in warning
+    assert "product 'many' has 21 of 41 items, far more than the others: check that its id" in warning
     shutil.rmtree(tmp_path / "catalog")
     _, lines = build_csv(tmp_path, table(20))
     assert not [line for line in lines if "warning" in line]
