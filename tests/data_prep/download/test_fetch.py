@@ -1,4 +1,4 @@
-"""What Retry-After means; test_run.py tests the requests."""
+"""The meaning of Retry-After; test_run.py tests the requests."""
 
 import pytest
 
