@@ -141,7 +141,7 @@ def test_a_full_disk_loses_no_line_and_no_event(tmp_path, full_disk, read_record
 
 
 def test_metrics_and_evaluations_are_synced_to_the_disk(tmp_path, monkeypatch):
-    """What is only in memory is lost with the machine."""
+    """A file is on disk once `sync` has returned: a machine that stops loses the rest."""
     on_disk = {}
 
     def fsync(handle):
