@@ -166,10 +166,16 @@ class Reporter:
             f"step {step} skipped: loss, gradients or new parameters not finite; products in the batch: {products}"
         )
         if self.skipped > self.max_skipped or step == self.last:
-            limit = "the last step of a run must not be" if step == self.last else f"at most {self.max_skipped} may be"
+            limit = (
+                "the last step of a run must not be"
+                if step == self.last
+                else f"at most {self.max_skipped} in a row may be"
+            )
+            first = step - self.skipped + 1
+            steps = f"step {step} was" if first == step else f"steps {first} to {step} were"
             raise ValueError(
-                f"{self.skipped} steps in a row, up to step {step}, were skipped because loss, gradients or new "
-                f"parameters were not finite; {limit} (config.train.max_skipped). Lower config.optimizer.rate or "
+                f"{steps} skipped because loss, gradients or new parameters were not finite; {limit} "
+                "(config.train.max_skipped). Lower config.optimizer.rate or "
                 "config.optimizer.clip_norm, or check the products printed above, and run again: it resumes from the "
                 "last checkpoint before these steps. If it fails again at once, the parameters in that checkpoint are "
                 "the cause: remove it, to resume from an earlier one"
