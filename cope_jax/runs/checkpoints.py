@@ -36,15 +36,10 @@ Window = Mapping[str, tuple[float, float]]  # metric → (total, count)
 
 
 class ModelState(NamedTuple):
-    """Values of a model.
+    """Values of a model."""
 
-    Attributes:
-        params: Tree of float32 arrays that the optimizer changes.
-        statistics: Tree of float32 arrays that training batches change; empty if no layer keeps any.
-    """
-
-    params: PyTree
-    statistics: PyTree
+    params: PyTree  # tree of float32 arrays that the optimizer changes
+    statistics: PyTree  # tree of float32 arrays that training batches change; empty if no layer keeps any
 
 
 class TrainState(struct.PyTreeNode):
