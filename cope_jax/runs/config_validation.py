@@ -87,7 +87,7 @@ def _check(value: Any, kind: Any, key: str, problems: dict[str, str]) -> Any:
             return tuple(_check(entry, of_entry, f"{key}[{i}]", problems) for i, (entry, of_entry) in entries)
     scalar = _check_scalar(value, kind)
     if scalar is None:
-        problems[key] = f"is {value!r}; expected {_describe(kind)}"
+        problems[key] = f"is {value!r:.100}; expected {_describe(kind)}"
     return scalar
 
 
