@@ -39,7 +39,7 @@ TEST_FRACTION = 0.1
 _BATCH_ROWS = 16384
 _BATCH_CHARACTERS = 16 << 20
 _SAMPLED_IMAGES = 100_000  # names that are looked for in the images folder
-_MANY_ITEMS, _FAR_MORE = 20, 10  # a product with so many items, and so many times those of others, is suspicious
+_MANY_ITEMS = _FAR_MORE = 10  # a product with so many items, and so many times those of others, is suspicious
 
 _TABLES = """
 CREATE TABLE rows (split VARCHAR, domain VARCHAR, product VARCHAR, item VARCHAR, text VARCHAR, line BIGINT);
@@ -49,7 +49,8 @@ CREATE TABLE images
 _LARGEST_PRODUCT = """
 WITH counts AS (SELECT product, count(DISTINCT (domain, item)) AS items FROM rows GROUP BY ALL),
     ordered AS (SELECT *, row_number() OVER (ORDER BY items DESC, product) AS place FROM counts)
-SELECT product, items, coalesce((SELECT median(items) FROM ordered WHERE place > 1), 0) FROM ordered WHERE place = 1
+SELECT product, items, sum(items) OVER (), coalesce((SELECT median(items) FROM ordered WHERE place > 1), 0)
+FROM ordered ORDER BY place LIMIT 1
 """
 # Ids are kept if all of a kind are canonical whole numbers, and numbered otherwise. Product ids are also numbered if
 # one of them is too large, like bar codes.
@@ -70,7 +71,7 @@ FROM every JOIN kinds USING (kind)
 """
 # An image named by several rows counts once. Without times, images keep the order of the table.
 _FRAMES = """
-SELECT id AS item_id, name, line,
+SELECT id AS item_id, name, line, position,
     coalesce(time, row_number() OVER (PARTITION BY id ORDER BY line, position) - 1) AS time
 FROM (
     SELECT domain, item, name, time, min(line) AS line, arg_min(position, (line, position)) AS position
@@ -210,10 +211,10 @@ def _check_images(con: duckdb.DuckDBPyConnection, images: Path, report: Callable
 
 def _check_largest_product(con: duckdb.DuckDBPyConnection, report: Callable[[str], None]) -> None:
     """Warns if one product has far more items than the others, as if ids had been merged."""
-    for product, items, others in con.execute(_LARGEST_PRODUCT).fetchall():
-        if items >= _MANY_ITEMS and items > _FAR_MORE * others:
+    for product, items, total, median_of_others in con.execute(_LARGEST_PRODUCT).fetchall():
+        if items >= _MANY_ITEMS and items > _FAR_MORE * median_of_others:
             report(
-                f"warning: product {product!r} has {items:,} items, half of the others at most {others:g}: "
+                f"warning: product {product!r} has {items:,} of {total:,} items, far more than the others: "
                 "check that its id is not a placeholder and has not lost digits, as in a spreadsheet"
             )
 

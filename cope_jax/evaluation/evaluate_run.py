@@ -30,21 +30,13 @@ class EmbeddedSplit:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluated checkpoint.
+    """An evaluated checkpoint."""
 
-    Attributes:
-        config: Config of the run, with the data that was evaluated.
-        step: Step of the checkpoint.
-        files: Where the results are stored.
-        metrics: The metrics as `compute_metrics` returns them, and under "evaluated" the settings.
-        embedded: The evaluated items, or None if stored metrics were reused.
-    """
-
-    config: RunConfig
-    step: int
-    files: results.ResultFiles
-    metrics: dict[str, Any]
-    embedded: EmbeddedSplit | None = None
+    config: RunConfig  # config of the run, with the data that was evaluated
+    step: int  # step of the checkpoint
+    files: results.ResultFiles  # where the results are stored
+    metrics: dict[str, Any]  # the metrics as `compute_metrics` returns them, and under "evaluated" the settings
+    embedded: EmbeddedSplit | None = None  # the evaluated items, or None if stored metrics were reused
 
 
 def evaluate(
@@ -78,7 +70,8 @@ def evaluate(
 
     Raises:
         FileNotFoundError: There is no such work directory, checkpoint, or data, or no initial weights for step 0.
-        ValueError: The data lack the split or have too few products, an embedding is invalid, or there is no average.
+        ValueError: The folder of the results cannot be written, the data lack the split or have too few products, an
+            embedding is invalid, or there is no average.
     """
     own = config = load_config(workdir)
     step = results.find_step(workdir, step, own, subset)
@@ -91,6 +84,7 @@ def evaluate(
         stored = files.read()
         if stored and stored["evaluated"] == settings:
             return Evaluation(config, step, files, stored)
+    files.create_folder()
     rows = None if subset is None else rows_by_domain(draw_products(config, subset))
     run = load_run(config, workdir, step, average=average)
     items = embed_split(run, step=step, rows=rows, on_batch=on_batch)

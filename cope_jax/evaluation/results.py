@@ -1,6 +1,7 @@
 """Stored results of a run's evaluations: their files, and which step is the best."""
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -38,6 +39,16 @@ class ResultFiles:
         number = "" if self.subset is None else f"-of-{self.subset}"
         return self.folder / f"{'average-' if self.average else ''}{stem}{number}.{suffix}"
 
+    def create_folder(self) -> None:
+        """Creates the folder. Raises ValueError if it cannot be written, before the evaluation takes its time."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            reason = "" if os.access(self.folder, os.W_OK) else "no permission to write"
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if reason:
+            raise ValueError(f"{self.folder} cannot be written ({reason}); choose another folder with --out")
+
     def read(self) -> dict[str, Any] | None:
         """Returns the stored metrics, or None if there are none."""
         return json.loads(self.metrics.read_text(encoding="utf-8")) if self.metrics.exists() else None
@@ -45,7 +56,6 @@ class ResultFiles:
     def write(self, metrics: Mapping[str, object]) -> None:
         """Writes metrics as JSON, and removes the report of earlier ones. Raises ValueError for NaN."""
         text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.report.unlink(missing_ok=True)
         with atomic_write(self.metrics, "w") as file:
             file.write(text)

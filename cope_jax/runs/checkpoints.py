@@ -38,15 +38,10 @@ Window = Mapping[str, tuple[float, float]]  # metric → (total, count)
 
 
 class ModelState(NamedTuple):
-    """Values of a model.
+    """Values of a model."""
 
-    Attributes:
-        params: Tree of float32 arrays that the optimizer changes.
-        statistics: Tree of float32 arrays that training batches change; empty if no layer keeps any.
-    """
-
-    params: PyTree
-    statistics: PyTree
+    params: PyTree  # tree of float32 arrays that the optimizer changes
+    statistics: PyTree  # tree of float32 arrays that training batches change; empty if no layer keeps any
 
 
 class TrainState(struct.PyTreeNode):
@@ -237,25 +232,30 @@ class Checkpoints:
             ValueError: The checkpoint contains other parameters. Lists them.
         """
         wanted = _as_dict(like)
-        stored = self.manager.item_metadata(step)[STATE].tree
-        labels = ("in the checkpoint", "by the config")
-        if differences := describe_differences(_shapes(stored), _shapes(wanted), labels=labels, show=str):
-            raise ValueError(
-                f"the checkpoint of step {step} in {self.folder} is of another model or optimizer than the config:\n"
-                + "\n".join(f"  {difference}" for difference in differences)
-            )
+        self._check_layout(step, wanted, "")
         items = {STATE: ocp.args.StandardRestore(wanted), WINDOW: ocp.args.JsonRestore()}
         restored = self.manager.restore(step, args=ocp.args.Composite(**items))
         age = time.time() - (self.folder / str(step)).stat().st_mtime
         self.complete = SavedStep(step, time.monotonic() - age)
         return TrainState(**restored[STATE]), {name: tuple(pair) for name, pair in restored[WINDOW].items()}
 
+    def _check_layout(self, step: int, wanted: PyTree, *parts: str) -> None:
+        """Raises ValueError listing the differences if parts of a checkpoint, by the start of a path, differ."""
+        stored = _shapes(self.manager.item_metadata(step)[STATE].tree)
+        stored = {path: shape for path, shape in stored.items() if path.startswith(parts)}
+        labels = ("in the checkpoint", "by the config")
+        if differences := describe_differences(stored, _shapes(wanted), labels=labels, show=str):
+            raise ValueError(
+                f"the checkpoint of step {step} in {self.folder} is of another model or optimizer than the config:\n"
+                + "\n".join(f"  {difference}" for difference in differences)
+            )
+
     def restore_model(self, step: int, like: ModelState, *, average: bool = False) -> ModelState:
         """Returns the model of a step, or its moving average, with the layout of `like`.
 
         Raises:
             FileNotFoundError: There is no such step. Lists the steps there are.
-            ValueError: The checkpoint is invalid, or it has no moving average.
+            ValueError: The checkpoint is invalid, is of another model, or has no moving average.
         """
         folder = self.folder / str(step)
         if step not in self.steps():
@@ -265,6 +265,7 @@ class Checkpoints:
         if average and "average" not in self.manager.item_metadata(step)[STATE].tree:
             raise ValueError(f"{folder} has no moving average: the run has config.train.average_decay=0")
         tree: Any = {"average": like} if average else {"params": {"model": like.params}, "statistics": like.statistics}
+        self._check_layout(step, tree, *(["average/"] if average else ["params/model/", "statistics/"]))
         args = ocp.args.PyTreeRestore(
             item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
         )

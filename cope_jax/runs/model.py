@@ -84,6 +84,7 @@ def prepare_weights(config: RunConfig, shapes: PyTree, *, vocab_size: int) -> di
             settings=settings[encoder],
             cut=section.init_cut,
             section=f"config.model.{encoder}",
+            own_tokenizer=section.init_from == config.data.tokenizer,
         )
         for encoder, section in (("vision", config.model.vision), ("text", config.model.text))
         if section.init_from

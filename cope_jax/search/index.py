@@ -20,7 +20,7 @@ import numpy as np
 from cope_jax.data.records import add_file
 from cope_jax.search.embedding_store import MANIFEST, check_shards, list_shards, read_manifest, read_rows, read_vectors
 from data_prep.common.domains import DOMAINS
-from data_prep.common.files import atomic_folder
+from data_prep.common.files import atomic_folder, read_json
 
 FORMAT = "cope-jax index, version 1"
 DESCRIPTION = "index.json"
@@ -100,19 +100,18 @@ def open_index(folder: Path, embeddings: Path) -> Index:
     path = folder / DESCRIPTION
     if not path.exists():
         raise FileNotFoundError(f"no {path}: build the index with `./run.sh search build`")
+    description = read_json(path, remedy="build the index again")
+    if (found := description.get("format")) != FORMAT:
+        raise ValueError(f"{path} has the format {found!r}, not {FORMAT!r}: build it again")
+    if description.get("embeddings") != embeddings_fingerprint(embeddings):
+        raise ValueError(f"{folder} is the index of other embeddings than those in {embeddings}: build it again")
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        if (found := description["format"]) == FORMAT:
-            kinds, sizes = ({domain: description[key][domain] for domain in DOMAINS} for key in ("kinds", "sizes"))
-            width = description["width"]
+        parts = {domain: (description["kinds"][domain], int(description["sizes"][domain])) for domain in DOMAINS}
+        width = int(description["width"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} does not describe an index, build it again: {error!r}") from error
-    if found != FORMAT:
-        raise ValueError(f"{path} has the format {found!r}, not {FORMAT!r}: build it again")
-    if description["embeddings"] != embeddings_fingerprint(embeddings):
-        raise ValueError(f"{folder} is the index of other embeddings than those in {embeddings}: build it again")
-    files = {domain: folder / f"{domain}.faiss" for domain in DOMAINS}
-    return Index(description, {d: _read_faiss(files[d], kinds[d], sizes[d], width) for d in DOMAINS})
+    indexes = {domain: _read_faiss(folder / f"{domain}.faiss", *parts[domain], width) for domain in DOMAINS}
+    return Index(description, indexes)
 
 
 def _read_faiss(path: Path, kind: str, size: int, width: int) -> faiss.Index:

@@ -27,8 +27,8 @@ class RowSource:
 
     Attributes:
         load: Creates a table `source` of the rows in a connection. Its columns are `product_id, item_id` for pairs,
-            `item_id, text` for texts, `item_id, time, name` for frames (pages may lack `time`), and `line`, a number.
-            If rows contradict each other, the one with the smallest `line` wins.
+            `item_id, text` for texts, `item_id, name` and, if known, `time` and `position` (the order within a line)
+            for frames, and `line`, a number. If rows contradict each other, the one with the smallest `line` wins.
         rejected: Collects the rows that are left out.
     """
 
@@ -90,7 +90,9 @@ def _write_domain(
     cursor, query = _ordering(con, domain, sources.texts, count, ("text",), by="line")
     texts = _staged_rows(cursor, query, folder / "texts.staged")
     sources.texts.rejected.check()
-    frames = _streamed_rows(*_ordering(con, domain, sources.frames, count, ("time", "name"), by="time, name, line"))
+    frames = _streamed_rows(
+        *_ordering(con, domain, sources.frames, count, ("time", "name", "position"), by="time, name, line")
+    )
     sources.frames.rejected.check()
     path = Catalog(folder).path(split, domain)
     in_line_order = domain in PICTURE_DOMAINS  # the main picture comes first; frames at the same time go by name
@@ -196,7 +198,7 @@ def _item_batches(
         some_texts = _drop_repeated(texts.take_until(stop), ("row",), sources.texts.rejected, value="text")
         some_frames = _drop_repeated(frames.take_until(stop), ("row", "time", "name"), sources.frames.rejected)
         if in_line_order:
-            keys = [some_frames.column(name).to_numpy() for name in ("line", "time", "row")]
+            keys = [some_frames.column(name).to_numpy() for name in ("position", "line", "time", "row")]
             some_frames = some_frames.take(pa.array(np.lexsort(keys)))
         items = some_pairs.filter(pa.array(_is_first(some_pairs, ("row",))))
         columns = {

@@ -17,6 +17,8 @@ def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
         try:
             parquet = pq.ParquetFile(file)
         except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and error.errno:  # of the system; the file may be valid
+                raise
             raise ValueError(f"{path} is not a whole Parquet file: {error}") from error
         with parquet:
             yield parquet

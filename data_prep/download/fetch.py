@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote, unquote
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from aiohttp.http_exceptions import ContentEncodingError
@@ -53,7 +54,6 @@ def open_session(limits: Limits, contact: str) -> aiohttp.ClientSession:
         },
         max_line_size=MAX_HEADER,
         max_field_size=MAX_HEADER,
-        trust_env=True,  # proxies
     )
 
 
@@ -84,6 +84,7 @@ class Fetcher:
         self._breaker = CircuitBreaker(window=window, pause=limits.pause, pauses=limits.pauses)
         self._backoff = wait_exponential_jitter(multiplier=limits.backoff, max=MAX_BACKOFF, jitter=limits.backoff)
         self._paused_until = 0.0
+        self._proxies = getproxies()
 
     def rate(self, url: str) -> float:
         """Returns the requests per second that the host of `url` allows now."""
@@ -93,6 +94,13 @@ class Fetcher:
     def pause(self) -> float:
         """Seconds left of the pause after many failures, usually 0."""
         return max(0.0, self._paused_until - now())
+
+    def proxy(self, url: URL) -> str | None:
+        """Returns the proxy for a URL from `http_proxy` and similar variables of the environment."""
+        proxy = self._proxies.get(url.scheme) or self._proxies.get("all")
+        if not proxy or proxy_bypass(str(url.host)):
+            return None
+        return proxy if "://" in proxy else f"http://{proxy}"
 
     async def fetch(self, url: str) -> Answer:
         """Fetches a URL.
@@ -150,7 +158,7 @@ class Fetcher:
         self, url: URL, headers: Mapping[str, str], limiter: RateLimiter, sent: float, deadline: float
     ) -> bytes | URL:
         """Returns the body, or the target of a redirect."""
-        get = self._session.get(url, headers=headers, allow_redirects=False)
+        get = self._session.get(url, headers=headers, proxy=self.proxy(url), allow_redirects=False)
         try:
             async with asyncio.timeout(deadline), get as response:
                 if response.status in _REDIRECTS:

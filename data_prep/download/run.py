@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
@@ -222,7 +221,7 @@ async def _find_image(fetcher: Fetcher, urls: Sequence[str]) -> None:
     url = URL(urls[0], encoded=True)
     host, port = url.host, url.port
     try:
-        if url.scheme not in getproxies() or proxy_bypass(str(host)):  # a proxy looks up the name itself
+        if not fetcher.proxy(url):  # which looks up the name itself
             await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise PreflightError(f"the host {host} of --url_prefix does not resolve: {error}") from error

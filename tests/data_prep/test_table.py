@@ -16,7 +16,6 @@ from data_prep.catalog.files import Catalog, Frame, Item, Product
 from data_prep.common.domains import DOMAINS
 from data_prep.table import build_table_catalog, split_of
 
-HOSTILE_NAMES = ["a*", "what?", "cat[0-9]", "{a,b}", "split=test", "item=1", "~", "it's", 'a"b', "a\\b", "%20", "空 格"]
 BAG, MUG = "SKU-b", "SKU-m"
 ITEMS = [
     {
@@ -230,6 +229,13 @@ def test_images_of_pages_keep_the_order_of_the_table_or_its_times(tmp_path, imag
     pairs = zip(reversed(names), reversed(times), strict=True)
     rows += [shown | {"domain": "page", "item": "timed", "image": name, "time": time} for name, time in pairs]
     rows += [shown | {"domain": "page", "item": "same", "image": name, "time": 5} for name in names]
+    (tmp_path / "lists").mkdir()
+    shutil.copytree(images, tmp_path / "lists" / "images")
+    lists = [
+        shown | {"domain": "page", "item": f"list{i}", "images": names, "time": time} for i, time in ((0, None), (1, 5))
+    ]
+    for item in build(tmp_path / "lists", lists).items("train", "page"):
+        assert [frame.name for frame in item.frames] == names
     catalog = build(tmp_path, rows)
     kinds = pq.read_table(catalog.folder / "ids.parquet").to_pylist()
     ids = {row["id"]: row["original"] for row in kinds if row["kind"] == "page"}
@@ -245,7 +251,7 @@ def test_a_product_with_far_more_items_than_the_others_is_reported(tmp_path, ima
 
     _, lines = build_csv(tmp_path, table(21))
     (warning,) = [line for line in lines if line.startswith("warning")]
-    assert "product 'many' has 21 items, half of the others at most 2: check that its id" in warning
+    assert "product 'many' has 21 of 41 items, far more than the others: check that its id" in warning
     shutil.rmtree(tmp_path / "catalog")
     _, lines = build_csv(tmp_path, table(20))
     assert not [line for line in lines if "warning" in line]
@@ -261,7 +267,7 @@ def test_one_invalid_row_is_allowed_in_a_small_table_unless_none_may_be(tmp_path
     assert read_rejected(catalog.folder) == [("", 3, "unknown domain")]
 
 
-@pytest.mark.parametrize("name", HOSTILE_NAMES)
+@pytest.mark.parametrize("name", ["what?*", "cat[0-9]", "split=test", "{a,b}'\\"])
 def test_no_part_of_a_path_is_a_pattern(tmp_path, name):
     """Builds next to folders that the name would match as a pattern, and with other data."""
     decoys = [name.replace(character, "x") for character in "*?[]{}=" if character in name]

@@ -179,11 +179,20 @@ def test_lists_on_disk_are_not_loaded(built, embeddings, tmp_path):
         open_index(out, embeddings)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": "cope-jax index, version 1"}'])
-def test_invalid_descriptions(built, embeddings, tmp_path, text):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (None, "is not valid JSON .*: build the index again"),
+        ({"kinds": {"page": "flat"}}, "does not describe an index, build it again: KeyError"),
+        ({"kinds": {domain: "tree" for domain in DOMAINS}}, "page.faiss is invalid, .* an index of type b'IxFI'"),
+        ({"sizes": [1, 2, 3]}, "does not describe an index, build it again: TypeError"),
+    ],
+)
+def test_invalid_descriptions(built, embeddings, tmp_path, changes, message):
     out = shutil.copytree(built[0]["flat"][0], tmp_path / "index")
-    (out / "index.json").write_text(text)
-    with pytest.raises(ValueError, match=r"index.json does not describe an index, build it again"):
+    description = json.loads((out / "index.json").read_text())
+    (out / "index.json").write_text("" if changes is None else json.dumps(description | changes))
+    with pytest.raises(ValueError, match=message):
         open_index(out, embeddings)
 
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from data_prep.images import decoding
 from data_prep.images.decoding import (
     ImageProblem,
+    InvalidImageError,
     decode_rgb,
     find_problem,
     image_size,
@@ -98,6 +99,9 @@ def test_bytes_after_the_end_of_a_jpeg_are_ignored():
 )
 def test_invalid_images_have_a_reason(data, problem):
     assert find_problem(data) is problem
+    with pytest.raises(InvalidImageError) as caught:  # in training as well
+        decode_rgb(data)
+    assert caught.value.problem is problem
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF"])
