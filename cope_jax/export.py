@@ -42,9 +42,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Work directory of the run.")
     flags.DEFINE_string("out", None, "Folder to write; it must not exist.")
     flags.DEFINE_integer("step", None, "Checkpoint to export; the newest by default.", lower_bound=0)
-    flags.DEFINE_bool(
-        "average", False, "Export the moving average of the parameters; needs config.train.average_decay."
-    )
+    flags.DEFINE_bool("average", False, "Export the moving average; needs config.train.average_decay.")
     flags.mark_flags_as_required(["workdir", "out"])
 
 
@@ -58,13 +56,8 @@ def main() -> None:
 def export_run(workdir: Path, out: Path, *, step: int | None = None, average: bool = False) -> float:
     """Exports a checkpoint of a run, by default the newest, or the moving average of its parameters.
 
-    The files are checked before they appear in `out`.
-
-    Returns:
-        The largest difference between an entry of the run's embeddings and of the exported model's.
-
-    Raises:
-        ValueError: `out` exists, there is no average, or the exported model's embeddings differ from the run's.
+    The files are checked before they appear in `out`, which must not exist. Returns the largest difference between an
+    entry of the run's embeddings and of the exported model's; raises ValueError if it is more than rounding.
     """
     if out.exists():
         raise ValueError(f"{out} exists already; choose another --out or remove it")
@@ -135,10 +128,7 @@ def _input_types(domain: str, config: RunConfig) -> list[tuple[tuple[int, ...], 
 def _check_export(
     folder: Path, graphdef: nnx.GraphDef, model: ModelState, config: RunConfig, *, vocab_size: int
 ) -> float:
-    """Compares the embeddings of random items by the stored weights and programs with the model's.
-
-    Returns the largest difference. Raises ValueError if two compilations of one program would differ less.
-    """
+    """Compares the embeddings of random items by the stored weights and programs with the model's; see `export_run`."""
     own_weights, loaded, largest = flatten_weights(model), exported.load(folder), 0.0
     for domain in DOMAINS:
         items = _random_items(domain, config, vocab_size=vocab_size)

@@ -37,9 +37,7 @@ def program_file(domain: str) -> str:
 def load(folder: str | Path) -> "Exported":
     """Loads a model that `cope_jax.export` wrote, on JAX's default device.
 
-    Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: The folder has another format, or a file is invalid.
+    Raises FileNotFoundError if a file is missing, and ValueError if the folder has another format or a file is invalid.
     """
     folder = Path(folder)
     path = folder / CONFIG
@@ -112,18 +110,13 @@ def check_regexes(tokenizer: Any, file: Path) -> None:
 class Exported:
     """A trained model without its source code.
 
-    Attributes:
-        config: The description,
-            {"domains": {"page": {"frames": T, "image_size": H, "text_length": L}, …}, "embedding": E, …}.
-        weights: Weights by name.
-        tokenizer: Tokenizer of the texts.
-        programs: Program of each domain, compiled once for each number of items.
+    `config` is {"domains": {"page": {"frames": T, "image_size": H, "text_length": L}, …}, "embedding": E, …}.
     """
 
     config: Mapping[str, Any]
-    weights: Mapping[str, jax.Array]
+    weights: Mapping[str, jax.Array]  # by name
     tokenizer: Tokenizer
-    programs: Mapping[str, Program]
+    programs: Mapping[str, Program]  # of each domain, compiled once for each number of items
 
     def embed(
         self, domain: str, frames: np.ndarray, texts: Sequence[str], frame_mask: np.ndarray | None = None
@@ -138,9 +131,6 @@ class Exported:
 
         Returns:
             float32[B, E] of unit length.
-
-        Raises:
-            ValueError: The domain is unknown, or an array has the wrong shape or type.
         """
         if domain not in self.config["domains"]:
             raise ValueError(f"unknown domain {domain!r}: choose one of {', '.join(self.config['domains'])}")

@@ -34,17 +34,11 @@ CASED = 0.01  # share of entries with capitals from which a vocabulary is cased;
 
 @dataclass(frozen=True)
 class TextAugment:
-    """Typing noise for texts: doubles, drops or appends a blank to some characters.
+    """Typing noise for texts: doubles, drops or appends a blank to some characters."""
 
-    Attributes:
-        probability: Fraction of texts that change.
-        fraction: Fraction of characters that change in these.
-        min_length: Shorter texts, in characters, never change.
-    """
-
-    probability: float = 0.6
-    fraction: float = 0.2
-    min_length: int = 10
+    probability: float = 0.6  # fraction of texts that change
+    fraction: float = 0.2  # fraction of characters that change in these
+    min_length: int = 10  # shorter texts, in characters, never change
 
     def __call__(self, text: str, rng: np.random.Generator) -> str:
         if len(text) < self.min_length or rng.random() >= self.probability:

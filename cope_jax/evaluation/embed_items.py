@@ -30,23 +30,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Items:
-    """Embedded items of a domain, in the requested order.
+    """Embedded items of a domain, in the requested order."""
 
-    Attributes:
-        vectors: float32[N, E] of unit length.
-        products: int32[N, M] ids of their products, padded with -1.
-        rows: int64[N] rows in the domain's records.
-        item_ids: int64[N].
-        frames: int32[N] number of frames of each item.
-        has_text: bool[N].
-    """
-
-    vectors: np.ndarray
-    products: np.ndarray
-    rows: np.ndarray
-    item_ids: np.ndarray
-    frames: np.ndarray
-    has_text: np.ndarray
+    vectors: np.ndarray  # float32[N, E] of unit length
+    products: np.ndarray  # int32[N, M] ids of their products, padded with -1
+    rows: np.ndarray  # int64[N] rows in the domain's records
+    item_ids: np.ndarray  # int64[N]
+    frames: np.ndarray  # int32[N] number of frames of each item
+    has_text: np.ndarray  # bool[N]
 
     def select(self, mask: np.ndarray) -> "Items":
         """Returns the items where a mask is true."""

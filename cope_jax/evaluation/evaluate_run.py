@@ -30,21 +30,13 @@ class EmbeddedSplit:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluated checkpoint.
+    """An evaluated checkpoint."""
 
-    Attributes:
-        config: Config of the run, with the data that was evaluated.
-        step: Step of the checkpoint.
-        files: Where the results are stored.
-        metrics: The metrics as `compute_metrics` returns them, and under "evaluated" the settings.
-        embedded: The evaluated items, or None if stored metrics were reused.
-    """
-
-    config: RunConfig
-    step: int
-    files: results.ResultFiles
-    metrics: dict[str, Any]
-    embedded: EmbeddedSplit | None = None
+    config: RunConfig  # config of the run, with the data that was evaluated
+    step: int  # step of the checkpoint
+    files: results.ResultFiles  # where the results are stored
+    metrics: dict[str, Any]  # the metrics as `compute_metrics` returns them, and under "evaluated" the settings
+    embedded: EmbeddedSplit | None = None  # the evaluated items, or None if stored metrics were reused
 
 
 def evaluate(

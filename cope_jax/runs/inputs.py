@@ -75,10 +75,7 @@ def training_batches(
 ) -> grain.DatasetIterator[Any]:
     """Returns an endless iterator over the training batches from `start_step`.
 
-    Args:
-        share: Index of this process's share of each batch and number of shares, from `batch_share`.
-        class_ids: Result of `training_classes`.
-        invalid_items: Collects items that cannot be read.
+    `share` is this process's share of each batch, from `batch_share`, and `class_ids` the result of `training_classes`.
     """
     data = config.data
     transform = TrainTransform(data.image_size, data.crop_scale, flip=data.flip, color_jitter=data.colour_jitter)
@@ -132,12 +129,7 @@ def evaluation_batches(
     rows: Sequence[int] | None = None,
     invalid_items: InvalidItems | None = None,
 ) -> Iterator[Any]:
-    """Returns an iterator over this process's share of a domain's batches in the evaluation split.
-
-    Args:
-        rows: Rows of the items; None means all, in order.
-        invalid_items: Collects items that cannot be read, which are then skipped. Without it they are errors.
-    """
+    """Returns an iterator over this process's share of a domain's evaluation batches; see `eval_batches`."""
     data = config.data
     return eval_batches(
         data_dir=data.data_dir,

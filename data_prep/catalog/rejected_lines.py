@@ -32,7 +32,7 @@ class Reason(enum.StrEnum):
     QUOTES = "quotes that do not match"
     TYPE = "value of a wrong kind"
     EMPTY_ID = "empty product or item id"
-    LOST_DIGITS = "number that may have lost digits"
+    LOST_DIGITS = "number that may have lost digits, store it as text"
     REPEATED = "column given twice"
     DOMAIN = "unknown domain"
     SPLIT = "unknown split"

@@ -27,8 +27,8 @@ class RowSource:
 
     Attributes:
         load: Creates a table `source` of the rows in a connection. Its columns are `product_id, item_id` for pairs,
-            `item_id, text` for texts, `item_id, name` and, if known, `time` and `position` (the order within a line) for
-            frames, and `line`, a number. If rows contradict each other, the one with the smallest `line` wins.
+            `item_id, text` for texts, `item_id, name` and, if known, `time` and `position` (the order within a line)
+            for frames, and `line`, a number. If rows contradict each other, the one with the smallest `line` wins.
         rejected: Collects the rows that are left out.
     """
 

@@ -5,6 +5,7 @@ Only the columns in `COLUMNS` are read; upper and lower case in their names are 
 """
 
 import codecs
+import contextlib
 import csv
 import json
 import math
@@ -85,7 +86,7 @@ def _encoding(path: Path) -> str:
 
 
 def _column_name(name: object) -> str:
-    return str(name).strip("\ufeff \t\r\n").lower()
+    return str(name).strip('\ufeff \t\r\n"').lower()
 
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
@@ -110,20 +111,38 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, str | Values, Values | Reas
             line = 0
             for batch in file.iter_batches(rows, columns=[field.name for field in fields]):
                 columns = {_column_name(name): _widen(batch.column(name)) for name in batch.schema.names}
-                too_long = np.sum([_row_bytes(column) for column in columns.values()], axis=0) > MAX_LINE_BYTES
-                for i in range(batch.num_rows):
+                sizes = np.sum([_row_bytes(column) for column in columns.values()], axis=0)
+                for values in _decode_rows(columns, sizes):
                     line += 1
-                    if too_long[i]:
-                        yield line, "", Reason.LONG_LINE
-                        continue
-                    try:
-                        values = {name: column[i].as_py() for name, column in columns.items()}
-                    except UnicodeDecodeError:
-                        yield line, "", Reason.NOT_UTF8
-                        continue
-                    yield line, values, values
+                    yield line, "" if isinstance(values, Reason) else values, values
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"cannot read {path} as Parquet; it may be cut off or damaged: {error}") from error
+
+
+def _decode_rows(columns: Mapping[str, pa.Array], sizes: np.ndarray) -> Iterator[Values | Reason]:
+    """Yields the values of each row, or why it is invalid; in parts if they are large or if some are not UTF-8."""
+    rows, decoded = len(sizes), None
+    if sizes.sum() <= max(MAX_LINE_BYTES, _PARQUET_BATCH_BYTES if rows > 1 else 0):
+        with contextlib.suppress(UnicodeDecodeError):
+            decoded = [_without_dictionary(column).to_pylist() for column in columns.values()]
+    if decoded is not None:
+        for size, *values in zip(sizes.tolist(), *decoded, strict=True):
+            yield Reason.LONG_LINE if size > MAX_LINE_BYTES else dict(zip(columns, values, strict=True))
+    elif rows == 1:
+        yield Reason.LONG_LINE if sizes[0] > MAX_LINE_BYTES else Reason.NOT_UTF8
+    else:
+        for part in (slice(0, rows // 2), slice(rows // 2, rows)):
+            yield from _decode_rows({name: column[part] for name, column in columns.items()}, sizes[part])
+
+
+def _without_dictionary(column: pa.Array) -> pa.Array:
+    """Returns a column with plain values, which pyarrow converts to Python much faster."""
+    if isinstance(column, pa.DictionaryArray):
+        return column.dictionary_decode()
+    if isinstance(column, (pa.ListArray, pa.LargeListArray)) and pa.types.is_dictionary(column.type.value_type):
+        make = pa.list_ if isinstance(column, pa.ListArray) else pa.large_list
+        return column.cast(make(column.type.value_type.value_type))
+    return column
 
 
 def _plan_batches(path: Path, file: pq.ParquetFile, fields: Sequence[pa.Field]) -> int:

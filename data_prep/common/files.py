@@ -179,7 +179,7 @@ def read_json(path: Path, *, keys: Collection[str] = (), remedy: str) -> Any:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON or UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON or UTF-8
         raise ValueError(f"{path} is not valid JSON ({error}): {remedy}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a JSON object: {remedy}")

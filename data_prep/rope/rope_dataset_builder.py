@@ -79,15 +79,14 @@ class Builder(FileReaderBuilder):
         file_format: str | tfds.core.FileFormat = FILE_FORMAT,
         **kwargs: Any,
     ) -> None:
-        """Makes a builder; without inputs it builds both splits of the release in TFDS's manual directory.
+        """Makes a builder. Other arguments are those of `tfds.core.DatasetBuilder`: data_dir, config, version.
 
         Args:
-            inputs: Inputs of the build.
+            inputs: Inputs of the build. Default: both splits of the release in TFDS's manual directory.
             runner: Writes the shards. Default: a pool with one process per core.
             max_missing: Largest fraction of the images of a split's domain that may be missing or invalid.
             report: Called with lines of progress.
             file_format: Must be "array_record".
-            **kwargs: Arguments of `tfds.core.DatasetBuilder`: data_dir, config, version.
         """
         if (given := kwargs.get("data_dir")) and Path(url := os.fspath(epath.Path(given))) != Path(given):
             raise ValueError(f"TFDS reads the data folder {given} as {url}; use a link to it")
@@ -140,10 +139,9 @@ class Builder(FileReaderBuilder):
 
     def is_built_from(self, inputs: Inputs) -> bool:
         """Returns whether the data are built; raises ValueError if they were built from other inputs."""
-        wanted = inputs.fingerprint
         if not self.is_prepared():
             return False
-        if changes := _describe_changes(read_fingerprint(Path(self.data_dir)), wanted):
+        if changes := _describe_changes(read_fingerprint(Path(self.data_dir)), inputs.fingerprint):
             raise ValueError(
                 f"{self.data_dir} was built from other inputs ({changes}): "
                 f"remove {self.data_dir_root / self.name} or choose another data folder"
@@ -208,7 +206,8 @@ class Builder(FileReaderBuilder):
             )
         check_dropped(f"{split} {domain}", summary["frames"], self._max_missing, dropped_path, folder)
         self.counts[split] = summary
-        return self._split_info(split, [report.rows for report in ordered], summary["bytes"])
+        shard_lengths = [report.rows for report in ordered]
+        return tfds.core.SplitInfo(split, shard_lengths, summary["bytes"], self._get_filename_template(split))
 
     def _write_products(self, folder: Path, inputs: Inputs, split: str) -> tfds.core.SplitInfo:
         catalog = inputs.opened_catalog
@@ -227,11 +226,8 @@ class Builder(FileReaderBuilder):
         for path, length in zip(self._shard_paths(folder, split, len(lengths)), lengths, strict=True):
             schema.write_records(path, itertools.islice(examples, length))
             num_bytes += path.stat().st_size
-        self.counts[split] = {
-            "products": {"in": catalog.count(split, "product"), "kept": count},
-            "bytes": num_bytes,
-        }
-        return self._split_info(split, lengths, num_bytes)
+        self.counts[split] = {"products": {"in": catalog.count(split, "product"), "kept": count}, "bytes": num_bytes}
+        return tfds.core.SplitInfo(split, lengths, num_bytes, self._get_filename_template(split))
 
     def _finished(self, domain: str, inputs: Inputs) -> Path:
         """Returns the folder of the finished items of a domain."""
@@ -245,14 +241,7 @@ class Builder(FileReaderBuilder):
 
     def _shard_paths(self, folder: Path, split: str, count: int) -> list[Path]:
         template = self._get_filename_template(split)
-        paths = (template.sharded_filepath(shard_index=i, num_shards=count) for i in range(count))
-        return [folder / path.name for path in paths]
-
-    def _split_info(self, split: str, shard_lengths: list[int], num_bytes: int) -> tfds.core.SplitInfo:
-        template = self._get_filename_template(split)
-        return tfds.core.SplitInfo(
-            name=split, shard_lengths=shard_lengths, num_bytes=num_bytes, filename_template=template
-        )
+        return [folder / template.sharded_filepath(shard_index=i, num_shards=count).name for i in range(count)]
 
 
 def find_record_files(data_dir: Path) -> dict[str, dict[str, dict[Path, int]]]:

@@ -16,7 +16,6 @@ from data_prep.catalog.files import Catalog, Frame, Item, Product
 from data_prep.common.domains import DOMAINS
 from data_prep.table import build_table_catalog, split_of
 
-HOSTILE_NAMES = ["a*", "what?", "cat[0-9]", "{a,b}", "split=test", "item=1", "~", "it's", 'a"b', "a\\b", "%20", "空 格"]
 BAG, MUG = "SKU-b", "SKU-m"
 ITEMS = [
     {
@@ -268,7 +267,7 @@ def test_one_invalid_row_is_allowed_in_a_small_table_unless_none_may_be(tmp_path
     assert read_rejected(catalog.folder) == [("", 3, "unknown domain")]
 
 
-@pytest.mark.parametrize("name", HOSTILE_NAMES)
+@pytest.mark.parametrize("name", ["what?*", "cat[0-9]", "split=test", "{a,b}'\\"])
 def test_no_part_of_a_path_is_a_pattern(tmp_path, name):
     """Builds next to folders that the name would match as a pattern, and with other data."""
     decoys = [name.replace(character, "x") for character in "*?[]{}=" if character in name]

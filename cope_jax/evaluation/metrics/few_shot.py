@@ -39,9 +39,7 @@ def few_shot_by_direction(embeddings: Embeddings, **options: int) -> tuple[dict[
 def few_shot_all_products(embeddings: Embeddings, *, queries: int, seed: int) -> dict[str, dict[str, Metrics | None]]:
     """Runs `few_shot` with all products as classes, for each number of shots in ALL_SHOTS.
 
-    Returns:
-        The metrics by shots and direction, {"1": {"p2v": …, …}, "5": …}. They are None if fewer than two products have
-        that many support items.
+    Returns {"1": {"p2v": …, …}, "5": …}, with None if fewer than two products have that many support items.
     """
 
     def accuracy(shots: int, name: str, source: str, target: str) -> Metrics | None:
@@ -84,12 +82,8 @@ def few_shot(
     Product ids are padded with -1. If there are fewer than `ways` products, all are used. Draws depend on `name`, the
     direction, on `seed`, and on the number of the episode.
 
-    Returns:
-        accuracy, ci95, ways (as drawn), shots, and episodes.
-
-    Raises:
-        TooFewProductsError: There are fewer than two classes.
-        ValueError: An option is out of range.
+    Returns accuracy, ci95, ways (as drawn), shots, and episodes. Raises TooFewProductsError if there are fewer than two
+    classes.
     """
     least = {"ways": (ways, 2), "shots": (shots, 1), "queries": (queries, 1), "episodes": (episodes, MIN_EPISODES)}
     for option, (value, minimum) in least.items():

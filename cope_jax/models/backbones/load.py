@@ -72,21 +72,13 @@ class Filling(NamedTuple):
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights that fit an encoder and are ready to be read.
+    """Weights that fit an encoder and are ready to be read."""
 
-    Attributes:
-        weights: The checkpoint.
-        fillings: Tensors by path of the parameter that they fill.
-        fresh: Parts that are initialized randomly: "blocks/message_fc", "integration/blocks[1:]".
-        unused: Tensors that are not used, as intended.
-        notes: What the user should know, for the report.
-    """
-
-    weights: Weights
-    fillings: Mapping[str, Filling]
-    fresh: tuple[str, ...]
-    unused: tuple[str, ...]
-    notes: tuple[str, ...] = ()
+    weights: Weights  # the checkpoint
+    fillings: Mapping[str, Filling]  # tensors by path of the parameter that they fill
+    fresh: tuple[str, ...]  # parts that are initialized randomly: "blocks/message_fc", "integration/blocks[1:]"
+    unused: tuple[str, ...]  # tensors that are not used, as intended
+    notes: tuple[str, ...] = ()  # what the user should know, for the report
 
     def load(self, params: PyTree) -> PyTree:
         """Replaces an encoder's parameters, one at a time, keeping their shardings.

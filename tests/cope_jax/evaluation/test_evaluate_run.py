@@ -241,6 +241,22 @@ def test_error_for_a_missing_checkpoint_lists_the_existing_ones(workdir):
         evaluate(workdir, step=5)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "difference"),
+    [
+        ("embedding", 32, r"params/model/fusion/page/\S+: float32\[16.*\] in the checkpoint, float32\[32.*\] by the"),
+        ("head_norm", "none", r"statistics/\S+: float32\[16\] in the checkpoint, nothing by the config"),
+    ],
+)
+def test_error_for_a_config_of_another_model(workdir, tmp_path, field, value, difference):
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config["model"][field] = value
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"(?s)is of another model or optimizer than the config:.*{difference}"):
+        evaluate(copy)
+
+
 def test_error_for_a_run_without_checkpoints_says_what_to_do(workdir, tmp_path):
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
     with pytest.raises(FileNotFoundError, match="train first, or use --step=0"):

@@ -47,12 +47,18 @@ GOOD = {"product": "a", "domain": "page", "item": "b", "images": "x.jpg|y/z.jpg"
         ({"images": "a\\..\\b"}, "image name leads out of its folder"),
         ({"images": "图" * 86}, "image name too long"),
         ({"images": "a/" * 2048 + "b"}, "image name too long"),
-        ({"product": 6.1e17}, "number that may have lost digits"),
-        ({"item": -(2.0**54)}, "number that may have lost digits"),
-        ({"product": float("inf")}, "number that may have lost digits"),
-        ({"image": "a", "time": 1.7e18}, "number that may have lost digits"),
-        *(({"product": text}, "number that may have lost digits") for text in ("6.97E+12", "6,97E+12", "7e+12")),
-        *(({"item": text}, "number that may have lost digits") for text in ("1.2E17", "12345678901234567890.0")),
+        ({"product": 6.1e17}, "number that may have lost digits, store it as text"),
+        ({"item": -(2.0**54)}, "number that may have lost digits, store it as text"),
+        ({"product": float("inf")}, "number that may have lost digits, store it as text"),
+        ({"image": "a", "time": 1.7e18}, "number that may have lost digits, store it as text"),
+        *(
+            ({"product": text}, "number that may have lost digits, store it as text")
+            for text in ("6.97E+12", "6,97E+12", "7e+12")
+        ),
+        *(
+            ({"item": text}, "number that may have lost digits, store it as text")
+            for text in ("1.2E17", "12345678901234567890.0")
+        ),
         *(({"product": text}, "empty product or item id") for text in ("nan", "NaN", "None", "null", "<NA>")),
         ({"image": "a", "time": -1}, "no whole number"),
         ({"image": "a", "time": "1e3"}, "no whole number"),

@@ -157,7 +157,10 @@ def test_parquet_columns_may_have_any_type_of_text_or_number(tmp_path, types):
 def test_short_floats_that_may_have_lost_digits_are_invalid(tmp_path):
     ids = pa.array([2.0**24, 2.0**24 + 2], pa.float32())
     path = write_parquet(tmp_path / "items.parquet", item=ids)
-    assert read(path) == [(*ITEMS[0][:2], str(2**24), *ITEMS[0][3:]), "number that may have lost digits"]
+    assert read(path) == [
+        (*ITEMS[0][:2], str(2**24), *ITEMS[0][3:]),
+        "number that may have lost digits, store it as text",
+    ]
 
 
 def test_a_column_given_twice_in_parquet_is_an_error(tmp_path):

@@ -1,4 +1,4 @@
-"""What Retry-After and Location mean; test_run.py tests the requests."""
+"""The meaning of Retry-After and Location; test_run.py tests the requests."""
 
 from typing import Any
 from unittest.mock import Mock
