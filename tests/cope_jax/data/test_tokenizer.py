@@ -170,7 +170,8 @@ def test_code_of_a_tokenizer_is_not_run(trained, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(a+)+$", "(a|aa)+$", r"^(\w+\s?)*$", r"(.)\1*x", "a*a*a*b", ".*.*x", "a?a?a?aaa", r"(?=(a+)+)b"]
+    "pattern",
+    ["(a+)+$", "(a|aa)+$", r"^(\w+\s?)*$", r"(.)\1*x", "a*a*a*b", ".*.*x", "a?a?a?aaa", r"(?=(a+)+)b", r"\s+$"],
 )
 def test_regular_expressions_that_could_take_forever_are_refused(trained, tmp_path, pattern):
     file = write_regex(trained, tmp_path / "saved", pattern)
