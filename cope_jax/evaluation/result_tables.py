@@ -12,6 +12,7 @@ from typing import Any
 
 from cope_jax.evaluation.results import BEST, LATEST, SAME_ITEMS, read_metrics
 from data_prep.common.differences import describe_differences
+from data_prep.common.files import read_json
 from data_prep.common.text_table import text_table
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of cells that spreadsheets compute
@@ -116,12 +117,8 @@ def read_step(path: Path, step: int | str) -> EvaluatedStep:
     Raises FileNotFoundError if the step was not evaluated.
     """
     if path.is_file():
-        try:
-            metrics = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not a JSON file: {error}") from error
-        if not isinstance(metrics, dict) or not {"step", "intervals", "evaluated"} <= metrics.keys():
-            raise ValueError(f"{path} is not a metrics.json that ./run.sh eval wrote")
+        keys = ("step", "retrieval", "retrieval_mean", "few_shot", "intervals", "evaluated")
+        metrics = read_json(path, keys=keys, remedy="name a metrics.json that `./run.sh eval` wrote")
         return EvaluatedStep(f"{path} ({metrics['step']})", metrics)
     steps = [int(file.parent.name) for file in path.glob("eval/*/metrics.json") if file.parent.name.isdecimal()]
     found = {number: metrics for number in steps if (metrics := read_metrics(path, number))}

@@ -11,7 +11,7 @@ from typing import Any
 from cope_jax.data.records import fingerprint
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import RunConfig
-from data_prep.common.files import atomic_write
+from data_prep.common.files import atomic_write, read_json
 
 LATEST, BEST = "latest", "best"
 SAME_ITEMS = ("data", "split", "subset")  # keys of "evaluated" that say which items were evaluated
@@ -51,7 +51,7 @@ class ResultFiles:
 
     def read(self) -> dict[str, Any] | None:
         """Returns the stored metrics, or None if there are none."""
-        return json.loads(self.metrics.read_text(encoding="utf-8")) if self.metrics.exists() else None
+        return read_json(self.metrics, remedy="remove it and evaluate again") if self.metrics.exists() else None
 
     def write(self, metrics: Mapping[str, object]) -> None:
         """Writes metrics as JSON, and removes the report of earlier ones. Raises ValueError for NaN."""

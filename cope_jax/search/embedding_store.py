@@ -23,7 +23,7 @@ from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
 from data_prep.common.differences import describe_differences
 from data_prep.common.domains import DOMAINS
-from data_prep.common.files import TEMPORARY, atomic_write, file_sha256
+from data_prep.common.files import TEMPORARY, atomic_write, file_sha256, read_json
 from data_prep.common.progress import Progress
 
 MANIFEST = "manifest.json"
@@ -109,7 +109,7 @@ def _prepare_folder(out: Path, manifest: Mapping[str, Any]) -> None:
     """Creates a folder for a manifest. Raises ValueError if it exists with other contents."""
     path = out / MANIFEST
     if path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path, remedy="choose another folder, or remove it")
         stored = {key: stored[key] for key in manifest if key in stored}
         if differences := describe_differences(stored, manifest, labels=("stored", "requested")):
             lines = "".join(f"\n  {difference}" for difference in differences)
@@ -204,7 +204,7 @@ def read_manifest(out: Path) -> dict[str, Any]:
     path = out / MANIFEST
     if not path.exists():
         raise FileNotFoundError(f"no {path}: name a folder that `./run.sh embed` wrote")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path, keys=("items", "rows", "width"), remedy="remove the folder, or restore the file")
 
 
 def read_vectors(out: Path, domain: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

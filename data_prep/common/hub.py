@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+TIMEOUT = 4.0  # seconds in which the hub must answer
+
 
 def find_folder(name: str, files: Sequence[str], *, key: str, download: bool = True) -> Path:
     """Returns the local folder of that name, or the cache of the hub repository, downloaded if necessary.
@@ -22,18 +24,25 @@ def find_folder(name: str, files: Sequence[str], *, key: str, download: bool = T
     if folder.is_dir():
         return folder
     # Not at the top: it takes long to import.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]  (httpx's or httpx2's)
+    )
 
-    repository, _, revision = name.partition("@")
-    try:
-        found = snapshot_download(
-            repository, revision=revision or None, allow_patterns=list(files), local_files_only=not download
-        )
-    except (OSError, HFValidationError) as error:
-        raise FileNotFoundError(
-            f"{key} is {name!r}, which is neither a local folder nor available from the Hugging Face hub "
-            f"({type(error).__name__}). Without network access, run `hf download {repository} --local-dir FOLDER` on "
-            f"another machine, copy the folder here and set {key} to it"
-        ) from error
-    return Path(found)
+    repository, _, given = name.partition("@")
+    revision, failure = given or None, None
+    for cached in (False, True) if download else (True,):
+        try:
+            if not cached:  # unlike this call, the next one has no timeout
+                HfApi().repo_info(repository, revision=revision, timeout=TIMEOUT)
+            return Path(
+                snapshot_download(repository, revision=revision, allow_patterns=list(files), local_files_only=cached)
+            )
+        except (OSError, HTTPError, HFValidationError) as error:
+            failure = failure or error
+    raise FileNotFoundError(
+        f"{key} is {name!r}, which is neither a local folder nor available from the Hugging Face hub "
+        f"({type(failure).__name__}). Without network access, run `hf download {repository} --local-dir FOLDER` on "
+        f"another machine, copy the folder here and set {key} to it"
+    ) from failure

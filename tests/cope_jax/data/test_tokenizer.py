@@ -135,7 +135,7 @@ def test_a_missing_tokenizer_is_reported_at_once(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=match):
         load_tokenizer("no-one/none")
     for folder in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(FileNotFoundError, match=rf"{folder} has no tokenizer: copy tokenizer\.json or vocab\.txt"):
+        with pytest.raises(FileNotFoundError, match=rf"{folder} has no tokenizer: copy one there"):
             load_tokenizer(folder)
     assert time.monotonic() - start < 5
 
@@ -170,7 +170,8 @@ def test_code_of_a_tokenizer_is_not_run(trained, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(a+)+$", "(a|aa)+$", r"^(\w+\s?)*$", r"(.)\1*x", "a*a*a*b", ".*.*x", "a?a?a?aaa", r"(?=(a+)+)b"]
+    "pattern",
+    ["(a+)+$", "(a|aa)+$", r"^(\w+\s?)*$", r"(.)\1*x", "a*a*a*b", ".*.*x", "a?a?a?aaa", r"(?=(a+)+)b", r"\s+$"],
 )
 def test_regular_expressions_that_could_take_forever_are_refused(trained, tmp_path, pattern):
     file = write_regex(trained, tmp_path / "saved", pattern)

@@ -136,6 +136,15 @@ def test_csv_and_json_have_the_same_rows():
     assert from_csv[1]["exceeds"] == "True"
 
 
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "not valid JSON"), ("{}", "has no step, retrieval, "), ("[]", "object")]
+)
+def test_error_for_a_file_without_metrics(tmp_path, text, message):
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_step(tmp_path / "metrics.json", "latest")
+
+
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(1)", "\t=1"])
 def test_names_in_csv_files_are_not_formulas(name):
     rows = compare([EvaluatedStep(name, metrics(0.6, 0.03)), EvaluatedStep("b", metrics(0.5, 0.04))])

@@ -21,6 +21,12 @@ def test_metrics_are_written_and_read_and_an_old_report_removed(tmp_path):
     assert [file.name for file in files.folder.iterdir()] == ["metrics.json"]
 
 
+def test_error_for_metrics_that_were_cut_off(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"step": 1, "retr')
+    with pytest.raises(ValueError, match=r"metrics.json is not valid JSON .*: remove it and evaluate again"):
+        ResultFiles(tmp_path).read()
+
+
 def test_error_for_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"file/6 cannot be written \(Not a directory\); choose .* with --out"):

@@ -120,6 +120,7 @@ def test_a_repository_is_downloaded_at_its_revision_and_without_pickles(tmp_path
         assert not any(pattern.endswith(("bin", "*")) for pattern in allow_patterns)
         return folder
 
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: None)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     for name in ("hfl/rbt3", "hfl/rbt3@refs/pr/1"):
         weights = open_weights(name, key=KEY)
