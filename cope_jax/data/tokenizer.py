@@ -72,8 +72,8 @@ def load_tokenizer(name_or_folder: str | Path, *, download: bool = True) -> PreT
         folder = find_folder(name, HUB_FILES, key="config.data.tokenizer", download=download)
     if not any((folder / file).exists() for file in VOCABULARY_FILES):
         raise FileNotFoundError(
-            f"{folder} has no tokenizer: copy {' or '.join(VOCABULARY_FILES)} there, and tokenizer_config.json and "
-            "config.json if there are any"
+            f"{folder} has no tokenizer: copy one there, that is tokenizer.json, or vocab.txt with config.json, and "
+            "tokenizer_config.json if there is one"
         )
     settings = {file: _read_json(folder / file) for file in ("config.json", "tokenizer_config.json", "tokenizer.json")}
     check_regexes(settings["tokenizer.json"], folder / "tokenizer.json")

@@ -24,9 +24,18 @@ DESCRIBED_TEXTS = 500  # per domain, to describe how the tokenizer suits the tex
 
 
 def run_tokenizer(config: RunConfig, workdir: Path) -> PreTrainedTokenizerFast:
-    """Loads the tokenizer in `tokenizer/` of a work directory; trains or copies it there first if it is missing."""
+    """Loads the tokenizer in `tokenizer/` of a work directory; trains or copies it there at the start of a run.
+
+    Raises:
+        FileNotFoundError: It is missing in a run that has checkpoints, or no tokenizer has the configured name.
+    """
     folder = workdir / "tokenizer"
     if not folder.exists() and jax.process_index() == 0:
+        if any((workdir / "checkpoints").glob("[0-9]*")):
+            raise FileNotFoundError(
+                f"{folder} is missing, but the model in {workdir / 'checkpoints'} was trained with it: copy it back, "
+                "or start anew with another --workdir"
+            )
         if config.data.tokenizer:
             tokenizer = load_tokenizer(config.data.tokenizer)
         else:

@@ -139,9 +139,10 @@ class Builder(FileReaderBuilder):
 
     def is_built_from(self, inputs: Inputs) -> bool:
         """Returns whether the data are built; raises ValueError if they were built from other inputs."""
+        wanted = inputs.fingerprint  # raises ValueError for invalid images before anything is written
         if not self.is_prepared():
             return False
-        if changes := _describe_changes(read_fingerprint(Path(self.data_dir)), inputs.fingerprint):
+        if changes := _describe_changes(read_fingerprint(Path(self.data_dir)), wanted):
             raise ValueError(
                 f"{self.data_dir} was built from other inputs ({changes}): "
                 f"remove {self.data_dir_root / self.name} or choose another data folder"
