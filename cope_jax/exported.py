@@ -136,6 +136,7 @@ class Exported:
             raise ValueError(f"unknown domain {domain!r}: choose one of {', '.join(self.config['domains'])}")
         if isinstance(texts, str):
             raise ValueError(f"texts is the string {texts[:50]!r}; it must be a list with one text per item")
+        frames, texts = np.asarray(frames), list(texts)
         sizes = self.config["domains"][domain]
         wanted = (len(texts), sizes["frames"], sizes["image_size"], sizes["image_size"], 3)
         if frames.shape != wanted or frames.dtype != np.uint8:

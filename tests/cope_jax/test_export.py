@@ -267,6 +267,13 @@ def test_invalid_inputs(folder, domain, frames, mask, message):
         exported.load(folder).embed(domain, np.zeros(frames, np.uint8), ["a", "b"], mask)
 
 
+def test_texts_are_an_iterable_but_not_a_string(folder):
+    model, frames = exported.load(folder), [np.zeros((1, 16, 16, 3), np.uint8)] * 2
+    assert model.embed("page", frames, iter(["a", ""])).shape == (2, 16)
+    with pytest.raises(ValueError, match="texts is the string 'ab'; it must be a list with one text per item"):
+        model.embed("page", frames, "ab")
+
+
 def test_export_of_a_missing_average(workdir, tmp_path):
     with pytest.raises(ValueError, match=r"checkpoints/6 has no moving average: .*average_decay=0"):
         export.export_run(workdir, tmp_path / "out", average=True)

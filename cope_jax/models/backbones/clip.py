@@ -67,7 +67,7 @@ def clip(config: Config, names: Collection[str]) -> EncoderSpec:
     """CLIPModel, or CLIPVisionModel with or without projection, and those of Chinese-CLIP."""
     vision = getattr(config, "vision_config", config)
     project = projection(names)
-    projected = vision is not config or project["project/kernel"].tensors[0] in names
+    projected = any(name.endswith(("visual_projection.weight", "text_projection.weight")) for name in names)
     width = {"output_width": ("projection_dim", config.projection_dim)} if projected else {}
     return EncoderSpec(
         sources={**vit(vision, names), **project},

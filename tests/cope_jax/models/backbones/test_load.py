@@ -325,6 +325,17 @@ def test_heads_are_unused(start, head):
     assert weights.unused == (f"{head}.bias", f"{head}.weight")
 
 
+def test_a_classifier_of_images_loads_without_projection(start):
+    def classify(tensors):
+        del tensors["visual_projection.weight"], tensors["text_projection.weight"]
+        tensors["classifier.weight"] = np.zeros((2, 12), np.float32)
+
+    changed = {"cross_frame": False, "integration_depth": 0}
+    weights, _, fresh, new = loaded(start, "clip", "vision", changed=changed, change=classify)
+    assert unchanged(fresh, new) == {"project/kernel"}
+    assert weights.fresh == ("project",)
+
+
 def test_several_encoders_are_reported(start):
     def twice(tensors):
         tensors |= {f"query.{name}": value for name, value in tensors.items()}
