@@ -23,7 +23,7 @@ from absl import flags, logging
 from data_prep.catalog.release_parser import PREFIXES
 from data_prep.common.cli import run
 from data_prep.common.domains import DOMAINS
-from data_prep.common.files import atomic_write, lock_file
+from data_prep.common.files import atomic_write, lock_file, read_json
 from data_prep.common.text_table import text_table
 from data_prep.images.sources import split_folders
 from data_prep.records.dropped import DROPPED_FILE, MAX_MISSING, copy_lists
@@ -74,7 +74,9 @@ def build(
     built = [builder.is_built_from(inputs) for builder in builders().values()]
     if all(built) and (folder / SUMMARY_FILE).exists():
         report(f"{folder} is already built from {inputs.catalog}: nothing to do")
-        return json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+        return read_json(
+            folder / SUMMARY_FILE, keys=("splits",), remedy="remove it and run the same command to write it again"
+        )
     runner = local_runner(processes) if beam_options is None else contextlib.nullcontext(beam_runner(beam_options))
     folder.mkdir(parents=True, exist_ok=True)
     with lock_file(folder / ".lock", f"is building {folder}", remove=True), runner as shared:

@@ -20,6 +20,7 @@ from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME, FEATURES_F
 from data_prep.build import SUMMARY_FILE
 from data_prep.common.cli import run
 from data_prep.common.domains import DOMAINS
+from data_prep.common.files import read_json
 from data_prep.common.process_pool import ProcessMap, process_map
 from data_prep.records.checks import Check, as_links, check_items, check_products, differences
 from data_prep.records.schema import read_splits
@@ -64,10 +65,10 @@ def _find_problems(folder: Path, apply: ProcessMap, report: Callable[[str], None
             return
         try:
             built_from = read_fingerprint(config_folder)
-            json.loads((config_folder / FEATURES_FILENAME).read_text(encoding="utf-8"))
+            read_json(config_folder / FEATURES_FILENAME, remedy=f"remove {config_folder} and build it again")
             files[name] = read_splits(config_folder)
         except (ValueError, FileNotFoundError) as error:
-            yield config_folder, [f"its descriptions, *.json and fingerprint, cannot be read: {error!r}"]
+            yield config_folder, [str(error)]
             return
         if built_from != fingerprint:
             yield config_folder, [f"built from other inputs than {path}"]

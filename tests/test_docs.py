@@ -172,7 +172,7 @@ def test_command_of_the_docs_runs(run_sh, places, command):
     done = run_sh(*words_of(command, places))
     assert done.returncode == 0, done.stdout + done.stderr
     if "--dry_run" in command:  # without data, tokenizer, work directory or that many devices
-        assert "= 16 devices in all\nbatch       16 products, 1 per device" in done.stdout
+        assert "= 16 devices\nbatch       16 products, 1 per device" in done.stdout
         assert "60 (from config.data.vocab_size, since nobody/nothing is not on this machine)" in done.stdout
 
 

@@ -19,43 +19,25 @@ MAX_ID = np.iinfo(np.int32).max
 
 @dataclass(frozen=True)
 class Example:
-    """An item for a batch.
-
-    Attributes:
-        item: The item.
-        product: The product for which it was drawn; None in evaluation.
-        rng: Random numbers; None in evaluation.
-        place: Returns the place of its record, for error messages.
-    """
+    """An item for a batch; without `product` and `rng` in evaluation."""
 
     item: Item
-    product: int | None = None
+    product: int | None = None  # for which the item was drawn
     rng: np.random.Generator | None = None
-    place: Callable[[], str] | None = None
+    place: Callable[[], str] | None = None  # returns the place of its record, for error messages
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes the arrays of one domain: chooses and decodes frames, encodes texts, lists products.
-
-    Attributes:
-        domain: Name of the domain.
-        T: Number of frames.
-        transform: From the frames of a clip to square frames.
-        tokenizer: Tokenizer of texts.
-        text_length: Number of tokens.
-        max_products: Number of products kept per item: those with the smallest ids, and the drawn one.
-        short_clips: "repeat" or "mask", see `choose_frames`.
-        augment: Noise for texts.
-    """
+    """Makes the arrays of one domain: chooses and decodes frames, encodes texts, lists products."""
 
     domain: str
-    T: int
+    T: int  # number of frames
     transform: TrainTransform | EvalTransform
     tokenizer: PreTrainedTokenizerFast
-    text_length: int
-    max_products: int = 4
-    short_clips: str = "repeat"
+    text_length: int  # number of tokens
+    max_products: int = 4  # per item, see `kept_products`
+    short_clips: str = "repeat"  # or "mask", see `choose_frames`
     augment: TextAugment | None = None
 
     def __post_init__(self) -> None:
@@ -65,17 +47,12 @@ class Collator:
             raise ValueError(f"{self.domain} has {self.T} frames; it needs at least 1")
 
     def __call__(
-        self,
-        candidates: Sequence[Iterable[Example]],
-        on_invalid: Callable[[int, InvalidItemError], None] | None = None,
+        self, candidates: Sequence[Iterable[Example]], on_invalid: Callable[[int, InvalidItemError], None] | None = None
     ) -> dict[str, np.ndarray]:
         """Returns the arrays of the domain.
 
-        Args:
-            candidates: For each row of the batch, examples of which the first that decodes is used. Empty if the domain
-                is missing.
-            on_invalid: Called with the row and the error of each example that is skipped. Without it, the error is
-                raised.
+        Each row of the batch uses the first of its candidates that decodes; it has none if the domain is missing.
+        `on_invalid` is called with the row and the error of each skipped example; without it, errors are raised.
         """
         B, size = len(candidates), self.transform.size
         frames = np.empty((B, self.T, size, size, 3), np.uint8)

@@ -12,7 +12,11 @@ import cv2
 import numpy as np
 
 # For `cope_jax.search`: no other package than `cope_jax.data` imports `data_prep.images`.
+from data_prep.images.decoding import JPEG_START as JPEG_START
 from data_prep.images.decoding import MAX_PIXELS as MAX_PIXELS
+from data_prep.images.decoding import MAX_SIDE as MAX_SIDE
+from data_prep.images.decoding import ImageProblem as ImageProblem
+from data_prep.images.decoding import InvalidImageError as InvalidImageError
 from data_prep.images.decoding import decode_rgb, image_size
 from data_prep.images.decoding import open_image as open_image
 from data_prep.images.decoding import upright_pixels as upright_pixels
@@ -29,29 +33,20 @@ _GRAY_CROSS, _GRAY_OUTER = np.cross(_GRAY_AXIS, np.eye(3)), np.outer(_GRAY_AXIS,
 class TrainTransform:
     """Random resized crop, horizontal flip and color jitter, drawn once for all frames of a clip.
 
-    Attributes:
-        size: Side of the square frames in pixels.
-        scale: Range of the crop's area as a fraction of the image's area.
-        ratio: Range of the crop's width / height.
-        flip: Mirror half of the clips.
-        color_jitter: Draw brightness, contrast and saturation factors from 1 ± this value and a hue rotation from
-            ± 1/20 of it, in turns; colors tell products apart, so hue changes little. 0 is off.
+    The jitter draws brightness, contrast and saturation factors from 1 ± `color_jitter` and a hue rotation from ± 1/20
+    of it, in turns; colors tell products apart, so hue changes little.
     """
 
-    size: int
-    scale: tuple[float, float] = (0.64, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: bool = True
-    color_jitter: float = 0.0
+    size: int  # side of the square frames in pixels
+    scale: tuple[float, float] = (0.64, 1.0)  # range of the crop's area as a fraction of the image's area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # range of the crop's width / height
+    flip: bool = True  # mirrors half of the clips
+    color_jitter: float = 0.0  # 0 is off
 
     def __call__(
         self, images: Sequence[bytes], rng: np.random.Generator | None, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Returns encoded images as u8[N, size, size, 3], written to `out` if given.
-
-        Raises:
-            ValueError: An image does not decode.
-        """
+        """Returns encoded images as u8[N, size, size, 3], written to `out` if given; ValueError if one is invalid."""
         if rng is None:
             raise ValueError("TrainTransform needs random numbers")
         height, width = image_size(images[0])

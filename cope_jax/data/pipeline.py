@@ -45,7 +45,6 @@ def train_batches(
     Args:
         data_dir, split: Array records, see `open_records`.
         batch_size: Size of the global batch, a multiple of `hosts`.
-        seed: Seed, at least 0.
         collators: One for each domain in the batches.
         host, hosts: Which slice of the global batch to return.
         threads: Batches made at once, and number of batches read ahead; with 0, batches are made when requested.
@@ -53,8 +52,7 @@ def train_batches(
         class_ids: From `collate.class_ids`, to add the classes of products.
         invalid_items: Collects records and images that cannot be read.
 
-    Returns:
-        An iterator of batches as described in `cope_jax.data`; `close()` stops its threads.
+    Returns an iterator of batches as described in `cope_jax.data`; `close()` stops its threads.
     """
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0")
@@ -96,9 +94,8 @@ def eval_batches(
     slices of each global batch; all yield the same number of batches, the last of which is padded with examples that
     are not present.
 
-    Returns:
-        An iterator of {"item_id": i64[B], "row": i64[B], "frame_count": i32[B], domain: …}. For padding, item_id and
-        row are −1. frame_count is the number of frames of the whole item.
+    Returns an iterator of {"item_id": i64[B], "row": i64[B], "frame_count": i32[B], domain: …}. For padding, item_id
+    and row are −1. frame_count is the number of frames of the whole item.
     """
     share = _host_slice(batch_size, host, hosts)
     records = open_records(data_dir, split)

@@ -8,6 +8,7 @@ import resource
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,17 +69,11 @@ class Product:
 
 @dataclass(frozen=True)
 class ItemRecords:
-    """The items of a domain. `records[row]` reads one, or raises InvalidItemError, naming the file.
-
-    Attributes:
-        domain: Name of the domain.
-        source: Serialized records by row.
-        files: Number of records of each file, in row order.
-    """
+    """The items of a domain. `records[row]` reads one, or raises InvalidItemError, naming the file."""
 
     domain: str
-    source: ArrayRecordDataSource
-    files: Mapping[Path, int]
+    source: ArrayRecordDataSource  # serialized records by row
+    files: Mapping[Path, int]  # number of records of each file, in row order
 
     def __len__(self) -> int:
         return len(self.source)
@@ -102,17 +97,11 @@ class ItemRecords:
 
 @dataclass(frozen=True)
 class ProductRecords:
-    """The products. `records[number]` reads one, or raises InvalidItemError, naming the file.
+    """The products. `records[number]` reads one, or raises InvalidItemError, naming the file."""
 
-    Attributes:
-        source: Serialized records by number.
-        files: Number of records of each file, in order.
-        starts: For each split, the number of products and of items of each domain in the splits before it.
-    """
-
-    source: ArrayRecordDataSource
-    files: Mapping[Path, int]
-    starts: Sequence[Mapping[str, int]]
+    source: ArrayRecordDataSource  # serialized records by number
+    files: Mapping[Path, int]  # number of records of each file, in order
+    starts: Sequence[Mapping[str, int]]  # for each split, the products and items of each domain in those before it
 
     def __len__(self) -> int:
         return len(self.source)
@@ -153,11 +142,9 @@ class Records:
 
 
 def open_records(data_dir: str | Path, split: str) -> Records:
-    """Opens the newest versions of rope/page, rope/video, rope/live and rope/product.
+    """Opens the newest versions of rope/page, rope/video, rope/live and rope/product in TFDS's data folder.
 
-    Args:
-        data_dir: TFDS's data folder.
-        split: Name of a split, or several as TFDS writes them: "train+test".
+    `split` names one or, as TFDS writes them, several: "train+test".
 
     Raises:
         FileNotFoundError: Data sets are missing; the message lists them and the command that builds them.
@@ -198,16 +185,19 @@ def add_file(digest: "hashlib._Hash", path: Path, kind: str) -> None:
         digest.update(file.read(SAMPLE))
 
 
-def sample_texts(records: Records, *, limit: int) -> list[str]:
-    """Returns at most `limit` texts per domain, from evenly spaced rows; items without text are skipped.
+def sample_texts(records: Records, *, limit: int, domains: Sequence[str] = DOMAINS) -> list[str]:
+    """Returns at most `limit` texts per domain, from evenly spaced rows.
 
-    The result is deterministic: for 10 rows and a limit of 4, rows 0, 2, 5 and 7 are read.
+    Items that cannot be read or have no text are skipped. The result is deterministic: for 10 rows and a limit of 4,
+    rows 0, 2, 5 and 7 are read.
     """
     texts = []
-    for domain in DOMAINS:
+    for domain in domains:
         items = records.items[domain]
         count = min(limit, len(items))
-        texts += [items[i * len(items) // count].text for i in range(count)]
+        for i in range(count):
+            with suppress(InvalidItemError):
+                texts.append(items[i * len(items) // count].text)
     return [text for text in texts if text]
 
 

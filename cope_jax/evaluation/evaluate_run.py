@@ -30,21 +30,13 @@ class EmbeddedSplit:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluated checkpoint.
+    """An evaluated checkpoint."""
 
-    Attributes:
-        config: Config of the run, with the data that was evaluated.
-        step: Step of the checkpoint.
-        files: Where the results are stored.
-        metrics: The metrics as `compute_metrics` returns them, and under "evaluated" the settings.
-        embedded: The evaluated items, or None if stored metrics were reused.
-    """
-
-    config: RunConfig
-    step: int
-    files: results.ResultFiles
-    metrics: dict[str, Any]
-    embedded: EmbeddedSplit | None = None
+    config: RunConfig  # config of the run, with the data that was evaluated
+    step: int  # step of the checkpoint
+    files: results.ResultFiles  # where the results are stored
+    metrics: dict[str, Any]  # the metrics as `compute_metrics` returns them, and under "evaluated" the settings
+    embedded: EmbeddedSplit | None = None  # the evaluated items, or None if stored metrics were reused
 
 
 def evaluate(
@@ -78,7 +70,8 @@ def evaluate(
 
     Raises:
         FileNotFoundError: There is no such work directory, checkpoint, or data, or no initial weights for step 0.
-        ValueError: The data lack the split or have too few products, an embedding is invalid, or there is no average.
+        ValueError: The folder of the results cannot be written, the data lack the split or have too few products, an
+            embedding is invalid, or there is no average.
     """
     own = config = load_config(workdir)
     step = results.find_step(workdir, step, own, subset)
@@ -91,7 +84,8 @@ def evaluate(
         stored = files.read()
         if stored and stored["evaluated"] == settings:
             return Evaluation(config, step, files, stored)
-    rows = None if subset is None else subset_rows(config, subset)
+    files.create_folder()
+    rows = None if subset is None else rows_by_domain(draw_products(config, subset))
     run = load_run(config, workdir, step, average=average)
     items = embed_split(run, step=step, rows=rows, on_batch=on_batch)
     embedded = EmbeddedSplit(items, retrieval.direction_ranks(_embeddings(items)))
@@ -99,14 +93,6 @@ def evaluate(
     if jax.process_index() == 0:
         files.write(metrics)
     return Evaluation(config, step, files, metrics, embedded)
-
-
-def subset_rows(config: RunConfig, subset: int) -> dict[str, np.ndarray]:
-    """Returns the rows of this many random products in each domain. Raises ValueError if a domain has none."""
-    rows = rows_by_domain(draw_products(config, subset))
-    if missing := [domain for domain in DOMAINS if not len(rows[domain])]:
-        raise ValueError(f"{subset} random products have no {' and no '.join(missing)} items; choose a larger --subset")
-    return rows
 
 
 def draw_products(config: RunConfig, number: int, invalid_items: InvalidItems | None = None) -> list[Product]:
@@ -165,12 +151,19 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
     Returns:
         A dict of plain numbers, by direction or, for other galleries, by the domain of the query:
         "retrieval", "retrieval_mean", and "few_shot": the metrics of the six directions and their means;
+        "empty": {"retrieval": …, "few_shot": …}, the directions without these metrics, and why;
         "intervals": bootstrap intervals; "macro": means over products;
         "same_domain" and "all_domains": retrieval with other galleries, without the query itself;
         "by_frames" and "by_text": retrieval by the query's number of frames, and with and without text;
         "few_shot_all": few-shot classification with all products as classes, by shots.
     """
-    items, ranks = embedded.items, embedded.ranks
+    items = embedded.items
+    ranks = {name: own for name, own in embedded.ranks.items() if own.has_positive.any()}
+    no_ranks = {
+        name: f"no {source} has a product in common with a {target}"
+        for name, (source, target) in DIRECTIONS.items()
+        if name not in ranks
+    }
     embeddings = _embeddings(items)
     queries = {name: items[source] for name, (source, _) in DIRECTIONS.items()}
     products = {name: bootstrap.first_product(own.products) for name, own in queries.items()}
@@ -179,11 +172,13 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
     options = {key: getattr(config.eval, key) for key in ("ways", "shots", "queries", "episodes")}
     seed = config.seed
     directions = retrieval.direction_metrics(ranks)
+    few_shots, no_few_shots = few_shot.few_shot_by_direction(embeddings, **options, seed=seed)
     return {
         "step": step,
         "retrieval": directions,
         "retrieval_mean": retrieval.direction_means(directions),
-        "few_shot": few_shot.few_shot_by_direction(embeddings, **options, seed=seed),
+        "few_shot": few_shots,
+        "empty": {"retrieval": no_ranks, "few_shot": no_few_shots},
         "intervals": bootstrap.bootstrap_intervals(ranks, products, seed=seed),
         "macro": bootstrap.product_means(ranks, products),
         "same_domain": retrieval.same_domain(embeddings),

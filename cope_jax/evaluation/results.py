@@ -1,6 +1,7 @@
 """Stored results of a run's evaluations: their files, and which step is the best."""
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ from typing import Any
 from cope_jax.data.records import fingerprint
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import RunConfig
-from data_prep.common.files import atomic_write
+from data_prep.common.files import atomic_write, read_json
 
 LATEST, BEST = "latest", "best"
 SAME_ITEMS = ("data", "split", "subset")  # keys of "evaluated" that say which items were evaluated
@@ -38,14 +39,23 @@ class ResultFiles:
         number = "" if self.subset is None else f"-of-{self.subset}"
         return self.folder / f"{'average-' if self.average else ''}{stem}{number}.{suffix}"
 
+    def create_folder(self) -> None:
+        """Creates the folder. Raises ValueError if it cannot be written, before the evaluation takes its time."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            reason = "" if os.access(self.folder, os.W_OK) else "no permission to write"
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if reason:
+            raise ValueError(f"{self.folder} cannot be written ({reason}); choose another folder with --out")
+
     def read(self) -> dict[str, Any] | None:
         """Returns the stored metrics, or None if there are none."""
-        return json.loads(self.metrics.read_text(encoding="utf-8")) if self.metrics.exists() else None
+        return read_json(self.metrics, remedy="remove it and evaluate again") if self.metrics.exists() else None
 
     def write(self, metrics: Mapping[str, object]) -> None:
         """Writes metrics as JSON, and removes the report of earlier ones. Raises ValueError for NaN."""
         text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.report.unlink(missing_ok=True)
         with atomic_write(self.metrics, "w") as file:
             file.write(text)
@@ -116,8 +126,9 @@ def best_step(workdir: Path, items: Mapping[str, Any]) -> int:
     mean_r1 = {}
     for folder in (workdir / "eval").glob("[1-9]*"):
         metrics = read_metrics(workdir, int(folder.name), items["subset"])
-        if metrics and all(metrics["evaluated"].get(key) == value for key, value in items.items()):
-            mean_r1[int(folder.name)] = metrics["retrieval_mean"]["mean_r1"]
+        means = metrics["retrieval_mean"] if metrics else {}  # empty if no direction has results
+        if metrics and means and all(metrics["evaluated"].get(key) == value for key, value in items.items()):
+            mean_r1[int(folder.name)] = means["mean_r1"]
     if not mean_r1:
         raise FileNotFoundError(
             f"no step of {workdir} was evaluated on split {items['split']!r} of the run's own data, so there is no "

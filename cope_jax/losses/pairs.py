@@ -17,19 +17,12 @@ einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 class View(NamedTuple):
-    """One view of all examples of a batch: the items of a domain, or only their texts or frames.
+    """One view of all examples of a batch: the items of a domain, or only their texts or frames."""
 
-    Attributes:
-        vectors: Embeddings of length 1; arbitrary if not present.
-        products: Product ids of each item, padded with −1.
-        present: Whether the example has this view.
-        example: Numbers of the examples, the same in all views of a batch.
-    """
-
-    vectors: Float32[Array, "B E"]
-    products: Int32[Array, "B M"]
-    present: Bool[Array, " B"]
-    example: Int32[Array, " B"]
+    vectors: Float32[Array, "B E"]  # embeddings of length 1; arbitrary if not present
+    products: Int32[Array, "B M"]  # product ids of each item, padded with −1
+    present: Bool[Array, " B"]  # whether the example has this view
+    example: Int32[Array, " B"]  # numbers of the examples, the same in all views of a batch
 
 
 def split_vectors(views: Mapping[str, View]) -> tuple[dict[str, Array], dict[str, ViewLabels]]:
@@ -56,17 +49,11 @@ class Pair(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """All items of a view against all items of another.
+    """All items of a view against all items of another."""
 
-    Attributes:
-        cosine: Similarities.
-        positive: Whether both are present and share a product.
-        negative: Whether both are present and share none.
-    """
-
-    cosine: Float32[Array, "A B"]
-    positive: Bool[Array, "A B"]
-    negative: Bool[Array, "A B"]
+    cosine: Float32[Array, "A B"]  # similarities
+    positive: Bool[Array, "A B"]  # whether both are present and share a product
+    negative: Bool[Array, "A B"]  # whether both are present and share none
 
 
 def compare(a: View, b: View) -> Comparison:

@@ -26,38 +26,23 @@ EMBEDDING_KINDS = ("fused", "vision", "text")
 
 
 class Features(NamedTuple):
-    """Encoder outputs for the items of one domain.
+    """Encoder outputs for the items of one domain."""
 
-    Attributes:
-        vision: Frame features.
-        frame_mask: Which frames exist.
-        text: Text features; None if the domain uses no text.
-        word_mask: Which words exist, whether the domain uses them or not.
-    """
-
-    vision: VisionFeatures
-    frame_mask: Bool[Array, "B T"]
-    text: TextFeatures | None
-    word_mask: Bool[Array, "B L"]
+    vision: VisionFeatures  # frame features
+    frame_mask: Bool[Array, "B T"]  # which frames exist
+    text: TextFeatures | None  # text features; None if the domain uses no text
+    word_mask: Bool[Array, "B L"]  # which words exist, whether the domain uses them or not
 
 
 @struct.dataclass
 class Embeddings:
-    """Embeddings of the items of one domain. Vectors have length 1, or are 0 if their input is missing.
+    """Embeddings of the items of one domain. Vectors have length 1, or are 0 if their input is missing."""
 
-    Attributes:
-        fused: Embedding of the whole item, used for retrieval.
-        vision: Embedding of the frames alone.
-        text: Embedding of the text alone; 0 if the domain uses no text.
-        has_vision: Whether the item has a frame.
-        has_text: Whether the item has a text that its domain uses.
-    """
-
-    fused: Float32[Array, "B E"]
-    vision: Float32[Array, "B E"]
-    text: Float32[Array, "B E"]
-    has_vision: Bool[Array, " B"]
-    has_text: Bool[Array, " B"]
+    fused: Float32[Array, "B E"]  # embedding of the whole item, used for retrieval
+    vision: Float32[Array, "B E"]  # embedding of the frames alone
+    text: Float32[Array, "B E"]  # embedding of the text alone; 0 if the domain uses no text
+    has_vision: Bool[Array, " B"]  # whether the item has a frame
+    has_text: Bool[Array, " B"]  # whether the item has a text that its domain uses
 
     @classmethod
     def from_vision(cls, vision: Float32[Array, "B E"], has_vision: Bool[Array, " B"]) -> "Embeddings":

@@ -26,15 +26,10 @@ POOLINGS = ("pooler", "class", "mean")
 
 
 class TextFeatures(NamedTuple):
-    """Output of the text encoder.
+    """Output of the text encoder."""
 
-    Attributes:
-        vector: Pooled text, 0 if it is missing.
-        words: Output of the last layer, arbitrary at padding.
-    """
-
-    vector: Float32[Array, "B D"]
-    words: Float[Array, "B L D"]
+    vector: Float32[Array, "B D"]  # pooled text, 0 if it is missing
+    words: Float[Array, "B L D"]  # output of the last layer, arbitrary at padding
 
 
 class PostNormBlock(nnx.Module):

@@ -31,15 +31,10 @@ POOLINGS = ("class", "mean")
 
 
 class VisionFeatures(NamedTuple):
-    """Output of the vision encoder.
+    """Output of the vision encoder."""
 
-    Attributes:
-        vector: Mean of the clip's frame vectors, 0 for a clip without frames.
-        frames: Frame vectors, arbitrary at masked frames.
-    """
-
-    vector: Float32[Array, "B D"]
-    frames: Float[Array, "B T D"]
+    vector: Float32[Array, "B D"]  # mean of the clip's frame vectors, 0 for a clip without frames
+    frames: Float[Array, "B T D"]  # frame vectors, arbitrary at masked frames
 
 
 def normalize(frames_BTHWC: UInt8[Array, "B T H W 3"], normalisation: str) -> Float32[Array, "B T H W 3"]:

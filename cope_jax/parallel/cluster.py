@@ -29,7 +29,8 @@ def join_cluster(
     """Makes this process part of a cluster, whose processes leave the context together.
 
     Inside, the end of any other process ends this one: with EXIT_RETRY if the other one was killed, hangs or cannot be
-    reached, with EXIT_FAILED if it raised an error.
+    reached, with EXIT_FAILED if it raised an error. Raises ValueError if arguments are missing or contradict each
+    other, a process does not start, or processes differ in their arguments, settings or numbers of devices.
 
     Args:
         coordinator: HOST:PORT of process 0. Like the next two, detected on Slurm, TPU pods, Kubernetes and MPI if None.
@@ -37,10 +38,6 @@ def join_cluster(
         process: Number of this process, from 0.
         settings: JSON values by name that must be the same in all processes.
         seconds: How long to wait for all processes to start.
-
-    Raises:
-        ValueError: Arguments are missing or contradict each other, a process does not start, or processes differ in
-            their arguments, settings or numbers of devices.
     """
     coordinator, processes, process = detect_cluster(coordinator, processes, process, seconds=seconds)
     name = f"process {process} of {processes} (host {socket.gethostname()})"
@@ -70,11 +67,7 @@ def join_cluster(
 def detect_cluster(
     coordinator: str | None, processes: int | None, process: int | None, *, seconds: float
 ) -> tuple[str, int, int]:
-    """Returns the address of process 0, the number of processes and that of this one, detected unless given.
-
-    Raises:
-        ValueError: One of them is unknown or makes no sense.
-    """
+    """Returns the address of process 0, the number of processes and that of this one, detected unless given."""
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if None in (coordinator, processes, process):
         coordinator, processes, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
@@ -95,10 +88,8 @@ def detect_cluster(
 def accept_peers(coordinator: str, hello: Message, *, seconds: float) -> list[Peer]:
     """Waits, in process 0, for all other processes and compares their settings with its own.
 
-    Listens on the coordinator's port, which JAX binds afterwards, so that no second port must be reachable.
-
-    Raises:
-        ValueError: The port is taken, or a process is missing or differs. The processes that came get the same error.
+    Listens on the coordinator's port, which JAX binds afterwards, so that no second port must be reachable. Raises
+    ValueError if a process is missing or differs; the processes that came get the same error.
     """
     peers: list[Peer] = []
     names, settings = {0: hello["name"]}, hello["settings"]
@@ -156,11 +147,7 @@ def listen(port: int) -> socket.socket:
 
 
 def connect(coordinator: str, hello: Message, *, seconds: float) -> Peer:
-    """Connects to process 0 and waits until all processes have joined.
-
-    Raises:
-        ValueError: Process 0 does not answer, or reports an error.
-    """
+    """Connects to process 0 and waits until all processes have joined; ValueError if it reports an error."""
     host, _, port = coordinator.rpartition(":")
     deadline = time.monotonic() + seconds
     while True:

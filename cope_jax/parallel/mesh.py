@@ -16,10 +16,8 @@ AXES = ("data", "fsdp", "tensor")
 def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns a mesh with axes `data`, `fsdp` and `tensor`; a size of −1 takes the remaining devices.
 
-    If no size is −1, a single process may use fewer than the given devices (by default all): the first ones.
-
-    Raises:
-        ValueError: The sizes do not multiply to the number of devices.
+    If no size is −1, a single process may use fewer than the given devices (by default all): the first ones. Raises
+    ValueError if the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
@@ -54,23 +52,16 @@ def with_shardings(shapes: PyTree, shardings: PyTree) -> PyTree:
 
 
 def batch_share(mesh: Mesh) -> tuple[int, int]:
-    """Returns which share of each batch this process reads, and the number of shares.
-
-    Raises:
-        ValueError: The devices of some process do not make up whole shares.
-    """
+    """Returns which share of each batch this process reads, and the number of shares; see `share_of`."""
     owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
     return share_of(jax.process_index(), owners.reshape(-1, mesh.shape["tensor"]))
 
 
 def share_of(process: int, owners: np.ndarray) -> tuple[int, int]:
-    """Returns `batch_share` of a process.
+    """Returns `batch_share` of a process, given the process of each device, i32[data · fsdp, tensor].
 
-    With owners [[0, 0], [1, 1]], each process has its own share; with [[0, 1], [0, 1]], both read everything.
-
-    Args:
-        process: Number of the process.
-        owners: i32[data · fsdp, tensor], the process that each device belongs to.
+    With owners [[0, 0], [1, 1]], each process has its own share; with [[0, 1], [0, 1]], both read everything. Raises
+    ValueError if the devices of some process do not make up whole shares.
     """
     rows = {int(owner): tuple(np.flatnonzero((owners == owner).any(-1)).tolist()) for owner in np.unique(owners)}
     shares = sorted(set(rows.values()))

@@ -21,15 +21,11 @@ Message = dict[str, Any]  # a JSON object
 
 
 class Peer:
-    """A connection to another process that carries messages, one per line; empty ones are heartbeats.
-
-    Attributes:
-        name: Describes the other process in errors.
-    """
+    """A connection to another process that carries messages, one per line; empty ones are heartbeats."""
 
     def __init__(self, connection: socket.socket, *, timeout: float):
         connection.settimeout(timeout)
-        self.connection, self.name = connection, ""
+        self.connection, self.name = connection, ""  # the name describes the other process in errors
         self.lines = connection.makefile(encoding="utf-8")
         self.lock = threading.Lock()
 
@@ -41,9 +37,7 @@ class Peer:
     def receive(self) -> Message:
         """Returns the next message that is not a heartbeat.
 
-        Raises:
-            OSError: Nothing arrived in time (TimeoutError), or the other end closed the connection.
-            ValueError: The message is not JSON.
+        Raises OSError if nothing arrives in time or the other end closed, ValueError if the message is not JSON.
         """
         for line in self.lines:
             if message := json.loads(line):

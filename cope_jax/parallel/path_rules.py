@@ -25,6 +25,8 @@ def apply_rules(
 ) -> PyTree:
     """Returns the tree with each leaf replaced by the value of the first rule whose regex is found in its path.
 
+    Raises ValueError listing all paths without a rule, or all rules without a path.
+
     Args:
         rules: (regex, value) in order of precedence.
         tree: Any pytree.
@@ -32,9 +34,6 @@ def apply_rules(
         require_all_used: Whether each rule must be the first match of some path.
         exempt: Whether a leaf may go without a rule.
         default: Value of exempt leaves without a rule.
-
-    Raises:
-        ValueError: Paths without a rule or rules without a path; lists all.
     """
     used: set[int] = set()
     uncovered: list[str] = []

@@ -33,8 +33,7 @@ LARGE = 65_536  # number of elements from which a parameter must have a rule; sm
 def parameter_shardings(params: PyTree, mesh: Mesh) -> PyTree:
     """Returns the sharding of each parameter (array or shape) by PARAMETER_RULES.
 
-    Raises:
-        ValueError: No rule covers a large parameter, or the mesh does not divide a parameter evenly. Lists all.
+    Raises ValueError listing all large parameters without a rule, or all that the mesh does not divide evenly.
     """
     specs = apply_rules(
         PARAMETER_RULES,

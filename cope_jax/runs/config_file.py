@@ -92,5 +92,5 @@ def _read(path: Path) -> dict[str, Any]:
     """Reads a JSON file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error

@@ -85,7 +85,7 @@ def _check(value: Any, kind: Any, key: str, problems: dict[str, str]) -> Any:
             return tuple(_check(entry, of_entry, f"{key}[{i}]", problems) for i, (entry, of_entry) in entries)
     scalar = _check_scalar(value, kind)
     if scalar is None:
-        problems[key] = f"is {value!r}; expected {_describe(kind)}"
+        problems[key] = f"is {value!r:.100}; expected {_describe(kind)}"
     return scalar
 
 
@@ -132,17 +132,11 @@ def _relation_problems(config: RunConfig, invalid: Sequence[str]) -> Iterator[st
 
 
 class Relation(NamedTuple):
-    """Fields that must fit each other; if they do not, the first one is reported.
+    """Fields that must fit each other; if they do not, the first one is reported."""
 
-    Attributes:
-        keys: Dotted keys.
-        holds: Returns whether the values fit, as a truth value.
-        expected: What the first field should be. {0}, {1}, … stand for the values.
-    """
-
-    keys: tuple[str, ...]
-    holds: Callable[..., Any]
-    expected: str
+    keys: tuple[str, ...]  # dotted keys
+    holds: Callable[..., Any]  # returns whether the values fit, as a truth value
+    expected: str  # what the first field should be. {0}, {1}, … stand for the values
 
 
 RELATIONS = (

@@ -54,7 +54,13 @@ def _prepare_published(config: RunConfig, encoder: str, shapes: PyTree, settings
     if encoder == "vision":
         _check_published_vision(config)
     weights = prepare(
-        section.init_from, encoder, shapes, settings=settings, cut=section.init_cut, section=f"config.model.{encoder}"
+        section.init_from,
+        encoder,
+        shapes,
+        settings=settings,
+        cut=section.init_cut,
+        section=f"config.model.{encoder}",
+        own_tokenizer=section.init_from == config.data.tokenizer,
     )
 
     def load(model: ModelState) -> ModelState:

@@ -29,10 +29,8 @@ def write_manifest(folder: Path) -> None:
 def find_problems(folder: Path) -> list[str]:
     """Returns one sentence per invalid file of a committed checkpoint.
 
-    Copies are valid, even without the empty folders, which object stores do not keep.
-
-    Raises:
-        ValueError: A newer version of the code wrote the checkpoint.
+    Copies are valid, even without the empty folders, which object stores do not keep. Raises ValueError if a newer
+    version of the code wrote the checkpoint.
     """
     try:
         manifest = json.loads((folder / FILE).read_text(encoding="utf-8"))

@@ -50,8 +50,7 @@ def commit(folder: Path) -> str:
 def record_start(workdir: Path, step: int, now: dict[str, Any], *, accept_other_data: bool) -> list[str]:
     """Appends a start at a step to `starts.jsonl`. Returns the changes since the previous start, one phrase each.
 
-    Raises:
-        ValueError: The training data changed since the run began, and that is not accepted.
+    Raises ValueError if the training data changed since the run began, and that is not accepted.
     """
     path = workdir / FILE
     drop_lines_after(path, math.inf)

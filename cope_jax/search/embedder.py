@@ -1,7 +1,7 @@
 """Embeds photos, clips, and texts from outside the records, with the same preprocessing as evaluation."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +185,7 @@ class Embedder:
 
 def _to_list(values: Any, name: str, contents: str) -> list[Any]:
     """Returns the elements of an iterable. Raises ValueError for a single text or picture, and for other types."""
-    single = isinstance(values, str | bytes | os.PathLike | Image.Image | Mapping) or hasattr(values, "read")
+    single = isinstance(values, str | bytes | os.PathLike | Image.Image | Mapping | Set) or hasattr(values, "read")
     if single or getattr(values, "ndim", 4) == 3 or not isinstance(values, Iterable):
         hint = "; of a video file, extract the frames first" if name.startswith("frames") else ""
         raise ValueError(f"{name} is of type {type(values).__name__}; it must be a list with {contents}{hint}")
@@ -202,8 +202,8 @@ def resize_picture(picture: Picture, side: int, number: int) -> np.ndarray:
         return resize(picture, WHOLE, side)
     if not isinstance(picture, str | bytes | os.PathLike):
         raise ValueError(
-            f"picture {number} is of type {type(picture).__name__}; it must be a path, the bytes of a file, uint8[H, W, 3], or "
-            "a PIL image"
+            f"picture {number} is of type {type(picture).__name__}; it must be a path, the bytes of a file, "
+            "uint8[H, W, 3], or a PIL image"
         )
     name = f"picture {number}" if isinstance(picture, bytes) else str(picture)
     try:

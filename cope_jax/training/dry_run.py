@@ -18,7 +18,7 @@ from cope_jax.parallel.mesh import make_mesh
 from cope_jax.parallel.path_rules import apply_rules, leaf_paths
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import replace_fields
-from cope_jax.runs.inputs import check_batch_sizes, training_batch_shapes
+from cope_jax.runs.inputs import check_batch_sizes, describe_text_tokens, training_batch_shapes
 from cope_jax.training.optimizer import decays, rate_factors
 from cope_jax.training.plan import Plan, make_plan, step_flops
 from data_prep.common.domains import DOMAINS
@@ -69,7 +69,7 @@ def dry_run(config: RunConfig) -> str:
     rows = list(list_parameters(plan.state.params, config))
     memory, flops = memory_per_device(config, plan), step_flops(config, vocab_size)
     tables = _parameter_table(rows), _group_table(rows, config), _summary(config, vocab_size, source)
-    return "\n\n".join([*tables, _cost_table(memory, flops, config)])
+    return "\n\n".join([*tables, *_describe_texts(config), _cost_table(memory, flops, config)])
 
 
 def vocabulary(config: RunConfig) -> tuple[int, str]:
@@ -81,6 +81,17 @@ def vocabulary(config: RunConfig) -> tuple[int, str]:
         return len(load_tokenizer(name, download=False)), name
     except FileNotFoundError:
         return config.data.vocab_size, f"{key}, since {name} is not on this machine"
+
+
+def _describe_texts(config: RunConfig) -> list[str]:
+    """Describes how the tokenizer suits the training texts, if this machine has both."""
+    if not config.data.tokenizer:
+        return []
+    try:
+        report = describe_text_tokens(config, load_tokenizer(config.data.tokenizer, download=False))
+    except FileNotFoundError:
+        return []
+    return [report] if report else []
 
 
 def list_parameters(params: PyTree, config: RunConfig) -> Iterator[Parameter]:

@@ -17,14 +17,13 @@ from cope_jax.training.watchdog import Watchdog
 
 
 class Evaluations:
-    """Results of the evaluations during training, also of earlier starts of the run.
+    """Results of the evaluations during training up to a step, also of earlier starts of the run.
 
     A run that resumes from a step whose evaluation is due but not in `evaluations.jsonl` evaluates it first, so the
     file does not depend on interruptions.
     """
 
     def __init__(self, config: RunConfig, workdir: Path, *, step: int):
-        """Reads the results up to a step."""
         train = config.train
         self.every, self.last, self.best_by = train.evaluate_every, train.steps, train.best_by
         lines = read_json_lines(workdir / EVALUATIONS)
@@ -48,10 +47,7 @@ class Evaluations:
 def evaluate_state(
     state: TrainState, probe: Probe, on_batch: Callable[[], None]
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Returns metrics of a state's model and, with prefix, of its moving average; and samples of the model.
-
-    `on_batch` is called after each batch.
-    """
+    """Returns metrics of a state's model and, with prefix, of its moving average; and samples of the model."""
     found = probe(ModelState(state.params["model"], state.statistics), on_batch)
     if state.average is None:
         return found.metrics, found.samples
@@ -62,8 +58,7 @@ def evaluate_state(
 def evaluate_in_full(config: RunConfig, workdir: Path, stop: StopSignal, watchdog: Watchdog) -> None:
     """Evaluates the last and the best step, and their moving averages, on the whole evaluation split.
 
-    Raises:
-        Stopped: A signal came. Finished evaluations are kept.
+    Raises Stopped after a signal. Finished evaluations are kept.
     """
     last = watchdog.finished = config.train.steps
     with Checkpoints(workdir) as checkpoints:
@@ -82,4 +77,6 @@ def evaluate_in_full(config: RunConfig, workdir: Path, stop: StopSignal, watchdo
             watchdog.reset(f"the evaluation of all of {name}")
             metrics = evaluate(workdir, step=step, average=average, reuse=True, on_batch=on_batch).metrics
             if jax.process_index() == 0:
-                print(f"{name}, all items: mean R@1 {metrics['retrieval_mean']['mean_r1']:.3f}")
+                means, empty = metrics["retrieval_mean"], metrics["empty"]["retrieval"]
+                result = f"mean R@1 {means['mean_r1']:.3f}" if means else f"no results: {'; '.join(empty.values())}"
+                print(f"{name}, all items: {result}")

@@ -18,19 +18,12 @@ EmbedFunction = Callable[[PyTree, PyTree, Any, jax.Array], tuple[dict[str, Embed
 
 
 class Gradients(NamedTuple):
-    """Loss and gradients of a batch.
+    """Loss and gradients of a batch."""
 
-    Attributes:
-        loss: float32[].
-        metrics: Metrics of the loss.
-        statistics: Statistics of the model after the batch.
-        params: Gradients, a tree like {"model": …, "loss": …}.
-    """
-
-    loss: jax.Array
-    metrics: dict[str, Mean]
-    statistics: PyTree
-    params: PyTree
+    loss: jax.Array  # float32[]
+    metrics: dict[str, Mean]  # of the loss
+    statistics: PyTree  # of the model after the batch
+    params: PyTree  # gradients {"model": …, "loss": …}
 
 
 def batch_gradients(
@@ -63,11 +56,8 @@ def cached_gradients(
 
     The first pass embeds all microbatches and keeps only embeddings, which the loss compares. The second pass embeds
     each microbatch again, with the same random draws, and backpropagates the gradients of its embeddings. The model
-    must treat examples independently: batch normalization would see microbatches.
-
-    Args:
-        parts: Number of microbatches; divides each device's share of the batch.
-        mesh: Mesh that the batch is sharded over.
+    must treat examples independently: batch normalization would see microbatches. The number of microbatches, `parts`,
+    divides each device's share of the batch.
     """
     embed_key, loss_key = jax.random.split(key)
     split, join = (partial(function, mesh=mesh) for function in (split_batch, join_parts))

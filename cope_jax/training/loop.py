@@ -63,16 +63,12 @@ class Profiler:
 
 
 class LoopServices(NamedTuple):
-    """Services used by the training loop.
-
-    Attributes:
-        probe: Evaluates models during training; None if config.train.evaluate_every is 0.
-    """
+    """Services used by the training loop."""
 
     checkpoints: Checkpoints
     reporter: Reporter
     evaluations: Evaluations
-    probe: Probe | None
+    probe: Probe | None  # evaluates models during training; None if config.train.evaluate_every is 0
     stop: StopSignal
     watchdog: Watchdog
     profiler: Profiler

@@ -25,19 +25,12 @@ from cope_jax.training.step import make_train_step
 
 
 class Plan(NamedTuple):
-    """The computation of a run on a mesh.
+    """The computation of a run on a mesh."""
 
-    Attributes:
-        graphdef: Static structure of the model.
-        initial_state: Computes the initial state; to be jitted.
-        state: Shapes of the state, with shardings.
-        step: The jitted training step, which donates its state.
-    """
-
-    graphdef: nnx.GraphDef
-    initial_state: Callable[[], TrainState]
-    state: TrainState
-    step: jax.stages.Wrapped
+    graphdef: nnx.GraphDef  # static structure of the model
+    initial_state: Callable[[], TrainState]  # computes the initial state; to be jitted
+    state: TrainState  # shapes of the state, with shardings
+    step: jax.stages.Wrapped  # the jitted training step, which donates its state
 
 
 def make_plan(config: RunConfig, mesh: Mesh, *, vocab_size: int) -> Plan:

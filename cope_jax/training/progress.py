@@ -43,15 +43,8 @@ class Moment(NamedTuple):
 class TrainingProgress:
     """Shows step, loss, speed, waiting time, time left and last checkpoint; measures the speed for the log.
 
-    The clock starts after the first step, which compiles.
-
-    Args:
-        steps: Number of steps of the run.
-        batch_size: Examples per step.
-        peak_seconds: Duration of a step at the peak FLOP/s of the devices; 0 if unknown.
-
-    Attributes:
-        saved: Last complete checkpoint, if any.
+    The clock starts after the first step, which compiles. `peak_seconds` is the duration of a step at the peak FLOP/s
+    of the devices; 0 if unknown.
     """
 
     def __init__(self, *, steps: int, batch_size: int, peak_seconds: float = 0.0):
@@ -67,7 +60,7 @@ class TrainingProgress:
         self.last_lap: Moment | None = None
         self.waited = self.paused_seconds = 0.0
         self.warned = False
-        self.saved: SavedStep | None = None
+        self.saved: SavedStep | None = None  # the last complete checkpoint
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:

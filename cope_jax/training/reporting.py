@@ -26,11 +26,8 @@ SHOWN_EXAMPLES = 4  # in TensorBoard, of the first batch
 class EventFile:
     """Writes events to TensorBoard. tensorboardX's own writer stops on a full disk and then blocks its callers.
 
-    Methods import tensorboardX, since that imports torch if it is installed, which takes seconds.
-
-    Args:
-        folder: Where to write; made if missing.
-        step: Step at which the run starts or resumes. Hides later steps of earlier files.
+    Methods import tensorboardX, since that imports torch if it is installed, which takes seconds. The step at which the
+    run starts or resumes hides later steps of earlier files.
     """
 
     def __init__(self, folder: Path, *, step: int):
@@ -55,25 +52,11 @@ class EventFile:
         summaries = [scalar(name, value) for name, value in values.items()]
         self.add(step, summary={"value": [value for summary in summaries for value in summary.value]})
 
-    def add_histogram(self, step: int, name: str, sample: np.ndarray) -> None:
-        """Adds the histogram of a sample."""
-        from tensorboardX.summary import histogram
-
-        self.add(step, summary=histogram(name, sample, HISTOGRAM_BINS))
-
-    def add_image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Adds an image, u8[H, W, 3]."""
-        from tensorboardX.summary import image
-
-        self.add(step, summary=image(name, pixels, dataformats="HWC"))
-
 
 class MetricsLog:
     """The logs of a run: `metrics.jsonl`, `speed.jsonl`, `evaluations.jsonl` and TensorBoard's.
 
-    Args:
-        workdir: Work directory of the run.
-        step: Step at which the run starts or resumes. Later lines, which will be written again, are dropped.
+    Lines after the step at which the run starts or resumes will be written again and are dropped.
     """
 
     def __init__(self, workdir: Path, *, step: int):
@@ -85,10 +68,12 @@ class MetricsLog:
 
     def write_examples(self, step: int, batch: Mapping[str, Any]) -> None:
         """Adds images of the first examples of a batch, as the model sees them, to TensorBoard."""
+        from tensorboardX.summary import image
+
         for example in range(min(SHOWN_EXAMPLES, len(batch["product_id"]))):
             clips = [np.concatenate(list(batch[domain]["frames"][example]), axis=1) for domain in DOMAINS]
             name = f"batch/product {batch['product_id'][example]}: page, video, live"
-            self.events.add_image(step, name, np.concatenate(clips, axis=1))
+            self.events.add(step, summary=image(name, np.concatenate(clips, axis=1), dataformats="HWC"))
 
     def write_metrics(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
         """Adds the means of a report window; the speed, which differs between equal runs, has its own file."""
@@ -99,10 +84,12 @@ class MetricsLog:
 
     def write_evaluation(self, step: int, values: Mapping[str, float], samples: Mapping[str, np.ndarray]) -> None:
         """Adds the metrics of an evaluation, and to TensorBoard histograms of samples."""
+        from tensorboardX.summary import histogram
+
         self.evaluations.append(json_line({"step": step, **round_values(values)}))
         self.events.add_scalars(step, {f"eval/{name}": value for name, value in values.items()})
         for name, sample in samples.items():
-            self.events.add_histogram(step, name, sample)
+            self.events.add(step, summary=histogram(name, sample, HISTOGRAM_BINS))
 
     def sync(self) -> None:
         """Waits until metrics and evaluations are on the disk; raises OSError, naming the file, if they are not."""
@@ -113,12 +100,8 @@ class MetricsLog:
 class Reporter:
     """Collects the metrics of steps and reports them, one step late so that the device never waits.
 
-    Args:
-        config: Config of the run.
-        log: None in all processes but the first, which reports for all.
-        progress: Shows each step.
-        invalid_items: The unreadable items.
-        window: The open report window of a resumed run, from `open_window`.
+    `log` is None in all processes but the first, which reports for all. `window` is the open report window of a resumed
+    run, from `open_window`.
     """
 
     def __init__(
@@ -149,9 +132,8 @@ class Reporter:
     def flush(self) -> None:
         """Waits for the step added last and reports it.
 
-        Raises:
-            ValueError: The last step or too many steps in a row were skipped, or too many items of a window were
-                unreadable.
+        Raises ValueError if the last step or too many in a row were skipped, or too many items of a window were
+        unreadable.
         """
         if self.late is None:
             return
@@ -184,13 +166,19 @@ class Reporter:
             f"step {step} skipped: loss, gradients or new parameters not finite; products in the batch: {products}"
         )
         if self.skipped > self.max_skipped or step == self.last:
-            limit = f"config.train.max_skipped allows {self.max_skipped}"
+            limit = (
+                "the last step of a run must not be"
+                if step == self.last
+                else f"at most {self.max_skipped} in a row may be"
+            )
+            first = step - self.skipped + 1
+            steps = f"step {step} was" if first == step else f"steps {first} to {step} were"
             raise ValueError(
-                f"{self.skipped} steps in a row, up to step {step}, were skipped, since loss, gradients or new "
-                f"parameters were not finite; {'a run must not end so' if step == self.last else limit}. Lower "
-                "config.optimizer.rate or config.optimizer.clip_norm, or check the products printed above, and run "
-                "again: it resumes from the last checkpoint before these steps. If it fails again at once, the "
-                "parameters in that checkpoint are the cause: remove it, to resume from an earlier one"
+                f"{steps} skipped because loss, gradients or new parameters were not finite; {limit} "
+                "(config.train.max_skipped). Lower config.optimizer.rate or "
+                "config.optimizer.clip_norm, or check the products printed above, and run again: it resumes from the "
+                "last checkpoint before these steps. If it fails again at once, the parameters in that checkpoint are "
+                "the cause: remove it, to resume from an earlier one"
             )
 
     def begin_evaluation(self, step: int) -> None:

@@ -31,9 +31,6 @@ class StopSignal:
 
     With several processes, each may get the signal at another step or not at all, so they have to agree. JAX's
     preemption service does that. It catches SIGTERM in C++; here a Python handler calls that one, to count signals.
-
-    Attributes:
-        requested: Whether this process got a signal.
     """
 
     def __enter__(self) -> "StopSignal":

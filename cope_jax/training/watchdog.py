@@ -18,17 +18,13 @@ class Watchdog:
     """Ends the process if it makes no progress for some time, as when a disk, data worker, device or host hangs.
 
     A context manager. 0 seconds disable it.
-
-    Attributes:
-        finished: Last finished step.
-        saved: Last saved step.
     """
 
     def __init__(self, seconds: float):
         self.seconds = seconds
         self.exiting = threading.Event()
-        self.finished = 0
-        self.saved: SavedStep | None = None
+        self.finished = 0  # last finished step
+        self.saved: SavedStep | None = None  # last saved step
         self.reset("the start")
 
     def reset(self, activity: str) -> None:

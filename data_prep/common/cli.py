@@ -61,9 +61,17 @@ def _parse_flags(name: str, argv: list[str]) -> list[str]:
             message = message.args[0]
         sys.exit(f"{name}: unknown field of the config: {message}")
     for flag in map(FLAGS.__getitem__, FLAGS):
-        if flag.present and flag.default is None and flag.value in ("", [""]):  # "." for pathlib
-            sys.exit(f"{name}: --{flag.name} is empty")
+        if flag.present:
+            _check_texts(name, flag)
     return rest
+
+
+def _check_texts(name: str, flag: flags.Flag) -> None:
+    for value in flag.value if isinstance(flag.value, list) else [flag.value]:
+        if value == "" and flag.default is None:  # pathlib takes it for the current folder
+            sys.exit(f"{name}: --{flag.name} is empty")
+        if isinstance(value, str) and re.search("[\ud800-\udfff]", value):  # Python's substitutes for other bytes
+            sys.exit(f"{name}: --{flag.name}={value!a} is not UTF-8; rename the folder, or use a link to it")
 
 
 def _explain(message: str, positional: str | None) -> str:

@@ -9,9 +9,9 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -58,14 +58,15 @@ def atomic_write(path: Path, mode: str = "wb", *, durable: bool = False) -> Iter
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, keep_on_error: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, *, keep_on_error: bool = False, replace: bool = False) -> Iterator[Path]:
     """Gives an empty folder next to `path` that is renamed to `path` once it is complete.
 
     The unfinished folder is `<path>.writing`. A killed process may leave it; the next call starts over in it.
 
     Args:
-        path: Folder to write. It must not exist or be empty.
+        path: Folder to write.
         keep_on_error: Keep the unfinished folder if an exception is raised.
+        replace: Replace a folder of this name. Otherwise it must not exist or be empty.
 
     Raises:
         ValueError: The folder exists and is not empty, or another process is writing it.
@@ -73,7 +74,7 @@ def atomic_folder(path: Path, *, keep_on_error: bool = False) -> Iterator[Path]:
     unfinished = path.with_name(f"{path.name}.writing")
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(path.with_name(f".{path.name}.lock"), f"is writing {path}", remove=True):
-        if path.is_dir() and any(path.iterdir()):
+        if not replace and path.is_dir() and any(path.iterdir()):
             raise ValueError(
                 f"{path} exists and is not empty; if another process has just written it, run the same command again"
             )
@@ -82,6 +83,8 @@ def atomic_folder(path: Path, *, keep_on_error: bool = False) -> Iterator[Path]:
         unfinished.mkdir()
         try:
             yield unfinished
+            if replace:
+                shutil.rmtree(path, ignore_errors=True)
             unfinished.replace(path)
         except BaseException:
             if not keep_on_error:
@@ -99,7 +102,7 @@ def is_finished(folder: Path, record: str, options: Mapping[str, object], *, kin
         return False
     if not (folder / record).is_file():
         raise ValueError(f"{folder} exists and is not {kind}, because it has no {record}; {OUT_REMEDY}")
-    found = json.loads((folder / record).read_text(encoding="utf-8"))
+    found = read_json(folder / record, remedy=OUT_REMEDY)
     found = {key: found[key] for key in options if key in found}
     if differences := describe_differences(found, options, labels=("there", "given")):
         raise ValueError(f"{folder} contains {kind} with other options ({', '.join(differences)}); {OUT_REMEDY}")
@@ -165,6 +168,24 @@ def plain_links() -> Iterator[Callable[[Path], str]]:
             return str(name)
 
         yield link
+
+
+def read_json(path: Path, *, keys: Collection[str] = (), remedy: str) -> Any:
+    """Reads a JSON object.
+
+    Raises:
+        ValueError: The file is not JSON, for example because it was cut off, or lacks some of `keys`. The message ends
+            with the remedy.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # of JSON or UTF-8
+        raise ValueError(f"{path} is not valid JSON ({error}): {remedy}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object: {remedy}")
+    if missing := [key for key in keys if key not in content]:
+        raise ValueError(f"{path} has no {', '.join(missing)}: {remedy}")
+    return content
 
 
 def file_sha256(path: Path) -> str:

@@ -12,9 +12,16 @@ BATCH_ROWS = 16_384
 
 @contextlib.contextmanager
 def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    """Opens a Parquet file."""
-    with path.open("rb") as file, pq.ParquetFile(file) as parquet:
-        yield parquet
+    """Opens a Parquet file; raises ValueError if it is cut off or damaged."""
+    with path.open("rb") as file:
+        try:
+            parquet = pq.ParquetFile(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and error.errno:  # of the system; the file may be valid
+                raise
+            raise ValueError(f"{path} is not a whole Parquet file: {error}") from error
+        with parquet:
+            yield parquet
 
 
 def stream_parquet(path: Path, columns: Sequence[str]) -> pa.RecordBatchReader:

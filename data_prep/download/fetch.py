@@ -7,7 +7,8 @@ import string
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
-from urllib.parse import quote
+from urllib.parse import quote, unquote
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from aiohttp.http_exceptions import ContentEncodingError
@@ -53,7 +54,6 @@ def open_session(limits: Limits, contact: str) -> aiohttp.ClientSession:
         },
         max_line_size=MAX_HEADER,
         max_field_size=MAX_HEADER,
-        trust_env=True,  # proxies
     )
 
 
@@ -84,6 +84,7 @@ class Fetcher:
         self._breaker = CircuitBreaker(window=window, pause=limits.pause, pauses=limits.pauses)
         self._backoff = wait_exponential_jitter(multiplier=limits.backoff, max=MAX_BACKOFF, jitter=limits.backoff)
         self._paused_until = 0.0
+        self._proxies = getproxies()
 
     def rate(self, url: str) -> float:
         """Returns the requests per second that the host of `url` allows now."""
@@ -93,6 +94,13 @@ class Fetcher:
     def pause(self) -> float:
         """Seconds left of the pause after many failures, usually 0."""
         return max(0.0, self._paused_until - now())
+
+    def proxy(self, url: URL) -> str | None:
+        """Returns the proxy for a URL from `http_proxy` and similar variables of the environment."""
+        proxy = self._proxies.get(url.scheme) or self._proxies.get("all")
+        if not proxy or proxy_bypass(str(url.host)):
+            return None
+        return proxy if "://" in proxy else f"http://{proxy}"
 
     async def fetch(self, url: str) -> Answer:
         """Fetches a URL.
@@ -150,11 +158,11 @@ class Fetcher:
         self, url: URL, headers: Mapping[str, str], limiter: RateLimiter, sent: float, deadline: float
     ) -> bytes | URL:
         """Returns the body, or the target of a redirect."""
-        get = self._session.get(url, headers=headers, allow_redirects=False)
+        get = self._session.get(url, headers=headers, proxy=self.proxy(url), allow_redirects=False)
         try:
             async with asyncio.timeout(deadline), get as response:
                 if response.status in _REDIRECTS:
-                    return _redirect_target(response)
+                    return redirect_target(response)
                 if response.status != 200:
                     raise _status_error(response, limiter, sent)
                 return await self._read_body(response)
@@ -162,11 +170,12 @@ class Fetcher:
             raise FetchError(Failure.TIMEOUT, f"no complete response within {self._limits.deadline:g} s") from error
         except aiohttp.ClientPayloadError as error:
             failure = Failure.PROTOCOL if isinstance(error.__cause__, ContentEncodingError) else Failure.TRUNCATED
-            raise FetchError(failure, f"the body is incomplete: {error}", http_status=200) from error
+            raise FetchError(failure, " ".join(str(error).split()), http_status=200) from error
         except (OSError, aiohttp.ClientConnectionError, aiohttp.ClientHttpProxyError) as error:
             raise FetchError(Failure.CONNECTION, f"{type(error).__name__}: {error}") from error
         except (aiohttp.ClientError, ValueError) as error:  # such as a header without a colon
-            raise FetchError(Failure.PROTOCOL, f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+            message = error.message if isinstance(error, aiohttp.ClientResponseError) else f"{error}"
+            raise FetchError(Failure.PROTOCOL, f"invalid HTTP: {' '.join(message.split())}") from error
 
     async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
         parts, size = [], response.content_length or 0
@@ -183,12 +192,15 @@ class Fetcher:
         return b"".join(parts)
 
 
-def _redirect_target(response: aiohttp.ClientResponse) -> URL:
+def redirect_target(response: aiohttp.ClientResponse) -> URL:
+    """Returns where a response redirects to. Raises FetchError if its Location is invalid."""
     location = response.headers.get("Location", "")
     # What is quoted stays as it is, because signatures depend on it; some servers send blanks and UTF-8.
     quoted = quote(location.strip().encode("utf-8", "surrogateescape"), safe=string.punctuation)
     try:
         target = response.url.join(URL(quoted, encoded=True))
+        if not location.isascii() and target.raw_host:
+            target = target.with_host(unquote(target.raw_host))
         host = (target.host or "").encode("idna")  # as for looking it up
     except ValueError as error:  # UnicodeError is one
         raise FetchError(Failure.REDIRECT, f"to {location!r}: {error}", http_status=response.status) from error

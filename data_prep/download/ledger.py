@@ -118,8 +118,8 @@ def _explain_errors(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno:  # of the system; the file may be valid
             raise
         raise ValueError(
-            f"{path} is not the ledger of a shard ({error}): remove it and run the same command again to fetch "
-            "the shard's images anew"
+            f"{path} is not the ledger of a shard ({error.__cause__ or error}): remove it and run the same command "
+            "again to fetch the shard's images anew"
         ) from error
 
 

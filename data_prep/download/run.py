@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
 
 from data_prep.catalog.files import Catalog
 from data_prep.common.differences import describe_differences
-from data_prep.common.files import TEMPORARY, atomic_write, lock_file
+from data_prep.common.files import TEMPORARY, atomic_write, lock_file, read_json
 from data_prep.common.progress import Progress
 from data_prep.download.content import check_image
 from data_prep.download.coverage import SUMMARY_FILE, write_summary
@@ -83,7 +82,7 @@ def _check_settings(out: Path, catalog: Catalog, options: Options) -> None:
             raise ValueError(f"{out} has {min(names)} but no {SETTINGS_FILE}: choose another folder for --out")
         with atomic_write(path, "w", durable=True) as file:
             file.write(json.dumps(wanted, indent=2) + "\n")
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path, remedy="choose another folder for --out")
     if changed := describe_differences(found, wanted):
         raise ValueError(f"{out} has other settings ({'; '.join(changed)}): use the same or another --out")
 
@@ -222,7 +221,7 @@ async def _find_image(fetcher: Fetcher, urls: Sequence[str]) -> None:
     url = URL(urls[0], encoded=True)
     host, port = url.host, url.port
     try:
-        if url.scheme not in getproxies() or proxy_bypass(str(host)):  # a proxy looks up the name itself
+        if not fetcher.proxy(url):  # which looks up the name itself
             await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise PreflightError(f"the host {host} of --url_prefix does not resolve: {error}") from error

@@ -5,7 +5,7 @@ import re
 import struct
 from collections.abc import Iterator
 
-JPEG_START = b"\xff\xd8"
+JPEG_START, _END = b"\xff\xd8", b"\xff\xd9"
 _JFIF, _EXIF, _ADOBE, _SCAN, _PROGRESSIVE = 0xE0, 0xE1, 0xEE, 0xDA, (0xC2, 0xCA)
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # the others are tables
 _IGNORED = {*range(0xE2, 0xEE), 0xEF, 0xFE}  # comments, profiles and the like
@@ -48,8 +48,8 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
 def tidy_jpeg(data: bytes) -> bytes:
     """Returns a JPEG without the oddities of its header that decoders warn of, although the picture is whole.
 
-    These are bytes between the segments, unknown versions of JFIF and of Adobe's marker, broken color profiles, and
-    scans of a sequential JPEG that do not claim all frequencies, as on some phones.
+    These are bytes between the segments, unknown versions of JFIF and of Adobe's marker, broken color profiles, and, in
+    sequential JPEGs, scans that do not claim all frequencies, as on some phones, and a missing end marker.
     """
     parts, end, sequential, components = [JPEG_START], len(data), True, 3
     for marker, start, stop in _segments(data):
@@ -68,6 +68,7 @@ def tidy_jpeg(data: bytes) -> bytes:
     pixels = data[end:]
     if sequential:
         pixels = _SCAN_START.sub(lambda match: match[1] + b"\0\x3f\0", pixels)
+        pixels += _END  # of truncated pixels, decoders still miss some
     return b"".join([*parts, pixels])
 
 

@@ -49,18 +49,18 @@ def explain_missing(names: Collection[str], available: Iterable[str], folders: S
         available: Whole names of all images that can be found.
         folders: Sources of images.
     """
-    wanted: dict[str, list[str]] = collections.defaultdict(list)  # spelling → names
+    wanted: dict[str, list[tuple[int, str]]] = collections.defaultdict(list)  # key → its rank, name
     for name in names:
         for part in {name, *_SEPARATORS.split(name)} - {""}:
-            wanted[_spelling(part)].append(name)
-            wanted[_spelling(_last_part(part))].append(name)
-    similar: dict[str, str] = {}
+            for rank, key in enumerate(_keys(part)):
+                wanted[key].append((rank, name))
+    similar: dict[str, tuple[int, str]] = {}
     for whole in available:
-        for spelling in {_spelling(whole), _spelling(_last_part(whole))}:
-            for name in wanted.get(spelling, ()):
-                if name not in similar or _spelling(name) == _spelling(whole):
-                    similar[name] = whole
-    return {name: _explain(name, similar.get(name, ""), folders) for name in names}
+        for rank, key in enumerate(_keys(whole)):
+            for other, name in wanted.get(key, ()):
+                found = (max(rank, other), whole)
+                similar[name] = min(similar.get(name, found), found)
+    return {name: _explain(name, similar[name][1] if name in similar else "", folders) for name in names}
 
 
 def format_hints(hints: Mapping[str, Hint]) -> str:
@@ -89,8 +89,7 @@ def _explain(name: str, found: str, folders: Sequence[Path]) -> Hint:
             return Hint(f"have a file name in {encoding} instead of UTF-8, which convmv can change", "")
     if not found:
         return Hint("", "")
-    spelling = _spelling(found)
-    if spelling not in (_spelling(name), _spelling(_last_part(name))) and len(_SEPARATORS.split(name)) > 1:
+    if _SEPARATORS.search(name) and not _SEPARATORS.search(found):
         return Hint("are lists of names; separate the names with '|'", found)
     changes = {
         "in their Unicode normal form": lambda text: unicodedata.normalize("NFC", text),
@@ -98,18 +97,27 @@ def _explain(name: str, found: str, folders: Sequence[Path]) -> Hint:
         "in percent-encoding": unquote,
         "in backslashes": lambda text: text.replace("\\", "/"),
         "in spaces": str.strip,
+        "in the extension": lambda text: os.path.splitext(text)[0],
     }
     for cause, change in changes.items():
         if change(name) == change(found):
             return Hint(f"differ only {cause}", found)
-    if _spelling(name) == spelling:
+    if _spelling(name) == _spelling(found):
         return Hint("are spelled differently", found)
-    return Hint("are in another folder", found)
+    if _last_part(name) == _last_part(found):
+        return Hint("are in another folder", found)
+    return Hint("have another extension or are in another folder", found)
 
 
 def _spelling(name: str) -> str:
     """Returns what names have in common that differ in spelling only."""
     return unicodedata.normalize("NFC", unquote(name)).casefold().replace("\\", "/").strip()
+
+
+def _keys(name: str) -> list[str]:
+    """Returns what similar names have in common, that of the most similar ones first."""
+    whole, last = _spelling(name), _spelling(_last_part(name))
+    return [whole, last, *(f"{os.path.splitext(key)[0]}.*" for key in (whole, last))]
 
 
 def _last_part(name: str) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +18,7 @@ from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_prep.common.domains import DOMAINS
-from data_prep.common.files import temporary_path
+from data_prep.common.files import read_json, temporary_path
 
 _READ_RECORDS = 16  # records read at once; a record may have many MB
 _Example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  (protobuf makes it at import)
@@ -171,12 +170,15 @@ def read_splits(folder: Path) -> dict[str, dict[Path, int]]:
         ValueError: The file is missing or invalid.
     """
     path = folder / DATASET_INFO_FILENAME
+    remedy = f"remove {folder} and build it again"
+    if not path.exists():
+        raise ValueError(f"no {path}: {remedy}")
+    info = read_json(path, keys=("name", "fileFormat", "splits"), remedy=remedy)
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
         splits = {split["name"]: [int(length) for length in split.get("shardLengths", ())] for split in info["splits"]}
         prefix = {name: f"{info['name']}-{name}.{info['fileFormat']}" for name in splits}
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read: {error!r}; build the data set again") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has invalid splits ({error!r}): {remedy}") from error
     return {
         name: {folder / f"{prefix[name]}-{i:05d}-of-{len(lengths):05d}": length for i, length in enumerate(lengths)}
         for name, lengths in splits.items()

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
@@ -23,7 +22,8 @@ from tensorflow_datasets.core.splits import SplitDict
 
 from data_prep.catalog.files import Catalog
 from data_prep.common.domains import DOMAINS
-from data_prep.common.files import atomic_write, lock_file
+from data_prep.common.files import atomic_write, lock_file, read_json
+from data_prep.common.parquet import open_parquet
 from data_prep.common.progress import Progress
 from data_prep.images import index as image_index
 from data_prep.records import schema, shards
@@ -79,18 +79,20 @@ class Builder(FileReaderBuilder):
         file_format: str | tfds.core.FileFormat = FILE_FORMAT,
         **kwargs: Any,
     ) -> None:
-        """Makes a builder; without inputs it builds both splits of the release in TFDS's manual directory.
+        """Makes a builder. Other arguments are those of `tfds.core.DatasetBuilder`: data_dir, config, version.
 
         Args:
-            inputs: Inputs of the build.
+            inputs: Inputs of the build. Default: both splits of the release in TFDS's manual directory.
             runner: Writes the shards. Default: a pool with one process per core.
             max_missing: Largest fraction of the images of a split's domain that may be missing or invalid.
             report: Called with lines of progress.
             file_format: Must be "array_record".
-            **kwargs: Arguments of `tfds.core.DatasetBuilder`: data_dir, config, version.
         """
         if (given := kwargs.get("data_dir")) and Path(url := os.fspath(epath.Path(given))) != Path(given):
             raise ValueError(f"TFDS reads the data folder {given} as {url}; use a link to it")
+        folder = Path(given or "") / self.name / str(kwargs.get("config")) / str(self.VERSION)
+        if (folder / DATASET_INFO_FILENAME).exists():
+            schema.read_splits(folder)  # reports an invalid file better than TFDS
         super().__init__(file_format=file_format, **kwargs)
         self._inputs = inputs
         self._runner = runner
@@ -137,7 +139,7 @@ class Builder(FileReaderBuilder):
 
     def is_built_from(self, inputs: Inputs) -> bool:
         """Returns whether the data are built; raises ValueError if they were built from other inputs."""
-        wanted = inputs.fingerprint
+        wanted = inputs.fingerprint  # raises ValueError for invalid images before anything is written
         if not self.is_prepared():
             return False
         if changes := _describe_changes(read_fingerprint(Path(self.data_dir)), wanted):
@@ -205,7 +207,8 @@ class Builder(FileReaderBuilder):
             )
         check_dropped(f"{split} {domain}", summary["frames"], self._max_missing, dropped_path, folder)
         self.counts[split] = summary
-        return self._split_info(split, [report.rows for report in ordered], summary["bytes"])
+        shard_lengths = [report.rows for report in ordered]
+        return tfds.core.SplitInfo(split, shard_lengths, summary["bytes"], self._get_filename_template(split))
 
     def _write_products(self, folder: Path, inputs: Inputs, split: str) -> tfds.core.SplitInfo:
         catalog = inputs.opened_catalog
@@ -224,11 +227,8 @@ class Builder(FileReaderBuilder):
         for path, length in zip(self._shard_paths(folder, split, len(lengths)), lengths, strict=True):
             schema.write_records(path, itertools.islice(examples, length))
             num_bytes += path.stat().st_size
-        self.counts[split] = {
-            "products": {"in": catalog.count(split, "product"), "kept": count},
-            "bytes": num_bytes,
-        }
-        return self._split_info(split, lengths, num_bytes)
+        self.counts[split] = {"products": {"in": catalog.count(split, "product"), "kept": count}, "bytes": num_bytes}
+        return tfds.core.SplitInfo(split, lengths, num_bytes, self._get_filename_template(split))
 
     def _finished(self, domain: str, inputs: Inputs) -> Path:
         """Returns the folder of the finished items of a domain."""
@@ -242,14 +242,7 @@ class Builder(FileReaderBuilder):
 
     def _shard_paths(self, folder: Path, split: str, count: int) -> list[Path]:
         template = self._get_filename_template(split)
-        paths = (template.sharded_filepath(shard_index=i, num_shards=count) for i in range(count))
-        return [folder / path.name for path in paths]
-
-    def _split_info(self, split: str, shard_lengths: list[int], num_bytes: int) -> tfds.core.SplitInfo:
-        template = self._get_filename_template(split)
-        return tfds.core.SplitInfo(
-            name=split, shard_lengths=shard_lengths, num_bytes=num_bytes, filename_template=template
-        )
+        return [folder / template.sharded_filepath(shard_index=i, num_shards=count).name for i in range(count)]
 
 
 def find_record_files(data_dir: Path) -> dict[str, dict[str, dict[Path, int]]]:
@@ -267,7 +260,7 @@ def find_record_files(data_dir: Path) -> dict[str, dict[str, dict[Path, int]]]:
 def read_fingerprint(folder: Path) -> dict[str, str]:
     """Returns the fingerprint of the inputs that a folder, finished or not, was built from; {} if it has none."""
     path = folder / FINGERPRINT_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path, remedy=f"remove {folder} and build it again") if path.exists() else {}
 
 
 def _describe_changes(built: dict[str, str], wanted: dict[str, str]) -> str:
@@ -284,7 +277,7 @@ def _plan(catalog: Catalog, split: str, domain: str) -> list[shards.Span]:
 
 
 def _frame_counts(catalog: Catalog, split: str, domain: str) -> Iterator[int]:
-    with pq.ParquetFile(catalog.path(split, domain)) as file:
+    with open_parquet(catalog.path(split, domain)) as file:
         for batch in file.iter_batches(columns=["frame_times"]):  # as many as names, but faster to read
             yield from batch.column(0).value_lengths().to_pylist()
 

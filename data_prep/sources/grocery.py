@@ -50,16 +50,10 @@ def write_release(checkout: Path, directory: Path, *, run_length: int = 4, test_
 
     Runs longer than `run_length` are cut into equal parts: with run_length=4, photos 1 to 5, 8 and 9 give (1 2 3) (4 5)
     (8 9). A photo's number is its frame number in a video, and its time in seconds in a live. Both splits contain all
-    pages, with the same ids; the ids of clips are unique.
+    pages, with the same ids; the ids of clips are unique. The test photos are those of val.txt or test.txt; "auto" is
+    test.txt if the checkout has it.
 
-    Args:
-        checkout: Folder that contains `dataset/`.
-        directory: Folder of the release.
-        run_length: Maximum number of photos per clip.
-        test_list: List of test photos: "val", "test", or "auto" for test.txt if the checkout has it, otherwise val.txt.
-
-    Returns:
-        True if the release was written, False if it already exists.
+    Returns whether the release was written; False if it already exists.
     """
     if run_length < 1:
         raise ValueError(f"run_length is {run_length}, but a clip has at least 1 photo")

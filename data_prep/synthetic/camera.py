@@ -109,15 +109,10 @@ def place(canvas: Image.Image, attributes: Attributes, pose: Pose, *, ink: Color
     box, matrix = _warp(pose, size, sprite.color.width)
     x, y = pose.pixels(canvas.width)
     left, top = round(x - box / 2), round(y - box / 2)
-    transform = functools.partial(
-        Image.Image.transform,
-        size=(box, box),
-        method=Image.Transform.AFFINE,
-        data=matrix,
-        resample=Image.Resampling.BILINEAR,
+    color, opacity = (
+        part.transform((box, box), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR) for part in sprite
     )
-    paint = transform(sprite.color) if ink is None else ink
-    canvas.paste(paint, (left, top, left + box, top + box), transform(sprite.opacity))
+    canvas.paste(color if ink is None else ink, (left, top, left + box, top + box), opacity)
 
 
 def _warp(pose: Pose, size: float, source: int) -> tuple[int, tuple[float, ...]]:

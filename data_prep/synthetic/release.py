@@ -83,15 +83,9 @@ def write_release(
 ) -> Path:
     """Writes a release with the splits `train` and `test`, or keeps a finished one with the same options.
 
-    Args:
-        directory: Folder of the release. It must not exist, be empty, or contain this release.
-        train_products, test_products: Numbers of products of the two splits, which share none.
-        image_side: Width and height of all images in pixels.
-        seed: Any integer; determines products, items and pictures.
-        processes: Number of processes; the result does not depend on it.
+    The splits share no products. Images are squares of `image_side` pixels. The result does not depend on `processes`.
 
-    Returns:
-        The folder with 18 text files, `images/` and `synthetic.json`, which records the options.
+    Returns the folder with 18 text files, `images/` and `synthetic.json`, which records the options.
     """
     directory = Path(directory)
     options = {"recipe": RECIPE, "train_products": train_products, "test_products": test_products}

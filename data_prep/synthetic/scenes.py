@@ -1,6 +1,6 @@
 """Draws items as the domains show them: pages of a studio, moving videos, crowded lives.
 
-The constants here, in texts.py and in plan.py decide how difficult the release is.
+The constants here, in texts.py and in release.py decide how difficult the release is.
 """
 
 from collections.abc import Sequence

@@ -54,9 +54,8 @@ def transcript(products: Sequence[Product], rng: np.random.Generator) -> str:
 
 def _spoken(product: Product, rng: np.random.Generator) -> list[str]:
     """Returns the sentences about a product that are not omitted."""
-    words = {name: word(product, name, rng) for name in WORDS} | {"brand": product.brand}
     said = []
-    for name, spoken in words.items():
+    for name, spoken in [*_words(product, rng).items(), ("brand", product.brand)]:
         if rng.random() < (ASR_OMITS_BRAND if name == "brand" else ASR_OMITS):
             continue
         if rng.random() < ASR_GARBLES:
@@ -67,7 +66,7 @@ def _spoken(product: Product, rng: np.random.Generator) -> list[str]:
 
 def _description(product: Product, rng: np.random.Generator) -> str:
     """Returns the words for the brand, usually first, and the attributes of a product in random order."""
-    words = {name: word(product, name, rng) for name in WORDS}
+    words = _words(product, rng)
     named = [name for name in words if name == "category" or rng.random() >= TITLE_OMITS]
     second = "second" in named
     if second:
@@ -81,9 +80,9 @@ def _description(product: Product, rng: np.random.Generator) -> str:
     return " ".join(parts)
 
 
-def word(product: Product, name: str, rng: np.random.Generator) -> str:
-    """Returns one of the words for the value of a product's attribute."""
-    return _pick(WORDS[name][getattr(product.attributes, name)], rng)
+def _words(product: Product, rng: np.random.Generator) -> dict[str, str]:
+    """Returns one of the words for each attribute of a product, by name."""
+    return {name: _pick(words[getattr(product.attributes, name)], rng) for name, words in WORDS.items()}
 
 
 def misheard(spoken: str, rng: np.random.Generator) -> str:

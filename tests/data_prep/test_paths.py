@@ -102,6 +102,17 @@ def test_a_relative_folder_is_not_a_home_folder_or_a_url(plain, tmp_path, monkey
         assert check_split(Path(name) / "data", processes=1).images == 0
 
 
+def test_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    data_dir = make_data(tmp_path, seed=1)
+    assert verify(data_dir, processes=1, report=str) == 0
+    inspect(data_dir, items=0, products=1, processes=1)
+    check_split(data_dir, processes=1)
+    open_records(data_dir, "train")
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
 def test_a_folder_that_tfds_takes_for_a_url_is_an_error():
     with pytest.raises(ValueError, match="TFDS reads the data folder /s3/shop as s3://shop; use a link to it"):
         Builder(config="page", data_dir="/s3/shop")

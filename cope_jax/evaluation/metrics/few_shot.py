@@ -21,20 +21,25 @@ class TooFewProductsError(ValueError):
     """Fewer than two products have enough items."""
 
 
-def few_shot_by_direction(embeddings: Embeddings, **options: int) -> dict[str, Metrics]:
-    """Runs `few_shot` with these options for every ordered pair of domains: "p2v" learns from pages and asks videos."""
-    return {
-        name: few_shot(*embeddings[source], *embeddings[target], name=name, **options)
-        for name, (source, target) in DIRECTIONS.items()
-    }
+def few_shot_by_direction(embeddings: Embeddings, **options: int) -> tuple[dict[str, Metrics], dict[str, str]]:
+    """Runs `few_shot` with these options for every ordered pair of domains: "p2v" learns from pages and asks videos.
+
+    Returns:
+        The metrics by direction, and for each direction with too few products the reason instead.
+    """
+    metrics, reasons = {}, {}
+    for name, (source, target) in DIRECTIONS.items():
+        try:
+            metrics[name] = few_shot(*embeddings[source], *embeddings[target], name=name, **options)
+        except TooFewProductsError as error:
+            reasons[name] = str(error).removeprefix(f"few-shot {name} ")
+    return metrics, reasons
 
 
 def few_shot_all_products(embeddings: Embeddings, *, queries: int, seed: int) -> dict[str, dict[str, Metrics | None]]:
     """Runs `few_shot` with all products as classes, for each number of shots in ALL_SHOTS.
 
-    Returns:
-        The metrics by shots and direction, {"1": {"p2v": …, …}, "5": …}. They are None if fewer than two products have
-        that many support items.
+    Returns {"1": {"p2v": …, …}, "5": …}, with None if fewer than two products have that many support items.
     """
 
     def accuracy(shots: int, name: str, source: str, target: str) -> Metrics | None:
@@ -77,12 +82,8 @@ def few_shot(
     Product ids are padded with -1. If there are fewer than `ways` products, all are used. Draws depend on `name`, the
     direction, on `seed`, and on the number of the episode.
 
-    Returns:
-        accuracy, ci95, ways (as drawn), shots, and episodes.
-
-    Raises:
-        TooFewProductsError: There are fewer than two classes.
-        ValueError: An option is out of range.
+    Returns accuracy, ci95, ways (as drawn), shots, and episodes. Raises TooFewProductsError if there are fewer than two
+    classes.
     """
     least = {"ways": (ways, 2), "shots": (shots, 1), "queries": (queries, 1), "episodes": (episodes, MIN_EPISODES)}
     for option, (value, minimum) in least.items():
@@ -96,8 +97,8 @@ def few_shot(
     ways = min(len(classes) for classes in drawn)
     if ways < 2:
         raise TooFewProductsError(
-            f"few-shot {name}: needs 2 products with {shots} support items and a query item, found {ways}; "
-            "use fewer shots or more items"
+            f"few-shot {name} needs 2 products with a query item and {shots} support items (config.eval.shots), "
+            f"found {ways}"
         )
     accuracies = []
     for rng, classes in zip(generators, drawn, strict=True):

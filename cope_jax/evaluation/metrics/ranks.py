@@ -19,20 +19,13 @@ class Ranks:
     """Positives of every query, best first.
 
     Those of query q are at `offsets[q]` to `offsets[q + 1]` of the other arrays. A query may have none.
-
-    Attributes:
-        offsets: Q + 1 positions.
-        rows: Gallery rows of the positives.
-        scores: Their scores, falling.
-        ranks: Their ranks, from 1.
-        gallery: Number of items that a query is compared with.
     """
 
-    offsets: Int64[np.ndarray, " _"]
-    rows: Int64[np.ndarray, " K"]
-    scores: Float[np.ndarray, " K"]
-    ranks: Int64[np.ndarray, " K"]
-    gallery: int
+    offsets: Int64[np.ndarray, " _"]  # Q + 1 positions
+    rows: Int64[np.ndarray, " K"]  # in the gallery
+    scores: Float[np.ndarray, " K"]  # falling
+    ranks: Int64[np.ndarray, " K"]  # from 1
+    gallery: int  # number of items that a query is compared with
 
     @property
     def has_positive(self) -> Bool[np.ndarray, " Q"]:
@@ -172,18 +165,11 @@ def nearest_neighbors(
     *,
     k: int,
 ) -> tuple[Int64[np.ndarray, "Q k"], Float[np.ndarray, "Q k"]]:
-    """Finds the k nearest items of each query, best first; among equal scores, positives come last, as in the ranks.
+    """Returns the gallery rows of the k nearest items of each query, best first, and their scores.
 
-    With the scores 0.9, 0.8⁺, 0.8, 0.3⁺ of rows 0 to 3 (⁺ positive) and k = 3, the rows are 0, 2, 1.
-
-    Args:
-        queries: Embeddings of unit length.
-        gallery: Embeddings of unit length.
-        positives: Gallery rows of each query's positives.
-        k: Number of items; all, if the gallery has fewer.
-
-    Returns:
-        Gallery rows and their scores.
+    Among equal scores, positives come last, as in the ranks: with the scores 0.9, 0.8⁺, 0.8, 0.3⁺ of rows 0 to 3
+    (⁺ positive) and k = 3, the rows are 0, 2, 1. `positives` has the gallery rows of each query's positives. If the
+    gallery has fewer than k items, all are returned.
     """
     k = min(k, len(gallery))
     rows = np.empty((len(queries), k), np.int64)

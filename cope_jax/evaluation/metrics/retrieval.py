@@ -33,9 +33,8 @@ def retrieval_metrics(ranks: Ranks, chosen: Bool[np.ndarray, " Q"] | None = None
         map          = mean over queries of (1/P) Σ_k k / rank_k
         median_rank  = median over queries of rank_1
 
-    Returns:
-        These metrics of the chosen or all queries, the number of `queries` with a positive, which they are means over,
-        the number of queries `left_out` because they have none, and the number of `gallery` items.
+    Returns these metrics of the chosen or all queries, the number of `queries` with a positive, which they are means
+    over, the number of queries `left_out` because they have none, and the number of `gallery` items.
     """
     chosen = np.ones(len(ranks.has_positive), bool) if chosen is None else chosen
     used = chosen[ranks.has_positive]
@@ -77,14 +76,14 @@ def _check(embeddings: np.ndarray, products: np.ndarray, domain: str) -> None:
 
 
 def direction_metrics(ranks: Mapping[str, Ranks]) -> dict[str, Metrics]:
-    """Computes the metrics of each direction. Raises ValueError if no query of a direction has a positive."""
-    if failed := [name for name, own in ranks.items() if not own.has_positive.any()]:
-        raise ValueError(f"retrieval {', '.join(failed)}: no query has a product in common with a gallery item")
-    return {name: retrieval_metrics(own) for name, own in ranks.items()}
+    """Computes the metrics of each direction in which some query has a positive."""
+    return {name: retrieval_metrics(own) for name, own in ranks.items() if own.has_positive.any()}
 
 
 def direction_means(metrics: Mapping[str, Metrics]) -> dict[str, float]:
-    """Returns means over the directions: "mean_r1", "mean_r5", "mean_r10", "mean_map"."""
+    """Returns means over the directions: "mean_r1", "mean_r5", "mean_r10", "mean_map"; {} without directions."""
+    if not metrics:
+        return {}
     return {f"mean_{key}": sum(own[key] for own in metrics.values()) / len(metrics) for key in MEAN_METRICS}
 
 
@@ -140,21 +139,13 @@ def chance_curve(ranks: Ranks, limit: int) -> Float[np.ndarray, " limit"]:
 
 @dataclass(frozen=True)
 class Histograms:
-    """Similarities of the pairs of items of one direction, as shares of pairs per bin.
-
-    Attributes:
-        edges: Edges of the bins.
-        positives: Shares of all pairs with a product in common.
-        negatives: Shares of random pairs without one.
-        nearest_wrong: Shares of some queries, paired with their nearest negative.
-        overlap: Σ min(positives, negatives): 0 if a threshold separates the two, 1 if they are distributed alike.
-    """
+    """Similarities of the pairs of items of one direction, as shares of pairs per bin."""
 
     edges: Float[np.ndarray, " edges"]
-    positives: Float[np.ndarray, " bins"]
-    negatives: Float[np.ndarray, " bins"]
-    nearest_wrong: Float[np.ndarray, " bins"]
-    overlap: float
+    positives: Float[np.ndarray, " bins"]  # all pairs with a product in common
+    negatives: Float[np.ndarray, " bins"]  # random pairs without one
+    nearest_wrong: Float[np.ndarray, " bins"]  # some queries with their nearest negative
+    overlap: float  # Σ min(positives, negatives): 0 if a threshold separates them, 1 if they are distributed alike
 
 
 def similarity_histograms(

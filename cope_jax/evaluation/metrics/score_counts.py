@@ -21,13 +21,7 @@ TILE = (128, 32 * BYTE)  # rows, at most BYTE, and columns; an 8 MB tile keeps B
 
 @dataclass(frozen=True)
 class ItemThresholds:
-    """Items and the thresholds of each item's scores.
-
-    Attributes:
-        vectors: Embeddings of unit length.
-        offsets: The thresholds of item n are `thresholds[offsets[n] : offsets[n + 1]]`.
-        thresholds: Thresholds of all items.
-    """
+    """Items and thresholds; those for the scores of item n are `thresholds[offsets[n] : offsets[n + 1]]`."""
 
     vectors: Float[np.ndarray, "N E"]
     offsets: Int64[np.ndarray, " _"]
@@ -36,21 +30,13 @@ class ItemThresholds:
 
 @dataclass(frozen=True)
 class Block:
-    """Items with similar numbers of thresholds; those with the most come first.
-
-    Attributes:
-        vectors: Their embeddings.
-        thresholds: The p-th threshold of each item, or infinity, which no score reaches.
-        exists: Whether each item has a p-th threshold.
-        places: Positions of the thresholds that exist in `ItemThresholds.thresholds`.
-        counts: Number of scores found so far that reach each threshold.
-    """
+    """Items with similar numbers of thresholds; those with the most come first."""
 
     vectors: Float[np.ndarray, "n E"]
-    thresholds: Float32[np.ndarray, "P n"]
-    exists: Bool[np.ndarray, "P n"]
-    places: Int64[np.ndarray, " _"]
-    counts: Int64[np.ndarray, "P n"]
+    thresholds: Float32[np.ndarray, "P n"]  # the p-th of each item, or infinity, which no score reaches
+    exists: Bool[np.ndarray, "P n"]  # whether the item has a p-th threshold
+    places: Int64[np.ndarray, " _"]  # of those that exist in `ItemThresholds.thresholds`
+    counts: Int64[np.ndarray, "P n"]  # scores found so far that reach the threshold
 
 
 def count_between(

@@ -22,25 +22,18 @@ TEXT = 80  # characters shown of a text
 
 @dataclass(frozen=True)
 class PcaMap:
-    """All items of some products, projected onto the first two principal components.
+    """All items of some products, projected onto the first two principal components."""
 
-    Attributes:
-        points: Points [n, 2] of each domain.
-        positions: Positions of these n items in `Items`.
-        explained: Share of the variance in the plane.
-    """
-
-    points: Mapping[str, np.ndarray]
-    positions: Mapping[str, np.ndarray]
-    explained: float
+    points: Mapping[str, np.ndarray]  # [n, 2] of each domain
+    positions: Mapping[str, np.ndarray]  # of these n items in `Items`
+    explained: float  # share of the variance in the plane
 
 
 def map_data(items: Mapping[str, Items], records: Records, *, seed: int) -> dict[str, Any]:
-    """Returns both maps of the same items, and a description of each point.
+    """Returns both maps of the same items, as embedded and with each domain centered, and a description of each point.
 
-    Returns:
-        "maps": [{"explained": share of the variance, "points": [(domain, x, y) in pixels, …]}, …], as embedded and with
-        each domain centered; "points": [[item, domain, id, products, text], …] in the same order.
+    "maps": [{"explained": share of the variance, "points": [(domain, x, y) in pixels, …]}, …];
+    "points": [[item, domain, id, products, text], …] in the same order.
     """
     maps = [pca_map(items, seed=seed, center_domains=center_domains) for center_domains in (False, True)]
     shown = [(domain, position) for domain in DOMAINS for position in maps[0].positions[domain].tolist()]
@@ -59,7 +52,9 @@ def pca_map(items: Mapping[str, Items], *, seed: int, center_domains: bool, limi
     """
     vectors = {domain: items[domain].vectors.astype(np.float64) for domain in DOMAINS}
     overall = np.concatenate(list(vectors.values())).mean(axis=0)
-    centered = {domain: own - (own.mean(axis=0) if center_domains else overall) for domain, own in vectors.items()}
+    centered = {
+        domain: own - (own.mean(axis=0) if center_domains and len(own) else overall) for domain, own in vectors.items()
+    }
     values, axes = np.linalg.eigh(np.sum([own.T @ own for own in centered.values()], axis=0))  # ascending
     axes = axes[:, :-3:-1]
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])  # makes the signs unique
@@ -103,9 +98,8 @@ def _describe(items: Mapping[str, Items], records: Records, domain: str, positio
 def neighbor_shares(items: Mapping[str, Items], *, seed: int) -> dict[str, dict[str, float]]:
     """Computes which domains the nearest items of each domain's items belong to, among the items of all domains.
 
-    Returns:
-        {"page": {"page": 0.4, "video": 0.3, "live": 0.3}, …}, means over random items. "all" has the shares of the
-        domains among all items, which is what to expect if the domain did not matter.
+    Returns {"page": {"page": 0.4, "video": 0.3, "live": 0.3}, …}, means over random items. "all" has the shares of the
+    domains among all items, which is what to expect if the domain did not matter.
     """
     rng = np.random.default_rng(seed)
     vectors = np.concatenate([items[domain].vectors for domain in DOMAINS])

@@ -25,22 +25,15 @@ MAX_BYTES = 7_500_000  # of pictures and texts; leaves room for the rest of a 10
 
 @dataclass(frozen=True)
 class QueryResult:
-    """A query and the items found for it. Items are positions in `Items`.
-
-    Attributes:
-        rank: Rank of the best positive.
-        neighbors: Nearest gallery items, best first.
-        correct: Whether each of them is a positive.
-        best: The best positive.
-    """
+    """A query and the items found for it. Items are positions in `Items`."""
 
     direction: str
     query: int
-    rank: int
-    neighbors: np.ndarray
+    rank: int  # of the best positive
+    neighbors: np.ndarray  # nearest gallery items, best first
     scores: np.ndarray
-    correct: np.ndarray
-    best: int
+    correct: np.ndarray  # whether each neighbor is a positive
+    best: int  # the best positive
     best_score: float
 
     @property
@@ -101,11 +94,7 @@ def gallery(
 ) -> dict[str, Any]:
     """Returns the data of the page's script: queries with their results, and texts and pictures of all items in them.
 
-    Args:
-        chosen: Results from `choose_queries`. Directions alternate until `limit` is reached.
-        items: Items of each domain.
-        records: Their records; only the items shown are read.
-        limit: Maximum number of bytes of texts and pictures.
+    Directions alternate until texts and pictures have `limit` bytes. Only the records of items shown are read.
 
     Returns:
         {"answers": [{"direction", "query", "rank", "gap", "confused", "hits": [[item, score, correct], …],

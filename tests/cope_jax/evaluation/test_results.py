@@ -13,11 +13,24 @@ from cope_jax.runs.config_validation import replace_fields
 def test_metrics_are_written_and_read_and_an_old_report_removed(tmp_path):
     files = ResultFiles(tmp_path / "eval/300")
     assert files.read() is None
+    files.create_folder()
     files.write({"step": 1})
     files.report.write_text("of these metrics")
     files.write({"step": 300, "retrieval": {"p2v": {"r1": 0.5}}})
     assert files.read() == {"step": 300, "retrieval": {"p2v": {"r1": 0.5}}}
     assert [file.name for file in files.folder.iterdir()] == ["metrics.json"]
+
+
+def test_error_for_metrics_that_were_cut_off(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"step": 1, "retr')
+    with pytest.raises(ValueError, match=r"metrics.json is not valid JSON .*: remove it and evaluate again"):
+        ResultFiles(tmp_path).read()
+
+
+def test_error_for_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file/6 cannot be written \(Not a directory\); choose .* with --out"):
+        ResultFiles(tmp_path / "file/6").create_folder()
 
 
 def test_file_names(tmp_path):
@@ -53,6 +66,7 @@ def test_best_step_has_the_highest_mean_on_the_same_items(tmp_path):
 
     def put(step: int, mean: float, **changes) -> None:
         files = ResultFiles(tmp_path / "eval" / str(step))
+        files.create_folder()
         files.write({"retrieval_mean": {"mean_r1": mean}, "evaluated": evaluated | changes})
 
     with pytest.raises(
@@ -72,5 +86,6 @@ def test_the_best_step_is_found_without_the_data(tiny_config, tmp_path):
     for step, mean in ((2, 0.4), (4, 0.7)):
         evaluated = {"data": "d1", "split": "test", "subset": None}
         files = ResultFiles(tmp_path / "eval" / str(step))
+        files.create_folder()
         files.write({"retrieval_mean": {"mean_r1": mean}, "evaluated": evaluated})
     assert find_step(tmp_path, "best", config) == 4

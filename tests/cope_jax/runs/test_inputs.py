@@ -1,6 +1,7 @@
-"""Runs on data without texts."""
+"""Inputs of a run: its tokenizer, and data without texts."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from cope_jax.evaluation.evaluate_run import evaluate
 from cope_jax.export import export_run
 from cope_jax.exported import load
+from cope_jax.runs.inputs import run_tokenizer
 from cope_jax.training.loop import train
 from data_prep.build import build
 from data_prep.common.domains import DOMAINS
@@ -49,3 +51,20 @@ def test_data_without_texts_are_trained_on_evaluated_and_exported(
     export_run(tmp_path / "run", tmp_path / "export")
     vectors = load(tmp_path / "export").embed("page", np.zeros((1, 1, 16, 16, 3), np.uint8), [""])
     assert np.linalg.norm(vectors) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_start_of_a_run_reports_how_the_tokenizer_suits_the_texts(tiny_config, tmp_path, capsys):
+    run_tokenizer(tiny_config, tmp_path)
+    first, *warnings = capsys.readouterr().out.splitlines()
+    assert first.startswith("texts: ")
+    assert first.endswith(f"of the texts are longer than {tiny_config.data.text_length} tokens")
+    assert any("increase config.data.text_length" in warning for warning in warnings)
+
+
+def test_the_tokenizer_of_a_run_with_checkpoints_is_not_replaced(tiny_config, tmp_path):
+    run_tokenizer(tiny_config, tmp_path)
+    (tmp_path / "checkpoints/2").mkdir(parents=True)
+    shutil.rmtree(tmp_path / "tokenizer")
+    with pytest.raises(FileNotFoundError, match=r"tokenizer is missing, but the model in .*: copy it back"):
+        run_tokenizer(tiny_config, tmp_path)
+    assert not (tmp_path / "tokenizer").exists()

@@ -96,8 +96,8 @@ def test_step_0_is_the_model_with_published_weights(config, tmp_path, capsys):
 
 
 def test_weights_for_another_vocabulary_are_an_error(config, tmp_path):
-    with pytest.raises(ValueError, match=r"tokenizer has 17 entries, but it has vectors for 31: set config\.data"):
-        first_state(config, tmp_path, vocab_size=17)
+    with pytest.raises(ValueError, match=r"tokenizer has 40 entries, but it has vectors for 31: set config\.data"):
+        first_state(config, tmp_path, vocab_size=40)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,7 @@ PIXELS = np.zeros((8, 8, 3), np.uint8)
             r"frames\[1\] is of type ndarray; it must be a list with the pictures",
         ),
         ("page", {"texts": ["a", 7]}, "a text is of type int; it must be a string, or None"),
+        ("page", {"texts": {"b", "a"}}, "texts is of type set; it must be a list"),
         ("page", {"texts": 5}, "texts is of type int; it must be a list"),
     ],
 )

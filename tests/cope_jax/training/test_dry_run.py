@@ -1,5 +1,6 @@
 """Dry runs: costs against formulas and against real arrays."""
 
+import re
 from dataclasses import asdict
 
 import jax
@@ -121,3 +122,4 @@ def test_the_size_of_the_vocabulary_is_that_of_an_available_tokenizer(tiny_confi
     words = len(load_tokenizer(tmp_path / "tokenizer"))
     assert vocabulary(config) == (words, str(tmp_path / "tokenizer"))
     assert words != 77
+    assert re.search(r"\ntexts: \d+\.\d% of the tokens are unknown, ", dry_run(config))

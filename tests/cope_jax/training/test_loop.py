@@ -255,7 +255,7 @@ def test_too_many_skipped_steps_end_the_run_and_a_lower_rate_resumes_it(finished
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
     high = replace_fields(tiny_config, {"optimizer.rate": 1e25, "train.max_skipped": 0, "train.checkpoint_every": 1})
-    with pytest.raises(ValueError, match=r"1 steps in a row, up to step 5, .*max_skipped allows 0. Lower config.opti"):
+    with pytest.raises(ValueError, match=r"step 5 was skipped .*at most 0 in a row may be"):
         train(high, tmp_path / "run")
     assert "step 5 skipped: loss, gradients or new parameters not finite; products" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["2", "4"]
@@ -269,9 +269,7 @@ def test_too_many_skipped_steps_end_the_run_and_a_lower_rate_resumes_it(finished
 def test_a_run_must_not_end_with_a_skipped_step(finished, tiny_config, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
-    with pytest.raises(
-        ValueError, match=r"2 steps in a row, up to step 6, were skipped.* a run must not end so. Lower"
-    ):
+    with pytest.raises(ValueError, match=r"steps 5 to 6 were skipped .* last step of a run must not be"):
         train(replace_fields(tiny_config, {"optimizer.rate": 1e25}), tmp_path / "run")
     assert not (tmp_path / "run/checkpoints/6").exists()
     train(tiny_config, tmp_path / "run")

@@ -82,6 +82,7 @@ def test_other_errors_keep_their_traceback():
         (["--strict", "--out=a", "--table=b", "--release=c"], "either --table or --release must be given, not both"),
         (["--strict", "--out=", "--table=b"], "--out is empty"),
         (["--strict", "--out=a", "--table=b", "--images="], "--images is empty"),
+        (["--error=caf\udce9"], r"--error='caf\udce9' is not UTF-8; rename the folder, or use a link to it"),
     ],
 )
 def test_wrong_arguments_are_errors_of_one_line(arguments, message):

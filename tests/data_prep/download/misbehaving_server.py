@@ -22,7 +22,6 @@ from collections.abc import Iterable, Mapping
 import brotli
 import numpy as np
 import simplejpeg
-from backports import zstd
 
 from data_prep.download.failures import Failure
 
@@ -258,7 +257,11 @@ class Server:
             case "brotli":
                 return self._send(writer, 200, brotli.compress(body), "Content-Encoding: br\r\n")
             case "zstd":
-                return self._send(writer, 200, zstd.compress(body), "Content-Encoding: zstd\r\n")
+                size = len(body)  # a frame with one block, which is not compressed
+                frame = (
+                    b"\x28\xb5\x2f\xfd\xa0" + size.to_bytes(4, "little") + (size << 3 | 1).to_bytes(3, "little") + body
+                )
+                return self._send(writer, 200, frame, "Content-Encoding: zstd\r\n")
             case "bad_brotli":
                 return self._send(writer, 200, body, "Content-Encoding: br\r\n")
             case "two_lengths":

@@ -1,4 +1,4 @@
-"""What a journal keeps, wherever its file ends."""
+"""A journal keeps all complete entries, no matter where its file was cut."""
 
 import hashlib
 

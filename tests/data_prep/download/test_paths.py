@@ -6,8 +6,8 @@ from pathlib import Path
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from data_prep.build import split_folders
 from data_prep.images.index import ImageReader, places_path, read_places, write_index
+from data_prep.images.sources import split_folders
 from tests.data_prep.download.misbehaving_server import Server, image
 from tests.data_prep.download.test_run import fetch, make_catalog, names_of, quoted, read_ledgers
 

@@ -305,9 +305,14 @@ def test_a_long_retry_after_ends_the_download(tmp_path):
 def test_proxies_of_the_environment_are_used(tmp_path, monkeypatch):
     catalog = make_catalog(tmp_path / "catalog", {"video": 9})
     with Server(default="fine") as proxy:
+        host = proxy.url.removeprefix("http://").removesuffix("/images/")
+        for name, value in (("http_proxy", proxy.url), ("http_proxy", host), ("ALL_PROXY", f"http://me:secret@{host}")):
+            monkeypatch.setenv(name, value)
+            summary = fetch(catalog, tmp_path / value, proxy, url_prefix="http://only-by-proxy.invalid/images/")
+            assert summary["splits"]["train"]["video"]["frames"]["ok"] == 9
+            monkeypatch.delenv(name)
+        assert "\r\nProxy-Authorization: Basic bWU6c2VjcmV0" in proxy.headers
         monkeypatch.setenv("http_proxy", proxy.url)
-        summary = fetch(catalog, tmp_path / "out", proxy, url_prefix="http://only-by-proxy.invalid/images/")
-        assert summary["splits"]["train"]["video"]["frames"]["ok"] == 9
         monkeypatch.setenv("no_proxy", "only-by-proxy.invalid")
         with pytest.raises(PreflightError, match="does not resolve"):
             fetch(catalog, tmp_path / "direct", proxy, url_prefix="http://only-by-proxy.invalid/images/")

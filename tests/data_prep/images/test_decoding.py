@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from data_prep.images import decoding
 from data_prep.images.decoding import (
     ImageProblem,
+    InvalidImageError,
     decode_rgb,
     find_problem,
     image_size,
@@ -84,7 +85,7 @@ def test_bytes_after_the_end_of_a_jpeg_are_ignored():
         (b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + bytes(99), ImageProblem.NOT_AN_IMAGE),  # a video
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", ImageProblem.NOT_AN_IMAGE),
         (encode("JPEG")[:300], ImageProblem.CORRUPT),
-        (encode("JPEG")[:-2], ImageProblem.CORRUPT),
+        (encode("JPEG")[:-9], ImageProblem.CORRUPT),
         (encode("JPEG")[:20], ImageProblem.CORRUPT),
         (encode("PNG")[:1000], ImageProblem.CORRUPT),
         (encode("WEBP")[:200], ImageProblem.CORRUPT),
@@ -98,6 +99,9 @@ def test_bytes_after_the_end_of_a_jpeg_are_ignored():
 )
 def test_invalid_images_have_a_reason(data, problem):
     assert find_problem(data) is problem
+    with pytest.raises(InvalidImageError) as caught:  # in training as well
+        decode_rgb(data)
+    assert caught.value.problem is problem
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF"])

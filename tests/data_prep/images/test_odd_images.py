@@ -227,6 +227,9 @@ def samsung(data: bytes) -> bytes:
         JPEG[:20] + segment(0xE2, b"ICC_PROFILE\0\2\1 not a profile") + JPEG[20:],
         JPEG[:-2] + b"\0\0" + JPEG[-2:],  # a padded scan
         JPEG + b"\0" * 9,
+        JPEG[:-1],  # without the end
+        JPEG[:-2],
+        with_chunk(chunk(b"eXIf", exif(6).tobytes(), checksum=7)),
         with_chunk(chunk(b"tEXt", b"a\0b", checksum=7)),
         with_chunk(chunk(b"tEXt", b"a\0" + b"b" * (3 << 20))),
         with_chunk(chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(70 << 20), 9))),
@@ -252,7 +255,7 @@ def test_damage_behind_an_odd_header_is_found(damage):
     data = samsung(encode(image, "JPEG", quality=95))
     assert find_problem(data) is None
     assert find_problem(damage(data)) is ImageProblem.CORRUPT
-    with pytest.raises(ValueError, match=r"does not decode: (Premature end of JPEG|.*extraneous bytes)"):
+    with pytest.raises(ValueError, match=r"does not decode: .*(premature end of data|extraneous bytes)"):
         decode_rgb(damage(data))
 
 
