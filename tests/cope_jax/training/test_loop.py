@@ -258,7 +258,7 @@ def test_too_many_skipped_steps_end_the_run_and_a_lower_rate_resumes_it(finished
     with pytest.raises(ValueError, match=r"step 5 was skipped .*at most 0 in a row may be"):
         train(high, tmp_path / "run")
     assert "step 5 skipped: loss, gradients or new parameters not finite; products" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["2", "4"]
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["4"]
     train(replace_fields(tiny_config, {"optimizer.clip_norm": 0.0}), tmp_path / "run")
     output = capsys.readouterr().out
     assert "changed since the last start: config.optimizer.rate: 1e+25 before, 0.001 now" in output
