@@ -103,7 +103,7 @@ def _missing_images(index: Path, inputs: Inputs) -> Iterator[dict[str, object]]:
 
 
 def _is_excessive(count: int, total: int, max_missing: float) -> bool:
-    return count > max(1, max_missing * total)  # in small data, too, one image may be missing
+    return count > (max(1, max_missing * total) if max_missing else 0)  # in small data, too, one image may be missing
 
 
 def _remedy(counts: Iterable[tuple[int, int]]) -> str:

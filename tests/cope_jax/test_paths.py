@@ -43,10 +43,12 @@ def test_commands_work_in_a_folder_of_any_name(workdir, metrics, tmp_path, monke
     shutil.rmtree(own / "eval")
     assert evaluate(own, step="latest").metrics == metrics
     assert [find_problems(folder) for folder in checkpoint_folders(own)] == [[]] * 2
-    counts = embed_to_parquet(own, root / "embeddings", split="test")
+    monkeypatch.chdir(root)
+    embeddings = Path("~root")  # which is not the home of this user
+    counts = embed_to_parquet(own, embeddings, split="test")
     for domain in DOMAINS:
-        (file,) = read_vectors(root / "embeddings", domain)
-        assert read_item_ids(root / "embeddings", domain).tolist() == file[0].tolist()
+        (file,) = read_vectors(embeddings, domain)
+        assert read_item_ids(embeddings, domain).tolist() == file[0].tolist()
         assert len(file[1]) == counts[domain]
     library = open_library(own, split="test", report=str)
     (query, *_) = library.samples(1)

@@ -63,6 +63,8 @@ def test_one_image_may_be_missing_in_small_data(own_small, tmp_path):
     images[0].unlink()
     own_small.build(inputs, tmp_path / "one", max_missing=0.01)
     assert [line["image"] for line in read_list(tmp_path / "one")] == [images[0].name]
+    with pytest.raises(ValueError, match=r"^1 of 4 train live images are missing"):
+        own_small.build(Inputs(inputs.catalog, inputs.images), tmp_path / "none", max_missing=0.0)
     images[1].unlink()
     again = Inputs(inputs.catalog, inputs.images)
     with pytest.raises(ValueError, match=r"^2 of 4 train live images .*: nothing like 'train_live.*--max_missing=0.5 "):
