@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import export
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
@@ -53,7 +54,11 @@ def load(folder: str | Path) -> "Exported":
     tokenizer.no_truncation()
     tokenizer.no_padding()
     programs = {domain: load_program(folder / program_file(domain)) for domain in config["domains"]}
-    return Exported(config, jax.device_put(load_file(folder / WEIGHTS)), tokenizer, programs)
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is invalid ({error}); export again") from error
+    return Exported(config, jax.device_put(weights), tokenizer, programs)
 
 
 def read_config(path: Path) -> dict[str, Any]:

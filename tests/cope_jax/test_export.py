@@ -183,10 +183,14 @@ def test_programs_that_call_other_functions_are_not_loaded(folder, tmp_path):
 
 
 @pytest.mark.parametrize("change", [lambda data: b"", lambda data: data[:-999], lambda data: b"junk" + data])
-def test_invalid_programs_are_not_loaded(folder, tmp_path, change):
+def test_invalid_programs_and_weights_are_not_loaded(folder, tmp_path, change):
     out = shutil.copytree(folder, tmp_path / "copy")
     (out / "page.stablehlo").write_bytes(change((out / "page.stablehlo").read_bytes()))
     with pytest.raises(ValueError, match=r"page.stablehlo is not a valid program; export again"):
+        exported.load(out)
+    shutil.copy(folder / "page.stablehlo", out)
+    (out / "model.safetensors").write_bytes(change((out / "model.safetensors").read_bytes()))
+    with pytest.raises(ValueError, match=r"model.safetensors is invalid .*; export again"):
         exported.load(out)
 
 

@@ -120,6 +120,14 @@ def test_search_embeds_queries_with_the_average_too(finished, monkeypatch):
         embed_to_parquet(finished, library.embeddings, split="test", step=5)
 
 
+def test_a_run_ends_well_without_few_shot_results(finished, make_config, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+    train(replace_fields(make_config(), {"eval.shots": 50}), tmp_path / "run")
+    assert "step 5, all items: mean R@1 0." in capsys.readouterr().out
+    metrics = read_metrics(tmp_path / "run", 5)
+    assert (metrics["few_shot"], len(metrics["empty"]["few_shot"])) == ({}, 6)
+
+
 def test_an_invalid_best_checkpoint_does_not_fail_the_end_of_a_run(finished, make_config, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
