@@ -121,6 +121,16 @@ def _describe(kind: Any) -> str:
     return SCALARS[kind]
 
 
+def describe_fields(kind: Any = RunConfig, prefix: str = "") -> dict[str, str]:
+    """Returns the values that each field allows, by dotted key: {"seed": "an integer >= 0 and < 2**32", …}."""
+    fields = {}
+    for name, of_field in get_type_hints(kind, include_extras=True).items():
+        is_section = dataclasses.is_dataclass(of_field)
+        key = f"{prefix}{name}"
+        fields |= describe_fields(of_field, f"{key}.") if is_section else {key: _describe(of_field)}
+    return fields
+
+
 def _relation_problems(config: RunConfig, invalid: Sequence[str]) -> Iterator[str]:
     """Yields the relations that do not hold, without those of fields that are invalid or missing."""
     fields = {f"config.{key}": value for key, value in flatten(config).items()}

@@ -1,5 +1,6 @@
 """Training of a run, from a config and a work directory to its last checkpoint."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
@@ -99,6 +100,9 @@ def train(
     mesh = make_mesh(**asdict(config.mesh))
     check_batch_sizes(config, mesh)
     share = batch_share(mesh)
+    if jax.process_index() == 0:
+        kinds = Counter(device.device_kind for device in mesh.devices.flat)
+        print("training on " + ", ".join(f"{count} × {kind}" for kind, count in kinds.items()))
     if mesh.size < jax.device_count():
         print(f"config.mesh uses {mesh.size} of {jax.device_count()} devices")
     with Watchdog(config.train.stall_seconds) as watchdog, locked_workdir(workdir), StopSignal() as stop:

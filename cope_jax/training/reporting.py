@@ -46,10 +46,10 @@ class EventFile:
         self.file.append(b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts))
 
     def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds numbers by name."""
+        """Adds numbers by name, without those that are not finite, of which tensorboardX prints a warning."""
         from tensorboardX.summary import scalar
 
-        summaries = [scalar(name, value) for name, value in values.items()]
+        summaries = [scalar(name, value) for name, value in values.items() if np.isfinite(value)]
         self.add(step, summary={"value": [value for summary in summaries for value in summary.value]})
 
 
@@ -89,7 +89,7 @@ class MetricsLog:
         self.evaluations.append(json_line({"step": step, **round_values(values)}))
         self.events.add_scalars(step, {f"eval/{name}": value for name, value in values.items()})
         for name, sample in samples.items():
-            self.events.add(step, summary=histogram(name, sample, HISTOGRAM_BINS))
+            self.events.add(step, summary=histogram(name, sample[np.isfinite(sample)], HISTOGRAM_BINS))
 
     def sync(self) -> None:
         """Waits until metrics and evaluations are on the disk; raises OSError, naming the file, if they are not."""

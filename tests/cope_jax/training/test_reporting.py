@@ -183,3 +183,12 @@ def test_events_are_records_as_tensorboardx_writes_them(tmp_path, read_records):
     assert version.file_version == "brain.Event:2"
     assert (start.session_log.status, start.step) == (SessionLog.START, 4)
     assert {value.tag: value.simple_value for value in scalars.summary.value} == {"loss": 0.5, "rate": 0.25}
+
+
+def test_numbers_that_are_not_finite_are_left_out_without_a_warning(tmp_path, read_records, caplog):
+    log = MetricsLog(tmp_path, step=0)
+    log.write_evaluation(1, {"loss": float("nan"), "rate": 0.25}, {"scores": np.array([0.5, np.inf])})
+    assert "NaN" not in caplog.text
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    *_, scalars, _ = map(Event.FromString, read_records(path))
+    assert [value.tag for value in scalars.summary.value] == ["eval/rate"]
