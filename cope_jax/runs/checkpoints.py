@@ -253,8 +253,10 @@ class Checkpoints:
                 + "\n".join(f"  {difference}" for difference in differences)
             )
 
-    def restore_model(self, step: int, like: ModelState, *, average: bool = False) -> ModelState:
+    def restore_model(self, step: int, like: ModelState, *, average: bool = False, partial: bool = False) -> ModelState:
         """Returns the model of a step, or its moving average, with the layout of `like`.
+
+        With `partial`, the checkpoint may have more parts than `like`, such as other encoders.
 
         Raises:
             FileNotFoundError: There is no such step. Lists the steps there are.
@@ -270,7 +272,9 @@ class Checkpoints:
         tree: Any = {"average": like} if average else {"params": {"model": like.params}, "statistics": like.statistics}
         tree = {name: part for name, part in tree.items() if jax.tree.leaves(part)}
         parts = [f"params/model/{part}/" for part in like.params] + [f"statistics/{part}/" for part in like.statistics]
-        self._check_layout(step, tree, *(["average/"] if average else parts))
+        if not partial:
+            parts = ["average/"] if average else ["params/model/", "statistics/"]
+        self._check_layout(step, tree, *parts)
         args = ocp.args.PyTreeRestore(
             item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
         )

@@ -134,7 +134,7 @@ def _open_model(name: str) -> OwnModel:
 
     def restore(like: ModelState) -> ModelState:
         with Checkpoints(workdir) as checkpoints:
-            return checkpoints.restore_model(step, like)
+            return checkpoints.restore_model(step, like, partial=True)
 
     prefixes = "params/model/", "statistics/"
     model = {key.removeprefix(start): shapes[key] for key in shapes for start in prefixes if key.startswith(start)}
