@@ -166,6 +166,7 @@ def test_every_page_is_listed():
     assert pages == set(PAGES) - {"README.md"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "--distributed" not in command])
 def test_command_of_the_docs_runs(run_sh, places, command):
     """Runs the commands in the order of the pages: later ones use what earlier ones wrote."""
@@ -211,6 +212,7 @@ def test_every_example_is_run():
     assert len(EXAMPLES) == len(CHECKS)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(start_run_sh, places, tmp_path):
     """The command for several hosts, on this one, ends with the metrics of a single process."""
     (command,) = [c for c in COMMANDS if "--distributed" in c]

@@ -182,6 +182,7 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", *map(str, arguments)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers in /proc")
 def test_a_killed_build_resumes_and_gives_the_same_bytes(own_small, tmp_path):
     slow = io.BytesIO()  # tens of ms to decode, so that the kill comes before the end

@@ -201,6 +201,7 @@ embed_to_parquet(Path(sys.argv[3]), Path(sys.argv[4]), split="test", rows=7)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_and_embed_as_one(workdir, tmp_path):
     """Each embeds half of every batch, counts every other block, and writes every other file."""
     alone = evaluate(workdir, reuse=True)

@@ -127,6 +127,7 @@ def copy_until(source, target, step):
             shutil.rmtree(path)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_the_same_losses_in_another_number_of_processes(make_quick_config, write_config, tmp_path):
     """From one process with two devices to two, joined by the tensor axis of their mesh, and back.
 

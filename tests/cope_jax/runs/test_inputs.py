@@ -39,6 +39,7 @@ def textless_data(tmp_path_factory):
     return folder / "data"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domains", [("page", "video", "live"), ()])
 def test_data_without_texts_are_trained_on_evaluated_and_exported(
     make_quick_config, textless_data, tmp_path, capsys, domains

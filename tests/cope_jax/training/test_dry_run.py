@@ -35,6 +35,7 @@ def test_the_operations_of_two_more_layers_are_those_of_their_matrices():
     assert step_flops(rematerialized, 100) == counts[1]
 
 
+@pytest.mark.slow
 def test_bytes_equal_those_of_real_arrays(frozen_config, tmp_path):
     tokenizer = run_tokenizer(frozen_config, tmp_path)
     mesh = make_mesh(**asdict(frozen_config.mesh))
@@ -70,6 +71,7 @@ def test_frozen_parameters_have_no_optimizer_state_and_no_decay(frozen_config):
     assert not rows["model/vision/position"].decays
 
 
+@pytest.mark.slow
 def test_the_report_has_every_part(frozen_config):
     """Also for cuDNN attention, which fake devices do not have."""
     report = dry_run(replace_fields(frozen_config, {"model.dtype": "bfloat16", "model.attention": "cudnn"}))
@@ -88,6 +90,7 @@ def test_the_report_has_every_part(frozen_config):
     assert row.split() == ["model/text/words/embedding", "300×16", "4,800", "0", "no", "1:", "fsdp"]
 
 
+@pytest.mark.slow
 def test_ten_million_classes_are_sharded_over_all_devices(frozen_config):
     """Each device has an eighth of the table and its moments, and the step computes a fraction of all logits."""
     classifier = {"weight": 1.0, "classes": 10_000_000, "rate": 0.1}
@@ -116,6 +119,7 @@ def test_an_open_axis_is_one_device(tiny_config):
     assert mesh_sizes(config) == {"data": 1, "fsdp": 3, "tensor": 1}
 
 
+@pytest.mark.slow
 def test_the_size_of_the_vocabulary_is_that_of_an_available_tokenizer(tiny_config, tmp_path):
     run_tokenizer(tiny_config, tmp_path)
     config = replace_fields(tiny_config, {"data.tokenizer": str(tmp_path / "tokenizer"), "data.vocab_size": 77})

@@ -82,6 +82,7 @@ def assert_same_run(one, other):
     jax.tree.map(np.testing.assert_array_equal, stored(one, 5), stored(other, 5))
 
 
+@pytest.mark.slow
 def test_some_products_are_evaluated_on_schedule_and_all_at_the_end(finished):
     found = found_in(finished)
     assert list(found) == [2, 4, 5]
@@ -240,6 +241,7 @@ def test_evaluations_skip_items_that_cannot_be_read(finished, make_config, tmp_p
         assert after[name] == before[name]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_three_times_equals_an_uninterrupted_one(
     finished, make_config, write_config, tmp_path, monkeypatch
 ):

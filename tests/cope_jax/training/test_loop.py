@@ -92,6 +92,7 @@ def test_a_run_writes_a_complete_work_directory(finished, tiny_config):
     assert [step for step, _ in losses(finished)] == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(finished, tiny_config, tmp_path, monkeypatch):
     report = TrainingProgress.update
 
@@ -110,6 +111,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(finished, tiny_co
     assert losses(tmp_path) == losses(finished)
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_keeps_its_values_after_a_restart(tiny_config, tmp_path):
     groups = (("^model/text/", 0.0), ("", 1.0))
     changes = {"optimizer.groups": groups, "train.steps": 3, "train.checkpoint_every": 1}
@@ -234,6 +236,7 @@ def test_a_step_that_is_not_finite_is_skipped(finished, tiny_config, tmp_path):
     assert float(metrics["loss"].count) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [3e38, 1e25])
 def test_a_step_whose_update_or_parameters_overflow_is_skipped(finished, tiny_config, tmp_path, rate):
     """The first step has rate 0, the second one half of it: loss and gradients are still finite."""
@@ -250,6 +253,7 @@ def test_a_step_whose_update_or_parameters_overflow_is_skipped(finished, tiny_co
     assert_equal_trees(jax.device_get(state), before.replace(step=np.int32(2)))
 
 
+@pytest.mark.slow
 def test_too_many_skipped_steps_end_the_run_and_a_lower_rate_resumes_it(finished, tiny_config, tmp_path, capsys):
     """The parameters would explode at step 5, right after the checkpoint."""
     shutil.copytree(finished, tmp_path / "run")
@@ -293,6 +297,7 @@ def test_the_last_sound_checkpoint_outlives_one_that_may_be_unsound(finished, ti
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["4", "6"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_extended(finished, tiny_config, tmp_path, capsys):
     """It goes on with the schedule of the new number of steps, as a run that had that number all along."""
     shutil.copytree(finished, tmp_path / "run")
@@ -316,6 +321,7 @@ def test_a_finished_run_is_not_changed(finished, tiny_config, capsys):
     assert (finished / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "changed"),
     [
@@ -370,6 +376,7 @@ def test_a_batch_must_be_divisible_among_devices(tiny_config, tmp_path):
         train(tiny_config, tmp_path)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(tiny_config, tmp_path):
     changes = {"train.steps": 40, "optimizer.rate": 1e-2, "losses.sigmoid.bias": -2.0, "train.log_every": 10}
     train(replace_fields(tiny_config, changes), tmp_path)
@@ -391,6 +398,7 @@ def small_authors(tiny_config):
     return resolve_config(cope_rope.get_config(), changes)
 
 
+@pytest.mark.slow
 def test_the_authors_recipe_trains(small_authors, tmp_path):
     train(small_authors, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -410,6 +418,7 @@ def test_a_wrong_number_of_classes_is_an_error(small_authors, tmp_path):
         train(small_authors, tmp_path)
 
 
+@pytest.mark.slow
 def test_random_draws_depend_on_the_step(finished, tiny_config, tmp_path):
     """With one batch and one state, dropout depends on the number of the step only."""
     tokenizer = run_tokenizer(tiny_config, finished)

@@ -193,6 +193,7 @@ def test_rows_that_are_too_long_are_invalid(tmp_path, monkeypatch):
     assert "line too long" in read(tmp_path / "items.csv")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_memory_is_bounded(tmp_path, suffix):
     """A row of 200 MB, in Parquet 100,000 rows that share a text of 1 MB, must not take as much memory."""
