@@ -1,19 +1,17 @@
 """Tokenizers: texts to token ids, with fast tokenizers of Hugging Face from a folder, the hub or trained WordPiece."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from cope_jax.exported import check_regexes
-from data_prep.common.files import atomic_folder
+from data_prep.common.files import atomic_folder, read_json
 from data_prep.common.hub import find_folder
 
 # In BERT's order: padding has id 0, as batches require.
@@ -75,7 +73,8 @@ def load_tokenizer(name_or_folder: str | Path, *, download: bool = True) -> PreT
             f"{folder} has no tokenizer: copy one there, that is tokenizer.json, or vocab.txt with config.json, and "
             "tokenizer_config.json if there is one"
         )
-    settings = {file: _read_json(folder / file) for file in ("config.json", "tokenizer_config.json", "tokenizer.json")}
+    paths = [folder / name for name in ("config.json", "tokenizer_config.json", "tokenizer.json")]
+    settings = {path.name: read_json(path, remedy="copy it again") if path.exists() else {} for path in paths}
     check_regexes(settings["tokenizer.json"], folder / "tokenizer.json")
     # A vocab.txt alone does not say whether texts are lower-cased.
     options = {}
@@ -88,7 +87,7 @@ def load_tokenizer(name_or_folder: str | Path, *, download: bool = True) -> PreT
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
-    except Exception as error:
+    except Exception as error:  # the class that the tokenizers package raises for an invalid file
         raise ValueError(
             f"{folder} has no valid tokenizer ({str(error).strip().partition(chr(10))[0]}); save it again with "
             "`save_pretrained` of a tokenizer of transformers that needs no code of its own"
@@ -202,19 +201,6 @@ def is_cased(vocabulary: Collection[str]) -> bool:
     """Returns whether a vocabulary distinguishes capitals; special tokens like [CLS] do not count."""
     words = [token for token in vocabulary if not re.fullmatch(r"\[\w+\]|<.*>", token)]
     return sum(token != token.lower() for token in words) > CASED * len(words)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """Returns the content of a JSON file, {} if it does not exist."""
-    if not file.exists():
-        return {}
-    try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); copy it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is not a JSON object but {type(content).__name__}; copy it again")
-    return content
 
 
 def _bert_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:

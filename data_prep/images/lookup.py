@@ -84,7 +84,7 @@ def _explain(name: str, found: str, folders: Sequence[Path]) -> Hint:
         if os.path.isfile(folder / name):
             if any(part.startswith(".") for part in parts):
                 return Hint("are hidden files or in a hidden folder, whose name begins with a dot", "")
-            return Hint("are behind a link to a folder that is read under its own name", found)
+            return Hint("are reached through a link to a folder, whose images have the names of that folder", found)
         if not found and (encoding := _other_encoding(folder / name)):
             return Hint(f"have a file name in {encoding} instead of UTF-8, which convmv can change", "")
     if not found:

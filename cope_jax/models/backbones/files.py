@@ -3,7 +3,6 @@
 Only safetensors is read. The older pytorch_model.bin is a pickle, which can run any code when it is opened.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +13,10 @@ import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from data_prep.common.files import read_json
 from data_prep.common.hub import find_folder
 
+DOWNLOAD = "download it again"  # the remedy for an invalid file
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of weights in several files
 FILES = ["config.json", SINGLE_FILE, INDEX, "model-*-of-*.safetensors", "*_Pooling/config.json"]
@@ -91,7 +92,7 @@ def open_weights(name: str, *, key: str) -> Weights:
             if current in tensors:
                 raise ValueError(f"{name!r} has two tensors {current}: in {tensors[current].file} and in {file}")
             tensors[current] = tensor
-    return Weights(name, _read_json(config), tensors, _find_pooling(folder))
+    return Weights(name, read_json(config, remedy=DOWNLOAD), tensors, _find_pooling(folder))
 
 
 def _tensor_files(folder: Path, *, name: str, key: str) -> list[Path]:
@@ -100,7 +101,7 @@ def _tensor_files(folder: Path, *, name: str, key: str) -> list[Path]:
         return [folder / SINGLE_FILE]
     indexes = sorted(folder.glob("*.safetensors.index*.json"))
     if index := folder / INDEX if folder / INDEX in indexes else indexes[0] if len(indexes) == 1 else None:
-        listed = _read_json(index).get("weight_map")
+        listed = read_json(index, remedy=DOWNLOAD).get("weight_map")
         if not isinstance(listed, dict) or not listed:
             raise ValueError(f"{index} has no weight_map, which lists the files; download it again")
         files = [folder / Path(str(file)).name for file in sorted(set(listed.values()))]
@@ -123,20 +124,10 @@ def _tensor_files(folder: Path, *, name: str, key: str) -> list[Path]:
     )
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); download it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is not a JSON object but {type(content).__name__}; download it again")
-    return content
-
-
 def _find_pooling(folder: Path) -> str | None:
     """Returns what sentence-transformers' pooling file says: "class", "mean" or, for what we lack, its own name."""
     for file in sorted(folder.glob("*_Pooling/config.json")):
-        content = _read_json(file)
+        content = read_json(file, remedy=DOWNLOAD)
         modes = [
             name.removeprefix("pooling_mode_") for name, on in content.items() if name[:13] == "pooling_mode_" and on
         ]

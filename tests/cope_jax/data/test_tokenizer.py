@@ -145,7 +145,7 @@ def test_a_missing_tokenizer_is_reported_at_once(tmp_path, monkeypatch):
     [
         ("tokenizer.json", "", "tokenizer.json is not valid JSON"),
         ("tokenizer.json", '{"version": "1.0", "mod', "tokenizer.json is not valid JSON"),
-        ("tokenizer.json", "[1]", "tokenizer.json is not a JSON object but list"),
+        ("tokenizer.json", "[1]", "tokenizer.json is not a JSON object: copy it again"),
         ("tokenizer.json", "{}", "has no valid tokenizer"),
         ("tokenizer.json", '{"added_tokens": [], "model": {"type": "Nothing"}}', "has no valid tokenizer"),
         ("tokenizer_config.json", "{", "tokenizer_config.json is not valid JSON"),

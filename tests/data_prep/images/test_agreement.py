@@ -1,4 +1,4 @@
-"""What the build calls a valid image decodes in training, and nothing else does."""
+"""An image is valid for the build if and only if it decodes in training."""
 
 import io
 import random

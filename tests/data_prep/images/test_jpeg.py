@@ -1,4 +1,4 @@
-"""What is read from the headers of JPEGs."""
+"""Reading the headers of JPEGs."""
 
 import io
 import struct

@@ -61,7 +61,7 @@ def test_a_folder_under_two_names_is_hinted_at(tmp_path):
     write(tmp_path, ["a/1.jpg"])
     (tmp_path / "b").symlink_to(tmp_path / "a")
     assert find_missing(["b/1.jpg"], [tmp_path]) == {
-        "b/1.jpg": Hint("are behind a link to a folder that is read under its own name", "a/1.jpg")
+        "b/1.jpg": Hint("are reached through a link to a folder, whose images have the names of that folder", "a/1.jpg")
     }
 
 

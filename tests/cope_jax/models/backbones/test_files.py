@@ -90,7 +90,7 @@ def test_a_folder_without_config_is_reported(tmp_path):
 def test_an_invalid_json_file_is_reported(tmp_path, file):
     folder = write(tmp_path, {"part.safetensors": {"a": np.ones(1)}}, index={"a": "part.safetensors"})
     (tmp_path / file).write_text('{"cut": ')
-    with pytest.raises(ValueError, match=rf"{file} is not valid JSON .*; download it again"):
+    with pytest.raises(ValueError, match=rf"{file} is not valid JSON .*: download it again"):
         open_weights(folder, key=KEY)
 
 

@@ -1,4 +1,4 @@
-"""Matching checkpoints with encoders: what is filled, what is not, and all kinds of mismatch."""
+"""Loading checkpoints into encoders: filled and fresh parameters, and every kind of mismatch."""
 
 import json
 import re
