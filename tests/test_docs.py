@@ -190,6 +190,7 @@ CHECKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", CHECKS)
 def test_example_of_the_docs_runs(places, text):
     for name, color in (("dress", "red"), ("shoes", "black")):

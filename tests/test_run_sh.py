@@ -102,6 +102,7 @@ def test_an_interrupted_demo_resumes_to_the_same_results(demo, run_sh, tmp_path)
         assert metrics["few_shot"] == other["few_shot"]
 
 
+@pytest.mark.slow
 def test_the_demo_prints_both_tables_and_the_work_directory(demo):
     root, _, output = demo
     assert "Cross-domain retrieval (trained / untrained)" in output
@@ -110,6 +111,7 @@ def test_the_demo_prints_both_tables_and_the_work_directory(demo):
     assert f"work directory: {root}/runs/demo" in output
 
 
+@pytest.mark.slow
 def test_metrics_have_the_promised_keys(demo):
     root, _, _ = demo
     for step in (0, 12):
@@ -130,6 +132,7 @@ def test_metrics_have_the_promised_keys(demo):
             assert {"accuracy", "ci95", "ways", "shots"} <= metrics["few_shot"][direction].keys()
 
 
+@pytest.mark.slow
 def test_a_second_demo_recomputes_nothing(run_sh, demo):
     root, _, first = demo
     files = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
@@ -142,6 +145,7 @@ def test_a_second_demo_recomputes_nothing(run_sh, demo):
     assert done.stdout.endswith(table)
 
 
+@pytest.mark.slow
 def test_a_moved_work_directory_still_evaluates(run_sh, demo, tmp_path):
     root, _, _ = demo
     moved = tmp_path / "elsewhere"

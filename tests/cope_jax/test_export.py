@@ -105,6 +105,7 @@ def test_programs_support_all_platforms_and_batch_sizes(folder):
         assert str(program.out_avals[0].shape) == "(B, 16)"
 
 
+@pytest.mark.slow
 def test_fusion_transformer_in_bfloat16_can_be_exported(make_tiny_config):
     """It is only lowered; the tests of models cover its values."""
     fusion = {"kind": "transformer", "width": 8, "depth": 1, "heads": 2}
@@ -128,6 +129,7 @@ def test_existing_folder_is_not_overwritten(workdir, folder):
         export.export_run(workdir, folder)
 
 
+@pytest.mark.slow
 def test_export_with_wrong_weights_is_removed(workdir, tmp_path, monkeypatch):
     def save_shifted(weights):
         return save(weights | {"vision/project/kernel": weights["vision/project/kernel"] + 0.1})
@@ -138,6 +140,7 @@ def test_export_with_wrong_weights_is_removed(workdir, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_export_with_wrong_program_is_removed(workdir, tmp_path, monkeypatch):
     original = export.export_program
 
@@ -226,6 +229,7 @@ def test_a_full_disk_is_reported_and_nothing_left(workdir, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_terminated_export_leaves_nothing(workdir, tmp_path):
     code = f"""
 import sys

@@ -34,6 +34,7 @@ def metrics(workdir) -> dict:
     return evaluate(workdir, step="latest").metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_work_in_a_folder_of_any_name(workdir, metrics, tmp_path, monkeypatch, name):
     temporary, root = tmp_path / "temporary", tmp_path / name

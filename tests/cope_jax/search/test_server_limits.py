@@ -148,6 +148,7 @@ def test_connection_whose_response_is_not_read_is_closed(shop):
         assert not is_open()
 
 
+@pytest.mark.slow
 def test_slow_searches_end_at_the_deadline_and_do_not_block_the_server(shop):
     base = f"http://127.0.0.1:{shop[1]}"
     statuses = []
@@ -225,6 +226,7 @@ def shop_process(folder: Path, *, deadline: float):
         process.communicate()
 
 
+@pytest.mark.slow
 def test_sigterm_lets_a_request_finish(tmp_path):
     with shop_process(tmp_path, deadline=30) as (process, address):
         responses = []

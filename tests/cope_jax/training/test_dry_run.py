@@ -22,6 +22,7 @@ def frozen_config(tiny_config):
     return replace_fields(tiny_config, {"optimizer.groups": groups, "mesh.fsdp": 2, "mesh.tensor": 2})
 
 
+@pytest.mark.slow
 def test_the_operations_of_two_more_layers_are_those_of_their_matrices():
     """2 operations per product and sum forward, 4 backward; norms and activations are the remaining few percent."""
     configs = [

@@ -96,6 +96,7 @@ def test_some_products_are_evaluated_on_schedule_and_all_at_the_end(finished):
     assert read_metrics(finished, 5)["retrieval"] != read_metrics(finished, 5, average=True)["retrieval"]
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_evaluated_on_all_items(finished):
     found = found_in(finished)
     best_at_last_save, best = (
@@ -167,6 +168,7 @@ def test_tensorboard_shows_the_first_examples_metrics_and_histograms_of_embeddin
         np.testing.assert_array_equal(pixels, np.concatenate(sides, axis=1))
 
 
+@pytest.mark.slow
 def test_a_run_stopped_during_evaluations_repeats_them(finished, make_config, tmp_path, monkeypatch):
     """It is stopped at step 4 in the average's, at the last step in the model's, and in the one on all items."""
     look, looks, stops = Probe.__call__, [], [4, 7]

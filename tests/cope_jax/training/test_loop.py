@@ -129,6 +129,7 @@ def test_a_frozen_encoder_keeps_its_values_after_a_restart(tiny_config, tmp_path
         assert not any(jax.tree.leaves(equal))
 
 
+@pytest.mark.slow
 def test_a_lost_checkpoint_is_trained_again(finished, tiny_config, tmp_path, capsys, monkeypatch):
     """The log already has lines of these steps, as after a kill between two checkpoints.
 
@@ -158,6 +159,7 @@ def test_a_lost_checkpoint_is_trained_again(finished, tiny_config, tmp_path, cap
     assert losses(tmp_path / "run") == losses(finished)
 
 
+@pytest.mark.slow
 def test_an_invalid_checkpoint_costs_the_steps_since_the_previous_one(finished, tiny_config, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run/checkpoints/6/state/manifest.ocdbt").write_bytes(b"")
@@ -167,6 +169,7 @@ def test_an_invalid_checkpoint_costs_the_steps_since_the_previous_one(finished, 
     assert losses(tmp_path / "run") == losses(finished)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # from an event loop of Orbax
 def test_a_full_disk_costs_one_save_but_not_the_run(finished, tiny_config, tmp_path, capsys, monkeypatch, full_disk):
     """The disk is full from step 1 to step 4, while the save of step 2 is due."""
@@ -210,6 +213,7 @@ def test_only_one_run_can_use_a_work_directory(finished, tiny_config, monkeypatc
     assert watched == ["watchdog"]
 
 
+@pytest.mark.slow
 def test_a_failed_last_save_is_an_error(finished, tiny_config, tmp_path, monkeypatch):
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
@@ -270,6 +274,7 @@ def test_too_many_skipped_steps_end_the_run_and_a_lower_rate_resumes_it(finished
     assert (tmp_path / "run/checkpoints/6").exists()
 
 
+@pytest.mark.slow
 def test_a_run_must_not_end_with_a_skipped_step(finished, tiny_config, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
@@ -281,6 +286,7 @@ def test_a_run_must_not_end_with_a_skipped_step(finished, tiny_config, tmp_path)
     assert losses(tmp_path / "run") == losses(finished)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_after_a_skipped_step_saves_nothing(finished, tiny_config, tmp_path, monkeypatch):
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
@@ -289,6 +295,7 @@ def test_a_run_that_is_stopped_after_a_skipped_step_saves_nothing(finished, tiny
         train(replace_fields(tiny_config, {"optimizer.rate": 1e25}), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_last_sound_checkpoint_outlives_one_that_may_be_unsound(finished, tiny_config, tmp_path):
     """Whether the parameters of a checkpoint are sound is known after the next step."""
     shutil.copytree(finished, tmp_path / "run")

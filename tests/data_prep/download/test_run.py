@@ -85,6 +85,7 @@ def read_images(out: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.slow
 def test_valid_images_arrive_unchanged_and_the_others_have_a_failure(tmp_path):
     catalog = make_catalog(tmp_path / "catalog", {"page": 61, "video": 70, "live": 53}, frames=4)
     names = names_of(catalog)
@@ -244,6 +245,7 @@ def test_a_placeholder_found_later_is_fetched_again(tmp_path):
     assert list(read_images(tmp_path / "out").values()) == [image(name) for name in (names[0], *names[25:])]
 
 
+@pytest.mark.slow
 def test_requests_slow_down_to_the_rate_that_the_server_allows(tmp_path):
     """Started at four times the allowed rate, at most 5% of the answers are 429, and everything arrives."""
     catalog = make_catalog(tmp_path / "catalog", {"video": 400})
