@@ -56,7 +56,8 @@ class TorchDataset(Dataset):
 
     def example(self, item: Item, domain: str) -> dict[str, Any]:
         """Returns the frames and tokens of an item."""
-        positions = choose_frames(len(item.frames), self.frames[domain], short_clips="repeat", rng=None)
+        T = self.frames[domain]
+        positions = choose_frames(len(item.frames), T, domain=domain, short_clips="repeat", rng=None)
         frames = augment([item.frames[position] for position in positions], self.size)
         return {
             "frames": normalize(frames) if self.normalized else np.stack(frames),

@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     model.head_norm = "none"  # norm of the fusion heads: "none" (the authors') or "batch", to train from scratch
 
     model.vision = vision = ConfigDict()
-    vision.init_from = ""  # folder or hub name of X-CLIP, CLIP or Chinese-CLIP weights; "" is random
+    vision.init_from = ""  # X-CLIP, CLIP or Chinese-CLIP weights (folder or hub name), a run or an export; "" is random
     vision.init_cut = False  # use the first layers of weights with more layers than this model
     vision.normalisation = "imagenet"  # of pixels: "imagenet" (the authors', X-CLIP) or "clip" (CLIP, Chinese-CLIP)
     vision.stem = "patch"  # "patch" (ViT) or "conv" (convolutional network, to train from scratch)
@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
     vision.drop_path = 0.0  # stochastic depth of the last block; rises linearly from 0
 
     model.text = text = ConfigDict()
-    text.init_from = ""  # folder or hub name of BERT or Chinese-CLIP weights; "" is random
+    text.init_from = ""  # BERT or Chinese-CLIP weights (folder or hub name), a run or an export; "" is random
     text.init_cut = False  # use the first layers of weights with more layers than this model
     text.width = 768  # width of the tokens
     text.depth = 3  # transformer blocks; 3 for RBT3
@@ -106,10 +106,10 @@ def get_config() -> ConfigDict:
     config.train = train = ConfigDict()
     train.batch_size = 128  # products per step, over all hosts
     train.microbatch = 0  # products embedded at once, over all hosts, to save memory (gradient caching); 0 = all
-    train.steps = 50_000  # number of steps; the learning rate reaches 0 there
+    train.steps = 50_000  # number of steps; the learning rate reaches 0 there; may be raised later
     train.log_every = 50  # steps per line of metrics.jsonl
     train.checkpoint_every = 1000  # steps between checkpoints; the last step is always saved
-    train.keep_checkpoints = 3  # number of newest checkpoints kept, in addition to the best one evaluated
+    train.keep_checkpoints = 3  # newest checkpoints kept, at least two, in addition to the best one evaluated
     train.evaluate_every = 0  # steps between evaluations on some products, plus one on all at the end; 0 = none
     train.evaluate_products = 200  # products of data.eval_split in each evaluation during training, at most
     train.best_by = "mean_r1"  # criterion of the best step: mean_r1, mean_r5, mean_r10, mean_map, average_mean_r1, …

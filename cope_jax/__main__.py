@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from cope_jax import __version__
+from data_prep.common.interrupts import exit_on_interrupt
 
 
 class Command(NamedTuple):
@@ -87,6 +88,7 @@ def main() -> None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for configs that import each other, as under `python -m`
     sys.argv = [sys.argv[0], *first, *arguments]
+    exit_on_interrupt(name)  # until the command is imported and handles interrupts itself
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except ModuleNotFoundError as error:

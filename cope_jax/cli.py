@@ -1,7 +1,9 @@
 """Flags and helpers shared by the commands of `cope_jax`."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import entry_points
 from typing import Any
 
 import jax
@@ -9,10 +11,38 @@ from absl import flags
 
 from cope_jax.evaluation.results import BEST, LATEST
 from cope_jax.parallel import cluster
-from data_prep.common.cli import run
+from data_prep.common import cli as common
 
 __all__ = ["define_checkpoint_flags", "define_cluster_flags", "join_cluster", "parse_step", "run"]
 FLAGS = flags.FLAGS
+
+
+def run(name: str, main: Callable[..., int | None], *, positional: bool = False) -> None:
+    """Runs a command as `data_prep.common.cli.run` does, and reports environments that JAX cannot work in."""
+
+    def checked(*words: str) -> int | None:
+        check_environment()
+        try:
+            return main(*words)
+        except RuntimeError as error:
+            if "Unable to initialize backend" not in str(error):
+                raise
+            raise ValueError(f"{str(error).splitlines()[0]}; unset JAX_PLATFORMS to use another device") from error
+
+    common.run(name, checked, positional=positional)
+
+
+def check_environment() -> None:
+    """Raises a ValueError if environment variables ask JAX for what the project or this machine does not support."""
+    if jax.config.read("jax_enable_x64"):
+        raise ValueError("JAX_ENABLE_X64 is set, but models need 32-bit numbers; unset it")
+    platforms = os.environ.get("JAX_PLATFORMS", "").split(",")
+    plugins = " ".join(plugin.name for plugin in entry_points(group="jax_plugins"))
+    if {"cuda", "gpu"} & {*platforms[:1]} and "cuda" not in plugins:
+        raise ValueError(
+            f"JAX_PLATFORMS is {','.join(platforms)!r}, but JAX is installed without CUDA; unset it to use the CPU, or "
+            "install jax[cuda13]"
+        )
 
 
 def define_checkpoint_flags() -> None:

@@ -44,12 +44,12 @@ def run_pipeline(name: str, release: Path, root: Path, training_options: Sequenc
     """Builds, trains and evaluates, with the config configs/<name>.py."""
     data, workdir = root / "data" / name, root / "runs" / name
     announce(f"building array records in {data}")
-    run("data_prep.build", f"--release={release}", f"--data_dir={data}")
+    run("cope_jax", "build", f"--release={release}", f"--data_dir={data}")
     announce(f"training configs/{name}.py in {workdir}")
     config = [f"--config=configs/{name}.py", f"--workdir={workdir}", f"--config.data.data_dir={data}"]
     run("cope_jax", "train", *config, *training_options)
     announce("evaluating: trained / untrained")
-    run("cope_jax.evaluate", f"--workdir={workdir}", "--reuse")
+    run("cope_jax", "eval", f"--workdir={workdir}", "--reuse")
     print(f"\nwork directory: {workdir}")
 
 
@@ -57,7 +57,7 @@ def demo(root: Path, options: Sequence[str]) -> None:
     """Runs the pipeline on a synthetic release."""
     release = root / "data/demo/release"
     announce(f"writing a synthetic release to {release}")
-    run("data_prep.synthetic", f"--out={release}", *(word for word in options if word.startswith(RELEASE_OPTIONS)))
+    run("cope_jax", "synthetic", f"--out={release}", *(word for word in options if word.startswith(RELEASE_OPTIONS)))
     run_pipeline("demo", release, root, [word for word in options if not word.startswith(RELEASE_OPTIONS)])
 
 

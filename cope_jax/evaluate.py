@@ -9,11 +9,10 @@ from cope_jax import cli
 from cope_jax.evaluation.evaluate_run import evaluate
 from cope_jax.evaluation.report.report import write_report
 from cope_jax.evaluation.result_tables import format_tables
-from cope_jax.evaluation.results import metrics_path, report_path
 from cope_jax.runs.checkpoints import UNTRAINED
 
 FLAGS = flags.FLAGS
-SHARED_FLAGS = ("workdir", "step", "data_dir", "subset", "average")  # must be the same in all processes
+SHARED_FLAGS = ("workdir", "step", "data_dir", "out", "subset", "average")  # must be the same in all processes
 
 
 def define_flags() -> None:
@@ -25,6 +24,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("baseline", True, "Show the untrained model's metrics as well.")
     flags.DEFINE_bool("reuse", False, "Reuse the results of an earlier evaluation of the same step and data.")
     flags.DEFINE_bool("report", True, "Write report.html with tables, curves, a map, and example queries.")
+    flags.DEFINE_string("out", None, "Folder for the results. By default, eval/ in the work directory.")
     cli.define_cluster_flags()
     flags.mark_flags_as_required(["workdir"])
 
@@ -33,8 +33,8 @@ def main() -> None:
     """Evaluates the checkpoint, prints tables, and writes metrics and report."""
     step = cli.parse_step(FLAGS.step)
     workdir = Path(FLAGS.workdir)
-    data_dir = Path(FLAGS.data_dir) if FLAGS.data_dir else None
-    options = {"data_dir": data_dir, "subset": FLAGS.subset, "reuse": FLAGS.reuse}
+    data_dir, out = (Path(value) if value else None for value in (FLAGS.data_dir, FLAGS.out))
+    options = {"data_dir": data_dir, "out": out, "subset": FLAGS.subset, "reuse": FLAGS.reuse}
     with cli.join_cluster({f"--{name}": FLAGS[name].value for name in SHARED_FLAGS}):
         evaluation = evaluate(workdir, step=step, average=FLAGS.average, needs_report=FLAGS.report, **options)
         baseline = untrained_metrics(workdir, options) if FLAGS.baseline else None
@@ -43,9 +43,9 @@ def main() -> None:
     if FLAGS.subset:
         print(f"Only {FLAGS.subset} random products, which is easier than all products")
     print(format_tables(evaluation.metrics, baseline))
-    print(f"\nwritten to {metrics_path(workdir, evaluation.step, FLAGS.subset, average=FLAGS.average)}")
+    print(f"\nwritten to {evaluation.files.metrics}")
     if FLAGS.report:
-        print(f"report: {report_path(workdir, evaluation.step, FLAGS.subset, average=FLAGS.average)}")
+        print(f"report: {evaluation.files.report}")
 
 
 def untrained_metrics(workdir: Path, options: dict[str, Any]) -> dict[str, Any] | None:

@@ -5,6 +5,8 @@ page.stablehlo and so on, whose first argument is the weights. `cope_jax.exporte
 """
 
 import json
+import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 from absl import flags
 from flax import nnx
 from jax import export
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from cope_jax import cli, exported
 from cope_jax.data.tokenizer import load_tokenizer, save_tokenizer
@@ -27,7 +29,7 @@ from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.model import load_model
 from data_prep.common.domains import DOMAINS
-from data_prep.common.files import atomic_folder
+from data_prep.common.files import atomic_folder, atomic_write
 
 FLAGS = flags.FLAGS
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -45,7 +47,8 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Exports the run and prints how well the copies agree."""
+    """Exports the run and prints how well the copies agree. If it is terminated, it leaves nothing behind."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     difference = export_run(Path(FLAGS.workdir), Path(FLAGS.out), step=FLAGS.step, average=FLAGS.average)
     print(f"wrote {FLAGS.out}; loaded back, its embeddings differ from the run's by at most {difference:.1e}")
 
@@ -66,7 +69,8 @@ def export_run(workdir: Path, out: Path, *, step: int | None = None, average: bo
         step = checkpoints.newest() if step is None else step
         graphdef, model = load_model(config, checkpoints, step, mesh, vocab_size=len(tokenizer), average=average)
     with atomic_folder(out) as folder:
-        save_file(flatten_weights(model), folder / exported.WEIGHTS)
+        with atomic_write(folder / exported.WEIGHTS) as file:  # `save_file` would make it readable by its owner only
+            file.write(save(flatten_weights(model)))
         save_tokenizer(tokenizer, folder / exported.TOKENIZER)
         for domain in DOMAINS:
             (folder / exported.program_file(domain)).write_bytes(export_program(graphdef, model, domain, config))

@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 import json
 import sys
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from cope_jax import cli
 from cope_jax.parallel.targets import Target
 from cope_jax.runs.config import flatten
 from cope_jax.runs.config_file import make_paths_absolute
-from cope_jax.runs.config_validation import resolve_config
+from cope_jax.runs.config_validation import describe_fields, resolve_config
 from cope_jax.runs.log_files import ignore_full_disk_when_printing
 from cope_jax.training.dry_run import dry_run, mesh_sizes, use_fake_devices
 from cope_jax.training.loop import train
@@ -89,6 +90,23 @@ def main() -> None:
     sys.exit(code)
 
 
+def check_config_path(words: Sequence[str]) -> None:
+    """Exits with the list of configs if --config names no file; the library that reads it has no short message."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, path = word.partition("=")
+        if flag in ("--config", "-config"):
+            path = (path if equals else following).partition(":")[0]
+            if not Path(path).is_file():
+                names = sorted(str(found) for found in Path("configs").glob("*.py") if found.stem != "__init__")
+                sys.exit(f"train: no config file {path!r}; configs/ has {', '.join(names) or 'none'}")
+
+
+def list_fields() -> str:
+    """Lists the fields of the config as flags, with their types."""
+    lines = (f"  --config.{key}: {kind}" for key, kind in describe_fields().items())
+    return "\n".join(["Fields of the config, which configs/default.py explains:", *lines])
+
+
 def parse_steps(text: str) -> tuple[int, int] | None:
     """Parses "10:15" as (10, 15) and "" as None; anything else raises ValueError."""
     if not text:
@@ -100,5 +118,7 @@ def parse_steps(text: str) -> tuple[int, int] | None:
 
 
 if __name__ == "__main__":
+    check_config_path(sys.argv[1:])
     define_flags()
+    __doc__ = f"{__doc__}\n{list_fields()}\n"  # --help prints it
     cli.run("train", main)

@@ -1,18 +1,19 @@
 """Builds the four TFDS data sets of `rope` from a catalog and its images.
 
-    python -m data_prep.build --catalog=DIR --images=DIR[,DIR…] --data_dir=DIR [--splits=train,test]
-    python -m data_prep.build --release=DIR --data_dir=DIR [--images=DIR[,DIR…]] [--splits=train,test]
+    python -m data_prep.build --catalog=DIR --images=DIR [--images=DIR …] --data_dir=DIR [--splits=train,test]
+    python -m data_prep.build --release=DIR --data_dir=DIR [--images=DIR …] [--splits=train,test]
 
 The second form first makes the catalog of the release in <data_dir>/catalog. Images may be stored in folders of any
-depth, in the shards of a download, or in both. If a build is interrupted, run the same command again: it resumes. If
-the data sets are finished, it does nothing.
+depth, in the shards of a download, or in both. Missing and invalid images are dropped and listed in
+<data_dir>/rope/dropped.jsonl; more than --max_missing of them are an error. If a build is interrupted, run the same
+command again: it resumes. If the data sets are finished, it does nothing.
 """
 
 import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from absl import flags, logging
 from data_prep.catalog.release_parser import PREFIXES
 from data_prep.common.cli import run
 from data_prep.common.domains import DOMAINS
-from data_prep.common.files import atomic_write
+from data_prep.common.files import atomic_write, lock_file, read_json
 from data_prep.common.text_table import text_table
+from data_prep.images.sources import split_folders
+from data_prep.records.dropped import DROPPED_FILE, MAX_MISSING, copy_lists
 from data_prep.records.inputs import Inputs, inputs_from_release
-from data_prep.records.runners import beam_runner, local_runner
+from data_prep.records.runners import Runner, beam_runner, local_runner
 from data_prep.rope.rope_dataset_builder import Builder
 
 FLAGS = flags.FLAGS
@@ -38,47 +41,67 @@ def build(
     *,
     processes: int | None = None,
     beam_options: Sequence[str] | None = None,
+    max_missing: float = MAX_MISSING,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Builds the data sets that are not built yet and writes <data_dir>/rope/build_summary.json.
+    """Builds the data sets that are not built yet, and writes build_summary.json and dropped.jsonl to <data_dir>/rope.
 
     Args:
         inputs: Inputs of the build.
         data_dir: TFDS's data folder.
         processes: Number of processes; None is one per core.
         beam_options: Options of Apache Beam, which then writes the shards instead.
+        max_missing: Largest fraction of the images of a split's domain that may be missing or invalid.
         report: Called with lines of progress.
 
     Returns:
         The summary: {"fingerprint", "seconds" (of the run that finished the build), "splits": split → domain →
         {items, frames: {in, kept, dropped: reason → count}, bytes}, and split → "product"}.
+
+    Raises:
+        ValueError: The inputs are invalid or other than those of a finished data set, too many images are missing, or
+            another process is building in the same folder.
     """
     start = time.monotonic()
+    folder = data_dir.absolute() / Builder.name
+    inputs.check()
+
+    def builders(runner: Runner | None = None) -> dict[str, Builder]:
+        options = {"inputs": inputs, "runner": runner, "max_missing": max_missing, "report": report}
+        return {name: Builder(config=name, data_dir=folder.parent, **options) for name in (*DOMAINS, "product")}
+
+    # Checks all before building one, so that nothing is added to the data of other inputs.
+    built = [builder.is_built_from(inputs) for builder in builders().values()]
+    if all(built) and (folder / SUMMARY_FILE).exists():
+        report(f"{folder} is already built from {inputs.catalog}: nothing to do")
+        return read_json(
+            folder / SUMMARY_FILE, keys=("splits",), remedy="remove it and run the same command to write it again"
+        )
     runner = local_runner(processes) if beam_options is None else contextlib.nullcontext(beam_runner(beam_options))
-    with runner as shared:  # by all four data sets, because a pool takes seconds to start
-        builders = {
-            name: Builder(config=name, data_dir=data_dir, inputs=inputs, runner=shared, report=report)
-            for name in (*DOMAINS, "product")
-        }
-        inputs.check()
-        # Checks all before building one, so that nothing is added to the data of other inputs.
-        built = [builder.is_built_from(inputs) for builder in builders.values()]
-        summary_path = data_dir / Builder.name / SUMMARY_FILE
-        if all(built) and summary_path.exists():
-            report(f"{summary_path.parent} is already built from {inputs.catalog}: nothing to do")
-            return json.loads(summary_path.read_text(encoding="utf-8"))
-        for builder in builders.values():
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_file(folder / ".lock", f"is building {folder}", remove=True), runner as shared:
+        prepared = builders(shared)  # share a pool, which takes seconds to start
+        for builder in prepared.values():
             builder.download_and_prepare()
+        return _write_summary(folder, inputs, prepared, time.monotonic() - start, report)
+
+
+def _write_summary(
+    folder: Path, inputs: Inputs, builders: Mapping[str, Builder], seconds: float, report: Callable[[str], None]
+) -> dict[str, Any]:
+    copy_lists(folder / DROPPED_FILE, [Path(builders[domain].data_dir) for domain in DOMAINS])
     summary = {
         "fingerprint": inputs.fingerprint,
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": round(seconds, 1),
         "splits": {
             split: {name: builder.counts[split] for name, builder in builders.items()} for split in inputs.splits
         },
     }
-    with atomic_write(summary_path, "w") as file:
+    with atomic_write(folder / SUMMARY_FILE, "w") as file:
         file.write(json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
-    report(f"built {summary_path.parent}; summary in {summary_path}")
+    report(f"built {folder}; summary in {folder / SUMMARY_FILE}")
+    if (folder / DROPPED_FILE).stat().st_size:
+        report(f"dropped images are listed in {folder / DROPPED_FILE}")
     return summary
 
 
@@ -101,11 +124,16 @@ def define_flags() -> None:
     """Defines the flags of the command."""
     flags.DEFINE_string("catalog", None, "Folder of a catalog.")
     flags.DEFINE_string("release", None, "Folder with text files, whose catalog is made in <data_dir>/catalog.")
-    flags.DEFINE_list("images", None, "Folders with images or the shards of a download. Default: <release>/images.")
+    flags.DEFINE_multi_string(
+        "images", None, "Folder with images or the shards of a download; may be repeated. Default: <release>/images."
+    )
     flags.DEFINE_string("data_dir", None, "Folder for the data sets, which are written to <data_dir>/rope.")
     flags.DEFINE_list("splits", list(PREFIXES), "Splits to build.")
     for split, prefix in PREFIXES.items():
         flags.DEFINE_string(f"{split}_prefix", prefix, f"Prefix of the file names of split {split} in a release.")
+    flags.DEFINE_float(
+        "max_missing", MAX_MISSING, "Largest fraction of a domain's images that may be missing or invalid.", 0, 1
+    )
     flags.DEFINE_integer("processes", None, "Number of processes. Default: one per core.", lower_bound=1)
     flags.DEFINE_list("beam_pipeline_options", None, "Write shards with Apache Beam and these options: runner=…")
     flags.mark_flags_as_mutual_exclusive(["catalog", "release"], required=True)
@@ -121,6 +149,7 @@ def main() -> int:
             data_dir,
             processes=FLAGS.processes,
             beam_options=FLAGS.beam_pipeline_options,
+            max_missing=FLAGS.max_missing,
             report=report,
         )
     except KeyboardInterrupt:
@@ -131,7 +160,7 @@ def main() -> int:
 
 
 def _inputs(data_dir: Path, report: Callable[[str], None]) -> Inputs:
-    images = [Path(folder) for folder in FLAGS.images or ()]
+    images = split_folders(FLAGS.images or ())
     if FLAGS.catalog:
         return Inputs(Path(FLAGS.catalog), tuple(images), tuple(FLAGS.splits))
     prefixes = {split: getattr(FLAGS, f"{split}_prefix") for split in PREFIXES}

@@ -9,9 +9,8 @@ optionally `time`. An item of several products has one row for each.
 
 import collections
 import hashlib
-import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -24,23 +23,34 @@ from data_prep.catalog.builder import MAX_REJECTED, MEMORY_LIMIT, CatalogRows, b
 from data_prep.catalog.files import Catalog, format_summary
 from data_prep.catalog.rejected_lines import MAX_PRODUCT_ID, Reason, RejectedLines
 from data_prep.catalog.release_parser import START_BYTES
-from data_prep.catalog.split_writer import DomainRows, RowSource, sql_string
-from data_prep.catalog.table_parser import SPLITS, read_table
+from data_prep.catalog.split_writer import DomainRows, RowSource, write_query
+from data_prep.catalog.table_parser import SPLITS, TableRow, read_table
+from data_prep.catalog.table_reader import table_files
 from data_prep.common import cli
 from data_prep.common.domains import DOMAINS
 from data_prep.common.files import file_sha256
+from data_prep.images.lookup import find_missing, format_hints
 
 FLAGS = flags.FLAGS
 
 IDS_FILE = "ids.parquet"
+RULES = 2  # raise when the same table gives another catalog
 TEST_FRACTION = 0.1
 _BATCH_ROWS = 16384
-_SAMPLED_IMAGES = 1000  # at least one of so many must be in the images folder
+_BATCH_CHARACTERS = 16 << 20
+_SAMPLED_IMAGES = 100_000  # names that are looked for in the images folder
+_MANY_ITEMS = _FAR_MORE = 10  # a product with so many items, and so many times those of others, is suspicious
 
 _TABLES = """
 CREATE TABLE rows (split VARCHAR, domain VARCHAR, product VARCHAR, item VARCHAR, text VARCHAR, line BIGINT);
 CREATE TABLE images
     (split VARCHAR, domain VARCHAR, item VARCHAR, name VARCHAR, time BIGINT, position BIGINT, line BIGINT);
+"""
+_LARGEST_PRODUCT = """
+WITH counts AS (SELECT product, count(DISTINCT (domain, item)) AS items FROM rows GROUP BY ALL),
+    ordered AS (SELECT *, row_number() OVER (ORDER BY items DESC, product) AS place FROM counts)
+SELECT product, items, sum(items) OVER (), coalesce((SELECT median(items) FROM ordered WHERE place > 1), 0)
+FROM ordered ORDER BY place LIMIT 1
 """
 # Ids are kept if all of a kind are canonical whole numbers, and numbered otherwise. Product ids are also numbered if
 # one of them is too large, like bar codes.
@@ -61,9 +71,8 @@ FROM every JOIN kinds USING (kind)
 """
 # An image named by several rows counts once. Without times, images keep the order of the table.
 _FRAMES = """
-SELECT id AS item_id, name, line,
-    CASE WHEN domain = 'page' THEN 0
-    ELSE coalesce(time, row_number() OVER (PARTITION BY id ORDER BY line, position) - 1) END AS time
+SELECT id AS item_id, name, line, position,
+    coalesce(time, row_number() OVER (PARTITION BY id ORDER BY line, position) - 1) AS time
 FROM (
     SELECT domain, item, name, time, min(line) AS line, arg_min(position, (line, position)) AS position
     FROM images WHERE split = '{split}' AND domain = '{domain}' GROUP BY ALL
@@ -97,7 +106,7 @@ def build_table_catalog(
     (product, page, video, live) whose ids had to be numbered.
 
     Args:
-        table: A *.parquet, *.csv or *.jsonl file.
+        table: A *.parquet, *.csv or *.jsonl file, or a folder of such files.
         images: Folder that contains the images; their names are paths in it.
         out: Folder of the catalog.
         test_fraction: Fraction of products in the test split, chosen by hash, for rows without a split.
@@ -105,26 +114,29 @@ def build_table_catalog(
         max_rejected: Fraction of rows that may be invalid.
         report: Called with lines of progress.
     """
-    if not table.is_file():
-        raise ValueError(f"table {table.absolute()} not found")
+    files = table_files(table)
     if not images.is_dir():
         raise ValueError(f"images folder {images.absolute()} not found")
 
     def rejected_lines(split: str) -> RejectedLines:
-        return RejectedLines(split, table.name, max_rejected, partial(_read_lines, table))
+        # One line at least, because a small fraction of a small table is less than one.
+        return RejectedLines(split, table.name, max_rejected, partial(_read_lines, table), int(max_rejected > 0))
 
     def load(con: duckdb.DuckDBPyConnection, folder: Path) -> CatalogRows:
         rejected = rejected_lines("")
         _load_table(con, table, test_fraction, rejected)
-        _check_images(con, images)
+        _check_images(con, images, report)
+        _check_largest_product(con, report)
         con.execute(_IDS)
         numbered = "SELECT kind, id, original FROM ids WHERE NOT whole ORDER BY kind, id"
-        con.execute(f"COPY ({numbered}) TO {sql_string(folder / IDS_FILE)} (FORMAT parquet)")
+        write_query(con, numbered, folder / IDS_FILE)
         report(f"{table.name}: {rejected.lines:,} rows")
         splits = {split: _sources(con, split, rejected_lines(split)) for split in SPLITS}
         return CatalogRows([rejected], {split: sources for split, sources in splits.items() if sources})
 
-    source = {"table": file_sha256(table), "test_fraction": test_fraction}
+    hashes = [file_sha256(file) for file in files]
+    content = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+    source = {"table": content, "test_fraction": test_fraction, "rules": RULES}
     return build_catalog(out, source, load, memory_limit=memory_limit, report=report)
 
 
@@ -132,10 +144,9 @@ def _load_table(con: duckdb.DuckDBPyConnection, table: Path, test_fraction: floa
     """Creates the tables `rows` and `images`."""
     con.execute(_TABLES)
     split_by_hash = False
-    parsed = read_table(table)
-    while batch := list(itertools.islice(parsed, _BATCH_ROWS)):
+    for batch in _batches(table):
         rows, images, invalid = [], [], collections.defaultdict(list)
-        for line, _, row in batch:
+        for line, row in batch:
             if isinstance(row, Reason):
                 invalid[row].append(line)
                 continue
@@ -150,6 +161,18 @@ def _load_table(con: duckdb.DuckDBPyConnection, table: Path, test_fraction: floa
         _insert(con, "images", images)
     if split_by_hash:
         _leave_to_test(con, rejected)
+
+
+def _batches(table: Path) -> Iterator[list[tuple[int, TableRow | Reason]]]:
+    """Yields the rows of a table with their lines, many at a time but with bounded memory."""
+    batch, size = [], 0
+    for line, _, row in read_table(table):
+        batch.append((line, row))
+        size += 0 if isinstance(row, Reason) else len(row.text) + sum(len(name) for name, _ in row.images)
+        if len(batch) >= _BATCH_ROWS or size > _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    yield batch
 
 
 def split_of(product: str, test_fraction: float) -> str:
@@ -174,13 +197,26 @@ def _leave_to_test(con: duckdb.DuckDBPyConnection, rejected: RejectedLines) -> N
     con.execute(f"DELETE FROM rows WHERE {shared}")
 
 
-def _check_images(con: duckdb.DuckDBPyConnection, images: Path) -> None:
-    names = [name for (name,) in con.execute(f"SELECT name FROM images LIMIT {_SAMPLED_IMAGES}").fetchall()]
-    if names and not any((images / name).is_file() for name in names):
-        raise ValueError(
-            f"none of {len(names)} images of the table is in {images.absolute()}, for example {names[0]!r}: "
-            "names are paths inside --images"
-        )
+def _check_images(con: duckdb.DuckDBPyConnection, images: Path, report: Callable[[str], None]) -> None:
+    """Reports missing images among the first names; raises ValueError if all are missing."""
+    rows = con.execute(f"SELECT name FROM images ORDER BY line LIMIT {_SAMPLED_IMAGES}").fetchall()
+    names = dict.fromkeys(name for (name,) in rows)
+    if not (missing := find_missing(names, [images])):
+        return
+    hints = format_hints(missing) or f"names must be paths inside --images, and there is no {min(missing)!r}"
+    if len(missing) == len(names):
+        raise ValueError(f"none of {len(names)} images of the table is in {images.absolute()}: {hints}")
+    report(f"warning: {len(missing)} of {len(names)} images of the table are not in {images.absolute()}: {hints}")
+
+
+def _check_largest_product(con: duckdb.DuckDBPyConnection, report: Callable[[str], None]) -> None:
+    """Warns if one product has far more items than the others, as if ids had been merged."""
+    for product, items, total, median_of_others in con.execute(_LARGEST_PRODUCT).fetchall():
+        if items >= _MANY_ITEMS and items > _FAR_MORE * median_of_others:
+            report(
+                f"warning: product {product!r} has {items:,} of {total:,} items, far more than the others: "
+                "check that its id is not a placeholder and has not lost digits, as in a spreadsheet"
+            )
 
 
 def _sources(con: duckdb.DuckDBPyConnection, split: str, rejected: RejectedLines) -> dict[str, DomainRows]:
@@ -200,15 +236,17 @@ def _sources(con: duckdb.DuckDBPyConnection, split: str, rejected: RejectedLines
 def _read_lines(table: Path, numbers: np.ndarray) -> dict[int, str]:
     wanted = set(numbers.tolist())
     return {
-        line: json.dumps(values, ensure_ascii=True, default=str)[:START_BYTES] if isinstance(values, dict) else ""
-        for line, values, _ in read_table(table)
+        line: start.encode(errors="replace").decode().rstrip("\r\n")
+        if isinstance(start, str)
+        else json.dumps(start, ensure_ascii=True, default=str)[:START_BYTES]
+        for line, start, _ in read_table(table)
         if line in wanted
     }
 
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string("table", None, "The table: *.parquet, *.csv or *.jsonl.", required=True)
+    flags.DEFINE_string("table", None, "The table: *.parquet, *.csv, *.jsonl or a folder of such files.", required=True)
     flags.DEFINE_string("images", None, "Folder with the images. Their names are paths in it.", required=True)
     flags.DEFINE_string("out", None, "Folder of the catalog.", required=True)
     flags.DEFINE_float("test_fraction", TEST_FRACTION, "Fraction of products to test, for rows without a split.", 0, 1)

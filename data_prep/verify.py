@@ -14,21 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
-from absl import flags, logging
-from google.protobuf.json_format import ParseError
-from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME
+from absl import flags
+from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME, FEATURES_FILENAME
 
 from data_prep.build import SUMMARY_FILE
 from data_prep.common.cli import run
 from data_prep.common.domains import DOMAINS
+from data_prep.common.files import read_json
 from data_prep.common.process_pool import ProcessMap, process_map
 from data_prep.records.checks import Check, as_links, check_items, check_products, differences
+from data_prep.records.schema import read_splits
 from data_prep.rope.rope_dataset_builder import Builder, read_fingerprint
 
 FLAGS = flags.FLAGS
 Problems = tuple[Path, list[str]]  # a file or folder and its problems
-CheckedFiles = list[tuple[Path, Check]]  # the files of a split, in order
+Files = Mapping[Path, int]  # the files of a split, in order, and their numbers of records
+CheckedFiles = list[tuple[Path, Check]]
 MAX_LINES = 20  # problems shown per file; a lost file has as many as records
 
 
@@ -56,51 +57,57 @@ def _find_problems(folder: Path, apply: ProcessMap, report: Callable[[str], None
     except (ValueError, KeyError, TypeError) as error:
         yield path, [f"cannot be read: {error!r}"]
         return
+    files: dict[str, dict[str, dict[Path, int]]] = {}
     folders = {name: folder / name / str(Builder.VERSION) for name in (*DOMAINS, "product")}
-    for config_folder in folders.values():
+    for name, config_folder in folders.items():
         if not (config_folder / DATASET_INFO_FILENAME).exists():
             yield config_folder, ["no finished data set"]
             return
         try:
             built_from = read_fingerprint(config_folder)
-            tfds.builder_from_directory(config_folder)
-        except (ValueError, ParseError) as error:
-            yield config_folder, [f"its descriptions, *.json and fingerprint, cannot be read: {error!r}"]
+            read_json(config_folder / FEATURES_FILENAME, remedy=f"remove {config_folder} and build it again")
+            files[name] = read_splits(config_folder)
+        except (ValueError, FileNotFoundError) as error:
+            yield config_folder, [str(error)]
             return
         if built_from != fingerprint:
             yield config_folder, [f"built from other inputs than {path}"]
     for split, counts in splits.items():
-        yield from _check_split(folders, split, counts, apply, report)
+        of_split = {name: own.get(split, {}) for name, own in files.items()}
+        yield from _check_split(folders, of_split, split, counts, apply, report)
 
 
 def _check_split(
-    folders: Mapping[str, Path], split: str, counts: Mapping[str, Any], apply: ProcessMap, report: Callable[[str], None]
+    folders: Mapping[str, Path],
+    files: Mapping[str, Files],
+    split: str,
+    counts: Mapping[str, Any],
+    apply: ProcessMap,
+    report: Callable[[str], None],
 ) -> Iterator[Problems]:
-    items = {domain: _check_files(folders[domain], split, check_items, apply) for domain in DOMAINS}
-    products = _check_files(folders["product"], split, check_products, apply)
-    for domain, files in items.items():
-        yield from _check_counts(folders[domain], split, counts[domain], files)
-    yield from _check_counts(folders["product"], split, {"items": counts["product"]["products"]}, products)
-    for domain, files in items.items():
-        yield from _check_links(domain, files, products)
+    items = {domain: _check_files(files[domain], check_items, apply) for domain in DOMAINS}
+    products = _check_files(files["product"], check_products, apply)
+    kept = {domain: counts[domain] for domain in DOMAINS} | {"product": {"items": counts["product"]["products"]}}
+    for name, checked in (items | {"product": products}).items():
+        yield from _check_counts(folders[name], split, kept[name], list(files[name].values()), checked)
+    for domain, checked in items.items():
+        yield from _check_links(domain, checked, products)
     report(f"{split}: read " + ", ".join(f"{sum(check.rows for _, check in items[d])} {d} items" for d in DOMAINS))
 
 
-def _check_files(folder: Path, split: str, check: Callable[[Path], Check], apply: ProcessMap) -> CheckedFiles:
-    splits = tfds.builder_from_directory(folder).info.splits
-    paths = [Path(path) for path in splits[split].filepaths] if split in splits else []
-    checks = dict(apply(check, paths))
-    return [(path, checks[index]) for index, path in enumerate(paths)]
+def _check_files(files: Files, check: Callable[[Path], Check], apply: ProcessMap) -> CheckedFiles:
+    checks = dict(apply(check, list(files)))
+    return [(path, checks[index]) for index, path in enumerate(files)]
 
 
-def _check_counts(folder: Path, split: str, counts: Mapping[str, Any], files: CheckedFiles) -> Iterator[Problems]:
+def _check_counts(
+    folder: Path, split: str, counts: Mapping[str, Any], expected: list[int], files: CheckedFiles
+) -> Iterator[Problems]:
     """Yields the problems of the files, and of the numbers of their records and frames."""
     for path, check in files:
         if check.problems:
             yield path, check.problems
     lengths = [check.rows for _, check in files]
-    splits = tfds.builder_from_directory(folder).info.splits
-    expected = splits[split].shard_lengths if split in splits else None
     if lengths != expected:
         yield folder, [f"split {split!r} has files of {lengths} records, expected {expected}"]
     found = {"items": sum(lengths), "frames": sum(check.frames for _, check in files)}
@@ -139,7 +146,6 @@ def define_flags() -> None:
 
 
 def main() -> int:
-    logging.set_verbosity(logging.ERROR)  # TFDS logs each data set that it opens
     count = verify(Path(FLAGS.data_dir), processes=FLAGS.processes, report=partial(print, flush=True))
     print(f"{count} problem{'s' if count > 1 else ''} found." if count else "No problems found.")
     return 1 if count else 0

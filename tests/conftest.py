@@ -3,6 +3,8 @@
 import gc
 import itertools
 import os
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -65,17 +67,28 @@ def parsed_flags():
     flags.FLAGS(["tests"])
 
 
-@pytest.fixture(scope="session")
-def synthetic_data_dir(tmp_path_factory):
-    """Array records of a tiny synthetic release."""
+def build_synthetic(folder: Path, *, train_products: int, test_products: int, seed: int) -> Path:
+    """Builds array records of a tiny synthetic release."""
     from data_prep.build import build
     from data_prep.records.inputs import inputs_from_release
     from data_prep.synthetic.release import write_release
 
-    folder = tmp_path_factory.mktemp("synthetic")
-    release = write_release(folder / "release", train_products=24, test_products=12, image_side=32, seed=0, processes=1)
+    sizes = {"train_products": train_products, "test_products": test_products, "image_side": 32}
+    release = write_release(folder / "release", **sizes, seed=seed, processes=1)
     build(inputs_from_release(release, folder / "data"), folder / "data", processes=1, report=lambda line: None)
     return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def synthetic_data_dir(tmp_path_factory):
+    """Array records of a tiny synthetic release."""
+    return build_synthetic(tmp_path_factory.mktemp("synthetic"), train_products=24, test_products=12, seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_data_dir(tmp_path_factory):
+    """Array records of other products."""
+    return build_synthetic(tmp_path_factory.mktemp("other"), train_products=8, test_products=8, seed=1)
 
 
 @pytest.fixture(scope="session")
@@ -168,3 +181,16 @@ def run_sh(start_run_sh):
         return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
     return run
+
+
+@pytest.fixture
+def full_disk():
+    """A function that limits files to a number of bytes, as a full disk would; the limit ends with the test.
+
+    What pytest captures with `capfd` is in a file, too; what it captures with `capsys` is not.
+    """
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)

@@ -1,19 +1,31 @@
-"""A shop of six products for tests of search: records in memory, embeddings in files, and a simple encoder."""
+"""A shop of six products for tests of search: records in memory, embeddings in files, and a simple encoder.
+
+python -m tests.shop FOLDER SECONDS     serve it with this deadline; prints the port
+"""
 
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+import struct
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 
 from cope_jax.data.records import Item, Records
 from cope_jax.evaluation.embed_items import Items
+from cope_jax.search import server
 from cope_jax.search.embedding_store import MANIFEST, list_shards, write_shard
 from cope_jax.search.index import build_index, open_index
 from cope_jax.search.library import Library
+from cope_jax.search.server import listen, make_app, make_server
 from data_prep.common.domains import DOMAINS
 from data_prep.images.decoding import decode_rgb
 
@@ -28,6 +40,21 @@ def picture(product: int, *, size: tuple[int, int] = (32, 24), kind: str = "PNG"
     buffer = io.BytesIO()
     Image.new("RGB", size, (40 * product, 90, 160)).save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def blank_png(width: int, height: int, *, color_type: int = 0) -> bytes:
+    """Encodes a large image of one color in little memory; color type 0 is gray, 6 is RGBA."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row = bytes(1 + width * {0: 1, 6: 4}[color_type])
+    together = max(1, min(height, (4 << 20) // len(row)))  # rows compressed at once
+    compress = zlib.compressobj()
+    parts = [compress.compress(row * min(together, height - start)) for start in range(0, height, together)]
+    pixels = b"".join([*parts, compress.flush()])
+    header = struct.pack(">IIBBBBB", width, height, 8, color_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def write_embeddings(folder: Path, vectors: Mapping[str, np.ndarray], *, rows: int) -> Path:
@@ -83,13 +110,40 @@ def shop_item(domain: str, product: int) -> Item:
 
 
 class ShopEmbedder:
-    """Embeds a text like "kind 3" or, without one, the color of the first picture."""
+    """Embeds a text like "kind 3" or, without one, the color of the first picture. "wait 2" takes two seconds."""
+
+    config = SimpleNamespace(data=SimpleNamespace(image_size=8))
 
     def embed(self, domain: str, *, frames: Sequence[Sequence], texts: Sequence[str]) -> np.ndarray:
         (clip,), (text,) = frames, texts
-        if "refuse" in text:
+        if "refuse" in text or not (clip or re.search(r"kind \d", text)):
             raise ValueError(f"{domain} item 0 has nothing to embed: <b>{text}</b>")
+        if found := re.search(r"wait (\d)", text):
+            time.sleep(int(found[1]))
         if found := re.search(r"kind (\d)", text):
             return embedding(int(found[1]))[None]
         pixels = decode_rgb(clip[0]) if isinstance(clip[0], bytes) else np.asarray(clip[0])
-        return embedding(round(pixels[0, 0, 0] / 40))[None]
+        return embedding(min(round(pixels[0, 0, 0] / 40), PRODUCTS - 1))[None]
+
+
+@contextmanager
+def serve_shop(folder: Path, *, top: int = 6) -> Iterator[tuple[server.uvicorn.Server, int]]:
+    """Serves a shop from a thread; yields the server and its port."""
+    app = make_app(make_shop(folder), ShopEmbedder(), about="a shop", top=top)
+    with listen("127.0.0.1", 0) as socket:
+        running = make_server(app)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [socket]})
+        thread.start()
+        while not running.started:
+            time.sleep(0.01)
+        yield running, socket.getsockname()[1]
+        running.should_exit = True
+        thread.join()
+
+
+if __name__ == "__main__":
+    server.DEADLINE = float(sys.argv[2])
+    with listen("127.0.0.1", 0) as socket:
+        app = make_app(make_shop(Path(sys.argv[1])), ShopEmbedder(), about="a shop", top=3)
+        print(socket.getsockname()[1], flush=True)
+        make_server(app).run(sockets=[socket])

@@ -102,6 +102,7 @@ def test_an_interrupted_demo_resumes_to_the_same_results(demo, run_sh, tmp_path)
         assert metrics["few_shot"] == other["few_shot"]
 
 
+@pytest.mark.slow
 def test_the_demo_prints_both_tables_and_the_work_directory(demo):
     root, _, output = demo
     assert "Cross-domain retrieval (trained / untrained)" in output
@@ -110,6 +111,7 @@ def test_the_demo_prints_both_tables_and_the_work_directory(demo):
     assert f"work directory: {root}/runs/demo" in output
 
 
+@pytest.mark.slow
 def test_metrics_have_the_promised_keys(demo):
     root, _, _ = demo
     for step in (0, 12):
@@ -130,6 +132,7 @@ def test_metrics_have_the_promised_keys(demo):
             assert {"accuracy", "ci95", "ways", "shots"} <= metrics["few_shot"][direction].keys()
 
 
+@pytest.mark.slow
 def test_a_second_demo_recomputes_nothing(run_sh, demo):
     root, _, first = demo
     files = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
@@ -142,6 +145,7 @@ def test_a_second_demo_recomputes_nothing(run_sh, demo):
     assert done.stdout.endswith(table)
 
 
+@pytest.mark.slow
 def test_a_moved_work_directory_still_evaluates(run_sh, demo, tmp_path):
     root, _, _ = demo
     moved = tmp_path / "elsewhere"
@@ -274,3 +278,25 @@ def test_help_is_printed_before_anything_is_installed(start_fresh, tmp_path, com
     assert "--train_products=N" in call.communicate(timeout=60)[0]
     assert call.returncode == 0
     assert not (tmp_path / "calls").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "has_begun"),
+    [
+        (["eval", "--workdir=nowhere"], lambda pid, out: "jaxlib" in Path(f"/proc/{pid}/maps").read_text()),  # imports
+        (["synthetic", "--train_products=3000"], lambda pid, out: any(out.parent.rglob("*.jpg"))),  # in workers
+    ],
+)
+def test_ctrl_c_ends_a_command_with_one_line(start_run_sh, tmp_path, words, has_begun):
+    """The terminal sends SIGINT to all processes of the command."""
+    out = tmp_path / "release"
+    process = start_run_sh(*words, *([f"--out={out}"] if words[0] == "synthetic" else []))
+    deadline = time.monotonic() + 60
+    while not has_begun(process.pid, out):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors
+    assert errors.strip().endswith(": interrupted")
+    assert process.returncode in (130, -signal.SIGINT)  # both are 130 to a shell

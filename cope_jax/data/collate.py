@@ -89,7 +89,7 @@ class Collator:
     def _decode(self, example: Example, out: np.ndarray) -> int:
         """Writes the chosen frames of an item to the start of u8[T, H, W, 3] and returns their number."""
         item, rng = example.item, example.rng
-        positions = choose_frames(len(item.frames), self.T, short_clips=self.short_clips, rng=rng)
+        positions = choose_frames(len(item.frames), self.T, domain=self.domain, short_clips=self.short_clips, rng=rng)
         if not len(positions):
             return 0
         # A repeated frame is decoded once: crop and jitter are the same for the whole clip.

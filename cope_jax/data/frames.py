@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from data_prep.common.domains import PICTURE_DOMAINS
+
 SHORT_CLIPS = ("repeat", "mask")
 
 
@@ -26,19 +28,33 @@ def one_per_segment(n: int, T: int, rng: np.random.Generator | None = None) -> n
     return np.minimum(positions, n - 1)  # (T - ε)·n/T may round up to n
 
 
-def choose_frames(n: int, T: int, *, short_clips: str, rng: np.random.Generator | None) -> np.ndarray:
+def choose_frames(n: int, T: int, *, domain: str, short_clips: str, rng: np.random.Generator | None) -> np.ndarray:
     """Returns the positions of the frames to use: random ones in training, segment centers without `rng`.
 
-    If the clip has n < T frames, "repeat" repeats some to get T, and "mask" returns each position once and leaves T − n
-    to be masked. Without frames there are no positions.
+    Pages show pictures, not moments of a clip: of more than T pictures, the first T are used, because the main picture
+    of a product comes first.
 
-    >>> choose_frames(3, 5, short_clips="mask", rng=None).tolist()
+    Args:
+        n: Frames of the clip; without frames there are no positions.
+        T: Frames wanted.
+        domain: Domain of the item.
+        short_clips: What to do if n < T: "repeat" frames to get T, or "mask", which returns each position once and
+            leaves T − n to be masked.
+        rng: Random numbers; None for evaluation.
+
+    >>> choose_frames(3, 5, domain="video", short_clips="mask", rng=None).tolist()
     [0, 1, 2]
-    >>> choose_frames(3, 5, short_clips="repeat", rng=None).tolist()
+    >>> choose_frames(3, 5, domain="video", short_clips="repeat", rng=None).tolist()
     [0, 0, 1, 2, 2]
+    >>> choose_frames(5, 1, domain="video", short_clips="repeat", rng=None).tolist()
+    [2]
+    >>> choose_frames(5, 1, domain="page", short_clips="repeat", rng=None).tolist()
+    [0]
     """
     if short_clips not in SHORT_CLIPS:
         raise ValueError(f"short_clips is {short_clips!r}; choose one of {', '.join(SHORT_CLIPS)}")
     if n == 0 or (n < T and short_clips == "mask"):
         return np.arange(n)
+    if n > T and domain in PICTURE_DOMAINS:
+        return np.arange(T)
     return one_per_segment(n, T, rng)

@@ -12,7 +12,11 @@ import cv2
 import numpy as np
 
 # For `cope_jax.search`: no other package than `cope_jax.data` imports `data_prep.images`.
+from data_prep.images.decoding import JPEG_START as JPEG_START
 from data_prep.images.decoding import MAX_PIXELS as MAX_PIXELS
+from data_prep.images.decoding import MAX_SIDE as MAX_SIDE
+from data_prep.images.decoding import ImageProblem as ImageProblem
+from data_prep.images.decoding import InvalidImageError as InvalidImageError
 from data_prep.images.decoding import decode_rgb, image_size
 from data_prep.images.decoding import open_image as open_image
 from data_prep.images.decoding import upright_pixels as upright_pixels

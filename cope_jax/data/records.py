@@ -8,6 +8,7 @@ import resource
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from data_prep.common.domains import DOMAINS
-from data_prep.records.schema import open_split, parse_example
+from data_prep.records.schema import open_files, parse_example, read_splits
 
 # Raised for an invalid record: by array_record (wrong hash), for a feature without values, by parsing and decoding.
 INVALID = (RuntimeError, IndexError, ValueError)
@@ -149,14 +150,13 @@ def open_records(data_dir: str | Path, split: str) -> Records:
         FileNotFoundError: Data sets are missing; the message lists them and the command that builds them.
         ValueError: Data sets lack a split, or they have more files than this process may open.
     """
-    builders = _load_builders(data_dir, split)
-    files = {config: _files(builder, split) for config, builder in builders.items()}
+    parts = _find_files(data_dir, split)
+    files = {config: _join(own) for config, own in parts.items()}
     _allow_open_files(sum(map(len, files.values())), data_dir)
-    sources = {config: open_split(builder, split) for config, builder in builders.items()}
-    starts = [dict.fromkeys(builders, 0)]
-    for name in split.split("+")[:-1]:
-        sizes = {config: builder.info.splits[name].num_examples for config, builder in builders.items()}
-        starts.append({config: starts[-1][config] + size for config, size in sizes.items()})
+    sources = {config: open_files(own) for config, own in files.items()}
+    starts = [dict.fromkeys(parts, 0)]
+    for number in range(split.count("+")):
+        starts.append({config: starts[-1][config] + sum(own[number].values()) for config, own in parts.items()})
     return Records(
         items={domain: ItemRecords(domain, sources[domain], files[domain]) for domain in DOMAINS},
         products=ProductRecords(sources["product"], files["product"], starts),
@@ -169,8 +169,8 @@ def fingerprint(data_dir: str | Path, split: str) -> str:
     They depend on the name, size, beginning and end of each file: reading whole files would take hours for large data.
     """
     digest = hashlib.sha256()
-    for config, builder in _load_builders(data_dir, split).items():
-        for path in _files(builder, split):
+    for config, parts in _find_files(data_dir, split).items():
+        for path in _join(parts):
             add_file(digest, path, config)
     return digest.hexdigest()[:16]
 
@@ -185,21 +185,27 @@ def add_file(digest: "hashlib._Hash", path: Path, kind: str) -> None:
         digest.update(file.read(SAMPLE))
 
 
-def sample_texts(records: Records, *, limit: int) -> list[str]:
-    """Returns at most `limit` texts per domain, from evenly spaced rows; items without text are skipped.
+def sample_texts(records: Records, *, limit: int, domains: Sequence[str] = DOMAINS) -> list[str]:
+    """Returns at most `limit` texts per domain, from evenly spaced rows.
 
-    The result is deterministic: for 10 rows and a limit of 4, rows 0, 2, 5 and 7 are read.
+    Items that cannot be read or have no text are skipped. The result is deterministic: for 10 rows and a limit of 4,
+    rows 0, 2, 5 and 7 are read.
     """
     texts = []
-    for domain in DOMAINS:
+    for domain in domains:
         items = records.items[domain]
         count = min(limit, len(items))
-        texts += [items[i * len(items) // count].text for i in range(count)]
+        for i in range(count):
+            with suppress(InvalidItemError):
+                texts.append(items[i * len(items) // count].text)
     return [text for text in texts if text]
 
 
-def _load_builders(data_dir: str | Path, split: str) -> dict[str, tfds.core.DatasetBuilder]:
-    """Returns the builders of page, video, live and product; raises as `open_records` does."""
+def _find_files(data_dir: str | Path, split: str) -> dict[str, list[dict[Path, int]]]:
+    """Returns page, video, live and product → for each part of the split, its files and their numbers of records.
+
+    Raises as `open_records` does.
+    """
     folders = {config: Path(data_dir) / "rope" / config for config in (*DOMAINS, "product")}
     versions = {config: _versions(folder) for config, folder in folders.items()}
     if missing := [str(folder) for config, folder in folders.items() if not versions[config]]:
@@ -207,19 +213,21 @@ def _load_builders(data_dir: str | Path, split: str) -> dict[str, tfds.core.Data
             f"no array records in {', '.join(missing)}; build them with "
             f"`./run.sh build --release=RELEASE --data_dir={data_dir}`, or set data_dir to the folder that has them"
         )
+    names = split.split("+")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"split {split!r} names {', '.join(twice)} more than once; name each split once")
     newest = {config: folder / str(max(versions[config])) for config, folder in folders.items()}
-    builders = {config: tfds.builder_from_directory(folder) for config, folder in newest.items()}
-    lacking = [
-        f"{newest[config]} (has {', '.join(sorted(builder.info.splits)) or 'none'})"
-        for config, builder in builders.items()
-        if set(split.split("+")) - set(builder.info.splits)
-    ]
-    if lacking:
+    splits = {config: read_splits(folder) for config, folder in newest.items()}
+    if lacking := [
+        f"{newest[config]} (has {', '.join(sorted(own)) or 'none'})"
+        for config, own in splits.items()
+        if set(names) - set(own)
+    ]:
         raise ValueError(
             f"no split {split!r} in {', '.join(lacking)}; choose another, or several as in train+test, or build all "
             "that you need into another data_dir with `./run.sh build … --splits=train,test`"
         )
-    return builders
+    return {config: [own[name] for name in names] for config, own in splits.items()}
 
 
 def _versions(folder: Path) -> list[tfds.core.Version]:
@@ -228,10 +236,8 @@ def _versions(folder: Path) -> list[tfds.core.Version]:
     return [tfds.core.Version(name) for name in names if tfds.core.Version.is_valid(name)]
 
 
-def _files(builder: tfds.core.DatasetBuilder, split: str) -> dict[Path, int]:
-    """Returns the number of records of each file of the splits."""
-    infos = [builder.info.splits[name] for name in split.split("+")]
-    return {Path(path): count for info in infos for path, count in zip(info.filepaths, info.shard_lengths, strict=True)}
+def _join(parts: Sequence[Mapping[Path, int]]) -> dict[Path, int]:
+    return {path: count for part in parts for path, count in part.items()}
 
 
 def _place(files: Mapping[Path, int], row: int) -> str:

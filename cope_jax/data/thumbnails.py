@@ -4,12 +4,16 @@ import base64
 import functools
 import io
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from cope_jax.data.frames import choose_frames
-from cope_jax.data.records import Records
-from data_prep.images.decoding import MAX_PIXELS, open_image, upright_pixels
+from data_prep.images.decoding import open_image, upright_pixels
+
+if TYPE_CHECKING:  # it imports TFDS, and `cope_jax.search.upload_decoder` should start quickly
+    from cope_jax.data.records import Records
 
 SIDE = 160  # pixels; such an image has 3 to 6 kB
 QUALITY = 80
@@ -27,10 +31,10 @@ class Card:
     frame_count: int  # number of all its frames
 
 
-def read_card(records: Records, domain: str, row: int, *, frames: int = 4, side: int = SIDE) -> Card:
+def read_card(records: "Records", domain: str, row: int, *, frames: int = 4, side: int = SIDE) -> Card:
     """Reads an item, with at most `frames` frames whose longest side is `side` pixels."""
     item = records.items[domain][row]
-    shown = choose_frames(len(item.frames), frames, short_clips="mask", rng=None)
+    shown = choose_frames(len(item.frames), frames, domain=domain, short_clips="mask", rng=None)
     return Card(
         domain=domain,
         item_id=item.item_id,
@@ -48,14 +52,18 @@ def data_uri(image: bytes, side: int = SIDE) -> str:
     """
     try:
         with open_image(image) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                return placeholder(side)
             opened.draft("RGB", (side, side))  # a JPEG decodes at a reduced scale, four times as fast
-            small = Image.fromarray(upright_pixels(opened))
+            pixels = upright_pixels(opened)
     except ValueError:
         return placeholder(side)
-    small.thumbnail((side, side))
-    return _encode(small)
+    return thumbnail_uri(pixels, side)
+
+
+def thumbnail_uri(pixels: np.ndarray, side: int = SIDE) -> str:
+    """Returns u8[H, W, 3] as the data URI of a JPEG whose longest side is at most `side` pixels."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side))
+    return _encode(image)
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """Tokenizers: texts to token ids, with fast tokenizers of Hugging Face from a folder, the hub or trained WordPiece."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +10,24 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.common.files import atomic_folder
+from cope_jax.exported import check_regexes
+from data_prep.common.files import atomic_folder, read_json
+from data_prep.common.hub import find_folder
 
 # In BERT's order: padding has id 0, as batches require.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUED = "##"
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+HUB_FILES = (
+    *VOCABULARY_FILES,
+    "config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+)
+MAX_UNKNOWN, MAX_CUT = 0.05, 0.2  # shares of unknown tokens and of truncated texts beyond which there is a warning
+CASED = 0.01  # share of entries with capitals from which a vocabulary is cased; uncased ones have a few by mistake
 
 
 @dataclass(frozen=True)
@@ -37,27 +51,46 @@ class TextAugment:
 def load_tokenizer(name_or_folder: str | Path, *, download: bool = True) -> PreTrainedTokenizerFast:
     """Loads a fast tokenizer from a folder (tokenizer.json or vocab.txt) or of a model on the Hugging Face hub.
 
-    Truncation and padding settings in the files are turned off, because `encode` does both.
+    Truncation and padding settings in the files are turned off, because `encode` does both. No code from the folder is
+    run, and regular expressions that could take forever are refused.
 
     Args:
-        name_or_folder: Folder or hub repository.
+        name_or_folder: Name of a folder or hub repository ("owner/name" or "owner/name@revision"), or path of a folder.
         download: Use the hub; otherwise, only its cache on this machine.
 
     Raises:
-        FileNotFoundError: There is no such folder or repository.
-        ValueError: It is not a fast tokenizer, its padding id is not 0 or it has no separator.
+        FileNotFoundError: There is no such folder or repository, or it has no tokenizer.
+        ValueError: A file is invalid, or the tokenizer is not a fast one, its padding id is not 0 or it has no
+            separator.
     """
+    name = str(name_or_folder)
+    if isinstance(name_or_folder, Path):
+        folder = name_or_folder
+    else:
+        folder = find_folder(name, HUB_FILES, key="config.data.tokenizer", download=download)
+    if not any((folder / file).exists() for file in VOCABULARY_FILES):
+        raise FileNotFoundError(
+            f"{folder} has no tokenizer: copy one there, that is tokenizer.json, or vocab.txt with config.json, and "
+            "tokenizer_config.json if there is one"
+        )
+    paths = [folder / name for name in ("config.json", "tokenizer_config.json", "tokenizer.json")]
+    settings = {path.name: read_json(path, remedy="copy it again") if path.exists() else {} for path in paths}
+    check_regexes(settings["tokenizer.json"], folder / "tokenizer.json")
+    # A vocab.txt alone does not say whether texts are lower-cased.
+    options = {}
+    if not settings["tokenizer.json"] and "do_lower_case" not in settings["tokenizer_config.json"]:
+        vocabulary = folder / "vocab.txt"
+        if vocabulary.exists() and is_cased(vocabulary.read_text(encoding="utf-8").split("\n")):
+            options = {"do_lower_case": False}
     # Not at the top: it imports torch if that is installed, which takes seconds.
     from transformers import AutoTokenizer
 
-    name = str(name_or_folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=not download)
-    except (OSError, ValueError) as error:  # ValueError: the folder or repository exists but has no tokenizer
-        raise FileNotFoundError(
-            f"no tokenizer {name!r}: neither a folder with a tokenizer nor available from the Hugging Face hub. "
-            f"Without network access, run `hf download {name} --local-dir FOLDER` on another machine, copy the folder "
-            "here and use its path (tokenizer.json or vocab.txt, tokenizer_config.json and config.json are enough)"
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+    except Exception as error:  # the class that the tokenizers package raises for an invalid file
+        raise ValueError(
+            f"{folder} has no valid tokenizer ({str(error).strip().partition(chr(10))[0]}); save it again with "
+            "`save_pretrained` of a tokenizer of transformers that needs no code of its own"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"tokenizer {name!r} is a {type(tokenizer).__name__}, not a fast tokenizer")
@@ -84,7 +117,8 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     """Trains a lower-case BERT-style WordPiece tokenizer.
 
     The normalizer separates Chinese characters, so only Latin words and numbers are merged from pieces. The same texts
-    give the same vocabulary with the same ids. The least frequent characters that do not fit become [UNK].
+    give the same vocabulary with the same ids. The least frequent characters that do not fit become [UNK]. Without any
+    text, the vocabulary has the special tokens only.
 
     Args:
         texts: Training texts.
@@ -96,8 +130,6 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     split, normalize = tokenizer.pre_tokenizer.pre_tokenize_str, tokenizer.normalizer.normalize_str
     words = Counter(word for text in texts for word, _ in split(normalize(text)))
     alphabet, continued = _alphabet(words, room=vocab_size - len(SPECIAL_TOKENS))
-    if not alphabet:
-        raise ValueError("cannot train a vocabulary: the training texts are all empty")
     # By default, the trainer numbers characters in the order of a randomly seeded hash map and breaks ties between
     # merges by these numbers, so vocabularies differ. Characters that are special tokens of a temporary tokenizer have
     # fixed numbers.
@@ -139,6 +171,36 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int
         if len(own) > length:
             ids[row, -1] = separator
     return ids
+
+
+def describe_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int) -> str:
+    """Returns how well a tokenizer suits texts that are cut to a number of tokens, with warnings if it does not."""
+    backend = tokenizer.backend_tokenizer
+    found = [encoding.ids for encoding in backend.encode_batch_fast(list(texts))]
+    tokens = sum(map(len, found)) - len(found) * backend.num_special_tokens_to_add(False)
+    unknown = sum(token == tokenizer.unk_token_id for ids in found for token in ids) / max(tokens, 1)
+    cut = sum(len(ids) > length for ids in found) / max(len(found), 1)
+    lines = [f"texts: {unknown:.1%} of the tokens are unknown, {cut:.1%} of the texts are longer than {length} tokens"]
+    if unknown > MAX_UNKNOWN:
+        lines.append(
+            f"WARNING: {unknown:.0%} of the tokens are {tokenizer.unk_token}, so texts lose their meaning: set "
+            "config.data.tokenizer, and the weights of the text encoder, to those for the language of the texts"
+        )
+    if cut > MAX_CUT:
+        lines.append(f"WARNING: {cut:.0%} of the texts are truncated: increase config.data.text_length ({length})")
+    normalizer = backend.normalizer
+    if normalizer and normalizer.normalize_str("A") == "a" and is_cased(tokenizer.get_vocab()):
+        lines.append(
+            "WARNING: the tokenizer lower-cases texts, but its vocabulary has capitals, which are never used: set "
+            '"do_lower_case" to false in its tokenizer_config.json, and "lowercase" in its tokenizer.json'
+        )
+    return "\n".join(lines)
+
+
+def is_cased(vocabulary: Collection[str]) -> bool:
+    """Returns whether a vocabulary distinguishes capitals; special tokens like [CLS] do not count."""
+    words = [token for token in vocabulary if not re.fullmatch(r"\[\w+\]|<.*>", token)]
+    return sum(token != token.lower() for token in words) > CASED * len(words)
 
 
 def _bert_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:

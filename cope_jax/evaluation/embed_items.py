@@ -1,6 +1,7 @@
 """Embeds items of the records with a checkpoint of a run."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,11 +15,12 @@ from transformers import PreTrainedTokenizerFast
 from cope_jax.data.records import InvalidItemError, InvalidItems
 from cope_jax.data.tokenizer import load_tokenizer
 from cope_jax.models.cope import MODEL_INPUTS
-from cope_jax.parallel.mesh import batch_sharding, make_mesh, replicated, to_devices
+from cope_jax.parallel.mesh import batch_sharding, batch_share, make_mesh, replicated, to_devices
 from cope_jax.parallel.processes import allgather
 from cope_jax.runs.checkpoints import Checkpoints, ModelState
 from cope_jax.runs.config import RunConfig
-from cope_jax.runs.inputs import check_batch_sizes, evaluation_batches
+from cope_jax.runs.config_validation import replace_fields
+from cope_jax.runs.inputs import evaluation_batches
 from cope_jax.runs.model import load_model
 
 Batch = dict[str, Any]
@@ -40,6 +42,14 @@ class Items:
     def select(self, mask: np.ndarray) -> "Items":
         """Returns the items where a mask is true."""
         return Items(**{field.name: getattr(self, field.name)[mask] for field in fields(self)})
+
+
+def no_items(width: int) -> Items:
+    """Returns zero items with embeddings of a width."""
+    numbers, flags = np.zeros(0, np.int64), np.zeros(0, bool)
+    return Items(
+        np.zeros((0, width), np.float32), np.zeros((0, 1), np.int32), numbers, numbers, numbers.astype(np.int32), flags
+    )
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,11 @@ class LoadedRun:
         `on_batch` is called after each batch with its number of items. Items that cannot be read or embedded are
         skipped and added to `invalid_items`. Without it, they are errors.
         """
-        numbers, size, remaining = np.asarray(rows).tolist(), self.config.eval.batch_size, len(rows)
+        if not len(rows):
+            return no_items(self.config.model.embedding)
+        numbers, remaining = np.asarray(rows).tolist(), len(rows)
+        shares = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        size = -(-self.config.eval.batch_size // shares) * shares
         batches = evaluation_batches(
             self.config, self.tokenizer, domain=domain, batch_size=size, rows=numbers, invalid_items=invalid_items
         )
@@ -80,18 +94,28 @@ class LoadedRun:
 def load_run(
     config: RunConfig, workdir: Path, step: int, *, average: bool = False, mesh: Mesh | None = None
 ) -> LoadedRun:
-    """Loads a checkpoint, or the moving average of its parameters, on a mesh; by default, that of the config.
+    """Loads a checkpoint, or the moving average of its parameters, on a mesh; by default, on `evaluation_mesh`.
 
     Raises:
         FileNotFoundError: There is no such checkpoint, or no initial weights for step 0.
-        ValueError: Batches cannot be divided among the devices, or there is no average.
+        ValueError: The checkpoint is invalid, or there is no average.
     """
-    mesh = mesh or make_mesh(**asdict(config.mesh))
-    check_batch_sizes(config, mesh)
+    mesh = mesh or evaluation_mesh(config)
+    if config.model.attention == "cudnn":  # these devices may not support it
+        config = replace_fields(config, {"model.attention": "auto"})
     tokenizer = load_tokenizer(workdir / "tokenizer")
     with Checkpoints(workdir) as checkpoints:
         graphdef, model = load_model(config, checkpoints, step, mesh, vocab_size=len(tokenizer), average=average)
     return LoadedRun(config, tokenizer, mesh, embed_function(graphdef, model, mesh), model)
+
+
+def evaluation_mesh(config: RunConfig) -> Mesh:
+    """Returns the mesh of training or, if it does not fit these devices, one in which each has all parameters."""
+    with suppress(ValueError):
+        mesh = make_mesh(**asdict(config.mesh))
+        if batch_share(mesh) == (jax.process_index(), jax.process_count()):
+            return mesh
+    return make_mesh(data=-1, fsdp=1, tensor=1)
 
 
 def embed_function(graphdef: nnx.GraphDef, model: ModelState, mesh: Mesh) -> EmbedFunction:

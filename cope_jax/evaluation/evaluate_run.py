@@ -34,7 +34,7 @@ class Evaluation:
 
     config: RunConfig  # config of the run, with the data that was evaluated
     step: int  # step of the checkpoint
-    average: bool  # whether the moving average of the parameters was evaluated
+    files: results.ResultFiles  # where the results are stored
     metrics: dict[str, Any]  # the metrics as `compute_metrics` returns them, and under "evaluated" the settings
     embedded: EmbeddedSplit | None = None  # the evaluated items, or None if stored metrics were reused
 
@@ -44,6 +44,7 @@ def evaluate(
     *,
     step: int | str = results.LATEST,
     data_dir: Path | None = None,
+    out: Path | None = None,
     subset: int | None = None,
     average: bool = False,
     reuse: bool = False,
@@ -52,10 +53,14 @@ def evaluate(
 ) -> Evaluation:
     """Computes retrieval and few-shot metrics of a checkpoint and writes them to `eval/<step>/metrics.json`.
 
+    Metrics of other data than the run's own are written to a folder of their own, `eval/<step>/<data>/metrics.json`.
+
     Args:
         workdir: Work directory of the run.
-        step: Step of the checkpoint; 0 is the untrained model, "latest" the newest, "best" as `best_step` defines.
+        step: Step of the checkpoint; 0 is the untrained model, "latest" the newest, "best" the one with the highest
+            mean R@1 on the run's own data.
         data_dir: Array records to use instead of those in the run's config.
+        out: Folder to write to instead of `eval` in the work directory.
         subset: Evaluate only this many random products, always the same ones. This is easier than evaluating all of
             them, and written to `metrics-of-<subset>.json`.
         average: Evaluate the moving average of the parameters. This is written to `average-metrics.json`.
@@ -65,35 +70,29 @@ def evaluate(
 
     Raises:
         FileNotFoundError: There is no such work directory, checkpoint, or data, or no initial weights for step 0.
-        ValueError: The data lack the split or have too few products, an embedding is invalid, or there is no average.
+        ValueError: The folder of the results cannot be written, the data lack the split or have too few products, an
+            embedding is invalid, or there is no average.
     """
-    config = load_config(workdir)
+    own = config = load_config(workdir)
+    step = results.find_step(workdir, step, own, subset)
     if data_dir is not None:
         config = replace_fields(config, {"data.data_dir": str(data_dir.absolute())})
     settings = results.evaluation_settings(config, subset)
-    step = results.find_step(workdir, step, config, subset)
-    report = results.report_path(workdir, step, subset, average=average)
-    if reuse and (report.exists() or not needs_report):
-        stored = results.read_metrics(workdir, step, subset, average=average)
+    other = results.other_data(own, data_dir, own.data.eval_split)
+    files = results.ResultFiles((out or workdir / "eval") / str(step) / other, subset, average)
+    if reuse and (files.report.exists() or not needs_report):
+        stored = files.read()
         if stored and stored["evaluated"] == settings:
-            return Evaluation(config, step, average, stored)
-    rows = None if subset is None else subset_rows(config, subset)
+            return Evaluation(config, step, files, stored)
+    files.create_folder()
+    rows = None if subset is None else rows_by_domain(draw_products(config, subset))
     run = load_run(config, workdir, step, average=average)
     items = embed_split(run, step=step, rows=rows, on_batch=on_batch)
     embedded = EmbeddedSplit(items, retrieval.direction_ranks(_embeddings(items)))
     metrics = compute_metrics(embedded, config, step=step) | {"evaluated": settings}
     if jax.process_index() == 0:
-        report.unlink(missing_ok=True)  # it may be of an earlier evaluation
-        results.write_metrics(results.metrics_path(workdir, step, subset, average=average), metrics)
-    return Evaluation(config, step, average, metrics, embedded)
-
-
-def subset_rows(config: RunConfig, subset: int) -> dict[str, np.ndarray]:
-    """Returns the rows of this many random products in each domain. Raises ValueError if a domain has none."""
-    rows = rows_by_domain(draw_products(config, subset))
-    if missing := [domain for domain in DOMAINS if not len(rows[domain])]:
-        raise ValueError(f"{subset} random products have no {' and no '.join(missing)} items; choose a larger --subset")
-    return rows
+        files.write(metrics)
+    return Evaluation(config, step, files, metrics, embedded)
 
 
 def draw_products(config: RunConfig, number: int, invalid_items: InvalidItems | None = None) -> list[Product]:
@@ -152,12 +151,19 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
     Returns:
         A dict of plain numbers, by direction or, for other galleries, by the domain of the query:
         "retrieval", "retrieval_mean", and "few_shot": the metrics of the six directions and their means;
+        "empty": {"retrieval": …, "few_shot": …}, the directions without these metrics, and why;
         "intervals": bootstrap intervals; "macro": means over products;
         "same_domain" and "all_domains": retrieval with other galleries, without the query itself;
         "by_frames" and "by_text": retrieval by the query's number of frames, and with and without text;
         "few_shot_all": few-shot classification with all products as classes, by shots.
     """
-    items, ranks = embedded.items, embedded.ranks
+    items = embedded.items
+    ranks = {name: own for name, own in embedded.ranks.items() if own.has_positive.any()}
+    no_ranks = {
+        name: f"no {source} has a product in common with a {target}"
+        for name, (source, target) in DIRECTIONS.items()
+        if name not in ranks
+    }
     embeddings = _embeddings(items)
     queries = {name: items[source] for name, (source, _) in DIRECTIONS.items()}
     products = {name: bootstrap.first_product(own.products) for name, own in queries.items()}
@@ -166,11 +172,13 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
     options = {key: getattr(config.eval, key) for key in ("ways", "shots", "queries", "episodes")}
     seed = config.seed
     directions = retrieval.direction_metrics(ranks)
+    few_shots, no_few_shots = few_shot.few_shot_by_direction(embeddings, **options, seed=seed)
     return {
         "step": step,
         "retrieval": directions,
         "retrieval_mean": retrieval.direction_means(directions),
-        "few_shot": few_shot.few_shot_by_direction(embeddings, **options, seed=seed),
+        "few_shot": few_shots,
+        "empty": {"retrieval": no_ranks, "few_shot": no_few_shots},
         "intervals": bootstrap.bootstrap_intervals(ranks, products, seed=seed),
         "macro": bootstrap.product_means(ranks, products),
         "same_domain": retrieval.same_domain(embeddings),

@@ -24,7 +24,7 @@ class ProbeResult:
     """Result of evaluating a model during training.
 
     Attributes:
-        metrics: "mean_r1", …; "p2v_r1", … of each direction; and "bad_items", the number of items skipped.
+        metrics: "mean_r1", …; "p2v_r1", … of each direction with results; and "bad_items", the number of items skipped.
         samples: Values for histograms: embedding entries of each domain and similarities of positives per direction.
     """
 
@@ -45,8 +45,8 @@ class Probe:
 
         Raises:
             FileNotFoundError: Array records are missing.
-            ValueError: The data lack the split, no product has items in both domains of a pair, or the mesh axis
-                "tensor" spans processes.
+            ValueError: The data lack the split, no product has items in two domains, or the mesh axis "tensor" spans
+                processes.
         """
         if batch_share(mesh) != (jax.process_index(), jax.process_count()):
             raise ValueError(
@@ -57,18 +57,18 @@ class Probe:
         self.invalid_items = InvalidItems()
         drawn = draw_products(config, min(config.train.evaluate_products, len(products)), self.invalid_items)
         self.rows = rows_by_domain(drawn)
-        for a, b in PAIRS:
-            if not any(len(product.rows[a]) and len(product.rows[b]) for product in drawn):
-                raise ValueError(
-                    f"none of {len(drawn)} random products of the split {config.data.eval_split!r} has both a {a} "
-                    f"and a {b}; raise config.train.evaluate_products, or set config.train.evaluate_every to 0"
-                )
+        if not any(len(product.rows[a]) and len(product.rows[b]) for product in drawn for a, b in PAIRS):
+            raise ValueError(
+                f"none of {len(drawn)} random products of the split {config.data.eval_split!r} has items in two "
+                "domains; raise config.train.evaluate_products, or set config.train.evaluate_every to 0"
+            )
         self.run = LoadedRun(config, tokenizer, mesh, embed_function(graph, model, mesh), model)
 
     def __call__(self, model: ModelState, on_batch: Callable[[], None]) -> ProbeResult:
         """Evaluates a model, calling `on_batch` after each batch. All processes must call this and get the same result.
 
-        Raises ValueError if all embeddings of a domain are invalid or no query of a direction has a positive.
+        Directions without a query that has a positive are left out. Raises ValueError if all embeddings of a domain are
+        invalid.
         """
         run = replace(self.run, model=model)
         items = {
@@ -80,6 +80,6 @@ class Probe:
         directions = retrieval.direction_metrics(ranks)
         r1 = {f"{name}_r1": float(own["r1"]) for name, own in directions.items()}
         embeddings = {f"embeddings/{domain}": own.vectors for domain, own in items.items()}
-        positives = {f"positives/{name}": own.scores for name, own in ranks.items()}
+        positives = {f"positives/{name}": own.scores for name, own in ranks.items() if name in directions}
         metrics = retrieval.direction_means(directions) | r1 | {"bad_items": float(skipped)}
         return ProbeResult(metrics, embeddings | positives)

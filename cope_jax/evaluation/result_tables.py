@@ -12,22 +12,33 @@ from typing import Any
 
 from cope_jax.evaluation.results import BEST, LATEST, SAME_ITEMS, read_metrics
 from data_prep.common.differences import describe_differences
+from data_prep.common.files import read_json
 from data_prep.common.text_table import text_table
 
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of cells that spreadsheets compute
 METRICS = (("R@1", "r1"), ("R@5", "r5"), ("R@10", "r10"), ("mAP", "map"))  # titles and keys
 
 
 def format_tables(metrics: Mapping[str, Any], baseline: Mapping[str, Any] | None = None) -> str:
-    """Returns the retrieval and the few-shot table. Every cell shows the baseline, if any, after a slash."""
+    """Returns the retrieval and the few-shot table. Every cell shows the baseline, if any, after a slash.
+
+    Directions without results follow their table, with the reason.
+    """
     results = [metrics] if baseline is None else [metrics, baseline]
     suffix = "" if baseline is None else " (trained / untrained)"
+    empty = {
+        kind: [f"{arrow(name)}: {reason}" for name, reason in metrics.get("empty", {}).get(kind, {}).items()]
+        for kind in ("retrieval", "few_shot")
+    }
     return "\n".join(
         [
             f"Cross-domain retrieval{suffix}",
             text_table(_retrieval_rows(results)),
+            *empty["retrieval"],
             "",
             f"Few-shot classification{suffix}",
             text_table(_few_shot_rows(results)),
+            *empty["few_shot"],
         ]
     )
 
@@ -39,6 +50,8 @@ def _retrieval_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         shares = [_cell(f"{metrics[key]:.3f}" for metrics in own) for _, key in METRICS]
         ranks = _cell(f"{metrics['median_rank']:g}" for metrics in own)
         rows.append([arrow(name), str(first["queries"]), str(first["gallery"]), *shares, ranks])
+    if not results[0]["retrieval"]:
+        return rows
     means = [result["retrieval_mean"] for result in results]
     shares = [_cell(f"{mean[f'mean_{key}']:.3f}" for mean in means) for _, key in METRICS]
     bounds = [result["intervals"]["retrieval_mean"] for result in results]
@@ -104,9 +117,10 @@ def read_step(path: Path, step: int | str) -> EvaluatedStep:
     Raises FileNotFoundError if the step was not evaluated.
     """
     if path.is_file():
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        keys = ("step", "retrieval", "retrieval_mean", "few_shot", "intervals", "evaluated")
+        metrics = read_json(path, keys=keys, remedy="name a metrics.json that `./run.sh eval` wrote")
         return EvaluatedStep(f"{path} ({metrics['step']})", metrics)
-    steps = [int(file.parent.name) for file in path.glob("eval/*/metrics.json")]
+    steps = [int(file.parent.name) for file in path.glob("eval/*/metrics.json") if file.parent.name.isdecimal()]
     found = {number: metrics for number in steps if (metrics := read_metrics(path, number))}
     if not found or (isinstance(step, int) and step not in found):
         at_step = f" at step {step}" if isinstance(step, int) else ""
@@ -114,16 +128,19 @@ def read_step(path: Path, step: int | str) -> EvaluatedStep:
             f"no evaluation of {path}{at_step}, only of {sorted(found)}; "
             f"evaluate it with ./run.sh eval --workdir={path} --step={step}"
         )
-    best = max(found, key=lambda number: (found[number]["retrieval_mean"]["mean_r1"], number))
+    best = max(found, key=lambda number: (found[number]["retrieval_mean"].get("mean_r1", -1), number))
     number = int({LATEST: max(found), BEST: best}.get(str(step), step))
     return EvaluatedStep(f"{path} ({number})", found[number])
 
 
 def compare(runs: Sequence[EvaluatedStep]) -> list[ComparisonRow]:
-    """Compares all metrics of all runs, grouped by metric."""
+    """Compares the metrics that all runs have, grouped by metric. Raises ValueError if there are none."""
     values = [dict(_metrics(run.metrics)) for run in runs]
+    common = {metric: value for metric, value in values[0].items() if all(metric in own for own in values)}
+    if not common:
+        raise ValueError("the runs have no metric in common: no direction has results in all of them")
     rows = []
-    for metric, (first, first_half) in values[0].items():
+    for metric, (first, first_half) in common.items():
         for run, own in zip(runs, values, strict=True):
             value, half = own[metric]
             difference = value - first
@@ -135,7 +152,7 @@ def compare(runs: Sequence[EvaluatedStep]) -> list[ComparisonRow]:
 def _metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float, float]]]:
     """Title, value, and half the interval's width of each metric to compare."""
     intervals = metrics["intervals"]
-    for title, key in METRICS:
+    for title, key in METRICS if metrics["retrieval_mean"] else ():
         mean = f"mean_{key}"
         yield f"mean {title}", (metrics["retrieval_mean"][mean], half_width(intervals["retrieval_mean"][mean]))
     for name, values in metrics["retrieval"].items():
@@ -172,11 +189,12 @@ def _different_items(runs: Sequence[EvaluatedStep], letters: Sequence[str]) -> l
 
 
 def to_csv(rows: Sequence[ComparisonRow]) -> str:
-    """Formats one line per metric and run."""
+    """Formats one line per metric and run. An apostrophe keeps spreadsheets from running a name as a formula."""
     text = io.StringIO()
     writer = csv.DictWriter(text, vars(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(vars(row) for row in rows)
+    for row in rows:
+        writer.writerow(vars(row) | ({"run": f"'{row.run}"} if row.run.startswith(FORMULA_STARTS) else {}))
     return text.getvalue()
 
 

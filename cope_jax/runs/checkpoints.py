@@ -2,17 +2,19 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import struct
 from jax.experimental import multihost_utils
 from jax.tree_util import keystr
@@ -23,6 +25,7 @@ from tqdm import tqdm
 from cope_jax.parallel.processes import processes_failing
 from cope_jax.runs.manifest import find_problems, write_manifest
 from data_prep.common.differences import describe_differences
+from data_prep.common.files import plain_links
 
 UNTRAINED = 0  # step of the initial parameters, which have no checkpoint: seed and published weights determine them
 STATE, WINDOW = "state", "window"  # parts of a checkpoint: the training state and the open report window (JSON)
@@ -100,6 +103,8 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, keep: int | None = None):
         """Opens the folder to keep that many of the newest checkpoints; with None, for reading only."""
         self.folder = workdir.absolute() / "checkpoints"
+        self._links = ExitStack()
+        self._plain_folder = self._links.enter_context(_plain_name(self.folder))
         self.pending: SavedStep | None = None
         self.complete: SavedStep | None = None
         self.failed = False
@@ -108,7 +113,7 @@ class Checkpoints:
             self._remove_unfinished()
         policies = [checkpoint_managers.LatestN(keep), self.best]
         self.manager = ocp.CheckpointManager(
-            self.folder,
+            self._plain_folder,
             item_handlers={STATE: ocp.StandardCheckpointHandler(), WINDOW: ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
@@ -124,6 +129,7 @@ class Checkpoints:
         self.wait()
         with suppress(*FAILURES):  # further errors of a failed save, which is already reported
             self.manager.close()
+        self._links.close()
 
     def latest(self) -> int | None:
         """Returns the newest complete step, or None."""
@@ -226,25 +232,35 @@ class Checkpoints:
             ValueError: The checkpoint contains other parameters. Lists them.
         """
         wanted = _as_dict(like)
-        stored = self.manager.item_metadata(step)[STATE].tree
-        labels = ("in the checkpoint", "by the config")
-        if differences := describe_differences(_shapes(stored), _shapes(wanted), labels=labels, show=str):
-            raise ValueError(
-                f"the checkpoint of step {step} in {self.folder} is of another model or optimizer than the config:\n"
-                + "\n".join(f"  {difference}" for difference in differences)
-            )
+        self._check_layout(step, wanted, "")
         items = {STATE: ocp.args.StandardRestore(wanted), WINDOW: ocp.args.JsonRestore()}
         restored = self.manager.restore(step, args=ocp.args.Composite(**items))
         age = time.time() - (self.folder / str(step)).stat().st_mtime
         self.complete = SavedStep(step, time.monotonic() - age)
         return TrainState(**restored[STATE]), {name: tuple(pair) for name, pair in restored[WINDOW].items()}
 
-    def restore_model(self, step: int, like: ModelState, *, average: bool = False) -> ModelState:
+    def shapes(self, step: int) -> dict[str, str]:
+        """Returns dtypes and shapes in a checkpoint: "float32[3, 4]" for each leaf "params/model/…"."""
+        return shapes_by_path(self.manager.item_metadata(step)[STATE].tree)
+
+    def _check_layout(self, step: int, wanted: PyTree, *parts: str) -> None:
+        """Raises ValueError listing the differences if parts of a checkpoint, by the start of a path, differ."""
+        stored = {path: shape for path, shape in self.shapes(step).items() if path.startswith(parts)}
+        labels = ("in the checkpoint", "by the config")
+        if differences := describe_differences(stored, shapes_by_path(wanted), labels=labels, show=str):
+            raise ValueError(
+                f"the checkpoint of step {step} in {self.folder} is of another model or optimizer than the config:\n"
+                + "\n".join(f"  {difference}" for difference in differences)
+            )
+
+    def restore_model(self, step: int, like: ModelState, *, average: bool = False, partial: bool = False) -> ModelState:
         """Returns the model of a step, or its moving average, with the layout of `like`.
+
+        With `partial`, the checkpoint may have more parts than `like`, such as other encoders.
 
         Raises:
             FileNotFoundError: There is no such step. Lists the steps there are.
-            ValueError: The checkpoint is invalid, or it has no moving average.
+            ValueError: The checkpoint is invalid, is of another model, or has no moving average.
         """
         folder = self.folder / str(step)
         if step not in self.steps():
@@ -254,12 +270,32 @@ class Checkpoints:
         if average and "average" not in self.manager.item_metadata(step)[STATE].tree:
             raise ValueError(f"{folder} has no moving average: the run has config.train.average_decay=0")
         tree: Any = {"average": like} if average else {"params": {"model": like.params}, "statistics": like.statistics}
+        tree = {name: part for name, part in tree.items() if jax.tree.leaves(part)}
+        parts = [f"params/model/{part}/" for part in like.params] + [f"statistics/{part}/" for part in like.statistics]
+        if not partial:
+            parts = ["average/"] if average else ["params/model/", "statistics/"]
+        self._check_layout(step, tree, *parts)
         args = ocp.args.PyTreeRestore(
             item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
         )
-        with ocp.CheckpointManager(self.folder, item_handlers={STATE: ocp.PyTreeCheckpointHandler()}) as reader:
+        with ocp.CheckpointManager(self._plain_folder, item_handlers={STATE: ocp.PyTreeCheckpointHandler()}) as reader:
             tree = reader.restore(step, args=ocp.args.Composite(**{STATE: args}))[STATE]
-        return tree["average"] if average else ModelState(tree["params"]["model"], tree["statistics"])
+        return tree["average"] if average else ModelState(tree["params"]["model"], tree.get("statistics", {}))
+
+
+@contextmanager
+def _plain_name(folder: Path) -> Iterator[Path]:
+    """Gives a name of the folder in which Orbax, TensorStore and epath see no pattern, URL or other separator."""
+    if os.fspath(epath.Path(folder)) == str(folder) and not re.search(r"[][*?\\:]", str(folder)):
+        yield folder
+        return
+    if jax.process_count() > 1:  # which must use the same name
+        raise ValueError(
+            f"several processes cannot save to {folder}; choose a folder without any of []*?\\:, or a link"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with plain_links() as link:
+        yield Path(link(folder))
 
 
 def set_aside_invalid(workdir: Path, best: Callable[[Collection[int]], int | None] = lambda steps: None) -> None:
@@ -290,7 +326,7 @@ def set_aside_invalid(workdir: Path, best: Callable[[Collection[int]], int | Non
         )
 
 
-def _shapes(tree: PyTree) -> dict[str, str]:
+def shapes_by_path(tree: PyTree) -> dict[str, str]:
     """Returns "float32[3, 4]" for each leaf "params/model/…"."""
     leaves = jax.tree.leaves_with_path(tree)
     return {keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}

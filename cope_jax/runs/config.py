@@ -26,8 +26,17 @@ def is_regex(value: str) -> bool:
     return True
 
 
+def between(low: int, high: int) -> Limit:
+    """Returns the limit of a size: a mistake in a `config.json` must not take all memory."""
+    return Limit(f">= {low} and <= {high}", lambda x: low <= x <= high)
+
+
 Natural = Annotated[int, Limit(">= 0", lambda x: x >= 0)]
 PositiveInt = Annotated[int, Limit(">= 1", lambda x: x >= 1)]
+Width = Annotated[int, between(1, 65_536)]
+Depth = Annotated[int, between(1, 512)]
+BatchSize = Annotated[int, between(1, 1_048_576)]
+FrameCount = Annotated[int, between(1, 4_096)]
 Seed = Annotated[int, Limit(">= 0 and < 2**32", lambda x: 0 <= x < 2**32)]
 MeshAxisSize = Annotated[int, Limit(">= 1, or -1", lambda x: x >= 1 or x == -1)]
 NonNegative = Annotated[float, Limit(">= 0", lambda x: x >= 0)]
@@ -45,9 +54,9 @@ AverageMetric = Literal["average_mean_r1", "average_mean_r5", "average_mean_r10"
 class FramesConfig:
     """Number of frames chosen from each item, by domain."""
 
-    page: PositiveInt
-    video: PositiveInt
-    live: PositiveInt
+    page: FrameCount
+    video: FrameCount
+    live: FrameCount
 
     def __getitem__(self, domain: str) -> int:
         return getattr(self, domain)
@@ -63,19 +72,19 @@ class DataConfig:
     data_dir: str
     train_split: str
     eval_split: str
-    image_size: PositiveInt
+    image_size: Annotated[int, between(1, 8_192)]
     frames: FramesConfig
     short_clips: Literal["repeat", "mask"]
     crop_scale: tuple[PositiveFraction, PositiveFraction]
     flip: bool
     colour_jitter: Fraction
     tokenizer: str
-    vocab_size: PositiveInt
-    text_length: Annotated[int, Limit(">= 3", lambda x: x >= 3)]  # [CLS], one token, [SEP]
+    vocab_size: Annotated[int, between(1, 10_000_000)]
+    text_length: Annotated[int, between(3, 65_536)]  # [CLS], one token, [SEP]
     text_noise: Fraction
-    max_products: PositiveInt
+    max_products: Annotated[int, between(1, 65_536)]
     max_bad_fraction: Fraction
-    threads: PositiveInt
+    threads: Annotated[int, between(1, 4_096)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,17 +94,17 @@ class VisionConfig:
     normalisation: Literal["imagenet", "clip"]
     stem: Literal["patch", "conv"]
     patch_size: PositiveInt
-    stem_widths: tuple[PositiveInt, ...]
-    stem_blocks: tuple[Natural, ...]
-    width: PositiveInt
-    depth: PositiveInt
+    stem_widths: tuple[Width, ...]
+    stem_blocks: tuple[Annotated[int, between(0, 512)], ...]
+    width: Width
+    depth: Depth
     heads: PositiveInt
     pooling: Literal["class", "mean"]
     activation: Literal["gelu", "quick_gelu"]
     cross_frame: bool
-    integration_depth: Natural
+    integration_depth: Annotated[int, between(0, 512)]
     integration_heads: PositiveInt
-    output_width: PositiveInt
+    output_width: Width
     drop_path: FractionBelowOne
 
 
@@ -103,8 +112,8 @@ class VisionConfig:
 class TextConfig:
     init_from: str
     init_cut: bool
-    width: PositiveInt
-    depth: PositiveInt
+    width: Width
+    depth: Depth
     heads: PositiveInt
     pooling: Literal["pooler", "class", "mean"]
     dropout: FractionBelowOne
@@ -113,14 +122,14 @@ class TextConfig:
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
     kind: Literal["linear", "transformer"]
-    width: PositiveInt
-    depth: PositiveInt
+    width: Width
+    depth: Depth
     heads: PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    embedding: PositiveInt
+    embedding: Width
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["auto", "xla", "cudnn"]
     scan_layers: bool
@@ -185,7 +194,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    batch_size: PositiveInt
+    batch_size: BatchSize
     microbatch: Natural
     steps: PositiveInt
     log_every: PositiveInt
@@ -208,12 +217,12 @@ class MeshConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    batch_size: PositiveInt
+    batch_size: BatchSize
     frames: FramesConfig
     ways: Annotated[int, Limit(">= 2", lambda x: x >= 2)]
     shots: PositiveInt
     queries: PositiveInt
-    episodes: Annotated[int, Limit(">= 10", lambda x: x >= 10)]  # fewer give no confidence interval
+    episodes: Annotated[int, between(10, 1_000_000)]  # fewer give no confidence interval
 
 
 @dataclass(frozen=True, kw_only=True)

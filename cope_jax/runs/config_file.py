@@ -14,11 +14,14 @@ from data_prep.common.files import atomic_write
 FILE = "config.json"
 FOLDER_OR_HUB = ("data.tokenizer", "model.vision.init_from", "model.text.init_from")
 
-# Fields that may change when a run resumes: they affect neither the parameters nor what is compared.
+# Fields that may change when a run resumes: those that affect neither the parameters nor what is compared, and those
+# with which to go on: after a divergence with another optimizer, or for more steps.
 MAY_CHANGE = {
     "data": ("data_dir", "threads", "max_bad_fraction", "eval_split"),
     "model": ("attention", "scan_layers", "remat"),
+    "optimizer": ("rate", "groups", "warmup_steps", "b1", "b2", "weight_decay", "clip_norm"),
     "train": (
+        "steps",
         *("log_every", "checkpoint_every", "keep_checkpoints", "max_skipped", "microbatch", "stall_seconds"),
         *("evaluate_every", "evaluate_products", "best_by"),
     ),
@@ -89,5 +92,5 @@ def _read(path: Path) -> dict[str, Any]:
     """Reads a JSON file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error

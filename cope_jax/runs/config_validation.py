@@ -12,9 +12,7 @@ from ml_collections import ConfigDict
 
 from cope_jax.models.stems import conv_patch_size
 from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig, flatten
-from data_prep.common.domains import DOMAINS
 
-TRAINED_FRAMES = tuple(f"data.frames.{domain}" for domain in DOMAINS)
 SCALARS = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
 
 
@@ -87,7 +85,7 @@ def _check(value: Any, kind: Any, key: str, problems: dict[str, str]) -> Any:
             return tuple(_check(entry, of_entry, f"{key}[{i}]", problems) for i, (entry, of_entry) in entries)
     scalar = _check_scalar(value, kind)
     if scalar is None:
-        problems[key] = f"is {value!r}; expected {_describe(kind)}"
+        problems[key] = f"is {value!r:.100}; expected {_describe(kind)}"
     return scalar
 
 
@@ -121,6 +119,16 @@ def _describe(kind: Any) -> str:
             return f"a tuple, each entry {_describe(kinds[0])}"
         return f"({', '.join(map(_describe, kinds))})"
     return SCALARS[kind]
+
+
+def describe_fields(kind: Any = RunConfig, prefix: str = "") -> dict[str, str]:
+    """Returns the values that each field allows, by dotted key: {"seed": "an integer >= 0 and < 2**32", …}."""
+    fields = {}
+    for name, of_field in get_type_hints(kind, include_extras=True).items():
+        is_section = dataclasses.is_dataclass(of_field)
+        key = f"{prefix}{name}"
+        fields |= describe_fields(of_field, f"{key}.") if is_section else {key: _describe(of_field)}
+    return fields
 
 
 def _relation_problems(config: RunConfig, invalid: Sequence[str]) -> Iterator[str]:
@@ -191,23 +199,9 @@ RELATIONS = (
         for encoder in ("vision", "text")
     ),
     Relation(
-        ("model.vision.stem", "model.vision.init_from"),
-        lambda stem, source: stem == "patch" or not source,
-        "'patch' because config.model.vision.init_from is set",
-    ),
-    *(
-        Relation(
-            (f"eval.frames.{domain}", "model.vision.init_from", "model.vision.integration_depth", *TRAINED_FRAMES),
-            lambda frames, source, depth, *trained: not source or not depth or frames <= max(trained),
-            "no more than all of config.data.frames because config.model.vision.init_from is set: published positions "
-            "of frames would be stretched beyond those that are trained",
-        )
-        for domain in DOMAINS
-    ),
-    Relation(
         ("data.tokenizer", "model.text.init_from"),
         lambda tokenizer, source: tokenizer or not source,
-        "the tokenizer of config.model.text.init_from {1!r}",
+        "the tokenizer of config.model.text.init_from {1!r}, which a run or an export has in the folder tokenizer",
     ),
     Relation(
         ("model.text_domains", "model.text.init_from"),

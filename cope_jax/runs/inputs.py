@@ -15,25 +15,50 @@ from cope_jax.data import collate
 from cope_jax.data.images import EvalTransform, TrainTransform
 from cope_jax.data.pipeline import eval_batches, train_batches
 from cope_jax.data.records import InvalidItems, open_records, sample_texts
-from cope_jax.data.tokenizer import TextAugment, load_tokenizer, save_tokenizer, train_wordpiece
+from cope_jax.data.tokenizer import TextAugment, describe_texts, load_tokenizer, save_tokenizer, train_wordpiece
 from cope_jax.parallel.processes import barrier
 from cope_jax.runs.config import RunConfig
 
 VOCABULARY_TEXTS = 200_000  # per domain; more would hardly change a vocabulary of 8,000
+DESCRIBED_TEXTS = 500  # per domain, to describe how the tokenizer suits the texts
 
 
 def run_tokenizer(config: RunConfig, workdir: Path) -> PreTrainedTokenizerFast:
-    """Loads the tokenizer in `tokenizer/` of a work directory; trains or copies it there first if it is missing."""
+    """Loads the tokenizer in `tokenizer/` of a work directory; trains or copies it there at the start of a run.
+
+    A run that uses no texts, or whose data have none, gets a tokenizer with special tokens only.
+
+    Raises:
+        FileNotFoundError: It is missing in a run that has checkpoints, or no tokenizer has the configured name.
+    """
     folder = workdir / "tokenizer"
     if not folder.exists() and jax.process_index() == 0:
+        if any((workdir / "checkpoints").glob("[0-9]*")):
+            raise FileNotFoundError(
+                f"{folder} is missing, but the model in {workdir / 'checkpoints'} was trained with it: copy it back, "
+                "or start anew with another --workdir"
+            )
         if config.data.tokenizer:
             tokenizer = load_tokenizer(config.data.tokenizer)
         else:
             records = open_records(config.data.data_dir, config.data.train_split)
-            tokenizer = train_wordpiece(sample_texts(records, limit=VOCABULARY_TEXTS), config.data.vocab_size)
+            texts = list(sample_texts(records, limit=VOCABULARY_TEXTS)) if config.model.text_domains else []
+            if config.model.text_domains and not texts:
+                print(f"no item in split {config.data.train_split!r} has a text: the model learns from images alone")
+            tokenizer = train_wordpiece(texts, config.data.vocab_size)
         save_tokenizer(tokenizer, folder)
     barrier("tokenizer")
-    return load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    if jax.process_index() == 0 and (report := describe_text_tokens(config, tokenizer)):
+        print(report)
+    return tokenizer
+
+
+def describe_text_tokens(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> str:
+    """Returns `describe_texts` for the training texts; "" without any."""
+    records = open_records(config.data.data_dir, config.data.train_split)
+    texts = sample_texts(records, limit=DESCRIBED_TEXTS, domains=config.model.text_domains)
+    return describe_texts(tokenizer, texts, config.data.text_length) if texts else ""
 
 
 def training_classes(config: RunConfig) -> np.ndarray | None:
@@ -134,13 +159,9 @@ def evaluation_batches(
 
 
 def check_batch_sizes(config: RunConfig, mesh: Mesh) -> None:
-    """Raises a ValueError if a batch cannot be divided among the devices that share it."""
+    """Raises a ValueError if a training batch cannot be divided among the devices that share it."""
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    sizes = {
-        "train.batch_size": config.train.batch_size,
-        "train.microbatch": config.train.microbatch,
-        "eval.batch_size": config.eval.batch_size,
-    }
+    sizes = {"train.batch_size": config.train.batch_size, "train.microbatch": config.train.microbatch}
     for key, size in sizes.items():
         if size % shares:
             raise ValueError(

@@ -75,7 +75,18 @@ def round_values(values: Mapping[str, float]) -> dict[str, float | None]:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Returns the complete lines of a log; none if the file is missing."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [_parse_line(path, i, line) for i, line in enumerate(lines, start=1) if line.endswith("\n")]
+
+
+def _parse_line(path: Path, number: int, line: str | bytes) -> dict[str, Any]:
+    """Returns the entry in a line; raises ValueError naming the line if it is none."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        entry = None
+    if not isinstance(entry, dict) or "step" not in entry:
+        raise ValueError(f"line {number} of {path} is damaged; restore the file or remove the line")
+    return entry
 
 
 def drop_lines_after(path: Path, step: float) -> None:
@@ -84,8 +95,8 @@ def drop_lines_after(path: Path, step: float) -> None:
         return
     size = 0
     with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n") or _parse_line(path, number, line)["step"] > step:
                 break
             size += len(line)
     os.truncate(path, size)

@@ -1,4 +1,4 @@
-"""The model of a run: its structure, its initial values and the published weights it starts from."""
+"""The model of a run: its structure, and its values at a step."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import PyTree
 
-from cope_jax.models.backbones.load import Pretrained, prepare
 from cope_jax.models.cope import CopeModel
 from cope_jax.models.layers import ComputeOptions
 from cope_jax.parallel.mesh import replicated, with_shardings
@@ -18,6 +16,7 @@ from cope_jax.parallel.sharding_rules import parameter_shardings
 from cope_jax.parallel.targets import cudnn_problem
 from cope_jax.runs.checkpoints import UNTRAINED, Checkpoints, ModelState
 from cope_jax.runs.config import RunConfig
+from cope_jax.runs.initial_weights import prepare_weights
 
 
 def encoder_settings(config: RunConfig, *, vocab_size: int) -> dict[str, dict[str, Any]]:
@@ -70,47 +69,13 @@ def split_model(
     return nnx.graphdef(nnx.eval_shape(make)), initialize
 
 
-def prepare_weights(config: RunConfig, shapes: PyTree, *, vocab_size: int) -> dict[str, Pretrained]:
-    """Returns the published weights of each encoder that does not start from random values.
-
-    Args:
-        shapes: Parameters of the model, arrays or shapes.
-
-    Raises:
-        FileNotFoundError: Weights are missing. Names the download.
-        ValueError: Weights are those of another model. Lists all differences.
-    """
-    settings = encoder_settings(config, vocab_size=vocab_size)
-    return {
-        encoder: prepare(
-            section.init_from,
-            encoder,
-            shapes[encoder],
-            settings=settings[encoder],
-            cut=section.init_cut,
-            section=f"config.model.{encoder}",
-        )
-        for encoder, section in (("vision", config.model.vision), ("text", config.model.text))
-        if section.init_from
-    }
-
-
-def load_weights(weights: dict[str, Pretrained], params: PyTree) -> PyTree:
-    """Replaces initial parameters of the model by published ones, with the same shardings."""
-    for encoder, pretrained in weights.items():
-        if jax.process_index() == 0:
-            print(f"{encoder} encoder: {pretrained.report()}")
-        params = params | {encoder: pretrained.load(params[encoder])}
-    return params
-
-
 def load_model(
     config: RunConfig, checkpoints: Checkpoints, step: int, mesh: Mesh, *, vocab_size: int, average: bool = False
 ) -> tuple[nnx.GraphDef, ModelState]:
     """Returns the static structure of a run's model and its state at a step, or its moving average, on a mesh.
 
     Raises:
-        FileNotFoundError: There is no such step or, for step 0, published weights are missing.
+        FileNotFoundError: There is no such step or, for step 0, the weights it starts from are missing.
         ValueError: The checkpoint is invalid, or it has no moving average.
     """
     graphdef, initialize = split_model(config, vocab_size=vocab_size, mesh=mesh)
@@ -120,6 +85,5 @@ def load_model(
     )
     if step != UNTRAINED:
         return graphdef, checkpoints.restore_model(step, with_shardings(shapes, shardings), average=average)
-    weights = prepare_weights(config, shapes.params, vocab_size=vocab_size)
-    model = jax.jit(initialize, out_shardings=shardings)()
-    return graphdef, model._replace(params=load_weights(weights, model.params))
+    load = prepare_weights(config, shapes, encoder_settings(config, vocab_size=vocab_size))
+    return graphdef, load(jax.jit(initialize, out_shardings=shardings)())

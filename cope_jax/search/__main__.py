@@ -36,7 +36,12 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "embeddings", None, "Folder of embeddings to read or write. By default, one in eval/ of the run."
     )
-    flags.DEFINE_enum("kind", None, list(KINDS), "Kind of index to build. By default, it depends on the size.")
+    flags.DEFINE_enum(
+        "kind",
+        None,
+        list(KINDS),
+        "Kind of index. By default, that of the existing index; a new one depends on the size.",
+    )
     flags.DEFINE_enum("domain", "page", list(DOMAINS), "Domain of the query.")
     flags.DEFINE_integer("item", None, "Query: id of an item.")
     flags.DEFINE_list("images", [], "Query: image files, separated by commas, in time order.")
@@ -45,7 +50,10 @@ def define_flags() -> None:
     flags.DEFINE_integer("top", 10, "Number of items to find.")
     flags.DEFINE_string("html", None, "Page to write. By default, search.html next to the embeddings.")
     flags.DEFINE_bool("serve", False, "The same as the action serve.")
-    flags.DEFINE_string("host", "127.0.0.1", "Address to serve on. Anyone who can reach it can search.")
+    flags.DEFINE_string("host", "127.0.0.1", "Address to serve on, IPv4 or IPv6. Anyone who can reach it can search.")
+    flags.DEFINE_list(
+        "allow_host", [], "Other names and addresses of this machine that users enter; required by --host=0.0.0.0."
+    )
     flags.DEFINE_integer("port", 8000, "Port to serve on; 0 takes a free one.", lower_bound=0, upper_bound=65535)
     flags.mark_flag_as_required("workdir")
 
@@ -55,21 +63,26 @@ def main(*words: str) -> None:
     action = "serve" if FLAGS.serve and not words else (words or ACTIONS)[0]
     if len(words) > 1 or action not in ACTIONS:
         raise ValueError(f"unknown action {' '.join(words)!r}: choose one of {', '.join(ACTIONS)}")
-    step = cli.parse_step(FLAGS.step)
-    library = open_library(
+    if action == "serve":
+        serve()
+        return
+    library = open_run(rebuild=action == "build")
+    if action == "query":
+        query(library)
+
+
+def open_run(*, rebuild: bool = False) -> Library:
+    """Opens the library of the run in the flags."""
+    return open_library(
         Path(FLAGS.workdir),
-        step=step,
+        step=cli.parse_step(FLAGS.step),
         average=FLAGS.average,
         split=FLAGS.split,
         data_dir=Path(FLAGS.data_dir) if FLAGS.data_dir else None,
         embeddings=Path(FLAGS.embeddings) if FLAGS.embeddings else None,
         kind=FLAGS.kind,
-        rebuild=action == "build",
+        rebuild=rebuild,
     )
-    if action == "serve":
-        serve(library)
-    elif action == "query":
-        query(library)
 
 
 def query(library: Library) -> None:
@@ -110,22 +123,22 @@ def load_embedder(library: Library) -> Embedder:
     return Embedder.from_workdir(FLAGS.workdir, step=manifest["step"], average=manifest["average"])
 
 
-def serve(library: Library) -> None:
+def serve() -> None:
     """Serves the search page until the process is stopped."""
-    from cope_jax.search.server import LOCAL, listen, make_app, make_server  # needs the extra "serve"
+    from cope_jax.search.server import allowed_hosts, listen, make_app, make_server  # needs the extra "serve"
 
-    manifest = read_manifest(library.embeddings)
-    counts = ", ".join(f"{count:,} {domain}s" for domain, count in manifest["items"].items())
-    model_name = f"{manifest['run']} at step {manifest['step']}" + (", averaged" if manifest["average"] else "")
-    about = f"{counts} of the split {manifest['split']}, by {model_name}"
     with listen(FLAGS.host, FLAGS.port) as socket:
-        port = socket.getsockname()[1]
-        hosts = LOCAL if FLAGS.host in LOCAL else (*LOCAL, "*" if FLAGS.host == "0.0.0.0" else FLAGS.host)
+        hosts = allowed_hosts(FLAGS.host, socket, FLAGS.allow_host)
+        library = open_run()
+        manifest = read_manifest(library.embeddings)
+        counts = ", ".join(f"{count:,} {domain}s" for domain, count in manifest["items"].items())
+        model_name = f"{manifest['run']} at step {manifest['step']}" + (", averaged" if manifest["average"] else "")
+        about = f"{counts} of the split {manifest['split']}, by {model_name}"
         embedder = load_embedder(library)
         for domain in DOMAINS:  # compiles, which would delay the first query
             embedder.embed(domain, images=[np.zeros((8, 8, 3), np.uint8)])
         app = make_app(library, embedder, about=about, top=FLAGS.top, hosts=hosts)
-        print(f"\nsearch at http://{FLAGS.host}:{port} (stop with Ctrl-C)", flush=True)
+        print(f"\nsearch at http://{hosts[0]}:{socket.getsockname()[1]} (stop with Ctrl-C)", flush=True)
         make_server(app).run(sockets=[socket])
 
 

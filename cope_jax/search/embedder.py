@@ -1,9 +1,11 @@
 """Embeds photos, clips, and texts from outside the records, with the same preprocessing as evaluation."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -122,7 +124,11 @@ class Embedder:
             raise ValueError(f"unknown domain {domain!r}: choose one of {', '.join(DOMAINS)}")
         if images is not None and frames is not None:
             raise ValueError("both images and frames are given; frames are for items with several pictures")
-        given = {"images": images, "frames": frames, "texts": texts}
+        given = {
+            "images": None if images is None else _to_list(images, "images", "one picture per item"),
+            "frames": None if frames is None else _to_list(frames, "frames", "a list of pictures per item"),
+            "texts": None if texts is None else _to_list(texts, "texts", "one text per item"),
+        }
         counts = {name: len(column) for name, column in given.items() if column is not None}
         if not counts:
             raise ValueError(f"nothing to embed: give images, frames, or texts of the {domain} items")
@@ -130,11 +136,17 @@ class Embedder:
             raise ValueError("counts differ: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
         count = min(counts.values())
         clips: list[list[Picture]] = [[] for _ in range(count)]
-        if images is not None:
-            clips = [[] if image is None else [image] for image in images]
-        elif frames is not None:
-            clips = [list(clip) for clip in frames]
-        all_texts = [""] * count if texts is None else [text or "" for text in texts]
+        if given["images"] is not None:
+            clips = [[] if image is None else [image] for image in given["images"]]
+        elif given["frames"] is not None:
+            clips = [
+                _to_list(clip, f"frames[{i}]", "the pictures of the item") for i, clip in enumerate(given["frames"])
+            ]
+        all_texts = [""] * count if given["texts"] is None else [text or "" for text in given["texts"]]
+        if wrong := [text for text in all_texts if not isinstance(text, str)]:
+            raise ValueError(
+                f"a text is of type {type(wrong[0]).__name__}; it must be a string, or None if an item has none"
+            )
         reads_texts = domain in self.config.model.text_domains
         for number, (clip, text) in enumerate(zip(clips, all_texts, strict=True)):
             if not clip and not (text and reads_texts):
@@ -162,12 +174,22 @@ class Embedder:
     def _squares(self, domain: str, number: int, clip: Sequence[Picture]) -> np.ndarray:
         """The frames of an item that the model reads: uint8[n, H, W, 3]."""
         T, side = self.config.eval.frames[domain], self.config.data.image_size
-        positions = choose_frames(len(clip), T, short_clips=self.config.data.short_clips, rng=None).tolist()
+        choice = choose_frames(len(clip), T, domain=domain, short_clips=self.config.data.short_clips, rng=None)
+        positions = choice.tolist()
         try:
             squares = {position: resize_picture(clip[position], side, position) for position in set(positions)}
         except ValueError as error:
             raise ValueError(f"{domain} item {number}: {error}") from error
         return np.array([squares[position] for position in positions], np.uint8).reshape(-1, side, side, 3)
+
+
+def _to_list(values: Any, name: str, contents: str) -> list[Any]:
+    """Returns the elements of an iterable. Raises ValueError for a single text or picture, and for other types."""
+    single = isinstance(values, str | bytes | os.PathLike | Image.Image | Mapping | Set) or hasattr(values, "read")
+    if single or getattr(values, "ndim", 4) == 3 or not isinstance(values, Iterable):
+        hint = "; of a video file, extract the frames first" if name.startswith("frames") else ""
+        raise ValueError(f"{name} is of type {type(values).__name__}; it must be a list with {contents}{hint}")
+    return list(values)
 
 
 def resize_picture(picture: Picture, side: int, number: int) -> np.ndarray:
@@ -178,6 +200,11 @@ def resize_picture(picture: Picture, side: int, number: int) -> np.ndarray:
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
             raise ValueError(f"picture {number} is {picture.dtype}{list(picture.shape)}; it must be uint8[H, W, 3]")
         return resize(picture, WHOLE, side)
+    if not isinstance(picture, str | bytes | os.PathLike):
+        raise ValueError(
+            f"picture {number} is of type {type(picture).__name__}; it must be a path, the bytes of a file, "
+            "uint8[H, W, 3], or a PIL image"
+        )
     name = f"picture {number}" if isinstance(picture, bytes) else str(picture)
     try:
         return crop_resize(picture if isinstance(picture, bytes) else Path(picture).read_bytes(), WHOLE, side)

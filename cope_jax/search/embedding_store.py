@@ -23,7 +23,8 @@ from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
 from data_prep.common.differences import describe_differences
 from data_prep.common.domains import DOMAINS
-from data_prep.common.files import TEMPORARY, atomic_write, file_sha256
+from data_prep.common.files import TEMPORARY, atomic_write, file_sha256, read_json
+from data_prep.common.parquet import open_parquet
 from data_prep.common.progress import Progress
 
 MANIFEST = "manifest.json"
@@ -67,9 +68,9 @@ def embed_to_parquet(
         The number of items of each domain.
     """
     config = load_config(workdir)
-    config = replace_fields(config, {"data.data_dir": str((data_dir or Path(config.data.data_dir)).absolute())})
     step = find_step(workdir, step, config)
-    config = replace_fields(config, {"data.eval_split": split})
+    data_dir = (data_dir or Path(config.data.data_dir)).absolute()
+    config = replace_fields(config, {"data.data_dir": str(data_dir), "data.eval_split": split})
     records = open_records(config.data.data_dir, split)
     sizes = {domain: len(records.items[domain]) for domain in DOMAINS}
     manifest = {
@@ -109,7 +110,7 @@ def _prepare_folder(out: Path, manifest: Mapping[str, Any]) -> None:
     """Creates a folder for a manifest. Raises ValueError if it exists with other contents."""
     path = out / MANIFEST
     if path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path, remedy="choose another folder, or remove it")
         stored = {key: stored[key] for key in manifest if key in stored}
         if differences := describe_differences(stored, manifest, labels=("stored", "requested")):
             lines = "".join(f"\n  {difference}" for difference in differences)
@@ -193,10 +194,15 @@ def check_shards(shards: list[Shard]) -> None:
     """Raises ValueError listing the files that do not exist or whose footers have another number of rows."""
     if missing := [str(shard.path) for shard in shards if not shard.path.exists()]:
         raise ValueError(f"{len(missing)} files of embeddings are missing, finish embedding first: {missing[:10]}")
-    rows = {shard: pq.read_metadata(shard.path).num_rows for shard in shards}
+    rows = {shard: _count_rows(shard.path) for shard in shards}
     wanted = {shard: shard.stop - shard.start for shard in shards}
     if wrong := [f"{s.path} has {rows[s]} rows instead of {wanted[s]}" for s in shards if rows[s] != wanted[s]]:
         raise ValueError(f"rows are missing; remove these files and run the same command again: {'; '.join(wrong)}")
+
+
+def _count_rows(path: Path) -> int:
+    with open_parquet(path) as file:
+        return file.metadata.num_rows
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
@@ -204,7 +210,7 @@ def read_manifest(out: Path) -> dict[str, Any]:
     path = out / MANIFEST
     if not path.exists():
         raise FileNotFoundError(f"no {path}: name a folder that `./run.sh embed` wrote")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path, keys=("items", "rows", "width"), remedy="remove the folder, or restore the file")
 
 
 def read_vectors(out: Path, domain: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -214,15 +220,19 @@ def read_vectors(out: Path, domain: str) -> Iterator[tuple[np.ndarray, np.ndarra
 
 
 def _read_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    table = pq.read_table(path, columns=["item_id", "embedding"])
+    with open_parquet(path) as file:
+        table = file.read(columns=["item_id", "embedding"])
     flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     return table["item_id"].to_numpy(), flat.reshape(len(table), -1)
 
 
 def read_item_ids(out: Path, domain: str) -> np.ndarray:
     """Returns the item ids int64[N] of a domain, in row order."""
-    columns = [pq.read_table(path, columns=["item_id"])["item_id"] for path in sorted((out / domain).glob("*.parquet"))]
-    return np.concatenate([np.zeros(0, np.int64), *columns])
+    columns = [np.zeros(0, np.int64)]
+    for path in sorted((out / domain).glob("*.parquet")):
+        with open_parquet(path) as file:
+            columns.append(file.read(columns=["item_id"])["item_id"].to_numpy())
+    return np.concatenate(columns)
 
 
 def read_rows(out: Path, domain: str, rows: np.ndarray) -> np.ndarray:

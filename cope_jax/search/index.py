@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-import shutil
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,12 @@ import numpy as np
 from cope_jax.data.records import add_file
 from cope_jax.search.embedding_store import MANIFEST, check_shards, list_shards, read_manifest, read_rows, read_vectors
 from data_prep.common.domains import DOMAINS
-from data_prep.common.files import atomic_folder
+from data_prep.common.files import atomic_folder, read_json
 
 FORMAT = "cope-jax index, version 1"
 DESCRIPTION = "index.json"
-KINDS = ("flat", "hnsw", "ivfpq")
+FILE_TYPES = {"flat": b"IxFI", "hnsw": b"IHNf", "ivfpq": b"IwPQ"}  # kinds of indexes, and how their files begin
+KINDS = tuple(FILE_TYPES)
 FLAT_LIMIT = 200_000  # items; exact search takes 20 ms per query at 128 dimensions on one core
 HNSW_LIMIT = 2_000_000  # items; 800 bytes of memory per item at 128 dimensions, IVF-PQ takes 72
 TOP, QUERIES = 10, 256  # recall@10 is measured with this many queries
@@ -72,7 +73,7 @@ def build_index(
     check_shards(list_shards(embeddings, manifest))
     queries = _sample_queries(embeddings, sizes)
     recall = {}
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, replace=True) as folder:
         for domain in DOMAINS:
             index = _build_domain(kinds[domain], embeddings, domain, sizes[domain], width)
             recall[domain] = _measure_recall(index, queries, embeddings, domain)
@@ -91,33 +92,81 @@ def build_index(
         for path in folder.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        shutil.rmtree(out, ignore_errors=True)
     return description
 
 
 def open_index(folder: Path, embeddings: Path) -> Index:
-    """Opens an index folder. Raises ValueError if it has another format or other embeddings, or is damaged."""
+    """Opens an index folder. Raises ValueError if it has another format or other embeddings, or is invalid."""
     path = folder / DESCRIPTION
     if not path.exists():
         raise FileNotFoundError(f"no {path}: build the index with `./run.sh search build`")
-    description = json.loads(path.read_text(encoding="utf-8"))
-    if description.get("format") != FORMAT:
-        raise ValueError(f"{path} has the format {description.get('format')!r}, not {FORMAT!r}: build it again")
-    if description["embeddings"] != embeddings_fingerprint(embeddings):
+    description = read_json(path, remedy="build the index again")
+    if (found := description.get("format")) != FORMAT:
+        raise ValueError(f"{path} has the format {found!r}, not {FORMAT!r}: build it again")
+    if description.get("embeddings") != embeddings_fingerprint(embeddings):
         raise ValueError(f"{folder} is the index of other embeddings than those in {embeddings}: build it again")
-    return Index(description, {d: _read_faiss(folder / f"{d}.faiss", description["sizes"][d]) for d in DOMAINS})
+    try:
+        parts = {domain: (description["kinds"][domain], int(description["sizes"][domain])) for domain in DOMAINS}
+        width = int(description["width"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} does not describe an index, build it again: {error!r}") from error
+    indexes = {domain: _read_faiss(folder / f"{domain}.faiss", *parts[domain], width) for domain in DOMAINS}
+    return Index(description, indexes)
 
 
-def _read_faiss(path: Path, size: int) -> faiss.Index:
+def _read_faiss(path: Path, kind: str, size: int, width: int) -> faiss.Index:
+    """Reads an index, but only of the kind, size, and width that its description says."""
     if not path.exists():
         raise FileNotFoundError(f"no {path}: build the index again")
     try:
-        index = faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path} is damaged, build the index again: {error}") from error
-    if index.ntotal != size:
-        raise ValueError(f"{path} has {index.ntotal} items instead of {size}: build the index again")
-    return index
+        check_index_file(path, kind, size, width)
+        return faiss.read_index(str(path))
+    except (RuntimeError, ValueError, MemoryError) as error:
+        raise ValueError(f"{path} is invalid, build the index again: {error}") from error
+
+
+def check_index_file(path: Path, kind: str, size: int, width: int) -> None:
+    """Checks that a file has the index types of a kind, at every place where faiss reads one.
+
+    faiss would also load others, such as lists on disk, which open any file that they name.
+
+    Raises:
+        ValueError: There is another type, or another number of items or dimensions.
+    """
+    with path.open("rb") as file:
+
+        def read(form: str) -> tuple[Any, ...]:
+            data = file.read(struct.calcsize(form))
+            if len(data) < struct.calcsize(form):
+                raise ValueError("the file ends too early")
+            return struct.unpack(form, data)
+
+        def skip_vectors(*bytes_per_item: int) -> None:
+            for step in bytes_per_item:
+                file.seek(read("<Q")[0] * step + file.tell())
+
+        def expect_index(kind: str, items: int | None = None) -> None:
+            name, dimensions, found, _, _, _, metric = read("<4siqqq?i")
+            if (name, dimensions, metric) != (FILE_TYPES.get(kind), width, faiss.METRIC_INNER_PRODUCT):
+                raise ValueError(f"it has an index of type {name!r} and {dimensions} dimensions")
+            if items not in (None, found):
+                raise ValueError(f"it has {found} items instead of {items}")
+
+        expect_index(kind, size)
+        if kind == "hnsw":
+            skip_vectors(8, 4, 4, 8, 4)  # probabilities, numbers of neighbors, levels, offsets, neighbors
+            read("<5i")  # entry point, highest level, and search options
+            expect_index("flat", size)
+        elif kind == "ivfpq":
+            read("<QQ")  # lists, and lists to search
+            expect_index("flat")
+            skip_vectors(4)  # centroids of the lists
+            read("<c")  # type of the map from items to lists
+            skip_vectors(8)
+            read("<?4Q")  # sizes of the codes
+            skip_vectors(4)  # centroids of the codes
+            if (name := read("<4s")[0]) != b"ilar":
+                raise ValueError(f"it has lists of type {name!r}")
 
 
 def default_kind(size: int) -> str:

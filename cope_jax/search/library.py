@@ -8,7 +8,7 @@ import numpy as np
 
 from cope_jax.data.records import Records, open_records
 from cope_jax.data.thumbnails import Card, read_card
-from cope_jax.evaluation.results import LATEST, find_step
+from cope_jax.evaluation.results import LATEST, find_step, other_data
 from cope_jax.runs.config_file import load_config
 from cope_jax.search.embedder import Embedder, Picture
 from cope_jax.search.embedding_store import MANIFEST, embed_to_parquet, read_item_ids, read_manifest, read_rows
@@ -135,21 +135,25 @@ def open_library(
         split: Split of the records; by default, the one that the run is evaluated on.
         data_dir: Array records to use instead of those in the run's config.
         embeddings: Folder of embeddings to read or write; by default, one in `eval/<step>` of the run.
-        kind: Kind of the index if it is built, see `build_index`.
+        kind: Kind of the index, see `build_index`. An existing index of another kind is built again.
         rebuild: Build the index even if it exists.
         report: Called with each line of progress.
     """
     config = load_config(workdir)
     split, number = split or config.data.eval_split, find_step(workdir, step, config)
-    default = workdir / "eval" / str(number) / f"{'average-' if average else ''}embeddings" / split
-    folder = embeddings or default
+    results = workdir / "eval" / str(number) / other_data(config, data_dir, split)
+    folder = embeddings or results / f"{'average-' if average else ''}embeddings" / split
     # Existing embeddings may have another precision or shard size than the defaults.
     stored = read_manifest(folder) if (folder / MANIFEST).exists() else {}
     form = {key: stored[key] for key in ("dtype", "rows") if key in stored}
     embed_to_parquet(workdir, folder, split=split, data_dir=data_dir, step=number, average=average, **form)
-    if rebuild or not (folder / "index").exists():
-        build_index(folder, folder / "index", kind=kind, report=report)
-    index = open_index(folder / "index", folder)
+    path = folder / "index"
+    if not rebuild and path.exists():
+        index = open_index(path, folder)
+        rebuild = kind is not None and set(index.description["kinds"].values()) != {kind}
+    if rebuild or not path.exists():
+        build_index(folder, path, kind=kind, report=report)
+    index = open_index(path, folder)
     records = open_records(data_dir or config.data.data_dir, split)
     return Library(folder, index, records, {domain: read_item_ids(folder, domain) for domain in DOMAINS})
 

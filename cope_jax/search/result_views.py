@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from cope_jax.evaluation.report.report import source_hash
 from cope_jax.search.library import SearchResult
 from data_prep.common.text_table import text_table
 
@@ -29,8 +30,10 @@ def results_table(result: SearchResult, *, width: int = 50) -> str:
 
 def results_page(results: Sequence[SearchResult], title: str) -> str:
     """Renders results as one self-contained page."""
-    style = Markup((PAGES / "search.css").read_text(encoding="utf-8"))
-    return TEMPLATES.get_template("results.html").render(results=results, title=title, style=style)
+    style = (PAGES / "search.css").read_text(encoding="utf-8")
+    policy = f"default-src 'none'; img-src data:; style-src '{source_hash(style)}'; base-uri 'none'; form-action 'none'"
+    template = TEMPLATES.get_template("results.html")
+    return template.render(results=results, title=title, style=Markup(style), policy=policy)
 
 
 def search_page(**values: Any) -> str:

@@ -1,36 +1,46 @@
-"""A web page for searching, meant for one person on one machine.
+"""A web page for searching, meant for a few users who trust each other.
 
 By default it listens only on this machine. It answers only to its own host names, so that no other site can reach it
-through a name that resolves to this address. It runs no scripts but its own and stores nothing.
+through a name that resolves to this address. It runs no scripts but its own and stores nothing. Memory, time and
+connections are limited, whatever clients send.
 """
 
+import asyncio
+import ipaddress
+import re
 import socket
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import anyio
+import numpy as np
 import uvicorn
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cope_jax.data.thumbnails import Card, data_uri, read_card
+from cope_jax.data.thumbnails import Card, read_card
 from cope_jax.search.embedder import Embedder
 from cope_jax.search.library import Library, SearchResult
 from cope_jax.search.result_views import PAGES, search_page
-from cope_jax.search.uploads import MAX_FILE, MAX_FILES, MAX_TEXT, check_picture, limited_form, read_pictures
+from cope_jax.search.uploads import MAX_FILE, MAX_FILES, MAX_TEXT, decode_pictures, limited_form, uploaded_pictures
 from data_prep.common.domains import DOMAINS
 
-LOCAL = ("127.0.0.1", "localhost")
-CONCURRENT_QUERIES = 2  # others wait
+LOCAL = ("127.0.0.1", "localhost", "[::1]")
+DEADLINE = 30.0  # seconds for a request, for the delivery of its response, and for an idle connection
+MAX_CONNECTIONS = 100  # further ones get status 503
+CONCURRENT_UPLOADS = 4  # forms on disk; others wait
+CONCURRENT_SEARCHES = 2  # threads
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -57,13 +67,16 @@ class SearchPages:
     def __init__(self, library: Library, embedder: Embedder, *, about: str, top: int):
         """`about` is the line under the title, `top` the number of items to show."""
         self.library, self.embedder, self.about, self.top = library, embedder, about, top
-        self.limiter = anyio.CapacityLimiter(CONCURRENT_QUERIES)
+        self.upload_slots = anyio.CapacityLimiter(CONCURRENT_UPLOADS)
+        self.decoder_slot = anyio.CapacityLimiter(1)  # decoding the largest pictures takes 1.1 GB
+        self.threads = ThreadPoolExecutor(CONCURRENT_SEARCHES, thread_name_prefix="search")
+        self.samples = self._samples()
 
     async def home(self, request: Request) -> Response:
         """Shows the form and sample items, or the items nearest to the one in the address."""
         values = request.query_params
         if "item" not in values:
-            return self._page(Query(), samples=await run_in_threadpool(self._samples))
+            return self._page(Query(), samples=self.samples)
         query = _parse_query(values.get("domain", DOMAINS[0]), values.getlist("search") or DOMAINS)
         if not values["item"].isdecimal() or len(values["item"]) > 18:
             raise HTTPException(404, f"No item {values['item'][:50]!r}: ids are numbers.")
@@ -71,16 +84,19 @@ class SearchPages:
 
     async def search(self, request: Request) -> Response:
         """Shows the items nearest to the uploaded pictures and text."""
-        async with limited_form(request) as form:
-            pictures = await read_pictures(form)
+        async with self.upload_slots, limited_form(request) as form:
+            uploads = uploaded_pictures(form)
             text, domain = (str(form.get(name, "")) for name in ("text", "domain"))
-            search = [str(value) for value in form.getlist("search")]
-        if len(text) > MAX_TEXT:
-            raise HTTPException(413, f"The text has {len(text)} characters: at most {MAX_TEXT}.")
-        query = _parse_query(domain, search, text.strip())
-        if not pictures and not query.text:
-            raise HTTPException(422, "Nothing to search for: choose a picture or type a title.")
-        return self._page(query, result=await self._compute(self._search_own, query, pictures))
+            if len(text) > MAX_TEXT:
+                raise HTTPException(413, f"The text has {len(text)} characters: at most {MAX_TEXT}.")
+            query = _parse_query(domain, [str(value) for value in form.getlist("search")], text.strip())
+            if not uploads and not query.text:
+                raise HTTPException(422, "Nothing to search for: choose a picture or type a title.")
+            pictures, thumbnails = [], []
+            if uploads:
+                async with self.decoder_slot:
+                    pictures, thumbnails = await decode_pictures(uploads, self.embedder.config.data.image_size)
+        return self._page(query, result=await self._compute(self._search_own, query, pictures, thumbnails))
 
     async def show_error(self, request: Request, error: Exception) -> Response:
         """Shows the form with an error message."""
@@ -88,23 +104,25 @@ class SearchPages:
         return self._page(Query(), problem=error.detail, status=error.status_code)
 
     async def _compute(self, search: Callable[..., SearchResult], *arguments: Any) -> SearchResult:
-        """Searches in a thread, so that the server stays responsive, and reports a ValueError to the user."""
-        async with self.limiter:
-            try:
-                return await run_in_threadpool(search, *arguments)
-            except ValueError as error:
-                raise HTTPException(422, f"{error}") from error
+        """Searches in a thread and reports a ValueError to the user.
+
+        If the request ends first, a search that is running keeps its thread until it is done: it cannot be stopped.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.threads, search, *arguments)
+        except ValueError as error:
+            raise HTTPException(422, f"{error}") from error
 
     def _search_item(self, query: Query, item: int) -> SearchResult:
         return self.library.search_item(query.domain, item, among=query.search, top=self.top)
 
-    def _search_own(self, query: Query, pictures: Sequence[tuple[str, bytes]]) -> SearchResult:
+    def _search_own(self, query: Query, pictures: Sequence[np.ndarray], thumbnails: Sequence[str]) -> SearchResult:
         return self.library.search_own(
             self.embedder,
             query.domain,
-            [check_picture(name, data) for name, data in pictures],
+            pictures,
             query.text,
-            thumbnails=[data_uri(data) for _, data in pictures],
+            thumbnails=thumbnails,
             among=query.search,
             top=self.top,
         )
@@ -115,10 +133,11 @@ class SearchPages:
         return [read_card(self.library.records, domain, row) for domain, row in rows]
 
     def _page(self, query: Query, *, status: int = 200, **parts: Any) -> Response:
-        """The page with a result, samples, or a problem."""
+        """Renders the page with a result, samples, or a problem."""
         limits = {"file": MAX_FILE, "files": MAX_FILES, "text": MAX_TEXT}
         parts = {"result": None, "samples": None, "problem": None} | parts
-        return HTMLResponse(search_page(about=self.about, domains=DOMAINS, limits=limits, query=query, **parts), status)
+        page = search_page(about=self.about, domains=DOMAINS, limits=limits, query=query, **parts)
+        return HTMLResponse(page, status)
 
 
 def _parse_query(domain: str, search: Sequence[str], text: str = "") -> Query:
@@ -130,60 +149,170 @@ def _parse_query(domain: str, search: Sequence[str], text: str = "") -> Query:
     return Query(domain, tuple(name for name in DOMAINS if name in search), text)
 
 
-class SecurityMiddleware:
-    """Adds `HEADERS` to every response and rejects forms sent by other sites."""
+class OriginMiddleware:
+    """Rejects requests sent by pages of other sites."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+        app, headers = self.app, Headers(raw=scope.get("headers", []))
+        for origin in headers.getlist("origin"):
+            if origin != "null" and not is_origin(origin):
+                app = PlainTextResponse("Malformed Origin header.", 400)
+            elif origin.partition("://")[2] != headers.get("host"):
+                app = PlainTextResponse("Forms from other sites are rejected.", 403)
+        await app(scope, receive, send)
 
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                own = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message = {**message, "headers": [*message["headers"], *own]}
-            await send(message)
 
-        headers = Request(scope).headers
-        origin = headers.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
-        app = Response("Forms from other sites are rejected.", 403) if foreign else self.app
-        await app(scope, receive, send_with_headers)
+def is_origin(value: str) -> bool:
+    """Returns whether an Origin header is "SCHEME://HOST[:PORT]"."""
+    try:
+        parts = urlsplit(value)
+        return bool(parts.hostname) and parts.port != 0 and value.lower() == f"{parts.scheme}://{parts.netloc}".lower()
+    except ValueError:
+        return False
+
+
+class DeadlineMiddleware:
+    """Cancels a request after DEADLINE seconds, with status 503, and as soon as its client disconnects."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        messages, own_messages = anyio.create_memory_object_stream[Message]()
+
+        async def forward() -> NoReturn:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    group.cancel_scope.cancel()
+                await messages.send(message)
+
+        with messages, own_messages, anyio.move_on_after(DEADLINE) as deadline:
+            async with anyio.create_task_group() as group:
+                group.start_soon(forward)
+                await self.app(scope, own_messages.receive, send)
+                group.cancel_scope.cancel()
+        if deadline.cancelled_caught:
+            message = f"The request took longer than {DEADLINE:.0f} seconds: try again, or with fewer pictures."
+            raise HTTPException(503, message)
 
 
 def make_app(library: Library, embedder: Embedder, *, about: str, top: int, hosts: Sequence[str] = LOCAL) -> Starlette:
     """Builds the application, which answers to the names in `hosts`. `about` is the line under the title."""
     pages = SearchPages(library, embedder, about=about, top=top)
+    limited = [Middleware(DeadlineMiddleware)]
 
     def static_file(name: str) -> Route:
         return Route(f"/{name}", lambda request: FileResponse(PAGES / name))
 
     return Starlette(
         routes=[
-            Route("/", pages.home),
-            Route("/search", pages.search, methods=["POST"]),
+            Route("/", pages.home, middleware=limited),
+            Route("/search", pages.search, methods=["POST"], middleware=limited),
             Route("/search", lambda request: RedirectResponse("/"), methods=["GET"]),  # a reload after a search
             static_file("search.css"),
             static_file("search.js"),
         ],
-        middleware=[Middleware(SecurityMiddleware), Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
+        middleware=[Middleware(OriginMiddleware), Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
         exception_handlers={HTTPException: pages.show_error},
     )
 
 
 def listen(host: str, port: int) -> socket.socket:
     """Opens a listening socket; port 0 takes a free one. Raises ValueError if that is impossible."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, port))
+        return socket.create_server((host.strip("[]"), port), family=family, dualstack_ipv6=both)
     except OSError as error:
-        message = f"cannot listen on {host}:{port}, choose another --host or --port: {error.strerror}"
+        message = f"cannot listen on {url_host(host)}:{port}, choose another --host or --port: {error.strerror}"
         raise ValueError(message) from error
 
 
+def allowed_hosts(host: str, listener: socket.socket, names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names that the server answers to; the first is for users.
+
+    Args:
+        host: Value of --host.
+        listener: The socket that listens on it.
+        names: Values of --allow_host.
+
+    Raises:
+        ValueError: A name is invalid, or the server listens on all addresses but no names are given.
+    """
+    hosts = [url_host(name) for name in names]
+    for name, url in zip(names, hosts, strict=True):
+        if not url.startswith("[") and not re.fullmatch(r"[A-Za-z0-9._-]+", url):
+            raise ValueError(f"--allow_host={name} is not a name or an address; give it without scheme, port, or *")
+    if not ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_unspecified:
+        hosts = [url_host(host), *hosts]
+    elif not hosts:
+        raise ValueError(
+            f"--host={host} listens on all addresses of this machine: also list the names and addresses that users "
+            "enter in their browsers, such as --allow_host=192.168.1.20,shop.example"
+        )
+    return tuple(dict.fromkeys([*hosts, *LOCAL]))
+
+
+def url_host(host: str) -> str:
+    """Returns a name or an address as browsers send it: IPv6 addresses are shortened and in brackets."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return host
+    return f"[{address}]" if address.version == 6 else str(address)
+
+
+class Connection(H11Protocol):
+    """A connection that is closed after DEADLINE seconds without a request, and if its response is not read by then.
+
+    uvicorn waits forever for the end of a request's headers and for a response to be read.
+    """
+
+    deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._start_deadline()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._start_deadline()
+
+    def send_400_response(self, msg: str) -> None:
+        """Does the same as uvicorn, but with our headers."""
+        headers = [*self.server_state.default_headers, (b"connection", b"close"), (b"content-type", b"text/plain")]
+        lines = [b"HTTP/1.1 400 Bad Request", *(name + b": " + value for name, value in headers), b"", msg.encode()]
+        self.transport.write(b"\r\n".join(lines))
+        self.transport.close()
+
+    def _start_deadline(self) -> None:
+        if self.deadline:
+            self.deadline.cancel()
+        self.deadline = self.loop.call_later(DEADLINE, self._end)
+
+    def _end(self) -> None:
+        computing = self.cycle and not self.cycle.response_complete  # `DeadlineMiddleware` ends it
+        if not computing or self.flow.write_paused:
+            self.transport.abort()
+
+
 def make_server(app: Starlette) -> uvicorn.Server:
-    """Builds a quiet plain-HTTP server with few connections."""
-    config = uvicorn.Config(app, log_level="warning", ws="none", lifespan="off", server_header=False)
-    config.limit_concurrency, config.timeout_graceful_shutdown = 32, 2
+    """Builds a quiet plain-HTTP server, which on SIGTERM lets requests finish."""
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        proxy_headers=False,
+        server_header=False,
+        headers=list(HEADERS.items()),
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=round(DEADLINE) + 5,
+    )
     return uvicorn.Server(config)

@@ -1,87 +1,103 @@
-"""Uploaded pictures from untrusted users: limits on requests, files, and pixels."""
+"""Forms with pictures from untrusted users: limits on requests and files, and decoding in a process of its own."""
 
-from collections.abc import AsyncIterator
+import codecs
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import anyio
+import numpy as np
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message
 
-from cope_jax.data.images import MAX_PIXELS, open_image
-
 MAX_FILE = 10_000_000  # bytes
 MAX_FILES = 16
 MAX_REQUEST = 60_000_000  # bytes
-MAX_DRAINED = 1_000_000_000  # bytes read and dropped of a larger request, or the browser would not show the response
 MAX_TEXT = 2_000  # characters
 MAX_FIELDS = 10
+MAX_FIELD = 64_000  # bytes
+ROOT = Path(__file__).parents[2]
 
 
 @asynccontextmanager
 async def limited_form(request: Request) -> AsyncIterator[FormData]:
-    """Parses a form without ever storing more than MAX_REQUEST, whatever content length the request claims.
+    """Parses a form; Starlette keeps files above 1 MB on disk. No more than MAX_REQUEST is stored.
 
     Raises:
-        HTTPException: 413 if it is larger, 400 if it is not a form or has too many parts.
+        HTTPException: 413 if the request is larger, 400 if it is not a valid form or has too many parts.
     """
-    body, size = bytearray(), 0
-    async for part in request.stream():
-        size += len(part)
-        if size <= MAX_REQUEST:
-            body += part
-        elif size > MAX_DRAINED:
-            break
-        else:
-            body.clear()
-    if size > MAX_REQUEST:
-        raise HTTPException(413, f"The pictures are too large: at most {megabytes(MAX_REQUEST)} together.")
+    _, options = parse_options_header(request.headers.get("content-type"))
+    try:
+        charset = codecs.lookup(options.get(b"charset", b"utf-8").decode("ascii")).name
+    except (LookupError, ValueError):
+        charset = None
+    if charset != "utf-8":
+        raise HTTPException(400, "The form must be encoded in UTF-8.")
+    size = 0
 
-    async def replay() -> Message:
-        return {"type": "http.request", "body": bytes(body), "more_body": False}
+    async def receive() -> Message:
+        nonlocal size
+        message = await request.receive()
+        size += len(message.get("body", b""))
+        if size > MAX_REQUEST:  # uvicorn drops the rest
+            raise HTTPException(413, f"The pictures are too large: at most {megabytes(MAX_REQUEST)} together.")
+        return message
 
-    async with Request(request.scope, replay).form(max_files=MAX_FILES, max_fields=MAX_FIELDS) as form:
+    limited = Request(request.scope, receive)
+    async with limited.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD) as form:
         yield form
 
 
-async def read_pictures(form: FormData) -> list[tuple[str, bytes]]:
-    """Returns name and content of the uploaded pictures.
+def uploaded_pictures(form: FormData) -> list[UploadFile]:
+    """Returns the uploaded pictures.
 
     Raises:
-        HTTPException: 400 if a picture is not a file, 413 if it is too large.
+        HTTPException: 400 if a picture is not a file or another field is one, 413 if it is too large.
     """
-    pictures = []
-    for upload in form.getlist("pictures"):
+    uploads = []
+    for name, upload in form.multi_items():
+        if isinstance(upload, UploadFile) != (name == "pictures"):
+            raise HTTPException(400, "pictures must be files, and nothing else can be one.")
         if not isinstance(upload, UploadFile):
-            raise HTTPException(400, "pictures must be files.")
-        if not upload.filename:  # the field was left empty
             continue
         size = upload.size or 0
         if size > MAX_FILE:
-            raise HTTPException(
-                413, f"{upload.filename} has {megabytes(size)}: at most {megabytes(MAX_FILE)} per picture."
-            )
-        pictures.append((upload.filename, await upload.read()))
-    return pictures
+            limit = megabytes(MAX_FILE)
+            raise HTTPException(413, f"{upload.filename} has {megabytes(size)}: at most {limit} per picture.")
+        if upload.filename:  # otherwise the field was left empty
+            uploads.append(upload)
+    return uploads
 
 
-def check_picture(name: str, data: bytes) -> bytes:
-    """Returns an uploaded picture if it can be decoded.
+async def decode_pictures(uploads: Sequence[UploadFile], side: int) -> tuple[list[np.ndarray], list[str]]:
+    """Returns pictures as the model reads them, u8[side, side, 3], and thumbnails as data URIs.
+
+    The decoding process is killed if the caller is canceled.
 
     Raises:
-        HTTPException: 415 if it has an unknown format or is damaged, 413 if it has too many pixels.
+        HTTPException: 415 if a picture has an unknown format or is damaged, 413 if it has too many pixels.
     """
-    try:
-        with open_image(data) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise HTTPException(
-                    413,
-                    f"{name} has {image.width} × {image.height} pixels: at most {MAX_PIXELS // 1_000_000} million.",
-                )
-            image.load()
-    except ValueError as error:
-        raise HTTPException(415, f"{name} cannot be read as a picture (JPEG, PNG, WebP, GIF, or BMP).") from error
-    return data
+    descriptors = [upload.file.fileno() for upload in uploads]
+    command = [sys.executable, "-W", "ignore", "-m", "cope_jax.search.upload_decoder", str(side)]
+    paths = [str(ROOT), *filter(None, sys.path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    process = await anyio.run_process(
+        [*command, *map(str, descriptors)], pass_fds=descriptors, check=False, stderr=None, env=environment
+    )
+    if process.returncode:
+        raise HTTPException(415, "A picture cannot be decoded.")
+    header, _, pixels = process.stdout.partition(b"\n")
+    values = json.loads(header)
+    if "problem" in values:
+        status, number, message = values["problem"]
+        raise HTTPException(status, f"{uploads[number].filename} {message}")
+    return list(np.frombuffer(pixels, np.uint8).reshape(-1, side, side, 3)), values["thumbnails"]
 
 
 def megabytes(size: int) -> str:

@@ -22,7 +22,7 @@ from cope_jax.parallel.program import Program, analyze
 from cope_jax.parallel.targets import GIB, GPU_PREALLOCATION, Target, without_cudnn_checks
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import replace_fields
-from cope_jax.runs.inputs import check_batch_sizes, training_batch_shapes
+from cope_jax.runs.inputs import check_batch_sizes, describe_text_tokens, training_batch_shapes
 from cope_jax.training.optimizer import decays, rate_factors
 from cope_jax.training.plan import Plan, make_plan, step_flops
 from data_prep.common.domains import DOMAINS
@@ -92,7 +92,7 @@ def dry_run(config: RunConfig, target: Target | None = None) -> DryRun:
     flops = step_flops(config, vocab_size)
     compiled = compile_step(config, plan, compiled_for)
     memory = memory_per_device(plan, compiled)
-    program = analyze(compiled.as_text())
+    program = analyze(compiled.as_text() or "")
     total = sum(memory.values())
     summary = {
         "target": str(compiled_for),
@@ -107,6 +107,7 @@ def dry_run(config: RunConfig, target: Target | None = None) -> DryRun:
         _parameter_table(rows),
         _group_table(rows, config),
         _summary(config, mesh_sizes(config, compiled_for.size), vocab_size, source),
+        *_describe_texts(config),
         _cost_table(memory, flops, config),
         _target_report(compiled_for, program, total, flops / compiled_for.size),
     ]
@@ -157,6 +158,17 @@ def vocabulary(config: RunConfig) -> tuple[int, str]:
         return len(load_tokenizer(name, download=False)), name
     except FileNotFoundError:
         return config.data.vocab_size, f"{key}, since {name} is not on this machine"
+
+
+def _describe_texts(config: RunConfig) -> list[str]:
+    """Describes how the tokenizer suits the training texts, if this machine has both."""
+    if not config.data.tokenizer:
+        return []
+    try:
+        report = describe_text_tokens(config, load_tokenizer(config.data.tokenizer, download=False))
+    except FileNotFoundError:
+        return []
+    return [report] if report else []
 
 
 def list_parameters(params: PyTree, config: RunConfig) -> Iterator[Parameter]:

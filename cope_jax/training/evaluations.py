@@ -69,7 +69,7 @@ def evaluate_in_full(config: RunConfig, workdir: Path, stop: StopSignal, watchdo
     def on_batch() -> None:
         watchdog.reset(f"the evaluation of all of {name}")
         if stop.agreed(next(batches)):
-            raise Stopped(last, last)
+            raise Stopped(last, last, saved=last)
 
     for step in sorted({last} if best is None else {last, best}):
         for average in (False, True) if config.train.average_decay else (False,):
@@ -77,4 +77,6 @@ def evaluate_in_full(config: RunConfig, workdir: Path, stop: StopSignal, watchdo
             watchdog.reset(f"the evaluation of all of {name}")
             metrics = evaluate(workdir, step=step, average=average, reuse=True, on_batch=on_batch).metrics
             if jax.process_index() == 0:
-                print(f"{name}, all items: mean R@1 {metrics['retrieval_mean']['mean_r1']:.3f}")
+                means, empty = metrics["retrieval_mean"], metrics["empty"]["retrieval"]
+                result = f"mean R@1 {means['mean_r1']:.3f}" if means else f"no results: {'; '.join(empty.values())}"
+                print(f"{name}, all items: {result}")

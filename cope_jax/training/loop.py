@@ -1,5 +1,6 @@
 """Training of a run, from a config and a work directory to its last checkpoint."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
@@ -99,6 +100,9 @@ def train(
     mesh = make_mesh(**asdict(config.mesh))
     check_batch_sizes(config, mesh)
     share = batch_share(mesh)
+    if jax.process_index() == 0:
+        kinds = Counter(device.device_kind for device in mesh.devices.flat)
+        print("training on " + ", ".join(f"{count} × {kind}" for kind, count in kinds.items()))
     if mesh.size < jax.device_count():
         print(f"config.mesh uses {mesh.size} of {jax.device_count()} devices")
     with Watchdog(config.train.stall_seconds) as watchdog, locked_workdir(workdir), StopSignal() as stop:
@@ -109,7 +113,7 @@ def train(
             save_config(config, workdir)
             set_aside_invalid(workdir, Evaluations(config, workdir, step=config.train.steps).best)
         tokenizer = run_tokenizer(config, workdir)
-        with Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
+        with Checkpoints(workdir, keep=max(config.train.keep_checkpoints, 2)) as checkpoints:
             newest = checkpoints.agreed_latest() or 0
             evaluations = Evaluations(config, workdir, step=newest)
             checkpoints.best.step = evaluations.best(checkpoints.steps())
@@ -166,13 +170,16 @@ def run_steps(
 ) -> None:
     """Runs the remaining steps; saves and evaluates on schedule, at the end, and when asked to stop.
 
+    A skipped step is neither saved nor evaluated, since the parameters may be the cause of its failure.
+
     Raises:
         Stopped: A signal came. The state is saved.
+        ValueError: The last step or too many steps in a row were skipped, or too many items were unreadable.
     """
     checkpoints, reporter, evaluations, _, stop, watchdog, profiler = services
     first, steps = int(state.step), config.train.steps
     if evaluations.due(first) and not _evaluate_step(first, state, services):
-        raise Stopped(first, steps)
+        raise Stopped(first, steps, saved=first)
     for step in range(first + 1, steps + 1):
         watchdog.saved = reporter.progress.saved = checkpoints.saved
         watchdog.reset(f"the batch of step {step}")
@@ -191,8 +198,9 @@ def run_steps(
         if step == steps or step % config.train.checkpoint_every == 0 or stopped or due:
             reporter.flush()
             watchdog.reset(f"the saving of step {step}")
-            checkpoints.save(step, state, reporter.open_window(), reporter.sync)
-        if due and not stopped:
+            if not reporter.skipped:
+                checkpoints.save(step, state, reporter.open_window(), reporter.sync)
+        if due and not stopped and not reporter.skipped:
             stopped = not _evaluate_step(step, state, services)
         if (stopped or step == steps) and not checkpoints.wait():
             raise OSError(
@@ -200,7 +208,7 @@ def run_steps(
                 f"run the same command again: it resumes from step {checkpoints.latest() or 0}"
             )
         if stopped and (step < steps or due):
-            raise Stopped(step, steps)
+            raise Stopped(step, steps, saved=checkpoints.latest() or 0)
 
 
 def _evaluate_step(step: int, state: TrainState, services: LoopServices) -> bool:
@@ -210,7 +218,7 @@ def _evaluate_step(step: int, state: TrainState, services: LoopServices) -> bool
     def on_batch() -> None:
         services.watchdog.reset(f"the evaluation of step {step}")
         if services.stop.interrupts():
-            raise Stopped(step, services.evaluations.last)
+            raise Stopped(step, services.evaluations.last, saved=step)
 
     services.watchdog.reset(f"the evaluation of step {step}")
     services.reporter.begin_evaluation(step)

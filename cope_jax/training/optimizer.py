@@ -61,8 +61,11 @@ def make_optimizer(
     """
     factors = rate_factors(groups, params)
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warmup_steps, steps)
-    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    parts.append(optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays(params)))
+    parts = (
+        # A part in any case, so that the state does not depend on it: a run may resume with another bound.
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays(params)),
+    )
 
     def scale(updates: PyTree, _: PyTree) -> PyTree:
         # `optax.masked` passes gradients of frozen parameters unchanged: they are dropped here, whatever they are.

@@ -16,8 +16,9 @@ from cope_jax.parallel.sharding_rules import parameter_shardings
 from cope_jax.runs.checkpoints import Checkpoints, ModelState, TrainState, Window
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import replace_fields
+from cope_jax.runs.initial_weights import prepare_weights
 from cope_jax.runs.inputs import training_batch_shapes
-from cope_jax.runs.model import load_weights, prepare_weights, split_model
+from cope_jax.runs.model import encoder_settings, split_model
 from cope_jax.training.objective import init_losses, make_loss
 from cope_jax.training.optimizer import make_optimizer
 from cope_jax.training.step import make_train_step
@@ -93,14 +94,14 @@ def restore_or_initialize(
     if newest is not None:
         print(f"resuming from step {newest}")
         return checkpoints.restore(newest, plan.state)
-    weights = prepare_weights(config, plan.state.params["model"], vocab_size=vocab_size)
+    shapes = ModelState(plan.state.params["model"], plan.state.statistics)
+    load = prepare_weights(config, shapes, encoder_settings(config, vocab_size=vocab_size))
     shardings = jax.tree.map(lambda shape: shape.sharding, plan.state)
     state = jax.jit(plan.initial_state, out_shardings=shardings)()
-    model = load_weights(weights, state.params["model"])
-    state = state.replace(params=state.params | {"model": model})
+    model = load(ModelState(state.params["model"], state.statistics))
+    state = state.replace(params=state.params | {"model": model.params}, statistics=model.statistics)
     if state.average is not None:
-        # A copy, since the step donates both.
-        state = state.replace(average=jax.tree.map(jnp.copy, ModelState(model, state.statistics)))
+        state = state.replace(average=jax.tree.map(jnp.copy, model))  # a copy, since the step donates both
     return state, {}
 
 

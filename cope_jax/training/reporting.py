@@ -46,10 +46,10 @@ class EventFile:
         self.file.append(b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts))
 
     def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds numbers by name."""
+        """Adds numbers by name, without those that are not finite, of which tensorboardX prints a warning."""
         from tensorboardX.summary import scalar
 
-        summaries = [scalar(name, value) for name, value in values.items()]
+        summaries = [scalar(name, value) for name, value in values.items() if np.isfinite(value)]
         self.add(step, summary={"value": [value for summary in summaries for value in summary.value]})
 
 
@@ -89,7 +89,7 @@ class MetricsLog:
         self.evaluations.append(json_line({"step": step, **round_values(values)}))
         self.events.add_scalars(step, {f"eval/{name}": value for name, value in values.items()})
         for name, sample in samples.items():
-            self.events.add(step, summary=histogram(name, sample, HISTOGRAM_BINS))
+            self.events.add(step, summary=histogram(name, sample[np.isfinite(sample)], HISTOGRAM_BINS))
 
     def sync(self) -> None:
         """Waits until metrics and evaluations are on the disk; raises OSError, naming the file, if they are not."""
@@ -115,7 +115,7 @@ class Reporter:
         self.log, self.progress, self.invalid_items = log, progress, invalid_items
         self.every, self.last, self.max_skipped = config.train.log_every, config.train.steps, config.train.max_skipped
         self.max_bad_fraction = config.data.max_bad_fraction
-        self.skipped = 0  # steps in a row
+        self.skipped = 0  # steps in a row, up to the last one flushed
         self.window = {name: Mean(np.float32(total), np.float32(count)) for name, (total, count) in window.items()}
         self.late: tuple[int, dict[str, Mean], np.ndarray] | None = None
 
@@ -132,7 +132,8 @@ class Reporter:
     def flush(self) -> None:
         """Waits for the step added last and reports it.
 
-        Raises ValueError if too many steps in a row were skipped, or too many items of a window were unreadable.
+        Raises ValueError if the last step or too many in a row were skipped, or too many items of a window were
+        unreadable.
         """
         if self.late is None:
             return
@@ -155,19 +156,29 @@ class Reporter:
                 )
 
     def check_skipped(self, step: int, metrics: Mapping[str, Mean], product_ids: np.ndarray) -> None:
-        """Reports a skipped step with its products; raises ValueError for too many in a row."""
+        """Reports a skipped step with its products; raises ValueError for too many in a row, or for the last one."""
         if not metrics["skipped"].compute():
             self.skipped = 0
             return
         self.skipped += 1
         products = ", ".join(map(str, product_ids))
-        self.progress.bar.write(f"step {step} skipped: loss or gradients not finite; products in the batch: {products}")
-        if self.skipped > self.max_skipped:
+        self.progress.bar.write(
+            f"step {step} skipped: loss, gradients or new parameters not finite; products in the batch: {products}"
+        )
+        if self.skipped > self.max_skipped or step == self.last:
+            limit = (
+                "the last step of a run must not be"
+                if step == self.last
+                else f"at most {self.max_skipped} in a row may be"
+            )
+            first = step - self.skipped + 1
+            steps = f"step {step} was" if first == step else f"steps {first} to {step} were"
             raise ValueError(
-                f"{self.skipped} steps in a row, up to step {step}, had a loss or gradients that were not finite; "
-                f"config.train.max_skipped allows {self.max_skipped}. Lower config.optimizer.rate or "
-                "config.optimizer.clip_norm, or check the products printed above. Skipped steps change nothing: the "
-                "last checkpoint is as good as the ones before"
+                f"{steps} skipped because loss, gradients or new parameters were not finite; {limit} "
+                "(config.train.max_skipped). Lower config.optimizer.rate or "
+                "config.optimizer.clip_norm, or check the products printed above, and run again: it resumes from the "
+                "last checkpoint before these steps. If it fails again at once, the parameters in that checkpoint are "
+                "the cause: remove it, to resume from an earlier one"
             )
 
     def begin_evaluation(self, step: int) -> None:

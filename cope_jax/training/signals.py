@@ -13,10 +13,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """The run was asked to stop after a step, which is saved."""
+    """The run was asked to stop after a step.
 
-    def __init__(self, step: int, steps: int):
-        super().__init__(f"stopped at step {step} of {steps}, which is saved; run the same command again to continue")
+    Args:
+        step: Last step that was run.
+        steps: Number of steps of the run.
+        saved: Step of the last checkpoint.
+    """
+
+    def __init__(self, step: int, steps: int, saved: int):
+        which = "which is saved" if saved == step else f"which was skipped; the last checkpoint is of step {saved}"
+        super().__init__(f"stopped at step {step} of {steps}, {which}; run the same command again to continue")
 
 
 class StopSignal:

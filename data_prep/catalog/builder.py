@@ -11,7 +11,7 @@ import duckdb
 from data_prep.catalog.files import REJECTED_FILE, SUMMARY_FILE, Catalog, SplitSummary, write_summary
 from data_prep.catalog.rejected_lines import RejectedLines, write_rejected
 from data_prep.catalog.split_writer import DomainRows, write_split
-from data_prep.common.files import atomic_folder
+from data_prep.common.files import atomic_folder, plain_links
 from data_prep.common.process_pool import usable_cores
 
 MEMORY_LIMIT = "3GB"  # for DuckDB; parsing and writing take about 1 GB more
@@ -52,7 +52,7 @@ def build_catalog(
         report(f"{out} is already complete: nothing to do")
         return catalog
     with atomic_folder(out, keep_on_error=True) as folder:
-        with _database(folder, memory_limit) as con:
+        with plain_links() as link, _database(folder, link(folder), memory_limit) as con:
             shared, splits = load(con, folder)
             with _recorded(folder, shared):
                 for file in shared:
@@ -106,11 +106,11 @@ def _recorded(folder: Path, files: Sequence[RejectedLines]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _database(folder: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
+def _database(folder: Path, plain_name: str, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
     """Opens a database in memory that spills into `folder`, and turns its resource errors into ValueError."""
     config = {
         "memory_limit": memory_limit,
-        "temp_directory": str(folder / _SPILL),
+        "temp_directory": f"{plain_name}/{_SPILL}",
         "threads": min(usable_cores(), _MAX_THREADS),
         "preserve_insertion_order": False,
     }

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypedDict
 
@@ -20,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.common.domains import DOMAINS
-from data_prep.common.files import atomic_write, file_sha256
+from data_prep.common.files import atomic_write, file_sha256, read_json
+from data_prep.common.parquet import open_parquet
 
 VERSION = 1  # raise when the files change in form or meaning
 SUMMARY_FILE = "summary.json"
@@ -33,7 +35,7 @@ ITEM_SCHEMA = pa.schema(
         pa.field("item_id", pa.int64(), nullable=False),
         pa.field("text", pa.string(), nullable=False),  # "" if missing
         pa.field("product_ids", pa.list_(pa.int64()), nullable=False),  # ascending, at least one
-        pa.field("frame_names", pa.list_(pa.string()), nullable=False),  # ordered by (time, name), like the times
+        pa.field("frame_names", pa.list_(pa.string()), nullable=False),  # in time order; see `Frame`
         pa.field("frame_times", pa.list_(pa.int64()), nullable=False),
     ]
 )
@@ -83,7 +85,11 @@ class Summary(TypedDict):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Frame:
-    """An image of an item: `time` (frame number or ms; 0 for pages) orders it, `name` is its file name."""
+    """An image of an item: `time` (frame number or ms) orders it, `name` is its file name.
+
+    Images of a page at the same time, such as all pages of a release at 0, keep the order of their lines; frames of a
+    clip at the same time are ordered by name.
+    """
 
     time: int
     name: str
@@ -122,11 +128,10 @@ class Catalog:
                 f"no {SUMMARY_FILE} in {path.parent.absolute()}: it is not a catalog, or an unfinished one; "
                 "build it with ./run.sh catalog or ./run.sh table"
             )
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        remedy = "remove the folder and build it again"
+        summary = read_json(path, keys=("version", "fingerprint", "splits"), remedy=remedy)
         if summary["version"] != VERSION:
-            raise ValueError(
-                f"{path} has version {summary['version']}, not {VERSION}: remove the folder and build it again"
-            )
+            raise ValueError(f"{path} has version {summary['version']}, not {VERSION}: {remedy}")
         return summary
 
     @property
@@ -145,7 +150,8 @@ class Catalog:
 
     def count(self, split: str, name: str) -> int:
         """Returns the number of a domain's items, or of products if `name` is "product"."""
-        return self._open(split, name).metadata.num_rows
+        with self._open(split, name) as file:
+            return file.metadata.num_rows
 
     def items(self, split: str, domain: str, start: int = 0, stop: int | None = None) -> Iterator[Item]:
         """Yields the items of rows [start, stop), by default to the end, with one row group in memory at a time."""
@@ -162,10 +168,10 @@ class Catalog:
             for product_id, *rows in zip(*columns, strict=True):
                 yield Product(product_id, dict(zip(DOMAINS, rows, strict=True)))
 
-    def _open(self, split: str, name: str) -> pq.ParquetFile:
+    def _open(self, split: str, name: str) -> AbstractContextManager[pq.ParquetFile]:
         if split not in self.splits:
             raise ValueError(f"{self.folder} has no split {split!r}: it has {', '.join(self.splits)}")
-        return pq.ParquetFile(self.path(split, name))
+        return open_parquet(self.path(split, name))
 
     def _batches(self, split: str, name: str, start: int, stop: int | None) -> Iterator[pa.RecordBatch]:
         with self._open(split, name) as file:

@@ -32,6 +32,8 @@ class Reason(enum.StrEnum):
     QUOTES = "quotes that do not match"
     TYPE = "value of a wrong kind"
     EMPTY_ID = "empty product or item id"
+    LOST_DIGITS = "number that may have lost digits, store it as text"
+    REPEATED = "column given twice"
     DOMAIN = "unknown domain"
     SPLIT = "unknown split"
     CONFLICT = "another text for the same item"
@@ -53,6 +55,7 @@ class RejectedLines:
     file: str
     limit: float  # fraction of the lines that may be invalid
     read_lines: Callable[[np.ndarray], dict[int, str]]  # returns the beginnings of lines by number
+    allowed: int = 0  # number of invalid lines that are no error in any case
     bom: bool = False  # whether the file starts with a byte order mark
     lines: int = 0  # number of all lines; of these, `blank` are blank and `crlf` end with "\r\n"
     blank: int = 0
@@ -75,7 +78,7 @@ class RejectedLines:
 
     def check(self) -> None:
         """Raises ValueError if too many lines are invalid."""
-        if self.invalid <= self.limit * self.lines:
+        if self.invalid <= max(self.limit * self.lines, self.allowed):
             return
         reasons = [f"{reason}: {count}" for reason, count in self.counts.most_common() if reason not in HARMLESS]
         examples = [entry for entry in self.entries() if entry["reason"] not in HARMLESS][:EXAMPLES]

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 
 from data_prep.catalog.files import GROUP_ROWS, ITEM_SCHEMA, PRODUCT_SCHEMA, Catalog, write_batches
 from data_prep.catalog.rejected_lines import Reason, RejectedLines
+from data_prep.common.domains import PICTURE_DOMAINS
+from data_prep.common.files import plain_links
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +27,8 @@ class RowSource:
 
     Attributes:
         load: Creates a table `source` of the rows in a connection. Its columns are `product_id, item_id` for pairs,
-            `item_id, text` for texts, `item_id, time, name` for frames (pages may lack `time`), and `line`, a number.
-            If rows contradict each other, the one with the smallest `line` wins.
+            `item_id, text` for texts, `item_id, name` and, if known, `time` and `position` (the order within a line)
+            for frames, and `line`, a number. If rows contradict each other, the one with the smallest `line` wins.
         rejected: Collects the rows that are left out.
     """
 
@@ -46,7 +48,7 @@ _COUNTS = """
 SELECT count(*) AS items, count(*) FILTER (text <> '') AS texts, coalesce(sum(len(frame_names)), 0) AS frames,
     count(*) FILTER (len(frame_names) = 0) AS items_without_frames,
     count(*) FILTER (len(product_ids) > 1) AS items_of_several_products
-FROM read_parquet({path})
+FROM read_parquet('{path}')
 """
 
 
@@ -88,18 +90,22 @@ def _write_domain(
     cursor, query = _ordering(con, domain, sources.texts, count, ("text",), by="line")
     texts = _staged_rows(cursor, query, folder / "texts.staged")
     sources.texts.rejected.check()
-    frames = _streamed_rows(*_ordering(con, domain, sources.frames, count, ("time", "name"), by="time, name, line"))
+    frames = _streamed_rows(
+        *_ordering(con, domain, sources.frames, count, ("time", "name", "position"), by="time, name, line")
+    )
     sources.frames.rejected.check()
     path = Catalog(folder).path(split, domain)
-    write_batches(path, ITEM_SCHEMA, _item_batches(count, pairs, texts, frames, sources))
+    in_line_order = domain in PICTURE_DOMAINS  # the main picture comes first; frames at the same time go by name
+    write_batches(path, ITEM_SCHEMA, _item_batches(count, pairs, texts, frames, sources, in_line_order))
     for rows, source in ((texts, sources.texts), (frames, sources.frames)):
         for batch in rows.rest():
             source.rejected.add(Reason.NO_PAIR, batch.column("line").to_numpy())
     sources.texts.rejected.check()  # again, now that contradictions are known
     for staged in folder.glob("*.staged"):
         staged.unlink()
-    counts = con.sql(_COUNTS.format(path=sql_string(path)))
-    return dict(zip(counts.columns, map(int, counts.fetchall()[0]), strict=True))
+    with plain_links() as link:
+        counts = con.sql(_COUNTS.format(path=link(path)))
+        return dict(zip(counts.columns, map(int, counts.fetchall()[0]), strict=True))
 
 
 def _number_items(con: duckdb.DuckDBPyConnection, domain: str, pairs: RowSource) -> int:
@@ -171,18 +177,19 @@ def _streamed_rows(con: duckdb.DuckDBPyConnection, query: str) -> OrderedRows:
 
 def _staged_rows(con: duckdb.DuckDBPyConnection, query: str, path: Path) -> OrderedRows:
     """Returns the rows of a query from a file, which leaves all memory to the next sort."""
-    con.execute(f"COPY ({query}) TO {sql_string(path)} (FORMAT parquet)")
-    file = pq.ParquetFile(path)
+    write_query(con, query, path)
+    file = pq.ParquetFile(path.absolute())  # pyarrow expands "~"
     return OrderedRows(file.schema_arrow, file.iter_batches())
 
 
-def sql_string(value: object) -> str:
-    """Returns a value as an SQL string literal."""
-    return "'" + str(value).replace("'", "''") + "'"
+def write_query(con: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
+    """Writes the rows of a query to a Parquet file."""
+    with plain_links() as link:
+        con.execute(f"COPY ({query}) TO '{link(path.parent)}/{path.name}' (FORMAT parquet)")
 
 
 def _item_batches(
-    count: int, pairs: OrderedRows, texts: OrderedRows, frames: OrderedRows, sources: DomainRows
+    count: int, pairs: OrderedRows, texts: OrderedRows, frames: OrderedRows, sources: DomainRows, in_line_order: bool
 ) -> Iterator[pa.RecordBatch]:
     """Yields row groups of items, and notes duplicates, contradictions and items without frames."""
     for start in range(0, count, GROUP_ROWS):
@@ -190,6 +197,9 @@ def _item_batches(
         some_pairs = _drop_repeated(pairs.take_until(stop), ("row", "product_id"), sources.pairs.rejected)
         some_texts = _drop_repeated(texts.take_until(stop), ("row",), sources.texts.rejected, value="text")
         some_frames = _drop_repeated(frames.take_until(stop), ("row", "time", "name"), sources.frames.rejected)
+        if in_line_order:
+            keys = [some_frames.column(name).to_numpy() for name in ("position", "line", "time", "row")]
+            some_frames = some_frames.take(pa.array(np.lexsort(keys)))
         items = some_pairs.filter(pa.array(_is_first(some_pairs, ("row",))))
         columns = {
             "item_id": items.column("item_id"),

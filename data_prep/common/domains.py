@@ -3,6 +3,8 @@
 from itertools import combinations
 
 DOMAINS = ("page", "video", "live")
+# Domains whose frames are pictures, the main one first; frames of the others are moments of a clip.
+PICTURE_DOMAINS = frozenset({"page"})
 # The pairs that contrastive losses compare: (page, video), (page, live), (video, live).
 PAIRS = tuple(combinations(DOMAINS, 2))
 

@@ -1,15 +1,17 @@
-"""Atomic writes, locks and hashes of files."""
+"""Atomic writes, locks, links and hashes of files."""
 
 import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -42,7 +44,9 @@ def atomic_write(path: Path, mode: str = "wb", *, durable: bool = False) -> Iter
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = os.fspath(path)  # a write to a full disk does not name the file
         temporary.unlink(missing_ok=True)
         raise
     if durable:
@@ -54,26 +58,33 @@ def atomic_write(path: Path, mode: str = "wb", *, durable: bool = False) -> Iter
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, keep_on_error: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, *, keep_on_error: bool = False, replace: bool = False) -> Iterator[Path]:
     """Gives an empty folder next to `path` that is renamed to `path` once it is complete.
 
     The unfinished folder is `<path>.writing`. A killed process may leave it; the next call starts over in it.
 
     Args:
-        path: Folder to write. It must not exist or be empty.
+        path: Folder to write.
         keep_on_error: Keep the unfinished folder if an exception is raised.
+        replace: Replace a folder of this name. Otherwise it must not exist or be empty.
 
     Raises:
-        ValueError: Another process is writing the folder.
+        ValueError: The folder exists and is not empty, or another process is writing it.
     """
     unfinished = path.with_name(f"{path.name}.writing")
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(path.with_name(f".{path.name}.lock"), f"is writing {path}", remove=True):
+        if not replace and path.is_dir() and any(path.iterdir()):
+            raise ValueError(
+                f"{path} exists and is not empty; if another process has just written it, run the same command again"
+            )
         if unfinished.exists():
             shutil.rmtree(unfinished)
         unfinished.mkdir()
         try:
             yield unfinished
+            if replace:
+                shutil.rmtree(path, ignore_errors=True)
             unfinished.replace(path)
         except BaseException:
             if not keep_on_error:
@@ -91,7 +102,7 @@ def is_finished(folder: Path, record: str, options: Mapping[str, object], *, kin
         return False
     if not (folder / record).is_file():
         raise ValueError(f"{folder} exists and is not {kind}, because it has no {record}; {OUT_REMEDY}")
-    found = json.loads((folder / record).read_text(encoding="utf-8"))
+    found = read_json(folder / record, remedy=OUT_REMEDY)
     found = {key: found[key] for key in options if key in found}
     if differences := describe_differences(found, options, labels=("there", "given")):
         raise ValueError(f"{folder} contains {kind} with other options ({', '.join(differences)}); {OUT_REMEDY}")
@@ -140,6 +151,41 @@ def _read_holder(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
     except OSError:  # removed in the meantime
         return "another process"
+
+
+@contextlib.contextmanager
+def plain_links() -> Iterator[Callable[[Path], str]]:
+    """Gives a function that returns a plain name for a file or folder, for DuckDB.
+
+    DuckDB reads wildcards, `key=value`, `?` and backslashes in a path. The names are links in a temporary folder.
+    """
+    parent = tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(dir=parent if re.fullmatch(r"[\w/.-]+", parent) else "/tmp") as folder:
+
+        def link(path: Path) -> str:
+            name = Path(folder) / str(len(os.listdir(folder)))
+            name.symlink_to(path.absolute())
+            return str(name)
+
+        yield link
+
+
+def read_json(path: Path, *, keys: Collection[str] = (), remedy: str) -> Any:
+    """Reads a JSON object.
+
+    Raises:
+        ValueError: The file is not JSON, for example because it was cut off, or lacks some of `keys`. The message ends
+            with the remedy.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # of JSON or UTF-8
+        raise ValueError(f"{path} is not valid JSON ({error}): {remedy}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object: {remedy}")
+    if missing := [key for key in keys if key not in content]:
+        raise ValueError(f"{path} has no {', '.join(missing)}: {remedy}")
+    return content
 
 
 def file_sha256(path: Path) -> str:

@@ -64,7 +64,8 @@ def _map_here(function, arguments):
 def _map_in(pool: ProcessPoolExecutor, function, arguments):
     futures = {}
     try:
-        futures.update((pool.submit(function, argument), index) for index, argument in enumerate(arguments))
+        with _ignored_interrupts():  # inherited by the workers, which start here: the parent handles Ctrl-C
+            futures.update((pool.submit(function, argument), index) for index, argument in enumerate(arguments))
         for future in as_completed(futures):
             yield futures.pop(future), future.result()  # popped so that results are not kept
     except BrokenProcessPool as error:
@@ -74,6 +75,19 @@ def _map_in(pool: ProcessPoolExecutor, function, arguments):
     finally:
         for future in futures:
             future.cancel()
+
+
+@contextlib.contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    """Ignores Ctrl-C in this process; does nothing in other threads than the main one, which may not change it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _follow_parent() -> None:

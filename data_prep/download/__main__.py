@@ -16,7 +16,6 @@ import signal
 import sys
 from pathlib import Path
 
-import uvloop
 from absl import flags
 
 from data_prep.catalog.files import Catalog
@@ -25,9 +24,8 @@ from data_prep.common.domains import DOMAINS
 from data_prep.common.progress import Progress
 from data_prep.download.coverage import format_summary, retry_hint
 from data_prep.download.failures import Failure, PreflightError, UnavailableError
-from data_prep.download.fetch import Limits
 from data_prep.download.plan import SHARD_FRAMES, URL_PREFIX, Options
-from data_prep.download.run import download
+from data_prep.download.rate_limit import Limits
 
 FLAGS = flags.FLAGS
 
@@ -43,6 +41,7 @@ def define_flags() -> None:
     flags.DEFINE_list("retry", [], f"Failures of earlier runs to try again: {', '.join(Failure)}.")
     flags.DEFINE_list("placeholder", [], "SHA-256 of images that count as missing.")
     flags.DEFINE_string("contact", "", "Your address for the server's owner, part of the User-Agent.")
+    flags.DEFINE_multi_string("header", [], "Header of every request, as 'Name: value'; may be repeated.")
     flags.DEFINE_integer("image_size", None, "Longest shorter side of images; default: any.", lower_bound=1)
     flags.DEFINE_integer("shard_frames", SHARD_FRAMES, "Frames per shard.", lower_bound=1, upper_bound=99_999)
     flags.DEFINE_bool("preflight", True, "Look for one image that arrives before requesting all.")
@@ -60,12 +59,15 @@ def read_flags() -> Options:
     return Options(
         **{name: getattr(FLAGS, name) for name in names},
         placeholders=FLAGS.placeholder,
+        headers=FLAGS.header,
         limits=Limits(**{name: getattr(FLAGS, name) for name in limits}),
     )
 
 
 async def download_until_stopped(catalog: Catalog, out: Path, options: Options) -> int:
     """Downloads and prints the summary; returns the exit code."""
+    from data_prep.download.run import download  # here, because --help works without the extra "download"
+
     loop = asyncio.get_running_loop()
     report = functools.partial(Progress.write, file=sys.stderr)
     task = asyncio.ensure_future(download(catalog, out, options, report))
@@ -91,6 +93,8 @@ async def download_until_stopped(catalog: Catalog, out: Path, options: Options) 
 
 def main() -> int:
     """Runs the command and returns its exit code."""
+    import uvloop
+
     try:
         return uvloop.run(download_until_stopped(Catalog(Path(FLAGS.catalog)), Path(FLAGS.out), read_flags()))
     except UnavailableError as error:

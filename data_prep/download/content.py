@@ -5,17 +5,20 @@ import hashlib
 import io
 from collections.abc import Set
 
-import simplejpeg
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image
 
 from data_prep.download.failures import Failure, FetchError
-from data_prep.images.decoding import JPEG_START, ImageProblem, find_problem, open_image, to_rgb
+from data_prep.images.decoding import ImageProblem, find_problem, open_image, to_rgb, turn_upright
+from data_prep.images.jpeg import exif_orientation
 
 JPEG_QUALITY = 90  # of shrunk images
-_EXTENSIONS = {"PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # of the others: their name
 _FAILURES = {
     ImageProblem.TOO_LARGE: Failure.TOO_LARGE,
+    ImageProblem.TOO_SLOW: Failure.TOO_SLOW,
     ImageProblem.NOT_AN_IMAGE: Failure.NOT_AN_IMAGE,
+    ImageProblem.UNSUPPORTED: Failure.UNSUPPORTED,
     ImageProblem.CORRUPT: Failure.CORRUPT,
 }
 
@@ -64,11 +67,9 @@ def _hash(data: bytes, placeholders: Set[str]) -> str:
 
 
 def _read_header(body: bytes) -> tuple[str, int, int]:
-    if body.startswith(JPEG_START):  # Pillow would call some of them MPO
-        height, width, *_ = simplejpeg.decode_jpeg_header(body)
-        return "jpg", int(width), int(height)
     with open_image(body) as image:
-        return _EXTENSIONS[str(image.format)], image.width, image.height
+        kind = str(image.format)
+        return _EXTENSIONS.get(kind, kind.lower()), image.width, image.height
 
 
 def _shrink(body: bytes, image_size: int) -> tuple[bytes, tuple[int, int]]:
@@ -76,7 +77,8 @@ def _shrink(body: bytes, image_size: int) -> tuple[bytes, tuple[int, int]]:
         scale = image_size / min(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         image.draft("RGB", size)  # a JPEG decodes at the next larger eighth of its size, in a fraction of the time
-        small = ImageOps.exif_transpose(to_rgb(image).resize(size, Image.Resampling.LANCZOS))
+        small = to_rgb(image).resize(size, Image.Resampling.LANCZOS)
+        small = Image.fromarray(turn_upright(np.asarray(small), exif_orientation(image.info.get("exif", b""))))
     encoded = io.BytesIO()
     small.save(encoded, "JPEG", quality=JPEG_QUALITY)
     return encoded.getvalue(), small.size

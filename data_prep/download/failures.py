@@ -16,14 +16,17 @@ class Failure(enum.StrEnum):
 
     GONE = "gone"  # 404, 410
     TIMEOUT = "timeout"
-    CONNECTION = "connection"  # not resolved, refused, reset, TLS, not HTTP
+    CONNECTION = "connection"  # not resolved, refused, reset, TLS
+    PROTOCOL = "protocol"  # not HTTP, or against its rules; a second try would bring the same
     RATE = "429"
     SERVER = "5xx"
     CLIENT = "4xx"  # 401, 403 and any other unexpected status
     TRUNCATED = "truncated"  # the body ended early
-    REDIRECT = "redirect"  # a loop, too many, or not to http
+    REDIRECT = "redirect"  # a loop, too many, malformed, or not to http
     TOO_LARGE = "too_large"
+    TOO_SLOW = "too_slow"  # an image that takes too long to decode
     NOT_AN_IMAGE = "not_an_image"  # such as HTML
+    UNSUPPORTED = "unsupported"  # an image in a format that is not decoded
     CORRUPT = "corrupt"  # an image that does not decode
     PLACEHOLDER = "placeholder"  # the image that the server sends for all that it does not have
 

@@ -3,39 +3,31 @@
 import asyncio
 import collections
 import dataclasses
-import email.utils
+import string
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+from urllib.parse import quote, unquote
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from aiohttp.http_exceptions import ContentEncodingError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 from yarl import URL
 
 from data_prep.download.content import Picture
 from data_prep.download.failures import SERVER_FAILURES, TRANSIENT, Failure, FetchError, UnavailableError
-from data_prep.download.rate_limit import CircuitBreaker, RateLimiter, now
+from data_prep.download.rate_limit import CircuitBreaker, Limits, RateLimiter, now
+from data_prep.images.decoding import FORMATS
 
 MAX_REDIRECTS = 5
 MAX_BACKOFF = 60.0
 MIN_RETRY_AFTER = 1.0  # seconds to wait for a busy server that does not say how long
 MAX_RETRY_AFTER = 3600.0  # the download gives up instead of waiting longer
+MAX_HEADER = 1 << 16  # bytes of one header; cookies and policies can be long
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GONE = frozenset({404, 410})
 _BUSY = frozenset({429, 503})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Limits of requests; times are in seconds."""
-
-    rate: float = 200.0  # requests per second to a host, at most; reduced while the host complains
-    concurrency: int = 64  # simultaneous requests to a host
-    deadline: float = 30.0  # of one try: connecting, headers, redirects and the whole body
-    max_bytes: int = 16 << 20  # of a body
-    tries: int = 4  # of a URL in one run
-    backoff: float = 1.0  # before the second try, doubled before each further one, plus at most as much jitter
-    pause: float = 30.0  # when most requests fail, doubled each further time
-    pauses: int = 5  # in a row before giving up
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,18 +49,34 @@ def open_session(limits: Limits, contact: str) -> aiohttp.ClientSession:
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # `Fetcher` has a deadline for all of it
         headers={
             "User-Agent": f"cope-jax-download/0.1 ({contact or 'no contact given'})",
-            "Accept": "image/*",
+            "Accept": "".join(f"image/{name.lower()}, " for name in FORMATS) + "*/*;q=0.1",
             "Accept-Encoding": "identity",  # the bytes must arrive as they are stored
         },
+        max_line_size=MAX_HEADER,
+        max_field_size=MAX_HEADER,
     )
 
 
 class Fetcher:
     """Fetches URLs, with a rate limit for each host to which they lead."""
 
-    def __init__(self, session: aiohttp.ClientSession, limits: Limits, check: Callable[[bytes], Picture]) -> None:
-        """Takes `check`, which turns a body into an image or raises FetchError, and is called in threads."""
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        limits: Limits,
+        check: Callable[[bytes], Picture],
+        headers: Mapping[str, str],
+    ) -> None:
+        """Configures the fetcher.
+
+        Args:
+            session: Session from `open_session`.
+            limits: Limits of requests.
+            check: Turns a body into an image or raises FetchError; it is called in threads.
+            headers: Additional headers. Other hosts, to which a URL is redirected, do not get them: they may be secret.
+        """
         self._session = session
+        self._headers = headers
         self._limits = limits
         self._check = check
         self._limiters: dict[str, RateLimiter] = collections.defaultdict(lambda: RateLimiter(limits.rate))
@@ -76,6 +84,7 @@ class Fetcher:
         self._breaker = CircuitBreaker(window=window, pause=limits.pause, pauses=limits.pauses)
         self._backoff = wait_exponential_jitter(multiplier=limits.backoff, max=MAX_BACKOFF, jitter=limits.backoff)
         self._paused_until = 0.0
+        self._proxies = getproxies()
 
     def rate(self, url: str) -> float:
         """Returns the requests per second that the host of `url` allows now."""
@@ -85,6 +94,13 @@ class Fetcher:
     def pause(self) -> float:
         """Seconds left of the pause after many failures, usually 0."""
         return max(0.0, self._paused_until - now())
+
+    def proxy(self, url: URL) -> str | None:
+        """Returns the proxy for a URL from `http_proxy` and similar variables of the environment."""
+        proxy = self._proxies.get(url.scheme) or self._proxies.get("all")
+        if not proxy or proxy_bypass(str(url.host)):
+            return None
+        return proxy if "://" in proxy else f"http://{proxy}"
 
     async def fetch(self, url: str) -> Answer:
         """Fetches a URL.
@@ -114,12 +130,14 @@ class Fetcher:
         return max(self._backoff(state), error.retry_after if isinstance(error, FetchError) else 0.0)
 
     async def _try(self, url: str) -> Picture:
-        here, left = URL(url, encoded=True), self._limits.deadline
+        start, left = URL(url, encoded=True), self._limits.deadline
+        here = start
         for _ in range(MAX_REDIRECTS + 1):
             limiter = self._limiters[here.authority]
             sent = await limiter.acquire()  # not part of the deadline: a low rate is not the server's fault
             try:
-                body = await self._request(here, limiter, sent, left)
+                headers = self._headers if here.origin() == start.origin() else {}
+                body = await self._request(here, headers, limiter, sent, left)
                 if isinstance(body, bytes):
                     picture = await asyncio.get_running_loop().run_in_executor(None, self._check, body)
                     self._record(False, sent)
@@ -136,21 +154,28 @@ class Fetcher:
             for limiter in self._limiters.values():
                 limiter.pause(seconds)
 
-    async def _request(self, url: URL, limiter: RateLimiter, sent: float, deadline: float) -> bytes | URL:
+    async def _request(
+        self, url: URL, headers: Mapping[str, str], limiter: RateLimiter, sent: float, deadline: float
+    ) -> bytes | URL:
         """Returns the body, or the target of a redirect."""
+        get = self._session.get(url, headers=headers, proxy=self.proxy(url), allow_redirects=False)
         try:
-            async with asyncio.timeout(deadline), self._session.get(url, allow_redirects=False) as response:
+            async with asyncio.timeout(deadline), get as response:
                 if response.status in _REDIRECTS:
-                    return _redirect_target(response)
+                    return redirect_target(response)
                 if response.status != 200:
                     raise _status_error(response, limiter, sent)
                 return await self._read_body(response)
         except TimeoutError as error:
             raise FetchError(Failure.TIMEOUT, f"no complete response within {self._limits.deadline:g} s") from error
         except aiohttp.ClientPayloadError as error:
-            raise FetchError(Failure.TRUNCATED, f"the body ended early: {error}", http_status=200) from error
-        except (aiohttp.ClientError, OSError) as error:
+            failure = Failure.PROTOCOL if isinstance(error.__cause__, ContentEncodingError) else Failure.TRUNCATED
+            raise FetchError(failure, " ".join(str(error).split()), http_status=200) from error
+        except (OSError, aiohttp.ClientConnectionError, aiohttp.ClientHttpProxyError) as error:
             raise FetchError(Failure.CONNECTION, f"{type(error).__name__}: {error}") from error
+        except (aiohttp.ClientError, ValueError) as error:  # such as a header without a colon
+            message = error.message if isinstance(error, aiohttp.ClientResponseError) else f"{error}"
+            raise FetchError(Failure.PROTOCOL, f"invalid HTTP: {' '.join(message.split())}") from error
 
     async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
         parts, size = [], response.content_length or 0
@@ -167,13 +192,19 @@ class Fetcher:
         return b"".join(parts)
 
 
-def _redirect_target(response: aiohttp.ClientResponse) -> URL:
+def redirect_target(response: aiohttp.ClientResponse) -> URL:
+    """Returns where a response redirects to. Raises FetchError if its Location is invalid."""
     location = response.headers.get("Location", "")
+    # What is quoted stays as it is, because signatures depend on it; some servers send blanks and UTF-8.
+    quoted = quote(location.strip().encode("utf-8", "surrogateescape"), safe=string.punctuation)
     try:
-        target = response.url.join(URL(location))
-    except ValueError as error:
+        target = response.url.join(URL(quoted, encoded=True))
+        if not location.isascii() and target.raw_host:
+            target = target.with_host(unquote(target.raw_host))
+        host = (target.host or "").encode("idna")  # as for looking it up
+    except ValueError as error:  # UnicodeError is one
         raise FetchError(Failure.REDIRECT, f"to {location!r}: {error}", http_status=response.status) from error
-    if not location or target.scheme not in ("http", "https") or not target.host:
+    if not location or target.scheme not in ("http", "https") or not host:
         raise FetchError(Failure.REDIRECT, f"to {location!r}, which is not http", http_status=response.status)
     return target
 
@@ -199,12 +230,11 @@ def _status_error(response: aiohttp.ClientResponse, limiter: RateLimiter, sent: 
 
 
 def parse_retry_after(value: str | None, now: float) -> float:
-    """Returns the seconds that a Retry-After header asks for, "120" or a date; 0 if it is missing or invalid."""
+    """Returns the seconds that a Retry-After header asks for, "120" or a date; 0 if it is missing or nonsense."""
     if value is None:
         return 0.0
-    if value.strip().isdecimal():
-        return float(value)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
-    except ValueError:
+        seconds = float(value) if value.strip().isdecimal() else parsedate_to_datetime(value).timestamp() - now
+    except (ValueError, OverflowError):
         return 0.0
+    return seconds if 0 < seconds < 365 * 86400 else 0.0

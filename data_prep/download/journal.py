@@ -32,7 +32,7 @@ class Journal:
         self._file.truncate(self._end)
         self._file.seek(self._end)
         if not self._end:
-            self._end = self._file.write(json.dumps(list(requested)).encode() + b"\n")
+            self._write(json.dumps(list(requested)).encode() + b"\n")
 
     def _read(self) -> int:
         """Reads the complete answers and returns where they end."""
@@ -61,11 +61,17 @@ class Journal:
         """Adds an answer; `body` is empty if no image arrived."""
         line = json.dumps([position, vars(row)]).encode() + b"\n"
         start = self._end + len(line)
-        entry = memoryview(line + body)
-        while entry:  # the file is unbuffered, so that a killed process loses nothing, and writes may be partial
-            entry = entry[self._file.write(entry) :]
-        self._end = start + len(body)
+        self._write(line + body)
         self.rows[position], self._starts[position] = row, start
+
+    def _write(self, data: bytes) -> None:
+        left = memoryview(data)
+        try:
+            while left:  # the file is unbuffered, so that a killed process loses nothing, and writes may be partial
+                left = left[self._file.write(left) :]
+        except OSError as error:  # of a full disk, for example, which does not name the file
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        self._end += len(data)
 
     def body(self, position: int) -> bytes:
         """Returns the bytes of an image that arrived."""

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from data_prep.catalog.files import Item
 from data_prep.common.files import atomic_write
+from data_prep.common.parquet import open_parquet
 from data_prep.images.decoding import RULES, RULES_KEY
 
 SUCCESS, FAILED = "success", "failed_to_download"  # as in img2dataset
@@ -92,20 +93,20 @@ def write_ledger(path: Path, rows: Sequence[Row], footer: Footer) -> None:
 
 def read_footer(path: Path) -> Footer:
     """Reads the footer of a ledger. Raises ValueError if the ledger is invalid, like the next two functions."""
-    with _explain_errors(path):
-        return Footer(**json.loads(pq.read_schema(path).metadata[_FOOTER]))
+    with _explain_errors(path), open_parquet(path) as file:
+        return Footer(**json.loads(file.schema_arrow.metadata[_FOOTER]))
 
 
 def read_rows(path: Path) -> list[Row]:
     """Reads the rows of a ledger in order."""
-    with _explain_errors(path):
-        return [Row(**row) for row in pq.ParquetFile(path).read().to_pylist()]
+    with _explain_errors(path), open_parquet(path) as file:
+        return [Row(**row) for row in file.read().to_pylist()]
 
 
 def min_tar_bytes(path: Path) -> int:
     """Returns the smallest size of a tar that has all images of its ledger."""
-    with _explain_errors(path):
-        table = pq.ParquetFile(path).read(["start", "bytes"])
+    with _explain_errors(path), open_parquet(path) as file:
+        table = file.read(["start", "bytes"])
         return pc.max(pc.add(table["start"], table["bytes"])).as_py() or 0
 
 
@@ -117,8 +118,8 @@ def _explain_errors(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno:  # of the system; the file may be valid
             raise
         raise ValueError(
-            f"{path} is not the ledger of a shard ({error}): remove it and run the same command again to fetch "
-            "the shard's images anew"
+            f"{path} is not the ledger of a shard ({error.__cause__ or error}): remove it and run the same command "
+            "again to fetch the shard's images anew"
         ) from error
 
 

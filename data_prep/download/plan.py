@@ -5,15 +5,14 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-import pyarrow.parquet as pq
-from yarl import URL
+from urllib.parse import urlsplit
 
 from data_prep.catalog.files import Catalog, Item
 from data_prep.common.domains import DOMAINS
+from data_prep.common.parquet import open_parquet
 from data_prep.download import ledger
 from data_prep.download.failures import Failure
-from data_prep.download.fetch import Limits
+from data_prep.download.rate_limit import Limits
 from data_prep.download.shard import ShardTask, image_names, shard_path
 
 URL_PREFIX = "https://js-ad.a.yximgs.com/bs2/ad-material-video/"
@@ -33,17 +32,22 @@ class Options:
     placeholders: Sequence[str] = ()  # hex SHA-256 of images that count as missing; they are fetched again
     preflight: bool = True  # look for one image that arrives before requesting all
     contact: str = ""  # address for the server's owner, in the User-Agent
+    headers: Sequence[str] = ()  # of every request to the host of `url_prefix`, as "Name: value"
     limits: Limits = dataclasses.field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         try:
-            url = URL(self.url_prefix)
+            url = urlsplit(self.url_prefix)
+            host, _ = (url.hostname or "").encode("idna"), url.port  # both may be invalid
         except ValueError as error:
             raise ValueError(f"url_prefix is {self.url_prefix!r}, which is not a URL: {error}") from error
-        if url.scheme not in ("http", "https") or not url.host:
+        if url.scheme not in ("http", "https") or not host:
             raise ValueError(f"url_prefix is {self.url_prefix!r}; it must start with http://… or https://…")
         check_choices("retry", self.retry, list(Failure))
         check_choices("domains", self.domains, DOMAINS)
+        for header in self.headers:
+            if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+:[^\r\n\0]*", header, re.ASCII):
+                raise ValueError(f"header is {header!r}; it must be 'Name: value'")
         for sha256 in self.placeholders:
             if not re.fullmatch("[0-9a-f]{64}", sha256):
                 raise ValueError(f"placeholder is {sha256!r}; it must be a SHA-256 of 64 lowercase hex digits")
@@ -57,7 +61,7 @@ def check_choices(name: str, values: Sequence[str], choices: Sequence[str]) -> N
 
 def count_frames(catalog: Catalog, split: str, domain: str) -> int:
     """Returns the number of frames of a domain."""
-    with pq.ParquetFile(catalog.path(split, domain)) as file:  # times are faster to read than names
+    with open_parquet(catalog.path(split, domain)) as file:  # times are faster to read than names
         return sum(len(batch.column(0).flatten()) for batch in file.iter_batches(columns=["frame_times"]))
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import dataclasses
 
 from data_prep.download.failures import UnavailableError
 
@@ -10,6 +11,20 @@ DOUBLING_SECONDS = 60.0
 MIN_RATE = 0.5
 CATCH_UP_SECONDS = 0.05  # sleeps take longer than requested; at most this much is made up for
 TRIAL = 10  # requests that decide whether the server has recovered after a pause
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits of requests; times are in seconds."""
+
+    rate: float = 200.0  # requests per second to a host, at most; reduced while the host complains
+    concurrency: int = 64  # simultaneous requests to a host
+    deadline: float = 30.0  # of one try: connecting, headers, redirects and the whole body
+    max_bytes: int = 16 << 20  # of a body
+    tries: int = 4  # of a URL in one run
+    backoff: float = 1.0  # before the second try, doubled before each further one, plus at most as much jitter
+    pause: float = 30.0  # when most requests fail, doubled each further time
+    pauses: int = 5  # in a row before giving up
 
 
 def now() -> float:

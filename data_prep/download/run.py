@@ -17,7 +17,7 @@ from yarl import URL
 
 from data_prep.catalog.files import Catalog
 from data_prep.common.differences import describe_differences
-from data_prep.common.files import TEMPORARY, atomic_write, lock_file
+from data_prep.common.files import TEMPORARY, atomic_write, lock_file, read_json
 from data_prep.common.progress import Progress
 from data_prep.download.content import check_image
 from data_prep.download.coverage import SUMMARY_FILE, write_summary
@@ -82,7 +82,7 @@ def _check_settings(out: Path, catalog: Catalog, options: Options) -> None:
             raise ValueError(f"{out} has {min(names)} but no {SETTINGS_FILE}: choose another folder for --out")
         with atomic_write(path, "w", durable=True) as file:
             file.write(json.dumps(wanted, indent=2) + "\n")
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path, remedy="choose another folder for --out")
     if changed := describe_differences(found, wanted):
         raise ValueError(f"{out} has other settings ({'; '.join(changed)}): use the same or another --out")
 
@@ -106,7 +106,8 @@ class _Run:
         self._report = report
         self._placeholders = set(options.placeholders)
         check = functools.partial(check_image, image_size=options.image_size, placeholders=self._placeholders)
-        self._fetcher = Fetcher(session, options.limits, check)
+        headers = {name: value.strip() for name, _, value in (text.partition(":") for text in options.headers)}
+        self._fetcher = Fetcher(session, options.limits, check, headers)
         self._queue: asyncio.Queue[tuple[Shard, int] | None] = asyncio.Queue(maxsize=2 * options.limits.concurrency)
         self._slots = asyncio.Semaphore(OPEN_SHARDS)
         self._open: set[Shard] = set()
@@ -217,9 +218,11 @@ async def _find_image(fetcher: Fetcher, urls: Sequence[str]) -> None:
     Raises:
         PreflightError: The host's name does not resolve, or none is an image.
     """
-    host, port = URL(urls[0]).host, URL(urls[0]).port
+    url = URL(urls[0], encoded=True)
+    host, port = url.host, url.port
     try:
-        await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        if not fetcher.proxy(url):  # which looks up the name itself
+            await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise PreflightError(f"the host {host} of --url_prefix does not resolve: {error}") from error
     failures, server_failures = [], 0

@@ -8,13 +8,16 @@ import tarfile
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_prep.catalog.files import Item
 from data_prep.common.files import atomic_write
 from data_prep.download import ledger
-from data_prep.download.fetch import Answer
 from data_prep.download.journal import Journal
 from data_prep.download.ledger import Row
+
+if TYPE_CHECKING:
+    from data_prep.download.fetch import Answer
 
 _JSON_FIELDS = ("key", "url", "status", "name", "sha256", "width", "height", "original_width", "original_height")
 
@@ -69,7 +72,7 @@ class Shard:
         rows = {**self._task.rows, **self._journal.rows}
         return sorted(position for position, row in rows.items() if row.ok)
 
-    def add(self, position: int, answer: Answer) -> None:
+    def add(self, position: int, answer: "Answer") -> None:
         """Records the answer for a position."""
         earlier = self._task.rows.get(position)
         row = Row(

@@ -1,15 +1,17 @@
 """Rules for images: which encoded images are valid, and how they decode to upright RGB.
 
-JPEGs are decoded by simplejpeg, PNG, WebP, GIF and BMP by Pillow. Photos are turned as their EXIF orientation says,
+JPEGs are decoded by simplejpeg, the other `FORMATS` by Pillow. Photos are turned as their EXIF orientation says,
 transparent pixels lie on white, and of an animation the first frame is taken. The build checks images by these rules
-and stores their bytes unchanged; training decodes them.
+and stores their bytes unchanged; training decodes them by the same rules.
 """
 
 import contextlib
 import enum
 import io
+import re
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,18 +19,32 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-# Increase the version if other images become valid: ledgers of downloads store it, under this key of their schema's
-# metadata, to say which rules their images passed.
-RULES_KEY, RULES = b"image_rules", "1"
+from data_prep.images.jpeg import JPEG_START, JpegHeader, exif_orientation, read_jpeg_header, tidy_jpeg, tiff_entries
+
+# Ledgers of our downloads have this key in their schema's metadata. Increase the version if other images become valid.
+RULES_KEY, RULES = b"image_rules", "2"
 MAX_BYTES = 64 << 20  # no photo is as large, and files are read into memory whole
 MAX_PIXELS = 64_000_000  # 192 MB once decoded; a small file can claim far more
-# simplejpeg.is_jpeg also requires the end marker at the end, which truncated and padded files lack.
-JPEG_START = b"\xff\xd8\xff"
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # some of Pillow's other readers start programs
+MAX_SIDE = 65_535  # as in JPEGs; Pillow needs long and a gigabyte for an image of millions of rows
+# Limits of the decoding time: one scan of a JPEG with 64 million pixels takes up to 0.2 s, real ones have 10 scans.
+MAX_SCANS, MAX_SCANNED_PIXELS = 100, 20 * MAX_PIXELS
+MAX_PARTS = 100_000  # chunks, blocks, runs or strips: Pillow's Python code reads each, 100,000 in 0.2 s
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")  # some of Pillow's other readers start programs
 
+# HEIC, JPEG XL, JPEG 2000, JPEG XR, Photoshop and BigTIFF. AVIF and HEIC differ only in their lists of brands.
+_UNSUPPORTED = re.compile(
+    rb"....ftyp(?!.{0,60}avi[fs])(?:.{4})*?(?:hei[cxms]|hev[cmxs]|mif1|msf1|jxl )|\xff\x0a|\0\0\0\x0c(?:JXL |jP  )"
+    rb"|\xff\x4f\xff\x51|II\xbc|8BPS|II\x2b\0|MM\0\x2b",
+    re.DOTALL,
+)
+_PNG_START, _PNG_CHUNKS = b"\x89PNG\r\n\x1a\n", {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
+_TIFF_STARTS, _TIFF_BYTES = (b"II*\0", b"MM\0*"), {1, 2, 6, 7}  # types of values of one byte
+# Webcams leave them after the whole picture; damage of a picture with one scan mostly leaves hundreds.
+_PADDING = re.compile("Corrupt JPEG data: [1-8] extraneous bytes before marker 0xd9")
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # a warning may be turned into an error
-_CORRUPT = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # raised by Pillow for corrupt data
-_ORIENTATION_TAG, _SHORT = 0x0112, 3  # EXIF
+# Raised by Pillow for corrupt data; some of its readers expect a valid file.
+_CORRUPT = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, AssertionError, LookupError, TypeError)
+_CORRUPT += (ArithmeticError, struct.error, zlib.error)
 
 
 class ImageProblem(enum.StrEnum):
@@ -36,7 +52,9 @@ class ImageProblem(enum.StrEnum):
 
     MISSING = "missing file"
     TOO_LARGE = "too large"
+    TOO_SLOW = "takes too long to decode"
     NOT_AN_IMAGE = "not an image"
+    UNSUPPORTED = "unsupported format"
     CORRUPT = "does not decode"
     CHANGED = "other bytes than downloaded"
 
@@ -66,59 +84,21 @@ def read_image(path: Path) -> tuple[bytes, ImageProblem | None]:
 
 
 def find_problem(data: bytes) -> ImageProblem | None:
-    """Returns None if `data` decodes to an RGB image, and the reason otherwise."""
+    """Returns None if `decode_rgb` decodes `data`, and the reason otherwise."""
     if len(data) > MAX_BYTES:
         return ImageProblem.TOO_LARGE
-    if data.startswith(JPEG_START):
-        return _find_jpeg_problem(data)
     try:
-        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-            return _find_other_problem(data)
+        if data.startswith(JPEG_START):
+            # Decoding to gray at an eighth of the size still reads the whole compressed stream, where damage shows:
+            # the result is that of decoding in full, in a half to a third of the time.
+            _decode_jpeg(data, _check_jpeg(data), "GRAY", min_height=1, min_width=1, min_factor=8)
+        else:
+            # Pillow warns of metadata and of sizes.
+            with warnings.catch_warnings(action="ignore"), open_image(data) as image:
+                to_rgb(image)
     except InvalidImageError as error:
         return error.problem
-
-
-def _find_jpeg_problem(data: bytes) -> ImageProblem | None:
-    try:
-        height, width, colorspace = _read_jpeg_header(data, strict=True)
-        if height * width > MAX_PIXELS:
-            return ImageProblem.TOO_LARGE
-        # Decoding to gray at an eighth of the size still reads the whole compressed stream, where damage shows: the
-        # result is that of decoding in full, in a half to a third of the time. Truncated files are errors as well.
-        target = "CMYK" if colorspace in ("CMYK", "YCCK") else "GRAY"
-        simplejpeg.decode_jpeg(data, target, min_height=1, min_width=1, min_factor=8)
-    except ValueError:
-        return ImageProblem.CORRUPT
     return None
-
-
-def _find_other_problem(data: bytes) -> ImageProblem | None:
-    with open_image(data) as image:
-        if image.width * image.height > MAX_PIXELS:
-            return ImageProblem.TOO_LARGE
-        image.load()
-        if not image.mode.startswith("I"):  # `to_rgb` converts these without Pillow
-            image.convert("RGBA" if image.has_transparency_data else "RGB")
-    return None
-
-
-@contextlib.contextmanager
-def open_image(data: bytes) -> Iterator[Image.Image]:
-    """Opens an encoded image with Pillow, for a block that decodes it.
-
-    Raises:
-        InvalidImageError: The data is in none of `FORMATS`, or the block failed to decode it.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            yield image
-    except _TOO_LARGE as error:
-        raise InvalidImageError(ImageProblem.TOO_LARGE, f"image of {len(data)} bytes is too large: {error}") from error
-    except Image.UnidentifiedImageError as error:
-        message = f"{len(data)} bytes that start with {data[:8]!r} are not an image: {error}"
-        raise InvalidImageError(ImageProblem.NOT_AN_IMAGE, message) from error
-    except _CORRUPT as error:
-        raise InvalidImageError(ImageProblem.CORRUPT, f"image of {len(data)} bytes does not decode: {error}") from error
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -128,8 +108,8 @@ def image_size(data: bytes) -> tuple[int, int]:
         ValueError: The header is invalid.
     """
     if data.startswith(JPEG_START):
-        height, width, _ = _read_jpeg_header(data)
-        orientation = jpeg_orientation(data)
+        header = _check_jpeg(data)
+        height, width, orientation = header.height, header.width, header.orientation
     else:
         with open_image(data) as image:
             height, width = image.height, image.width
@@ -145,19 +125,140 @@ def decode_rgb(data: bytes, *, min_height: int = 0, min_width: int = 0) -> np.nd
     Raises:
         ValueError: The image does not decode.
     """
-    # Pillow decodes CMYK; like browsers, it assumes that all of it is inverted, as Adobe's is.
-    if data.startswith(JPEG_START) and _read_jpeg_header(data)[2] not in ("CMYK", "YCCK"):
-        orientation = jpeg_orientation(data)
-        if _is_sideways(orientation):
+    if data.startswith(JPEG_START):
+        header = _check_jpeg(data)
+        if _is_sideways(header.orientation):
             min_height, min_width = min_width, min_height
         # Reducing by less than 2 is slower than not at all (348 → 305 px took 0.92 ms, 348 → 348 0.54 ms).
-        # Not strict: images were checked when built, and a warning about stray bytes must not end a long run.
-        pixels = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=min_height, min_width=min_width, min_factor=2, strict=False
-        )
-        return turn_upright(pixels, orientation)
+        pixels = _decode_jpeg(data, header, "RGB", min_height=min_height, min_width=min_width, min_factor=2)
+        return turn_upright(pixels, header.orientation)
     with open_image(data) as image:
         return upright_pixels(image)
+
+
+def _check_jpeg(data: bytes) -> JpegHeader:
+    """Returns the header of a JPEG that may be decoded."""
+    try:
+        header = read_jpeg_header(data)
+    except ValueError as error:
+        raise InvalidImageError(ImageProblem.CORRUPT, f"JPEG of {len(data)} bytes does not decode: {error}") from error
+    _check_pixels(data, header.height, header.width)
+    if header.scans > MAX_SCANS or header.scans * header.height * header.width > MAX_SCANNED_PIXELS:
+        raise InvalidImageError(
+            ImageProblem.TOO_SLOW, f"JPEG of {header.width}×{header.height} pixels has {header.scans} scans"
+        )
+    return header
+
+
+def _check_pixels(data: bytes, height: int, width: int) -> None:
+    if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
+        limits = f"at most {MAX_PIXELS:,} are decoded, and {MAX_SIDE:,} a side"
+        message = f"image of {len(data)} bytes has {width}×{height} pixels; {limits}"
+        raise InvalidImageError(ImageProblem.TOO_LARGE, message)
+
+
+def _decode_jpeg(data: bytes, header: JpegHeader, mode: str, **scale: int) -> np.ndarray:
+    """Decodes a JPEG to u8[H, W, C]; C is 4 instead of 3 for the mode "GRAY" of CMYK images, whose values are unused.
+
+    Oddities that other programs ignore are no problem, unlike damage of the compressed pixels.
+    """
+    if header.components == 4:
+        mode = "CMYK"
+    problem = ""
+    for candidate in (lambda: data, lambda: tidy_jpeg(data)):
+        try:
+            pixels = _decode_strictly(candidate(), mode, header.scans == 1, **scale)
+            return _cmyk_to_rgb(pixels) if mode == "CMYK" else pixels
+        except ValueError as error:
+            problem = str(error)
+    if "subsampling" in problem:  # which TurboJPEG does not have; Pillow uses libjpeg itself
+        with open_image(data) as image:
+            return np.asarray(to_rgb(image))
+    raise InvalidImageError(ImageProblem.CORRUPT, f"JPEG of {len(data)} bytes does not decode: {problem}")
+
+
+def _decode_strictly(data: bytes, mode: str, may_be_padded: bool, **scale: int) -> np.ndarray:
+    try:
+        return simplejpeg.decode_jpeg(data, mode, strict=True, **scale)
+    except ValueError as error:
+        if not may_be_padded or not _PADDING.fullmatch(str(error)):
+            raise
+    return simplejpeg.decode_jpeg(data, mode, strict=False, **scale)
+
+
+def _cmyk_to_rgb(pixels_HWC: np.ndarray) -> np.ndarray:
+    """Converts CMYK to RGB; like browsers and Pillow, it assumes that all of it is inverted, as Adobe's is."""
+    black = pixels_HWC[..., 3:].astype(np.uint16)
+    return ((pixels_HWC[..., :3] * black + 127) // 255).astype(np.uint8)
+
+
+class _LimitedReader(io.BytesIO):
+    """Bytes that can be read in `MAX_PARTS` parts."""
+
+    parts = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.parts += 1
+        if self.parts > MAX_PARTS:
+            raise InvalidImageError(ImageProblem.TOO_SLOW, f"image has more than {MAX_PARTS:,} parts")
+        return super().read(size)
+
+
+@contextlib.contextmanager
+def open_image(data: bytes) -> Iterator[Image.Image]:
+    """Opens an encoded image with Pillow, for a block that decodes it.
+
+    Raises:
+        InvalidImageError: The data is in none of `FORMATS` or too large, or the block failed to decode it.
+    """
+    try:
+        with Image.open(_LimitedReader(_tidy(data)), formats=FORMATS) as image:
+            _check_pixels(data, image.height, image.width)
+            yield image
+    except InvalidImageError:
+        raise
+    except _TOO_LARGE as error:
+        raise InvalidImageError(ImageProblem.TOO_LARGE, f"image of {len(data)} bytes is too large: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        message = f"{len(data)} bytes that start with {data[:8]!r} are not an image: {error}"
+        raise InvalidImageError(ImageProblem.NOT_AN_IMAGE, message) from error
+    except _CORRUPT as error:
+        raise InvalidImageError(ImageProblem.CORRUPT, f"image of {len(data)} bytes does not decode: {error}") from error
+
+
+def _tidy(data: bytes) -> bytes:
+    """Returns what Pillow needs of an image that may be decoded, without oddities at which it gives up."""
+    if data.startswith(JPEG_START):
+        _check_jpeg(data)
+        return tidy_jpeg(data)
+    if data.startswith(_PNG_START):
+        return _essential_png(data)
+    if _UNSUPPORTED.match(data):
+        raise InvalidImageError(
+            ImageProblem.UNSUPPORTED,
+            f"{len(data)} bytes that start with {data[:12]!r} are in an unsupported format; convert them to one of "
+            f"{', '.join(FORMATS)}",
+        )
+    if data.startswith(_TIFF_STARTS):
+        counts = [count for _, kind, count, _ in tiff_entries(data) if kind not in _TIFF_BYTES]
+        if max(counts, default=0) > MAX_PARTS:
+            raise InvalidImageError(ImageProblem.TOO_SLOW, f"TIFF has more than {MAX_PARTS:,} parts")
+    return data
+
+
+def _essential_png(data: bytes) -> bytes:
+    """Returns the chunks of a PNG with its pixels; the size and checksum of texts and profiles do not matter."""
+    parts, start = [_PNG_START], len(_PNG_START)
+    for _ in range(MAX_PARTS):
+        stop = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        kind, checksum = data[start + 4 : start + 8], data[stop - 4 : stop]
+        damaged = kind in (b"tRNS", b"eXIf") and zlib.crc32(data[start + 4 : stop - 4]).to_bytes(4, "big") != checksum
+        if stop > len(data) or (kind in _PNG_CHUNKS and not damaged):
+            parts.append(data[start:stop])
+        if stop > len(data):
+            return b"".join(parts)
+        start = stop
+    raise InvalidImageError(ImageProblem.TOO_SLOW, f"PNG has more than {MAX_PARTS:,} chunks")
 
 
 def upright_pixels(image: Image.Image) -> np.ndarray:
@@ -169,15 +270,24 @@ def upright_pixels(image: Image.Image) -> np.ndarray:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Converts an image to RGB: transparent pixels lie on white, 16-bit gray keeps its upper bits.
 
-    The image is not turned upright and keeps its EXIF data.
+    If all pixels are transparent, as in screenshots whose alpha was never set, they count as opaque. The image is not
+    turned upright and keeps its EXIF data.
+
+    Raises:
+        InvalidImageError: The pixels are measurements of 32 bits, such as depths, and no colors.
     """
+    if image.mode in ("I", "F"):
+        raise InvalidImageError(ImageProblem.UNSUPPORTED, f"pixels of mode {image.mode} have no unique RGB values")
     if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
         rgb = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     elif image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        rgb = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        rgba = image.convert("RGBA")
+        if rgba.getchannel("A").getextrema() == (0, 0):
+            rgb = rgba.convert("RGB")
+        else:
+            rgb = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
     else:
-        return image.convert("RGB")
+        rgb = image.convert("RGB")
     rgb.info["exif"] = image.info.get("exif", b"")  # after the conversion: a PNG may have it after the pixels
     return rgb
 
@@ -191,45 +301,5 @@ def turn_upright(pixels_HWC: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels_HWC[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1])
 
 
-def jpeg_orientation(data: bytes) -> int:
-    """Returns the EXIF orientation of a JPEG, 1 to 8; 1 (upright) if it is missing or invalid."""
-    start = 2
-    while start + 4 <= len(data) and data[start] == 0xFF:
-        marker, length = data[start + 1], int.from_bytes(data[start + 2 : start + 4], "big")
-        if marker == 0xDA:  # start of the compressed pixels
-            break
-        if marker == 0xE1 and data.startswith(b"Exif\0\0", start + 4):
-            return exif_orientation(data[start + 4 : start + 2 + length])
-        start += 2 + length
-    return 1
-
-
-def exif_orientation(exif: bytes) -> int:
-    """Returns the orientation in an EXIF block, with or without its prefix `Exif`; 1 if it is missing or invalid."""
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (entries,) = struct.unpack_from(f"{order}H", tiff, start)
-        for entry in range(entries):
-            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * entry)
-            if tag == _ORIENTATION_TAG:
-                return value if kind == _SHORT and 1 <= value <= 8 else 1
-    except struct.error:  # the block is truncated
-        pass
-    return 1
-
-
 def _is_sideways(orientation: int) -> bool:
     return orientation >= 5
-
-
-def _read_jpeg_header(data: bytes, *, strict: bool = False) -> tuple[int, int, str]:
-    """Returns height, width and color space."""
-    try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=strict)
-        return int(height), int(width), colorspace
-    except KeyError as error:  # the header ends before the color space
-        raise ValueError(f"image of {len(data)} bytes does not decode: its header is truncated") from error

@@ -1,6 +1,6 @@
 """Finds and reads the images of frames, for more image names than fit in memory: DuckDB joins them out of core.
 
-    INDEX/images.parquet             every image of the sources
+    INDEX/locations.parquet          every image of the sources
     INDEX/<split>-<domain>.parquet   the place of each frame's image, in row order
 
 Places are read by ranges of frames, so that the writer of a shard reads only its own.
@@ -12,18 +12,21 @@ import hashlib
 import itertools
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.catalog.files import Catalog
 from data_prep.common.domains import DOMAINS
-from data_prep.common.files import TEMPORARY, atomic_write
-from data_prep.images import decoding, sources
+from data_prep.common.files import TEMPORARY, atomic_write, plain_links
+from data_prep.common.parquet import open_parquet, stream_parquet
+from data_prep.images import decoding, lookup, sources
 from data_prep.images.decoding import ImageProblem
+from data_prep.images.lookup import Hint
 from data_prep.images.sources import WHOLE_FILE, Location
 
 if TYPE_CHECKING:
@@ -31,14 +34,14 @@ if TYPE_CHECKING:
 
 MEMORY_LIMIT = "2GB"  # of DuckDB, which spills larger data to the index's folder
 GROUP_ROWS = 16384
-IMAGES_FILE = "images.parquet"
+IMAGES_FILE = "locations.parquet"
 
 _SOURCE_BITS = 57  # bits of a preference within its source
 _IMAGE_SCHEMA = pa.schema(
     [
         ("name", pa.string()),
+        ("whole", pa.string()),
         ("preference", pa.int64()),
-        ("is_alias", pa.bool_()),
         ("source", pa.int8()),
         ("path", pa.string()),
         ("start", pa.int64()),
@@ -57,7 +60,7 @@ class Place:
     path: str  # of the file, relative to its source
     start: int  # offset of the image in a tar; WHOLE_FILE if the file is the image
     size: int  # in bytes
-    sha256: str  # of bytes that are known to decode, or ""
+    sha256: str  # of the bytes that were downloaded, or ""
 
 
 class ImageReader:
@@ -93,10 +96,9 @@ class ImageReader:
             self.__exit__()
             self._tar, self._path = os.open(path, os.O_RDONLY), path
         data = os.pread(self._tar, place.size, place.start)
-        if not place.sha256:
-            problem = decoding.find_problem(data)
-        else:  # it decoded when it was downloaded; hashing takes a tenth of the time of decoding it again
-            problem = None if hashlib.sha256(data).hexdigest() == place.sha256 else ImageProblem.CHANGED
+        if place.sha256 and hashlib.sha256(data).hexdigest() != place.sha256:
+            return b"", ImageProblem.CHANGED
+        problem = decoding.find_problem(data)  # a ledger may be another program's
         return (data, None) if problem is None else (b"", problem)
 
 
@@ -107,12 +109,25 @@ def places_path(index: Path, split: str, domain: str) -> Path:
 
 def read_places(path: Path, start: int, stop: int) -> Iterator[Place]:
     """Yields the places of the frames [start, stop) of a domain."""
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         sizes = (file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
         for group, (first, end) in enumerate(itertools.pairwise(itertools.accumulate(sizes, initial=0))):
             if first < stop and end > start:
                 rows = file.read_row_group(group).slice(max(start - first, 0), min(stop, end) - max(start, first))
                 yield from map(Place, *(column.to_pylist() for column in rows.columns))
+
+
+def count_missing(path: Path) -> tuple[int, int]:
+    """Returns the number of a domain's frames without an image, and of all its frames, from the file of places."""
+    nulls = [(batch.column(0).null_count, batch.num_rows) for batch in stream_parquet(path, ["source"])]
+    return sum(count for count, _ in nulls), sum(count for _, count in nulls)
+
+
+def explain_missing(index: Path, names: Collection[str], folders: Sequence[Path]) -> dict[str, Hint]:
+    """Returns a hint for each name of an image that the index does not have; the names are kept in memory."""
+    batches = stream_parquet(index / IMAGES_FILE, ["whole"])
+    available = (whole for batch in batches for whole in batch.column(0).to_pylist())
+    return lookup.explain_missing(names, available, folders)
 
 
 def write_index(index: Path, catalog: Catalog, splits: Iterable[str], folders: Sequence[Path]) -> None:
@@ -140,12 +155,14 @@ def write_index(index: Path, catalog: Catalog, splits: Iterable[str], folders: S
     if not (index / IMAGES_FILE).exists():
         _write_images(index / IMAGES_FILE, folders)
     with _database(index) as database:
-        database.execute(f"CREATE VIEW images AS FROM read_parquet('{_quote(index / IMAGES_FILE)}')")
         # One number per name: such groups spill to disk, lists and strings would not.
-        database.execute("CREATE TABLE chosen AS SELECT name, min(preference) AS preference FROM images GROUP BY name")
+        database.register("locations", stream_parquet(index / IMAGES_FILE, ["name", "preference"]))
+        database.execute(
+            "CREATE TABLE chosen AS SELECT name, min(preference) AS preference FROM locations GROUP BY name"
+        )
         for (split, domain), path in todo.items():
-            _check_aliases(database, catalog.path(split, domain), folders)
-            _write_places(database, catalog.path(split, domain), path)
+            _check_aliases(database, index, catalog.path(split, domain), folders)
+            _write_places(database, index, catalog.path(split, domain), path)
 
 
 def _write_images(path: Path, folders: Sequence[Path]) -> None:
@@ -170,9 +187,9 @@ def _database(index: Path) -> "Iterator[DuckDBPyConnection]":
 
     scratch = index / f"duckdb{TEMPORARY}"
     scratch.mkdir()
-    settings = {"memory_limit": MEMORY_LIMIT, "temp_directory": str(scratch), "preserve_insertion_order": False}
+    settings = {"memory_limit": MEMORY_LIMIT, "preserve_insertion_order": False}
     try:
-        with duckdb.connect(str(scratch / "index.duckdb"), config=settings) as database:
+        with plain_links() as link, duckdb.connect(config=settings | {"temp_directory": link(scratch)}) as database:
             yield database
     except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
         raise ValueError(
@@ -182,33 +199,47 @@ def _database(index: Path) -> "Iterator[DuckDBPyConnection]":
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _check_aliases(database: "DuckDBPyConnection", items: Path, folders: Sequence[Path]) -> None:
-    """Raises ValueError if a frame's name is the last part of several paths with different contents."""
-    # Files of the same size count as copies; different images hardly ever have the same size.
+def _check_aliases(database: "DuckDBPyConnection", index: Path, items: Path, folders: Sequence[Path]) -> None:
+    """Raises ValueError if a frame's name is the last part of several paths or URLs with different contents."""
+    database.register("locations", stream_parquet(index / IMAGES_FILE, _IMAGE_SCHEMA.names))
+    database.register("frames", _frame_names(items))
     rows = database.execute(
-        f"""
-        SELECT images.name, any_value(source), min(path), max(path), count(*) OVER ()
-        FROM images JOIN chosen USING (name)
-        WHERE is_alias AND images.preference >> 56 = chosen.preference >> 56
-          AND name IN (SELECT unnest(frame_names) FROM read_parquet('{_quote(items)}'))
-        GROUP BY images.name HAVING min(size) < max(size) ORDER BY images.name LIMIT 1
         """
-    ).fetchall()
-    for name, source, first, last, count in rows:
-        raise ValueError(
-            f"{count} image names match several files each: {name!r} is {folders[source] / first} and "
-            f"{folders[source] / last}; name images by their path from {folders[source]}"
-        )
+        SELECT locations.name, whole, source, path, start, size FROM locations JOIN chosen USING (name)
+        WHERE locations.name <> whole AND locations.preference >> 56 = chosen.preference >> 56
+          AND name IN (SELECT name FROM frames)
+        QUALIFY min(whole) OVER (PARTITION BY locations.name) <> max(whole) OVER (PARTITION BY locations.name)
+        ORDER BY locations.name, locations.preference
+        """
+    )
+    previous: tuple[Any, ...] | None = None
+    while row := rows.fetchone():
+        name, whole, source, _, start, size = row
+        if (
+            previous
+            and previous[0] == name
+            and (size != previous[-1] or _read(folders, *row[2:]) != _read(folders, *previous[2:]))
+        ):
+            raise ValueError(
+                f"image name {name!r} matches several images of {folders[source]}: {previous[1]} and {whole}; name "
+                f"them by their whole {'path' if start == WHOLE_FILE else 'URL'}, as it is written here"
+            )
+        previous = row
 
 
-def _write_places(database: "DuckDBPyConnection", items: Path, path: Path) -> None:
+def _read(folders: Sequence[Path], source: int, path: str, start: int, size: int) -> bytes:
+    with (folders[source] / path).open("rb") as file:
+        file.seek(max(start, 0))
+        return file.read(size)
+
+
+def _write_places(database: "DuckDBPyConnection", index: Path, items: Path, path: Path) -> None:
+    database.register("locations", stream_parquet(index / IMAGES_FILE, [*_PLACE_SCHEMA.names, "name", "preference"]))
+    database.register("frames", _frame_names(items))
     reader = database.sql(
-        f"""
-        WITH frames AS (
-          SELECT file_row_number AS row, unnest(frame_names) AS name, generate_subscripts(frame_names, 1) AS place
-          FROM read_parquet('{_quote(items)}', file_row_number = true)
-        ), found AS (SELECT images.* FROM images JOIN chosen USING (name, preference))
-        SELECT source, path, start, size, sha256 FROM frames LEFT JOIN found USING (name) ORDER BY row, place
+        """
+        WITH found AS (SELECT locations.* FROM locations JOIN chosen USING (name, preference))
+        SELECT source, path, start, size, sha256 FROM frames LEFT JOIN found USING (name) ORDER BY position
         """
     ).to_arrow_reader(GROUP_ROWS)
     with atomic_write(path) as file, pq.ParquetWriter(file, _PLACE_SCHEMA, compression="zstd") as writer:
@@ -216,5 +247,15 @@ def _write_places(database: "DuckDBPyConnection", items: Path, path: Path) -> No
             writer.write_batch(batch.cast(_PLACE_SCHEMA), row_group_size=GROUP_ROWS)
 
 
-def _quote(path: Path) -> str:
-    return str(path).replace("'", "''")
+def _frame_names(items: Path) -> pa.RecordBatchReader:
+    """Returns a stream of the names of a domain's frames and their positions in row order."""
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        position = 0
+        for batch in stream_parquet(items, ["frame_names"]):
+            names = batch.column(0).flatten()
+            positions = np.arange(position, position := position + len(names))
+            yield pa.RecordBatch.from_arrays([pa.array(positions), names], schema=schema)
+
+    schema = pa.schema([("position", pa.int64()), ("name", pa.string())])
+    return pa.RecordBatchReader.from_batches(schema, batches())

@@ -1,41 +1,47 @@
 """Finds images in folders of any depth and in the tar shards of a download, which are read in place.
 
 A tar belongs to a download if its ledger, the Parquet file of the same stem, is next to it (as for our downloader and
-img2dataset). Its images are named by the last part of their URLs. Names are only looked up, never opened as paths.
+img2dataset). Names are only looked up, never opened as paths.
 """
 
+import collections
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import os
+import re
+import stat
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from data_prep.common.files import TEMPORARY, file_sha256
-from data_prep.images.decoding import RULES, RULES_KEY
+from data_prep.common.parquet import open_parquet
+from data_prep.images.decoding import RULES_KEY
 
-MEMBER_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+MEMBER_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "avif", "tif", "tiff", "heic", "heif", "jxl", "jp2")
 COMPANION_SUFFIXES = (".tar", ".parquet", ".json", ".journal", TEMPORARY)  # of a download: no images, and some change
 WHOLE_FILE = -1
+ALIAS = 1 << 56  # added to the preference of names that are only the last part
+_UNREACHABLE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # of a link that leads nowhere
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Location:
     """An image of a source, under one of the names by which a frame may refer to it."""
 
-    name: str
+    name: str  # `whole`, or its last part, which other images may share
+    whole: str  # path from the source, name in the catalog of a download, or URL in a shard of img2dataset
     preference: int  # the lowest one among those of a name is used; unique per name
-    is_alias: bool  # the name is only the last part of the path, which other files may share
     path: str  # of the file, relative to its source
     start: int  # offset of the image in a tar; WHOLE_FILE if the file is the image
     size: int  # in bytes
-    sha256: str  # of bytes that are known to decode, so that they need not be decoded again; "" if unknown
+    sha256: str  # of the bytes that were downloaded, "" if unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +53,19 @@ class _File:
     @property
     def path(self) -> str:
         return f"{self.folder}/{self.name}" if self.folder else self.name
+
+
+def split_folders(values: Sequence[str]) -> list[Path]:
+    """Returns the folders of a flag that may be repeated: each value is one, or several separated by commas.
+
+    A value that exists is one folder, whatever its name.
+    """
+    return [
+        Path(folder)
+        for value in values
+        for folder in ([value] if os.path.lexists(value) else value.split(","))
+        if folder
+    ]
 
 
 def fingerprint(source: Path) -> str:
@@ -71,7 +90,8 @@ def fingerprint(source: Path) -> str:
 def locate(source: Path) -> Iterator[Location]:
     """Yields the images of a source; those of a tar in their order in it.
 
-    A file is named by its path from the source and, with lower priority, by the last part of that path.
+    An image of a folder is named by its path from the source, one of our downloads as in the catalog, and one of
+    img2dataset by its whole URL. With lower priority, the last part of a path or URL is a name as well.
 
     Raises:
         ValueError: As for `fingerprint`, or a tar or a ledger is invalid.
@@ -82,43 +102,63 @@ def locate(source: Path) -> Iterator[Location]:
             folder, containers = file.folder, containers + 1
         preference = containers << 24
         if file.name.endswith(".tar"):
-            for number, (name, start, size, sha256) in enumerate(_members(source, file)):
-                yield Location(name, preference + number, False, file.path, start, size, sha256)
-            continue
-        yield Location(file.path, preference, False, file.path, WHOLE_FILE, file.size, "")
-        if file.folder:
-            yield Location(file.name, (1 << 56) + preference, True, file.path, WHOLE_FILE, file.size, "")
+            images = _members(source, file)
+        else:
+            images = [(file.path, file.name, WHOLE_FILE, file.size, "")]
+        for number, (whole, last, start, size, sha256) in enumerate(images, preference):
+            yield Location(whole, whole, number, file.path, start, size, sha256)
+            if last != whole:
+                yield Location(last, whole, ALIAS + number, file.path, start, size, sha256)
 
 
 def _walk(source: Path) -> Iterator[_File]:
     """Yields the images and tars of a source, folder by folder, the tars of a folder last and sorted.
 
-    Hidden files belong to desktops, files whose names are not UTF-8 cannot be named by a frame, and links to folders
-    may form a circle: all of these are skipped.
+    Hidden files belong to desktops, and files whose names are not UTF-8 cannot be named by a frame: they are skipped.
+    Links to folders are followed, but each folder is visited once: by its own path if it has one.
     """
     if not source.is_dir():
         raise ValueError(f"images folder {source.absolute()} not found")
-    waiting = [""]
-    while waiting:
-        folder, folders, tars, tables = waiting.pop(), [], [], []
+    waiting, links = [""], collections.deque[str]()
+    visited = set()
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.popleft()
+        status = os.stat(source / folder)
+        if (status.st_dev, status.st_ino) in visited:
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders, linked, tars, tables = [], [], [], []
         with os.scandir(source / folder) as entries:
             for entry in entries:
-                if entry.name.startswith(".") or not _is_utf8(entry.name):
+                if entry.name.startswith(".") or not _is_utf8(entry.name) or not (found := _stat(entry)):
                     continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(f"{folder}/{entry.name}" if folder else entry.name)
-                elif entry.name.endswith(COMPANION_SUFFIXES):
-                    if entry.name.endswith(".tar"):
-                        tars.append(_File(folder, entry.name, entry.stat().st_size))
-                    elif entry.name.endswith(".parquet"):
-                        tables.append(Path(entry.path))
-                elif entry.is_file():
-                    yield _File(folder, entry.name, entry.stat().st_size)
+                file = _File(folder, entry.name, found.st_size)
+                if stat.S_ISDIR(found.st_mode):
+                    (linked if entry.is_symlink() else folders).append(file.path)
+                elif not stat.S_ISREG(found.st_mode):
+                    continue
+                elif entry.name.endswith(".tar"):
+                    tars.append(file)
+                elif entry.name.endswith(".parquet"):
+                    tables.append(Path(entry.path))
+                elif not entry.name.endswith(COMPANION_SUFFIXES):
+                    yield file
         for path in sorted(tables):
             if not path.with_suffix(".tar").exists():
                 _check_lists_no_images(path)
         yield from sorted(tars, key=lambda file: file.name)
         waiting += sorted(folders, reverse=True)
+        links += sorted(linked)
+
+
+def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """Returns the status of a file or of the target of a link, None if there is none."""
+    try:
+        return entry.stat()
+    except OSError as error:
+        if error.errno not in _UNREACHABLE:
+            raise
+        return None
 
 
 def _is_utf8(name: str) -> bool:
@@ -128,12 +168,13 @@ def _is_utf8(name: str) -> bool:
 def _check_lists_no_images(path: Path) -> None:
     """Raises ValueError if a Parquet file without a tar is a ledger of our downloader that lists images."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (OSError, pa.ArrowInvalid):
+        with open_parquet(path) as file:
+            if RULES_KEY not in (file.metadata.metadata or {}):
+                return  # another table, or a ledger of img2dataset, which may write no tars
+            count = file.read(["status"])["status"].to_pylist().count("success")
+    except (OSError, ValueError, pa.ArrowException):
         return
-    if RULES_KEY not in metadata:  # another table, or a ledger of img2dataset, which may write no tars
-        return
-    if count := pq.read_table(path, columns=["status"])["status"].to_pylist().count("success"):
+    if count:
         raise ValueError(
             f"{path} lists {count} images, but {path.stem}.tar is missing: run the download again to fetch them, or "
             "remove this file as well to build without them"
@@ -150,46 +191,60 @@ def _ledger_path(source: Path, tar: _File) -> Path:
     return path
 
 
-def _members(source: Path, file: _File) -> Iterator[tuple[str, int, int, str]]:
-    """Yields image name, offset, size and sha256 (or "") of the images in a tar."""
+def _members(source: Path, file: _File) -> Iterator[tuple[str, str, int, int, str]]:
+    """Yields whole name, its last part, offset, size and sha256 (or "") of the images in a tar."""
     path, ledger = source / file.path, _ledger_path(source, file)
-    with _explain_errors(ledger):
-        schema = pq.read_schema(ledger)
-    if missing := {"key", "url"} - set(schema.names):
-        columns = " and no ".join(sorted(missing))
-        raise ValueError(f"{ledger} has no column {columns}: it is not the ledger of a download")
-    # img2dataset's hashes are of bytes that it did not check.
-    checked = (schema.metadata or {}).get(RULES_KEY) == RULES.encode()
+    rows = _read_ledger(ledger)
     # Offsets do not count while there is a journal: a killed retry may have written the tar but not the ledger.
-    if checked and "start" in schema.names and not ledger.with_suffix(".journal").exists():
-        members = _listed_members(ledger)
+    if "start" in rows.column_names and not ledger.with_suffix(".journal").exists():
+        arrived = rows.filter(pc.field("start").is_valid()).select(["key", "name", "start", "bytes", "sha256"])
+        members = zip(*(column.to_pylist() for column in arrived.columns), strict=True)
     else:
-        members = _walk_tar(path, _read_names(ledger, schema.names, checked))
+        members = _walk_tar(path, _names(rows))
     for member, name, start, size, sha256 in members:
         if start + size > file.size:
             raise ValueError(f"{path} is truncated in {member!r}: {_remedy(path)}")
-        yield name, start, size, sha256
+        if name:
+            yield name, name if "name" in rows.column_names else _last_part(name), start, size, sha256
 
 
-def _listed_members(ledger: Path) -> Iterator[tuple[str, str, int, int, str]]:
-    """Yields key, image name, offset, size and sha256 from the ledger, in the order of the tar."""
-    with _explain_errors(ledger):
-        table = pq.read_table(ledger, columns=["key", "name", "start", "bytes", "sha256"])
-    arrived = table.filter(pc.field("start").is_valid())
-    return zip(*(column.to_pylist() for column in arrived.columns), strict=True)
+def _read_ledger(path: Path) -> pa.Table:
+    """Returns the columns of a ledger that matter; `name`, `start`, `bytes` and `sha256` only of our downloader's."""
+    with _explain_errors(path), open_parquet(path) as file:
+        names, metadata = file.schema_arrow.names, file.metadata.metadata or {}
+    if missing := {"key", "url"} - set(names):
+        columns = " and no ".join(sorted(missing))
+        raise ValueError(f"{path} has no column {columns}: it is not the ledger of a download")
+    # Other columns of img2dataset's ledgers are the user's, whatever their names, and its hashes are of bytes that it
+    # may have changed since.
+    ours = {"name", "start", "bytes", "sha256"} if RULES_KEY in metadata else set()
+    wanted = [name for name in names if name in {"key", "url"} | ours]
+    if len(set(wanted)) < len(wanted):
+        raise ValueError(f"{path} has columns {', '.join(wanted)}: each may occur once in the ledger of a download")
+    with _explain_errors(path), open_parquet(path) as file:
+        table = file.read(wanted)
+        for number, name in enumerate(table.column_names):
+            if name not in ("start", "bytes"):
+                table = table.set_column(number, name, pa.array(_texts(table[name]), pa.string()))
+        return table
 
 
-def _read_names(ledger: Path, columns: Sequence[str], checked: bool) -> dict[str, tuple[str, str]]:
-    """Returns key → image name, and sha256 of checked bytes or ""."""
-    wanted = ["key", "name" if "name" in columns else "url"]  # img2dataset's ledgers have no names
-    wanted += ["sha256"] if checked and "sha256" in columns else []
-    with _explain_errors(ledger):
-        table = pq.read_table(ledger, columns=wanted)
-    keys, names, *hashes = (column.to_pylist() for column in table.columns)
-    if "url" in wanted:
-        names = [unquote(urlsplit(url).path.rpartition("/")[2]) for url in names]
-    rows = zip(keys, names, *(hashes or [[None] * len(keys)]), strict=True)
-    return {key: (name, sha256 or "") for key, name, sha256 in rows}
+def _texts(column: pa.ChunkedArray) -> list[str]:
+    """Returns the texts of a column, "" for null; bytes that are no UTF-8 are replaced."""
+    values = column.cast(pa.string(), safe=False).cast(pa.binary()).to_pylist()
+    return [(value or b"").decode("utf-8", "replace") for value in values]
+
+
+def _names(rows: pa.Table) -> dict[str, tuple[str, str]]:
+    """Returns key → whole name and sha256 of an image; "" if the ledger has none."""
+    names = rows["name" if "name" in rows.column_names else "url"].to_pylist()
+    hashes = rows["sha256"].to_pylist() if "sha256" in rows.column_names else [""] * len(names)
+    return dict(zip(rows["key"].to_pylist(), zip(names, hashes, strict=True), strict=True))
+
+
+def _last_part(url: str) -> str:
+    """Returns the file name in a URL; `urlsplit` raises ValueError for some of those in the wild."""
+    return unquote(re.split("[?#]", url, maxsplit=1)[0].rpartition("/")[2])
 
 
 def _walk_tar(path: Path, names: Mapping[str, tuple[str, str]]) -> Iterator[tuple[str, str, int, int, str]]:
@@ -212,8 +267,10 @@ def _walk_tar(path: Path, names: Mapping[str, tuple[str, str]]) -> Iterator[tupl
 def _explain_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path} cannot be read ({error}): {_remedy(path)}") from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno:  # of the system; the file may be valid
+            raise
+        raise ValueError(f"{path} cannot be read ({error.__cause__ or error}): {_remedy(path)}") from error
 
 
 def _remedy(path: Path) -> str:

@@ -10,7 +10,7 @@ and reports products and byte-identical images that occur in more than one split
 
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 
 from data_prep.common.cli import run
 from data_prep.common.files import atomic_write
@@ -32,7 +32,6 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    logging.set_verbosity(logging.ERROR)  # TFDS logs each data set that it opens
     data_dir = Path(FLAGS.data_dir)
     if FLAGS.check_split:
         print(format_overlap(check_split(data_dir, processes=FLAGS.processes)))

@@ -2,16 +2,14 @@
 
 import collections
 import dataclasses
-import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
-from PIL import Image
 
 from data_prep.common.domains import DOMAINS
-from data_prep.images.decoding import FORMATS
+from data_prep.images.decoding import open_image
 from data_prep.records.schema import Example, parse_example
 
 Histogram = collections.Counter[int]  # value → number of occurrences
@@ -52,7 +50,7 @@ def item_histograms(sample: Sample) -> dict[str, Histogram]:
         counts["characters"][len(item.byte_strings("text")[0].decode())] += 1
         counts["products"][len(item.integers("product_ids"))] += 1
         for data in frames:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the header only
+            with open_image(data) as image:  # reads the header only
                 counts["width"][image.width] += 1
                 counts["height"][image.height] += 1
             counts["kB"][round(len(data) / 1000)] += 1

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import hashlib
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,8 +11,8 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
-from tensorflow_datasets.core import DatasetBuilder
 
 from data_prep.common.domains import DOMAINS
 from data_prep.common.process_pool import ProcessMap, process_map
@@ -19,13 +20,20 @@ from data_prep.common.text_table import text_table
 from data_prep.images.decoding import open_image, upright_pixels
 from data_prep.inspect import distributions
 from data_prep.inspect.distributions import Histogram, Sample, describe
-from data_prep.records.schema import open_split, parse_example
-from data_prep.rope.rope_dataset_builder import open_builders, split_files
+from data_prep.records.schema import open_files, parse_example
+from data_prep.rope.rope_dataset_builder import find_record_files
 
 HEADER = ("domain", "value", "5%", "median", "mean", "95%", "max")
 ITEMS_SHOWN, FRAMES_SHOWN = 2, 8
 THUMBNAIL = 96  # pixels
 BARS = 24
+STYLE = """
+body { font: 14px system-ui, sans-serif; margin: 2em; max-width: 80em }
+table { border-collapse: collapse } td, th { padding: .2em .8em; text-align: right; vertical-align: top }
+th:first-child, td:first-child, .text td, .text th { text-align: left }
+.plots { display: flex; flex-wrap: wrap; gap: 1em; margin: 2em 0 } figure { margin: 0 } rect { fill: #4678b4 }
+.product { border-top: 1px solid #ccc; padding: 1em 0 } .item { max-width: 28em } img { margin: 1px }
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +48,24 @@ class Split:
 
 def inspect(data_dir: Path, *, items: int, products: int, processes: int | None = None) -> list[Split]:
     """Returns the contents of the page; the arguments are the flags of the command."""
-    builders = open_builders(data_dir)
+    files = find_record_files(data_dir)
     with process_map(processes) as apply:
-        return [_inspect_split(builders, split, items, products, apply) for split in builders["page"].info.splits]
+        return [
+            _inspect_split(split, {name: own[split] for name, own in files.items()}, items, products, apply)
+            for split in files["page"]
+        ]
 
 
 def render(title: str, splits: Sequence[Split]) -> str:
-    """Returns the page; all texts in it are escaped."""
+    """Returns the page; all texts in it are escaped, and its policy lets it load and run nothing."""
+    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    return environment.get_template("page.html.jinja").render(title=title, header=HEADER, splits=splits)
+    return environment.get_template("page.html.jinja").render(
+        title=title, header=HEADER, splits=splits, policy=policy, style=Markup(STYLE)
+    )
 
 
 def format_table(split: Split) -> str:
@@ -59,32 +74,32 @@ def format_table(split: Split) -> str:
 
 
 def _inspect_split(
-    builders: Mapping[str, DatasetBuilder], split: str, items: int, products: int, apply: ProcessMap
+    split: str, files: Mapping[str, Mapping[Path, int]], items: int, products: int, apply: ProcessMap
 ) -> Split:
     histograms: dict[tuple[str, str], Histogram] = {}
     rows = []
     for domain in DOMAINS:
-        total = builders[domain].info.splits[split].num_examples
+        total = sum(files[domain].values())
         step = max(1, total // items) if items else 1
-        samples = [Sample(path, step) for path in split_files(builders[domain], split)]
+        samples = [Sample(path, step) for path in files[domain]]
         counts = distributions.add_up(dict(apply(distributions.item_histograms, samples)).values())
         read = counts["frames"].total()
         rows.append((domain, "items", *[""] * 4, f"{total:,}" + (f" ({read:,} read)" if step > 1 else "")))
         histograms |= {(domain, name): histogram for name, histogram in counts.items()}
-    samples = [Sample(path) for path in split_files(builders["product"], split)]
+    samples = [Sample(path) for path in files["product"]]
     per_product = distributions.add_up(dict(apply(distributions.product_histograms, samples)).values())
-    rows.append(("product", "products", *[""] * 4, f"{builders['product'].info.splits[split].num_examples:,}"))
+    rows.append(("product", "products", *[""] * 4, f"{sum(files['product'].values()):,}"))
     histograms |= {("product", f"{domain}s"): histogram for domain, histogram in per_product.items()}
     for (domain, name), histogram in histograms.items():
         found = describe(histogram)
         numbers = (found.low, found.median, round(found.mean, 1), found.high, found.maximum)
         rows.append((domain, name, *(f"{number:,}" for number in numbers)))
     plots = [plot(f"{domain}: {name}", histogram) for (domain, name), histogram in histograms.items()]
-    return Split(split, rows, plots, list(_show_products(builders, split, products)))
+    return Split(split, rows, plots, list(_show_products(files, products)))
 
 
-def _show_products(builders: Mapping[str, DatasetBuilder], split: str, count: int) -> Iterator[dict[str, Any]]:
-    sources = {name: open_split(builder, split) for name, builder in builders.items()}
+def _show_products(files: Mapping[str, Mapping[Path, int]], count: int) -> Iterator[dict[str, Any]]:
+    sources = {name: open_files(own) for name, own in files.items()}
     total = len(sources["product"])
     for number in range(min(count, total)):
         product = parse_example(sources["product"][number * total // min(count, total)])

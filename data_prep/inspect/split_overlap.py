@@ -1,17 +1,18 @@
 """Products, and images with the same bytes, that occur in more than one split; joined by DuckDB out of core."""
 
+import contextlib
 import dataclasses
 import hashlib
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.common.files import plain_links
 from data_prep.common.process_pool import process_map
 from data_prep.inspect.distributions import Sample
-from data_prep.rope.rope_dataset_builder import open_builders, split_files
+from data_prep.rope.rope_dataset_builder import find_record_files
 
 MEMORY_LIMIT = "2GB"
 MAX_EXAMPLES = 10  # of each kind
@@ -49,19 +50,19 @@ def check_split(data_dir: Path, *, processes: int | None = None) -> Overlap:
     """Finds the overlap of the splits; uses about 60 bytes per image in the data folder while it runs."""
     import duckdb  # here, so that the processes that read records need not import it
 
-    builders = open_builders(data_dir)
+    data_sets = find_record_files(data_dir)
     with tempfile.TemporaryDirectory(dir=data_dir, prefix="check_split-") as name, process_map(processes) as apply:
         scratch = Path(name)
         files = [
             RecordFile(path, split, config, scratch / f"{config}-{path.name}.parquet")
-            for config, builder in builders.items()
-            for split in builder.info.splits
-            for path in split_files(builder, split)
+            for config, splits in data_sets.items()
+            for split, paths in splits.items()
+            for path in paths
         ]
         for _ in apply(extract_hashes, files):
             pass
         try:
-            return find_overlap([file.target for file in files], scratch)
+            return find_overlap(scratch)
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             raise ValueError(f"{MEMORY_LIMIT} of memory or the disk of {data_dir} do not suffice: {error}") from error
 
@@ -78,17 +79,19 @@ def extract_hashes(file: RecordFile) -> None:
         rows += [(file.split, file.kind, item_id, digest) for digest in hashes]
     columns = zip(*rows, strict=True) if rows else [[]] * len(_SCHEMA)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
-    pq.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA), file.target)
+    with file.target.open("wb") as target:
+        pq.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA), target)
 
 
-def find_overlap(paths: Sequence[Path], scratch: Path) -> Overlap:
-    """Joins files written by `extract_hashes`; what does not fit in memory goes to the folder `scratch`."""
+def find_overlap(scratch: Path) -> Overlap:
+    """Joins the files of `extract_hashes` in a folder; what does not fit in memory goes to the same folder."""
     import duckdb
 
-    with duckdb.connect(
-        str(scratch / "overlap.duckdb"), config={"memory_limit": MEMORY_LIMIT, "temp_directory": str(scratch)}
-    ) as database:
-        database.read_parquet([str(path) for path in paths]).create_view("rows")
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(plain_links())(scratch)
+        database = duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "temp_directory": folder})
+        stack.enter_context(database)
+        database.read_parquet(f"{folder}/*.parquet", hive_partitioning=False).create_view("rows")
         products = database.sql(
             "SELECT id FROM rows WHERE kind = 'product' GROUP BY id HAVING count(DISTINCT split) > 1 ORDER BY id"
         )

@@ -1,9 +1,11 @@
 """The records of the data sets: their features, and how they are serialized, parsed and written."""
 
+import contextlib
 import dataclasses
+import errno
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from google.protobuf.message import DecodeError
+from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_prep.common.domains import DOMAINS
-from data_prep.common.files import temporary_path
+from data_prep.common.files import read_json, temporary_path
 
 _READ_RECORDS = 16  # records read at once; a record may have many MB
 _Example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  (protobuf makes it at import)
@@ -110,14 +113,26 @@ def write_records(path: Path, examples: Iterable[Mapping[str, Any]]) -> Tally:
     for example in examples:
         record = serialize(example)
         tally.add(record)
-        writer.write(record)
-    writer.close()
+        with _disk_errors(path):
+            writer.write(record)
+    with _disk_errors(path):
+        writer.close()
     if hasattr(os, "posix_fadvise"):  # not on macOS
         # Starts writing to disk, so that the fsync at the end of a build waits less (row "build" of the benchmarks).
         with unfinished.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     unfinished.rename(path)
     return tally
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turns array_record's errors into OSError."""
+    try:
+        yield
+    except RuntimeError as error:
+        is_full = os.strerror(errno.ENOSPC) in str(error)
+        raise OSError(errno.ENOSPC if is_full else errno.EIO, str(error).partition(";")[0], str(path)) from error
 
 
 def tally_records(path: Path) -> Tally:
@@ -131,7 +146,40 @@ def tally_records(path: Path) -> Tally:
     return tally
 
 
-def open_split(builder: tfds.core.DatasetBuilder, split: str) -> ArrayRecordDataSource:
-    """Opens one or more splits ("train+test") for random access; their files are opened when they are needed."""
-    instructions = builder.info.splits[split].file_instructions
-    return ArrayRecordDataSource(instructions)  # pyright: ignore[reportArgumentType]  (frozen; the protocol is not)
+@dataclasses.dataclass
+class _Instruction:
+    """The records [skip, skip + take) of a file, as `ArrayRecordDataSource` wants them."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+def open_files(files: Mapping[Path, int]) -> ArrayRecordDataSource:
+    """Opens record files, given with their numbers of records, for random access; files open when they are needed."""
+    return ArrayRecordDataSource([_Instruction(str(path), 0, count, count) for path, count in files.items()])
+
+
+def read_splits(folder: Path) -> dict[str, dict[Path, int]]:
+    """Returns the record files of each split of a finished data set, in order, with their numbers of records.
+
+    This reads TFDS's dataset_info.json itself, because TFDS takes the name of a folder for a pattern of names.
+
+    Raises:
+        ValueError: The file is missing or invalid.
+    """
+    path = folder / DATASET_INFO_FILENAME
+    remedy = f"remove {folder} and build it again"
+    if not path.exists():
+        raise ValueError(f"no {path}: {remedy}")
+    info = read_json(path, keys=("name", "fileFormat", "splits"), remedy=remedy)
+    try:
+        splits = {split["name"]: [int(length) for length in split.get("shardLengths", ())] for split in info["splits"]}
+        prefix = {name: f"{info['name']}-{name}.{info['fileFormat']}" for name in splits}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has invalid splits ({error!r}): {remedy}") from error
+    return {
+        name: {folder / f"{prefix[name]}-{i:05d}-of-{len(lengths):05d}": length for i, length in enumerate(lengths)}
+        for name, lengths in splits.items()
+    }

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.catalog.files import Catalog, Item
+from data_prep.catalog.files import Catalog
 from data_prep.common.files import atomic_write
 from data_prep.images import index as image_index
 from data_prep.records import schema
+from data_prep.records.dropped import dropped_image, list_path, write_lines
 
 # Frames per shard. The maximum keeps shards below 1 GB at 50 kB per image, and ROPE at 4,000 files, all of which are
 # open during training. The minimum spares small data sets files of a few images. In between, 16 shards keep a pool busy
@@ -117,7 +118,7 @@ def write_shard(shard: Shard) -> ShardReport:
     """
     dropped_rows: list[int] = []
     dropped_items: collections.Counter[str] = collections.Counter()
-    dropped_frames: collections.Counter[str] = collections.Counter()
+    dropped_images: list[dict[str, object]] = []
     kept_frames = 0
 
     def examples() -> Iterator[dict[str, Any]]:
@@ -127,7 +128,16 @@ def write_shard(shard: Shard) -> ShardReport:
         places = image_index.read_places(shard.places, span.first_frame, span.last_frame)
         with image_index.ImageReader(shard.sources) as reader:
             for row, item in enumerate(items, start=span.start):
-                times, frames = _read_frames(item, places, reader, dropped_frames)
+                times, frames = [], []
+                for frame, place in zip(item.frames, places, strict=False):  # the rest are of the next items
+                    data, problem = reader.read(place)
+                    if problem is not None:
+                        dropped_images.append(
+                            dropped_image(shard.split, shard.domain, item.item_id, frame.name, problem.value)
+                        )
+                    else:
+                        times.append(frame.time)
+                        frames.append(data)
                 if not frames:
                     dropped_rows.append(row)
                     dropped_items["no frames left" if item.frames else "no frames listed"] += 1
@@ -144,28 +154,15 @@ def write_shard(shard: Shard) -> ShardReport:
         num_bytes=shard.path.stat().st_size,
         crc32=tally.crc32,
         dropped_items=dict(sorted(dropped_items.items())),
-        dropped_frames=dict(sorted(dropped_frames.items())),
+        dropped_frames=dict(sorted(collections.Counter(str(line["reason"]) for line in dropped_images).items())),
     )
-    # Last, because the report marks the shard as finished.
     report_path(shard.path).parent.mkdir(exist_ok=True)
+    if dropped_images:
+        write_lines(list_path(report_path(shard.path)), dropped_images)
+    # Last, because the report marks the shard as finished.
     with atomic_write(report_path(shard.path), "w") as file:
         json.dump(dataclasses.asdict(report), file)
     return report
-
-
-def _read_frames(
-    item: Item, places: Iterator[image_index.Place], reader: image_index.ImageReader, dropped: collections.Counter[str]
-) -> tuple[list[int], list[bytes]]:
-    """Returns the times and bytes of the frames that decode, and counts the others in `dropped`."""
-    times, frames = [], []
-    for frame, place in zip(item.frames, places, strict=False):  # the places continue with those of the next item
-        data, problem = reader.read(place)
-        if problem is not None:
-            dropped[problem.value] += 1
-        else:
-            times.append(frame.time)
-            frames.append(data)
-    return times, frames
 
 
 def report_path(path: Path) -> Path:

@@ -13,25 +13,42 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from absl import logging
-from tensorflow_datasets.core.constants import INCOMPLETE_PREFIX
+from etils import epath
+from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME, INCOMPLETE_PREFIX
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from tensorflow_datasets.core.splits import SplitDict
 
 from data_prep.catalog.files import Catalog
 from data_prep.common.domains import DOMAINS
-from data_prep.common.files import atomic_write, lock_file
+from data_prep.common.files import atomic_write, lock_file, read_json
+from data_prep.common.parquet import open_parquet
 from data_prep.common.progress import Progress
 from data_prep.images import index as image_index
 from data_prep.records import schema, shards
+from data_prep.records.dropped import DROPPED_FILE, MAX_MISSING, check_dropped, check_missing
 from data_prep.records.inputs import Inputs, inputs_from_release
 from data_prep.records.runners import Runner, local_runner
 
 PRODUCTS_PER_SHARD = 16384
 FILE_FORMAT = "array_record"
 FINGERPRINT_FILE = "fingerprint"
+
+
+class _Folder(type(epath.Path())):
+    """A path whose name is not part of the pattern in `glob`, as it is for TFDS's paths."""
+
+    def glob(self, pattern: str) -> Iterator["_Folder"]:
+        """Yields the files of this folder that match the pattern."""
+        return map(_Folder, Path(self).glob(pattern))
+
+
+class _Info(tfds.core.DatasetInfo):
+    """TFDS's description of a data set, without its search on the web, which makes a temporary folder each time."""
+
+    def initialize_from_bucket(self) -> None:
+        """Does nothing."""
 
 
 class Builder(FileReaderBuilder):
@@ -57,6 +74,7 @@ class Builder(FileReaderBuilder):
         *,
         inputs: Inputs | None = None,
         runner: Runner | None = None,
+        max_missing: float = MAX_MISSING,
         report: Callable[[str], None] = logging.info,
         file_format: str | tfds.core.FileFormat = FILE_FORMAT,
         **kwargs: Any,
@@ -66,24 +84,39 @@ class Builder(FileReaderBuilder):
         Args:
             inputs: Inputs of the build. Default: both splits of the release in TFDS's manual directory.
             runner: Writes the shards. Default: a pool with one process per core.
+            max_missing: Largest fraction of the images of a split's domain that may be missing or invalid.
             report: Called with lines of progress.
             file_format: Must be "array_record".
         """
+        if (given := kwargs.get("data_dir")) and Path(url := os.fspath(epath.Path(given))) != Path(given):
+            raise ValueError(f"TFDS reads the data folder {given} as {url}; use a link to it")
+        folder = Path(given or "") / self.name / str(kwargs.get("config")) / str(self.VERSION)
+        if (folder / DATASET_INFO_FILENAME).exists():
+            schema.read_splits(folder)  # reports an invalid file better than TFDS
         super().__init__(file_format=file_format, **kwargs)
         self._inputs = inputs
         self._runner = runner
+        self._max_missing = max_missing
         self._report = report
 
     def _info(self) -> tfds.core.DatasetInfo:
         is_product = self.builder_config_name == "product"
-        return tfds.core.DatasetInfo(
+        features = schema.product_features() if is_product else schema.item_features()
+        # The features have no files. TFDS would look for them with the folder's name as a pattern.
+        features.load_metadata = lambda *_, **__: None
+        return _Info(
             builder=self,
             description="Pages, videos and live clips of products, for cross-domain product representation.",
-            features=schema.product_features() if is_product else schema.item_features(),
+            features=features,
             homepage="https://arxiv.org/abs/2308.05550",
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(),
         )
+
+    @property
+    def data_path(self) -> epath.Path:
+        """The folder of the data set, which TFDS searches with patterns."""
+        return _Folder(self.data_dir)
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -106,9 +139,10 @@ class Builder(FileReaderBuilder):
 
     def is_built_from(self, inputs: Inputs) -> bool:
         """Returns whether the data are built; raises ValueError if they were built from other inputs."""
+        wanted = inputs.fingerprint  # raises ValueError for invalid images before anything is written
         if not self.is_prepared():
             return False
-        if changes := _describe_changes(read_fingerprint(Path(self.data_dir)), inputs.fingerprint):
+        if changes := _describe_changes(read_fingerprint(Path(self.data_dir)), wanted):
             raise ValueError(
                 f"{self.data_dir} was built from other inputs ({changes}): "
                 f"remove {self.data_dir_root / self.name} or choose another data folder"
@@ -146,6 +180,8 @@ class Builder(FileReaderBuilder):
         index.mkdir(parents=True, exist_ok=True)
         with lock_file(index / "lock", f"is writing {index}", wait=True):  # builds of other domains use it, too
             image_index.write_index(index, inputs.opened_catalog, inputs.splits, inputs.images)
+        dropped_path = Path(self.data_dir_root) / self.name / DROPPED_FILE
+        check_missing(index, inputs, self._max_missing, dropped_path)
         places = image_index.places_path(index, split, domain)
         jobs = [
             shards.Shard(path, inputs.catalog, split, domain, span, places, inputs.images)
@@ -169,6 +205,7 @@ class Builder(FileReaderBuilder):
                 f"split {split!r} has no {domain} item with an image that decodes in "
                 f"{', '.join(map(str, inputs.images))}: {summary['items']['dropped']}, {summary['frames']['dropped']}"
             )
+        check_dropped(f"{split} {domain}", summary["frames"], self._max_missing, dropped_path, folder)
         self.counts[split] = summary
         shard_lengths = [report.rows for report in ordered]
         return tfds.core.SplitInfo(split, shard_lengths, summary["bytes"], self._get_filename_template(split))
@@ -208,23 +245,22 @@ class Builder(FileReaderBuilder):
         return [folder / template.sharded_filepath(shard_index=i, num_shards=count).name for i in range(count)]
 
 
-def open_builders(data_dir: Path) -> dict[str, tfds.core.DatasetBuilder]:
-    """Opens the four finished data sets of a data folder; raises ValueError if some are missing."""
+def find_record_files(data_dir: Path) -> dict[str, dict[str, dict[Path, int]]]:
+    """Returns page, video, live and product → split → its files and their numbers of records, see `read_splits`.
+
+    Raises:
+        ValueError: A data set is not finished.
+    """
     folders = {name: data_dir / Builder.name / name / str(Builder.VERSION) for name in (*DOMAINS, "product")}
-    if missing := [str(folder) for folder in folders.values() if not (folder / "dataset_info.json").exists()]:
+    if missing := [str(folder) for folder in folders.values() if not (folder / DATASET_INFO_FILENAME).exists()]:
         raise ValueError(f"no finished data set in {', '.join(missing)}: build it with ./run.sh build")
-    return {name: tfds.builder_from_directory(folder) for name, folder in folders.items()}
-
-
-def split_files(builder: tfds.core.DatasetBuilder, split: str) -> list[Path]:
-    """Returns the record files of a split in order."""
-    return [Path(path) for path in builder.info.splits[split].filepaths]
+    return {name: schema.read_splits(folder) for name, folder in folders.items()}
 
 
 def read_fingerprint(folder: Path) -> dict[str, str]:
     """Returns the fingerprint of the inputs that a folder, finished or not, was built from; {} if it has none."""
     path = folder / FINGERPRINT_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path, remedy=f"remove {folder} and build it again") if path.exists() else {}
 
 
 def _describe_changes(built: dict[str, str], wanted: dict[str, str]) -> str:
@@ -241,7 +277,7 @@ def _plan(catalog: Catalog, split: str, domain: str) -> list[shards.Span]:
 
 
 def _frame_counts(catalog: Catalog, split: str, domain: str) -> Iterator[int]:
-    with pq.ParquetFile(catalog.path(split, domain)) as file:
+    with open_parquet(catalog.path(split, domain)) as file:
         for batch in file.iter_batches(columns=["frame_times"]):  # as many as names, but faster to read
             yield from batch.column(0).value_lengths().to_pylist()
 

@@ -1,8 +1,6 @@
 """Checkpoints as transformers writes them, spelled out name by name: small, random, written without torch."""
 
 import json
-import resource
-import signal
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -208,19 +206,6 @@ def write_config(tmp_path_factory):
         return path
 
     return write
-
-
-@pytest.fixture
-def full_disk():
-    """A function that lets files have at most that many bytes, as a full disk would; afterwards none has a limit.
-
-    What pytest captures by `capfd` is in a file, too; what it captures by `capsys` is not.
-    """
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.fixture(scope="session")

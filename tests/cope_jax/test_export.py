@@ -1,7 +1,10 @@
 """Exported models have the run's embeddings, without its code; incomplete exports are removed."""
 
 import json
+import resource
 import shutil
+import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from cope_jax import export, exported
 from cope_jax.data.tokenizer import encode, load_tokenizer
@@ -102,6 +105,7 @@ def test_programs_support_all_platforms_and_batch_sizes(folder):
         assert str(program.out_avals[0].shape) == "(B, 16)"
 
 
+@pytest.mark.slow
 def test_fusion_transformer_in_bfloat16_can_be_exported(make_tiny_config):
     """It is only lowered; the tests of models cover its values."""
     fusion = {"kind": "transformer", "width": 8, "depth": 1, "heads": 2}
@@ -125,16 +129,18 @@ def test_existing_folder_is_not_overwritten(workdir, folder):
         export.export_run(workdir, folder)
 
 
+@pytest.mark.slow
 def test_export_with_wrong_weights_is_removed(workdir, tmp_path, monkeypatch):
-    def save_shifted(weights, path):
-        save_file(weights | {"vision/project/kernel": weights["vision/project/kernel"] + 0.1}, path)
+    def save_shifted(weights):
+        return save(weights | {"vision/project/kernel": weights["vision/project/kernel"] + 0.1})
 
-    monkeypatch.setattr(export, "save_file", save_shifted)
+    monkeypatch.setattr(export, "save", save_shifted)
     with pytest.raises(ValueError, match=r"model.safetensors and page.stablehlo give embeddings that differ"):
         export.export_run(workdir, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_export_with_wrong_program_is_removed(workdir, tmp_path, monkeypatch):
     original = export.export_program
 
@@ -166,6 +172,90 @@ def test_loader_names_missing_files_and_unknown_formats(folder, tmp_path):
         exported.load(tmp_path / "cut")
 
 
+def test_files_are_readable_by_all(folder):
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()} == {0o644}
+
+
+def test_programs_that_call_other_functions_are_not_loaded(folder, tmp_path):
+    out = shutil.copytree(folder, tmp_path / "copy")
+    program = (out / "live.stablehlo").read_bytes()
+    assert program.count(b"shape_assertion") == 1
+    (out / "live.stablehlo").write_bytes(program.replace(b"shape_assertion", b"other_functions"))
+    with pytest.raises(ValueError, match=r"live.stablehlo calls functions .* of this project calls: other_functions"):
+        exported.load(out)
+
+
+@pytest.mark.parametrize("change", [lambda data: b"", lambda data: data[:-999], lambda data: b"junk" + data])
+def test_invalid_programs_and_weights_are_not_loaded(folder, tmp_path, change):
+    out = shutil.copytree(folder, tmp_path / "copy")
+    (out / "page.stablehlo").write_bytes(change((out / "page.stablehlo").read_bytes()))
+    with pytest.raises(ValueError, match=r"page.stablehlo is not a valid program; export again"):
+        exported.load(out)
+    shutil.copy(folder / "page.stablehlo", out)
+    (out / "model.safetensors").write_bytes(change((out / "model.safetensors").read_bytes()))
+    with pytest.raises(ValueError, match=r"model.safetensors is invalid .*; export again"):
+        exported.load(out)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"domains": None},
+        {"domains": {"page": {"frames": 1, "image_size": 16}}},
+        {"domains": {"page": {"frames": 1, "image_size": 10**12, "text_length": 12}}},
+        {"domains": {"../page": {"frames": 1, "image_size": 16, "text_length": 12}}},
+        {"embedding": "16"},
+    ],
+)
+def test_invalid_descriptions_are_not_loaded(folder, tmp_path, changes):
+    out = shutil.copytree(folder, tmp_path / "copy")
+    config = json.loads((out / "config.json").read_text()) | changes
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config.json does not describe an export: .*; export again"):
+        exported.load(out)
+
+
+def test_a_full_disk_is_reported_and_nothing_left(workdir, tmp_path):
+    """No file may grow beyond 60 kB; a program has less, the weights more."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limit[1]))
+        with pytest.raises(OSError, match=r"model.safetensors"):
+            export.export_run(workdir, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_terminated_export_leaves_nothing(workdir, tmp_path):
+    code = f"""
+import sys
+from cope_jax import export
+export.export_program = lambda *_: print("writing", flush=True) or __import__("time").sleep(60)
+sys.argv[1:] = ["--workdir={workdir}", "--out={tmp_path}/exports/out"]
+export.define_flags()
+export.cli.run("export", export.main)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout.readline() == b"writing\n"
+        process.terminate()
+        assert process.wait(timeout=60) == 143
+    assert list((tmp_path / "exports").iterdir()) == []
+
+
+def test_loader_refuses_regular_expressions_that_could_take_forever(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy/tokenizer/tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{file} has the regular expression '\(a\+\)\+\$', which could take forever"):
+        exported.load(tmp_path / "copy")
+
+
 @pytest.mark.parametrize(
     ("domain", "frames", "mask", "message"),
     [
@@ -183,6 +273,13 @@ def test_invalid_inputs(folder, domain, frames, mask, message):
     mask = None if mask is None else np.ones(mask, bool)
     with pytest.raises(ValueError, match=message):
         exported.load(folder).embed(domain, np.zeros(frames, np.uint8), ["a", "b"], mask)
+
+
+def test_texts_are_an_iterable_but_not_a_string(folder):
+    model, frames = exported.load(folder), [np.zeros((1, 16, 16, 3), np.uint8)] * 2
+    assert model.embed("page", frames, iter(["a", ""])).shape == (2, 16)
+    with pytest.raises(ValueError, match="texts is the string 'ab'; it must be a list with one text per item"):
+        model.embed("page", frames, "ab")
 
 
 def test_export_of_a_missing_average(workdir, tmp_path):

@@ -49,10 +49,19 @@ def test_user_errors_are_reported_in_one_sentence(words, message):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(("package", "command"), [("faiss", "search"), ("uvloop", "download")])
-def test_a_missing_optional_package_names_the_extra(package, command):
-    done = cope(command, code=f"import sys\nsys.modules['{package}'] = None")
+@pytest.mark.parametrize(
+    ("package", "command", "words"), [("faiss", "search", []), ("uvloop", "download", ["--catalog=x", "--out=y"])]
+)
+def test_a_missing_optional_package_names_the_extra(package, command, words):
+    done = cope(command, *words, code=f"import sys\nsys.modules['{package}'] = None")
     assert done.stderr == f"cope: {command} needs the package {package}: pip install 'cope-jax[{command}]'\n"
+
+
+def test_help_of_download_needs_no_optional_packages():
+    packages = ("aiohttp", "backports", "brotli", "tenacity", "uvloop", "yarl")
+    done = cope("download", "--help", code=f"import sys\nsys.modules.update(dict.fromkeys({packages}))")
+    assert "--url_prefix" in done.stdout
+    assert not done.stderr
 
 
 def test_a_missing_required_package_is_an_ordinary_error():

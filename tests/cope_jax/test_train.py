@@ -2,7 +2,7 @@
 
 import pytest
 
-from cope_jax.train import parse_steps
+from cope_jax.train import check_config_path, list_fields, parse_steps
 
 
 def test_steps_are_parsed():
@@ -15,3 +15,17 @@ def test_steps_are_parsed():
 def test_invalid_steps_are_errors(text):
     with pytest.raises(ValueError, match=f"--profile_steps is '{text}'; it must be FIRST:LAST, such as 10:15"):
         parse_steps(text)
+
+
+@pytest.mark.parametrize("words", [["--config=configs/dmo.py", "--config.seed=1"], ["--config", "configs/dmo.py:8"]])
+def test_a_wrong_config_path_lists_the_configs(words):
+    with pytest.raises(SystemExit, match=r"no config file 'configs/dmo.py'; configs/ has .*configs/demo.py"):
+        check_config_path(words)
+    check_config_path(["--config=configs/demo.py", "--config.seed=1"])
+
+
+def test_the_help_lists_the_fields_of_the_config():
+    lines = list_fields().splitlines()
+    assert "  --config.seed: an integer >= 0 and < 2**32" in lines
+    assert "  --config.data.short_clips: one of 'repeat', 'mask'" in lines
+    assert "  --config.model.vision.init_from: a string" in lines

@@ -109,7 +109,7 @@ class Small:
     def build(inputs: Inputs, data_dir: Path, **options) -> tuple[dict, list[str]]:
         """Builds in this process by default; returns the summary and the reported lines."""
         lines: list[str] = []
-        return build(inputs, data_dir, **({"processes": 1} | options), report=lines.append), lines
+        return build(inputs, data_dir, **({"processes": 1, "max_missing": 1.0} | options), report=lines.append), lines
 
     @staticmethod
     def read(data_dir: Path, config: str, split: str) -> list[dict]:
@@ -213,7 +213,7 @@ def write_download():
     """
 
     def write(folder: Path, images: dict[str, bytes], *, a_shard: int = 40, checked: bool = False) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         names = list(images)
         for number, start in enumerate(range(0, len(names), a_shard)):
             chosen = {f"{number:05}{i:04}": name for i, name in enumerate(names[start : start + a_shard])}
@@ -229,6 +229,7 @@ def write_download():
                 "status": ["success"] * len(chosen),
                 "sha256": [hashlib.sha256(images[name]).hexdigest() for name in chosen.values()],
             }
+            rows |= {"name": list(chosen.values())} if checked else {}
             rules = {b"image_rules": RULES.encode()} if checked else {}
             table = pa.table({name: pa.array(values, pa.string()) for name, values in rows.items()})
             pq.write_table(table.replace_schema_metadata(rules), folder / f"{number:05}.parquet")

@@ -182,6 +182,7 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", *map(str, arguments)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers in /proc")
 def test_a_killed_build_resumes_and_gives_the_same_bytes(own_small, tmp_path):
     slow = io.BytesIO()  # tens of ms to decode, so that the kill comes before the end
@@ -195,6 +196,7 @@ def test_a_killed_build_resumes_and_gives_the_same_bytes(own_small, tmp_path):
         f"--images={inputs.images[0]}",
         f"--data_dir={tmp_path / 'killed'}",
         "--processes=2",
+        "--max_missing=0.02",
     ]
     process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     unfinished = tmp_path / "killed" / "rope" / "video"
@@ -265,11 +267,11 @@ def test_a_missing_apache_beam_is_named(small, inputs, tmp_path, monkeypatch):
 
 
 def test_two_builds_at_once_are_an_error(small, inputs, tmp_path):
-    folder = tmp_path / "rope" / "page"
-    folder.mkdir(parents=True)
-    message = rf"process {os.getpid()} on .* is building .*page; wait for it or stop it"
-    with lock_file(folder / ".lock", ""), pytest.raises(ValueError, match=message):
-        small.build(inputs, tmp_path)
+    for folder in (tmp_path / "rope", tmp_path / "rope" / "page"):
+        folder.mkdir(parents=True, exist_ok=True)
+        message = rf"process {os.getpid()} on .* is building {folder}; wait for it or stop it"
+        with lock_file(folder / ".lock", ""), pytest.raises(ValueError, match=message):
+            small.build(inputs, tmp_path)
 
 
 def test_a_domain_without_items_is_an_error(own_small, inputs, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from cope_jax.data.collate import check_id
 from data_prep.catalog.files import Catalog, Frame, Item, Product
+from data_prep.common.domains import DOMAINS
 from data_prep.table import build_table_catalog, split_of
 
 BAG, MUG = "SKU-b", "SKU-m"
@@ -34,7 +36,7 @@ ITEMS = [
 WANTED = {
     "page": [
         Item(0, "包", (1,), (Frame(0, "3.jpg"),)),
-        Item(1, "杯子, 大", (2,), (Frame(0, "2.jpg"), Frame(0, "x/1.jpg"))),
+        Item(1, "杯子, 大", (2,), (Frame(0, "x/1.jpg"), Frame(1, "2.jpg"))),
     ],
     "video": [Item(30, "说", (1, 2), (Frame(0, "z.jpg"), Frame(1, "a.jpg"), Frame(2, "b.jpg")))],
     "live": [Item(9, "", (2,), ())],
@@ -192,18 +194,94 @@ def test_errors_say_what_is_wrong_with_a_table(tmp_path, images):
         ValueError, match=r"no column item; needs either a column images .* product, domain, image, images"
     ):
         made("items.jsonl", '{"product": 1, "domain": "page", "image": "", "images": ""}\n')
-    with pytest.raises(
-        ValueError, match=r"first row \(line 2\): needs either .* its columns are product, domain, item$"
-    ):
+    with pytest.raises(ValueError, match=r"items\.jsonl: needs either .* its columns are product, domain, item$"):
         made("items.jsonl", '\n{"product": 1, "domain": "page", "item": 2}\n')
     with pytest.raises(ValueError, match="no rows: every split is empty"):
         made("items.csv", "product,domain,item,images\n")
-    with pytest.raises(ValueError, match=r"none of 2 images .* is in .*images, for example '[ab]\.jpg': names"):
+    with pytest.raises(
+        ValueError, match=r"none of 2 images .* is in .*images: names must be .*, and there is no 'a\.jpg'"
+    ):
         made("items.csv", "product,domain,item,images\n1,page,2,a.jpg|b.jpg\n")
+    with pytest.raises(ValueError, match=r"differ only in lower and upper case, such as 'x/1.JPG' \('x/1.jpg' ex"):
+        made("items.csv", "product,domain,item,images\n1,page,2,x/1.JPG\n")
+    with pytest.raises(ValueError, match=r"are lists of names; separate the names with '\|', such as 'x/1.jpg;3.jpg' "):
+        made("items.csv", "product,domain,item,images\n1,page,2,x/1.jpg;3.jpg\n")
     with pytest.raises(ValueError, match=r"images folder .*nowhere not found"):
         made("items.csv", "", tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"table .*none\.csv not found"):
         build_table_catalog(tmp_path / "none.csv", images, tmp_path / "catalog")
+
+
+def build_csv(folder: Path, content: str, **options) -> tuple[Catalog, list[str]]:
+    """Returns the catalog of a CSV table and the reported lines."""
+    lines: list[str] = []
+    (folder / "items.csv").write_text(content)
+    images = folder / "images"
+    catalog = build_table_catalog(folder / "items.csv", images, folder / "catalog", report=lines.append, **options)
+    return catalog, lines
+
+
+def test_images_of_pages_keep_the_order_of_the_table_or_its_times(tmp_path, images):
+    shown = {"split": "train", "product": "a"}
+    names = ["9_main.jpg", "1_care.jpg", "2_size.jpg", "x/1.jpg"]
+    times = [1, 3, 2, 4]
+    rows = [shown | {"domain": "page", "item": "listed", "image": name} for name in [*names, names[1]]]
+    pairs = zip(reversed(names), reversed(times), strict=True)
+    rows += [shown | {"domain": "page", "item": "timed", "image": name, "time": time} for name, time in pairs]
+    rows += [shown | {"domain": "page", "item": "same", "image": name, "time": 5} for name in names]
+    (tmp_path / "lists").mkdir()
+    shutil.copytree(images, tmp_path / "lists" / "images")
+    lists = [
+        shown | {"domain": "page", "item": f"list{i}", "images": names, "time": time} for i, time in ((0, None), (1, 5))
+    ]
+    for item in build(tmp_path / "lists", lists).items("train", "page"):
+        assert [frame.name for frame in item.frames] == names
+    catalog = build(tmp_path, rows)
+    kinds = pq.read_table(catalog.folder / "ids.parquet").to_pylist()
+    ids = {row["id"]: row["original"] for row in kinds if row["kind"] == "page"}
+    frames = {ids[item.item_id]: [frame.name for frame in item.frames] for item in catalog.items("train", "page")}
+    timed = ["9_main.jpg", "2_size.jpg", "1_care.jpg", "x/1.jpg"]
+    assert frames == {"listed": names, "timed": timed, "same": names}
+
+
+def test_a_product_with_far_more_items_than_the_others_is_reported(tmp_path, images):
+    def table(many: int) -> str:
+        rows = [f"many,page,{i}" for i in range(many)] + [f"p{i // 2},page,p{i}" for i in range(20)]
+        return "product,domain,item,images\n" + "".join(f"{row},x/1.jpg\n" for row in rows)
+
+    _, lines = build_csv(tmp_path, table(21))
+    (warning,) = [line for line in lines if line.startswith("warning")]
+    assert "product 'many' has 21 of 41 items, far more than the others: check that its id" in warning
+    shutil.rmtree(tmp_path / "catalog")
+    _, lines = build_csv(tmp_path, table(20))
+    assert not [line for line in lines if "warning" in line]
+
+
+def test_one_invalid_row_is_allowed_in_a_small_table_unless_none_may_be(tmp_path, images):
+    good, bad = "a,page,1,x/1.jpg\n", "a,shop,1,x/1.jpg\n"
+    header = "product,domain,item,images\n"
+    for content, options in ((2 * bad, {}), (bad, {"max_rejected": 0})):
+        with pytest.raises(ValueError, match=r"lines are invalid, more than --max_rejected=0"):
+            build_csv(tmp_path, header + good + content, **options)
+    catalog, _ = build_csv(tmp_path, header + good + bad)
+    assert read_rejected(catalog.folder) == [("", 3, "unknown domain")]
+
+
+@pytest.mark.parametrize("name", ["what?*", "cat[0-9]", "split=test", "{a,b}'\\"])
+def test_no_part_of_a_path_is_a_pattern(tmp_path, name):
+    """Builds next to folders that the name would match as a pattern, and with other data."""
+    decoys = [name.replace(character, "x") for character in "*?[]{}=" if character in name]
+    catalogs = []
+    for i, folder in enumerate([*decoys, name, "plain"]):
+        parent = tmp_path / folder
+        (parent / "images").mkdir(parents=True, exist_ok=True)
+        (parent / "images" / "x.jpg").touch()
+        product = "a" if folder in (name, "plain") else f"decoy{i}"
+        rows = [{"product": product, "domain": d, "item": f"{product}{d}", "images": "x.jpg"} for d in DOMAINS]
+        catalogs.append(build(parent, rows, ".parquet"))
+    assert catalogs[-2].fingerprint == catalogs[-1].fingerprint
+    assert catalogs[-2].summary == catalogs[-1].summary
+    assert (catalogs[-2].folder / "ids.parquet").read_bytes() == (catalogs[-1].folder / "ids.parquet").read_bytes()
 
 
 ROOT = Path(__file__).parents[2]
@@ -226,3 +304,20 @@ def test_the_command_builds_a_catalog_once(tmp_path):
     assert (third.returncode, third.stderr.count("\n")) == (1, 1)
     assert third.stderr.startswith("table: ")
     assert "is a catalog of another source (table differ)" in third.stderr
+
+
+def test_images_are_looked_for_as_in_a_build(tmp_path):
+    images = tmp_path / "images"
+    (tmp_path / "disk").mkdir()
+    images.mkdir()
+    (images / "linked").symlink_to(tmp_path / "disk")
+    for path in (tmp_path / "disk" / "a.jpg", images / "B.JPG"):
+        path.touch()
+    table = tmp_path / "items.csv"
+    table.write_text("product,domain,item,images\n1,page,2,linked/a.jpg|b.jpg\n")
+    lines: list[str] = []
+    build_table_catalog(table, images, tmp_path / "catalog", report=lines.append)
+    assert lines[0] == (
+        f"warning: 1 of 2 images of the table are not in {images}: 1 of 1 differ only in lower and upper case, "
+        "such as 'b.jpg' ('B.JPG' exists)"
+    )

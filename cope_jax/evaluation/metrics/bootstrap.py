@@ -32,13 +32,20 @@ def bootstrap_intervals(
     """Computes percentile intervals of the metrics of each direction and of their means over directions.
 
     A resample draws as many products as there are, with replacement, the same ones for all directions. Its metrics are
-    means over the queries of the products drawn, each counted as often as its product. `products` has the product of
-    each direction's queries, from `first_product`.
+    means over the queries of the products drawn, each counted as often as its product.
+
+    Args:
+        ranks: Ranks of each direction in which some query has a positive.
+        products: Product of each direction's queries, from `first_product`.
+        seed: Seed of the draws.
+        resamples: Number of resamples.
 
     Returns:
         {"level", "resamples", "products": their number, "retrieval": {direction: {"r1": [low, high], …}, …},
         "retrieval_mean": {"mean_r1": [low, high], …}}.
     """
+    if not ranks:
+        return {"level": LEVEL, "resamples": resamples, "products": 0, "retrieval": {}, "retrieval_mean": {}}
     owners = {name: products[name][own.has_positive] for name, own in ranks.items()}
     every = np.unique(np.concatenate(list(owners.values())))
     rng = np.random.default_rng(seed)

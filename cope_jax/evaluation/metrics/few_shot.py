@@ -21,12 +21,19 @@ class TooFewProductsError(ValueError):
     """Fewer than two products have enough items."""
 
 
-def few_shot_by_direction(embeddings: Embeddings, **options: int) -> dict[str, Metrics]:
-    """Runs `few_shot` with these options for every ordered pair of domains: "p2v" learns from pages and asks videos."""
-    return {
-        name: few_shot(*embeddings[source], *embeddings[target], name=name, **options)
-        for name, (source, target) in DIRECTIONS.items()
-    }
+def few_shot_by_direction(embeddings: Embeddings, **options: int) -> tuple[dict[str, Metrics], dict[str, str]]:
+    """Runs `few_shot` with these options for every ordered pair of domains: "p2v" learns from pages and asks videos.
+
+    Returns:
+        The metrics by direction, and for each direction with too few products the reason instead.
+    """
+    metrics, reasons = {}, {}
+    for name, (source, target) in DIRECTIONS.items():
+        try:
+            metrics[name] = few_shot(*embeddings[source], *embeddings[target], name=name, **options)
+        except TooFewProductsError as error:
+            reasons[name] = str(error).removeprefix(f"few-shot {name} ")
+    return metrics, reasons
 
 
 def few_shot_all_products(embeddings: Embeddings, *, queries: int, seed: int) -> dict[str, dict[str, Metrics | None]]:
@@ -90,8 +97,8 @@ def few_shot(
     ways = min(len(classes) for classes in drawn)
     if ways < 2:
         raise TooFewProductsError(
-            f"few-shot {name}: needs 2 products with {shots} support items and a query item, found {ways}; "
-            "use fewer shots or more items"
+            f"few-shot {name} needs 2 products with a query item and {shots} support items (config.eval.shots), "
+            f"found {ways}"
         )
     accuracies = []
     for rng, classes in zip(generators, drawn, strict=True):

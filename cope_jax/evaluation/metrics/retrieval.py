@@ -76,14 +76,14 @@ def _check(embeddings: np.ndarray, products: np.ndarray, domain: str) -> None:
 
 
 def direction_metrics(ranks: Mapping[str, Ranks]) -> dict[str, Metrics]:
-    """Computes the metrics of each direction. Raises ValueError if no query of a direction has a positive."""
-    if failed := [name for name, own in ranks.items() if not own.has_positive.any()]:
-        raise ValueError(f"retrieval {', '.join(failed)}: no query has a product in common with a gallery item")
-    return {name: retrieval_metrics(own) for name, own in ranks.items()}
+    """Computes the metrics of each direction in which some query has a positive."""
+    return {name: retrieval_metrics(own) for name, own in ranks.items() if own.has_positive.any()}
 
 
 def direction_means(metrics: Mapping[str, Metrics]) -> dict[str, float]:
-    """Returns means over the directions: "mean_r1", "mean_r5", "mean_r10", "mean_map"."""
+    """Returns means over the directions: "mean_r1", "mean_r5", "mean_r10", "mean_map"; {} without directions."""
+    if not metrics:
+        return {}
     return {f"mean_{key}": sum(own[key] for own in metrics.values()) / len(metrics) for key in MEAN_METRICS}
 
 

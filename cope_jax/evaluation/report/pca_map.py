@@ -52,7 +52,9 @@ def pca_map(items: Mapping[str, Items], *, seed: int, center_domains: bool, limi
     """
     vectors = {domain: items[domain].vectors.astype(np.float64) for domain in DOMAINS}
     overall = np.concatenate(list(vectors.values())).mean(axis=0)
-    centered = {domain: own - (own.mean(axis=0) if center_domains else overall) for domain, own in vectors.items()}
+    centered = {
+        domain: own - (own.mean(axis=0) if center_domains and len(own) else overall) for domain, own in vectors.items()
+    }
     values, axes = np.linalg.eigh(np.sum([own.T @ own for own in centered.values()], axis=0))  # ascending
     axes = axes[:, :-3:-1]
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])  # makes the signs unique

@@ -21,7 +21,6 @@ from cope_jax.evaluation.report.query_gallery import CLOSE, PER_OUTCOME, choose_
 from cope_jax.evaluation.report.svg_charts import Axis, Chart, Curve, chart
 from cope_jax.evaluation.report.training_charts import training_charts
 from cope_jax.evaluation.result_tables import METRICS
-from cope_jax.evaluation.results import report_path
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from data_prep.common.domains import DIRECTIONS, DOMAINS
@@ -41,9 +40,8 @@ def write_report(
     """
     if jax.process_index() > 0:
         return
-    subset = evaluation.metrics["evaluated"]["subset"]
     html = render(contents(workdir, evaluation, embedded, baseline))
-    with atomic_write(report_path(workdir, evaluation.step, subset, average=evaluation.average), "w") as file:
+    with atomic_write(evaluation.files.report, "w") as file:
         file.write(html)
 
 
@@ -61,15 +59,15 @@ def render(contents: Mapping[str, Any]) -> str:
     environment.filters |= {"number": "{:,}".format, "share": "{:.3f}".format, "percent": percent}
     style, script = ((PAGES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     policy = (
-        f"default-src 'none'; img-src data:; style-src '{_source_hash(style)}'; script-src '{_source_hash(script)}'; "
+        f"default-src 'none'; img-src data:; style-src '{source_hash(style)}'; script-src '{source_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     template = environment.get_template("report.html.jinja")
     return template.render(contents, style=Markup(style), script=Markup(script), policy=policy)
 
 
-def _source_hash(source: str) -> str:
-    """Hash of an inline script or style sheet for a content security policy."""
+def source_hash(source: str) -> str:
+    """Returns the hash of an inline script or style sheet for a content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
 
 
@@ -82,13 +80,15 @@ def contents(
     workdir: Path, evaluation: Evaluation, embedded: EmbeddedSplit, baseline: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Returns the variables of the template; for the arguments, see `write_report`."""
-    config, metrics, items, ranks = evaluation.config, evaluation.metrics, embedded.items, embedded.ranks
+    config, metrics, items = evaluation.config, evaluation.metrics, embedded.items
+    ranks = {name: embedded.ranks[name] for name in metrics["retrieval"]}  # those with results
     trained = load_config(workdir)
     records = open_records(config.data.data_dir, config.data.eval_split)
-    chance = {name: chance_curve(ranks[name], min(CURVE_LENGTH, ranks[name].gallery)) for name in DIRECTIONS}
+    chance = {name: chance_curve(ranks[name], min(CURVE_LENGTH, ranks[name].gallery)) for name in ranks}
     histograms = {
         name: similarity_histograms(items[source].vectors, items[target].vectors, ranks[name], seed=config.seed)
         for name, (source, target) in DIRECTIONS.items()
+        if name in ranks
     }
     return {
         "run": workdir.resolve().name,
@@ -101,13 +101,14 @@ def contents(
         "baseline": baseline,
         "columns": METRICS,
         "directions": DIRECTIONS,
+        "episodes": config.eval.episodes,
         "domains": DOMAINS,
         "items": {domain: len(items[domain].vectors) for domain in DOMAINS},
         "products": len(np.unique(np.concatenate([first_product(items[domain].products) for domain in DOMAINS]))),
         "frame_parts": parts(metrics["by_frames"]),
         "text_parts": parts(metrics["by_text"])[::-1],
         "chance": {name: float(curve[0]) for name, curve in chance.items()},
-        "recall": {name: _recall_chart(ranks[name], chance[name]) for name in DIRECTIONS},
+        "recall": {name: _recall_chart(own, chance[name]) for name, own in ranks.items()},
         "similarity": {name: _similarity_chart(own) for name, own in histograms.items()},
         "overlap": {name: own.overlap for name, own in histograms.items()},
         "training": training_charts(workdir, config),

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from cope_jax.models.backbones import spec
-from cope_jax.models.backbones.layouts import COPY, first_rows
+from cope_jax.models.backbones.layouts import first_rows
 from cope_jax.models.backbones.spec import Config, EncoderSpec, Source, Sources
 
 
@@ -19,17 +19,19 @@ def block(path: str, tensor: str) -> Sources:
     }
 
 
-def text_encoder(text: Config, prefix: str, ignored: tuple[str, ...]) -> EncoderSpec:
-    """A BERT whose tensors have a prefix."""
-    embeddings, positions = f"{prefix}embeddings", first_rows(text.max_position_embeddings)
+def bert(config: Config, names: Collection[str]) -> EncoderSpec:
+    """BertModel or ChineseCLIPTextModel, or a model that contains one (for ChineseCLIPModel, arXiv 2211.01335)."""
+    text = getattr(config, "text_config", config)
+    prefix = spec.prefix_of(names, "embeddings.word_embeddings.weight")
+    embeddings = f"{prefix}embeddings"
     unsupported = spec.unsupported_sizes(text, epsilon=1e-12)
     if text.hidden_act != "gelu":
         unsupported += (f"its hidden_act is {text.hidden_act!r}, but only 'gelu' is supported",)
     return EncoderSpec(
         sources={
-            "words/embedding": Source((f"{embeddings}.word_embeddings.weight",), COPY),
-            "position": Source((f"{embeddings}.position_embeddings.weight",), positions),
-            "segment": Source((f"{embeddings}.token_type_embeddings.weight",), COPY),
+            "words/embedding": Source((f"{embeddings}.word_embeddings.weight",), first_rows(text.vocab_size)),
+            "position": Source((f"{embeddings}.position_embeddings.weight",), first_rows(text.max_position_embeddings)),
+            "segment": Source((f"{embeddings}.token_type_embeddings.weight",), first_rows(text.type_vocab_size)),
             **spec.norm("norm", f"{embeddings}.LayerNorm"),
             **block("blocks", f"{prefix}encoder.layer.{{}}"),
             **spec.linear("pooler", f"{prefix}pooler.dense"),
@@ -39,18 +41,7 @@ def text_encoder(text: Config, prefix: str, ignored: tuple[str, ...]) -> Encoder
             "width": ("hidden_size", text.hidden_size),
             "heads": ("num_attention_heads", text.num_attention_heads),
         },
+        own=(spec.own_tensors(prefix, "embeddings|encoder|pooler"),),
         unsupported=unsupported,
-        ignored=(*ignored, r"embeddings\.position_ids$"),
         optional=(r"^pooler/",),
     )
-
-
-def bert(config: Config, names: Collection[str]) -> EncoderSpec:
-    """BertModel, or a model with a head that contains one."""
-    return text_encoder(config, spec.prefix_of(names, "bert.", "embeddings.word_embeddings.weight"), (r"^cls\.",))
-
-
-def chinese_clip(config: Config, names: Collection[str]) -> EncoderSpec:
-    """The text encoder of ChineseCLIPModel (arXiv 2211.01335): a BERT without pooler."""
-    ignored = (r"^vision_model\.", r"^(visual|text)_projection\.", r"^logit_scale$")
-    return text_encoder(config.text_config, "text_model.", ignored)

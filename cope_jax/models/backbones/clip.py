@@ -7,8 +7,7 @@ from cope_jax.models.backbones.layouts import COPY, LINEAR, PATCHES, grid_positi
 from cope_jax.models.backbones.spec import Config, EncoderSpec, Requirements, Source, Sources
 
 EPSILON = 1e-5
-PROJECTION: Sources = {"project/kernel": Source(("visual_projection.weight",), LINEAR)}
-IGNORED = (r"^text_model\.", r"^text_projection\.", r"^logit_scale$", r"embeddings\.position_ids$")
+PARTS = "embeddings|encoder|pre_layr?norm|post_layernorm"
 ACROSS_FRAMES = (r"^blocks/message_", r"^integration/")  # parameters that an image model does not have
 
 
@@ -28,9 +27,20 @@ def block(path: str, tensor: str) -> Sources:
     }
 
 
+def vit_prefix(names: Collection[str]) -> str:
+    """Prefix of the ViT's tensors; without "vision_model.", that of the model's other parts."""
+    return spec.prefix_of(names, "embeddings.class_embedding")
+
+
+def projection(names: Collection[str]) -> Sources:
+    """Sources of the projection into the space of CLIP."""
+    tensor = f"{vit_prefix(names).removesuffix('vision_model.')}visual_projection.weight"
+    return {"project/kernel": Source((tensor,), LINEAR)}
+
+
 def vit(vision: Config, names: Collection[str], *, pre_norm: str = "pre_layrnorm") -> Sources:  # sic
     """Sources of CLIP's ViT without its projection."""
-    prefix = spec.prefix_of(names, "vision_model.", "embeddings.class_embedding")
+    prefix = vit_prefix(names)
     rows = (vision.image_size // vision.patch_size) ** 2 + 1
     return {
         "stem/patches/kernel": Source((f"{prefix}embeddings.patch_embedding.weight",), PATCHES),
@@ -56,13 +66,14 @@ def vit_requirements(vision: Config, normalisation: str) -> Requirements:
 def clip(config: Config, names: Collection[str]) -> EncoderSpec:
     """CLIPModel, or CLIPVisionModel with or without projection, and those of Chinese-CLIP."""
     vision = getattr(config, "vision_config", config)
-    projected = vision is not config or "visual_projection.weight" in names
-    projection = {"output_width": ("projection_dim", config.projection_dim)} if projected else {}
+    project = projection(names)
+    projected = any(name.endswith(("visual_projection.weight", "text_projection.weight")) for name in names)
+    width = {"output_width": ("projection_dim", config.projection_dim)} if projected else {}
     return EncoderSpec(
-        sources={**vit(vision, names), **PROJECTION},
+        sources={**vit(vision, names), **project},
         depths={"blocks": vision.num_hidden_layers},
-        requirements={**vit_requirements(vision, "clip"), **projection},
+        requirements={**vit_requirements(vision, "clip"), **width},
+        own=(spec.own_tensors(vit_prefix(names), PARTS),),
         unsupported=spec.unsupported_sizes(vision, epsilon=EPSILON),
-        ignored=IGNORED,
         optional=(*ACROSS_FRAMES, *(() if projected else (r"^project/",))),
     )

@@ -3,7 +3,6 @@
 Only safetensors is read. The older pytorch_model.bin is a pickle, which can run any code when it is opened.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,13 +11,16 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors needs
 import numpy as np
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
+from data_prep.common.files import read_json
+from data_prep.common.hub import find_folder
+
+DOWNLOAD = "download it again"  # the remedy for an invalid file
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of weights in several files
-FILES = ["config.json", SINGLE_FILE, INDEX, "model-*-of-*.safetensors"]
+FILES = ["config.json", SINGLE_FILE, INDEX, "model-*-of-*.safetensors", "*_Pooling/config.json"]
+VARIANTS = ["config.json", "*.safetensors", "*.safetensors.index.*.json"]  # if a repository has none of the above
 CONVERT = (
     "import torch, safetensors.torch as s; "
     "w = torch.load('pytorch_model.bin', map_location='cpu', weights_only=True); "
@@ -38,17 +40,31 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint of which only the headers have been read."""
+    """A checkpoint of which only the headers have been read.
 
-    name: str  # folder or hub repository, as given by the user
-    config: Mapping[str, Any]  # content of config.json
-    tensors: Mapping[str, Tensor]  # tensors by current name
+    Attributes:
+        name: Folder or hub repository, as given by the user.
+        config: Content of config.json.
+        tensors: Tensors by current name.
+        pooling: How sentence-transformers pools its vectors, as our settings name it; None if it does not say.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    pooling: str | None = None
 
     def read(self, name: str) -> np.ndarray:
         """Reads a tensor as float32."""
         tensor = self.tensors[name]
         with safe_open(tensor.file, "numpy") as file:
-            return file.get_tensor(tensor.name).astype(np.float32)
+            value = file.get_tensor(tensor.name).astype(np.float32)
+        if invalid := np.count_nonzero(~np.isfinite(value)):
+            raise ValueError(
+                f"{tensor.file}: {invalid} of {value.size} values of tensor {tensor.name} are not finite; download the "
+                "file again, or take other weights"
+            )
+        return value
 
 
 def open_weights(name: str, *, key: str) -> Weights:
@@ -62,7 +78,9 @@ def open_weights(name: str, *, key: str) -> Weights:
         FileNotFoundError: No such folder or repository, or files are missing.
         ValueError: A file is invalid, or two tensors have the same name.
     """
-    folder = _find_folder(name, key=key)
+    folder = find_folder(name, FILES, key=key)
+    if not any(folder.glob("*.safetensors")) and not Path(name).expanduser().is_dir():
+        folder = find_folder(name, VARIANTS, key=key)
     files = _tensor_files(folder, name=name, key=key)
     config = folder / "config.json"
     if not config.exists():
@@ -74,35 +92,30 @@ def open_weights(name: str, *, key: str) -> Weights:
             if current in tensors:
                 raise ValueError(f"{name!r} has two tensors {current}: in {tensors[current].file} and in {file}")
             tensors[current] = tensor
-    return Weights(name, _read_json(config), tensors)
-
-
-def _find_folder(name: str, *, key: str) -> Path:
-    """Returns the local folder of that name, or the cache of the hub repository, downloaded if necessary."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    repository, _, revision = name.partition("@")
-    try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=FILES))
-    except (OSError, HFValidationError) as error:
-        raise FileNotFoundError(
-            f"{key} is {name!r}, which is neither a local folder nor available from the Hugging Face hub "
-            f"({type(error).__name__}). Without network access, run `hf download {repository} --local-dir FOLDER` on "
-            f"another machine, copy the folder here and set {key} to it (config.json and the .safetensors files are "
-            "enough)"
-        ) from error
+    return Weights(name, read_json(config, remedy=DOWNLOAD), tensors, _find_pooling(folder))
 
 
 def _tensor_files(folder: Path, *, name: str, key: str) -> list[Path]:
-    """Lists the safetensors files of a folder: one, or those in its index."""
+    """Lists the safetensors files of a folder: one, or those in an index; both may have a variant like fp16."""
     if (folder / SINGLE_FILE).exists():
         return [folder / SINGLE_FILE]
-    if (folder / INDEX).exists():
-        files = [folder / Path(file).name for file in sorted(set(_read_json(folder / INDEX)["weight_map"].values()))]
+    indexes = sorted(folder.glob("*.safetensors.index*.json"))
+    if index := folder / INDEX if folder / INDEX in indexes else indexes[0] if len(indexes) == 1 else None:
+        listed = read_json(index, remedy=DOWNLOAD).get("weight_map")
+        if not isinstance(listed, dict) or not listed:
+            raise ValueError(f"{index} has no weight_map, which lists the files; download it again")
+        files = [folder / Path(str(file)).name for file in sorted(set(listed.values()))]
         if missing := [file.name for file in files if not file.exists()]:
-            raise FileNotFoundError(f"{folder} lacks {', '.join(missing)} listed in its {INDEX}; download them")
+            raise FileNotFoundError(f"{folder} lacks {', '.join(missing)} listed in its {index.name}; download them")
         return files
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) == 1:
+        return found
+    if found:
+        raise ValueError(
+            f"{key} is {name!r}, but {folder} has {', '.join(file.name for file in found)}; rename the one to use to "
+            f"{SINGLE_FILE}"
+        )
     raise FileNotFoundError(
         f"{key} is {name!r}, but {folder} has no {SINGLE_FILE}. A pytorch_model.bin is a pickle, which can run "
         "any code when it is opened, and is not read. The hub often has a converted copy as a pull request: try "
@@ -111,11 +124,18 @@ def _tensor_files(folder: Path, *, name: str, key: str) -> list[Path]:
     )
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); download it again") from error
+def _find_pooling(folder: Path) -> str | None:
+    """Returns what sentence-transformers' pooling file says: "class", "mean" or, for what we lack, its own name."""
+    for file in sorted(folder.glob("*_Pooling/config.json")):
+        content = read_json(file, remedy=DOWNLOAD)
+        modes = [
+            name.removeprefix("pooling_mode_") for name, on in content.items() if name[:13] == "pooling_mode_" and on
+        ]
+        if not modes and "pooling_mode" in content:
+            modes = [str(content["pooling_mode"])]
+        ours = {"cls_token": "class", "cls": "class", "mean_tokens": "mean"}
+        return " + ".join(ours.get(mode, mode) for mode in modes) or None
+    return None
 
 
 def _list_tensors(file: Path) -> list[Tensor]:

@@ -49,8 +49,10 @@ def frame_positions(frames: int) -> Layout:
 
 
 def first_rows(rows: int) -> Layout:
-    """Layout of `rows` positions of words, of which shorter texts use the first."""
-    return Layout(lambda shape: (rows, shape[1]), lambda tensors, shape: tensors[0][: shape[0]])
+    """Layout of `rows` vectors, of which the first are used; the last one is repeated if there are too few."""
+    return Layout(
+        lambda shape: (rows, shape[1]), lambda tensors, shape: tensors[0][np.minimum(np.arange(shape[0]), rows - 1)]
+    )
 
 
 def resize_grid(table: np.ndarray, rows: int) -> np.ndarray:

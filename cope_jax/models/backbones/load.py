@@ -5,9 +5,10 @@ randomly. Anything else is an error before a tensor is read.
 """
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -30,8 +31,10 @@ MODEL_TYPES: dict[str, dict[str, Callable[[Config, Collection[str]], EncoderSpec
         "chinese_clip": clip.clip,
         "chinese_clip_vision_model": clip.clip,
     },
-    "text": {"bert": bert.bert, "chinese_clip": bert.chinese_clip},
+    "text": {"bert": bert.bert, "chinese_clip": bert.bert, "chinese_clip_text_model": bert.bert},
 }
+# Vocabularies are padded to multiples of 8 to 128. With its own tokenizer, a model may have more rows without a token.
+PADDING = 128
 FLOATS = ("F64", "F32", "F16", "BF16")
 # Parameters that a model may lack by its settings, whatever the checkpoint has.
 OPTIONAL = (r"^blocks/message_", r"^integration/", r"^pooler/")
@@ -75,6 +78,7 @@ class Pretrained:
     fillings: Mapping[str, Filling]  # tensors by path of the parameter that they fill
     fresh: tuple[str, ...]  # parts that are initialized randomly: "blocks/message_fc", "integration/blocks[1:]"
     unused: tuple[str, ...]  # tensors that are not used, as intended
+    notes: tuple[str, ...] = ()  # what the user should know, for the report
 
     def load(self, params: PyTree) -> PyTree:
         """Replaces an encoder's parameters, one at a time, keeping their shardings.
@@ -97,7 +101,7 @@ class Pretrained:
         if self.unused:
             counts = sorted(Counter(map(_group_of, self.unused)).items())
             parts.append("unused: " + ", ".join(f"{group} ({count})" for group, count in counts))
-        return "; ".join(parts)
+        return "\n".join(["; ".join(parts), *(f"WARNING: {note}" for note in self.notes)])
 
 
 def _overwrite(fresh: Array, value: np.ndarray) -> Array:
@@ -110,7 +114,14 @@ def _overwrite(fresh: Array, value: np.ndarray) -> Array:
 
 
 def prepare(
-    name: str, encoder: str, shapes: PyTree, *, settings: Mapping[str, Any], cut: bool, section: str
+    name: str,
+    encoder: str,
+    shapes: PyTree,
+    *,
+    settings: Mapping[str, Any],
+    cut: bool,
+    section: str,
+    own_tokenizer: bool = False,
 ) -> Pretrained:
     """Finds weights and checks that they fit an encoder.
 
@@ -121,6 +132,7 @@ def prepare(
         settings: Arguments of `VisionEncoder` or `TextEncoder`.
         cut: Take the first layers of a deeper checkpoint.
         section: Config section of `settings`, `init_from` and `init_cut`, for error messages.
+        own_tokenizer: Whether the tokenizer is that of the weights, so that rows beyond its vocabulary are padding.
 
     Raises:
         FileNotFoundError: The weights are not available; the message says what to do.
@@ -129,10 +141,18 @@ def prepare(
     key = f"{section}.init_from"
     weights = open_weights(name, key=key)
     spec = _find_spec(encoder, weights, what=f"{key} is {name!r}")
-    if mismatches := list(_mismatches(spec, weights, settings, cut=cut, section=section)):
+    padding = sys.maxsize if own_tokenizer else PADDING
+    if mismatches := list(_mismatches(spec, weights, settings, cut=cut, section=section, padding=padding)):
         raise ValueError(f"{key} is {name!r}, which is another model:\n" + "\n".join(f"  {m}" for m in mismatches))
     targets = {_name_of(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(shapes)}
-    return _match(spec, weights, targets, key=key)
+    matched = _match(spec, weights, targets, key=key)
+    if encoder == "text" and weights.pooling not in (None, settings["pooling"]):
+        note = (
+            f"sentence-transformers pools the vectors of {name!r} by {weights.pooling!r}, but {section}.pooling is "
+            f"{settings['pooling']!r}"
+        )
+        return replace(matched, notes=(note,))
+    return matched
 
 
 def _find_spec(encoder: str, weights: Weights, *, what: str) -> EncoderSpec:
@@ -148,11 +168,16 @@ def _find_spec(encoder: str, weights: Weights, *, what: str) -> EncoderSpec:
         config = AutoConfig.for_model(kind, **settings)  # adds the values that config.json leaves out
     except StrictDataclassError as error:
         raise ValueError(f"{what}, whose config.json is invalid: {error}") from error
-    return supported[kind](config, weights.tensors)
+    try:
+        return supported[kind](config, weights.tensors)
+    except (TypeError, ArithmeticError) as error:  # sizes that are 0, or several where one is expected
+        raise ValueError(f"{what}, whose config.json is invalid: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{what}, which {error}") from error
 
 
 def _mismatches(
-    spec: EncoderSpec, weights: Weights, settings: Mapping[str, Any], *, cut: bool, section: str
+    spec: EncoderSpec, weights: Weights, settings: Mapping[str, Any], *, cut: bool, section: str, padding: int
 ) -> Iterator[str]:
     """Lists how the model and the checkpoint differ, with the keys to change."""
     for key, (field, theirs) in spec.requirements.items():
@@ -165,10 +190,12 @@ def _mismatches(
             yield f"{section}.{key} is {ours}, but it has {theirs}: {section}.init_cut=True takes the first {ours}"
         if ours > theirs and stack == "blocks":
             yield f"{section}.{key} is {ours}, but it has only {theirs}"
+        if theirs > len(weights.tensors):
+            yield f"its config.json has {theirs} layers, but it has only {len(weights.tensors)} tensors"
     if "vocab_size" not in settings:
         return
     words, positions = (weights.tensors.get(spec.sources[path].tensors[0]) for path in ("words/embedding", "position"))
-    if words is not None and settings["vocab_size"] != words.shape[0]:
+    if words is not None and not 0 <= words.shape[0] - settings["vocab_size"] < padding:
         yield (
             f"the run's tokenizer has {settings['vocab_size']} entries, but it has vectors for {words.shape[0]}: set "
             "config.data.tokenizer to that of the weights"
@@ -208,10 +235,10 @@ def _match(spec: EncoderSpec, weights: Weights, targets: Mapping[str, Shape], *,
             problems.append(f"parameter {path} {shape}: no tensor of this model fills it")
     used = {name for filling in fillings.values() for name in filling.names()}
     for name in weights.tensors.keys() - used - unused:
-        if _matches(spec.ignored, name):
-            unused.add(name)
-        else:
+        if _matches(spec.own, name) and not name.endswith("embeddings.position_ids"):
             problems.append(f"tensor {name} {weights.tensors[name].shape}: unknown")
+        else:
+            unused.add(name)
     if problems:
         listed = "\n".join(f"  {problem}" for problem in sorted(problems))
         raise ValueError(f"{key} is {weights.name!r}, which does not fit the model:\n{listed}")

@@ -3,6 +3,7 @@
 Paths of parameters are relative to the encoder. In names of tensors, "{}" stands for the number of the layer.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,14 +36,23 @@ Sources = dict[str, Source]  # by path of the parameter
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Description of one encoder in a checkpoint."""
+    """Description of one encoder in a checkpoint.
 
-    sources: Sources  # tensors of each parameter
-    depths: Mapping[str, int]  # number of layers in the checkpoint by path of the stack
-    requirements: Requirements  # settings that the model must share
-    unsupported: tuple[str, ...] = ()  # properties of the checkpoint that our blocks do not support, as messages
-    ignored: tuple[str, ...] = ()  # regexes of tensors that do not belong to this encoder
-    optional: tuple[str, ...] = ()  # regexes of parameters that are initialized randomly if the checkpoint lacks them
+    Attributes:
+        sources: Tensors of each parameter.
+        depths: Number of layers in the checkpoint by path of the stack.
+        requirements: Settings that the model must share.
+        own: Regexes of the tensors of this encoder. All of them must be known; others, such as heads, are not used.
+        unsupported: Properties of the checkpoint that our blocks do not support, as messages.
+        optional: Regexes of parameters that are initialized randomly if the checkpoint lacks them.
+    """
+
+    sources: Sources
+    depths: Mapping[str, int]
+    requirements: Requirements
+    own: tuple[str, ...]
+    unsupported: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
 
 def linear(path: str, tensor: str) -> Sources:
@@ -75,6 +85,19 @@ def unsupported_sizes(config: Config, *, epsilon: float, prefix: str = "") -> tu
     return tuple(found)
 
 
-def prefix_of(names: Collection[str], prefix: str, tensor: str) -> str:
-    """Returns the prefix if tensors have it: older checkpoints and those of larger models do."""
-    return prefix if prefix + tensor in names else ""
+def prefix_of(names: Collection[str], tensor: str) -> str:
+    """Returns what precedes the names of an encoder's tensors, of which one is given: "bert.", "0.auto_model.", "".
+
+    Raises:
+        ValueError: There are several such encoders.
+    """
+    found = sorted(name.removesuffix(tensor) for name in names if name == tensor or name.endswith(f".{tensor}"))
+    if len(found) > 1:
+        raise ValueError(f"has several encoders, {' and '.join(map(repr, found))}; keep the tensors of one")
+    return found[0] if found else ""
+
+
+def own_tensors(prefix: str, parts: str) -> str:
+    """Returns the regex of an encoder's tensors: all below its name, or its parts below the name of a wrapper."""
+    named = prefix.endswith(("bert.", "text_model.", "vision_model.", "auto_model."))
+    return f"^{re.escape(prefix)}" + ("" if named else rf"({parts})\.")

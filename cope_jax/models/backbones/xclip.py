@@ -1,5 +1,6 @@
 """X-CLIP (arXiv 2208.02816): CLIP's vision encoder with messages between frames and a transformer over frames."""
 
+import re
 from collections.abc import Collection
 
 from cope_jax.models.backbones import clip, spec
@@ -9,7 +10,7 @@ from cope_jax.models.backbones.spec import Config, EncoderSpec, Source, Sources
 
 def vit(vision: Config, names: Collection[str]) -> Sources:
     """Sources of the ViT with messages."""
-    layer = f"{spec.prefix_of(names, 'vision_model.', 'embeddings.class_embedding')}encoder.layers.{{}}"
+    layer = f"{clip.vit_prefix(names)}encoder.layers.{{}}"
     return {
         **clip.vit(vision, names, pre_norm="pre_layernorm"),
         **spec.linear("blocks/message_fc", f"{layer}.message_fc"),
@@ -20,13 +21,14 @@ def vit(vision: Config, names: Collection[str]) -> Sources:
 
 def xclip(config: Config, names: Collection[str]) -> EncoderSpec:
     """XCLIPModel."""
-    vision = config.vision_config
+    vision, prefix = config.vision_config, clip.vit_prefix(names)
+    mit = f"{prefix.removesuffix('vision_model.')}mit."
     return EncoderSpec(
         sources={
             **vit(vision, names),
-            **clip.PROJECTION,
-            "integration/position": Source(("mit.position_embedding",), frame_positions(vision.num_frames)),
-            **clip.block("integration/blocks", "mit.encoder.layers.{}"),
+            **clip.projection(names),
+            "integration/position": Source((f"{mit}position_embedding",), frame_positions(vision.num_frames)),
+            **clip.block("integration/blocks", f"{mit}encoder.layers.{{}}"),
         },
         depths={"blocks": vision.num_hidden_layers, "integration/blocks": vision.mit_num_hidden_layers},
         requirements={
@@ -34,11 +36,11 @@ def xclip(config: Config, names: Collection[str]) -> EncoderSpec:
             "output_width": ("projection_dim", config.projection_dim),
             "integration_heads": ("mit_num_attention_heads", vision.mit_num_attention_heads),
         },
+        own=(spec.own_tensors(prefix, clip.PARTS), f"^{re.escape(mit)}"),
         unsupported=(
             *spec.unsupported_sizes(vision, epsilon=clip.EPSILON),
             *spec.unsupported_sizes(vision, epsilon=clip.EPSILON, prefix="mit_"),
         ),
-        ignored=(*clip.IGNORED, r"^prompts_"),
     )
 
 
@@ -48,7 +50,7 @@ def xclip_vision(config: Config, names: Collection[str]) -> EncoderSpec:
         sources=vit(config, names),
         depths={"blocks": config.num_hidden_layers},
         requirements=clip.vit_requirements(config, "imagenet"),
+        own=(spec.own_tensors(clip.vit_prefix(names), clip.PARTS),),
         unsupported=spec.unsupported_sizes(config, epsilon=clip.EPSILON),
-        ignored=clip.IGNORED,
         optional=(r"^project/", r"^integration/"),
     )

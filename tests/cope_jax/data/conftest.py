@@ -1,7 +1,7 @@
 """Tiny array records, written without the builder, whose pixels identify item and frame."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +153,14 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory, content: Plan) -> Path:
 def two_splits_dir(tmp_path_factory: pytest.TempPathFactory, content: Plan) -> Path:
     """The same records as splits "train" and "test"."""
     return write_records(tmp_path_factory.mktemp("two_splits"), content, splits=("train", "test"))
+
+
+@pytest.fixture(scope="session")
+def album_dir(tmp_path_factory: pytest.TempPathFactory, content: Plan) -> Path:
+    """The same records, but pages have 2 to 4 pictures."""
+    pages = [(text, owners, 2 + row % 3) for row, (text, owners, _) in enumerate(content.items["page"])]
+    album = replace(content, items={**content.items, "page": pages})
+    return write_records(tmp_path_factory.mktemp("albums"), album)
 
 
 @pytest.fixture(scope="session")

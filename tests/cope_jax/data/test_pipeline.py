@@ -39,8 +39,8 @@ def train(data_dir, tokenizer):
 def evaluate(data_dir, tokenizer):
     """Returns a function that reads all evaluation batches of a domain."""
 
-    def batches(domain: str, *, short_clips="repeat", **changes) -> list:
-        collator = Collator(domain, 3, EvalTransform(8), tokenizer, 7, short_clips=short_clips)
+    def batches(domain: str, *, T=3, short_clips="repeat", **changes) -> list:
+        collator = Collator(domain, T, EvalTransform(8), tokenizer, 7, short_clips=short_clips)
         values = {"data_dir": data_dir, "split": "train", "batch_size": 5, "collator": collator}
         return list(eval_batches(**values | changes))
 
@@ -337,6 +337,14 @@ def test_evaluation_has_each_item_once_in_row_order(evaluate, content, tokenizer
     np.testing.assert_array_equal(frame, [one_per_segment(count, 3) for _, _, count in items])
     expected = encode(tokenizer, [text for text, _, _ in items], 7)
     np.testing.assert_array_equal(flat[f"{domain}.text"][:n], expected)
+
+
+@pytest.mark.parametrize("T", [1, 2])
+def test_pages_give_their_first_pictures(train, evaluate, album_dir, T):
+    for batch in [*train(3, data_dir=album_dir, frames={"page": T}), *evaluate("page", data_dir=album_dir, T=T)]:
+        page = batch["page"]
+        _, _, frame = seen(page["frames"][page["present"]])
+        np.testing.assert_array_equal(frame, np.tile(np.arange(T), (page["present"].sum(), 1)))
 
 
 def test_evaluation_of_some_rows_equals_that_of_all(evaluate):

@@ -1,11 +1,14 @@
 """Tokenizers: training, encoding, loading and saving, and noise in texts."""
 
+import json
+import time
+
 import numpy as np
 import pytest
 from huggingface_hub import constants
 from transformers import BertTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
-from cope_jax.data.tokenizer import TextAugment, encode, load_tokenizer, save_tokenizer, train_wordpiece
+from cope_jax.data.tokenizer import TextAugment, describe_texts, encode, load_tokenizer, save_tokenizer, train_wordpiece
 
 TEXTS = ["红色连衣裙 ABC", "红裙,买1送1", "abc abd 红", ""]
 
@@ -98,11 +101,99 @@ def test_a_folder_with_a_bert_vocabulary_loads(tmp_path):
     np.testing.assert_array_equal(encode(load_tokenizer(tmp_path), ["红裙子"], 6), [[2, 5, 6, 1, 3, 0]])
 
 
-def test_the_error_for_a_missing_tokenizer_says_what_to_download(tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    for name in (tmp_path / "nowhere", tmp_path, "no-one/no-such-tokenizer"):
-        with pytest.raises(FileNotFoundError, match=rf"no tokenizer '{name}'.*hf download .* --local-dir"):
-            load_tokenizer(name)
+def test_a_cased_vocabulary_alone_is_not_lower_cased(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nThe\nÉclair\nthe\n", encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert tokens_of(load_tokenizer(tmp_path), "The Éclair", 4) == "[CLS] The Éclair [SEP]"
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    stated = load_tokenizer(tmp_path)
+    assert tokens_of(stated, "The", 3) == "[CLS] the [SEP]"
+    assert "WARNING: the tokenizer lower-cases texts, but its vocabulary has capitals" in describe_texts(
+        stated, ["the"], 9
+    )
+
+
+def test_unknown_tokens_and_truncated_texts_are_reported_with_warnings(trained):
+    # [CLS] 红 裙 [SEP] and [CLS] [UNK] [UNK] 红 [SEP].
+    report = describe_texts(trained, ["红裙", "€ £ 红"], 4)
+    first, *warnings = report.split("\n")
+    assert first == "texts: 40.0% of the tokens are unknown, 50.0% of the texts are longer than 4 tokens"
+    assert [warning.split(":")[0] for warning in warnings] == ["WARNING"] * 2
+    assert "40% of the tokens are [UNK]" in warnings[0]
+    assert "increase config.data.text_length (4)" in warnings[1]
+    assert describe_texts(trained, ["红裙"] * 30 + ["€"], 4) == (
+        "texts: 1.6% of the tokens are unknown, 0.0% of the texts are longer than 4 tokens"
+    )
+
+
+def test_a_missing_tokenizer_is_reported_at_once(tmp_path, monkeypatch):
+    """Without retries: no server listens at the port."""
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    match = r"config\.data\.tokenizer is 'no-one/none'.*hf download no-one/none --local-dir FOLDER"
+    with pytest.raises(FileNotFoundError, match=match):
+        load_tokenizer("no-one/none")
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(FileNotFoundError, match=rf"{folder} has no tokenizer: copy one there"):
+            load_tokenizer(folder)
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", "", "tokenizer.json is not valid JSON"),
+        ("tokenizer.json", '{"version": "1.0", "mod', "tokenizer.json is not valid JSON"),
+        ("tokenizer.json", "[1]", "tokenizer.json is not a JSON object: copy it again"),
+        ("tokenizer.json", "{}", "has no valid tokenizer"),
+        ("tokenizer.json", '{"added_tokens": [], "model": {"type": "Nothing"}}', "has no valid tokenizer"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json is not valid JSON"),
+    ],
+)
+def test_invalid_files_of_a_tokenizer_are_reported(trained, tmp_path, file, content, message):
+    save_tokenizer(trained, tmp_path / "saved")
+    (tmp_path / "saved" / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(tmp_path / "saved")
+
+
+def test_code_of_a_tokenizer_is_not_run(trained, tmp_path, monkeypatch):
+    save_tokenizer(trained, tmp_path / "saved")
+    (tmp_path / "saved" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    settings = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (tmp_path / "saved" / "tokenizer_config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ValueError, match=r"has no valid tokenizer .*custom code"):
+        load_tokenizer(tmp_path / "saved")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["(a+)+$", "(a|aa)+$", r"^(\w+\s?)*$", r"(.)\1*x", "a*a*a*b", ".*.*x", "a?a?a?aaa", r"(?=(a+)+)b", r"\s+$"],
+)
+def test_regular_expressions_that_could_take_forever_are_refused(trained, tmp_path, pattern):
+    file = write_regex(trained, tmp_path / "saved", pattern)
+    with pytest.raises(ValueError, match=rf"{file} has the regular expression .*could take forever"):
+        load_tokenizer(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("pattern", [" {2,}", r"\s+|[^\s\p{L}(+]+|\p{N}| ?\p{L}+", r"[\]\[*+]"])
+def test_simple_regular_expressions_are_accepted(trained, tmp_path, pattern):
+    write_regex(trained, tmp_path / "saved", pattern)
+    assert tokens_of(load_tokenizer(tmp_path / "saved"), "红裙", 4) == "[CLS] 红 裙 [SEP]"
+
+
+def write_regex(tokenizer, folder, pattern):
+    """Saves a tokenizer that splits texts by a regular expression first; returns the file."""
+    save_tokenizer(tokenizer, folder)
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, content["pre_tokenizer"]]}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return file
 
 
 def test_unsuitable_tokenizers_are_reported(tmp_path):
@@ -118,8 +209,12 @@ def test_unsuitable_tokenizers_are_reported(tmp_path):
 def test_invalid_training_arguments_are_reported():
     with pytest.raises(ValueError, match="vocab_size is 5; 5 entries are special"):
         train_wordpiece(TEXTS, 5)
-    with pytest.raises(ValueError, match="texts are all empty"):
-        train_wordpiece(["", "  "], 30)
+
+
+def test_without_texts_there_are_only_special_tokens():
+    tokenizer = train_wordpiece(["", "  "], 30)
+    assert tokenizer.get_vocab() == {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
+    assert encode(tokenizer, ["red", ""], 4).tolist() == [[2, 1, 3, 0], [0, 0, 0, 0]]
 
 
 def test_augmentation_changes_the_configured_fractions_and_no_short_text():

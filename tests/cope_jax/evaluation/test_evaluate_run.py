@@ -14,9 +14,11 @@ import pytest
 
 from cope_jax.data.records import InvalidItemError, InvalidItems, ProductRecords, open_records
 from cope_jax.evaluation import evaluate_run
-from cope_jax.evaluation.evaluate_run import draw_products, subset_rows
+from cope_jax.evaluation.embed_items import evaluation_mesh
+from cope_jax.evaluation.evaluate_run import draw_products, rows_by_domain
 from cope_jax.evaluation.report.report import write_report
-from cope_jax.evaluation.results import metrics_path, read_metrics
+from cope_jax.evaluation.result_tables import format_tables
+from cope_jax.evaluation.results import read_metrics
 from cope_jax.runs.config_file import load_config
 from cope_jax.search.embedding_store import embed_to_parquet
 
@@ -31,7 +33,7 @@ def evaluate(workdir, **options):
 def test_newest_checkpoint_is_evaluated_and_written(workdir):
     metrics = evaluate(workdir)
     assert metrics["step"] == 6
-    assert json.loads(metrics_path(workdir, 6).read_text()) == metrics
+    assert read_metrics(workdir, 6) == metrics
     assert metrics["retrieval"]["p2v"]["gallery"] >= 12
 
 
@@ -42,7 +44,7 @@ def test_untrained_and_trained_model_differ(workdir):
 
 def test_evaluation_is_repeatable_and_reused_only_for_the_same_data(workdir):
     first = evaluate(workdir)
-    path = metrics_path(workdir, 6)
+    path = workdir / "eval/6/metrics.json"
     before = path.stat().st_mtime_ns
     assert evaluate(workdir, reuse=True) == first
     assert path.stat().st_mtime_ns == before
@@ -52,12 +54,26 @@ def test_evaluation_is_repeatable_and_reused_only_for_the_same_data(workdir):
     assert read_metrics(workdir, 6) == first
 
 
-def test_batch_size_does_not_matter(workdir, tmp_path):
-    first = evaluate(workdir)
+@pytest.mark.parametrize(
+    ("mesh", "batch_size", "expected"),
+    [
+        ({"data": 2}, 24, {"data": 2, "fsdp": 1}),
+        ({"data": 3}, 8, {"data": 3, "fsdp": 1}),
+        ({"data": 1, "fsdp": 2}, 7, {"data": 1, "fsdp": 2}),
+        ({"data": 4, "fsdp": 16}, 5, {"data": 8, "fsdp": 1}),
+        ({"data": -1, "tensor": 3}, 8, {"data": 8, "fsdp": 1}),
+    ],
+)
+def test_results_do_not_depend_on_batch_size_and_mesh(workdir, tmp_path, mesh, batch_size, expected):
+    """On eight devices, some meshes of training do not fit, and some batches must be larger."""
+    first = evaluate(workdir, reuse=True)
     shutil.copytree(workdir, tmp_path / "copy")
     config = json.loads((workdir / "config.json").read_text())
-    config["eval"]["batch_size"] = 24
+    config["eval"]["batch_size"] = batch_size
+    config["train"]["batch_size"] = 7
+    config["mesh"] |= mesh
     (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
+    assert expected.items() <= evaluation_mesh(load_config(tmp_path / "copy")).shape.items()
     assert evaluate(tmp_path / "copy")["retrieval"] == first["retrieval"]
 
 
@@ -96,12 +112,9 @@ def test_report_is_written_and_reused(workdir):
 def test_subset_has_all_items_of_some_products(workdir):
     config = load_config(workdir)
     records = open_records(config.data.data_dir, "test")
-    rows = subset_rows(config, 7)
+    rows = rows_by_domain(draw_products(config, 7))
     owners = {product for row in rows["live"] for product in records.items["live"][int(row)].product_ids}
     drawn = [p for p in (records.products[i] for i in range(12)) if p.product_id in owners]
-    assert {domain: part.tolist() for domain, part in subset_rows(config, 7).items()} == {
-        domain: part.tolist() for domain, part in rows.items()
-    }
     assert len(drawn) >= 5
     metrics = evaluate(workdir, subset=7)
     assert metrics["retrieval"]["p2l"]["gallery"] == len(rows["live"]) < len(records.items["live"])
@@ -109,6 +122,65 @@ def test_subset_has_all_items_of_some_products(workdir):
     assert json.loads((workdir / "eval/6/metrics-of-7.json").read_text()) == metrics
     with pytest.raises(ValueError, match="--subset is 13; the split 'test' has 12 products"):
         evaluate(workdir, subset=13)
+
+
+def test_a_single_product_is_evaluated_as_far_as_possible(workdir):
+    """There are no negatives and no classes to choose among."""
+    found = evaluate_run.evaluate(workdir, subset=1)
+    metrics = json.loads(found.files.metrics.read_text())
+    assert {own["r1"] for own in metrics["retrieval"].values()} == {1.0}
+    assert metrics["few_shot"] == {}
+    assert metrics["empty"]["few_shot"].keys() == DIRECTIONS
+    expected = "needs 2 products with a query item and 1 support items (config.eval.shots), found 1"
+    assert metrics["empty"]["few_shot"]["p2v"] == expected
+    write_report(workdir, found, found.embedded, metrics)
+    assert "too few items" in found.files.report.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("empty", [("live",), ("page", "live")])
+def test_directions_without_results_are_left_out_and_explained(workdir, monkeypatch, empty, capsys):
+    """One domain has no items, or two: then no direction has results."""
+    drawn = evaluate_run.rows_by_domain
+
+    def without(products):
+        return drawn(products) | {domain: np.zeros(0, np.int64) for domain in empty}
+
+    monkeypatch.setattr(evaluate_run, "rows_by_domain", without)
+    found = evaluate_run.evaluate(workdir, subset=6)
+    metrics = json.loads(found.files.metrics.read_text())
+    expected = {"p2v", "v2p"} if empty == ("live",) else set()
+    assert metrics["retrieval"].keys() == metrics["few_shot"].keys() == metrics["macro"].keys() == expected
+    assert metrics["empty"]["retrieval"].keys() == DIRECTIONS - expected
+    assert metrics["empty"]["retrieval"]["v2l"] == "no video has a product in common with a live"
+    assert bool(metrics["retrieval_mean"]) == bool(expected)
+    tables = format_tables(metrics, metrics)
+    assert "V → L: no video has a product in common with a live" in tables
+    assert "V → L: needs 2 products" in tables
+    write_report(workdir, found, found.embedded, metrics)
+    report = found.files.report.read_text(encoding="utf-8")
+    assert "video → live has no results: no video has a product in common with a live." in report
+
+
+def test_results_on_other_data_leave_those_of_the_run(workdir, other_data_dir):
+    own = evaluate_run.evaluate(workdir, step=6)
+    own.files.report.write_text("of the run's own data")
+    best = evaluate(workdir, step="best", reuse=True)["step"]
+    other = evaluate_run.evaluate(workdir, step="best", data_dir=other_data_dir)
+    assert (other.step, other.metrics["retrieval"] == own.metrics["retrieval"]) == (best, False)
+    assert other.files.folder.parent == workdir / "eval" / str(best)
+    assert other.files.read() == other.metrics
+    assert read_metrics(workdir, 6) == own.metrics
+    assert own.files.report.read_text() == "of the run's own data"
+    again = evaluate_run.evaluate(workdir, step=6, data_dir=Path(own.config.data.data_dir), reuse=True)
+    assert again.files == own.files
+
+
+def test_results_can_be_written_elsewhere(workdir, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    found = evaluate_run.evaluate(workdir, step=4, out=tmp_path / "results")
+    assert found.files.metrics == tmp_path / "results/4/metrics.json"
+    assert found.files.read() == found.metrics
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
 def test_best_step_is_one_of_the_evaluated_steps(workdir):
@@ -129,6 +201,7 @@ embed_to_parquet(Path(sys.argv[3]), Path(sys.argv[4]), split="test", rows=7)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_and_embed_as_one(workdir, tmp_path):
     """Each embeds half of every batch, counts every other block, and writes every other file."""
     alone = evaluate(workdir, reuse=True)
@@ -167,6 +240,22 @@ def test_two_processes_evaluate_and_embed_as_one(workdir, tmp_path):
 def test_error_for_a_missing_checkpoint_lists_the_existing_ones(workdir):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 5 .*there are \[4, 6\]"):
         evaluate(workdir, step=5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "difference"),
+    [
+        ("embedding", 32, r"params/model/fusion/page/\S+: float32\[16.*\] in the checkpoint, float32\[32.*\] by the"),
+        ("head_norm", "none", r"statistics/\S+: float32\[16\] in the checkpoint, nothing by the config"),
+    ],
+)
+def test_error_for_a_config_of_another_model(workdir, tmp_path, field, value, difference):
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config["model"][field] = value
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"(?s)is of another model or optimizer than the config:.*{difference}"):
+        evaluate(copy)
 
 
 def test_error_for_a_run_without_checkpoints_says_what_to_do(workdir, tmp_path):

@@ -136,6 +136,23 @@ def test_csv_and_json_have_the_same_rows():
     assert from_csv[1]["exceeds"] == "True"
 
 
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "not valid JSON"), ("{}", "has no step, retrieval, "), ("[]", "object")]
+)
+def test_error_for_a_file_without_metrics(tmp_path, text, message):
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_step(tmp_path / "metrics.json", "latest")
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(1)", "\t=1"])
+def test_names_in_csv_files_are_not_formulas(name):
+    rows = compare([EvaluatedStep(name, metrics(0.6, 0.03)), EvaluatedStep("b", metrics(0.5, 0.04))])
+    first, second = list(csv.DictReader(io.StringIO(to_csv(rows))))[:2]
+    assert (first["run"], second["run"]) == (f"'{name}", "b")
+    assert float(second["difference"]) == pytest.approx(-0.1)
+
+
 def test_reading_an_evaluated_step(tmp_path):
     for step, r1 in ((0, 0.1), (4, 0.6), (10, 0.5)):
         (tmp_path / "eval" / str(step)).mkdir(parents=True)

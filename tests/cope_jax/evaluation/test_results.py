@@ -1,44 +1,77 @@
 """Stored metrics and the best step."""
 
-import json
 import math
+import re
+import shutil
 
 import pytest
 
-from cope_jax.evaluation.results import best_step, metrics_path, read_metrics, report_path, write_metrics
+from cope_jax.evaluation.results import ResultFiles, best_step, find_step, other_data
+from cope_jax.runs.config_validation import replace_fields
 
 
-def test_metrics_are_written_and_read(tmp_path):
-    assert read_metrics(tmp_path, 300) is None
-    path = metrics_path(tmp_path, 300)
-    write_metrics(path, {"step": 1})
-    write_metrics(path, {"step": 300, "retrieval": {"p2v": {"r1": 0.5}}})
-    assert read_metrics(tmp_path, 300) == {"step": 300, "retrieval": {"p2v": {"r1": 0.5}}}
-    assert [file.name for file in path.parent.iterdir()] == ["metrics.json"]
+def test_metrics_are_written_and_read_and_an_old_report_removed(tmp_path):
+    files = ResultFiles(tmp_path / "eval/300")
+    assert files.read() is None
+    files.create_folder()
+    files.write({"step": 1})
+    files.report.write_text("of these metrics")
+    files.write({"step": 300, "retrieval": {"p2v": {"r1": 0.5}}})
+    assert files.read() == {"step": 300, "retrieval": {"p2v": {"r1": 0.5}}}
+    assert [file.name for file in files.folder.iterdir()] == ["metrics.json"]
+
+
+def test_error_for_metrics_that_were_cut_off(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"step": 1, "retr')
+    with pytest.raises(ValueError, match=r"metrics.json is not valid JSON .*: remove it and evaluate again"):
+        ResultFiles(tmp_path).read()
+
+
+def test_error_for_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file/6 cannot be written \(Not a directory\); choose .* with --out"):
+        ResultFiles(tmp_path / "file/6").create_folder()
 
 
 def test_file_names(tmp_path):
-    assert metrics_path(tmp_path, 4, 200) == tmp_path / "eval/4/metrics-of-200.json"
-    assert report_path(tmp_path, 4, average=True) == tmp_path / "eval/4/average-report.html"
+    assert ResultFiles(tmp_path, 200).metrics == tmp_path / "metrics-of-200.json"
+    assert ResultFiles(tmp_path, average=True).report == tmp_path / "average-report.html"
 
 
-def test_nan_is_an_error_and_keeps_the_old_file(tmp_path):
-    path = metrics_path(tmp_path, 4)
-    write_metrics(path, {"step": 1})
+def test_nan_is_an_error_and_keeps_the_old_files(tmp_path):
+    files = ResultFiles(tmp_path)
+    files.write({"step": 1})
+    files.report.write_text("of these metrics")
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_metrics(path, {"step": math.nan})
-    assert read_metrics(tmp_path, 4) == {"step": 1}
+        files.write({"step": math.nan})
+    assert files.read() == {"step": 1}
+    assert files.report.exists()
+
+
+def test_only_other_data_have_folders_of_their_own(tiny_config, data_dir, tmp_path):
+    assert other_data(tiny_config, None, "test") == ""
+    assert other_data(tiny_config, data_dir, "test") == ""
+    copy = shutil.copytree(data_dir, tmp_path / "copy")
+    assert other_data(tiny_config, copy, "test") == ""
+    file = next((copy / "rope/page").glob("*/*test*array_record*"))
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    name = other_data(tiny_config, copy, "test")
+    assert re.fullmatch(r"copy-test-[0-9a-f]{8}", name)
+    moved = replace_fields(tiny_config, {"data.data_dir": str(tmp_path / "gone")})
+    assert other_data(moved, copy, "test") == name
 
 
 def test_best_step_has_the_highest_mean_on_the_same_items(tmp_path):
-    evaluated = {"data": "d1", "split": "test", "subset": None, "data_dir": "data"}
+    evaluated = {"data": "d1", "split": "test", "subset": None}
 
     def put(step: int, mean: float, **changes) -> None:
-        path = metrics_path(tmp_path, step)
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"retrieval_mean": {"mean_r1": mean}, "evaluated": evaluated | changes}))
+        files = ResultFiles(tmp_path / "eval" / str(step))
+        files.create_folder()
+        files.write({"retrieval_mean": {"mean_r1": mean}, "evaluated": evaluated | changes})
 
-    with pytest.raises(FileNotFoundError, match=r"no step of .* was evaluated on split 'test' of data.*--step=N"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no step of .* was evaluated on split 'test' of the run's own data.*--step=N"
+    ):
         best_step(tmp_path, evaluated)
     put(0, 0.9)  # the untrained model does not count
     put(4, 0.5)
@@ -46,3 +79,13 @@ def test_best_step_has_the_highest_mean_on_the_same_items(tmp_path):
     put(8, 0.8, data="d2")
     put(10, 0.3)
     assert best_step(tmp_path, evaluated) == 6
+
+
+def test_the_best_step_is_found_without_the_data(tiny_config, tmp_path):
+    config = replace_fields(tiny_config, {"data.data_dir": str(tmp_path / "gone")})
+    for step, mean in ((2, 0.4), (4, 0.7)):
+        evaluated = {"data": "d1", "split": "test", "subset": None}
+        files = ResultFiles(tmp_path / "eval" / str(step))
+        files.create_folder()
+        files.write({"retrieval_mean": {"mean_r1": mean}, "evaluated": evaluated})
+    assert find_step(tmp_path, "best", config) == 4

@@ -159,6 +159,7 @@ def scanned(make_cope, items):
     return loss_and_gradients(make_cope(**PARTS), items)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scan_layers", "remat"), [(False, "dots"), (True, "block")])
 def test_loss_and_gradients_do_not_depend_on_how_layers_run(make_cope, items, scanned, scan_layers, remat):
     value, gradients = loss_and_gradients(make_cope(**PARTS, scan_layers=scan_layers, remat=remat), items)

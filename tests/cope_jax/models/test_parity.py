@@ -28,6 +28,7 @@ from benchmarks import parity
 from benchmarks.torch_references import REFERENCES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFERENCES)
 def test_outputs_and_gradients_equal_torch(name, tmp_path):
     """At published widths, heads and patches, with fewer blocks and smaller images to save time."""

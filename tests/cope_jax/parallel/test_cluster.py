@@ -127,6 +127,7 @@ def copy_until(source, target, step):
             shutil.rmtree(path)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_the_same_losses_in_another_number_of_processes(make_quick_config, write_config, tmp_path):
     """From one process with two devices to two, joined by the tensor axis of their mesh, and back.
 
@@ -163,6 +164,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step():
     assert first.splitlines()[-1] == second.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_first_step_stops_a_resumed_run_and_a_second_one_kills_it():
     """The first step is number 3 here; JAX has received the signal before StopSignal asks about it."""
     kill = "if process == '1': os.kill(os.getpid(), signal.SIGTERM)"
@@ -175,6 +177,7 @@ def test_a_signal_before_the_first_step_stops_a_resumed_run_and_a_second_one_kil
         assert output.splitlines()[-1] == "stopped after 3"
 
 
+@pytest.mark.slow
 def test_a_work_directory_that_is_not_shared_is_an_error(tmp_path):
     address, folders = free_address(), [str(tmp_path / name) for name in ("zero", "one")]
     for folder in folders:
@@ -186,6 +189,7 @@ def test_a_work_directory_that_is_not_shared_is_an_error(tmp_path):
         assert "--workdir must be on storage that all hosts share, under the same path" in errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", ["01", "1"])
 def test_a_save_that_fails_in_some_processes_fails_in_all_and_the_next_one_succeeds(tmp_path, failing):
     address = free_address()
@@ -211,6 +215,7 @@ def test_a_killed_process_ends_the_others_with_its_name(actor):
         assert "run the same command on all hosts again to resume from the last checkpoint" in errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actor", [0, 1])
 def test_a_hanging_process_ends_the_others_with_its_name(actor):
     processes = start_members(2, actors=actor, code="os.kill(os.getpid(), signal.SIGSTOP)", timeout=5.0)
@@ -222,6 +227,7 @@ def test_a_hanging_process_ends_the_others_with_its_name(actor):
     assert f"process {actor} of 2 (host {HOST}) sent no heartbeat for 5 s" in errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actor", [0, 1])
 def test_an_error_in_one_process_is_reported_by_all(actor):
     results = wait_for(start_members(2, actors=actor, code="raise FileNotFoundError('no data here')"))

@@ -323,3 +323,18 @@ def test_a_checkpoint_of_a_newer_version_is_not_set_aside(tmp_path):
     with pytest.raises(ValueError, match=r"checkpoints/1 has format 99, but .* up to 1: use the version that"):
         set_aside_invalid(tmp_path)
     assert path.exists()
+
+
+@pytest.mark.parametrize("name", ["a[b]", "a\\b", "gs:", "*?", "~"])
+def test_a_work_directory_may_have_any_name(tmp_path, name):
+    save_steps(tmp_path / name, 1, 2)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert sorted(path.name for path in (tmp_path / name / "checkpoints").iterdir()) == ["1", "2"]
+    assert [find_problems(tmp_path / name / "checkpoints" / step) for step in ("1", "2")] == [[], []]
+    jax.tree.map(np.testing.assert_array_equal, restored(tmp_path / name, 2)[0], make_state(2))
+
+
+def test_several_processes_need_a_name_that_orbax_reads_literally(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"several processes cannot save to .*/a\[b\]/checkpoints; choose a folder"):
+        Checkpoints(tmp_path / "a[b]")

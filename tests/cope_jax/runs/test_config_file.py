@@ -64,6 +64,7 @@ def test_a_folder_without_a_run_is_named(tmp_path):
     ("text", "message"),
     [
         ("{", r"config.json is not a JSON file: Expecting"),
+        ("[" * 100_000, r"config.json is not a JSON file: maximum recursion depth"),
         ("[]", r"config.json: invalid config:\n  config is \[\]; expected a section with seed, data"),
         ("{}", r"config.json: invalid config:\n  config.seed is missing; expected an integer"),
     ],
@@ -76,10 +77,10 @@ def test_an_invalid_file_is_named(tmp_path, text, message):
 
 def test_a_field_that_the_file_lacks_counts_as_a_difference(tmp_path):
     fields = dataclasses.asdict(DEFAULT)
-    del fields["train"]["steps"]
+    del fields["train"]["batch_size"]
     (tmp_path / "config.json").write_text(json.dumps(fields))
     (tmp_path / "checkpoints/1000").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"config.train.steps: nothing before, 50000 now"):
+    with pytest.raises(ValueError, match=r"config.train.batch_size: nothing before, 128 now"):
         save_config(DEFAULT, tmp_path)
 
 

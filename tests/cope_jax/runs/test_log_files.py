@@ -77,3 +77,12 @@ def test_output_that_a_full_disk_does_not_take_is_dropped(tmp_path):
         first, _, last = path.read_text(encoding="utf-8", errors="replace").partition("\n")
         assert first == "– 100"
         assert last.endswith("– -1\n")
+
+
+@pytest.mark.parametrize("line", ["", '{"step": 2', "[{}]", '{"loss": 1.0}', "\0\0"])
+def test_a_damaged_line_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n', encoding="utf-8")
+    for read in (read_json_lines, lambda path: drop_lines_after(path, 9)):
+        with pytest.raises(ValueError, match=r"line 2 of .*metrics\.jsonl is damaged; restore the file or remove"):
+            read(path)

@@ -96,5 +96,20 @@ def test_step_0_is_the_model_with_published_weights(config, tmp_path, capsys):
 
 
 def test_weights_for_another_vocabulary_are_an_error(config, tmp_path):
-    with pytest.raises(ValueError, match=r"tokenizer has 17 entries, but it has vectors for 31: set config\.data"):
-        first_state(config, tmp_path, vocab_size=17)
+    with pytest.raises(ValueError, match=r"tokenizer has 40 entries, but it has vectors for 31: set config\.data"):
+        first_state(config, tmp_path, vocab_size=40)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eval.frames.video": 3}, r"config.eval.frames.video is 3; expected no more than all of config.data.frames"),
+        (
+            {"model.vision.stem": "conv", "model.vision.stem_widths": (4, 8), "model.vision.stem_blocks": (0, 1)},
+            r"config.model.vision.stem is 'conv'; published weights need 'patch'",
+        ),
+    ],
+)
+def test_published_weights_need_a_patch_stem_and_no_more_frames_than_in_training(config, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        first_state(replace_fields(config, changes), tmp_path)

@@ -111,11 +111,43 @@ PIXELS = np.zeros((8, 8, 3), np.uint8)
         ("page", {"images": [b"GIF89a"]}, "page item 0: picture 0: 6 bytes that start with b'GIF89a' are not an image"),
         ("live", {"frames": [[PIXELS, PIXELS[0]]]}, r"live item 0: picture 1 is uint8\[8, 3\]; it must be uint8\[H, W"),
         ("page", {"images": [PIXELS.astype(float)]}, r"picture 0 is float64\[8, 8, 3\]"),
+        ("page", {"texts": "red dress"}, "texts is of type str; it must be a list with one text per item"),
+        ("page", {"images": "a.jpg"}, "images is of type str; it must be a list with one picture per item"),
+        ("page", {"images": b"abc"}, "images is of type bytes; it must be a list"),
+        ("page", {"images": Path("a.jpg")}, "images is of type PosixPath; it must be a list"),
+        ("page", {"images": PIXELS}, "images is of type ndarray; it must be a list"),
+        ("page", {"images": Image.fromarray(PIXELS)}, "images is of type Image; it must be a list"),
+        ("page", {"images": io.BytesIO(b"abc")}, "images is of type BytesIO; it must be a list"),
+        (
+            "page",
+            {"images": [io.BytesIO(b"abc")]},
+            "picture 0 is of type BytesIO; it must be a path, the bytes of a file",
+        ),
+        ("page", {"images": [["a.jpg"]]}, "picture 0 is of type list; it must be a path"),
+        ("video", {"frames": "clip.mp4"}, "frames is of type str; it must be a list with a list of pictures per item"),
+        (
+            "video",
+            {"frames": ["clip.mp4"]},
+            r"frames\[0\] is of type str; .*; of a video file",
+        ),
+        (
+            "video",
+            {"frames": [[PIXELS], PIXELS]},
+            r"frames\[1\] is of type ndarray; it must be a list with the pictures",
+        ),
+        ("page", {"texts": ["a", 7]}, "a text is of type int; it must be a string, or None"),
+        ("page", {"texts": {"b", "a"}}, "texts is of type set; it must be a list"),
+        ("page", {"texts": 5}, "texts is of type int; it must be a list"),
     ],
 )
 def test_invalid_arguments(embedder, domain, items, message):
     with pytest.raises(ValueError, match=message):
         embedder.embed(domain, **items)
+
+
+def test_generators_are_lists(embedder):
+    found = embedder.embed("video", frames=((frame for frame in [PIXELS]) for _ in range(3)), texts=iter("abc"))
+    np.testing.assert_array_equal(found, embedder.embed("video", frames=[[PIXELS]] * 3, texts=["a", "b", "c"]))
 
 
 def test_text_alone_needs_a_model_that_reads_texts(embedder):

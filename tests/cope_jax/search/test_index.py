@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import faiss
 import numpy as np
 import pytest
 
@@ -137,16 +138,61 @@ def test_missing_and_damaged_index_files(built, embeddings, tmp_path):
     out = tmp_path / "index"
     shutil.copytree(built[0]["flat"][0], out)
     (out / "live.faiss").write_bytes((out / "live.faiss").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"live.faiss is damaged, build the index again"):
+    with pytest.raises(ValueError, match=r"live.faiss is invalid, build the index again"):
         open_index(out, embeddings)
     shutil.copy(out / "page.faiss", out / "live.faiss")
-    with pytest.raises(ValueError, match=r"live.faiss has 1510 items instead of 1600: build the index again"):
+    with pytest.raises(
+        ValueError, match=r"live.faiss is invalid, build the index again: it has 1510 items instead of 1600"
+    ):
         open_index(out, embeddings)
     (out / "live.faiss").unlink()
     with pytest.raises(FileNotFoundError, match=r"live.faiss: build the index again"):
         open_index(out, embeddings)
     (out / "index.json").write_text('{"format": "another"}')
     with pytest.raises(ValueError, match="has the format 'another', not 'cope-jax index, version 1': build it again"):
+        open_index(out, embeddings)
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfpq"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_index_files_of_other_types_are_not_loaded(built, embeddings, tmp_path, monkeypatch, kind, number):
+    """At the beginning of a file or, if it has one, for the index inside of it."""
+    out = shutil.copytree(built[0][kind][0], tmp_path / "index")
+    data = (out / "page.faiss").read_bytes()
+    places = [0, data.find(b"IxFI", 4)]
+    if places[number] < 0:
+        return
+    (out / "page.faiss").write_bytes(data[: places[number]] + b"IxPT" + data[places[number] + 4 :])
+    monkeypatch.setattr(index_module.faiss, "read_index", lambda path: 1 / 0)
+    with pytest.raises(ValueError, match=r"page.faiss is invalid, .* it has an index of type b'IxPT'"):
+        open_index(out, embeddings)
+
+
+def test_lists_on_disk_are_not_loaded(built, embeddings, tmp_path):
+    """Their file would be opened, whichever it is."""
+    out = shutil.copytree(built[0]["ivfpq"][0], tmp_path / "index")
+    index = faiss.read_index(str(out / "page.faiss"))
+    lists = faiss.OnDiskInvertedLists(index.nlist, index.code_size, str(tmp_path / "lists"))
+    index.replace_invlists(lists)
+    faiss.write_index(index, str(out / "page.faiss"))
+    with pytest.raises(ValueError, match=r"page.faiss is invalid, .* it has lists of type b'ilod'"):
+        open_index(out, embeddings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (None, "is not valid JSON .*: build the index again"),
+        ({"kinds": {"page": "flat"}}, "does not describe an index, build it again: KeyError"),
+        ({"kinds": {domain: "tree" for domain in DOMAINS}}, "page.faiss is invalid, .* an index of type b'IxFI'"),
+        ({"sizes": [1, 2, 3]}, "does not describe an index, build it again: TypeError"),
+    ],
+)
+def test_invalid_descriptions(built, embeddings, tmp_path, changes, message):
+    out = shutil.copytree(built[0]["flat"][0], tmp_path / "index")
+    description = json.loads((out / "index.json").read_text())
+    (out / "index.json").write_text("" if changes is None else json.dumps(description | changes))
+    with pytest.raises(ValueError, match=message):
         open_index(out, embeddings)
 
 

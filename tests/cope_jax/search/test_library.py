@@ -9,6 +9,7 @@ from absl import flags
 from cope_jax.data.records import open_records
 from cope_jax.runs.config_file import load_config
 from cope_jax.search import __main__ as command
+from cope_jax.search import server
 from cope_jax.search.embedding_store import read_manifest
 from cope_jax.search.library import open_library
 from cope_jax.search.result_views import results_page, results_table
@@ -81,6 +82,7 @@ def test_table_is_aligned_and_has_no_control_characters(shop):
 def test_hostile_texts_are_escaped_on_the_page(shop):
     html = results_page([shop.search_item("video", 102, top=3)], HOSTILE)
     assert re.findall(r"<script|<img src=x", html) == []
+    assert 'content="default-src &#39;none&#39;; img-src data:; style-src &#39;sha256-' in html
     assert html.count("&lt;script&gt;document.title=&#39;stolen&#39;&lt;/script&gt;") >= 2
     assert html.count('src="data:image/jpeg;base64,') == 3 + 1 + 4 + 4  # the query, its page, and two live items
 
@@ -141,6 +143,22 @@ def test_search_by_id_in_one_domain(run, workdir):
     assert [line.split()[1] for line in lines[3:7]] == ["live"] * 4
 
 
+def test_other_data_have_embeddings_of_their_own(run, workdir, other_data_dir):
+    run()
+    printed = run(f"--data_dir={other_data_dir}", "--top=3")
+    assert re.search(r"written to .*/eval/6/data-test-[0-9a-f]{8}/embeddings/test/search.html", printed)
+
+
+def test_an_existing_index_of_another_kind_is_built_again(run):
+    run()
+    assert "page: hnsw index of" in run("--kind=hnsw")
+    assert "index of" not in run("--kind=hnsw")
+    assert "index of" not in run()
+    with pytest.raises(ValueError, match="an IVF-PQ index needs"):
+        run("--kind=ivfpq")
+    assert "page: flat index of" in run("--kind=flat")
+
+
 def test_build_replaces_the_index(run, workdir):
     assert "page: hnsw index of" in run("build", "--kind=hnsw")
     assert "flat index" in run("build")
@@ -167,3 +185,14 @@ def test_existing_embeddings_of_another_precision_are_used(workdir, tmp_path):
 def test_invalid_arguments(run, words, message):
     with pytest.raises(ValueError, match=message):
         run(*words)
+
+
+def test_serve(run, monkeypatch):
+    class Server:
+        def run(self, sockets):
+            assert sockets[0].getsockname()[0] == "127.0.0.1"
+
+    monkeypatch.setattr(server, "make_server", lambda app: Server())
+    assert re.search(r"search at http://127\.0\.0\.1:\d+ \(stop with Ctrl-C\)", run("serve", "--port=0"))
+    with pytest.raises(ValueError, match=r"--host=0\.0\.0\.0 listens on all addresses"):
+        run("serve", "--port=0", "--host=0.0.0.0")

@@ -1,18 +1,15 @@
 """The search page in a browser: results in place, clear error messages, and an empty console."""
 
-import threading
-import time
-
 import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from cope_jax.search.server import listen, make_app, make_server
+from cope_jax.search.result_views import results_page
 from cope_jax.search.uploads import MAX_FILE
 from tests.browser import DESKTOP, PHONE, chromium, console_messages, needs_chromium, resize
-from tests.shop import HOSTILE, ShopEmbedder, make_shop, picture
+from tests.shop import HOSTILE, make_shop, picture, serve_shop
 
 pytestmark = needs_chromium
 
@@ -20,16 +17,8 @@ pytestmark = needs_chromium
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """Address of a served shop."""
-    app = make_app(make_shop(tmp_path_factory.mktemp("shop")), ShopEmbedder(), about="a shop", top=6)
-    with listen("127.0.0.1", 0) as socket:
-        server = make_server(app)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{socket.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+    with serve_shop(tmp_path_factory.mktemp("shop")) as (_, port):
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")
@@ -91,17 +80,24 @@ def test_oversized_file_shows_an_error_before_it_is_sent(page, tmp_path):
     assert page.find_element(By.ID, "pictures").get_attribute("value") == ""
 
 
-def test_oversized_file_sent_without_scripts_shows_an_error(browser, address):
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([MAX_FILE + 200_000], "0.jpg has 10.2 MB: at most 10.0 MB per picture."),
+        ([MAX_FILE - 1] * 7, "The pictures are too large: at most 60.0 MB together."),
+    ],
+)
+def test_oversized_files_sent_without_scripts_show_an_error(browser, address, sizes, message):
     """Without scripts, only the server checks the form."""
     browser.get(address)
     browser.execute_script(
         "const files = new DataTransfer();"
-        "files.items.add(new File([new Uint8Array(arguments[0])], 'huge.jpg'));"
+        "arguments[0].forEach((size, i) => files.items.add(new File([new Uint8Array(size)], i + '.jpg')));"
         "document.getElementById('pictures').files = files.files;"
         "document.getElementById('form').submit();",
-        MAX_FILE + 200_000,
+        sizes,
     )
-    assert until(browser, ".problem").text == "huge.jpg has 10.2 MB: at most 10.0 MB per picture."
+    assert until(browser, ".problem").text == message
     assert all("413" in line for line in console_messages(browser))
 
 
@@ -145,3 +141,15 @@ def test_page_fits_the_screen_and_follows_the_color_scheme(page, size, dark):
     )
     assert width <= size[0]
     assert (ground == "rgb(21, 22, 26)") == dark
+
+
+def test_results_page_obeys_its_own_policy(page, tmp_path):
+    """Styles apply and pictures load, and a script does not run."""
+    html = results_page([make_shop(tmp_path).search_item("video", 102, top=3)], "Search")
+    (tmp_path / "search.html").write_text(html.replace("<main>", "<main><script>document.title='stolen'</script>"))
+    page.get((tmp_path / "search.html").as_uri())
+    assert page.title == "Search"
+    assert page.execute_script("return document.querySelector('.hit img').naturalWidth") > 0
+    assert page.find_element(By.CSS_SELECTOR, ".hits").value_of_css_property("display") == "grid"
+    (message,) = console_messages(page)
+    assert "script-src" in message

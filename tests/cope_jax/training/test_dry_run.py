@@ -1,5 +1,6 @@
 """Dry runs: costs against formulas and against real arrays."""
 
+import re
 from dataclasses import asdict
 
 import jax
@@ -21,6 +22,7 @@ def frozen_config(tiny_config):
     return replace_fields(tiny_config, {"optimizer.groups": groups, "mesh.fsdp": 2, "mesh.tensor": 2})
 
 
+@pytest.mark.slow
 def test_the_operations_of_two_more_layers_are_those_of_their_matrices():
     """2 operations per product and sum forward, 4 backward; norms and activations are the remaining few percent."""
     configs = [
@@ -34,6 +36,7 @@ def test_the_operations_of_two_more_layers_are_those_of_their_matrices():
     assert step_flops(rematerialized, 100) == counts[1]
 
 
+@pytest.mark.slow
 def test_bytes_equal_those_of_real_arrays(frozen_config, tmp_path):
     tokenizer = run_tokenizer(frozen_config, tmp_path)
     mesh = make_mesh(**asdict(frozen_config.mesh))
@@ -69,6 +72,7 @@ def test_frozen_parameters_have_no_optimizer_state_and_no_decay(frozen_config):
     assert not rows["model/vision/position"].decays
 
 
+@pytest.mark.slow
 def test_the_report_has_every_part(frozen_config):
     """Also for cuDNN attention, which fake devices do not have."""
     report = dry_run(replace_fields(frozen_config, {"model.dtype": "bfloat16", "model.attention": "cudnn"}))
@@ -87,6 +91,7 @@ def test_the_report_has_every_part(frozen_config):
     assert row.split() == ["model/text/words/embedding", "300×16", "4,800", "0", "no", "1:", "fsdp"]
 
 
+@pytest.mark.slow
 def test_ten_million_classes_are_sharded_over_all_devices(frozen_config):
     """Each device has an eighth of the table and its moments, and the step computes a fraction of all logits."""
     classifier = {"weight": 1.0, "classes": 10_000_000, "rate": 0.1}
@@ -115,9 +120,11 @@ def test_an_open_axis_is_one_device(tiny_config):
     assert mesh_sizes(config) == {"data": 1, "fsdp": 3, "tensor": 1}
 
 
+@pytest.mark.slow
 def test_the_size_of_the_vocabulary_is_that_of_an_available_tokenizer(tiny_config, tmp_path):
     run_tokenizer(tiny_config, tmp_path)
     config = replace_fields(tiny_config, {"data.tokenizer": str(tmp_path / "tokenizer"), "data.vocab_size": 77})
     words = len(load_tokenizer(tmp_path / "tokenizer"))
     assert vocabulary(config) == (words, str(tmp_path / "tokenizer"))
     assert words != 77
+    assert re.search(r"\ntexts: \d+\.\d% of the tokens are unknown, ", dry_run(config))

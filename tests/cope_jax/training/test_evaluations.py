@@ -82,6 +82,7 @@ def assert_same_run(one, other):
     jax.tree.map(np.testing.assert_array_equal, stored(one, 5), stored(other, 5))
 
 
+@pytest.mark.slow
 def test_some_products_are_evaluated_on_schedule_and_all_at_the_end(finished):
     found = found_in(finished)
     assert list(found) == [2, 4, 5]
@@ -95,6 +96,7 @@ def test_some_products_are_evaluated_on_schedule_and_all_at_the_end(finished):
     assert read_metrics(finished, 5)["retrieval"] != read_metrics(finished, 5, average=True)["retrieval"]
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_evaluated_on_all_items(finished):
     found = found_in(finished)
     best_at_last_save, best = (
@@ -118,6 +120,14 @@ def test_search_embeds_queries_with_the_average_too(finished, monkeypatch):
     assert np.abs(looked_for - of_model).max() > 1e-4
     with pytest.raises(ValueError, match="average: True stored, False requested"):
         embed_to_parquet(finished, library.embeddings, split="test", step=5)
+
+
+def test_a_run_ends_well_without_few_shot_results(finished, make_config, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+    train(replace_fields(make_config(), {"eval.shots": 50}), tmp_path / "run")
+    assert "step 5, all items: mean R@1 0." in capsys.readouterr().out
+    metrics = read_metrics(tmp_path / "run", 5)
+    assert (metrics["few_shot"], len(metrics["empty"]["few_shot"])) == ({}, 6)
 
 
 def test_an_invalid_best_checkpoint_does_not_fail_the_end_of_a_run(finished, make_config, tmp_path, capsys):
@@ -158,6 +168,7 @@ def test_tensorboard_shows_the_first_examples_metrics_and_histograms_of_embeddin
         np.testing.assert_array_equal(pixels, np.concatenate(sides, axis=1))
 
 
+@pytest.mark.slow
 def test_a_run_stopped_during_evaluations_repeats_them(finished, make_config, tmp_path, monkeypatch):
     """It is stopped at step 4 in the average's, at the last step in the model's, and in the one on all items."""
     look, looks, stops = Probe.__call__, [], [4, 7]
@@ -195,7 +206,7 @@ def test_a_run_stopped_during_evaluations_repeats_them(finished, make_config, tm
         train(make_config(), tmp_path)
     (begun_last,) = begun  # after the first batch
     assert begun_last.startswith("the evaluation of all of step ")
-    assert not (tmp_path / "eval").exists()
+    assert not list((tmp_path / "eval").rglob("metrics.json"))
     train(make_config(), tmp_path)
     assert "the evaluation of all of the moving average of step 5" in begun
     assert len(looks) == 9
@@ -232,6 +243,7 @@ def test_evaluations_skip_items_that_cannot_be_read(finished, make_config, tmp_p
         assert after[name] == before[name]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_three_times_equals_an_uninterrupted_one(
     finished, make_config, write_config, tmp_path, monkeypatch
 ):
@@ -269,5 +281,5 @@ def test_products_that_cannot_be_searched_are_an_error(make_config, tmp_path, mo
             train(make_config(), tmp_path)
     monkeypatch.setattr("cope_jax.evaluation.probe.draw_products", lambda *_: [])
     monkeypatch.setattr("cope_jax.evaluation.probe.rows_by_domain", lambda _: {})
-    with pytest.raises(ValueError, match=r"none of 0 random products of the split 'test' has both a page and a video"):
+    with pytest.raises(ValueError, match=r"none of 0 random products of the split 'test' has items in two domains"):
         train(make_config(), tmp_path)

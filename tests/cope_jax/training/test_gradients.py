@@ -73,6 +73,7 @@ def one_device():
     return make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sizes", "parts"), [((1, 1, 1), 16), ((2, 2, 2), 2)])
 def test_microbatches_give_the_gradients_of_the_whole_batch(setting, whole, sizes, parts):
     data, fsdp, tensor = sizes
@@ -83,6 +84,7 @@ def test_microbatches_give_the_gradients_of_the_whole_batch(setting, whole, size
     np.testing.assert_allclose(cached.loss, whole.loss, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_both_passes_use_the_same_random_draws(setting):
     """Against automatic differentiation of a loss whose microbatches have dropout with those draws."""
     config, tokenizer, batch = setting

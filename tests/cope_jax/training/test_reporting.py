@@ -77,10 +77,17 @@ def test_skipped_steps_are_reported_and_too_many_in_a_row_are_an_error(capsys):
         reporter.add(step, step_metrics(1.0, skipped), PRODUCTS)
     reporter.add(4, step_metrics(1.0, 1), np.array([8, 9]))
     output = capsys.readouterr().out
-    assert output.count("skipped: loss or gradients not finite; products in the batch: 3, 5") == 2
-    with pytest.raises(ValueError, match=r"2 steps in a row, up to step 4.* config.train.max_skipped allows 1"):
+    assert output.count("skipped: loss, gradients or new parameters not finite; products in the batch: 3, 5") == 2
+    with pytest.raises(ValueError, match=r"steps 3 to 4 were skipped .*at most 1 in a row may be"):
         reporter.flush()
     assert "step 4 skipped" in capsys.readouterr().out
+
+
+def test_the_last_step_must_not_be_skipped():
+    reporter = make_reporter(None, steps=2, max_skipped=5)
+    reporter.add(2, step_metrics(1.0, 1), PRODUCTS)
+    with pytest.raises(ValueError, match=r"step 2 was skipped because .*; the last step of a run must not be"):
+        reporter.flush()
 
 
 def test_too_many_unreadable_items_are_an_error_that_names_them():
@@ -134,7 +141,7 @@ def test_a_full_disk_loses_no_line_and_no_event(tmp_path, full_disk, read_record
 
 
 def test_metrics_and_evaluations_are_synced_to_the_disk(tmp_path, monkeypatch):
-    """What is only in memory is lost with the machine."""
+    """A file is on disk once `sync` has returned: a machine that stops loses the rest."""
     on_disk = {}
 
     def fsync(handle):
@@ -176,3 +183,12 @@ def test_events_are_records_as_tensorboardx_writes_them(tmp_path, read_records):
     assert version.file_version == "brain.Event:2"
     assert (start.session_log.status, start.step) == (SessionLog.START, 4)
     assert {value.tag: value.simple_value for value in scalars.summary.value} == {"loss": 0.5, "rate": 0.25}
+
+
+def test_numbers_that_are_not_finite_are_left_out_without_a_warning(tmp_path, read_records, caplog):
+    log = MetricsLog(tmp_path, step=0)
+    log.write_evaluation(1, {"loss": float("nan"), "rate": 0.25}, {"scores": np.array([0.5, np.inf])})
+    assert "NaN" not in caplog.text
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    *_, scalars, _ = map(Event.FromString, read_records(path))
+    assert [value.tag for value in scalars.summary.value] == ["eval/rate"]

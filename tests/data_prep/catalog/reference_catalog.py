@@ -96,7 +96,7 @@ def read_release(folder: Path, prefix: str) -> tuple[dict[str, list[Item]], dict
             else:
                 same = texts[item] == text
                 noted[texts_file].add((number, "row said before" if same else "another text for the same item"))
-        frames = collections.defaultdict(set)
+        frames = collections.defaultdict(dict)  # (time, name) → line
         rows, rejected = read_file(folder / frames_file, 1 if domain == "page" else 2, "name")
         noted[frames_file] = set(rejected)
         for number, (item, *time, name) in rows:
@@ -106,7 +106,7 @@ def read_release(folder: Path, prefix: str) -> tuple[dict[str, list[Item]], dict
             elif frame in frames[item]:
                 noted[frames_file].add((number, "row said before"))
             else:
-                frames[item].add(frame)
+                frames[item][frame] = number
         for item in products:
             if not frames[item]:
                 noted[pairs_file].add((lines_of[min(products[item]), item], "item without frames, kept"))
@@ -116,7 +116,7 @@ def read_release(folder: Path, prefix: str) -> tuple[dict[str, list[Item]], dict
                 item,
                 texts.get(item, ""),
                 tuple(sorted(products[item])),
-                tuple(Frame(time, name) for time, name in sorted(frames[item])),
+                tuple(Frame(*frame) for frame in (frames[item] if domain == "page" else sorted(frames[item]))),
             )
             for item in ordered
         ]

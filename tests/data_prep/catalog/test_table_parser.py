@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.catalog import table_parser
+from data_prep.catalog import table_parser, table_reader
 from data_prep.catalog.rejected_lines import Reason
 from data_prep.catalog.table_parser import TableRow, parse_row
 
@@ -44,9 +44,22 @@ GOOD = {"product": "a", "domain": "page", "item": "b", "images": "x.jpg|y/z.jpg"
         ({"images": "a/../b"}, "image name leads out of its folder"),
         ({"images": "./a"}, "image name leads out of its folder"),
         ({"images": "a//b"}, "image name leads out of its folder"),
-        ({"images": "a\\b"}, "image name leads out of its folder"),
+        ({"images": "a\\..\\b"}, "image name leads out of its folder"),
         ({"images": "图" * 86}, "image name too long"),
         ({"images": "a/" * 2048 + "b"}, "image name too long"),
+        ({"product": 6.1e17}, "number that may have lost digits, store it as text"),
+        ({"item": -(2.0**54)}, "number that may have lost digits, store it as text"),
+        ({"product": float("inf")}, "number that may have lost digits, store it as text"),
+        ({"image": "a", "time": 1.7e18}, "number that may have lost digits, store it as text"),
+        *(
+            ({"product": text}, "number that may have lost digits, store it as text")
+            for text in ("6.97E+12", "6,97E+12", "7e+12")
+        ),
+        *(
+            ({"item": text}, "number that may have lost digits, store it as text")
+            for text in ("1.2E17", "12345678901234567890.0")
+        ),
+        *(({"product": text}, "empty product or item id") for text in ("nan", "NaN", "None", "null", "<NA>")),
         ({"image": "a", "time": -1}, "no whole number"),
         ({"image": "a", "time": "1e3"}, "no whole number"),
         ({"image": "a", "time": 0.5}, "no whole number"),
@@ -68,13 +81,17 @@ NAN = float("nan")
 MEANINGS = {  # values in each column and what they mean; None if the row is invalid
     "product": [("a", "a"), (" b", "b"), (7, "7"), (7.0, "7"), ("", None), (NAN, None), ([1], None), ({}, None)],
     "domain": [("page", "page"), ("live ", "live"), ("shop", None), (None, None), (3, None)],
-    "item": [("a", "a"), (2**70, str(2**70)), (False, "False"), (None, None), ("\0", None), ([], None)],
+    "item": [
+        *(("a", "a"), (2**70, str(2**70)), ("12E3", "12E3"), (2.0**53, str(2**53)), (False, "False"), (None, None)),
+        *(("\0", None), ([], None), (2.0**54, None), ("NaN", None)),
+    ],
     "text": [("空 \n", "空"), (None, ""), (NAN, ""), (0.5, "0.5"), ("\ud800", None), ([None], None)],
     "split": [("", ""), ("test", "test"), (None, ""), ("val", None), ({"train": 1}, None)],
     "images": [
-        *(("a.jpg| b", ["a.jpg", "b"]), (["x/1.jpg"], ["x/1.jpg"]), ([5], ["5"]), ("", []), ([], []), (NAN, [])),
+        *(("a.jpg| b|", ["a.jpg", "b"]), (["x/1.jpg"], ["x/1.jpg"]), ([5], ["5"]), ("", []), ([], []), (NAN, [])),
+        *((["a\\b"], ["a/b"]), ("|", [])),
         *((5, None), (True, None), ({"a": 1}, None), ([["a"]], None), (["a", None], None), ("a||b", None)),
-        *(("../a", None), (["/a"], None), (["a\\b"], None), ("图" * 86, None), (["\ud800"], None)),
+        *(("../a", None), (["/a"], None), ("图" * 86, None), (["\ud800"], None)),
     ],
 }
 INVALID_ROWS = [b"{", b"[1]", b"null", b"NaN", b'"a"', b"1" * 5000, b"[" * 100_000, b'{"product": "\xff"}', b"{}"]
@@ -117,7 +134,7 @@ def test_every_line_of_a_mangled_csv_is_parsed_or_rejected(seed):
         good = good[:at] + "".join(rng.choices(PIECES, k=rng.randrange(1, 6))) + good[at:]
     content = ("product,domain,item,images\n" + good).encode(errors="surrogateescape")
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table_parser, "MAX_LINE_BYTES", 100)
+        patch.setattr(table_reader, "MAX_LINE_BYTES", 100)
         (Path(folder) / "items.csv").write_bytes(content)
         found = list(table_parser.read_table(Path(folder) / "items.csv"))
     lines = list(io.TextIOWrapper(io.BytesIO(content), "utf-8", "surrogateescape", newline=""))
@@ -131,7 +148,7 @@ def test_every_line_of_a_mangled_csv_is_parsed_or_rejected(seed):
 
 
 def test_invalid_csv_lines_are_rejected_with_their_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(table_parser, "MAX_LINE_BYTES", 30)
+    monkeypatch.setattr(table_reader, "MAX_LINE_BYTES", 30)
     (tmp_path / "items.csv").write_bytes(
         b"product,domain,item,images\na,page,b,x/1.jpg\na,page\n\na,page,b,"
         + b"c" * 40
@@ -155,6 +172,6 @@ def test_all_lines_lost_to_an_unmatched_quote_are_rejected(tmp_path, monkeypatch
     ]
     fields = [(line, "wrong number of fields") for line in (2, 3, 4)]
     assert read('a,page,"x,x.jpg', good[0], 'a,page,c",c.jpg,c', good[2]) == [*fields, (5, "d")]
-    monkeypatch.setattr(table_parser, "MAX_LINE_BYTES", 30)
+    monkeypatch.setattr(table_reader, "MAX_LINE_BYTES", 40)
     too_long = [(line, "line too long") for line in (2, 3, 4)]
     assert read('a,page,"x,x.jpg', *good) == [*too_long, (5, "d"), (6, "e")]

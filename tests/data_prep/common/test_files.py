@@ -88,8 +88,9 @@ def test_a_folder_is_written_by_one_process_at_a_time(tmp_path):
 def test_a_folder_with_content_is_not_replaced(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").touch()
-    with pytest.raises(OSError, match="not empty"), atomic_folder(tmp_path / "folder"):
-        pass
+    message = "folder exists and is not empty; if another process has just written it, run the same command again"
+    with pytest.raises(ValueError, match=message), atomic_folder(tmp_path / "folder"):
+        pytest.fail("nothing can be written")
     assert names(tmp_path / "folder") == ["old"]
 
 
@@ -184,6 +185,12 @@ def test_folders_that_cannot_be_written_are_named(tmp_path, monkeypatch, error):
     ):
         with pytest.raises(OSError, match=rf"{os.strerror(error)}: '{tmp_path}/[a-z.]+"), writing:
             pass
+
+
+def test_a_full_disk_is_named_by_its_file(tmp_path):
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/file'"), atomic_write(tmp_path / "file"):
+        raise error
 
 
 def test_a_lock_does_not_need_room_for_the_holders_name(tmp_path, monkeypatch):

@@ -13,11 +13,13 @@ import email.utils
 import functools
 import json
 import random
+import re
 import threading
 import time
 import zlib
 from collections.abc import Iterable, Mapping
 
+import brotli
 import numpy as np
 import simplejpeg
 
@@ -36,6 +38,12 @@ BEHAVIORS: dict[str, Failure | None] = {
     "truncated_once": None,
     "stalls_once": None,
     "redirect": None,
+    "redirect_quoted": None,  # to a URL that is valid only as it is sent
+    "redirect_bytes": None,  # to a name in UTF-8 and with a blank, neither quoted
+    "busy_nonsense": None,  # 503 with a date that does not exist, then fine
+    "long_header": None,
+    "brotli": None,
+    "zstd": None,
     "not_found": Failure.GONE,
     "gone": Failure.GONE,
     "error": Failure.SERVER,
@@ -45,16 +53,27 @@ BEHAVIORS: dict[str, Failure | None] = {
     "drip": Failure.TIMEOUT,  # byte by byte, each one in time
     "stalls": Failure.TIMEOUT,
     "reset": Failure.CONNECTION,
-    "garbage": Failure.CONNECTION,
+    "garbage": Failure.PROTOCOL,
+    "two_lengths": Failure.PROTOCOL,
+    "length_and_chunks": Failure.PROTOCOL,
+    "no_colon": Failure.PROTOCOL,
+    "bad_chunk": Failure.PROTOCOL,
+    "bad_brotli": Failure.PROTOCOL,
     "truncated": Failure.TRUNCATED,
     "chunk_cut": Failure.TRUNCATED,
     "redirect_loop": Failure.REDIRECT,
     "redirect_file": Failure.REDIRECT,
     "redirect_nowhere": Failure.REDIRECT,
+    "redirect_empty_label": Failure.REDIRECT,
+    "redirect_long_label": Failure.REDIRECT,
+    "redirect_punycode": Failure.REDIRECT,
+    "redirect_port": Failure.REDIRECT,
+    "redirect_bracket": Failure.REDIRECT,
     "oversized": Failure.TOO_LARGE,
     "oversized_chunked": Failure.TOO_LARGE,
     "html": Failure.NOT_AN_IMAGE,
     "empty": Failure.NOT_AN_IMAGE,
+    "heic": Failure.UNSUPPORTED,
     "half": Failure.CORRUPT,  # half an image of the right length
     "placeholder": Failure.PLACEHOLDER,
 }
@@ -62,12 +81,22 @@ _TIMES = {
     "error_twice": 2,
     "busy_once": 1,
     "busy_seconds": 1,
+    "busy_nonsense": 1,
     "reset_once": 1,
     "truncated_once": 1,
     "stalls_once": 1,
 }
 MAX_BYTES = 50_000  # limit of the client, which "oversized" bodies exceed
 PLACEHOLDER_NAME = "the placeholder"
+_LOCATIONS = {
+    "redirect_file": "file:///etc/hostname",
+    "redirect_empty_label": "http://cdn..example/x.jpg",
+    "redirect_long_label": f"http://{64 * 'a'}.example/x.jpg",
+    "redirect_punycode": "http://xn--/x.jpg",
+    "redirect_port": "http://cdn.example:99999/x.jpg",
+    "redirect_bracket": "http://[cdn.example/x.jpg",
+}
+_QUOTED = "%27%2c%2F%3F%7E%40?Signature=x%2Fy%3D"  # after the name
 
 
 @functools.cache
@@ -94,6 +123,7 @@ class Server:
         requests: Name → requests so far; the target of a redirect counts separately.
         answers: Status → number of answers.
         headers: Headers of the latest request.
+        locations: Name → URL to which it is redirected.
     """
 
     def __init__(
@@ -114,6 +144,7 @@ class Server:
         self.requests: collections.Counter[str] = collections.Counter()
         self.answers: collections.Counter[int] = collections.Counter()
         self.headers = ""
+        self.locations: dict[str, str] = {}
         self._served: collections.Counter[int] = collections.Counter()  # per second
         self._first = self._latest = 0.0
         self._started = threading.Event()
@@ -148,7 +179,7 @@ class Server:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 self.headers = head.decode()
                 path = self.headers.split(" ", 2)[1]
-                if not await self._answer(path.removeprefix("/images/"), writer):
+                if not await self._answer(path[path.find("/images/") :].removeprefix("/images/"), writer):
                     break
                 await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -176,6 +207,8 @@ class Server:
         behavior = self.behaviors.get(name, default)
         if self.requests[name] > _TIMES.get(behavior, self.requests[name]):
             behavior = "fine"
+        if name in self.locations:
+            return self._send(writer, 302, headers=f"Location: {self.locations[name]}\r\n")
         if self.photos:
             body = self.photos[zlib.crc32(name.encode()) % len(self.photos)]
         else:
@@ -191,6 +224,8 @@ class Server:
             case "busy_once":
                 date = email.utils.formatdate(time.time() + 1, usegmt=True)
                 return self._send(writer, 503, headers=f"Retry-After: {date}\r\n")
+            case "busy_nonsense":
+                return self._send(writer, 503, headers="Retry-After: Wed, 21 Oct 2026 07:28:00 +9999999999999\r\n")
             case "busy_for_a_day":  # never drawn, because it ends a download
                 return self._send(writer, 429, headers="Retry-After: 86400\r\n")
             case "busy_seconds":
@@ -203,17 +238,49 @@ class Server:
                 return self._send(writer, 200, body[: len(body) // 2])
             case "oversized":
                 return self._send(writer, 200, body + bytes(MAX_BYTES))
-            case "redirect" | "redirect_loop" | "redirect_file" | "redirect_nowhere":
-                targets = {"redirect": f"moved-{name}", "redirect_loop": name, "redirect_file": "file:///etc/hostname"}
-                self.behaviors[f"moved-{name}"] = "fine"
-                location = f"Location: {targets[behavior]}\r\n" if behavior in targets else ""
-                return self._send(writer, 302, headers=location)
+            case "redirect" | "redirect_quoted" | "redirect_bytes":
+                sent, asked = {
+                    "redirect": ("", ""),
+                    "redirect_quoted": (_QUOTED, _QUOTED),
+                    "redirect_bytes": (" é", "%20%C3%A9"),
+                }[behavior]
+                self.behaviors[f"moved-{name}{asked}"] = "moved"
+                return self._send(writer, 302, headers=f"Location: moved-{name}{sent}\r\n")
+            case "moved":
+                return self._send(writer, 200, image(re.sub("(%27.*|%20%C3%A9)$", "", name)))
+            case "redirect_nowhere":
+                return self._send(writer, 302)
+            case str() if behavior in _LOCATIONS or behavior == "redirect_loop":
+                return self._send(writer, 302, headers=f"Location: {_LOCATIONS.get(behavior, name)}\r\n")
+            case "long_header":
+                return self._send(writer, 200, body, f"X-Policy: {40_000 * 'x'}\r\n")
+            case "brotli":
+                return self._send(writer, 200, brotli.compress(body), "Content-Encoding: br\r\n")
+            case "zstd":
+                size = len(body)  # a frame with one block, which is not compressed
+                frame = (
+                    b"\x28\xb5\x2f\xfd\xa0" + size.to_bytes(4, "little") + (size << 3 | 1).to_bytes(3, "little") + body
+                )
+                return self._send(writer, 200, frame, "Content-Encoding: zstd\r\n")
+            case "bad_brotli":
+                return self._send(writer, 200, body, "Content-Encoding: br\r\n")
+            case "two_lengths":
+                return self._send(writer, 200, body, "Content-Length: 7\r\n")
+            case "no_colon":
+                return self._send(writer, 200, body, "X-Policy\r\n")
+            case "length_and_chunks":
+                return self._send(writer, 200, body, "Transfer-Encoding: chunked\r\n")
+            case "heic":
+                return self._send(writer, 200, b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + body)
             case "silent":
                 await asyncio.sleep(60)
             case "garbage":
                 writer.write(b"220 mail.example.org ESMTP\r\n")
             case "reset" | "reset_once":
                 writer.transport.abort()
+            case "bad_chunk":
+                self._head(writer, 200, "Transfer-Encoding: chunked\r\n")
+                writer.write(b"many\r\n" + body)
             case "chunked" | "chunk_cut":
                 self._head(writer, 200, "Transfer-Encoding: chunked\r\n")
                 writer.write(b"%x\r\n%b\r\n" % (100, body[:100]))

@@ -1,6 +1,8 @@
-"""What a journal keeps, wherever its file ends."""
+"""A journal keeps all complete entries, no matter where its file was cut."""
 
 import hashlib
+
+import pytest
 
 from data_prep.download.journal import Journal
 from data_prep.download.ledger import Row
@@ -75,3 +77,12 @@ def test_a_retry_adds_to_the_requested_positions(tmp_path):
     assert journal.requested == {0, 2, 3, 4, 7}
     journal.remove()
     assert not (tmp_path / "journal").exists()
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    journal = Journal(tmp_path / "00000.journal", [0])
+    with open("/dev/full", "wb", buffering=0) as full, monkeypatch.context() as patch:
+        patch.setattr(journal, "_file", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*/00000\.journal'"):
+            journal.append(0, row(0, b"x"), b"x")
+    journal.close()

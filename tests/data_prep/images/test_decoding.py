@@ -2,6 +2,7 @@
 
 import io
 import random
+import re
 import struct
 import zlib
 
@@ -13,11 +14,10 @@ from PIL import Image, ImageOps
 from data_prep.images import decoding
 from data_prep.images.decoding import (
     ImageProblem,
+    InvalidImageError,
     decode_rgb,
-    exif_orientation,
     find_problem,
     image_size,
-    jpeg_orientation,
     read_image,
     turn_upright,
 )
@@ -58,6 +58,11 @@ def jpeg_that_claims(width: int, height: int) -> bytes:
         ("WEBP", "RGB"),
         ("GIF", "P"),
         ("BMP", "RGB"),
+        ("AVIF", "RGB"),
+        ("AVIF", "RGBA"),
+        ("TIFF", "RGB"),
+        ("TIFF", "CMYK"),
+        ("TIFF", "1"),
     ],
 )
 def test_images_that_decode_are_valid(kind, mode):
@@ -73,10 +78,14 @@ def test_bytes_after_the_end_of_a_jpeg_are_ignored():
     [
         (b"", ImageProblem.NOT_AN_IMAGE),
         (b"<html>404</html>", ImageProblem.NOT_AN_IMAGE),
-        (encode("TIFF"), ImageProblem.NOT_AN_IMAGE),  # not among FORMATS
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), ImageProblem.UNSUPPORTED),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(99), ImageProblem.UNSUPPORTED),
+        (b"\xff\x0a" + bytes(99), ImageProblem.UNSUPPORTED),  # JPEG XL
+        (encode("JPEG2000"), ImageProblem.UNSUPPORTED),
+        (b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + bytes(99), ImageProblem.NOT_AN_IMAGE),  # a video
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", ImageProblem.NOT_AN_IMAGE),
         (encode("JPEG")[:300], ImageProblem.CORRUPT),
-        (encode("JPEG")[:-2], ImageProblem.CORRUPT),
+        (encode("JPEG")[:-9], ImageProblem.CORRUPT),
         (encode("JPEG")[:20], ImageProblem.CORRUPT),
         (encode("PNG")[:1000], ImageProblem.CORRUPT),
         (encode("WEBP")[:200], ImageProblem.CORRUPT),
@@ -90,9 +99,12 @@ def test_bytes_after_the_end_of_a_jpeg_are_ignored():
 )
 def test_invalid_images_have_a_reason(data, problem):
     assert find_problem(data) is problem
+    with pytest.raises(InvalidImageError) as caught:  # in training as well
+        decode_rgb(data)
+    assert caught.value.problem is problem
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF"])
 def test_corrupt_bytes_give_a_reason_and_never_an_exception(kind):
     rng = random.Random(5)
     whole = encode(kind)
@@ -103,7 +115,7 @@ def test_corrupt_bytes_give_a_reason_and_never_an_exception(kind):
             data[rng.randrange(rng.choice([60, len(data)]))] = rng.randrange(256)
         seen.add(find_problem(bytes(data[: rng.choice([len(data), rng.randrange(len(data))])])))
     assert ImageProblem.CORRUPT in seen
-    assert seen <= {None, ImageProblem.CORRUPT, ImageProblem.NOT_AN_IMAGE, ImageProblem.TOO_LARGE}
+    assert seen <= {None, *ImageProblem} - {ImageProblem.MISSING, ImageProblem.CHANGED}
 
 
 def test_read_image_returns_the_bytes_unchanged_or_the_reason(tmp_path, monkeypatch):
@@ -137,8 +149,10 @@ def test_a_jpeg_is_valid_if_it_decodes_in_full(options):
             try:
                 simplejpeg.decode_jpeg(data, "RGB")
                 verdicts.append(None)
-            except ValueError:
-                verdicts.append(ImageProblem.CORRUPT)
+            except ValueError as error:
+                # Webcams pad the only scan of a picture.
+                padded = re.search("data: [1-8] extraneous bytes before marker 0xd9", str(error))
+                verdicts.append(None if padded and not options.get("progressive") else ImageProblem.CORRUPT)
             assert find_problem(data) is verdicts[-1]
     assert set(verdicts) == {None, ImageProblem.CORRUPT}
 
@@ -180,17 +194,11 @@ def test_color_modes_become_rgb():
     cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     np.testing.assert_allclose(decode_rgb(encode_image(cmyk))[8, 8], [255, 0, 0], atol=4)
     glass = Image.new("RGBA", (8, 8), (0, 0, 200, 0))
-    np.testing.assert_array_equal(decode_rgb(encode_image(glass, "PNG")), 255)
+    glass.putpixel((0, 0), (0, 0, 0, 1))
+    np.testing.assert_array_equal(decode_rgb(encode_image(glass, "PNG"))[1:], 255)
     palette = Image.new("P", (8, 8), 3)
     palette.putpalette([0, 0, 0, 1, 1, 1, 2, 2, 2, 9, 80, 160])
     np.testing.assert_array_equal(decode_rgb(encode_image(palette, "PNG"))[0, 0], [9, 80, 160])
-
-
-def tiff(order: str, entries: list[tuple[int, int, int]], *, start: int = 8) -> bytes:
-    """Returns an EXIF block with entries (tag, kind, value)."""
-    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, start) + b"\0" * (start - 8)
-    fields = [struct.pack(f"{order}HHIHH", tag, kind, 1, value, 0) for tag, kind, value in entries]
-    return b"Exif\0\0" + head + struct.pack(f"{order}H", len(entries)) + b"".join(fields) + b"\0" * 4
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -202,44 +210,3 @@ def test_turn_upright_matches_pillow(orientation):
     turned = turn_upright(pixels, orientation)
     np.testing.assert_array_equal(turned, wanted)
     assert turned.flags.c_contiguous
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("order", "<>")
-def test_orientation_is_read_in_both_byte_orders(order, orientation):
-    block = tiff(order, [(0x010F, 3, 7), (0x0112, 3, orientation), (0x011A, 3, 2)], start=20)
-    assert exif_orientation(block) == exif_orientation(block[6:]) == orientation
-    buffer = io.BytesIO()
-    Image.new("RGB", (9, 7)).save(buffer, "JPEG", exif=block, icc_profile=b"x" * 300)
-    assert Image.open(buffer).getexif()[0x0112] == orientation
-    assert jpeg_orientation(buffer.getvalue()) == orientation
-
-
-@pytest.mark.parametrize(
-    "exif",
-    [
-        b"",
-        b"Exif\0\0",
-        b"Exif\0\0II*\0\xff\xff\xff\xff",
-        tiff("<", []),
-        tiff("<", [(0x0112, 3, 0)]),
-        tiff("<", [(0x0112, 3, 9)]),
-        tiff("<", [(0x0112, 4, 6)]),
-        tiff("<", [(0x0112, 3, 6)])[:-12],
-        b"XX" + tiff("<", [(0x0112, 3, 6)])[8:],
-    ],
-    ids=str,
-)
-def test_invalid_exif_is_upright(exif):
-    assert exif_orientation(exif) == 1
-
-
-def test_jpegs_without_exif_or_truncated_anywhere_do_not_fail():
-    buffer = io.BytesIO()
-    Image.new("RGB", (9, 7)).save(buffer, "JPEG")
-    assert jpeg_orientation(buffer.getvalue()) == 1
-    Image.new("RGB", (9, 7)).save(buffer, "JPEG", exif=tiff(">", [(0x0112, 3, 8)]))
-    data = buffer.getvalue()
-    assert {jpeg_orientation(data[:length]) for length in range(len(data))} <= {1, 8}
-    # Data that looks like EXIF after the start of the pixels does not count.
-    assert jpeg_orientation(b"\xff\xd8\xff\xda\0\2" + tiff("<", [(0x0112, 3, 6)])) == 1

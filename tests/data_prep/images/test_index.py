@@ -46,12 +46,11 @@ def test_places_are_in_row_order_for_any_order_on_disk(tmp_path, write_download,
     items = [rng.choice(list(data), rng.integers(0, 9)).tolist() for _ in range(120)]  # names occur repeatedly
     sources = (folder, tmp_path / "shards")
     found = places_of(tmp_path, items, sources)
-    with ImageReader(sources) as reader:
-        for name, place in zip([name for names in items for name in names], found, strict=True):
-            if name in here[:150]:
-                assert (sources[place.source] / place.path).read_bytes() == data[name]
-            else:
-                assert reader.read(place) == ((data[name], None) if name in here else (b"", ImageProblem.MISSING))
+    for name, place in zip([name for names in items for name in names], found, strict=True):
+        assert (place.source is not None) == (name in here)
+        if name in here:
+            whole = (sources[place.source] / place.path).read_bytes()
+            assert whole[max(place.start, 0) :][: place.size] == data[name]
     path = places_path(tmp_path / "index", "train", "video")
     for start, stop in ((0, 1), (49, 51), (50, 100), (7, 333), (5, 5)):
         assert list(read_places(path, start, stop)) == found[start:stop]
@@ -77,17 +76,43 @@ def test_one_of_several_images_is_chosen(tmp_path, write_download):
 
 
 def test_an_ambiguous_name_is_an_error_only_if_it_is_used(tmp_path):
-    folder = write(tmp_path / "i", {"x/1.jpg": b"1", "y/1.jpg": b"22", "x/2.jpg": b"1", "y/2.jpg": b"2"})
-    # Two files of the same size count as copies; the first folder's is used.
+    folder = write(tmp_path / "i", {"x/1.jpg": b"1", "y/1.jpg": b"22", "x/2.jpg": b"2", "y/2.jpg": b"2"})
+    # Copies are not ambiguous; the first folder's is used.
     assert [place.path for place in places_of(tmp_path / "a", [["2.jpg", "y/1.jpg"]], (folder,))] == [
         "x/2.jpg",
         "y/1.jpg",
     ]
-    with pytest.raises(ValueError, match=r"1 image names match several files each: '1.jpg' is .*x/1.jpg and .*y/1"):
+    with pytest.raises(ValueError, match=r"'1.jpg' matches several images of .*: x/1.jpg and y/1.jpg; name .*path"):
         places_of(tmp_path / "b", [["1.jpg"]], (folder,))
     assert not list((tmp_path / "b" / "index").glob("*.tmp"))
     first = write(tmp_path / "first", {"1.jpg": b"333"})
     assert [place.source for place in places_of(tmp_path / "c", [["1.jpg"]], (first, folder))] == [0]
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_images_of_the_same_size_are_ambiguous_if_they_differ(tmp_path, write_download, kind):
+    if kind == "folder":
+        write(tmp_path / "i", {"x/1.jpg": b"1", "y/1.jpg": b"2"})
+        pair, remedy = "x/1.jpg and y/1.jpg", "path"
+    else:
+        write_download(tmp_path / "i", {"p/1.jpg": b"1", "q/1.jpg": b"2"})
+        pair, remedy = r"https://host/a/p/1.jpg\?w=1 and https://host/a/q/1.jpg\?w=1", "URL"
+    with pytest.raises(ValueError, match=rf"'1.jpg' matches several images of .*: {pair}; name them by .*{remedy}"):
+        places_of(tmp_path / "b", [["1.jpg"]], (tmp_path / "i",))
+
+
+def test_an_image_of_img2dataset_is_named_by_its_whole_url_or_by_a_last_part_that_is_unique(tmp_path, write_download):
+    images = {"p/1.jpg": b"1", "q/1.jpg": b"22", "p/2.jpg": b"333", "q/3.jpg": b"4", "r/3.jpg": b"4"}
+    write_download(tmp_path / "shards", images, a_shard=2)
+    names = ["https://host/a/p/1.jpg?w=1", "https://host/a/q/1.jpg?w=1", "2.jpg", "3.jpg", "p/1.jpg"]
+    places = places_of(tmp_path, [names], (tmp_path / "shards",))
+    assert [(place.path, place.size) if place.source is not None else None for place in places] == [
+        ("00000.tar", 1),
+        ("00000.tar", 2),
+        ("00001.tar", 3),
+        ("00001.tar", 1),  # the other one is a copy
+        None,
+    ]
 
 
 def test_a_finished_index_is_reused(tmp_path, monkeypatch):
@@ -108,7 +133,7 @@ def test_files_of_a_killed_build_are_removed(tmp_path):
     folder = write(tmp_path / "i", {"1.jpg": b"1"})
     assert [place.path for place in places_of(tmp_path, [["1.jpg"]], (folder,))] == ["1.jpg"]
     names = sorted(path.name for path in (tmp_path / "index").iterdir())
-    assert names == ["images.parquet", "train-live.parquet", "train-page.parquet", "train-video.parquet"]
+    assert names == ["locations.parquet", "train-live.parquet", "train-page.parquet", "train-video.parquet"]
 
 
 @pytest.mark.parametrize("error", [duckdb.OutOfMemoryException, duckdb.IOException])
@@ -133,6 +158,8 @@ def test_the_reader_says_why_an_image_is_skipped(small, tmp_path, monkeypatch):
         assert reader.read(Place(0, "0.tar", 4, len(image), sha256)) == (image, None)
         assert reader.read(Place(0, "0.tar", 5, len(image), sha256)) == (b"", ImageProblem.CHANGED)
         assert reader.read(Place(0, "0.tar", 4 + len(image), 40, "")) == (b"", ImageProblem.CORRUPT)
+        html = hashlib.sha256(b"junk").hexdigest()  # a ledger may claim anything
+        assert reader.read(Place(0, "0.tar", 0, 4, html)) == (b"", ImageProblem.NOT_AN_IMAGE)
         assert reader.read(Place(None, "", 0, 0, "")) == (b"", ImageProblem.MISSING)
         monkeypatch.setattr("data_prep.images.decoding.MAX_BYTES", len(image) - 1)
         assert reader.read(Place(0, "0.tar", 4, len(image), sha256)) == (b"", ImageProblem.TOO_LARGE)

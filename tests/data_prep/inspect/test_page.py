@@ -1,6 +1,8 @@
 """Tests the page of `inspect` on a small data set."""
 
 import base64
+import hashlib
+import html
 import io
 import re
 import subprocess
@@ -11,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.inspect.distributions import Histogram
-from data_prep.inspect.page import format_table, inspect, plot, thumbnail
+from data_prep.inspect.page import format_table, inspect, plot, render, thumbnail
 
 ROOT = Path(__file__).parents[3]
 
@@ -64,6 +66,23 @@ def test_the_page_shows_products_and_escapes_all_texts(own_small, tmp_path):
     assert page.count("<svg") == page.count("</svg>") == 2 * (3 * 6 + 3)
 
 
+def test_the_page_loads_and_runs_nothing(own_small, tmp_path):
+    hostile = "</style><img src=x onerror=alert(1)><svg onload=alert(2)>\u202e\" onclick='alert(3)'"
+    for item in own_small.splits["test"]["page"]:
+        item.text = hostile
+    own_small.build(own_small.write(tmp_path), tmp_path / "data")
+    page = render(f"rope in {hostile}", inspect(tmp_path / "data", items=0, products=1, processes=1))
+    policy, style = re.findall('Content-Security-Policy" content="(.*?)"|<style>(.*?)</style>', page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert html.unescape(policy[0]) == (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    tags = re.findall("<[a-z][^>]*>", page)
+    assert not [tag for tag in tags if re.search(r"\son\w+=|\sstyle=|\shref=|<script", tag)]
+    assert {tag.partition("base64,")[0] for tag in tags if tag.startswith("<img")} == {'<img src="data:image/jpeg;'}
+    assert page.count("&lt;/style&gt;&lt;img src=x onerror=alert(1)&gt;") == 3  # title, heading, text
+
+
 def test_photos_are_shown_upright():
     image = Image.new("RGB", (200, 100), (200, 0, 0))
     image.paste((0, 0, 200), (100, 0, 200, 100))
@@ -81,6 +100,7 @@ def test_photos_are_shown_upright():
 def test_thumbnails_show_what_training_sees():
     gray = Image.fromarray(np.full((9, 11), 128 << 8, np.uint16))
     clear = Image.new("RGBA", (11, 9), (200, 0, 0, 0))
+    clear.putpixel((0, 0), (255, 255, 255, 1))
     for image, shown in ((gray, 128), (clear, 255)):
         buffer = io.BytesIO()
         image.save(buffer, "PNG")

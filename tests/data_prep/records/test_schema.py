@@ -3,7 +3,7 @@
 import pytest
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from data_prep.records.schema import item_features, parse_example, product_features, serialize
+from data_prep.records.schema import item_features, parse_example, product_features, serialize, write_records
 
 
 def test_serialized_bytes_equal_those_of_tfds():
@@ -27,6 +27,13 @@ def test_parsed_examples_have_the_serialized_values():
     assert example.byte_strings("text") == ["页,面".encode()]
     assert example.byte_strings("frames") == [b"\0\xff", b""]
     assert example.integers("times") == example.integers("missing") == example.byte_strings("missing") == []
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, full_disk):
+    full_disk(30_000)
+    with pytest.raises(OSError, match=rf"write\(\) failed: File too large: '{tmp_path}/x'"):
+        write_records(tmp_path / "x", ({"frames": [bytes(50_000)]} for _ in range(20)))
+    assert not (tmp_path / "x").exists()
 
 
 def test_bytes_that_are_not_an_example_are_an_error():

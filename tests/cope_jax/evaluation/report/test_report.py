@@ -3,8 +3,10 @@
 import io
 import json
 import re
+from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +24,7 @@ from cope_jax.evaluation.report import report
 from cope_jax.evaluation.report.pca_map import POINTS
 from cope_jax.evaluation.report.query_gallery import MAX_BYTES
 from cope_jax.evaluation.report.report import PAGES, parts, percent, write_report
+from cope_jax.evaluation.results import ResultFiles
 from cope_jax.runs.config_file import save_config
 from data_prep.common.domains import DIRECTIONS, DOMAINS
 from tests.browser import DESKTOP, PHONE, chromium, console_messages, needs_chromium, resize
@@ -70,7 +73,7 @@ def evaluation(make_tiny_config):
     config, embedded = make_tiny_config(), EmbeddedSplit(items, ranks)
     metrics = compute_metrics(embedded, config, step=1234)
     metrics["evaluated"] = {"data": "<b>d1</b>", "subset": None}
-    return Evaluation(config, 1234, False, metrics, embedded)
+    return Evaluation(config, 1234, ResultFiles(Path()), metrics, embedded)
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +89,9 @@ def write(evaluation, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             rows = {domain: Rows(evaluation.embedded.items[domain]) for domain in DOMAINS}
             patch.setattr(report, "open_records", lambda data_dir, split: SimpleNamespace(items=rows))
-            write_report(workdir, evaluation, evaluation.embedded, baseline)
-        (path,) = (workdir / "eval" / str(evaluation.step)).iterdir()
-        return path
+            files = ResultFiles(workdir / "eval" / str(evaluation.step))
+            write_report(workdir, replace(evaluation, files=files), evaluation.embedded, baseline)
+        return files.report
 
     return written
 

@@ -8,7 +8,6 @@ import pytest
 from huggingface_hub import constants
 from safetensors.numpy import save_file
 
-from cope_jax.models.backbones import files as weight_files
 from cope_jax.models.backbones.files import INDEX, SINGLE_FILE, open_weights
 
 KEY = "config.model.text.init_from"
@@ -91,7 +90,7 @@ def test_a_folder_without_config_is_reported(tmp_path):
 def test_an_invalid_json_file_is_reported(tmp_path, file):
     folder = write(tmp_path, {"part.safetensors": {"a": np.ones(1)}}, index={"a": "part.safetensors"})
     (tmp_path / file).write_text('{"cut": ')
-    with pytest.raises(ValueError, match=rf"{file} is not valid JSON .*; download it again"):
+    with pytest.raises(ValueError, match=rf"{file} is not valid JSON .*: download it again"):
         open_weights(folder, key=KEY)
 
 
@@ -116,14 +115,35 @@ def test_a_repository_is_downloaded_at_its_revision_and_without_pickles(tmp_path
     folder = write(tmp_path / "snapshot", {SINGLE_FILE: {"a": np.ones(1)}})
     asked = []
 
-    def snapshot_download(repository, *, revision, allow_patterns):
+    def snapshot_download(repository, *, revision, allow_patterns, local_files_only):
         asked.append((repository, revision))
         assert not any(pattern.endswith(("bin", "*")) for pattern in allow_patterns)
         return folder
 
-    monkeypatch.setattr(weight_files, "snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     for name in ("hfl/rbt3", "hfl/rbt3@refs/pr/1"):
         weights = open_weights(name, key=KEY)
         assert weights.name == name
         assert set(weights.tensors) == {"a"}
     assert asked == [("hfl/rbt3", None), ("hfl/rbt3", "refs/pr/1")]
+
+
+@pytest.mark.parametrize("name", ["model.fp16.safetensors", "pytorch_model.safetensors"])
+def test_a_single_file_of_another_name_is_read(tmp_path, name):
+    assert set(open_weights(write(tmp_path, {name: {"a": np.ones(1)}}), key=KEY).tensors) == {"a"}
+
+
+def test_an_index_of_a_variant_is_read(tmp_path):
+    parts = {f"model.fp16-0000{i}-of-00002.safetensors": {"ab"[i - 1]: np.ones(i)} for i in (1, 2)}
+    folder = write(tmp_path, parts)
+    index = {"weight_map": {"a": "model.fp16-00001-of-00002.safetensors", "b": "model.fp16-00002-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.fp16.json").write_text(json.dumps(index))
+    assert set(open_weights(folder, key=KEY).tensors) == {"a", "b"}
+
+
+def test_several_files_without_an_index_are_reported(tmp_path):
+    folder = write(tmp_path, {"model.bf16.safetensors": {"a": np.ones(1)}, "model.fp16.safetensors": {"a": np.ones(1)}})
+    match = r"has model\.bf16\.safetensors, model\.fp16\.safetensors; rename the one to use to model\.safetensors"
+    with pytest.raises(ValueError, match=match):
+        open_weights(folder, key=KEY)

@@ -1,5 +1,6 @@
-"""Matching checkpoints with encoders: what is filled, what is not, and all kinds of mismatch."""
+"""Loading checkpoints into encoders: filled and fresh parameters, and every kind of mismatch."""
 
+import json
 import re
 
 import jax
@@ -23,7 +24,7 @@ CASES = [(encoder, model_type) for encoder in ENCODERS for model_type in MODEL_T
 def start(tmp_path, write_checkpoint, encoder_settings):
     """Returns a function that writes a checkpoint and prepares the tiny model's encoder to load it."""
 
-    def run(kind, encoder, *, cut=False, changed=None, **checkpoint):
+    def run(kind, encoder, *, cut=False, changed=None, own_tokenizer=False, **checkpoint):
         own = {"normalisation": "clip"} if "clip" in kind.split("_") else {}
         settings = encoder_settings[encoder] | (own if encoder == "vision" else {}) | (changed or {})
         tensors = write_checkpoint(tmp_path, kind, **checkpoint)
@@ -35,7 +36,8 @@ def start(tmp_path, write_checkpoint, encoder_settings):
             nnx.to_pure_dict(nnx.state(shapes, nnx.Param)),
         )
         section = f"config.model.{encoder}"
-        weights = prepare(str(tmp_path), encoder, params, settings=settings, cut=cut, section=section)
+        given = {"settings": settings, "cut": cut, "section": section, "own_tokenizer": own_tokenizer}
+        weights = prepare(str(tmp_path), encoder, params, **given)
         return weights, tensors, params
 
     return run
@@ -222,12 +224,12 @@ def test_text_settings_that_differ_are_listed_with_their_keys(start):
         config |= {"hidden_act": "relu", "layer_norm_eps": 1e-5}
 
     with pytest.raises(ValueError, match="which is another model") as caught:
-        start("bert", "text", vocab_size=30, changed={"max_length": 15, "heads": 4}, change_config=other)
+        start("bert", "text", vocab_size=230, changed={"max_length": 15, "heads": 4}, change_config=other)
     for line in (
         "config.model.text.heads is 4; its num_attention_heads is 2",
         "its hidden_act is 'relu', but only 'gelu' is supported",
         "its layer_norm_eps is 1e-05, but only 1e-12 is supported",
-        "the run's tokenizer has 23 entries, but it has vectors for 30: set "
+        "the run's tokenizer has 23 entries, but it has vectors for 230: set "
         "config.data.tokenizer to that of the weights",
         "config.data.text_length is 15, but it has only 14 positions",
     ):
@@ -289,6 +291,132 @@ def test_an_invalid_config_is_reported(start):
 
     with pytest.raises(ValueError, match=r"whose config\.json is invalid: [^$]*not a multiple"):
         start("clip", "vision", change_config=odd)
+
+
+@pytest.mark.parametrize(("kind", "encoder"), [("bert", "text"), ("clip", "vision"), ("xclip", "vision")])
+@pytest.mark.parametrize("wrapper", ["module.", "model.", "0.auto_model.", "module.model.", "_orig_mod."])
+def test_prefixes_of_wrappers_are_accepted(start, kind, encoder, wrapper):
+    def wrap(tensors):
+        for name in list(tensors):
+            tensors[wrapper + name] = tensors.pop(name)
+
+    changed = {"cross_frame": kind == "xclip", "integration_depth": int(kind == "xclip")} if encoder == "vision" else {}
+    _, tensors, fresh, new = loaded(start, kind, encoder, changed=changed, change=wrap)
+    assert unchanged(fresh, new) == set()
+    if encoder == "text":
+        words = tensors[f"{wrapper}embeddings.word_embeddings.weight"]
+        np.testing.assert_array_equal(new["words/embedding"], words)
+
+
+@pytest.mark.parametrize(
+    "head", ["classifier", "qa_outputs", "bert.classifier", "cls.predictions.transform.dense", "2.linear"]
+)
+def test_heads_are_unused(start, head):
+    prefix = "bert." if head != "bert.classifier" else "model."
+
+    def add(tensors):
+        for name in [name for name in tensors if name.startswith("cls.")]:
+            del tensors[name]
+        tensors[f"{head}.weight"] = np.zeros((2, 8), np.float32)
+        tensors[f"{head}.bias"] = np.full(2, np.nan, np.float32)
+
+    weights, _, fresh, new = loaded(start, "bert", "text", prefix=prefix, change=add)
+    assert unchanged(fresh, new) == set()
+    assert weights.unused == (f"{head}.bias", f"{head}.weight")
+
+
+def test_a_classifier_of_images_loads_without_projection(start):
+    def classify(tensors):
+        del tensors["visual_projection.weight"], tensors["text_projection.weight"]
+        tensors["classifier.weight"] = np.zeros((2, 12), np.float32)
+
+    changed = {"cross_frame": False, "integration_depth": 0}
+    weights, _, fresh, new = loaded(start, "clip", "vision", changed=changed, change=classify)
+    assert unchanged(fresh, new) == {"project/kernel"}
+    assert weights.fresh == ("project",)
+
+
+def test_several_encoders_are_reported(start):
+    def twice(tensors):
+        tensors |= {f"query.{name}": value for name, value in tensors.items()}
+        tensors |= {f"passage.{name}": value for name, value in tensors.items() if not name.startswith("query.")}
+        for name in [name for name in tensors if not name.startswith(("query.", "passage."))]:
+            del tensors[name]
+
+    with pytest.raises(ValueError, match=r"which has several encoders, 'passage\.' and 'query\.'; keep the tensors of"):
+        start("bert", "text", change=twice)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16])
+def test_any_number_of_segments_loads(start, rows):
+    name = "embeddings.token_type_embeddings.weight"
+
+    def segments(tensors):
+        tensors[name] = np.arange(rows * 8, dtype=np.float32).reshape(rows, 8)
+
+    def config(values):
+        values["type_vocab_size"] = rows
+
+    _, tensors, _, new = loaded(start, "bert", "text", change=segments, change_config=config)
+    assert new["segment"].shape == (2, 8)
+    np.testing.assert_array_equal(new["segment"][0], tensors[name][0])
+
+
+@pytest.mark.parametrize(("rows", "own"), [(24, False), (150, False), (5000, True)])
+def test_rows_after_the_vocabulary_are_padding(start, rows, own):
+    _, tensors, _, new = loaded(start, "bert", "text", vocab_size=rows, own_tokenizer=own)
+    np.testing.assert_array_equal(new["words/embedding"], tensors["embeddings.word_embeddings.weight"][:23])
+
+
+def test_fewer_vectors_than_tokens_are_reported(start):
+    with pytest.raises(ValueError, match="tokenizer has 23 entries, but it has vectors for 22"):
+        start("bert", "text", vocab_size=22, own_tokenizer=True)
+
+
+def test_the_text_encoder_of_chinese_clip_loads_alone(start):
+    def config(values):
+        values["model_type"] = "chinese_clip_text_model"
+
+    _, _, fresh, new = loaded(start, "bert", "text", change_config=config)
+    assert unchanged(fresh, new) == set()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_reported(start, value):
+    def damage(tensors):
+        tensors["encoder.layer.1.output.dense.weight"][3, 4] = value
+
+    weights, _, params = start("bert", "text", change=damage)
+    match = r"model\.safetensors: 1 of 256 values of tensor encoder\.layer\.1\.output\.dense\.weight are not finite"
+    with pytest.raises(ValueError, match=match):
+        weights.load(params)
+
+
+@pytest.mark.parametrize(
+    ("content", "theirs"),
+    [
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode": "cls"}, "class"),
+        ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}, "max_tokens + mean"),
+    ],
+)
+def test_the_pooling_of_sentence_transformers_is_named_if_it_differs(start, tmp_path, content, theirs):
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": 8} | content))
+    report = start("bert", "text")[0].report()
+    assert f"by {theirs!r}, but config.model.text.pooling is 'pooler'" in report
+    if theirs in ("mean", "class"):
+        assert "WARNING" not in start("bert", "text", changed={"pooling": theirs})[0].report()
+
+
+def test_senseless_sizes_are_reported(start):
+    def no_patches(config):
+        config["vision_config"]["patch_size"] = 0
+
+    with pytest.raises(ValueError, match=r"whose config\.json is invalid: .*zero"):
+        start("clip", "vision", change_config=no_patches)
+    with pytest.raises(ValueError, match=r"its config\.json has 1000000000 layers, but it has only"):
+        start("bert", "text", cut=True, change_config=lambda config: config.update(num_hidden_layers=10**9))
 
 
 @pytest.mark.parametrize(("encoder", "model_type"), CASES)

@@ -1,0 +1,83 @@
+"""Program that decodes uploaded pictures.
+
+Pictures from untrusted users are decoded in a process of their own, which can be stopped at any time and returns all of
+its memory; if a decoder crashes, the server goes on.
+"""
+
+import json
+import signal
+import sys
+
+import numpy as np
+from PIL import Image
+
+from cope_jax.data.images import (
+    JPEG_START,
+    MAX_PIXELS,
+    MAX_SIDE,
+    WHOLE,
+    ImageProblem,
+    InvalidImageError,
+    crop_resize,
+    open_image,
+    resize,
+    upright_pixels,
+)
+from cope_jax.data.thumbnails import data_uri, thumbnail_uri
+
+TOO_LARGE = f"has too many pixels: at most {MAX_PIXELS // 1_000_000} million, and {MAX_SIDE:,} on a side."
+UNREADABLE = "cannot be read as a picture: choose a JPEG, PNG, or WebP."
+
+
+def main(side: str, *descriptors: str) -> None:
+    """Decodes files and writes the result to standard output.
+
+    The first line is JSON: "thumbnails", a list of data URIs, which the pixels u8[N, side, side, 3] follow; or
+    "problem", with an HTTP status, the number of the invalid file, and a message.
+
+    Args:
+        side: Side of the squares that the model reads, in pixels.
+        *descriptors: Descriptors of the open files.
+    """
+    for signal_number in (signal.SIGINT, signal.SIGTERM):  # may be sent to all processes of a server that stops
+        signal.signal(signal_number, signal.SIG_IGN)  # it lets requests finish
+    squares, thumbnails = [], []
+    for number, descriptor in enumerate(descriptors):
+        try:
+            with open(int(descriptor), "rb") as file:
+                file.seek(0)
+                square, thumbnail = decode(file.read(), int(side))
+        except InvalidImageError as error:
+            too_large = error.problem == ImageProblem.TOO_LARGE
+            return write_header(problem=(413, number, TOO_LARGE) if too_large else (415, number, UNREADABLE))
+        squares.append(square)
+        thumbnails.append(thumbnail)
+    write_header(thumbnails=thumbnails)
+    sys.stdout.buffer.write(np.stack(squares).tobytes())
+
+
+def write_header(**values: object) -> None:
+    """Writes the line of JSON."""
+    sys.stdout.buffer.write(json.dumps(values).encode() + b"\n")
+
+
+def decode(data: bytes, side: int) -> tuple[np.ndarray, str]:
+    """Returns a picture as the model reads it, u8[side, side, 3], and its thumbnail as a data URI.
+
+    Raises:
+        InvalidImageError: The picture does not decode.
+    """
+    if data.startswith(JPEG_START):
+        return crop_resize(data, WHOLE, side), data_uri(data)
+    pixels = upright_pixels(load(data))
+    return resize(pixels, WHOLE, side), thumbnail_uri(pixels)
+
+
+def load(data: bytes) -> Image.Image:
+    """Returns a decoded picture without the buffers of its decoder, which take twice its size for a WebP."""
+    with open_image(data) as image:
+        return image.copy()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,48 @@
+"""Repositories of the Hugging Face hub."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+TIMEOUT = 4.0  # seconds in which the hub must answer
+
+
+def find_folder(name: str, files: Sequence[str], *, key: str, download: bool = True) -> Path:
+    """Returns the local folder of that name, or the cache of the hub repository, downloaded if necessary.
+
+    Fails at once without network access, unlike the loaders of transformers, which try again for almost a minute.
+
+    Args:
+        name: Local folder, or repository of the hub: "owner/name" or "owner/name@revision".
+        files: Patterns of the files to download.
+        key: Config key of the name, for the error message.
+        download: Use the hub; otherwise, only its cache on this machine.
+
+    Raises:
+        FileNotFoundError: There is no such folder or repository.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    # Not at the top: it takes long to import.
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]  (httpx's or httpx2's)
+    )
+
+    repository, _, given = name.partition("@")
+    revision, failure = given or None, None
+    for cached in (False, True) if download else (True,):
+        try:
+            if not cached:  # unlike this call, the next one has no timeout
+                HfApi().repo_info(repository, revision=revision, timeout=TIMEOUT)
+            return Path(
+                snapshot_download(repository, revision=revision, allow_patterns=list(files), local_files_only=cached)
+            )
+        except (OSError, HTTPError, HFValidationError) as error:
+            failure = failure or error
+    raise FileNotFoundError(
+        f"{key} is {name!r}, which is neither a local folder nor available from the Hugging Face hub "
+        f"({type(failure).__name__}). Without network access, run `hf download {repository} --local-dir FOLDER` on "
+        f"another machine, copy the folder here and set {key} to it"
+    ) from failure
