@@ -260,7 +260,7 @@ def _target_report(target: Target, program: Program, total: int, flops: float) -
         return "\n".join(
             [
                 *lines,
-                "Activations are planned for a CPU, which keeps bfloat16 products in float32 and lacks flash attention;",
+                "Activations are planned for a CPU, which keeps bfloat16 products in float32, without flash attention:",
                 "an accelerator needs less.",
             ]
         )
