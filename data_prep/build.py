@@ -1,11 +1,13 @@
 """Builds the four TFDS data sets of `rope` from a catalog and its images.
 
     python -m data_prep.build --catalog=DIR --images=DIR [--images=DIR …] --data_dir=DIR [--splits=train,test]
+        [--max_side=256]
     python -m data_prep.build --release=DIR --data_dir=DIR [--images=DIR …] [--splits=train,test]
 
 The second form first makes the catalog of the release in <data_dir>/catalog. Images may be stored in folders of any
 depth, in the shards of a download, or in both. Missing and invalid images are dropped and listed in
-<data_dir>/rope/dropped.jsonl; more than --max_missing of them are an error. If a build is interrupted, run the same
+<data_dir>/rope/dropped.jsonl; more than --max_missing of them are an error. With --max_side=256, larger images are
+shrunk once, here, so that training need not decode whole photos at every step. If a build is interrupted, run the same
 command again: it resumes. If the data sets are finished, it does nothing.
 """
 
@@ -128,6 +130,7 @@ def define_flags() -> None:
         "images", None, "Folder with images or the shards of a download; may be repeated. Default: <release>/images."
     )
     flags.DEFINE_string("data_dir", None, "Folder for the data sets, which are written to <data_dir>/rope.")
+    flags.DEFINE_integer("max_side", None, "Shrink images whose longer side is larger, in pixels.", lower_bound=1)
     flags.DEFINE_list("splits", list(PREFIXES), "Splits to build.")
     for split, prefix in PREFIXES.items():
         flags.DEFINE_string(f"{split}_prefix", prefix, f"Prefix of the file names of split {split} in a release.")
@@ -162,10 +165,16 @@ def main() -> int:
 def _inputs(data_dir: Path, report: Callable[[str], None]) -> Inputs:
     images = split_folders(FLAGS.images or ())
     if FLAGS.catalog:
-        return Inputs(Path(FLAGS.catalog), tuple(images), tuple(FLAGS.splits))
+        return Inputs(Path(FLAGS.catalog), tuple(images), tuple(FLAGS.splits), FLAGS.max_side)
     prefixes = {split: getattr(FLAGS, f"{split}_prefix") for split in PREFIXES}
     return inputs_from_release(
-        Path(FLAGS.release), data_dir, images=images, splits=FLAGS.splits, prefixes=prefixes, report=report
+        Path(FLAGS.release),
+        data_dir,
+        images=images,
+        splits=FLAGS.splits,
+        prefixes=prefixes,
+        max_side=FLAGS.max_side,
+        report=report,
     )
 
 

@@ -2,17 +2,12 @@
 
 import dataclasses
 import hashlib
-import io
 from collections.abc import Set
 
-import numpy as np
-from PIL import Image
-
 from data_prep.download.failures import Failure, FetchError
-from data_prep.images.decoding import ImageProblem, find_problem, open_image, to_rgb, turn_upright
-from data_prep.images.jpeg import exif_orientation
+from data_prep.images.decoding import ImageProblem, find_problem, open_image
+from data_prep.images.shrinking import shrink
 
-JPEG_QUALITY = 90  # of shrunk images
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # of the others: their name
 _FAILURES = {
     ImageProblem.TOO_LARGE: Failure.TOO_LARGE,
@@ -55,7 +50,7 @@ def check_image(body: bytes, *, image_size: int | None, placeholders: Set[str]) 
     extension, width, height = _read_header(body)
     if image_size is None or min(width, height) <= image_size:
         return Picture(body, extension, sha256, width, height, width, height)
-    small, (small_width, small_height) = _shrink(body, image_size)
+    small, (small_width, small_height) = shrink(body, image_size / min(width, height))
     return Picture(small, "jpg", _hash(small, placeholders), small_width, small_height, width, height)
 
 
@@ -70,15 +65,3 @@ def _read_header(body: bytes) -> tuple[str, int, int]:
     with open_image(body) as image:
         kind = str(image.format)
         return _EXTENSIONS.get(kind, kind.lower()), image.width, image.height
-
-
-def _shrink(body: bytes, image_size: int) -> tuple[bytes, tuple[int, int]]:
-    with open_image(body) as image:
-        scale = image_size / min(image.size)
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        image.draft("RGB", size)  # a JPEG decodes at the next larger eighth of its size, in a fraction of the time
-        small = to_rgb(image).resize(size, Image.Resampling.LANCZOS)
-        small = Image.fromarray(turn_upright(np.asarray(small), exif_orientation(image.info.get("exif", b""))))
-    encoded = io.BytesIO()
-    small.save(encoded, "JPEG", quality=JPEG_QUALITY)
-    return encoded.getvalue(), small.size

@@ -27,6 +27,7 @@ from data_prep.common.parquet import open_parquet, stream_parquet
 from data_prep.images import decoding, lookup, sources
 from data_prep.images.decoding import ImageProblem
 from data_prep.images.lookup import Hint
+from data_prep.images.shrinking import shrink
 from data_prep.images.sources import WHOLE_FILE, Location
 
 if TYPE_CHECKING:
@@ -64,10 +65,15 @@ class Place:
 
 
 class ImageReader:
-    """Reads images from their places. Keeps the latest tar open, because the next image is mostly in it as well."""
+    """Reads images from their places. Keeps the latest tar open, because the next image is mostly in it as well.
 
-    def __init__(self, sources: Sequence[Path]) -> None:
-        self._sources = sources
+    Args:
+        sources: Sources of images.
+        max_side: Longer side in pixels, to which larger images are shrunk as JPEGs; None keeps all bytes.
+    """
+
+    def __init__(self, sources: Sequence[Path], max_side: int | None = None) -> None:
+        self._sources, self._max_side = sources, max_side
         self._path: Path | None = None
         self._tar = -1  # file descriptor of `_path`
 
@@ -85,6 +91,17 @@ class ImageReader:
         Raises:
             OSError: A file cannot be read or a tar is missing, which is a problem of the machine and not of the data.
         """
+        data, problem = self._read(place)
+        if problem is not None or self._max_side is None:
+            return data, problem
+        try:
+            longer_side = max(decoding.image_size(data))
+            return shrink(data, self._max_side / longer_side)[0] if longer_side > self._max_side else data, None
+        except decoding.InvalidImageError as error:  # Pillow reads fewer JPEGs than simplejpeg
+            return b"", error.problem
+
+    def _read(self, place: Place) -> tuple[bytes, ImageProblem | None]:
+        """Returns an image as it is stored."""
         if place.source is None:
             return b"", ImageProblem.MISSING
         path = self._sources[place.source] / place.path

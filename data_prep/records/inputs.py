@@ -18,11 +18,12 @@ VERSION = 1  # increment when the same inputs give other records
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """A catalog, the images of its frames, and the splits to build."""
+    """A catalog, the images of its frames, the splits to build, and the size of the images."""
 
     catalog: Path
     images: tuple[Path, ...]  # folders, or shards of a download; if several contain a name, the first wins
     splits: tuple[str, ...] = ("train", "test")
+    max_side: int | None = None  # longer side of images in pixels, to which larger ones are shrunk; None keeps all
 
     def __post_init__(self) -> None:
         if not self.splits or len(set(self.splits)) < len(self.splits):
@@ -61,6 +62,7 @@ class Inputs:
             "images": hashlib.sha256(" ".join(digests).encode()).hexdigest(),
             "splits": ", ".join(self.splits),
             "version": str(VERSION),
+            **({"max_side": str(self.max_side)} if self.max_side else {}),
         }
 
     @property
@@ -76,6 +78,7 @@ def inputs_from_release(
     images: Sequence[Path] = (),
     splits: Sequence[str] = tuple(PREFIXES),
     prefixes: Mapping[str, str] | None = None,
+    max_side: int | None = None,
     report: Callable[[str], None] = print,
 ) -> Inputs:
     """Makes the catalog of a release in `<data_dir>/catalog` and returns the inputs of its build.
@@ -86,8 +89,9 @@ def inputs_from_release(
         images: Sources of images; by default `<release>/images`.
         splits: Splits to build.
         prefixes: Prefixes of the file names by split, if they differ from `release_parser.PREFIXES`.
+        max_side: Attribute of the inputs.
         report: Called with lines of progress.
     """
-    inputs = Inputs(data_dir / "catalog", tuple(images) or (release / "images",), tuple(splits))
+    inputs = Inputs(data_dir / "catalog", tuple(images) or (release / "images",), tuple(splits), max_side)
     build_release_catalog(release, inputs.catalog, splits=inputs.splits, prefixes=prefixes, report=report)
     return inputs

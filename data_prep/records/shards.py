@@ -46,6 +46,7 @@ class Shard:
     span: Span
     places: Path  # file of the image index with the places of the domain's frames
     sources: tuple[Path, ...]  # sources of images that the places refer to
+    max_side: int | None = None  # see `Inputs`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,7 @@ def write_shard(shard: Shard) -> ShardReport:
         span = shard.span
         items = Catalog(shard.catalog).items(shard.split, shard.domain, span.start, span.stop)
         places = image_index.read_places(shard.places, span.first_frame, span.last_frame)
-        with image_index.ImageReader(shard.sources) as reader:
+        with image_index.ImageReader(shard.sources, shard.max_side) as reader:
             for row, item in enumerate(items, start=span.start):
                 times, frames = [], []
                 for frame, place in zip(item.frames, places, strict=False):  # the rest are of the next items

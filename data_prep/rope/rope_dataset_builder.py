@@ -184,7 +184,7 @@ class Builder(FileReaderBuilder):
         check_missing(index, inputs, self._max_missing, dropped_path)
         places = image_index.places_path(index, split, domain)
         jobs = [
-            shards.Shard(path, inputs.catalog, split, domain, span, places, inputs.images)
+            shards.Shard(path, inputs.catalog, split, domain, span, places, inputs.images, inputs.max_side)
             for path, span in zip(self._shard_paths(folder, split, len(spans)), spans, strict=True)
         ]
         reports: dict[int, shards.ShardReport] = {}
@@ -266,8 +266,8 @@ def read_fingerprint(folder: Path) -> dict[str, str]:
 def _describe_changes(built: dict[str, str], wanted: dict[str, str]) -> str:
     """Lists the differences between two fingerprints; "" if there are none."""
     names = {"catalog": "text files", "images": "names or sizes of images", "version": "another version of this code"}
-    changed = [key for key in wanted if built.get(key) != wanted[key]]
-    return ", ".join(names.get(key, f"{key} {built.get(key)!r} then, {wanted[key]!r} now") for key in changed)
+    changed = [key for key in {**wanted, **built} if built.get(key) != wanted.get(key)]
+    return ", ".join(names.get(key, f"{key} {built.get(key)!r} then, {wanted.get(key)!r} now") for key in changed)
 
 
 def _plan(catalog: Catalog, split: str, domain: str) -> list[shards.Span]:

@@ -1,5 +1,6 @@
 """Tests builds: their summary, and how they handle kills, changed inputs and errors."""
 
+import dataclasses
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -137,6 +139,34 @@ def test_changed_inputs_are_detected_and_named(small, own_small, inputs, own_cop
     with pytest.raises(ValueError, match=rf"page/1\.0\.0 was built from other inputs \({named}\): remove .*rope or"):
         small.build(changed, own_copy)
     assert small.contents(own_copy) == before
+
+
+def test_large_images_are_shrunk_and_others_keep_their_bytes(own_small, tmp_path):
+    large, small_enough = own_small.encode(50, "PNG", side=38), own_small.encode(51, side=8)  # 40 × 38, 10 × 8
+    own_small.splits["test"]["live"][0].frames = [(1, large), (2, small_enough)]
+    inputs = dataclasses.replace(own_small.write(tmp_path / "small"), splits=("test",), max_side=10)
+    summary, _ = own_small.build(inputs, tmp_path / "data")
+    assert summary["fingerprint"]["max_side"] == "10"
+    ((shrunk, kept),) = (record["frames"] for record in own_small.read(tmp_path / "data", "live", "test"))
+    assert kept == small_enough
+    with Image.open(io.BytesIO(shrunk)) as image, Image.open(io.BytesIO(large)) as original:
+        assert (image.format, image.size) == ("JPEG", (10, 10))  # 9.5 rounds to the even number
+        means = [np.asarray(picture.convert("RGB")).mean(axis=(0, 1)) for picture in (image, original)]
+    np.testing.assert_allclose(*means, atol=4)
+    for other, named in ((12, "'10' then, '12' now"), (None, "'10' then, None now")):
+        with pytest.raises(ValueError, match=rf"built from other inputs \(max_side {named}\): remove"):
+            own_small.build(dataclasses.replace(inputs, max_side=other), tmp_path / "data")
+
+
+def test_an_image_that_cannot_be_shrunk_is_dropped(own_small, tmp_path, monkeypatch):
+    def fail(data: bytes, scale: float):
+        raise images.InvalidImageError(images.ImageProblem.CORRUPT, "Pillow does not decode it")
+
+    monkeypatch.setattr("data_prep.images.index.shrink", fail)
+    own_small.splits["test"]["live"][0].frames[1] = (2, own_small.encode(51, side=5))
+    inputs = dataclasses.replace(own_small.write(tmp_path / "small"), splits=("test",), max_side=8)
+    with pytest.raises(ValueError, match=r"has no page item .*\{'does not decode': 1\}"):
+        own_small.build(inputs, tmp_path / "data")
 
 
 def test_shards_of_other_inputs_are_not_used(small, inputs, built, tmp_path):
