@@ -119,6 +119,6 @@ class TrainingProgress:
         self.warned = True
         self.bar.write(
             f"the input pipeline is the bottleneck: {speed['data_wait']:.0%} of the time is spent waiting for batches. "
-            "More config.data.threads than cores hardly help; smaller images (./run.sh build --max_side=256), fewer frames or "
-            "more hosts do"
+            "More config.data.threads than cores hardly help; smaller images (./run.sh build --max_side=256), fewer "
+            "frames or more hosts do"
         )
