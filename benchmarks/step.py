@@ -72,6 +72,9 @@ def make_batch(config: RunConfig) -> dict[str, Any]:
     batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), training_batch_shapes(config))
     B, L = config.train.batch_size, config.data.text_length
     batch["product_id"][:] = np.arange(B)
+    classes = rng.integers(0, max(config.losses.classifier.classes, 1), B)
+    if "product_class" in batch:
+        batch["product_class"][:] = classes
     for domain in DOMAINS:
         leaf = batch[domain]
         leaf["frames"][:] = rng.integers(0, 256, leaf["frames"].shape, np.uint8)
@@ -80,6 +83,9 @@ def make_batch(config: RunConfig) -> dict[str, Any]:
         leaf["text"][:] = rng.integers(1, VOCABULARY, (B, L)) * words
         leaf["products"][:] = -1
         leaf["products"][:, 0] = np.arange(B)
+        if "classes" in leaf:
+            leaf["classes"][:] = -1
+            leaf["classes"][:, 0] = classes
     return batch
 
 
@@ -106,13 +112,16 @@ class Ours:
         jax.block_until_ready(self.state)
         return time.perf_counter() - start
 
+    def peak_bytes(self) -> int:
+        """Returns the most memory that was in use on the device or, on a CPU, that XLA plans."""
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use") or planned_bytes(self.step)
+
     def facts(self) -> dict[str, Any]:
         """Returns what is measured after the rounds."""
-        on_device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         return {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.state.params)),
             "compile_seconds": self.compile_seconds,
-            "peak_bytes": on_device or planned_bytes(self.step),
+            "peak_bytes": self.peak_bytes(),
             "process_bytes": peak_memory(),
             "operations": step_flops(self.config, VOCABULARY),
             "dispatch_ms": self.dispatch_ms(),
@@ -169,15 +178,19 @@ class Torch:
         losses[-1].item()
         return time.perf_counter() - start
 
+    def peak_bytes(self) -> int:
+        """Returns the most memory that was allocated on the device or, on a CPU, that the process has held."""
+        cuda = self.torch.cuda
+        return cuda.max_memory_allocated() if cuda.is_available() else peak_memory()
+
     def facts(self) -> dict[str, Any]:
         """Returns what is measured after the rounds."""
         from benchmarks.torch_cope import used_parameters
 
-        cuda = self.torch.cuda
         return {
             "parameters": used_parameters(self.model),
             "compile_seconds": self.compile_seconds,
-            "peak_bytes": cuda.max_memory_allocated() if cuda.is_available() else peak_memory(),
+            "peak_bytes": self.peak_bytes(),
             "process_bytes": peak_memory(),
             "matrix_rate": self.matrix_rate(),
         }
