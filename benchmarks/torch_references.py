@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
+from transformers.models.x_clip.modeling_x_clip import XCLIPVisionEncoderLayer
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,9 @@ def vision_reference(
     integration = isinstance(model, transformers.XCLIPModel)
     if isinstance(model, transformers.XCLIPModel):
         mixed = model.mit(vectors)
-        outputs = {"frames": mixed.last_hidden_state, "vector": mixed.pooler_output}
+        # A single frame is broadcast to all positions there; our frame vector is their mean.
+        states = mixed.last_hidden_state if frames > 1 else mixed.last_hidden_state.mean(dim=1, keepdim=True)
+        outputs = {"frames": states, "vector": mixed.pooler_output}
     settings = {
         "image_size": side,
         "normalisation": "imagenet" if integration else "clip",
@@ -151,7 +154,8 @@ def vision_reference(
         "integration_depth": vision.mit_num_hidden_layers if integration else 0,
         "integration_heads": vision.mit_num_attention_heads if integration else 1,
         "output_width": model.config.projection_dim,
-        "max_frames": frames,
+        "max_frames": vision.num_frames if integration else frames,
+        "broadcast_single_frame": True,
         "drop_path": 0.0,
     }
     return save_reference(
@@ -194,6 +198,7 @@ def text_reference(
         "heads": config.num_attention_heads,
         "pooling": pooling,
         "dropout": 0.0,
+        "attention_dropout": 0.0,
     }
     return save_reference(
         model,
@@ -229,11 +234,14 @@ TINY_VISION = {
 }
 
 
-def xclip(folder: Path, side: int, *, frames: int) -> Reference:
-    """X-CLIP B/16 with two blocks: vision, projection and the transformer over frames."""
-    vision = {"num_hidden_layers": 2, "patch_size": 16, "image_size": side, "num_frames": frames}
+def xclip(folder: Path, side: int, *, frames: int, positions: int) -> Reference:
+    """X-CLIP B/16 with two blocks: vision, projection and the transformer over frames with its positions."""
+    vision = {"num_hidden_layers": 2, "patch_size": 16, "image_size": side, "num_frames": positions}
     config = transformers.XCLIPConfig(text_config=TINY_CLIP_TEXT, vision_config=vision)
     model = transformers.XCLIPModel(config)
+    for layer in model.vision_model.encoder.layers:
+        assert isinstance(layer, XCLIPVisionEncoderLayer)
+        layer.num_frames = frames  # set to the number of positions, although a clip may have one frame
     return vision_reference(model, folder, side=side, clips=2, frames=frames)
 
 
@@ -271,9 +279,10 @@ def bert(folder: Path, *, depth: int, width: int) -> Reference:
 
 # Functions that take a folder to write to and the side of the images in pixels.
 REFERENCES: dict[str, Callable[[Path, int], Reference]] = {
-    "xclip_1_frame": lambda folder, side: xclip(folder, side, frames=1),
-    "xclip_4_frames": lambda folder, side: xclip(folder, side, frames=4),
-    "xclip_8_frames": lambda folder, side: xclip(folder, side, frames=8),
+    "xclip_1_frame_1_position": lambda folder, side: xclip(folder, side, frames=1, positions=1),
+    "xclip_1_frame": lambda folder, side: xclip(folder, side, frames=1, positions=8),
+    "xclip_4_frames": lambda folder, side: xclip(folder, side, frames=4, positions=4),
+    "xclip_8_frames": lambda folder, side: xclip(folder, side, frames=8, positions=8),
     "clip": clip,
     "chinese_clip_vision": chinese_clip_vision,
     "chinese_clip_text": lambda folder, side: chinese_clip_text(folder),

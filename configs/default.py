@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     data.image_size = 224  # height and width of images, pixels
     data.frames = ConfigDict({"page": 1, "video": 8, "live": 8})  # frames per item in training
     data.short_clips = "repeat"  # clips with fewer frames: "repeat" frames (the authors') or "mask" the missing ones
+    data.frame_choice = "random"  # training frames: "random" ones of equal segments, or their "center" (the authors')
     data.crop_scale = (0.64, 1.0)  # area of the random resized crop, as a fraction of the image
     data.flip = True  # mirror half of the training clips
     data.colour_jitter = 0.0  # strength of random brightness, contrast and saturation, 0 (off) to 1
@@ -56,6 +57,9 @@ def get_config() -> ConfigDict:
     vision.integration_depth = 1  # transformer blocks over frame vectors; 0 takes their mean
     vision.integration_heads = 8  # attention heads over frames; divides output_width
     vision.output_width = 512  # width of frame and clip vectors, before fusion
+    vision.broadcast_single_frame = (
+        False  # repeat a single frame at all positions (X-CLIP, the authors'), or use the first
+    )
     vision.drop_path = 0.0  # stochastic depth of the last block; rises linearly from 0
 
     model.text = text = ConfigDict()
@@ -66,6 +70,7 @@ def get_config() -> ConfigDict:
     text.heads = 12  # attention heads; divides width
     text.pooling = "pooler"  # text vector: "pooler" (BERT), "class" or "mean"
     text.dropout = 0.1  # of embeddings and residual branches
+    text.attention_dropout = 0.0  # of attention weights; BERT's and the authors': 0.1
 
     model.fusion = fusion = ConfigDict()
     fusion.kind = "linear"  # "linear" (the release's) or "transformer" over a query, frame and word vectors
@@ -97,11 +102,14 @@ def get_config() -> ConfigDict:
     optimizer.rate = 1e-3  # peak learning rate of AdamW
     # Factors on the rate by parameter path. ./run.sh train --dry_run lists the paths; each must match. 0 freezes.
     optimizer.groups = (("", 1.0),)  # ((regex, factor), …), first match wins
-    optimizer.warmup_steps = 1000  # linear from 0, followed by a cosine to 0 at train.steps
+    optimizer.warmup_steps = 1000  # linear from 0, followed by a cosine
+    optimizer.cosine_steps = 0  # step at which the cosine reaches 0, after which it rises again; 0 means train.steps
     optimizer.b1 = 0.9  # decay of the mean of gradients
     optimizer.b2 = 0.98  # decay of the mean of squared gradients
-    optimizer.weight_decay = 0.05  # of matrices and word vectors only
-    optimizer.clip_norm = 5.0  # bound on the global gradient norm; 0 turns clipping off
+    optimizer.weight_decay = 0.05  # multiplied by the rate
+    optimizer.decayed = r"/(kernel|embedding)$"  # regex of the parameters that decay: matrices, word vectors; "" is all
+    optimizer.clip_norm = 5.0  # bound on the gradient norm; 0 turns clipping off
+    optimizer.clipped = ""  # regex of the parameters with this bound; "" is all, "^model/" spares those of losses
 
     config.train = train = ConfigDict()
     train.batch_size = 128  # products per step, over all hosts

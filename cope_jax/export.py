@@ -102,7 +102,10 @@ def _make_program(graphdef: nnx.GraphDef, like: ModelState, domain: str) -> expo
     def program(weights: Mapping[str, Any], frames: Any, frame_mask: Any, text: Any) -> jax.Array:
         leaves = [weights[name] for name in _weight_names(like)]
         model = nnx.merge(graphdef, *jax.tree.unflatten(jax.tree.structure(like), leaves))
-        return model({domain: {"frames": frames, "frame_mask": frame_mask, "text": text}})[domain].fused
+        items = {domain: {"frames": frames, "frame_mask": frame_mask, "text": text}}
+        # By default, float32 products are TF32 on GPUs and bfloat16 on TPUs.
+        with jax.default_matmul_precision("highest"):
+            return model(items)[domain].fused
 
     return program
 

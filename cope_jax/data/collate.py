@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from cope_jax.data.frames import choose_frames
+from cope_jax.data.frames import FRAME_CHOICES, choose_frames
 from cope_jax.data.images import EvalTransform, TrainTransform
 from cope_jax.data.records import InvalidItemError, Item, Records
 from cope_jax.data.tokenizer import TextAugment, encode
@@ -39,10 +39,13 @@ class Collator:
     max_products: int = 4  # per item, see `kept_products`
     short_clips: str = "repeat"  # or "mask", see `choose_frames`
     augment: TextAugment | None = None
+    frame_choice: str = "random"  # or "center", in training
 
     def __post_init__(self) -> None:
         if self.domain not in DOMAINS:
             raise ValueError(f"unknown domain {self.domain!r}; choose one of {', '.join(DOMAINS)}")
+        if self.frame_choice not in FRAME_CHOICES:
+            raise ValueError(f"unknown frame choice {self.frame_choice!r}; choose one of {', '.join(FRAME_CHOICES)}")
         if self.T < 1:
             raise ValueError(f"{self.domain} has {self.T} frames; it needs at least 1")
 
@@ -89,7 +92,13 @@ class Collator:
     def _decode(self, example: Example, out: np.ndarray) -> int:
         """Writes the chosen frames of an item to the start of u8[T, H, W, 3] and returns their number."""
         item, rng = example.item, example.rng
-        positions = choose_frames(len(item.frames), self.T, domain=self.domain, short_clips=self.short_clips, rng=rng)
+        positions = choose_frames(
+            len(item.frames),
+            self.T,
+            domain=self.domain,
+            short_clips=self.short_clips,
+            rng=rng if self.frame_choice == "random" else None,
+        )
         if not len(positions):
             return 0
         # A repeated frame is decoded once: crop and jitter are the same for the whole clip.

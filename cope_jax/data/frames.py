@@ -5,6 +5,7 @@ import numpy as np
 from data_prep.common.domains import PICTURE_DOMAINS
 
 SHORT_CLIPS = ("repeat", "mask")
+FRAME_CHOICES = ("random", "center")
 
 
 def one_per_segment(n: int, T: int, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -29,7 +30,7 @@ def one_per_segment(n: int, T: int, rng: np.random.Generator | None = None) -> n
 
 
 def choose_frames(n: int, T: int, *, domain: str, short_clips: str, rng: np.random.Generator | None) -> np.ndarray:
-    """Returns the positions of the frames to use: random ones in training, segment centers without `rng`.
+    """Returns the positions of the frames to use: random ones of equal segments, or segment centers without `rng`.
 
     Pages show pictures, not moments of a clip: of more than T pictures, the first T are used, because the main picture
     of a product comes first.
@@ -40,7 +41,7 @@ def choose_frames(n: int, T: int, *, domain: str, short_clips: str, rng: np.rand
         domain: Domain of the item.
         short_clips: What to do if n < T: "repeat" frames to get T, or "mask", which returns each position once and
             leaves T − n to be masked.
-        rng: Random numbers; None for evaluation.
+        rng: Random numbers; None for segment centers.
 
     >>> choose_frames(3, 5, domain="video", short_clips="mask", rng=None).tolist()
     [0, 1, 2]

@@ -166,17 +166,24 @@ def masked_mean(x_BND: Float[Array, "B N D"], mask_BN: Bool[Array, "B N"]) -> Fl
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with one kernel for queries, keys and values, and a float32 softmax."""
+    """Multi-head self-attention with one kernel for queries, keys and values, and a float32 softmax.
 
-    def __init__(self, width: int, heads: int, *, compute: ComputeOptions, rngs: nnx.Rngs):
+    `dropout` is the probability that a weight is zeroed in training.
+    """
+
+    def __init__(self, width: int, heads: int, *, dropout: float = 0.0, compute: ComputeOptions, rngs: nnx.Rngs):
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of the number of heads {heads}")
         self.qkv = Linear(width, (3, heads, width // heads), dtype=compute.dtype, rngs=rngs)
         self.out = Linear((heads, width // heads), width, dtype=compute.dtype, rngs=rngs)
-        self.compute = compute
+        self.dropout, self.compute = dropout, compute
 
     def __call__(
-        self, x_BND: Float[Array, "B N D"], mask: Bool[Array, "B N"] | Bool[Array, "B N N"] | None = None
+        self,
+        x_BND: Float[Array, "B N D"],
+        mask: Bool[Array, "B N"] | Bool[Array, "B N N"] | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B N D"]:
         """Attends over N.
 
@@ -184,14 +191,18 @@ class Attention(nnx.Module):
             x_BND: Tokens.
             mask: False for tokens that no one attends to; with two axes of tokens, that those along the first do not
                 attend to. If a row is all False, its result is finite but arbitrary; the caller must mask it.
+            rngs: Random stream `dropout` for training; None for evaluation.
         """
+        drop = partial(dropout, rate=self.dropout, rngs=rngs)
         if mask is not None and mask.ndim == 2:
             mask = mask[:, None, :]
         if mask is not None and x_BND.shape[1] <= SHORT:
             queries, keys, values = jnp.unstack(self.qkv(x_BND), axis=2)
-            return self.out(short_attention(queries, keys, values, mask))
+            return self.out(short_attention(queries, keys, values, mask, drop=drop))
         queries, keys, values = self.qkv.split(x_BND)
         mask = None if mask is None else mask[:, None]
+        if self.dropout and rngs is not None:
+            return self.out(dropout_attention(queries, keys, values, mask, drop=drop))
         implementation = self.compute.attention_implementation(queries.shape[-1], masked=mask is not None)
         return self.out(jax.nn.dot_product_attention(queries, keys, values, mask=mask, implementation=implementation))
 
@@ -201,6 +212,8 @@ def short_attention(
     k_BNHK: Float[Array, "B N H K"],
     v_BNHK: Float[Array, "B N H K"],
     mask: Bool[Array, "B _ N"],
+    *,
+    drop: Callable[[Array], Array],
 ) -> Float[Array, "B N H K"]:
     """Attends over a few tokens, such as the frames of a clip, in float32 and without matrix products.
 
@@ -210,7 +223,24 @@ def short_attention(
     q, k, v = (array.astype(jnp.float32) for array in (q_BNHK, k_BNHK, v_BNHK))
     logits_BNNH = (q[:, :, None] * k[:, None]).sum(axis=-1) / math.sqrt(q.shape[-1])
     weights = jax.nn.softmax(jnp.where(mask[..., None], logits_BNNH, jnp.finfo(jnp.float32).min), axis=2)
-    return (weights[..., None] * v[:, None]).sum(axis=2).astype(q_BNHK.dtype)
+    return (drop(weights)[..., None] * v[:, None]).sum(axis=2).astype(q_BNHK.dtype)
+
+
+def dropout_attention(
+    q_BNHK: Float[Array, "B N H K"],
+    k_BNHK: Float[Array, "B N H K"],
+    v_BNHK: Float[Array, "B N H K"],
+    mask: Bool[Array, "B _ _ N"] | None,
+    *,
+    drop: Callable[[Array], Array],
+) -> Float[Array, "B N H K"]:
+    """Attends with dropout of the weights, which `jax.nn.dot_product_attention` lacks."""
+    logits_BHNN = jnp.einsum("bnhk,bmhk->bhnm", q_BNHK, k_BNHK, preferred_element_type=jnp.float32)
+    logits_BHNN /= math.sqrt(q_BNHK.shape[-1])
+    if mask is not None:
+        logits_BHNN = jnp.where(mask, logits_BHNN, jnp.finfo(jnp.float32).min)
+    weights = drop(jax.nn.softmax(logits_BHNN))
+    return jnp.einsum("bhnm,bmhk->bnhk", weights.astype(v_BNHK.dtype), v_BNHK)
 
 
 class Mlp(nnx.Module):

@@ -36,8 +36,17 @@ class TextFeatures(NamedTuple):
 class PostNormBlock(nnx.Module):
     """The transformer block of BERT: transform, add, normalize."""
 
-    def __init__(self, width: int, heads: int, *, dropout: float, compute: ComputeOptions, rngs: nnx.Rngs):
-        self.attention = Attention(width, heads, compute=compute, rngs=rngs)
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        dropout: float,
+        attention_dropout: float,
+        compute: ComputeOptions,
+        rngs: nnx.Rngs,
+    ):
+        self.attention = Attention(width, heads, dropout=attention_dropout, compute=compute, rngs=rngs)
         self.norm1 = layer_norm(width, epsilon=EPSILON, dtype=compute.dtype, rngs=rngs)
         self.mlp = Mlp(width, 4 * width, "gelu", dtype=compute.dtype, rngs=rngs)
         self.norm2 = layer_norm(width, epsilon=EPSILON, dtype=compute.dtype, rngs=rngs)
@@ -46,7 +55,7 @@ class PostNormBlock(nnx.Module):
     def __call__(
         self, x_BLD: Float[Array, "B L D"], mask_BL: Bool[Array, "B L"], *, rngs: nnx.Rngs | None
     ) -> Float[Array, "B L D"]:
-        x_BLD = self.norm1(x_BLD + dropout(self.attention(x_BLD, mask_BL), self.dropout, rngs))
+        x_BLD = self.norm1(x_BLD + dropout(self.attention(x_BLD, mask_BL, rngs=rngs), self.dropout, rngs))
         return self.norm2(x_BLD + dropout(self.mlp(x_BLD), self.dropout, rngs))
 
 
@@ -59,6 +68,7 @@ class TextEncoder(nnx.Module):
         width, depth, heads: Size of the transformer.
         pooling: "pooler" (BERT's: dense layer and tanh on the class token), "class" (class token) or "mean".
         dropout: Probability, for embeddings and every residual branch.
+        attention_dropout: Probability, for the weights of attention.
         compute: How to compute the layers.
     """
 
@@ -72,6 +82,7 @@ class TextEncoder(nnx.Module):
         heads: int,
         pooling: str,
         dropout: float,
+        attention_dropout: float,
         compute: ComputeOptions,
         rngs: nnx.Rngs,
     ):
@@ -83,7 +94,8 @@ class TextEncoder(nnx.Module):
         # BERT has two segments. Texts here are always the first; the second is kept for published weights.
         self.segment = nnx.Param(EMBEDDING_INIT(rngs.params(), (2, width)))
         self.norm = layer_norm(width, epsilon=EPSILON, dtype=compute.dtype, rngs=rngs)
-        block = partial(PostNormBlock, width, heads, dropout=dropout, compute=compute)
+        rates = {"dropout": dropout, "attention_dropout": attention_dropout}
+        block = partial(PostNormBlock, width, heads, **rates, compute=compute)
         self.blocks = make_stack(block, depth, rngs=rngs)
         self.pooler = Linear(width, width, dtype=compute.dtype, rngs=rngs) if pooling == "pooler" else None
 

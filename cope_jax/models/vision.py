@@ -132,6 +132,8 @@ class VisionEncoder(nnx.Module):
         integration_heads: Attention heads of these blocks.
         output_width: Size of the frame and clip vectors.
         max_frames: Frames of the longest clip.
+        broadcast_single_frame: A clip of one frame enters the integration as `max_frames` equal frames at all
+            positions, as in X-CLIP, where the addition of the positions broadcasts it; otherwise at the first position.
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
         compute: How to compute the layers.
     """
@@ -155,6 +157,7 @@ class VisionEncoder(nnx.Module):
         integration_heads: int,
         output_width: int,
         max_frames: int,
+        broadcast_single_frame: bool,
         drop_path: float,
         compute: ComputeOptions,
         rngs: nnx.Rngs,
@@ -165,7 +168,7 @@ class VisionEncoder(nnx.Module):
             raise ValueError(f"unknown normalisation {normalisation!r}: choose one of {', '.join(NORMALISATIONS)}")
         self.normalisation, self.pooling, self.max_frames = normalisation, pooling, max_frames
         self.compute, dtype = compute, compute.dtype
-        self.cross_frame = cross_frame
+        self.cross_frame, self.broadcast_single_frame = cross_frame, broadcast_single_frame
         if stem == "patch":
             self.stem = PatchStem(width, patch_size, dtype=dtype, rngs=rngs)
         elif stem == "conv":
@@ -221,15 +224,21 @@ class VisionEncoder(nnx.Module):
     def integrate(self, clips: Sequence[tuple[Float[Array, "B _ D"], Bool[Array, "B _"]]]) -> list[VisionFeatures]:
         """Returns the features of clips from the vectors of their frames, in one pass of clips of the same length."""
         if self.integration is not None:
-            longest = max(mask.shape[1] for _, mask in clips)
+            copies = [self.max_frames if self.broadcast_single_frame and mask.shape[1] == 1 else 1 for _, mask in clips]
+            sizes = [mask.shape[1] * n for (_, mask), n in zip(clips, copies, strict=True)]
 
-            def pad(array: Array) -> Array:
-                return jnp.pad(array, [(0, 0), (0, longest - array.shape[1]), *[(0, 0)] * (array.ndim - 2)])
+            def pad(array: Array, n: int) -> Array:
+                array = jnp.repeat(array, n, axis=1)
+                return jnp.pad(array, [(0, 0), (0, max(sizes) - array.shape[1]), *[(0, 0)] * (array.ndim - 2)])
 
-            x, mask = (jnp.stack([pad(array) for array in arrays], axis=1) for arrays in zip(*clips, strict=True))
+            x, mask = (jnp.stack(list(map(pad, arrays, copies)), axis=1) for arrays in zip(*clips, strict=True))
             B, K, T, D = x.shape
             x = self.integration(x.reshape(B * K, T, D), mask.reshape(B * K, T)).reshape(B, K, T, D)
-            clips = [(x[:, i, : mask.shape[1]], mask) for i, (_, mask) in enumerate(clips)]
+            mixed = [x[:, i, :size] for i, size in enumerate(sizes)]
+            clips = [
+                (x if n == 1 else x.mean(axis=1, keepdims=True), mask)
+                for x, n, (_, mask) in zip(mixed, copies, clips, strict=True)
+            ]
         return [VisionFeatures(masked_mean(x, mask), x) for x, mask in clips]
 
     def encode_pixels(

@@ -75,6 +75,7 @@ class DataConfig:
     image_size: Annotated[int, between(1, 8_192)]
     frames: FramesConfig
     short_clips: Literal["repeat", "mask"]
+    frame_choice: Literal["random", "center"]
     crop_scale: tuple[PositiveFraction, PositiveFraction]
     flip: bool
     colour_jitter: Fraction
@@ -105,6 +106,7 @@ class VisionConfig:
     integration_depth: Annotated[int, between(0, 512)]
     integration_heads: PositiveInt
     output_width: Width
+    broadcast_single_frame: bool
     drop_path: FractionBelowOne
 
 
@@ -117,6 +119,7 @@ class TextConfig:
     heads: PositiveInt
     pooling: Literal["pooler", "class", "mean"]
     dropout: FractionBelowOne
+    attention_dropout: FractionBelowOne
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,10 +189,13 @@ class OptimizerConfig:
     rate: Positive
     groups: tuple[tuple[Regex, NonNegative], ...]
     warmup_steps: Natural
+    cosine_steps: Natural
     b1: FractionBelowOne
     b2: FractionBelowOne
     weight_decay: NonNegative
+    decayed: Regex
     clip_norm: NonNegative
+    clipped: Regex
 
 
 @dataclass(frozen=True, kw_only=True)

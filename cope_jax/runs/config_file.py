@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cope_jax.runs.config import RunConfig, flatten
-from cope_jax.runs.config_validation import replace_fields, resolve_config
+from cope_jax.runs.config_validation import add_missing_fields, replace_fields, resolve_config
 from data_prep.common.differences import describe_differences, flatten_keys
 from data_prep.common.files import atomic_write
 
@@ -19,7 +19,10 @@ FOLDER_OR_HUB = ("data.tokenizer", "model.vision.init_from", "model.text.init_fr
 MAY_CHANGE = {
     "data": ("data_dir", "threads", "max_bad_fraction", "eval_split"),
     "model": ("attention", "scan_layers", "remat"),
-    "optimizer": ("rate", "groups", "warmup_steps", "b1", "b2", "weight_decay", "clip_norm"),
+    "optimizer": (
+        *("rate", "groups", "warmup_steps", "cosine_steps", "b1", "b2"),
+        *("weight_decay", "decayed", "clip_norm", "clipped"),
+    ),
     "train": (
         "steps",
         *("log_every", "checkpoint_every", "keep_checkpoints", "max_skipped", "microbatch", "stall_seconds"),
@@ -89,8 +92,8 @@ def make_paths_absolute(config: RunConfig) -> RunConfig:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Reads a JSON file."""
+    """Reads the fields of a run."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return add_missing_fields(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error

@@ -13,6 +13,15 @@ from ml_collections import ConfigDict
 from cope_jax.models.stems import conv_patch_size
 from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig, flatten
 
+# Fields that were added after the first runs, with the values that stand for what these runs did.
+ADDED_FIELDS = {
+    "data.frame_choice": "random",
+    "model.vision.broadcast_single_frame": False,
+    "model.text.attention_dropout": 0.0,
+    "optimizer.cosine_steps": 0,
+    "optimizer.decayed": r"/(kernel|embedding)$",
+    "optimizer.clipped": "",
+}
 SCALARS = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
 
 
@@ -42,6 +51,16 @@ def resolve_config(
 def replace_fields(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     """Returns a validated copy with other values, by dotted key: `replace_fields(config, {"train.steps": 10})`."""
     return resolve_config(dataclasses.asdict(config), changes)
+
+
+def add_missing_fields(fields: Any) -> Any:
+    """Adds ADDED_FIELDS to the fields that an earlier version saved, and returns them."""
+    for key, value in ADDED_FIELDS.items():
+        *sections, name = key.split(".")
+        section = reduce(lambda found, part: found.get(part) if isinstance(found, dict) else None, sections, fields)
+        if isinstance(section, dict):
+            section.setdefault(name, value)
+    return fields
 
 
 def _with_changes(fields: Any, changes: Mapping[str, Any]) -> Any:
@@ -222,6 +241,11 @@ RELATIONS = (
         ("optimizer.warmup_steps", "train.steps"),
         lambda warmup, steps: warmup < steps,
         "less than config.train.steps ({1})",
+    ),
+    Relation(
+        ("optimizer.cosine_steps", "optimizer.warmup_steps"),
+        lambda cosine, warmup: not cosine or cosine > warmup,
+        "0, or more than config.optimizer.warmup_steps ({1})",
     ),
     Relation(
         ("train.average_decay", "train.best_by"),

@@ -18,7 +18,7 @@ from cope_jax.parallel.path_rules import leaf_paths
 from cope_jax.runs.checkpoints import Checkpoints, ModelState, shapes_by_path
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
-from cope_jax.runs.config_validation import resolve_config
+from cope_jax.runs.config_validation import add_missing_fields, resolve_config
 from data_prep.common.differences import describe_differences
 
 Loader = Callable[[ModelState], ModelState]  # replaces values of a model, with the same shardings
@@ -125,7 +125,7 @@ def _open_model(name: str) -> OwnModel:
 
             return ModelState(*(jax.tree.map(fill, leaf_paths(tree), tree) for tree in like))
 
-        config = resolve_config(description["run"])
+        config = resolve_config(add_missing_fields(description["run"]))
         return OwnModel(name, config, path / exported.TOKENIZER, shapes_by_path(weights), read)
     workdir = path if (path / "checkpoints").is_dir() else path.parent.parent
     with Checkpoints(workdir) as checkpoints:

@@ -179,5 +179,14 @@ def _collator(
     augment: TextAugment | None = None,
 ) -> collate.Collator:
     data = config.data
-    settings = {"max_products": data.max_products, "short_clips": data.short_clips, "augment": augment}
-    return collate.Collator(domain, T, transform, tokenizer, data.text_length, **settings)
+    return collate.Collator(
+        domain,
+        T,
+        transform,
+        tokenizer,
+        data.text_length,
+        max_products=data.max_products,
+        short_clips=data.short_clips,
+        augment=augment,
+        frame_choice=data.frame_choice,
+    )

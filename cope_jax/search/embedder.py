@@ -22,7 +22,7 @@ from cope_jax.models.cope import MODEL_INPUTS
 from cope_jax.parallel.mesh import make_mesh, to_devices
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
-from cope_jax.runs.config_validation import resolve_config
+from cope_jax.runs.config_validation import add_missing_fields, resolve_config
 from data_prep.common.domains import DOMAINS
 
 Picture = str | Path | bytes | np.ndarray | Image.Image
@@ -79,7 +79,11 @@ class Embedder:
         def program(domain: str, inputs: Mapping[str, np.ndarray]) -> jax.Array:
             return model.programs[domain](model.weights, *(inputs[name] for name in MODEL_INPUTS))
 
-        return cls(resolve_config(model.config["run"]), load_tokenizer(Path(path) / exported.TOKENIZER), program)
+        return cls(
+            resolve_config(add_missing_fields(model.config["run"])),
+            load_tokenizer(Path(path) / exported.TOKENIZER),
+            program,
+        )
 
     def embed(
         self,

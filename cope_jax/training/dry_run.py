@@ -23,7 +23,7 @@ from cope_jax.parallel.targets import GIB, GPU_PREALLOCATION, Target, without_cu
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import check_batch_sizes, describe_text_tokens, training_batch_shapes
-from cope_jax.training.optimizer import decays, rate_factors
+from cope_jax.training.optimizer import matches, rate_factors
 from cope_jax.training.plan import Plan, make_plan, step_flops
 from data_prep.common.domains import DOMAINS
 from data_prep.common.text_table import text_table
@@ -173,10 +173,10 @@ def _describe_texts(config: RunConfig) -> list[str]:
 
 def list_parameters(params: PyTree, config: RunConfig) -> Iterator[Parameter]:
     """Yields the parameters in a tree of shapes with shardings."""
-    groups = config.optimizer.groups
+    groups, decayed = config.optimizer.groups, matches(config.optimizer.decayed, params)
     numbered = [(pattern, number) for number, (pattern, _) in enumerate(groups)]
     group_numbers = apply_rules(numbered, params, name="config.optimizer.groups")
-    columns = (leaf_paths(params), params, group_numbers, rate_factors(groups, params), decays(params))
+    columns = (leaf_paths(params), params, group_numbers, rate_factors(groups, params), decayed)
     for path, leaf, group, factor, decay in zip(*map(jax.tree.leaves, columns), strict=True):
         yield Parameter(path, leaf.shape, leaf.size, group, bool(factor and decay), leaf.sharding.spec)
 

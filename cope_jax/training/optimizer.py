@@ -1,21 +1,20 @@
 """AdamW with warm-up, cosine decay, clipping and a learning rate factor per parameter group."""
 
+import re
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from cope_jax.parallel.path_rules import apply_rules
+from cope_jax.parallel.path_rules import apply_rules, leaf_paths
+from cope_jax.runs.learning_rate import make_schedule
 
 # Rules (regex over parameter paths, factor on the learning rate), first match wins. Factor 0 freezes parameters: they
 # get no update, decay, moments or gradient.
 Groups = Sequence[tuple[str, float]]
-
-# Weight decay applies to matrices and word vectors, but not to biases, norms, positions, segments, tokens and the
-# scalars of the loss.
-DECAY_RULES = ((r"/(kernel|embedding)$", True), (r"", False))
 
 
 def rate_factors(groups: Groups, params: PyTree) -> PyTree:
@@ -27,9 +26,9 @@ def rate_factors(groups: Groups, params: PyTree) -> PyTree:
     return apply_rules(groups, params, name="config.optimizer.groups")
 
 
-def decays(params: PyTree) -> PyTree:
-    """Returns for each parameter whether weight decay applies, unless it is frozen."""
-    return apply_rules(DECAY_RULES, params, name="DECAY_RULES", require_all_used=False)
+def matches(pattern: str, params: PyTree) -> PyTree:
+    """Returns for each parameter whether a regex is found in its path."""
+    return jax.tree.map(lambda path: re.search(pattern, path) is not None, leaf_paths(params))
 
 
 def stop_frozen_gradients(params: PyTree, groups: Groups) -> PyTree:
@@ -44,27 +43,34 @@ def make_optimizer(
     rate: float,
     groups: Groups,
     warmup_steps: int,
+    cosine_steps: int,
     steps: int,
     b1: float,
     b2: float,
     weight_decay: float,
+    decayed: str,
     clip_norm: float,
+    clipped: str,
 ) -> optax.GradientTransformation:
     """Returns the optimizer of parameters (arrays or shapes) with the settings of config.optimizer.
 
     Args:
-        rate: Peak learning rate, after `warmup_steps`; it is 0 at first and at `steps`.
-        clip_norm: Bound on the global norm of the gradient of parameters that are not frozen; 0 means no bound.
+        rate, warmup_steps, cosine_steps, steps: Learning rate, see `make_schedule`.
+        decayed: Regex over paths of the parameters that weight decay applies to.
+        clip_norm: Bound on the global norm of the gradient of some parameters; 0 means no bound.
+        clipped: Regex over the paths of these parameters. Frozen ones do not count.
 
     Raises:
         ValueError: Groups do not fit the parameters, see `rate_factors`.
     """
     factors = rate_factors(groups, params)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warmup_steps, steps)
+    schedule = make_schedule(rate=rate, warmup_steps=warmup_steps, cosine_steps=cosine_steps, steps=steps)
     parts = (
         # A part in any case, so that the state does not depend on it: a run may resume with another bound.
-        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays(params)),
+        optax.masked(
+            optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(), partial(matches, clipped)
+        ),
+        optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=matches(decayed, params)),
     )
 
     def scale(updates: PyTree, _: PyTree) -> PyTree:

@@ -105,6 +105,13 @@ def test_programs_support_all_platforms_and_batch_sizes(folder):
         assert str(program.out_avals[0].shape) == "(B, 16)"
 
 
+def test_products_have_the_highest_precision(folder):
+    program = jax.export.deserialize(bytearray((folder / "page.stablehlo").read_bytes())).mlir_module()
+    products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
+    assert len(products) > 5
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
 @pytest.mark.slow
 def test_fusion_transformer_in_bfloat16_can_be_exported(make_tiny_config):
     """It is only lowered; the tests of models cover its values."""

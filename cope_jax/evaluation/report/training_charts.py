@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optax
 
 from cope_jax.evaluation.report.svg_charts import Axis, Chart, Curve, chart
 from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig
+from cope_jax.runs.learning_rate import make_schedule
 from cope_jax.runs.log_files import EVALUATIONS, read_json_lines
 from data_prep.common.domains import DOMAINS
 
@@ -87,7 +87,12 @@ def throughput(workdir: Path) -> tuple[np.ndarray, np.ndarray]:
 def rates(config: RunConfig, last: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the configured learning rate at up to 200 steps."""
     optimizer = config.optimizer
-    schedule = optax.warmup_cosine_decay_schedule(0.0, optimizer.rate, optimizer.warmup_steps, config.train.steps)
+    schedule = make_schedule(
+        rate=optimizer.rate,
+        warmup_steps=optimizer.warmup_steps,
+        cosine_steps=optimizer.cosine_steps,
+        steps=config.train.steps,
+    )
     steps = np.unique(np.linspace(0, last, 200).astype(int))
     return steps.astype(float), np.asarray(schedule(steps), float)
 

@@ -50,6 +50,20 @@ def test_a_short_clip_is_masked_after_its_frames(collate, image):
     np.testing.assert_array_equal(arrays["present"], [True, False, True])
 
 
+def test_frames_of_training_can_be_segment_centers(tokenizer, image):
+    blues = list(range(0, 250, 10))  # 25 frames
+
+    def chosen(choice: str) -> set[tuple[int, ...]]:
+        collate = Collator("video", 4, EvalTransform(6), tokenizer, 5, frame_choice=choice)
+        frames = (collate([[Example(item(blues, image), 3, np.random.default_rng(i))]])["frames"] for i in range(5))
+        return {tuple(np.rint(x[0, :, 3, 3, 2] / 10).astype(int).tolist()) for x in frames}
+
+    assert chosen("center") == {(3, 9, 15, 21)}
+    assert len(chosen("random")) > 2
+    with pytest.raises(ValueError, match="unknown frame choice 'first'; choose one of random, center"):
+        Collator("video", 4, EvalTransform(6), tokenizer, 5, frame_choice="first")
+
+
 def test_missing_inputs_are_zero_and_masked(collate, image):
     arrays = collate([[], [Example(item([], image, text=""))]])
     np.testing.assert_array_equal(arrays["present"], [False, True])

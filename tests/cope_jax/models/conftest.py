@@ -26,6 +26,7 @@ VISION = {
     "integration_heads": 2,
     "output_width": 10,
     "max_frames": 5,
+    "broadcast_single_frame": False,
     "drop_path": 0.0,
 }
 TEXT = {
@@ -36,6 +37,7 @@ TEXT = {
     "heads": 2,
     "pooling": "pooler",
     "dropout": 0.0,
+    "attention_dropout": 0.0,
 }
 FUSION = {"kind": "linear", "width": 14, "depth": 2, "heads": 2}
 

@@ -1,5 +1,6 @@
 """Layers against plain NumPy, and stacks against their layers called one by one."""
 
+from functools import partial
 from itertools import product
 
 import jax
@@ -11,15 +12,18 @@ from flax import nnx
 from cope_jax.models.layers import (
     ACTIVATIONS,
     REMATS,
+    SHORT,
     Attention,
     ComputeOptions,
     Linear,
     Mlp,
     dropout,
+    dropout_attention,
     layer_norm,
     make_stack,
     masked_mean,
     run_stack,
+    short_attention,
 )
 
 FLOAT32 = ComputeOptions(jnp.dtype("float32"))
@@ -87,6 +91,41 @@ def test_attention_equals_softmax_by_hand():
             weights /= weights.sum(-1, keepdims=True)
             expected[b] += weights @ value @ out[k]
     np.testing.assert_allclose(attention(jnp.asarray(x), jnp.asarray(mask)), expected, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("attend", [short_attention, dropout_attention])
+def test_attention_weights_are_dropped_one_by_one(attend):
+    """Equal logits give equal weights; with a unit vector per token as value, the outputs are the weights."""
+    B, N, H, kept_N = 50, 8, 3, 6
+    keys = jnp.zeros((B, N, H, N))
+    values = jnp.broadcast_to(jnp.eye(N)[None, :, None], keys.shape)
+    mask = jnp.broadcast_to((jnp.arange(N) < kept_N)[None, None], (B, 1, N))
+    mask = mask if attend is short_attention else mask[:, None]
+
+    def weights(seed: int | None) -> np.ndarray:
+        stream = None if seed is None else nnx.Rngs(dropout=seed)
+        return np.asarray(attend(keys, keys, values, mask, drop=partial(dropout, rate=0.25, rngs=stream)))
+
+    np.testing.assert_allclose(weights(None)[..., :kept_N], np.full((B, N, H, kept_N), 1 / kept_N), rtol=1e-6)
+    assert not weights(None)[..., kept_N:].any()
+    dropped = weights(1)[..., :kept_N]
+    assert np.unique(dropped).tolist() == pytest.approx([0, 1 / kept_N / 0.75])
+    for axis in range(4):  # neither queries nor heads nor examples share their draws
+        assert abs((dropped == 0).mean() - 0.25) < 0.02
+        assert (np.ptp(dropped, axis=axis) > 0).any()
+        assert np.abs(np.corrcoef(np.moveaxis(dropped, axis, 0)[:2].reshape(2, -1))[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("N", [5, SHORT + 1])
+def test_attention_without_random_numbers_has_no_dropout(N):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, N, 12)).astype(np.float32))
+    mask = jnp.arange(N)[None] < jnp.array([[N], [N - 2]])
+    plain, dropping = (Attention(12, 3, dropout=rate, compute=FLOAT32, rngs=rngs()) for rate in (0.0, 0.5))
+    np.testing.assert_array_equal(dropping(x, mask), plain(x, mask))
+    np.testing.assert_array_equal(plain(x, mask, rngs=nnx.Rngs(dropout=1)), plain(x, mask))
+    draws = jnp.stack([dropping(x, mask, rngs=nnx.Rngs(dropout=seed)) for seed in range(400)])
+    assert np.abs(draws[0] - plain(x, mask)).max() > 0.05
+    np.testing.assert_allclose(draws.mean(axis=0), plain(x, mask), atol=0.2)  # four standard errors
 
 
 def test_activations_at_known_points():

@@ -113,6 +113,7 @@ def our_vision(vision, *, projection, cross_frame, mit):
             integration_heads=vision.mit_num_attention_heads if mit else 1,
             output_width=projection,
             max_frames=vision.num_frames if mit else 1,
+            broadcast_single_frame=True,
             drop_path=0.0,
             compute=ComputeOptions(dtype=np.dtype("float32")),
             rngs=nnx.Rngs(params=0),
@@ -154,6 +155,7 @@ def test_full_size_bert_has_the_same_number_of_parameters(name):
             heads=config.num_attention_heads,
             pooling="pooler",
             dropout=0.0,
+            attention_dropout=0.0,
             compute=ComputeOptions(dtype=np.dtype("float32")),
             rngs=nnx.Rngs(params=0),
         )

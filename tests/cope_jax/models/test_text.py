@@ -1,7 +1,9 @@
 """The text encoder: poolings, positions, missing texts."""
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 TOKENS = np.array([[2, 7, 9, 3, 0, 0, 0], [2, 9, 7, 3, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0]], np.int32)
 
@@ -21,6 +23,14 @@ def test_the_pooler_is_a_dense_layer_and_tanh_on_the_class_token(call, make_cope
     first.norm, first.blocks = pooled.norm, pooled.blocks
     expected = np.tanh(np.asarray(call(first, TOKENS).vector)[:2] @ kernel + bias)
     np.testing.assert_allclose(call(pooled, TOKENS).vector[:2], expected, rtol=2e-4, atol=1e-5)
+
+
+def test_attention_has_dropout_in_training_only(call, make_cope):
+    plain, dropping = (make_cope(text={"attention_dropout": rate}).text for rate in (0.0, 0.5))
+    np.testing.assert_array_equal(call(dropping, TOKENS).vector, call(plain, TOKENS).vector)
+    train = nnx.jit(lambda encoder, tokens, seed: encoder(tokens, rngs=nnx.Rngs(dropout=jax.random.key(seed))).vector)
+    np.testing.assert_allclose(train(plain, TOKENS, 1), call(plain, TOKENS).vector, rtol=2e-4, atol=1e-5)
+    assert np.abs(train(dropping, TOKENS, 1) - train(dropping, TOKENS, 2))[:2].max() > 1e-2
 
 
 def test_an_unknown_pooling_is_reported(make_cope):

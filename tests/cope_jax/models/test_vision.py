@@ -46,6 +46,31 @@ def test_the_order_of_frames_matters_with_integration(call, cope, random_items):
     assert np.abs(forward - backward).max() > 1e-3
 
 
+def test_a_single_frame_can_take_all_positions(call, make_cope, random_items):
+    """As if the vector of the frame had been repeated; the weights are the same."""
+    first, all_positions = (make_cope(vision={"broadcast_single_frame": flag}).vision for flag in (False, True))
+    frames, mask = frames_of(random_items(3, 1))
+    mask[1] = False
+    alone, broadcast = (call(encoder, frames, mask) for encoder in (first, all_positions))
+    x = first.encode_pixels(normalize(jnp.asarray(frames), "imagenet"), jnp.asarray(mask), lengths=[1])
+    repeated = jnp.repeat(x, 5, axis=1)
+    expected = first.integration(repeated, jnp.broadcast_to(mask, (3, 5))).mean(axis=1)
+    np.testing.assert_allclose(broadcast.vector[::2], expected[::2], rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(broadcast.frames[::2, 0], expected[::2], rtol=2e-4, atol=1e-5)
+    np.testing.assert_array_equal(broadcast.vector[1], np.zeros(10))
+    assert np.abs(broadcast.vector - alone.vector)[::2].max() > 0.01 * np.abs(alone.vector).max()
+
+
+def test_pages_with_all_positions_do_not_change_clips(make_cope, random_items):
+    encoder = make_cope(vision={"broadcast_single_frame": True}).vision
+    page, clip = (jax.tree.map(jnp.asarray, frames_of(random_items(2, T, seed=T))) for T in (1, 3))
+    together = nnx.jit(lambda encoder: encoder.encode_clips([page, clip]))(encoder)
+    for found, alone in zip(together, (page, clip), strict=True):
+        expected = nnx.jit(lambda encoder, alone=alone: encoder(*alone))(encoder)
+        np.testing.assert_allclose(found.vector, expected.vector, rtol=2e-4, atol=1e-5)
+        assert found.frames.shape == expected.frames.shape
+
+
 def test_patches_are_in_row_major_order(call):
     stem = PatchStem(5, 8, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(params=0))
     images = np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype(np.float32)

@@ -9,7 +9,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from configs import default
-from cope_jax.data.frames import SHORT_CLIPS
+from cope_jax.data.frames import FRAME_CHOICES, SHORT_CLIPS
 from cope_jax.models.fusion import FUSIONS, HEAD_NORMS
 from cope_jax.models.layers import ACTIVATIONS, ATTENTIONS, REMATS
 from cope_jax.models.text import POOLINGS as TEXT_POOLINGS
@@ -51,6 +51,7 @@ def test_the_default_config_lists_the_fields_in_the_same_order():
     ("section", "field", "choices"),
     [
         (config.DataConfig, "short_clips", SHORT_CLIPS),
+        (config.DataConfig, "frame_choice", FRAME_CHOICES),
         (config.ModelConfig, "attention", ATTENTIONS),
         (config.ModelConfig, "remat", REMATS),
         (config.ModelConfig, "head_norm", HEAD_NORMS),

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+from functools import reduce
 
 import pytest
 
 from configs import cope_rope, default
 from cope_jax.runs.config_file import load_config, make_paths_absolute, save_config
-from cope_jax.runs.config_validation import replace_fields, resolve_config
+from cope_jax.runs.config_validation import ADDED_FIELDS, replace_fields, resolve_config
 
 DEFAULT = resolve_config(default.get_config())
 
@@ -18,6 +19,20 @@ def test_configs_come_back_in_the_format_of_earlier_versions(tmp_path):
     save_config(config, tmp_path)
     assert (tmp_path / "config.json").read_text() == fields.to_json(indent=2) + "\n"
     assert load_config(tmp_path) == config
+
+
+def test_runs_of_earlier_versions_are_read_and_resumed(tmp_path):
+    save_config(DEFAULT, tmp_path)
+    (tmp_path / "checkpoints/1000").mkdir(parents=True)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    for key in ADDED_FIELDS:
+        *sections, name = key.split(".")
+        del reduce(dict.__getitem__, sections, fields)[name]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert load_config(tmp_path) == DEFAULT
+    save_config(DEFAULT, tmp_path)
+    with pytest.raises(ValueError, match=r"config\.data\.frame_choice: 'random' before, 'center' now"):
+        save_config(replace_fields(DEFAULT, {"data.frame_choice": "center"}), tmp_path)
 
 
 def test_a_run_resumes_with_other_settings_but_stays_the_same_run(tmp_path):

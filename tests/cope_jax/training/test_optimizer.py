@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import default
 from cope_jax.parallel.path_rules import leaf_paths
 from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.model import split_model
-from cope_jax.training.optimizer import decays, make_optimizer, stop_frozen_gradients
+from cope_jax.training.optimizer import make_optimizer, matches, stop_frozen_gradients
 
 PARAMS = {
     "a": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full((3,), 2.0)},
@@ -19,11 +20,14 @@ SETTINGS = {
     "rate": 0.1,
     "groups": (("", 1.0),),
     "warmup_steps": 2,
+    "cosine_steps": 0,
     "steps": 10,
     "b1": 0.9,
     "b2": 0.99,
     "weight_decay": 0.5,
+    "decayed": "/kernel$",
     "clip_norm": 0.0,
+    "clipped": "",
 }
 
 
@@ -62,6 +66,23 @@ def test_matrices_decay_and_biases_do_not():
     np.testing.assert_allclose(found["b"]["kernel"], np.full(4, -0.05 * (1 - 0.5)), rtol=1e-5)
 
 
+def test_the_rate_rises_again_after_the_cosine():
+    changed = {"warmup_steps": 2, "cosine_steps": 6, "steps": 12, "weight_decay": 0.0}
+    optimizer = make_optimizer(PARAMS, **(SETTINGS | changed))
+    state, rates = optimizer.init(PARAMS), []
+    for _ in range(12):  # a constant gradient g makes Adam's step sign(g)
+        found, state = optimizer.update(gradients(), state, PARAMS)
+        rates.append(found["a"]["bias"][0])
+    expected = [0.0, 0.05, 0.1, 0.05, 0.0, 0.05, 0.1]
+    np.testing.assert_allclose(np.array(rates)[[0, 1, 2, 4, 6, 8, 10]], expected, rtol=1e-5, atol=1e-8)
+
+
+def test_all_parameters_can_decay():
+    found = updates(gradients(), decayed="", weight_decay=0.2)
+    np.testing.assert_allclose(found["a"]["bias"], np.full(3, 0.05 * (1 - 0.2 * 2.0)), rtol=1e-5)
+    np.testing.assert_allclose(found["b"]["kernel"], np.full(4, -0.05 * (1 - 0.2)), rtol=1e-5)
+
+
 def test_group_factors_scale_the_whole_step():
     plain, scaled = updates(gradients()), updates(gradients(), groups=(("^a/", 0.1), ("", 3.0)))
     np.testing.assert_allclose(scaled["a"]["kernel"], 0.1 * plain["a"]["kernel"], rtol=1e-5)
@@ -75,6 +96,18 @@ def test_clipping_bounds_the_gradient_before_its_moments():
     _, state = optimizer.update({k: {n: 1000 * g for n, g in v.items()} for k, v in gradients().items()}, state, PARAMS)
     found = optimizer.update(gradients(), state, PARAMS)[0]
     np.testing.assert_allclose(found["a"]["bias"], np.full(3, 0.05), rtol=1e-4)  # both clipped to the same
+
+
+def test_clipping_can_spare_some_parameters():
+    """The others are clipped to a norm of their own. As before, only the first gradient is too large."""
+    optimizer = make_optimizer(PARAMS, **(SETTINGS | {"clip_norm": 5.0, "clipped": "^a/", "weight_decay": 0.0}))
+    large = {"a": {"kernel": jnp.full((2, 3), 30.0), "bias": jnp.full((3,), -40.0)}, "b": {"kernel": jnp.full(4, 5e3)}}
+    norm = np.sqrt(6 * 30.0**2 + 3 * 40.0**2)
+    state = optimizer.update(large, optimizer.init(PARAMS), PARAMS)[1]
+    means = {leaf.shape: leaf for leaf in jax.tree.leaves(optax.tree.get(state, "mu"))}
+    np.testing.assert_allclose(means[(2, 3)], np.full((2, 3), 0.1 * 30 * 5 / norm), rtol=1e-5)
+    np.testing.assert_allclose(means[(3,)], np.full(3, 0.1 * -40 * 5 / norm), rtol=1e-5)
+    np.testing.assert_allclose(means[(4,)], np.full(4, 0.1 * 5e3), rtol=1e-5)
 
 
 def test_a_frozen_group_has_no_update_no_decay_and_no_moments():
@@ -118,8 +151,8 @@ def test_matrices_and_word_vectors_of_the_full_model_decay(fusion, more):
     _, initialize = split_model(config, vocab_size=100)
     scalars = {"log_t": jnp.zeros(()), "bias": jnp.zeros(())}
     params = {"model": jax.eval_shape(initialize).params, "loss": scalars}
-    names = {True: set(), False: set()}
-    for path, decay in zip(jax.tree.leaves(leaf_paths(params)), jax.tree.leaves(decays(params)), strict=True):
+    names, decayed = {True: set(), False: set()}, matches(config.optimizer.decayed, params)
+    for path, decay in zip(jax.tree.leaves(leaf_paths(params)), jax.tree.leaves(decayed), strict=True):
         names[decay].add(path.split("/")[-1])
     assert names[True] == {"kernel", "embedding"}
     assert names[False] == {"bias", "scale", "position", "segment", "class_token", "log_t", *more}
