@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     data.max_products = 4  # products considered per item that belongs to several
     data.max_bad_fraction = 0.001  # invalid items allowed per log window, as a fraction; others replace them
     data.threads = 16  # reading and decoding threads per host
+    data.worker_processes = 0  # processes per host that make training batches in place of the training process
 
     config.model = model = ConfigDict()
     model.embedding = 128  # width of the embeddings

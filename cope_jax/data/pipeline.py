@@ -1,9 +1,10 @@
 """Grain pipelines: training batches of products, evaluation batches of items.
 
-Pipelines carry indices up to their last step, in which one call reads, decodes and tokenizes a whole batch. Grain's
-threads make several batches at once.
+Pipelines carry indices up to their last step, in which one call reads, decodes and tokenizes a whole batch. All threads
+work on the rows of one batch, and on those of the next when they run out of rows, so that few batches are in memory.
 """
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +14,38 @@ from typing import Any
 import grain
 import numpy as np
 
-from cope_jax.data.collate import Collator, Example, check_id, to_classes
+from cope_jax.data.collate import Collator, Example, Threads, check_id, to_classes
 from cope_jax.data.images import limit_opencv_threads
 from cope_jax.data.records import InvalidItemError, InvalidItems, Product, Records, open_records
 from data_prep.common.domains import DOMAINS
+from data_prep.common.process_pool import follow_parent
 
 Batch = dict[str, Any]  # arrays, and for each domain a dict of arrays
+READ_AHEAD = 2  # batches: one may be ready while the threads make another
+READ_AHEAD_PER_PROCESS = 3  # one that is being made, one in the queue of the process, and one that Grain takes from it
+
+
+class Batches(Iterator[Batch]):
+    """Batches in order; `close` stops what makes them. At most `read_ahead` batches are in memory before their turn."""
+
+    def __init__(self, dataset: grain.IterDataset[Batch], threads: Threads, read_ahead: int) -> None:
+        self.batches, self.threads, self.read_ahead = iter(dataset), threads, read_ahead
+
+    def __next__(self) -> Batch:
+        try:
+            return next(self.batches)
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            raise ChildProcessError(
+                "a process that makes batches was killed, probably because memory ran out; lower "
+                "config.data.worker_processes and run the same command again: it resumes"
+            ) from error
+
+    def close(self) -> None:
+        """Stops threads and processes; those of a batch that is being made end a little later."""
+        self.batches.close()
+        self.threads.close()
 
 
 def train_batches(
@@ -31,28 +58,30 @@ def train_batches(
     host: int = 0,
     hosts: int = 1,
     threads: int = 2,
+    worker_processes: int = 0,
     start_step: int = 0,
     class_ids: np.ndarray | None = None,
     invalid_items: InvalidItems | None = None,
-) -> grain.DatasetIterator[Batch]:
+) -> Batches:
     """Yields training batches without end.
 
     An example is a product with a random item of each of its domains. Each epoch has each product once, in a new random
     order, and epochs follow without a break. Global batch s is a pure function of (seed, s) and the records: hosts take
-    consecutive slices of it, and hosts, threads and start_step do not change it. An item that cannot be read is
-    replaced by the next of the same product and domain, and a product by the next product.
+    consecutive slices of it, and hosts, threads, processes and start_step do not change it. An item that cannot be read
+    is replaced by the next of the same product and domain, and a product by the next product.
 
     Args:
         data_dir, split: Array records, see `open_records`.
         batch_size: Size of the global batch, a multiple of `hosts`.
         collators: One for each domain in the batches.
         host, hosts: Which slice of the global batch to return.
-        threads: Batches made at once, and number of batches read ahead; with 0, batches are made when requested.
+        threads: Number of threads; with 0, batches are made when requested.
+        worker_processes: Processes that make batches in turns and share `threads` among them; 0 makes them in this one.
         start_step: Step of the first batch.
         class_ids: From `collate.class_ids`, to add the classes of products.
         invalid_items: Collects records and images that cannot be read.
 
-    Returns an iterator of batches as described in `cope_jax.data`; `close()` stops its threads.
+    Returns an iterator of batches as described in `cope_jax.data`.
     """
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0")
@@ -60,7 +89,8 @@ def train_batches(
     records = open_records(data_dir, split)
     if not len(records.products):
         raise ValueError(f"split {split!r} of {data_dir} has no products to train on")
-    pipeline = (
+    shared = Threads(max(1, threads // worker_processes) if worker_processes else threads)
+    indices = (
         grain.MapDataset.range(len(records.products))
         .seed(seed)
         .shuffle()  # before repeat: each epoch has its own permutation
@@ -68,11 +98,24 @@ def train_batches(
         .map_with_index(lambda number, row: (number, row))  # after repeat: numbers of examples are unique
         .batch(batch_size)  # only of indices, so it costs nothing to take the host's slice afterwards
         .map(lambda indices: tuple(column[share] for column in indices))
-        .map(_TrainLoader(records, collators, seed, class_ids, invalid_items or InvalidItems()))
     )
-    iterator = _start(pipeline, threads)
-    iterator.set_state({"next_index": start_step})
-    return iterator
+    loader = _TrainLoader(records, collators, seed, class_ids, shared)
+    pipeline = indices[start_step:].map(loader).to_iter_dataset(_read_options(0 if worker_processes else threads))
+    if worker_processes:
+        pipeline = pipeline.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=worker_processes, per_worker_buffer_size=1), _start_worker
+        )
+    limit_opencv_threads()
+    counter = invalid_items or InvalidItems()
+
+    def count(loaded: tuple[Batch, list[InvalidItemError]]) -> Batch:
+        batch, errors = loaded
+        for error in errors:
+            counter.add(error)
+        return batch
+
+    read_ahead = READ_AHEAD_PER_PROCESS * worker_processes or (READ_AHEAD if threads else 0)
+    return Batches(pipeline.map(count), shared, read_ahead)
 
 
 def eval_batches(
@@ -86,7 +129,7 @@ def eval_batches(
     hosts: int = 1,
     threads: int = 2,
     invalid_items: InvalidItems | None = None,
-) -> grain.DatasetIterator[Batch]:
+) -> Batches:
     """Yields each item of the collator's domain once, in row order, with the frames at the centers of their segments.
 
     Arguments are as for `train_batches`, except `rows`, which selects items and their order, and `invalid_items`:
@@ -105,13 +148,16 @@ def eval_batches(
         taken = wanted[batch * batch_size : (batch + 1) * batch_size]
         return np.pad(taken, (0, batch_size - len(taken)), constant_values=-1)[share]
 
-    loader = _EvalLoader(records, collator, invalid_items)
-    return _start(grain.MapDataset.range(-(-len(wanted) // batch_size)).map(rows_of).map(loader), threads)
+    shared = Threads(threads)
+    loader = _EvalLoader(records, collator, invalid_items, shared)
+    pipeline = grain.MapDataset.range(-(-len(wanted) // batch_size)).map(rows_of).map(loader)
+    limit_opencv_threads()
+    return Batches(pipeline.to_iter_dataset(_read_options(threads)), shared, READ_AHEAD if threads else 0)
 
 
 @dataclass(frozen=True)
 class _TrainLoader:
-    """Makes a batch from numbers of examples and rows of products.
+    """Makes a batch from numbers of examples and rows of products; also returns the errors of invalid items.
 
     The random numbers of an example depend only on (seed, number, domain): they are the same on any host and thread,
     and for any set of domains.
@@ -121,15 +167,15 @@ class _TrainLoader:
     collators: Sequence[Collator]
     seed: int
     class_ids: np.ndarray | None
-    invalid_items: InvalidItems
+    threads: Threads
 
-    def __call__(self, indices: tuple[np.ndarray, np.ndarray]) -> Batch:
+    def __call__(self, indices: tuple[np.ndarray, np.ndarray]) -> tuple[Batch, list[InvalidItemError]]:
         numbers, rows = indices
-        invalid = np.zeros(len(rows), np.int32)
+        invalid, errors = np.zeros(len(rows), np.int32), []
 
         def on_invalid(b: int, error: InvalidItemError) -> None:
             invalid[b] += 1
-            self.invalid_items.add(error)
+            errors.append(error)
 
         products = [self._product(int(row), partial(on_invalid, b)) for b, row in enumerate(rows)]
         product_id = np.array([check_id(product.product_id) for product in products], np.int32)
@@ -139,12 +185,12 @@ class _TrainLoader:
                 self._draw(collate.domain, int(number), product, partial(on_invalid, b))
                 for b, (number, product) in enumerate(zip(numbers, products, strict=True))
             ]
-            batch[collate.domain] = arrays = collate(candidates, on_invalid)
+            batch[collate.domain] = arrays = collate(candidates, on_invalid, self.threads)
             if self.class_ids is not None:
                 arrays["classes"] = to_classes(arrays["products"], self.class_ids)
         if self.class_ids is not None:
             batch["product_class"] = to_classes(product_id, self.class_ids)
-        return batch
+        return batch, errors
 
     def _product(self, row: int, on_invalid: Callable[[InvalidItemError], None]) -> Product:
         """Reads a product, or the next one that can be read."""
@@ -181,6 +227,7 @@ class _EvalLoader:
     records: Records
     collate: Collator
     invalid_items: InvalidItems | None
+    threads: Threads
 
     def __call__(self, rows: np.ndarray) -> Batch:
         domain, rows = self.collate.domain, rows.copy()
@@ -198,7 +245,7 @@ class _EvalLoader:
                 examples[b] = [Example(items[row], place=partial(items.place, row))] if row >= 0 else []
             except InvalidItemError as error:
                 on_invalid(b, error)
-        arrays = self.collate(examples, on_invalid)
+        arrays = self.collate(examples, on_invalid, self.threads)
         return {
             "item_id": np.array([own[0].item.item_id if own else -1 for own in examples], np.int64),
             "row": rows,
@@ -217,7 +264,14 @@ def _host_slice(batch_size: int, host: int, hosts: int) -> slice:
     return slice(host * size, (host + 1) * size)
 
 
-def _start(pipeline: grain.MapDataset[Batch], threads: int) -> grain.DatasetIterator[Batch]:
+def _read_options(threads: int) -> grain.ReadOptions:
+    """Returns how many batches Grain makes at once."""
+    ahead = READ_AHEAD if threads else 0
+    return grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Prepares a process that makes batches. The training process handles signals; if it is killed, this one ends."""
+    follow_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     limit_opencv_threads()
-    # Read one batch ahead per thread: fewer would leave threads idle, more would only take memory.
-    return iter(pipeline.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)))

@@ -86,6 +86,7 @@ class DataConfig:
     max_products: Annotated[int, between(1, 65_536)]
     max_bad_fraction: Fraction
     threads: Annotated[int, between(1, 4_096)]
+    worker_processes: Annotated[int, between(0, 1_024)]
 
 
 @dataclass(frozen=True, kw_only=True)

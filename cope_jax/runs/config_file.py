@@ -17,7 +17,7 @@ FOLDER_OR_HUB = ("data.tokenizer", "model.vision.init_from", "model.text.init_fr
 # Fields that may change when a run resumes: those that affect neither the parameters nor what is compared, and those
 # with which to go on: after a divergence with another optimizer, or for more steps.
 MAY_CHANGE = {
-    "data": ("data_dir", "threads", "max_bad_fraction", "eval_split"),
+    "data": ("data_dir", "threads", "worker_processes", "max_bad_fraction", "eval_split"),
     "model": ("attention", "scan_layers", "remat"),
     "optimizer": (
         *("rate", "groups", "warmup_steps", "cosine_steps", "b1", "b2"),

@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import grain.python as grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data import collate
 from cope_jax.data.images import EvalTransform, TrainTransform
-from cope_jax.data.pipeline import eval_batches, train_batches
+from cope_jax.data.pipeline import Batches, eval_batches, train_batches
 from cope_jax.data.records import InvalidItems, open_records, sample_texts
 from cope_jax.data.tokenizer import TextAugment, describe_texts, load_tokenizer, save_tokenizer, train_wordpiece
 from cope_jax.parallel.processes import barrier
@@ -86,7 +85,7 @@ def training_batches(
     share: tuple[int, int] = (0, 1),
     class_ids: np.ndarray | None = None,
     invalid_items: InvalidItems | None = None,
-) -> grain.DatasetIterator[Any]:
+) -> Batches:
     """Returns an endless iterator over the training batches from `start_step`.
 
     `share` is this process's share of each batch, from `batch_share`, and `class_ids` the result of `training_classes`.
@@ -106,6 +105,7 @@ def training_batches(
         host=host,
         hosts=hosts,
         threads=data.threads,
+        worker_processes=data.worker_processes,
         start_step=start_step,
         class_ids=class_ids,
         invalid_items=invalid_items,

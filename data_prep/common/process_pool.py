@@ -52,7 +52,7 @@ def process_map(processes: int | None = None) -> Iterator[ProcessMap]:
 
     # Spawned, not forked: the caller may have threads (JAX, gRPC), and a fork copies their locks in any state.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_follow_parent) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=follow_parent) as pool:
         yield apply
 
 
@@ -90,7 +90,7 @@ def _ignored_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _follow_parent() -> None:
+def follow_parent() -> None:
     """Makes a worker ignore Ctrl-C, which its parent handles, and exit when its parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -74,16 +74,18 @@ def tidy_jpeg(data: bytes) -> bytes:
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yields marker, start and stop of the payload of each segment up to the first scan, as libjpeg finds them."""
-    position = len(JPEG_START)
+    position, end = len(JPEG_START), len(data)
     for _ in range(_MAX_SEGMENTS):
-        found = _MARKER.search(data, position)  # skips bytes between segments
-        if not found:
-            return
-        marker, start = found[1][0], found.end() + 2
-        if marker == 0 or marker in _WITHOUT_LENGTH:
+        if position + 1 < end and data[position] == 0xFF and data[position + 1] != 0xFF:
+            position += 2
+        elif found := _MARKER.search(data, position):  # skips bytes between segments
             position = found.end()
+        else:
+            return
+        marker, start = data[position - 1], position + 2
+        if marker == 0 or marker in _WITHOUT_LENGTH:
             continue
-        stop = found.end() + int.from_bytes(data[found.end() : start], "big")
+        stop = position + int.from_bytes(data[position:start], "big")
         if marker in (0xD8, 0xD9) or stop < start or stop > len(data):
             return
         yield marker, start, stop
