@@ -6,13 +6,16 @@ work on the rows of one batch, and on those of the next when they run out of row
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from cope_jax.data.collate import Collator, Example, Threads, check_id, to_classes
 from cope_jax.data.images import limit_opencv_threads
@@ -30,10 +33,15 @@ class Batches(Iterator[Batch]):
 
     def __init__(self, dataset: grain.IterDataset[Batch], threads: Threads, read_ahead: int) -> None:
         self.batches, self.threads, self.read_ahead = iter(dataset), threads, read_ahead
+        self.started = False
 
     def __next__(self) -> Batch:
         try:
-            return next(self.batches)
+            if self.started:
+                return next(self.batches)
+            with _blocked_signals():
+                self.started = True
+                return next(self.batches)
         except RuntimeError as error:
             if "Worker process was terminated" not in str(error):
                 raise
@@ -102,6 +110,8 @@ def train_batches(
     loader = _TrainLoader(records, collators, seed, class_ids, shared)
     pipeline = indices[start_step:].map(loader).to_iter_dataset(_read_options(0 if worker_processes else threads))
     if worker_processes:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain reads its flags, outside of a command as well
         pipeline = pipeline.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=worker_processes, per_worker_buffer_size=1), _start_worker
         )
@@ -270,8 +280,21 @@ def _read_options(threads: int) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
 
 
+@contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Blocks SIGINT and SIGTERM in the threads and processes that start meanwhile; the caller handles them later.
+
+    Both signals often reach a whole group of processes, but only the training process can stop after a step.
+    """
+    resource_tracker.ensure_running()  # a process of its own, whose start would unblock them
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
 def _start_worker(index: int, count: int) -> None:
-    """Prepares a process that makes batches. The training process handles signals; if it is killed, this one ends."""
+    """Makes a process that makes batches end with the training process, even if that is killed."""
     follow_parent()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     limit_opencv_threads()

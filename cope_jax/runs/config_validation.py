@@ -16,6 +16,7 @@ from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig, flatten
 # Fields that were added after the first runs, with the values that stand for what these runs did.
 ADDED_FIELDS = {
     "data.frame_choice": "random",
+    "data.worker_processes": 0,
     "model.vision.broadcast_single_frame": False,
     "model.text.attention_dropout": 0.0,
     "optimizer.cosine_steps": 0,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,12 @@ def training_batch_shapes(config: RunConfig) -> dict[str, Any]:
             batch["product_class"] = shape()
             batch[domain]["classes"] = shape(data.max_products)
     return batch
+
+
+def batch_megabytes(config: RunConfig) -> float:
+    """Returns the size of a global training batch."""
+    arrays = jax.tree.leaves(training_batch_shapes(config))
+    return sum(prod(array.shape) * array.dtype.itemsize for array in arrays) / 1e6
 
 
 def evaluation_batches(

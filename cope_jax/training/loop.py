@@ -19,7 +19,7 @@ from cope_jax.runs.checkpoints import Checkpoints, ModelState, TrainState, Windo
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import save_config
 from cope_jax.runs.config_validation import replace_fields
-from cope_jax.runs.inputs import check_batch_sizes, run_tokenizer, training_batches, training_classes
+from cope_jax.runs.inputs import batch_megabytes, check_batch_sizes, run_tokenizer, training_batches, training_classes
 from cope_jax.runs.provenance import provenance, record_start
 from cope_jax.training.evaluations import Evaluations, evaluate_in_full, evaluate_state
 from cope_jax.training.plan import Plan, make_plan, restore_or_initialize, step_flops
@@ -133,6 +133,9 @@ def train(
                 batches = training_batches(
                     config, tokenizer, start_step=newest, share=share, class_ids=class_ids, invalid_items=invalid_items
                 )
+                if jax.process_index() == 0:
+                    size = batch_megabytes(config) / share[1]
+                    print(f"reading ahead up to {batches.read_ahead} batches of {size:.1f} MB")
                 log = MetricsLog(workdir, step=newest) if jax.process_index() == 0 else None
                 with closing(batches), closing(Profiler(workdir / "profile", profile_steps)) as profiler:
                     reporter = _make_reporter(config, log, invalid_items, window, vocab_size=len(tokenizer))

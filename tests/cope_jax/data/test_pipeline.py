@@ -1,8 +1,17 @@
 """Pipelines: content of training and evaluation batches, determinism, hosts, invalid records."""
 
+import contextlib
+import os
+import pickle
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +19,7 @@ import pytest
 from cope_jax.data.collate import Collator
 from cope_jax.data.frames import one_per_segment
 from cope_jax.data.images import EvalTransform, TrainTransform
-from cope_jax.data.pipeline import eval_batches, train_batches
+from cope_jax.data.pipeline import _TrainLoader, eval_batches, train_batches
 from cope_jax.data.records import InvalidItems, open_records
 from cope_jax.data.tokenizer import TextAugment, encode
 from data_prep.common.domains import DOMAINS
@@ -155,6 +164,98 @@ def test_batches_depend_only_on_seed_and_step(train):
     assert_equal(train(4, start_step=5), reference[5:])
     other = train(9, seed=6)
     assert any((a["product_id"] != b["product_id"]).any() for a, b in zip(reference, other, strict=True))
+
+
+def test_the_number_of_batches_in_memory_does_not_grow_with_the_threads(data_dir, tokenizer, monkeypatch):
+    started, make = [], _TrainLoader.__call__
+
+    def count(self, indices):
+        started.append(threading.current_thread())
+        return make(self, indices)
+
+    monkeypatch.setattr(_TrainLoader, "__call__", count)
+    collators = [Collator("page", 1, TrainTransform(10), tokenizer, 7)]
+    batches = train_batches(data_dir=data_dir, split="train", batch_size=6, seed=5, collators=collators, threads=9)
+    with contextlib.closing(batches):
+        next(batches)
+        time.sleep(0.3)
+        assert len(started) <= 1 + batches.read_ahead == 3
+
+
+@pytest.mark.slow  # processes start in seconds
+def test_worker_processes_make_the_same_batches(train, damaged):
+    """They also report invalid items, from any step on."""
+    folder, _ = damaged
+    wanted, found = InvalidItems(), InvalidItems()
+    reference = train(27, data_dir=folder, invalid_items=wanted)[1:]
+    assert_equal(train(26, data_dir=folder, invalid_items=found, worker_processes=2, start_step=1), reference)
+    assert found.count == sum(batch["bad_items"].sum() for batch in reference) > 0
+    assert set(found.last) <= set(wanted.last)
+
+
+READ_FOREVER = """
+import pickle, signal, sys
+from pathlib import Path
+from cope_jax.data.pipeline import train_batches
+
+def main():
+    signal.signal(signal.SIGINT, lambda *_: None)
+    batches = train_batches(**pickle.loads(Path(sys.argv[1]).read_bytes()))
+    try:
+        for batch in batches:
+            print(batch["product_id"].tolist(), flush=True)
+    except ChildProcessError as error:
+        print(error)
+    batches.close()
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.slow  # processes start in seconds
+@pytest.mark.parametrize("killed", ["process", "worker"])
+def test_worker_processes_ignore_interrupts_and_end_with_the_process(data_dir, tokenizer, tmp_path, killed):
+    collators = [Collator("page", 1, TrainTransform(100), tokenizer, 7)]
+    settings = {"data_dir": data_dir, "split": "train", "batch_size": 6, "seed": 5, "collators": collators}
+    (tmp_path / "settings").write_bytes(pickle.dumps(settings | {"worker_processes": 2}))
+    (tmp_path / "script.py").write_text(READ_FOREVER)
+    command = [sys.executable, tmp_path / "script.py", tmp_path / "settings"]
+    before = shared_memory()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        process.stdout.readline()
+        children = Path(f"/proc/{process.pid}/task").glob("*/children")
+        workers = [
+            int(pid)
+            for path in children
+            for pid in path.read_text().split()
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.2)
+        assert all(process.stdout.readline() for _ in range(50))
+        assert len(workers) == 2
+        if killed == "process":
+            process.kill()
+        else:
+            os.kill(workers[0], signal.SIGKILL)
+            assert "a process that makes batches was killed" in process.communicate(timeout=60)[0].splitlines()[-1]
+            assert process.returncode == 0
+    deadline = time.monotonic() + 30
+    while left := [pid for pid in workers if is_running(pid)] or shared_memory() - before:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def shared_memory() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_the_random_numbers_of_an_example_depend_on_the_seed(train, content):
