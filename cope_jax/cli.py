@@ -11,6 +11,7 @@ from absl import flags
 
 from cope_jax.evaluation.results import BEST, LATEST
 from cope_jax.parallel import cluster
+from cope_jax.parallel.local_devices import computes_on_cpu
 from data_prep.common import cli as common
 
 __all__ = ["define_checkpoint_flags", "define_cluster_flags", "join_cluster", "parse_step", "run"]
@@ -22,6 +23,8 @@ def run(name: str, main: Callable[..., int | None], *, positional: bool = False)
 
     def checked(*words: str) -> int | None:
         check_environment()
+        if computes_on_cpu():  # otherwise, plugins that are installed to compile would look for their devices
+            jax.config.update("jax_platforms", "cpu")
         try:
             return main(*words)
         except RuntimeError as error:

@@ -53,6 +53,7 @@ def classifier_loss(
     scale: float,
     margin: float,
     rate: float,
+    precision: str = "highest",
 ) -> tuple[Float32[Array, ""], Statistics]:
     """Cross-entropy of each item's product among all, mean over the present items of a domain, summed over domains.
 
@@ -71,6 +72,7 @@ def classifier_loss(
         classes: Number of classes; later rows of the table are padding.
         scale, margin: Scale and margin of the logits.
         rate: Fraction of its rows that a device uses, in (0, 1]; it uses at least B rows.
+        precision: Of matrix products, see `losses.pairs.einsum`.
 
     Returns:
         The loss, 0 without items, and per domain the statistics: loss, how often the target has the highest cosine of
@@ -83,7 +85,7 @@ def classifier_loss(
     counted_DB = stack(present) & (target_B >= 0)[None]
     examples, table = PartitionSpec(None, BATCH_AXES), PartitionSpec(CLASS_AXES)
     loss_of = shard_loss(
-        partial(_loss_on_device, softmax=_MarginSoftmax(classes, scale, margin, rate)),
+        partial(_loss_on_device, softmax=_MarginSoftmax(classes, scale, margin, rate, precision)),
         mesh,
         specs=((table, examples), (PartitionSpec(BATCH_AXES), examples, examples, PartitionSpec())),
     )
@@ -104,6 +106,7 @@ class _MarginSoftmax(NamedTuple):
     scale: float
     margin: float
     rate: float
+    precision: str
 
 
 def _loss_on_device(
@@ -174,8 +177,9 @@ def _tile(
         `grad_SE` plus the tile's part: w's gradient if normalization only multiplied w by a constant. Then per item the
         loss, whether the target is the highest, and its cosine; and this device's part of the vectors' gradients.
     """
+    product = partial(einsum, precision=softmax.precision)
     inverse_S = jax.lax.rsqrt(jnp.maximum(_squared_length(w_SE), MIN_SQUARED_LENGTH))
-    cos_RS = einsum("re,se->rs", x_RE, w_SE) * inverse_S[None]
+    cos_RS = product("re,se->rs", x_RE, w_SE) * inverse_S[None]
     target_RS = target_R[:, None] == ids_S[None]
     negative_RS = ~target_RS & (ids_S < softmax.classes)[None]
     for m in range(labels_RM.shape[-1]):
@@ -189,8 +193,8 @@ def _tile(
     slope_R = softmax.scale * weight_R * jax.nn.sigmoid(gap_R)
     share_RS = mass_RS / jnp.maximum(mass_R, 1.0)[:, None] - target_RS
     slope_RS = slope_R[:, None] * share_RS * inverse_S[None]
-    grad_SE += einsum("rs,re->se", slope_RS, x_RE)
-    return grad_SE, (results_R3, einsum("rs,se->re", slope_RS, w_SE))
+    grad_SE += product("rs,re->se", slope_RS, x_RE)
+    return grad_SE, (results_R3, product("rs,se->re", slope_RS, w_SE))
 
 
 def _through_normalization(w_SE: Array, grad_SE: Array) -> Array:

@@ -26,7 +26,13 @@ from cope_jax.losses.ring import LossAndGradients, gather_or_ring, ring_loop, sc
 
 
 def infonce_loss(
-    views: Mapping[str, View], *, pairs: Sequence[Pair], temperature: float, smoothing: float, mesh: Mesh
+    views: Mapping[str, View],
+    *,
+    pairs: Sequence[Pair],
+    temperature: float,
+    smoothing: float,
+    mesh: Mesh,
+    precision: str = "highest",
 ) -> tuple[Float32[Array, ""], Statistics]:
     """Σ over pairs of weight · ½ (a finds b + b finds a), each the mean cross-entropy of choosing the partner.
 
@@ -43,12 +49,14 @@ def infonce_loss(
         temperature: Divisor of similarities.
         smoothing: Label smoothing in [0, 1).
         mesh: Mesh with these axes; devices along other axes compute the same.
+        precision: Of matrix products, see `losses.pairs.einsum`.
 
     Returns:
         The loss and statistics as of `sigmoid_loss`.
     """
     vectors, labels = split_vectors(views)
-    chunk_loss = partial(_chunk_loss, pairs=pairs, temperature=temperature, smoothing=smoothing)
+    settings = {"temperature": temperature, "smoothing": smoothing, "precision": precision}
+    chunk_loss = partial(_chunk_loss, pairs=pairs, **settings)
     chunk_loss = gather_or_ring(chunk_loss, examples=len(next(iter(vectors.values()))))
     return shard_loss(chunk_loss, mesh)(vectors, labels, {})
 
@@ -101,6 +109,7 @@ def _chunk_loss(
     pairs: Sequence[Pair],
     temperature: float,
     smoothing: float,
+    precision: str,
     axes: tuple[str, ...],
 ) -> LossAndGradients:
     """The loss of the whole batch and the gradients of this chunk, for `gather_or_ring`."""
@@ -108,7 +117,8 @@ def _chunk_loss(
     visitor = {pair.b: chunk[pair.b] for pair in pairs}
 
     def count(i: int, visitor: dict[str, View], own: _Local, its: _Candidates) -> tuple[_Local, _Candidates]:
-        return _add_candidates(chunk[pairs[i].a], visitor[pairs[i].b], own, its, temperature=temperature)
+        a, b = chunk[pairs[i].a], visitor[pairs[i].b]
+        return _add_candidates(a, b, own, its, temperature=temperature, precision=precision)
 
     B = len(next(iter(vectors.values())))
     start = _Candidates.empty(B)
@@ -129,8 +139,8 @@ def _chunk_loss(
         statistics |= pair_statistics(pair, value, sums, own.nearest, its.nearest, axes=axes)
 
     def differentiate(i: int, visitor: PyTree, a_gradient: Array, b_gradient: Array) -> tuple[Array, Array]:
-        (views, b_terms), settings = visitor, {"temperature": temperature, "smoothing": smoothing}
-        a, b = chunk[pairs[i].a], views[pairs[i].b]
+        (views, b_terms), a = visitor, chunk[pairs[i].a]
+        b, settings = views[pairs[i].b], {"temperature": temperature, "smoothing": smoothing, "precision": precision}
         return _add_gradients(a, b, a_terms[i], b_terms[i], a_gradient, b_gradient, **settings)
 
     zeros = [jnp.zeros_like(chunk[pair.a].vectors) for pair in pairs]
@@ -154,13 +164,13 @@ def _cross_entropy(
 
 
 def _add_candidates(
-    a: View, b: View, own: _Local, its: _Candidates, *, temperature: float
+    a: View, b: View, own: _Local, its: _Candidates, *, temperature: float, precision: str
 ) -> tuple[_Local, _Candidates]:
     """Adds all pairs of items of a local chunk and a visiting one."""
 
     def tile(carry: PyTree, rows: View) -> tuple[PyTree, PyTree]:
         sums, b_candidates = carry
-        items = compare(rows, b)
+        items = compare(rows, b, precision=precision)
         logits, kept = items.cosine / temperature, items.negative | _are_partners(rows, b)
         along = partial(_Candidates.along, items=items, logits=logits, kept=kept)
         return (sums.add(items), b_candidates.merge(along(0))), along(1)
@@ -180,13 +190,14 @@ def _add_gradients(
     *,
     temperature: float,
     smoothing: float,
+    precision: str,
 ) -> tuple[Array, Array]:
     """Adds the gradients from all pairs of items of a local chunk and a visiting one."""
 
     def tile(b_gradient: Array, rows_and_terms: tuple[View, _GradientTerms]) -> tuple[Array, Array]:
         rows, terms = rows_and_terms
         partner = _are_partners(rows, b)
-        items = compare(rows, b)
+        items = compare(rows, b, precision=precision)
 
         def probability_minus_target(lse: Array, even: Array, share: Array) -> Array:
             smoothed = jnp.where(items.negative | partner, jnp.exp(items.cosine / temperature - lse) - even, 0.0)
@@ -195,7 +206,8 @@ def _add_gradients(
         by_row, by_column = [term[:, None] for term in terms], [term[None, :] for term in b_terms]
         slope = probability_minus_target(*by_row) + probability_minus_target(*by_column)
         slope = slope / (2 * temperature)
-        return b_gradient + cosine_gradient(slope.T, rows.vectors), cosine_gradient(slope, b.vectors)
+        product = partial(cosine_gradient, precision=precision)
+        return b_gradient + product(slope.T, rows.vectors), product(slope, b.vectors)
 
     b_gradient, added = scan_tiles(tile, b_gradient, (a, a_terms))
     return a_gradient + added, b_gradient

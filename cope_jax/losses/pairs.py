@@ -1,7 +1,6 @@
 """Views of a batch, how contrastive losses compare two of them, and the statistics that they report."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,8 +9,22 @@ from jaxtyping import Array, Bool, Float32, Int32
 
 Statistics = dict[str, tuple[Array, Array]]  # (sum, count) by name in the log
 ViewLabels = tuple[Array, Array, Array]  # the fields of a `View` after `vectors`
-# In full float32 precision, also on matrix units that would round.
-einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+PRECISIONS = ("highest", "bfloat16")
+
+
+def einsum(equation: str, a: Array, b: Array, *, precision: str) -> Float32[Array, "..."]:
+    """Returns a product of float32 arrays, with sums in float32.
+
+    Args:
+        equation: As of `jnp.einsum`.
+        a, b: Factors.
+        precision: "highest": float32, also on matrix units that would round. "bfloat16": factors are rounded.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if precision == "highest":
+        return jnp.einsum(equation, a, b, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum(equation, a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
 
 
 class View(NamedTuple):
@@ -54,11 +67,12 @@ class Comparison(NamedTuple):
     negative: Bool[Array, "A B"]  # whether both are present and share none
 
 
-def compare(a: View, b: View) -> Comparison:
-    """Compares all items of two views."""
+def compare(a: View, b: View, *, precision: str) -> Comparison:
+    """Compares all items of two views; `precision` as of `einsum`, here and below."""
     same = share_product(a.products, b.products)
     both = a.present[:, None] & b.present[None, :]
-    return Comparison(einsum("ae,be->ab", a.vectors, b.vectors), both & same, both & ~same)
+    cosine = einsum("ae,be->ab", a.vectors, b.vectors, precision=precision)
+    return Comparison(cosine, both & same, both & ~same)
 
 
 def share_product(a_AM: Int32[Array, "A M"], b_BM: Int32[Array, "B M"]) -> Bool[Array, "A B"]:
@@ -70,9 +84,11 @@ def share_product(a_AM: Int32[Array, "A M"], b_BM: Int32[Array, "B M"]) -> Bool[
     return match
 
 
-def cosine_gradient(weights_AB: Float32[Array, "A B"], b_BE: Float32[Array, "B E"]) -> Float32[Array, "A E"]:
+def cosine_gradient(
+    weights_AB: Float32[Array, "A B"], b_BE: Float32[Array, "B E"], *, precision: str
+) -> Float32[Array, "A E"]:
     """Returns the gradient of Σ weights·cosine with respect to the vectors of view a."""
-    return einsum("ab,be->ae", weights_AB, b_BE)
+    return einsum("ab,be->ae", weights_AB, b_BE, precision=precision)
 
 
 class SimilaritySums(NamedTuple):

@@ -33,7 +33,7 @@ def init_scalars(*, temperature: float, bias: float) -> dict[str, Float32[Array,
 
 
 def sigmoid_loss(
-    views: Mapping[str, View], scalars: Scalars, *, pairs: Sequence[Pair], mesh: Mesh
+    views: Mapping[str, View], scalars: Scalars, *, pairs: Sequence[Pair], mesh: Mesh, precision: str = "highest"
 ) -> tuple[Float32[Array, ""], Statistics]:
     """Σ over pairs of weight · (1/B) Σ_ij softplus(−z_ij (t·a_i·b_j + bias)), z_ij = +1 for a shared product, else −1.
 
@@ -45,13 +45,15 @@ def sigmoid_loss(
         scalars: From `init_scalars`.
         pairs: Pairs of views.
         mesh: Mesh with these axes; devices along other axes compute the same.
+        precision: Of matrix products, see `losses.pairs.einsum`.
 
     Returns:
         The loss, and for each pair the statistics: loss, mean similarity of positives and of negatives, and in both
         directions how often the nearest item is a positive.
     """
     vectors, labels = split_vectors(views)
-    chunk_loss = gather_or_ring(partial(_chunk_loss, pairs=pairs), examples=len(next(iter(vectors.values()))))
+    chunk_loss = partial(_chunk_loss, pairs=pairs, precision=precision)
+    chunk_loss = gather_or_ring(chunk_loss, examples=len(next(iter(vectors.values()))))
     return shard_loss(chunk_loss, mesh)(vectors, labels, dict(scalars))
 
 
@@ -72,13 +74,19 @@ class _ForVisitor(NamedTuple):
 
 
 def _chunk_loss(
-    vectors: dict[str, Array], labels: PyTree, scalars: Scalars, *, pairs: Sequence[Pair], axes: tuple[str, ...]
+    vectors: dict[str, Array],
+    labels: PyTree,
+    scalars: Scalars,
+    *,
+    pairs: Sequence[Pair],
+    precision: str,
+    axes: tuple[str, ...],
 ) -> LossAndGradients:
     """The loss of the whole batch and the gradients of this chunk, for `gather_or_ring`."""
     chunk = join_vectors(vectors, labels)
 
     def visit(i: int, visitor: dict[str, View], own: _Local, its: _ForVisitor) -> tuple[_Local, _ForVisitor]:
-        return _add_block(chunk[pairs[i].a], visitor[pairs[i].b], scalars, own, its)
+        return _add_block(chunk[pairs[i].a], visitor[pairs[i].b], scalars, own, its, precision=precision)
 
     B = len(next(iter(vectors.values())))
     start = _ForVisitor(jnp.zeros_like(next(iter(vectors.values()))), Nearest.empty(B))
@@ -101,13 +109,15 @@ def _chunk_loss(
     return (loss, statistics), (gradients, {"log_t": log_t_gradient, "bias": bias_gradient})
 
 
-def _add_block(a: View, b: View, scalars: Scalars, own: _Local, its: _ForVisitor) -> tuple[_Local, _ForVisitor]:
+def _add_block(
+    a: View, b: View, scalars: Scalars, own: _Local, its: _ForVisitor, *, precision: str
+) -> tuple[_Local, _ForVisitor]:
     """Adds all pairs of items of a local chunk and a visiting one."""
     t, bias = jnp.exp(scalars["log_t"]), scalars["bias"]
 
     def tile(carry: PyTree, rows: View) -> tuple[PyTree, PyTree]:
         terms, sums, b_gradient, b_nearest = carry
-        items = compare(rows, b)
+        items = compare(rows, b, precision=precision)
         logits = t * items.cosine + bias
         sign = items.negative.astype(jnp.float32) - items.positive  # −z; 0 if one of the two is missing
         loss = jnp.abs(sign) * jax.nn.softplus(sign * logits)
@@ -115,10 +125,10 @@ def _add_block(a: View, b: View, scalars: Scalars, own: _Local, its: _ForVisitor
         carry = (
             terms + jnp.stack([loss.sum(), (slope * t * items.cosine).sum(), slope.sum()]),
             sums.add(items),
-            b_gradient + t * cosine_gradient(slope.T, rows.vectors),
+            b_gradient + t * cosine_gradient(slope.T, rows.vectors, precision=precision),
             b_nearest.merge(Nearest.along(0, items)),
         )
-        return carry, (t * cosine_gradient(slope, b.vectors), Nearest.along(1, items))
+        return carry, (t * cosine_gradient(slope, b.vectors, precision=precision), Nearest.along(1, items))
 
     (terms, sums, *rest), (gradient, nearest) = scan_tiles(tile, (own.terms, own.sums, *its), a)
     return _Local(terms, sums, own.gradient + gradient, own.nearest.merge(nearest)), _ForVisitor(*rest)

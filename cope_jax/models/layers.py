@@ -13,11 +13,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Float32, PyTree
 
 ATTENTIONS = ("auto", "xla", "cudnn")
-REMATS = ("none", "block", "dots")
-PRODUCT = "product"  # name of the outputs of linear layers. Products of attention are not worth keeping.
+REMATS = ("none", "block", "narrow", "dots")
+# Names of the outputs of linear layers, by their width. Products of attention are not worth keeping.
+PRODUCT, WIDE_PRODUCT = "product", "wide product"
 REMAT_POLICIES: dict[str, Callable[..., bool]] = {
     "block": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    "narrow": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT, WIDE_PRODUCT),
 }
 SHORT = 32  # tokens whose attention needs no matrix units
 EMBEDDING_INIT = nnx.initializers.normal(0.02)  # as in BERT and CLIP
@@ -33,8 +35,8 @@ class ComputeOptions:
             "auto" (cuDNN if dtype and head size support it; `parallel.targets` says whether the devices do).
         scan_layers: Run the layers of a stack as one compiled block in a loop. Compiles faster the deeper the stack,
             and may run a little slower.
-        remat: What the backward pass recomputes: "none", "block" (all but the inputs of blocks: least memory) or
-            "dots" (all but matrix products with parameters).
+        remat: What the backward pass recomputes: "none", "dots" (all but matrix products with parameters), "narrow"
+            (all but those no wider than their input) or "block" (all but the inputs of blocks: least memory).
     """
 
     dtype: jnp.dtype
@@ -118,7 +120,8 @@ class Linear(nnx.LinearGeneral):
     def __call__(self, x: Float[Array, "..."], out_sharding: None = None) -> Float[Array, "..."]:
         leading, size = x.shape[: x.ndim - len(self.in_features)], math.prod(self.in_features)
         bias = None if self.bias is None else self.bias[...].reshape(-1)
-        y = checkpoint_name(affine(x.reshape(-1, size), self.kernel[...].reshape(size, -1), bias, self.dtype), PRODUCT)
+        y = affine(x.reshape(-1, size), self.kernel[...].reshape(size, -1), bias, self.dtype)
+        y = checkpoint_name(y, PRODUCT if y.shape[-1] <= size else WIDE_PRODUCT)
         return y.reshape(*leading, *self.out_features)
 
     def split(self, x: Float[Array, "B N D"]) -> list[Float[Array, "B N ..."]]:

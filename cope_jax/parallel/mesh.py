@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
@@ -31,7 +32,20 @@ def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[Any] | Non
             f"config.mesh.data={data}, mesh.fsdp={fsdp}, mesh.tensor={tensor} do not multiply to {len(devices)} "
             f"devices; set one to −1 to take the remaining ones, and the others so that they divide {len(devices)}"
         )
-    return Mesh(np.asarray(devices[:used]).reshape(tuple(sizes.values())), AXES)
+    if used < len(devices):
+        return Mesh(np.asarray(devices[:used]).reshape(tuple(sizes.values())), AXES)
+    return Mesh(_arrange(devices, tuple(sizes.values())), AXES)
+
+
+def _arrange(devices: Sequence[Any], sizes: tuple[int, ...]) -> np.ndarray:
+    """Arranges devices so that neighbors in the mesh are neighbors in hardware, and only `data` spans slices."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and sizes[0] % slices == 0:
+        within = (sizes[0] // slices, *sizes[1:])
+        return mesh_utils.create_hybrid_device_mesh(
+            within, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -82,15 +82,12 @@ def analyze(hlo: str) -> Program:
         if row.operation in _KERNELS:
             program.launches += times
             program.bytes_moved += times * _bytes_moved(row, computations, shapes)
-        kind = row.operation.removesuffix("-start")
+        kind = row.operation.removesuffix("-done")  # the shape of an asynchronous start has the operands as well
         if kind in _COLLECTIVES:
             old = program.collectives.get(kind, Collective(0, 0))
-            # A tuple starts with the operands.
-            result = row.shape if kind == row.operation else _bytes_of_start(row.shape)
-            size = result if isinstance(result, int) else _bytes(result)
-            program.collectives[kind] = Collective(old.number + times, old.bytes + times * size)
+            program.collectives[kind] = Collective(old.number + times, old.bytes + times * _bytes(row.shape))
             if kind in ("all-to-all", "collective-permute"):
-                program.permuted_types |= {kind for kind, _ in _ARRAY.findall(row.shape)}
+                program.permuted_types |= {element for element, _ in _ARRAY.findall(row.shape)}
     return program
 
 
@@ -170,8 +167,3 @@ def _bytes(shape: str) -> int:
 
 def _element_bytes(kind: str) -> int:
     return _SIZES.get(kind) or int(re.findall(r"\d+", kind)[0]) // 8
-
-
-def _bytes_of_start(shape: str) -> int:
-    """Returns the bytes of the results of an asynchronous start, whose shape is (operands, results, …)."""
-    return _bytes(shape) // 2

@@ -57,3 +57,17 @@ def parameter_shardings(params: PyTree, mesh: Mesh) -> PyTree:
 def shard_count(axes: str | Sequence[str] | None, mesh: Mesh) -> int:
     """Returns into how many shards an entry of a PartitionSpec splits an axis."""
     return prod(mesh.shape[axis] for axis in ([axes] if isinstance(axes, str) else axes or ()))
+
+
+def shard_over_data(leaf: PyTree, sharding: NamedSharding) -> NamedSharding:
+    """Returns the sharding of an array or shape with its largest possible axis sharded over `data` as well.
+
+    Nothing changes if `data` shards an axis already, or divides none.
+    """
+    mesh, spec = sharding.mesh, [*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))]
+    size = mesh.shape["data"]
+    free = [i for i, axes in enumerate(spec) if axes is None and leaf.shape[i] % size == 0]
+    if not free or any("data" in (axes or ()) for axes in spec):
+        return sharding
+    spec[max(free, key=lambda i: leaf.shape[i])] = "data"
+    return NamedSharding(mesh, PartitionSpec(*spec))

@@ -137,7 +137,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["auto", "xla", "cudnn"]
     scan_layers: bool
-    remat: Literal["none", "block", "dots"]
+    remat: Literal["none", "block", "narrow", "dots"]
     text_domains: tuple[Domain, ...]
     head_norm: Literal["none", "batch"]
     vision: VisionConfig
@@ -177,6 +177,7 @@ class LossesConfig:
     sigmoid: SigmoidConfig
     infonce: InfoNCEConfig
     classifier: ClassifierConfig
+    precision: Literal["highest", "bfloat16"]
 
     @property
     def active(self) -> dict[str, float]:
@@ -211,6 +212,7 @@ class TrainConfig:
     evaluate_products: PositiveInt
     best_by: Literal[MeanMetric, AverageMetric]
     average_decay: FractionBelowOne
+    shard_optimizer: bool
     max_skipped: Natural
     stall_seconds: NonNegative
 

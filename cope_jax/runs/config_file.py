@@ -19,13 +19,15 @@ FOLDER_OR_HUB = ("data.tokenizer", "model.vision.init_from", "model.text.init_fr
 MAY_CHANGE = {
     "data": ("data_dir", "threads", "worker_processes", "max_bad_fraction", "eval_split"),
     "model": ("attention", "scan_layers", "remat"),
+    "losses": ("precision",),
     "optimizer": (
         *("rate", "groups", "warmup_steps", "cosine_steps", "b1", "b2"),
         *("weight_decay", "decayed", "clip_norm", "clipped"),
     ),
     "train": (
         "steps",
-        *("log_every", "checkpoint_every", "keep_checkpoints", "max_skipped", "microbatch", "stall_seconds"),
+        *("log_every", "checkpoint_every", "keep_checkpoints", "max_skipped", "stall_seconds"),
+        *("microbatch", "shard_optimizer"),
         *("evaluate_every", "evaluate_products", "best_by"),
     ),
     "mesh": ("data", "fsdp", "tensor"),

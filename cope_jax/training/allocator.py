@@ -2,8 +2,9 @@
 
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, entry_points, files
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, files
+
+from cope_jax.parallel.local_devices import computes_on_cpu
 
 PURGE_DELAY = "MIMALLOC_PURGE_DELAY"
 
@@ -15,9 +16,9 @@ def mimalloc_environment() -> dict[str, str]:
     temporaries of a step, one block of some 500 MB for the demo, to the system and faults in their pages again in the
     next step. If told to keep them, it searches thousands of gaps that compilation leaves in its heap for each buffer.
 
-    Returns nothing if JAX is installed for other devices, too, or if the package cmeel-mimalloc is not installed.
+    Returns nothing if JAX does not compute on CPUs here, or if the package cmeel-mimalloc is not installed.
     """
-    if entry_points(group="jax_plugins") or find_spec("libtpu"):
+    if not computes_on_cpu():
         return {}
     try:
         libraries = [path.locate() for path in files("cmeel-mimalloc") or () if path.name == "libmimalloc.so"]

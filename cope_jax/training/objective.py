@@ -64,7 +64,8 @@ def make_loss(config: RunConfig, mesh: Mesh) -> LossFunction:
 
     def sigmoid(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Statistics]:
         scalars, pairs = params["sigmoid"], make_pairs(losses.sigmoid)
-        loss, statistics = sigmoid_loss(make_views(embeddings, batch), scalars, pairs=pairs, mesh=mesh)
+        views = make_views(embeddings, batch)
+        loss, statistics = sigmoid_loss(views, scalars, pairs=pairs, mesh=mesh, precision=losses.precision)
         learned = {"t": jnp.exp(scalars["log_t"]), "bias": scalars["bias"]}
         return loss, statistics | {name: (value, jnp.ones(())) for name, value in learned.items()}
 
@@ -76,6 +77,7 @@ def make_loss(config: RunConfig, mesh: Mesh) -> LossFunction:
             temperature=term.temperature,
             smoothing=term.smoothing,
             mesh=mesh,
+            precision=losses.precision,
         )
 
     def classifier(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Statistics]:
@@ -90,6 +92,7 @@ def make_loss(config: RunConfig, mesh: Mesh) -> LossFunction:
             scale=term.scale,
             margin=term.margin,
             rate=term.rate,
+            precision=losses.precision,
             key=key,
             mesh=mesh,
         )

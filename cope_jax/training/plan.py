@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cope_jax.parallel.mesh import batch_sharding, make_mesh, replicated, with_shardings
-from cope_jax.parallel.sharding_rules import parameter_shardings
+from cope_jax.parallel.sharding_rules import parameter_shardings, shard_over_data
 from cope_jax.runs.checkpoints import Checkpoints, ModelState, TrainState, Window
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import replace_fields
@@ -20,6 +20,7 @@ from cope_jax.runs.initial_weights import prepare_weights
 from cope_jax.runs.inputs import training_batch_shapes
 from cope_jax.runs.model import encoder_settings, split_model
 from cope_jax.training.objective import init_losses, make_loss
+from cope_jax.training.operations import count_operations
 from cope_jax.training.optimizer import make_optimizer
 from cope_jax.training.step import make_train_step
 
@@ -47,7 +48,7 @@ def make_plan(config: RunConfig, mesh: Mesh, *, vocab_size: int) -> Plan:
         return TrainState(step, params, model.statistics, optimizer.init(params), average)
 
     state = jax.eval_shape(initial_state)
-    shardings = _state_shardings(state, optimizer, mesh)
+    shardings = _state_shardings(state, optimizer, mesh, shard_optimizer=config.train.shard_optimizer)
     step = make_train_step(
         graphdef=graphdef,
         loss_of=make_loss(config, mesh),
@@ -67,15 +68,22 @@ def make_plan(config: RunConfig, mesh: Mesh, *, vocab_size: int) -> Plan:
     return Plan(graphdef, initial_state, with_shardings(state, shardings), step)
 
 
-def _state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Returns the shardings of a state (shapes): moments like their parameters, counters replicated."""
+def _state_shardings(
+    state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh, *, shard_optimizer: bool
+) -> TrainState:
+    """Returns the shardings of a state (shapes): counters replicated, moments like their parameters.
+
+    With `shard_optimizer`, moments are also sharded over `data`: each device then updates its part of the parameters
+    and receives the others (ZeRO stage 1, arXiv 1910.02054).
+    """
     params = parameter_shardings(state.params, mesh)
+    moments = jax.tree.map(shard_over_data, state.params, params) if shard_optimizer else params
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
         # A frozen parameter has no moments but a node in their place.
         lambda moment, sharding: moment if isinstance(moment, optax.MaskedNode) else sharding,
         state.opt_state,
-        params,
+        moments,
         transform_non_params=lambda _: replicated(mesh),
         is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
@@ -106,13 +114,8 @@ def restore_or_initialize(
 
 
 def step_flops(config: RunConfig, vocab_size: int) -> float:
-    """Returns the floating-point operations of a step, as XLA counts them before it optimizes the program.
-
-    Layers are unrolled, since XLA counts the body of a loop once, and nothing is rematerialized.
-    """
-    config = replace_fields(config, {"model.scan_layers": False, "model.remat": "none", "train.microbatch": 0})
+    """Returns the floating-point operations of a step without rematerialization, the same on all devices."""
+    config = replace_fields(config, {"model.attention": "xla", "model.remat": "none", "train.microbatch": 0})
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     plan = make_plan(config, mesh, vocab_size=vocab_size)
-    costs = plan.step.lower(plan.state, training_batch_shapes(config)).cost_analysis()
-    assert costs is not None
-    return costs["flops"]
+    return count_operations(plan.step.trace(plan.state, training_batch_shapes(config)).jaxpr.jaxpr)

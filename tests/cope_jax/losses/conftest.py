@@ -47,6 +47,15 @@ def one_device():
     return make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
 
 
+def relative_error(found, expected) -> float:
+    """Returns the norm of the difference of two trees, relative to the norm of the second one."""
+    found, expected = (
+        np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
+        for tree in (found, expected)
+    )
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
 def as_float64(views):
     """Returns the views with float64 NumPy vectors."""
     return {name: view._replace(vectors=np.asarray(view.vectors, np.float64)) for name, view in views.items()}

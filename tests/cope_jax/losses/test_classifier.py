@@ -16,6 +16,8 @@ from cope_jax.losses.ring import BATCH_AXES, TILE
 from cope_jax.parallel.mesh import make_mesh
 from data_prep.common.domains import DOMAINS
 
+from .conftest import relative_error
+
 # Classes on each of eight devices, with padding on the last, and items for two tiles.
 CLASSES, B, E, M = 3000, 96, 7, 3
 assert TILE < 3 * B < 2 * TILE
@@ -93,12 +95,13 @@ def run():
     """Returns a function that computes loss and gradients on a mesh; equal settings compile once."""
     made = {}
 
-    def call(batch, *, sizes=(2, 2, 2), scale=16.0, margin=0.4, rate=1.0, key=0):
-        settings = (sizes, scale, margin, rate)
+    def call(batch, *, sizes=(2, 2, 2), scale=16.0, margin=0.4, rate=1.0, key=0, precision="highest"):
+        settings = (sizes, scale, margin, rate, precision)
         if settings not in made:
             mesh = mesh_of(sizes)
             table, examples = (NamedSharding(mesh, PartitionSpec(axes)) for axes in (CLASS_AXES, BATCH_AXES))
-            loss = partial(classifier_loss, mesh=mesh, classes=CLASSES, scale=scale, margin=margin, rate=rate)
+            options = {"scale": scale, "margin": margin, "rate": rate, "precision": precision}
+            loss = partial(classifier_loss, mesh=mesh, classes=CLASSES, **options)
             made[settings] = jax.jit(
                 lambda key, *arrays: jax.value_and_grad(partial(loss, key=key), argnums=(0, 1), has_aux=True)(*arrays),
                 in_shardings=(None, table, *[examples] * 4),
@@ -136,6 +139,15 @@ def test_the_last_tile_may_be_partly_empty(batch, run, monkeypatch):
 
 def test_loss_and_gradients_equal_the_reference_at_the_authors_scale(batch, run):
     assert_close(run(batch, scale=64.0), reference(*batch, scale=64.0, margin=0.4))
+
+
+@pytest.mark.parametrize(("precision", "least", "most"), [("highest", 0.0, 2e-6), ("bfloat16", 1e-4, 2e-2)])
+def test_the_error_of_products_in_each_precision(batch, run, precision, least, most):
+    """Rounded factors change gradients by some thousandths of their norm."""
+    (loss, _), gradients = run(batch, precision=precision)
+    expected_loss, *expected, _ = reference(*batch, scale=16.0, margin=0.4)
+    assert least < relative_error(gradients, expected) < most
+    assert relative_error(loss, expected_loss) < most / 4
 
 
 def test_a_domain_without_items_adds_nothing(batch, run):

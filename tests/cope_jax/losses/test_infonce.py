@@ -10,7 +10,7 @@ from cope_jax.losses import ring
 from cope_jax.losses.infonce import infonce_loss
 from cope_jax.losses.pairs import Pair, join_vectors, split_vectors
 
-from .conftest import PAIRS, as_float64, shared
+from .conftest import PAIRS, as_float64, relative_error, shared
 
 TEMPERATURE, SMOOTHING = 0.2, 0.1
 
@@ -39,12 +39,15 @@ def formula(views):
     return total, gradients
 
 
-def loss_and_gradients(views, mesh, *, pairs=PAIRS, temperature=TEMPERATURE, smoothing=SMOOTHING):
+def loss_and_gradients(
+    views, mesh, *, pairs=PAIRS, temperature=TEMPERATURE, smoothing=SMOOTHING, precision="highest"
+):
     vectors, rest = split_vectors(views)
 
     def loss(vectors):
         views = join_vectors(vectors, rest)
-        return infonce_loss(views, pairs=pairs, temperature=temperature, smoothing=smoothing, mesh=mesh)[0]
+        settings = {"temperature": temperature, "smoothing": smoothing, "precision": precision}
+        return infonce_loss(views, pairs=pairs, mesh=mesh, **settings)[0]
 
     return jax.jit(jax.value_and_grad(loss))(vectors)
 
@@ -97,3 +100,13 @@ def test_a_sharp_temperature_does_not_overflow(make_views, one_device):
     loss, gradients = loss_and_gradients(make_views(12), one_device, temperature=1e-3)
     assert np.isfinite(loss)
     assert all(np.isfinite(gradient).all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize(("precision", "least", "most"), [("highest", 0.0, 1e-6), ("bfloat16", 1e-4, 1e-2)])
+def test_the_error_of_products_in_each_precision(make_views, one_device, precision, least, most):
+    """Rounded factors change gradients by some thousandths of their norm."""
+    views = make_views(24, E=64)
+    value, gradients, *_ = loss_and_gradients(views, one_device, precision=precision)
+    expected_value, expected, *_ = formula(views)
+    assert least < relative_error(gradients, expected) < most
+    assert relative_error(value, expected_value) < most / 4

@@ -10,7 +10,7 @@ from cope_jax.losses.pairs import Pair, join_vectors, split_vectors
 from cope_jax.losses.sigmoid import init_scalars, sigmoid_loss
 from cope_jax.parallel.mesh import batch_sharding, make_mesh
 
-from .conftest import PAIRS, as_float64, shared
+from .conftest import PAIRS, as_float64, relative_error, shared
 
 T, BETA = 7.0, -2.5
 
@@ -35,11 +35,12 @@ def formula(views):
     return total, gradients, {"log_t": log_t, "bias": bias}
 
 
-def loss_and_gradients(views, mesh, *, factor=1.0, pairs=PAIRS):
+def loss_and_gradients(views, mesh, *, factor=1.0, pairs=PAIRS, precision="highest"):
     vectors, rest = split_vectors(views)
 
     def loss(vectors, scalars):
-        value, statistics = sigmoid_loss(join_vectors(vectors, rest), scalars, pairs=pairs, mesh=mesh)
+        views = join_vectors(vectors, rest)
+        value, statistics = sigmoid_loss(views, scalars, pairs=pairs, mesh=mesh, precision=precision)
         return factor * value, statistics
 
     scalars = init_scalars(temperature=T, bias=BETA)
@@ -107,3 +108,13 @@ def test_in_a_ring_memory_of_a_device_does_not_grow_with_the_number_of_devices(m
     assert "[3,7]" in text
     assert "[24," not in text
     assert "all-gather" not in text
+
+
+@pytest.mark.parametrize(("precision", "least", "most"), [("highest", 0.0, 1e-6), ("bfloat16", 1e-4, 1e-2)])
+def test_the_error_of_products_in_each_precision(make_views, one_device, precision, least, most):
+    """Rounded factors change gradients by some thousandths of their norm."""
+    views = make_views(24, E=64)
+    value, gradients, *_ = loss_and_gradients(views, one_device, precision=precision)
+    expected_value, expected, *_ = formula(views)
+    assert least < relative_error(gradients, expected) < most
+    assert relative_error(value, expected_value) < most / 4

@@ -35,7 +35,7 @@ def test_nothing_changes_if_mimalloc_does_not_help_or_is_not_installed(reason, m
 
     assert set(allocator.mimalloc_environment()) == {"LD_PRELOAD", allocator.PURGE_DELAY}
     if reason == "other devices":
-        monkeypatch.setattr(allocator, "entry_points", lambda group: ["xla_cuda13"])
+        monkeypatch.setattr(allocator, "computes_on_cpu", lambda: False)
     else:
         monkeypatch.setattr(allocator, "files", missing)
     assert allocator.mimalloc_environment() == {}
