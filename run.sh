@@ -124,7 +124,7 @@ case $command in
     "$PYTHON" -m ruff format --check .
     exec "$PYTHON" -m basedpyright --pythonpath "$(command -v "$PYTHON")" ;;
   test)
-    setup search serve download beam dev
+    setup search serve download beam accelerators dev
     if [ "${1:-}" = --quick ]; then shift; set -- -m 'not slow' "$@"; fi
     # Each of two workers runs whole files, whose tests share fixtures.
     exec "$PYTHON" -m pytest --numprocesses=2 --dist=loadfile "$@" ;;

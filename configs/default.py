@@ -37,8 +37,8 @@ def get_config() -> ConfigDict:
     model.dtype = "float32"  # dtype of the computation: "float32" or "bfloat16"; parameters are float32
     model.attention = "auto"  # "xla", "cudnn" (flash attention) or "auto": cuDNN on GPUs if it supports the shapes
     model.scan_layers = True  # compile one block and loop over it; False compiles longer but may run slightly faster
-    # Recompute in the backward pass: "none", "dots" (all but matrix products), "narrow" (products wider than their input,
-    # too: in all, a tenth more arithmetic for 40% less memory than "dots") or "block" (everything: a third more).
+    # Recompute in the backward pass: "none", "dots" (all but matrix products), "narrow" (also products wider than their
+    # input: a tenth more arithmetic and 40% less memory than "dots") or "block" (everything: a third more arithmetic).
     model.remat = "none"
     model.text_domains = ("page", "video", "live")  # domains whose texts are used; the authors' release: ("page",)
     model.head_norm = "none"  # norm of the fusion heads: "none" (the authors') or "batch", to train from scratch

@@ -42,9 +42,7 @@ def _arrange(devices: Sequence[Any], sizes: tuple[int, ...]) -> np.ndarray:
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices > 1 and sizes[0] % slices == 0:
         within = (sizes[0] // slices, *sizes[1:])
-        return mesh_utils.create_hybrid_device_mesh(
-            within, (slices, 1, 1), devices, allow_split_physical_axes=True
-        )
+        return mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
     return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 

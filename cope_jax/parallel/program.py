@@ -31,6 +31,7 @@ _CALLED = re.compile(
     r"(?:body|to_apply|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}"
 )
 _FUSED = re.compile(r"\bcalls=%?([\w.\-]+)")
+_CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b(pred|c64|c128|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
 _OPERAND = re.compile(r"%([\w.\-]+)")
@@ -112,10 +113,21 @@ def _executed(computations: dict[str, list[_Instruction]], name: str, times: int
     for row in computations[name]:
         yield row, times
         if row.operation in ("while", "call", "conditional"):
-            trips = _TRIPS.search(row.rest) if row.operation == "while" else None
+            trips = _trips(row, computations) if row.operation == "while" else 1
             for match in _CALLED.finditer(row.rest):
                 for called in re.findall(r"[\w.\-]+", match[1] or match[2]):
-                    yield from _executed(computations, called, times * (int(trips[1]) if trips else 1))
+                    yield from _executed(computations, called, times * trips)
+
+
+def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
+    """Returns how often the body of a loop runs; 1 if that is unknown."""
+    if known := _TRIPS.search(loop.rest):
+        return int(known[1])
+    # Programs of TPUs do not say it, but compare a counter that starts at 0 with a constant.
+    condition = computations[_CONDITION.findall(loop.rest)[0]]
+    limits = [int(row.rest.split(")")[0]) for row in condition if row.operation == "constant" and row.rest[0].isdigit()]
+    compares = any(row.operation == "compare" and "direction=LT" in row.rest for row in condition)
+    return limits[0] if compares and len(limits) == 1 else 1
 
 
 def _bytes_moved(row: _Instruction, computations: dict[str, list[_Instruction]], shapes: dict[str, str]) -> int:

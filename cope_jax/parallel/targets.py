@@ -16,6 +16,9 @@ from typing import Any
 from unittest import mock
 
 import jax
+
+# Private, but there is neither a public check of cuDNN nor a public switch of that check.
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import topologies
 
 GIB = 2**30
@@ -118,6 +121,7 @@ class Target:
             ).devices
         # libtpu looks for a TPU and its neighbors unless told that there are none.
         os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+        os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # other processes may compile, too
         os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
         os.environ["TPU_ACCELERATOR_TYPE"] = f"{_TPU_PLATFORMS[self.kind]}-{self.size}"
         return topologies.get_topology_desc(topology_name=str(self), platform="tpu").devices
@@ -130,15 +134,19 @@ def cudnn_problem(devices: Iterable[Any]) -> str | None:
             return f"{device.device_kind} is not an NVIDIA GPU"
         if float(device.compute_capability) < 8.0:
             return f"{device.device_kind} has compute capability {device.compute_capability}; expected 8.0 or newer"
+        if any(device is present for present in jax.local_devices()):
+            try:
+                fused_attention_stablehlo.check_cudnn_version()
+            except RuntimeError as error:
+                return str(error)
     return None
 
 
 @contextlib.contextmanager
 def without_cudnn_checks() -> Iterator[None]:
     """Lets cuDNN attention be traced on a machine without a GPU, where JAX finds no cuDNN to ask for its version."""
-    module = "jax._src.cudnn.fused_attention_stablehlo"  # there is no public switch
     with mock.patch.multiple(
-        module,
+        fused_attention_stablehlo,
         check_cudnn_version=lambda: 91300,
         check_compute_capability=lambda capability: True,
         is_cuda_compute_capability_equal=lambda capability: capability == "9.0",

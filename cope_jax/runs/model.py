@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import jax
@@ -33,6 +34,11 @@ def encoder_settings(config: RunConfig, *, vocab_size: int) -> dict[str, dict[st
     return {"vision": vision, "text": text}
 
 
+@cache
+def _report_once(line: str) -> None:
+    print(line)
+
+
 def split_model(
     config: RunConfig, *, vocab_size: int, mesh: Mesh | None = None
 ) -> tuple[nnx.GraphDef, Callable[[], ModelState]]:
@@ -42,9 +48,11 @@ def split_model(
     out_shardings each device computes its own part. The devices of `mesh`, by default all, decide about attention.
     """
     model = config.model
-    attention = model.attention
-    if attention == "auto" and cudnn_problem(jax.devices() if mesh is None else mesh.devices.flat):
+    attention, devices = model.attention, list(jax.devices() if mesh is None else mesh.devices.flat)
+    if attention == "auto" and (problem := cudnn_problem(devices)):
         attention = "xla"
+        if devices[0].platform not in ("cpu", "tpu"):
+            _report_once(f"attention is computed without cuDNN, which may be slower: {problem}")
 
     def make() -> CopeModel:
         return CopeModel(

@@ -28,7 +28,7 @@ from cope_jax.training.plan import Plan, make_plan, step_flops
 from data_prep.common.domains import DOMAINS
 from data_prep.common.text_table import text_table
 
-LESS = "use config.model.remat='dots' or 'block', a smaller train.microbatch, or mesh.fsdp"
+REMATS = ("none", "dots", "narrow", "block")  # from most to least memory
 
 
 class Parameter(NamedTuple):
@@ -109,7 +109,7 @@ def dry_run(config: RunConfig, target: Target | None = None) -> DryRun:
         _summary(config, mesh_sizes(config, compiled_for.size), vocab_size, source),
         *_describe_texts(config),
         _cost_table(memory, flops, config),
-        _target_report(compiled_for, program, total, flops / compiled_for.size),
+        _target_report(config, compiled_for, program, total, flops / compiled_for.size),
     ]
     if missing:
         parts.append(
@@ -132,7 +132,7 @@ def compile_step(config: RunConfig, plan: Plan, target: Target) -> jax.stages.Co
     except jax.errors.JaxRuntimeError as error:
         if match := re.search(r"Used (\S+) of (\S+) hbm", str(error)):
             raise ValueError(
-                f"the step does not fit: it needs {match[1]} of the {match[2]} of a {target.kind}; {LESS}"
+                f"the step does not fit: it needs {match[1]} of the {match[2]} of a {target.kind}; {_remedies(config)}"
             ) from error
         raise
 
@@ -245,7 +245,17 @@ def _cost_table(memory: dict[str, int], flops: float, config: RunConfig) -> str:
     )
 
 
-def _target_report(target: Target, program: Program, total: int, flops: float) -> str:
+def _remedies(config: RunConfig) -> str:
+    """Names the settings that reduce the memory of a step."""
+    remats = " or ".join(map(repr, REMATS[REMATS.index(config.model.remat) + 1 :]))
+    microbatch = config.train.microbatch or config.train.batch_size
+    return (
+        f"use {f'config.model.remat={remats}, ' if remats else ''}config.train.microbatch={microbatch // 2} or less, "
+        "or config.mesh.fsdp, which shards parameters"
+    )
+
+
+def _target_report(config: RunConfig, target: Target, program: Program, total: int, flops: float) -> str:
     """Reports what compiling for a target showed; `flops` are the operations of a step on one device."""
     lines = [
         f"target      {target.size} × {target.kind}: the step compiled for these devices",
@@ -272,7 +282,7 @@ def _target_report(target: Target, program: Program, total: int, flops: float) -
             lines.append(
                 "            set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95, since JAX allocates 75% of a GPU by default"
             )
-        lines.append(f"            {LESS}")
+        lines.append(f"            {_remedies(config)}")
     compute, traffic = flops / hardware.flops, program.bytes_moved / hardware.bandwidth
     lines.append(
         f"estimate    at least {1e3 * max(compute, traffic):,.0f} ms per step: {1e3 * compute:,.0f} ms of arithmetic, "

@@ -39,9 +39,7 @@ def formula(views):
     return total, gradients
 
 
-def loss_and_gradients(
-    views, mesh, *, pairs=PAIRS, temperature=TEMPERATURE, smoothing=SMOOTHING, precision="highest"
-):
+def loss_and_gradients(views, mesh, *, pairs=PAIRS, temperature=TEMPERATURE, smoothing=SMOOTHING, precision="highest"):
     vectors, rest = split_vectors(views)
 
     def loss(vectors):

@@ -1,5 +1,6 @@
 """Dry runs: costs against formulas and against real arrays."""
 
+import json
 import re
 from dataclasses import asdict
 
@@ -8,10 +9,21 @@ import pytest
 
 from configs import default
 from cope_jax.data.tokenizer import load_tokenizer
+from cope_jax.parallel import targets
 from cope_jax.parallel.mesh import make_mesh, to_devices
+from cope_jax.parallel.targets import Target
+from cope_jax.runs.config import flatten
 from cope_jax.runs.config_validation import replace_fields, resolve_config
 from cope_jax.runs.inputs import run_tokenizer, training_batch_shapes, training_batches
-from cope_jax.training.dry_run import device_bytes, dry_run, list_parameters, memory_per_device, mesh_sizes, vocabulary
+from cope_jax.training.dry_run import (
+    compile_step,
+    device_bytes,
+    dry_run,
+    list_parameters,
+    memory_per_device,
+    mesh_sizes,
+    vocabulary,
+)
 from cope_jax.training.plan import make_plan, step_flops
 
 
@@ -41,7 +53,7 @@ def test_bytes_equal_those_of_real_arrays(frozen_config, tmp_path):
     tokenizer = run_tokenizer(frozen_config, tmp_path)
     mesh = make_mesh(**asdict(frozen_config.mesh))
     run = make_plan(frozen_config, mesh, vocab_size=len(tokenizer))
-    memory = memory_per_device(frozen_config, run)
+    memory = memory_per_device(run, compile_step(frozen_config, run, Target("cpu", (8,))))
 
     def held(tree):
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
@@ -75,7 +87,7 @@ def test_frozen_parameters_have_no_optimizer_state_and_no_decay(frozen_config):
 @pytest.mark.slow
 def test_the_report_has_every_part(frozen_config):
     """Also for cuDNN attention, which fake devices do not have."""
-    report = dry_run(replace_fields(frozen_config, {"model.dtype": "bfloat16", "model.attention": "cudnn"}))
+    report, summary = dry_run(replace_fields(frozen_config, {"model.dtype": "bfloat16", "model.attention": "cudnn"}))
     for part in (
         "mesh        data 2 × fsdp 2 × tensor 2 = 8 devices\n",
         "batch       8 products, 2 per device; each with 1 + 2 + 2 frames of 16×16 and texts of 12 tokens",
@@ -85,6 +97,9 @@ def test_the_report_has_every_part(frozen_config):
         "frozen",
         "activations, gradients, buffers",
         "GFLOP per example",
+        "target      8 × cpu: the step compiled for these devices",
+        f"kernels     {summary['launches']:,} launches per step",
+        "all-reduce: ",
     ):
         assert part in report
     (row,) = [line for line in report.splitlines() if line.startswith("model/text/words/embedding")]
@@ -100,7 +115,8 @@ def test_ten_million_classes_are_sharded_over_all_devices(frozen_config):
     table = 10_002_432 * config.model.embedding * 4 // 8
     assert device_bytes(run.state.params["loss"]["classifier"]) == table
     assert 2 * table < device_bytes(run.state.opt_state) < 2.01 * table
-    assert memory_per_device(config, run)["activations, gradients, buffers"] < 6 * table
+    memory = memory_per_device(run, compile_step(config, run, Target("cpu", (8,))))
+    assert memory["activations, gradients, buffers"] < 6 * table
 
 
 def test_the_number_of_classes_must_be_given(tiny_config):
@@ -127,4 +143,37 @@ def test_the_size_of_the_vocabulary_is_that_of_an_available_tokenizer(tiny_confi
     words = len(load_tokenizer(tmp_path / "tokenizer"))
     assert vocabulary(config) == (words, str(tmp_path / "tokenizer"))
     assert words != 77
-    assert re.search(r"\ntexts: \d+\.\d% of the tokens are unknown, ", dry_run(config))
+    assert re.search(r"\ntexts: \d+\.\d% of the tokens are unknown, ", dry_run(config).report)
+
+
+def usual_config():
+    return resolve_config(default.get_config())
+
+
+@pytest.mark.slow
+def test_the_report_as_json(run_sh, make_tiny_config, tmp_path):
+    """For four CPUs, whose parameters and moments are replicated."""
+    out = tmp_path / "plan.json"
+    config, usual = (flatten(config) for config in (make_tiny_config({"mesh.data": -1}), usual_config()))
+    flags = [f"--config.{key}={value}" for key, value in config.items() if value != usual[key]]
+    done = run_sh("train", "--config=configs/default.py", "--dry_run", "--target=cpu:4", f"--json={out}", *flags)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(out.read_text())
+    assert plan.keys() == {
+        *("target", "fits", "bytes_per_device", "launches", "bytes_moved", "collectives", "flops_per_example")
+    }
+    assert (plan["target"], plan["fits"]) == ("cpu:4", None)
+    assert re.search(rf"^total +{plan['bytes_per_device'] / 2**30:.2f}$", done.stdout, re.MULTILINE)
+    assert "data 4 × fsdp 1 × tensor 1 = 4 devices" in done.stdout
+    assert plan["collectives"]["all-reduce"]["bytes"] > 0
+    assert plan["flops_per_example"] > 1e6
+
+
+def test_without_its_compiler_a_target_is_planned_on_cpus(tiny_config, monkeypatch):
+    monkeypatch.setattr(targets, "find_spec", lambda name: None)
+    report, summary = dry_run(replace_fields(tiny_config, {"mesh.data": -1}), Target.parse("v5e:2x1"))
+    assert summary["target"] == "cpu:2"
+    assert report.endswith(
+        "compiled for CPUs instead of v5e:2x1, since the package libtpu is not installed; install "
+        "requirements-accelerators.txt for the plan of the real devices"
+    )
