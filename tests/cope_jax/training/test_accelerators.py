@@ -1,4 +1,4 @@
-"""The full-size recipes with few layers, compiled for accelerators by the compilers of requirements-accelerators.txt."""
+"""The full-size recipes with few layers, compiled for accelerators."""
 
 import jax
 import pytest
