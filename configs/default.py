@@ -37,9 +37,9 @@ def get_config() -> ConfigDict:
     model.dtype = "float32"  # dtype of the computation: "float32" or "bfloat16"; parameters are float32
     model.attention = "auto"  # "xla", "cudnn" (flash attention) or "auto": cuDNN on GPUs if it supports the shapes
     model.scan_layers = True  # compile one block and loop over it; False compiles longer but may run slightly faster
-    # Recompute in the backward pass: "none", "dots" (all but matrix products), "narrow" (also products wider than their
-    # input: a tenth more arithmetic and 40% less memory than "dots") or "block" (everything: a third more arithmetic).
-    model.remat = "none"
+    # Recomputing the products that are wider than their input, too, takes a tenth more arithmetic and 40% less memory
+    # than "dots"; everything, a third more arithmetic.
+    model.remat = "none"  # recompute in the backward pass: "none", "dots" (all but products), "narrow" or "block" (all)
     model.text_domains = ("page", "video", "live")  # domains whose texts are used; the authors' release: ("page",)
     model.head_norm = "none"  # norm of the fusion heads: "none" (the authors') or "batch", to train from scratch
 
@@ -60,9 +60,7 @@ def get_config() -> ConfigDict:
     vision.integration_depth = 1  # transformer blocks over frame vectors; 0 takes their mean
     vision.integration_heads = 8  # attention heads over frames; divides output_width
     vision.output_width = 512  # width of frame and clip vectors, before fusion
-    vision.broadcast_single_frame = (
-        False  # repeat a single frame at all positions (X-CLIP, the authors'), or use the first
-    )
+    vision.broadcast_single_frame = False  # repeat a single frame at all positions (the authors'), or use the first
     vision.drop_path = 0.0  # stochastic depth of the last block; rises linearly from 0
 
     model.text = text = ConfigDict()

@@ -174,10 +174,10 @@ class ClassifierConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossesConfig:
+    precision: Literal["highest", "bfloat16"]
     sigmoid: SigmoidConfig
     infonce: InfoNCEConfig
     classifier: ClassifierConfig
-    precision: Literal["highest", "bfloat16"]
 
     @property
     def active(self) -> dict[str, float]:

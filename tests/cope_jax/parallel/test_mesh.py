@@ -1,5 +1,7 @@
 """The device mesh, and how batches are distributed over it."""
 
+from dataclasses import dataclass
+
 import jax
 import numpy as np
 import pytest
@@ -51,3 +53,24 @@ def test_processes_in_one_tensor_group_read_the_same_share(owners, shares):
 def test_processes_that_would_read_parts_of_shares_are_errors(owners):
     with pytest.raises(ValueError, match=r"config.mesh.tensor=\d does not fit processes with \d devices"):
         share_of(0, np.array(owners))
+
+
+@dataclass(frozen=True)
+class FakeDevice:
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100"
+
+
+@pytest.mark.parametrize(("slices", "data"), [(2, 4), (4, 4), (2, 2)])
+def test_only_the_data_axis_spans_slices(slices, data):
+    """The devices of a slice are listed one after the other or in turn."""
+    for order in (lambda i: i // (16 // slices), lambda i: i % slices):
+        devices = [FakeDevice(i, order(i)) for i in range(16)]
+        mesh = make_mesh(data=data, fsdp=-1, tensor=2, devices=devices)
+        assert mesh.devices.shape == (data, 16 // data // 2, 2)
+        for row in mesh.devices:
+            assert len({device.slice_index for device in row.flat}) == 1
+        assert {device.id for device in mesh.devices.flat} == set(range(16))

@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import default
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.parallel.path_rules import apply_rules
-from cope_jax.parallel.sharding_rules import LARGE, PARAMETER_RULES, parameter_shardings
+from cope_jax.parallel.sharding_rules import LARGE, PARAMETER_RULES, parameter_shardings, shard_over_data
 from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.model import split_model
 
@@ -75,3 +76,16 @@ def test_all_parameters_that_the_mesh_does_not_divide_are_listed():
     }
     with pytest.raises(ValueError, match=r"b/down/kernel \(7, 8\) by .*; b/up/kernel \(6, 8\) by"):
         parameter_shardings(params, mesh)
+
+
+def test_moments_are_sharded_over_data_as_well():
+    mesh = make_mesh(data=4, fsdp=2, tensor=1)
+
+    def sharded(spec, *sizes):
+        return shard_over_data(shape(*sizes), NamedSharding(mesh, PartitionSpec(*spec))).spec
+
+    assert sharded(("fsdp", None), 8, 12) == PartitionSpec("fsdp", "data")
+    assert sharded((), 8, 12, 6) == PartitionSpec(None, "data", None)  # the largest axis that 4 divides
+    assert sharded(("fsdp", None), 8, 6) == PartitionSpec("fsdp", None)
+    assert sharded((("data", "fsdp"), None), 8, 12) == PartitionSpec(("data", "fsdp"), None)
+    assert sharded(()) == PartitionSpec()
