@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
     "quickstart", "rope", "catalog", "training", "losses", "pretrained", "hardware", "evaluation", "search",
     "reliability", "troubleshooting", "formats", "concepts", "architecture", "benchmarks", "experiments", "index",
+    "scale",
 ))]  # fmt: skip
 
 
@@ -58,6 +59,7 @@ TINY_RUN = [
     "--config.model.text.depth=1",
     "--config.model.text.heads=2",
     "--config.train.batch_size=4",
+    "--config.train.microbatch=0",
     "--config.train.steps=3",
     "--config.optimizer.warmup_steps=1",
     "--config.eval.batch_size=16",

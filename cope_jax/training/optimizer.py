@@ -32,7 +32,7 @@ def matches(pattern: str, params: PyTree) -> PyTree:
 
 
 def stop_frozen_gradients(params: PyTree, groups: Groups) -> PyTree:
-    """Returns some of the parameters with frozen ones as constants, which saves their gradients and those below them."""
+    """Returns some parameters with frozen ones as constants, which saves their gradients and those below them."""
     factors = apply_rules(groups, params, name="config.optimizer.groups", require_all_used=False)
     return jax.tree.map(lambda param, factor: param if factor else jax.lax.stop_gradient(param), params, factors)
 
