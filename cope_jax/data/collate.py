@@ -146,17 +146,17 @@ class Collator:
         if not len(positions):
             return 0
         # A repeated frame is decoded once: crop and jitter are the same for the whole clip.
-        decoded = list(dict.fromkeys(positions.tolist()))
-        source = np.searchsorted(decoded, positions)
+        wanted = positions.tolist()
+        decoded = list(dict.fromkeys(wanted))
         try:
             self.transform([item.frames[position] for position in decoded], rng, out[: len(decoded)])
         except ValueError as error:
             place = f", {example.place()}" if example.place else ""
             raise InvalidItemError(f"{self.domain} item {item.item_id}{place}: {error}") from error
-        for t in reversed(range(len(positions))):  # in reverse, so that no frame is overwritten before it is copied
-            if source[t] != t:
-                out[t] = out[source[t]]
-        return len(positions)
+        if len(decoded) < len(wanted):
+            for t in reversed(range(len(wanted))):  # in reverse, so that no frame is overwritten before it is copied
+                out[t] = out[decoded.index(wanted[t])]
+        return len(wanted)
 
 
 def kept_products(product_ids: Sequence[int], drawn: int | None, limit: int) -> list[int]:

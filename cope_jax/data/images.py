@@ -4,6 +4,7 @@ JPEGs are decoded at a reduced scale if the crop leaves enough pixels. simplejpe
 so the pipeline's threads scale.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,9 +56,10 @@ class TrainTransform:
         (top, bottom), (left, right) = _pixel_edges(box, height, width)
         box = top / height, left / width, (bottom - top) / height, (right - left) / width
         mirrored = self.flip and rng.random() < 0.5
-        frames = np.empty((len(images), self.size, self.size, 3), np.uint8) if out is None else out
-        for image, frame in zip(images, frames, strict=True):
-            crop_resize(image, box, self.size, mirrored=mirrored, out=frame)
+        frames = crop_resize_clip(images, box, self.size, out)
+        if mirrored:
+            rows = frames.reshape(-1, self.size, 3)  # all frames in one call, which releases Python's lock once
+            cv2.flip(rows, 1, dst=rows)
         if self.color_jitter:
             frames[:] = jitter_color(frames, self.color_jitter, rng)
         return frames
@@ -73,10 +75,7 @@ class EvalTransform:
         self, images: Sequence[bytes], rng: np.random.Generator | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
         """Does the same as `TrainTransform.__call__`, without randomness."""
-        frames = np.empty((len(images), self.size, self.size, 3), np.uint8) if out is None else out
-        for image, frame in zip(images, frames, strict=True):
-            crop_resize(image, WHOLE, self.size, out=frame)
-        return frames
+        return crop_resize_clip(images, WHOLE, self.size, out)
 
 
 def limit_opencv_threads() -> None:
@@ -84,29 +83,30 @@ def limit_opencv_threads() -> None:
     cv2.setNumThreads(1)
 
 
-def crop_resize(
-    data: bytes, box: Box, size: int, *, mirrored: bool = False, out: np.ndarray | None = None
-) -> np.ndarray:
-    """Decodes a part of an image and resizes it with antialiasing: u8[size, size, 3], written to `out` if given."""
-    _, _, height, width = box
-    pixels = decode_rgb(data, min_height=math.ceil(size / height), min_width=math.ceil(size / width))
-    return resize(pixels, box, size, mirrored=mirrored, out=out)
+def crop_resize_clip(images: Sequence[bytes], box: Box, size: int, out: np.ndarray | None = None) -> np.ndarray:
+    """Decodes a part of each image and resizes it with antialiasing: u8[N, size, size, 3], in `out` if given."""
+    frames = np.empty((len(images), size, size, 3), np.uint8) if out is None else out
+    min_height, min_width = math.ceil(size / box[2]), math.ceil(size / box[3])
+    for image, frame in zip(images, frames, strict=True):
+        resize(decode_rgb(image, min_height=min_height, min_width=min_width), box, size, out=frame)
+    return frames
 
 
-def resize(
-    pixels: np.ndarray, box: Box, size: int, *, mirrored: bool = False, out: np.ndarray | None = None
-) -> np.ndarray:
+def crop_resize(data: bytes, box: Box, size: int) -> np.ndarray:
+    """Decodes a part of an image and resizes it with antialiasing: u8[size, size, 3]."""
+    return crop_resize_clip([data], box, size)[0]
+
+
+def resize(pixels: np.ndarray, box: Box, size: int, *, out: np.ndarray | None = None) -> np.ndarray:
     """Resizes a part of u8[H, W, 3] to u8[size, size, 3]."""
     (top, bottom), (left, right) = _pixel_edges(box, *pixels.shape[:2])
-    part = pixels[top:bottom, left:right]
     # Bilinear interpolation skips no pixel if the image shrinks by less than 2, as decoded JPEGs do; area averages take
     # six times as long.
-    method = cv2.INTER_AREA if max(part.shape[:2]) >= 2 * size else cv2.INTER_LINEAR
-    if mirrored:
-        return cv2.flip(cv2.resize(part, (size, size), interpolation=method), 1, dst=out)
-    return cv2.resize(part, (size, size), dst=out, interpolation=method)
+    method = cv2.INTER_AREA if max(bottom - top, right - left) >= 2 * size else cv2.INTER_LINEAR
+    return cv2.resize(pixels[top:bottom, left:right], (size, size), dst=out, interpolation=method)
 
 
+@functools.lru_cache(maxsize=64)  # the frames of a clip have the same
 def _pixel_edges(box: Box, H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Returns (first, last + 1) row and (first, last + 1) column of a box in an image of H × W pixels."""
     top, left, height, width = box

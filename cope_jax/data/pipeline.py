@@ -97,7 +97,11 @@ def train_batches(
     records = open_records(data_dir, split)
     if not len(records.products):
         raise ValueError(f"split {split!r} of {data_dir} has no products to train on")
-    shared = Threads(max(1, threads // worker_processes) if worker_processes else threads)
+    if worker_processes:
+        # A process with one thread works in the thread that asks for its batches.
+        shared = Threads(threads // worker_processes if threads >= 2 * worker_processes else 0)
+    else:
+        shared = Threads(threads)
     indices = (
         grain.MapDataset.range(len(records.products))
         .seed(seed)

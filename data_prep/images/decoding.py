@@ -165,9 +165,9 @@ def _decode_jpeg(data: bytes, header: JpegHeader, mode: str, **scale: int) -> np
     if header.components == 4:
         mode = "CMYK"
     problem = ""
-    for candidate in (lambda: data, lambda: tidy_jpeg(data)):
+    for is_tidy in (False, True):
         try:
-            pixels = _decode_strictly(candidate(), mode, header.scans == 1, **scale)
+            pixels = _decode_strictly(tidy_jpeg(data) if is_tidy else data, mode, header.scans == 1, **scale)
             return _cmyk_to_rgb(pixels) if mode == "CMYK" else pixels
         except ValueError as error:
             problem = str(error)
@@ -294,6 +294,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def turn_upright(pixels_HWC: np.ndarray, orientation: int) -> np.ndarray:
     """Turns pixels as an EXIF orientation says: [H, W, C] or, for 5 to 8, [W, H, C]."""
+    if orientation == 1:
+        return np.ascontiguousarray(pixels_HWC)
     if _is_sideways(orientation):
         pixels_HWC = pixels_HWC.transpose(1, 0, 2)
     flip_rows = orientation in (3, 4, 7, 8)  # of the transposed image
