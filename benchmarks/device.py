@@ -50,7 +50,7 @@ from cope_jax.training.progress import peak_flops
 
 FLAGS = flags.FLAGS
 # Seconds that each part may take, in the order of their worth.
-LIMITS = {"device": 30, "correct": 90, "base": 120, "torch": 100, "recipe": 80, "embed": 50, "decode": 20}
+LIMITS = {"device": 30, "correct": 110, "base": 110, "torch": 150, "recipe": 100, "embed": 50, "decode": 20}
 TINY = {
     "data.image_size": 64,
     "data.frames.video": 4,
@@ -260,8 +260,8 @@ def measure_decoding() -> dict[str, Any]:
 PARTS: dict[str, Callable[[], dict[str, Any] | Iterator[dict[str, Any]]]] = {
     "device": measure_device,
     "correct": check_results,
-    "base": lambda: measure_ours(base_config, (4,) if FLAGS.quick else (64, 128)),
-    "torch": lambda: measure_torch((64, 128)),
+    "base": lambda: measure_ours(base_config, (4,) if FLAGS.quick else (64,)),
+    "torch": lambda: measure_torch((32,)),
     "recipe": lambda: measure_ours(recipe_config, (4,) if FLAGS.quick else (64,)),
     "embed": measure_embedding,
     "decode": measure_decoding,
