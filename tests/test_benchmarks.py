@@ -16,8 +16,9 @@ from absl import app, flags
 from PIL import Image
 
 from benchmarks import all as all_benchmarks
-from benchmarks import chaos, input_pipeline, measuring, step, torch_pipeline
+from benchmarks import chaos, hardware, input_pipeline, measuring, step, torch_pipeline
 from benchmarks.torch_cope import TorchCope, used_parameters
+from cope_jax.parallel.targets import GIB
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.model import split_model
 
@@ -73,8 +74,19 @@ def test_every_benchmark_accepts_its_quick_flags(name, own_flags):
     assert callable(module.main)
 
 
-def test_all_runs_every_benchmark_except_the_one_that_needs_data():
-    assert set(all_benchmarks.BENCHMARKS) == set(COMMANDS) - {"all", "loss_terms"}
+def test_all_runs_every_benchmark_except_those_that_need_data_compilers_or_devices():
+    assert set(all_benchmarks.BENCHMARKS) == set(COMMANDS) - {"all", "loss_terms", "hardware", "device"}
+
+
+def test_the_largest_batch_is_read_off_the_line_through_two_plans():
+    line = hardware.Line(fixed=2 * GIB, per_product=GIB / 2)
+    assert line.largest(59.3 * GIB) == 112  # 57.3 GiB for products of half a GiB, in eights
+    assert line.largest(1 * GIB) == 0
+    fits = {"GPU": dict.fromkeys(hardware.MODES, line), "v5e": dict.fromkeys(hardware.MODES)}
+    rows = hardware.markdown(fits).splitlines()
+    assert rows[2] == "| GPU 24 GB (17.8 GiB usable) | 24 (14.0 GiB) | 24 (14.0 GiB) | 24 (14.0 GiB) |"
+    assert rows[6] == "| v5e (15.8 GiB usable) | does not fit | does not fit | does not fit |"
+    assert rows[7].startswith("| GiB on a GPU | 2.00 + 0.5000 · products | ")
 
 
 def test_a_failing_benchmark_is_reported_and_does_not_stop_the_others(monkeypatch, capsys, own_flags):

@@ -26,6 +26,7 @@ from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields, resolve_config
 from cope_jax.runs.inputs import run_tokenizer, training_batches, training_classes
 from cope_jax.training import loop
+from cope_jax.training.dry_run import device_bytes
 from cope_jax.training.loop import Profiler, train
 from cope_jax.training.plan import make_plan, restore_or_initialize
 from cope_jax.training.progress import TrainingProgress
@@ -109,6 +110,25 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(finished, tiny_co
     train(tiny_config, tmp_path)
     assert_equal_trees(stored(tmp_path, 6), stored(finished, 6))
     assert losses(tmp_path) == losses(finished)
+
+
+@pytest.mark.slow
+def test_a_run_resumes_with_and_without_sharded_moments(finished, tiny_config, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints/6")
+    sharded_config = replace_fields(tiny_config, {"train.shard_optimizer": True})
+    train(sharded_config, run)  # from step 4, saved without
+    expected, found = (optax.tree.get(stored(folder, 6)["opt_state"], "mu") for folder in (finished, run))
+    jax.tree.map(assert_close_to_largest, expected, found)
+    mesh, vocab_size = make_mesh(**asdict(tiny_config.mesh)), len(run_tokenizer(tiny_config, run))
+    plain, sharded = (make_plan(c, mesh, vocab_size=vocab_size).state for c in (tiny_config, sharded_config))
+    assert device_bytes(plain.params) == device_bytes(sharded.params)
+    assert 0.5 <= device_bytes(sharded.opt_state) / device_bytes(plain.opt_state) < 0.52  # on two devices
+    with Checkpoints(run) as checkpoints:
+        restored, _ = checkpoints.restore(6, plain)
+    moments = optax.tree.get(restored.opt_state, "mu")
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(moments))
+    assert_equal_trees(moments, found)
 
 
 @pytest.mark.slow
@@ -332,7 +352,7 @@ def test_a_finished_run_is_not_changed(finished, tiny_config, capsys):
 @pytest.mark.parametrize(
     ("sizes", "changed"),
     [
-        ((8, 1, 1), {}),
+        ((8, 1, 1), {"train.shard_optimizer": True}),
         (
             (2, 2, 2),
             {
