@@ -306,7 +306,12 @@ def main(_: list[str]) -> None:
     print(json.dumps(result))
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
+    """Defines the flags of the command."""
     flags.DEFINE_bool("quick", False, "Use tiny sizes, on the CPU.")
     flags.DEFINE_enum("part", None, list(LIMITS), "Run only this part, in this process.")
+
+
+if __name__ == "__main__":
+    define_flags()
     app.run(main)
