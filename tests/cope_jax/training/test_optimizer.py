@@ -136,6 +136,8 @@ def test_frozen_parameters_get_no_gradient():
     )(PARAMS)
     assert not found["a"]["bias"].any()
     np.testing.assert_allclose(found["b"]["kernel"], np.full(4, -2.0))
+    model = {"a": PARAMS["a"]}  # the groups of other parameters have no use here
+    assert stop_frozen_gradients(model, (("^b/", 0.5), ("", 1.0)))["a"]["bias"] is PARAMS["a"]["bias"]
 
 
 def test_groups_must_fit_the_parameters():
