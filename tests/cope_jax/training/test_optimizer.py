@@ -1,16 +1,19 @@
 """AdamW against its formula, with decay, groups and clipping."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from configs import default
+from configs import cope_rope, cope_rope_sigmoid, default
 from cope_jax.parallel.path_rules import leaf_paths
 from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.model import split_model
-from cope_jax.training.optimizer import make_optimizer, matches, stop_frozen_gradients
+from cope_jax.training.objective import init_losses
+from cope_jax.training.optimizer import make_optimizer, matches, rate_factors, stop_frozen_gradients
 
 PARAMS = {
     "a": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full((3,), 2.0)},
@@ -158,3 +161,37 @@ def test_matrices_and_word_vectors_of_the_full_model_decay(fusion, more):
         names[decay].add(path.split("/")[-1])
     assert names[True] == {"kernel", "embedding"}
     assert names[False] == {"bias", "scale", "position", "segment", "class_token", "log_t", *more}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rates", "decayed", "clipped"),
+    [
+        (
+            cope_rope,
+            {"loss/classifier/table": 5e-3},
+            {"loss/classifier/table", "model/vision/pre_norm/scale", "model/text/pooler/bias"},
+            {"model/vision/pre_norm/scale", "model/text/pooler/bias"},
+        ),
+        (
+            cope_rope_sigmoid,
+            {"loss/sigmoid/log_t": 1e-3, "loss/sigmoid/bias": 1e-3},
+            set(),
+            {"loss/sigmoid/log_t", "loss/sigmoid/bias", "model/vision/pre_norm/scale", "model/text/pooler/bias"},
+        ),
+    ],
+)
+def test_the_recipes_treat_parameters_as_they_say(recipe, rates, decayed, clipped):
+    changes = {"losses.classifier.classes": 50, "model.vision.depth": 2, "model.text.depth": 1}
+    config = resolve_config(recipe.get_config(), changes)
+    _, initialize = split_model(config, vocab_size=100)
+    losses = jax.eval_shape(partial(init_losses, config))
+    params = {"model": jax.eval_shape(initialize).params, "loss": losses}
+    settings = config.optimizer
+    paths = jax.tree.leaves(leaf_paths(params))
+    found = dict(zip(paths, jax.tree.leaves(rate_factors(settings.groups, params)), strict=True))
+    assert {path: settings.rate * factor for path, factor in found.items() if path.startswith("loss/")} == rates
+    samples = {*rates, "model/vision/pre_norm/scale", "model/text/pooler/bias"}
+    for pattern, expected in ((settings.decayed, decayed), (settings.clipped, clipped)):
+        chosen = dict(zip(paths, jax.tree.leaves(matches(pattern, params)), strict=True))
+        assert {path for path in samples if chosen[path]} == expected
+        assert chosen["model/fusion/page/merge/linear/kernel"]
