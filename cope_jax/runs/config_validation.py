@@ -19,9 +19,11 @@ ADDED_FIELDS = {
     "data.worker_processes": 0,
     "model.vision.broadcast_single_frame": False,
     "model.text.attention_dropout": 0.0,
+    "losses.precision": "highest",
     "optimizer.cosine_steps": 0,
     "optimizer.decayed": r"/(kernel|embedding)$",
     "optimizer.clipped": "",
+    "train.shard_optimizer": False,
 }
 SCALARS = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
 
