@@ -67,7 +67,7 @@ def dense(views: dict[str, View], scalars: Any, mesh: Mesh) -> Any:
     """Computes the formula on whole matrices, with the same statistics."""
     total, statistics = jnp.zeros(()), []
     for a, b in PAIRS:
-        grid = compare(views[a], views[b])
+        grid = compare(views[a], views[b], precision="highest")
         logits = jnp.exp(scalars["log_t"]) * grid.cosine + scalars["bias"]
         terms = jax.nn.softplus(jnp.where(grid.positive, -logits, logits))
         loss = jnp.where(grid.positive | grid.negative, terms, 0.0).sum() / len(terms)

@@ -20,13 +20,13 @@ def _equation_operations(equation: JaxprEqn) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        left = equation.invars[0].aval.shape
-        return 2 * _size(equation) * prod(left[axis] for axis in contracted)
+        left = _shape(equation.invars[0])
+        return 2 * prod(_shape(equation.outvars[0])) * prod(left[axis] for axis in contracted)
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
+        kernel = _shape(equation.invars[1])
         products = prod(kernel) / kernel[params["dimension_numbers"].rhs_spec[0]]
         # Zeros between the pixels of a dilated input are not multiplied.
-        return 2 * _size(equation) * products / prod(params["lhs_dilation"])
+        return 2 * prod(_shape(equation.outvars[0])) * products / prod(params["lhs_dilation"])
     counts = [count_operations(inner) for inner in _inner_programs(params)]
     if name == "cond":
         return max(counts)
@@ -34,8 +34,8 @@ def _equation_operations(equation: JaxprEqn) -> float:
     return times * sum(counts)
 
 
-def _size(equation: JaxprEqn) -> int:
-    return prod(equation.outvars[0].aval.shape)
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
 
 
 def _inner_programs(params: dict[str, Any]) -> Iterator[Jaxpr]:
