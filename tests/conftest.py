@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 from types import MappingProxyType
 
-# Set before jax is imported for the first time.
-os.environ["JAX_PLATFORMS"] = "cpu"
+# Set before jax is imported for the first time. COPE_TEST_PLATFORM=gpu or tpu runs the tests on such a device, with the
+# CPU next to it; tests of meshes need eight devices.
+PLATFORM = os.environ.get("COPE_TEST_PLATFORM", "cpu")
+os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}[PLATFORM]
+os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # pytest's workers share a GPU
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     # For models this small, compiling takes longer than running: compile quickly.
@@ -35,6 +38,8 @@ from jaxtyping import install_import_hook
 install_import_hook(["cope_jax.models", "cope_jax.losses", "cope_jax.evaluation.metrics"], "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+if PLATFORM != "cpu":
+    jax.config.update("jax_default_matmul_precision", "highest")  # otherwise products of float32 are less precise
 CACHE_SIZE = 2 << 30  # bytes of compiled programs to keep
 
 # Tracing creates millions of objects, and each collection takes longer the more programs are kept: collect rarely.
