@@ -36,9 +36,9 @@ def test_a_recipe_fits_and_communicates_only_gradients(recipe, target, attention
     program = analyze(compiled.as_text())
     assert target.fits(sum(memory_per_device(plan, compiled).values()))
     assert ("__cudnn$fmhaSoftmax" in program.custom_calls) == (target.kind == "h100")
-    # Each gradient is summed over devices once, in float32; frames stay where they are.
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(plan.state.params["model"])) if target.size > 1 else 0
-    reduced = program.collectives["all-reduce"].bytes if target.size > 1 else 0
-    assert 4 * parameters <= reduced <= 4 * 1.02 * parameters
-    assert "u8" not in program.permuted_types
+    if target.size > 1:
+        # Each gradient is summed over devices once, in float32. Heads for texts that are not used have none.
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(plan.state.params["model"]))
+        assert 0.98 < program.collectives["all-reduce"].bytes / (4 * parameters) < 1.02
+    assert "u8" not in program.permuted_types  # frames stay where they are
     assert sum(found.bytes for kind, found in program.collectives.items() if kind != "all-reduce") < 2e6
