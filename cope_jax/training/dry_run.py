@@ -101,6 +101,8 @@ def dry_run(config: RunConfig, target: Target | None = None) -> DryRun:
         "launches": program.launches,
         "bytes_moved": program.bytes_moved,
         "collectives": {kind: found._asdict() for kind, found in program.collectives.items()},
+        "permuted_types": sorted(program.permuted_types),
+        "custom_calls": program.custom_calls,
         "flops_per_example": flops / config.train.batch_size,
     }
     parts = [

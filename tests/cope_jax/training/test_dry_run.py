@@ -160,7 +160,8 @@ def test_the_report_as_json(run_sh, make_tiny_config, tmp_path):
     assert done.returncode == 0, done.stderr
     plan = json.loads(out.read_text())
     assert plan.keys() == {
-        *("target", "fits", "bytes_per_device", "launches", "bytes_moved", "collectives", "flops_per_example")
+        *("target", "fits", "bytes_per_device", "launches", "bytes_moved", "flops_per_example"),
+        *("collectives", "permuted_types", "custom_calls"),
     }
     assert (plan["target"], plan["fits"]) == ("cpu:4", None)
     assert re.search(rf"^total +{plan['bytes_per_device'] / 2**30:.2f}$", done.stdout, re.MULTILINE)
