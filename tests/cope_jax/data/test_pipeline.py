@@ -221,8 +221,11 @@ def test_worker_processes_ignore_interrupts_and_end_with_the_process(data_dir, t
     (tmp_path / "settings").write_bytes(pickle.dumps(settings | {"worker_processes": 2}))
     (tmp_path / "script.py").write_text(READ_FOREVER)
     command = [sys.executable, tmp_path / "script.py", tmp_path / "settings"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     before = shared_memory()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
+    ) as process:
         process.stdout.readline()
         children = Path(f"/proc/{process.pid}/task").glob("*/children")
         workers = [
