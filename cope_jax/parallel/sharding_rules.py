@@ -65,9 +65,11 @@ def shard_over_data(leaf: PyTree, sharding: NamedSharding) -> NamedSharding:
     Nothing changes if `data` shards an axis already, or divides none.
     """
     mesh, spec = sharding.mesh, [*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))]
-    size = mesh.shape["data"]
-    free = [i for i, axes in enumerate(spec) if axes is None and leaf.shape[i] % size == 0]
-    if not free or any("data" in (axes or ()) for axes in spec):
+    axes = [(entry,) if isinstance(entry, str) else tuple(entry or ()) for entry in spec]
+    sizes = [leaf.shape[i] / shard_count(axes[i], mesh) for i in range(leaf.ndim)]  # on one device
+    possible = [i for i, size in enumerate(sizes) if size % mesh.shape["data"] == 0]
+    if not possible or any("data" in entry for entry in axes):
         return sharding
-    spec[max(free, key=lambda i: leaf.shape[i])] = "data"
+    largest = max(possible, key=lambda i: sizes[i])
+    spec[largest] = (*axes[largest], "data") if axes[largest] else "data"
     return NamedSharding(mesh, PartitionSpec(*spec))

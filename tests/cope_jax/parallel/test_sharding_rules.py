@@ -86,6 +86,7 @@ def test_moments_are_sharded_over_data_as_well():
 
     assert sharded(("fsdp", None), 8, 12) == PartitionSpec("fsdp", "data")
     assert sharded((), 8, 12, 6) == PartitionSpec(None, "data", None)  # the largest axis that 4 divides
-    assert sharded(("fsdp", None), 8, 6) == PartitionSpec("fsdp", None)
+    assert sharded(("fsdp", None), 8, 6) == PartitionSpec(("fsdp", "data"), None)
+    assert sharded(("fsdp", None), 4, 6) == PartitionSpec("fsdp", None)
     assert sharded((("data", "fsdp"), None), 8, 12) == PartitionSpec(("data", "fsdp"), None)
     assert sharded(()) == PartitionSpec()

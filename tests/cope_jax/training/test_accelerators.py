@@ -26,7 +26,7 @@ def compile_for(target, recipe, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     flags = [f"--config.{key}={value}" for key, value in REDUCED.items()]
     command = [sys.executable, "-m", "cope_jax", "train", f"--config={recipe.__file__}", "--dry_run", *flags]
-    command += [f"--target={target}", f"--json={tmp_path / 'plan.json'}", "--config.data.tokenizer="]
+    command += [f"--target={target}", f"--json={tmp_path / 'plan.json'}", "--config.data.tokenizer=nobody/nothing"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
