@@ -12,8 +12,9 @@ from types import MappingProxyType
 
 # Set before jax is imported for the first time. COPE_TEST_PLATFORM=gpu or tpu runs the tests on such a device, with the
 # CPU next to it; tests of meshes need eight devices.
-PLATFORM = os.environ.get("COPE_TEST_PLATFORM", "cpu")
-os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}[PLATFORM]
+os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}[
+    os.environ.setdefault("COPE_TEST_PLATFORM", "cpu")
+]
 os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # pytest's workers share a GPU
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
@@ -38,7 +39,7 @@ from jaxtyping import install_import_hook
 install_import_hook(["cope_jax.models", "cope_jax.losses", "cope_jax.evaluation.metrics"], "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-if PLATFORM != "cpu":
+if os.environ["COPE_TEST_PLATFORM"] != "cpu":
     jax.config.update("jax_default_matmul_precision", "highest")  # otherwise products of float32 are less precise
 CACHE_SIZE = 2 << 30  # bytes of compiled programs to keep
 

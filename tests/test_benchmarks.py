@@ -82,11 +82,13 @@ def test_the_largest_batch_is_read_off_the_line_through_two_plans():
     line = hardware.Line(fixed=2 * GIB, per_product=GIB / 2)
     assert line.largest(59.3 * GIB) == 112  # 57.3 GiB for products of half a GiB, in eights
     assert line.largest(1 * GIB) == 0
-    fits = {"GPU": dict.fromkeys(hardware.MODES, line), "v5e": dict.fromkeys(hardware.MODES)}
-    rows = hardware.markdown(fits).splitlines()
-    assert rows[2] == "| GPU 24 GB (17.8 GiB usable) | 24 (14.0 GiB) | 24 (14.0 GiB) | 24 (14.0 GiB) |"
-    assert rows[6] == "| v5e (15.8 GiB usable) | does not fit | does not fit | does not fit |"
-    assert rows[7].startswith("| GiB on a GPU | 2.00 + 0.5000 · products | ")
+    assert hardware.Line.through({"8": 6 * GIB, "16": 10 * GIB}) == line
+    large = hardware.Line(20 * GIB, GIB)
+    modes = {"all parameters": line, "frozen encoders": large}
+    rows = hardware.markdown({"GPU": modes, "v5e": {}, "v6e": {}}).splitlines()
+    assert rows[2] == "| GPU 24 GB (17.8 GiB usable) | 24 (14.0 GiB) | not planned | does not fit |"
+    assert rows[6] == "| TPU v5e (15.8 GiB usable) | not planned | not planned | not planned |"
+    assert rows[8] == "| GiB on a GPU | 2.00 + 0.5000 · products | not planned | 20.00 + 1.0000 · products |"
 
 
 def test_a_failing_benchmark_is_reported_and_does_not_stop_the_others(monkeypatch, capsys, own_flags):
