@@ -6,7 +6,7 @@ work on the rows of one batch, and on those of the next when they run out of row
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
@@ -25,6 +25,7 @@ from data_prep.common.process_pool import follow_parent
 
 Batch = dict[str, Any]  # arrays, and for each domain a dict of arrays
 READ_AHEAD = 2  # batches: one may be ready while the threads make another
+SMALL_IMAGE = 8_192  # bytes; the demo's have 2,500, photos of 256 px 15,000
 READ_AHEAD_PER_PROCESS = 3  # one that is being made, one in the queue of the process, and one that Grain takes from it
 
 
@@ -97,11 +98,7 @@ def train_batches(
     records = open_records(data_dir, split)
     if not len(records.products):
         raise ValueError(f"split {split!r} of {data_dir} has no products to train on")
-    if worker_processes:
-        # A process with one thread works in the thread that asks for its batches.
-        shared = Threads(threads // worker_processes if threads >= 2 * worker_processes else 0)
-    else:
-        shared = Threads(threads)
+    shared = _threads_for_rows(records, [collate.domain for collate in collators], threads // max(1, worker_processes))
     indices = (
         grain.MapDataset.range(len(records.products))
         .seed(seed)
@@ -162,7 +159,7 @@ def eval_batches(
         taken = wanted[batch * batch_size : (batch + 1) * batch_size]
         return np.pad(taken, (0, batch_size - len(taken)), constant_values=-1)[share]
 
-    shared = Threads(threads)
+    shared = _threads_for_rows(records, [collator.domain], threads)
     loader = _EvalLoader(records, collator, invalid_items, shared)
     pipeline = grain.MapDataset.range(-(-len(wanted) // batch_size)).map(rows_of).map(loader)
     limit_opencv_threads()
@@ -279,9 +276,23 @@ def _host_slice(batch_size: int, host: int, hosts: int) -> slice:
 
 
 def _read_options(threads: int) -> grain.ReadOptions:
-    """Returns how many batches Grain makes at once."""
-    ahead = READ_AHEAD if threads else 0
-    return grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
+    """Returns how many batches Grain makes at once and holds."""
+    return grain.ReadOptions(num_threads=min(threads, READ_AHEAD), prefetch_buffer_size=READ_AHEAD if threads else 0)
+
+
+def _threads_for_rows(records: Records, domains: Sequence[str], threads: int) -> Threads:
+    """Returns threads for the rows of batches: one for small images, none if the thread that makes a batch is to work.
+
+    A small image takes longer in Python than in C, and threads only wait for Python's lock. More than one thread for
+    rows then costs a sixth of the speed, 16 cost half (row "a second thread" of docs/experiments.md).
+    """
+    if threads < 2:
+        return Threads(0)
+    sizes = []
+    for domain in domains:
+        with suppress(InvalidItemError, IndexError, ValueError):
+            sizes.append(len(records.items[domain][0].frames[0]))
+    return Threads(1 if sizes and max(sizes) < SMALL_IMAGE else threads)
 
 
 @contextmanager
