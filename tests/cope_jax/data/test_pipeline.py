@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cope_jax.data import pipeline
 from cope_jax.data.collate import Collator
 from cope_jax.data.frames import one_per_segment
 from cope_jax.data.images import EvalTransform, TrainTransform
@@ -156,13 +157,24 @@ def test_items_and_frames_are_drawn_again_in_each_epoch(train):
     assert numbers == {0, 1, 2}  # the frames of its video
 
 
-def test_batches_depend_only_on_seed_and_step(train):
+@pytest.mark.parametrize("small_image", [0, 8_192])
+def test_batches_depend_only_on_seed_and_step(train, monkeypatch, small_image):
+    monkeypatch.setattr("cope_jax.data.pipeline.SMALL_IMAGE", small_image)
     reference = train(9, threads=0)
     assert_equal(train(9, threads=1), reference)
     assert_equal(train(9, threads=3), reference)
     assert_equal(train(4, start_step=5), reference[5:])
     other = train(9, seed=6)
     assert any((a["product_id"] != b["product_id"]).any() for a, b in zip(reference, other, strict=True))
+
+
+def test_rows_of_small_images_have_one_thread(data_dir, monkeypatch):
+    records = open_records(data_dir, "train")
+    counts = [pipeline._threads_for_rows(records, ["page", "live"], threads).count for threads in range(4)]
+    assert counts == [0, 0, 1, 1]
+    monkeypatch.setattr(pipeline, "SMALL_IMAGE", len(records.items["live"][0].frames[0]))
+    counts = [pipeline._threads_for_rows(records, ["page", "live"], threads).count for threads in range(4)]
+    assert counts == [0, 0, 2, 3]
 
 
 def test_the_number_of_batches_in_memory_does_not_grow_with_the_threads(data_dir, tokenizer, monkeypatch):
@@ -174,6 +186,7 @@ def test_the_number_of_batches_in_memory_does_not_grow_with_the_threads(data_dir
         return make(self, indices)
 
     monkeypatch.setattr(_TrainLoader, "__call__", count)
+    monkeypatch.setattr(pipeline, "SMALL_IMAGE", 0)
     collators = [Collator("page", 1, TrainTransform(10), tokenizer, 7)]
     batches = train_batches(data_dir=data_dir, split="train", batch_size=6, seed=5, collators=collators, threads=9)
     with contextlib.closing(batches):
