@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from cope_jax.parallel.path_rules import apply_rules, leaf_paths
 
@@ -54,7 +54,7 @@ def parameter_shardings(params: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
-def shard_count(axes: str | Sequence[str] | None, mesh: Mesh) -> int:
+def shard_count(axes: str | Sequence[str] | None, mesh: Mesh | AbstractMesh) -> int:
     """Returns into how many shards an entry of a PartitionSpec splits an axis."""
     return prod(mesh.shape[axis] for axis in ([axes] if isinstance(axes, str) else axes or ()))
 
