@@ -1,5 +1,6 @@
 """Reading of tables: files as other programs write them, bounded memory, and errors that name the remedy."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -52,7 +53,10 @@ def write_parquet(path: Path, *, types: dict | None = None, **columns) -> Path:
         ("items.csv", csv_text().encode("utf-16")),
         ("items.csv", csv_text(",").replace("product,", '"product",').replace("x.jpg|y.jpg", "x.jpg|y.jpg|").encode()),
         ("items.csv", csv_text().replace("\r\n", ",,\r\n").encode()),  # columns without a name
+        ("items.tsv", csv_text("\t").encode()),
+        ("items.CSV.gz", gzip.compress(csv_text().encode("utf-16"))),
         ("items.jsonl", "\n".join(map(json.dumps, ROWS)).encode("utf-8-sig")),
+        ("items.ndjson.gz", gzip.compress("\n".join(map(json.dumps, ROWS)).encode())),
         ("items.jsonl", "\n".join(json.dumps(row | {"Images": row["images"]}) for row in ROWS).encode()),
     ],
 )
@@ -85,7 +89,14 @@ def test_json_objects_may_leave_out_missing_values(tmp_path):
         ),
         ("items.parquet", b"PAR1", "cannot read .* as Parquet; it may be cut off or damaged"),
         ("items.parquet", b"product,domain,item,images\n" * 9, "cannot read .* as Parquet"),
-        ("items.xlsx", b"", r"unknown format of table .*: choose from \*\.parquet, \*\.csv, \*\.jsonl"),
+        ("items.xlsx", b"", r"unknown format of table .*: choose from \*\.parquet, \*\.csv, \*\.tsv, \*\.jsonl"),
+        ("items.parquet.gz", b"", r"unknown format of table .*: choose from .*, \*\.csv\.gz, \*\.jsonl\.gz"),
+        (
+            "items.csv.gz",
+            b"product,domain",
+            r"cannot unpack .*items\.csv\.gz; it may be cut off or damaged: Not a gzip",
+        ),
+        ("items.csv.gz", gzip.compress(csv_text().encode())[:-9], r"cannot unpack .*items\.csv\.gz; it may be cut off"),
     ],
 )
 def test_files_that_are_no_tables_are_errors_that_name_the_remedy(tmp_path, name, content, message):
