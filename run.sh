@@ -1,11 +1,23 @@
 #!/usr/bin/env bash
 # Sets up .venv on first use, then runs a command in it. ./run.sh help lists the commands.
+# Paths are relative to the folder of the caller; only lint, test and docs run in the checkout.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+unset CDPATH
 
-VENV=.venv
-LOG=.cache/install.log
-LOCK=.cache/install.lock
+# Prints the folder of this file, which may be called through links.
+checkout() {
+  local file=${BASH_SOURCE[0]} target
+  while [ -L "$file" ]; do
+    target=$(readlink -- "$file")
+    case $target in /*) file=$target ;; *) file=$(dirname -- "$file")/$target ;; esac
+  done
+  cd -P -- "$(dirname -- "$file")" && pwd
+}
+
+ROOT=$(checkout)
+VENV=$ROOT/.venv
+LOG=$ROOT/.cache/install.log
+LOCK=$ROOT/.cache/install.lock
 
 help() {
   cat <<'TEXT'
@@ -63,25 +75,27 @@ jax_package() {
 # setup [EXTRA…]: creates .venv with requirements.txt and each requirements-EXTRA.txt, unless that is done, and sets PYTHON.
 setup() {
   if [ -n "${COPE_PYTHON:-}" ]; then
-    command -v "$COPE_PYTHON" >/dev/null || fail "COPE_PYTHON is $COPE_PYTHON, which is not a program"
-    PYTHON=$COPE_PYTHON
+    PYTHON=$(command -v "$COPE_PYTHON") || fail "COPE_PYTHON is $COPE_PYTHON, which is not a program"
+    case $PYTHON in /*) ;; *) PYTHON=$PWD/$PYTHON ;; esac
     return
   fi
   PYTHON=$VENV/bin/python
   local package stamp extra files=(requirements.txt)
   for extra in "$@"; do files+=("requirements-$extra.txt"); done
   package=$(jax_package)
-  stamp="$VENV/installed-$(cat requirements*.txt <(echo "$package" "$@") | cksum | tr ' ' -)"
+  stamp="$VENV/installed-$(cat "$ROOT"/requirements*.txt <(echo "$package" "$@") | cksum | tr ' ' -)"
   [ -e "$stamp" ] && return
-  mkdir -p "$(dirname $LOG)"
-  install "$stamp" "$package" "${files[@]}" 9>$LOCK
+  mkdir -p "$(dirname "$LOG")"
+  install "$stamp" "$package" "${files[@]}" 9>"$LOCK"
 }
 
 # install STAMP PACKAGE FILE…: installs into .venv, one call at a time: several tasks of a job may start at once.
-# Descriptor 9 holds the lock and releases it when it is closed, no matter how the call ends.
-install() {
-  local stamp=$1 package=$2 finder file
+# Descriptor 9 holds the lock and releases it when it is closed, no matter how the call ends. The subshell runs in the
+# checkout: Python imports modules from the current folder.
+install() (
+  stamp=$1 package=$2 requirements=()
   shift 2
+  cd "$ROOT"
   if command -v flock >/dev/null; then  # macOS has none
     flock -n 9 || { say "waiting for another call that sets up $VENV"; flock 9 || fail "cannot lock $LOCK"; }
     [ -e "$stamp" ] && return
@@ -89,17 +103,18 @@ install() {
   if ! "$PYTHON" -c 'import pip' 2>/dev/null; then
     finder=$(find_python)
     say "creating $VENV with $("$finder" --version)"
-    "$finder" -m venv --clear $VENV >"$LOG" 2>&1 ||
+    "$finder" -m venv --clear "$VENV" >"$LOG" 2>&1 ||
       fail "could not create $VENV; the reason is in $LOG (on Debian: apt install python3-venv)"
   fi
   say "installing $* and $package into $VENV (takes a few minutes the first time)"
-  "$PYTHON" -m pip install --disable-pip-version-check $(printf -- '-r %s ' "$@") "$package" >"$LOG" 2>&1 ||
+  for file in "$@"; do requirements+=(-r "$file"); done
+  "$PYTHON" -m pip install --disable-pip-version-check "${requirements[@]}" "$package" >"$LOG" 2>&1 ||
     fail "installation failed: $(grep -m1 -i error "$LOG" || echo 'unknown error'); see $LOG"
   touch "$stamp"
-}
+)
 
 # Programs are compiled once and shared by later runs.
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}" PYTHONUNBUFFERED=1
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$ROOT/.cache/jax}" PYTHONUNBUFFERED=1
 
 command=${1:-help}
 [ $# -gt 0 ] && shift
@@ -120,16 +135,20 @@ case $command in
     setup ;;
   lint)
     setup search serve download beam dev
+    cd "$ROOT"
     "$PYTHON" -m ruff check .
     "$PYTHON" -m ruff format --check .
     exec "$PYTHON" -m basedpyright --pythonpath "$(command -v "$PYTHON")" ;;
   test)
     setup search serve download beam accelerators dev
     if [ "${1:-}" = --quick ]; then shift; set -- -m 'not slow' "$@"; fi
+    cd "$ROOT"
     # Each of two workers runs whole files, whose tests share fixtures.
     exec "$PYTHON" -m pytest --numprocesses=2 --dist=loadfile "$@" ;;
-  docs) setup docs; exec "$PYTHON" -m mkdocs build --strict "$@" ;;
+  docs) setup docs; cd "$ROOT"; exec "$PYTHON" -m mkdocs build --strict "$@" ;;
   help | --help | -h) help; exit ;;
   *) help >&2; fail "unknown command '$command'" ;;
 esac
+# Modules come from the checkout, and none from the current folder.
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 exec "$PYTHON" -m cope_jax "$command" "$@"

@@ -85,7 +85,7 @@ def main() -> None:
     command = COMMANDS[name]
     module, *first = command.target.split()
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    if os.getcwd() not in sys.path:
+    if find_spec("configs") is None and os.path.isdir("configs"):
         sys.path.append(os.getcwd())  # for configs that import each other, as under `python -m`
     sys.argv = [sys.argv[0], *first, *arguments]
     exit_on_interrupt(name)  # until the command is imported and handles interrupts itself

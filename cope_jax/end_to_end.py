@@ -15,12 +15,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+CHECKOUT = Path(__file__).parents[1]
 RELEASE_OPTIONS = ("--train_products=", "--test_products=", "--image_side=", "--seed=")
 
 
 def announce(text: str) -> None:
     """Prints the title of a step."""
     print(f"\n▸ {text}", flush=True)
+
+
+def config_file(name: str) -> Path:
+    """Returns the config of a pipeline: of the checkout or, if the package is installed, of the current folder."""
+    file = Path(f"configs/{name}.py")
+    return CHECKOUT / file if (CHECKOUT / file).exists() else file
 
 
 def run(module: str, *arguments: str) -> None:
@@ -46,7 +53,7 @@ def run_pipeline(name: str, release: Path, root: Path, training_options: Sequenc
     announce(f"building array records in {data}")
     run("cope_jax", "build", f"--release={release}", f"--data_dir={data}")
     announce(f"training configs/{name}.py in {workdir}")
-    config = [f"--config=configs/{name}.py", f"--workdir={workdir}", f"--config.data.data_dir={data}"]
+    config = [f"--config={config_file(name)}", f"--workdir={workdir}", f"--config.data.data_dir={data}"]
     run("cope_jax", "train", *config, *training_options)
     announce("evaluating: trained / untrained")
     run("cope_jax", "eval", f"--workdir={workdir}", "--reuse")
@@ -76,7 +83,7 @@ def main(name: str, *words: str) -> None:
     if any(word.startswith("--help") for word in words):
         print(__doc__)
         return
-    if not Path(f"configs/{name}.py").exists():
+    if not config_file(name).exists():
         sys.exit(f"{name}: no configs/{name}.py here: run this in a checkout of cope-jax")
     roots = [word.partition("=")[2] for word in words if word.startswith("--root=")]
     root = Path(roots[-1] if roots else ".")

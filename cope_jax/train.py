@@ -25,11 +25,11 @@ from cope_jax.runs.config_validation import describe_fields, resolve_config
 from cope_jax.runs.log_files import ignore_full_disk_when_printing
 from cope_jax.training.dry_run import dry_run, mesh_sizes, use_fake_devices
 from cope_jax.training.loop import train
-from cope_jax.training.signals import Stopped
+from cope_jax.training.signals import STOPPED, Stopped
 from data_prep.common.files import atomic_write
 
 FLAGS = flags.FLAGS
-STOPPED = 75  # exit code of a run that a signal stopped and that is saved (EX_TEMPFAIL: try again)
+CHECKOUT = Path(__file__).parents[1]
 
 
 def define_flags() -> None:
@@ -90,15 +90,29 @@ def main() -> None:
     sys.exit(code)
 
 
-def check_config_path(words: Sequence[str]) -> None:
-    """Exits with the list of configs if --config names no file; the library that reads it has no short message."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        flag, equals, path = word.partition("=")
+def find_config(words: Sequence[str]) -> list[str]:
+    """Returns the words of the command line, with the path of --config as it is opened."""
+    found, rest = [], iter(words)
+    for word in rest:
+        flag, equals, value = word.partition("=")
         if flag in ("--config", "-config"):
-            path = (path if equals else following).partition(":")[0]
-            if not Path(path).is_file():
-                names = sorted(str(found) for found in Path("configs").glob("*.py") if found.stem != "__init__")
-                sys.exit(f"train: no config file {path!r}; configs/ has {', '.join(names) or 'none'}")
+            path, colon, argument = (value if equals else next(rest, "")).partition(":")
+            word = f"--config={config_file(path)}{colon}{argument}"
+        found.append(word)
+    return found
+
+
+def config_file(path: str) -> Path:
+    """Returns the file of a path relative to the current folder or, if there is none, to the checkout.
+
+    Exits with the list of configs if it is in neither; the library that reads it has no short message.
+    """
+    for file in (Path(path), CHECKOUT / path):
+        if file.is_file():
+            return file
+    files = (file for folder in (Path(), CHECKOUT) for file in folder.glob("configs/*.py"))
+    names = sorted({f"configs/{file.name}" for file in files if file.stem != "__init__"})
+    sys.exit(f"train: no config file {path!r}; configs/ has {', '.join(names) or 'none'}")
 
 
 def list_fields() -> str:
@@ -118,7 +132,7 @@ def parse_steps(text: str) -> tuple[int, int] | None:
 
 
 if __name__ == "__main__":
-    check_config_path(sys.argv[1:])
+    sys.argv[1:] = find_config(sys.argv[1:])
     define_flags()
     __doc__ = f"{__doc__}\n{list_fields()}\n"  # --help prints it
     cli.run("train", main)

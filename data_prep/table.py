@@ -106,7 +106,7 @@ def build_table_catalog(
     (product, page, video, live) whose ids had to be numbered.
 
     Args:
-        table: A *.parquet, *.csv or *.jsonl file, or a folder of such files.
+        table: A *.parquet, *.csv, *.tsv, *.jsonl, *.ndjson file or, of the last four, *.gz file; or a folder of such.
         images: Folder that contains the images; their names are paths in it.
         out: Folder of the catalog.
         test_fraction: Fraction of products in the test split, chosen by hash, for rows without a split.
@@ -246,7 +246,8 @@ def _read_lines(table: Path, numbers: np.ndarray) -> dict[int, str]:
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string("table", None, "The table: *.parquet, *.csv, *.jsonl or a folder of such files.", required=True)
+    formats = "*.parquet, *.csv, *.tsv, *.jsonl, *.ndjson; the last four also as *.gz"
+    flags.DEFINE_string("table", None, f"The table ({formats}), or a folder of such files.", required=True)
     flags.DEFINE_string("images", None, "Folder with the images. Their names are paths in it.", required=True)
     flags.DEFINE_string("out", None, "Folder of the catalog.", required=True)
     flags.DEFINE_float("test_fraction", TEST_FRACTION, "Fraction of products to test, for rows without a split.", 0, 1)

@@ -7,12 +7,19 @@ command alone, with all flags:
 """
 
 import sys
+from pathlib import Path
 
 from absl import app
 from tensorflow_datasets.scripts.cli import build, cli_utils
 
+CHECKOUT = Path(__file__).parents[1]
+
 
 def main(args: build.Args) -> None:
+    names = args.positional_datasets
+    names[:] = [
+        str(CHECKOUT / name) if not Path(name).exists() and (CHECKOUT / name).is_dir() else name for name in names
+    ]
     try:
         args.execute()
     except (ValueError, OSError, AssertionError) as error:  # AssertionError: TFDS has no manual directory

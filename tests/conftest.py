@@ -169,10 +169,9 @@ ENVIRONMENT = os.environ | {
 def start_run_sh():
     """A function that starts run.sh with arguments, in a process group of its own."""
 
-    def start(*words: str, **kwargs) -> subprocess.Popen:
-        command = ["bash", "run.sh", *words]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | kwargs
-        return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, start_new_session=True, **pipes)
+    def start(*words: str, program: Path = ROOT / "run.sh", **kwargs) -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT} | kwargs
+        return subprocess.Popen(["bash", program, *words], env=ENVIRONMENT, text=True, start_new_session=True, **pipes)
 
     return start
 
@@ -181,8 +180,8 @@ def start_run_sh():
 def run_sh(start_run_sh):
     """A function that runs run.sh with arguments to its end."""
 
-    def run(*words: str) -> subprocess.CompletedProcess:
-        process = start_run_sh(*words)
+    def run(*words: str, **kwargs) -> subprocess.CompletedProcess:
+        process = start_run_sh(*words, **kwargs)
         output, errors = process.communicate(timeout=600)
         return subprocess.CompletedProcess(words, process.returncode, output, errors)
 

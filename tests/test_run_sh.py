@@ -196,9 +196,9 @@ def test_help_lists_the_same_commands_as_cope(run_sh):
 
 # Used as Python: records its arguments, copies itself into a new environment, and takes a second to install nothing.
 FAKE_PYTHON = """#!/bin/sh
-echo "$@" >>calls
+echo "$@" >>"$CALLS"
 case "$*" in
-  *"-m venv"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+  *"-m venv"*) for venv; do :; done; mkdir -p "$venv/bin"; cp "$0" "$venv/bin/python" ;;
   *"pip install"*) sleep 1 ;;
 esac
 """
@@ -206,7 +206,7 @@ esac
 
 @pytest.fixture
 def start_fresh(tmp_path):
-    """A function that starts run.sh in a checkout without .venv, on a machine with a GPU, and installs nothing."""
+    """A function that starts run.sh of a checkout without .venv, on a machine with a GPU, and installs nothing."""
     for path in (ROOT / "run.sh", *ROOT.glob("requirements*.txt")):
         shutil.copy(path, tmp_path)
     (tmp_path / "bin").mkdir()
@@ -215,10 +215,10 @@ def start_fresh(tmp_path):
         (tmp_path / "bin" / name).chmod(0o755)
     kept = {key: value for key, value in os.environ.items() if not key.startswith("COPE_")}
 
-    def start(*words: str, **environment: str) -> subprocess.Popen:
-        variables = kept | {"PATH": f"{tmp_path}/bin:{kept['PATH']}"} | environment
+    def start(*words: str, cwd: Path = tmp_path, **environment: str) -> subprocess.Popen:
+        variables = kept | {"PATH": f"{tmp_path}/bin:{kept['PATH']}", "CALLS": f"{tmp_path}/calls"} | environment
         return subprocess.Popen(
-            ["bash", "run.sh", *words], cwd=tmp_path, env=variables, stdout=subprocess.PIPE, text=True
+            ["bash", tmp_path / "run.sh", *words], cwd=cwd, env=variables, stdout=subprocess.PIPE, text=True
         )
 
     return start
@@ -250,9 +250,52 @@ def test_one_of_several_simultaneous_calls_installs(start_fresh, tmp_path):
 
 def test_the_build_of_jax_can_be_chosen(start_fresh, tmp_path):
     call = start_fresh("eval", COPE_JAX="jax[cuda12]")
-    assert "installing requirements.txt and jax[cuda12] into .venv" in call.communicate(timeout=60)[0]
+    assert f"installing requirements.txt and jax[cuda12] into {tmp_path}/.venv" in call.communicate(timeout=60)[0]
     assert call.returncode == 0
     assert installed(tmp_path) == ["-r requirements.txt jax[cuda12]"]
+
+
+def test_the_checkout_gets_the_installation_wherever_it_is_called_from(start_fresh, tmp_path):
+    (tmp_path / "a folder").mkdir()
+    call = start_fresh("eval", cwd=tmp_path / "a folder")
+    call.communicate(timeout=60)
+    assert call.returncode == 0
+    assert list((tmp_path / "a folder").iterdir()) == []
+    assert (tmp_path / ".venv/bin/python").exists()
+    assert (tmp_path / ".cache/install.log").exists()
+
+
+@pytest.fixture
+def user_folder(tmp_path):
+    """A folder with a link to run.sh, and with modules that no command may import."""
+    folder = tmp_path / "a folder"
+    (folder / "configs").mkdir(parents=True)
+    (folder / "link to run.sh").symlink_to(ROOT / "run.sh")
+    for name in ("json", "re", "numpy", "jax", "torch", "cope_jax", "configs/default"):
+        (folder / f"{name}.py").write_text("raise SystemExit('a module of the user')")
+    return folder
+
+
+def test_paths_are_relative_to_the_folder_of_the_user(run_sh, user_folder):
+    program = user_folder / "link to run.sh"
+    words = ("--train_products=8", "--test_products=8", "--image_side=32")
+    written = run_sh("synthetic", "--out=my release", *words, program=program, cwd=user_folder)
+    assert written.returncode == 0, written.stderr
+    assert any((user_folder / "my release").iterdir())
+    words = ("--config=configs/demo.py", "--workdir=run", "--config.data.data_dir=data")
+    done = run_sh("train", *words, program=program, cwd=user_folder)  # with the config of the checkout
+    assert done.returncode == 1
+    assert f"train: no array records in {user_folder}/data/rope/page" in done.stderr
+    assert (user_folder / "run").exists()
+
+
+def test_a_config_of_the_user_that_fails_is_named_with_its_line(run_sh, user_folder):
+    (user_folder / "configs/own.py").write_text(
+        "from configs import demo\n\ndef get_config():\n    return demo.get_config() | undefined\n"
+    )
+    done = run_sh("train", "--config=configs/own.py", "--workdir=run", cwd=user_folder)
+    assert done.returncode == 1
+    assert done.stderr == "train: configs/own.py, line 4: NameError: name 'undefined' is not defined\n"
 
 
 def test_a_command_installs_its_optional_requirements(start_fresh, tmp_path):

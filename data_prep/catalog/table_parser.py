@@ -16,6 +16,7 @@ SEPARATOR = "|"  # between the names in a string of images
 _NO_ID = frozenset({"", "nan", "none", "null", "<na>", "nat", "#n/a"})  # how programs write a missing value
 _MAX_EXACT_FLOAT = 2**53  # larger whole numbers have no float of their own
 _SCIENTIFIC = re.compile(r"[+-]?\d+([.,]\d+e[+-]?|e[+-])\d+", re.IGNORECASE)  # 6.97E+12, but not the code 12E3
+_URL = re.compile(r"https?://[^\s\\]{1,4000}")
 _FLOAT = re.compile(r"[+-]?(\d+)\.0*")
 
 
@@ -64,9 +65,15 @@ def parse_row(values: Values) -> TableRow | Reason:
         return Reason.SPLIT
     if time and not (time.isascii() and time.isdigit() and len(time) <= 19 and int(time) <= INT64_MAX):
         return Reason.NUMBER
-    if reason := next(filter(None, map(check_path, names)), None):
+    if reason := next(filter(None, map(_check_name, names)), None):
         return reason
     return TableRow(split, domain, product, item, text, tuple((name, int(time) if time else None) for name in names))
+
+
+def _check_name(name: str) -> Reason | None:
+    """Returns the reason why an image has no valid name: a path, or the URL of an image of img2dataset, or None."""
+    reason = check_path(name)
+    return None if reason == Reason.PATH and _URL.fullmatch(name) else reason
 
 
 def _images(values: Values) -> list[object] | None:

@@ -1,4 +1,4 @@
-"""Reads the rows of tables in Parquet, CSV or JSON Lines in bounded memory.
+"""Reads the rows of tables in Parquet, CSV or JSON Lines, the last two also compressed with gzip, in bounded memory.
 
 Only the columns in `COLUMNS` are read; upper and lower case in their names are the same. A row may have
 `MAX_LINE_BYTES`, like a line of a release.
@@ -7,8 +7,11 @@ Only the columns in `COLUMNS` are read; upper and lower case in their names are 
 import codecs
 import contextlib
 import csv
+import gzip
+import io
 import json
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -44,8 +47,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, str | Values, Values | Reason]]
     first = 0
     for file in table_files(path):
         line = 0
-        for line, start, values in _READERS[file.suffix.lower()](file):
-            yield first + line, start, values
+        with _reading(file):
+            for line, start, values in _READERS[_format(file)](file):
+                yield first + line, start, values
         first += line
 
 
@@ -56,19 +60,38 @@ def table_files(path: Path) -> list[Path]:
     files = [path]
     if path.is_dir():  # without files such as _SUCCESS and .part-0.parquet.crc
         files = sorted(part for part in path.iterdir() if not part.name.startswith((".", "_")))
-    formats = ", ".join(f"*{suffix}" for suffix in _READERS)
+    formats = ", ".join(f"*{suffix}" for suffix in (*_READERS, ".csv.gz", ".jsonl.gz"))
     if not files:
         raise ValueError(f"table {path.absolute()} is an empty folder: it needs part files ({formats})")
     for file in files:
-        if file.is_dir() or file.suffix.lower() not in _READERS:
+        if file.is_dir() or _format(file) not in _READERS:
             raise ValueError(f"unknown format of table {file}: choose from {formats}")
-        _check_content(file)
+        with _reading(file):
+            _check_content(file)
     return files
+
+
+def _format(path: Path) -> str:
+    """Returns the suffix of a table, without that of its compression."""
+    suffix, inner = path.suffix.lower(), Path(path.stem).suffix.lower()
+    return inner if suffix == ".gz" and inner != ".parquet" else suffix
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"cannot unpack {path}; it may be cut off or damaged: {error}") from error
 
 
 def _check_content(path: Path) -> None:
     """Raises ValueError for a file that is something else than its suffix says."""
-    with path.open("rb") as file:
+    with _open(path) as file:
         head = file.read(START_BYTES)
     if head.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path} is only the Git LFS pointer of the table: run `git lfs pull` to get the table")
@@ -81,7 +104,7 @@ def _check_content(path: Path) -> None:
 
 
 def _encoding(path: Path) -> str:
-    with path.open("rb") as file:
+    with _open(path) as file:
         return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
@@ -229,7 +252,8 @@ class _CsvLines:
 def _read_csv(path: Path) -> Iterator[tuple[int, str | Values, Values | Reason]]:
     limit = csv.field_size_limit(MAX_LINE_BYTES)  # a setting of the process, restored below
     try:
-        with path.open(encoding=_encoding(path), errors="surrogateescape", newline="") as file:
+        encoding = _encoding(path)
+        with _open(path) as source, io.TextIOWrapper(source, encoding, "surrogateescape", newline="") as file:
             delimiter = _find_delimiter(file.readline(MAX_LINE_BYTES))
             file.seek(0)
             lines = _CsvLines(file)
@@ -276,7 +300,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, str | Values, Values | Reason
         raise ValueError(f"{path} is UTF-16: save it as UTF-8")
     columns: dict[str, None] = {}  # of all rows, because writers leave out missing values
     number, limit = 0, MAX_LINE_BYTES + 2
-    with path.open("rb") as file:
+    with _open(path) as file:
         while line := file.readline(limit):
             number += 1
             rest = line
@@ -322,4 +346,10 @@ def _parse_json(line: bytes) -> dict[str, object] | Reason:
     return Reason.REPEATED if repeated else values
 
 
-_READERS = {".parquet": _read_parquet, ".csv": _read_csv, ".jsonl": _read_jsonl}
+_READERS = {
+    ".parquet": _read_parquet,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+}

@@ -4,6 +4,7 @@ import difflib
 import errno
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
@@ -11,6 +12,7 @@ from absl import app, flags, logging
 from data_prep.common.interrupts import handling_interrupts
 
 FLAGS = flags.FLAGS
+CONFIG_CODE = ("<module>", "get_config")  # names of the code of a config file
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -48,7 +50,7 @@ def run(name: str, main: Callable[..., int | None], *, positional: bool = False)
 def _parse_flags(name: str, argv: list[str]) -> list[str]:
     """Parses the flags; invalid ones end the process with a line that says what to change."""
     try:
-        rest = FLAGS(argv)
+        rest = _parse_config(name, argv)
     except flags.UnrecognizedFlagError as error:
         similar = difflib.get_close_matches(error.flagname, FLAGS.flag_values_dict(), cutoff=0.7)
         remedy = f"did you mean --{similar[0]}?" if similar else "--help lists the flags"
@@ -64,6 +66,28 @@ def _parse_flags(name: str, argv: list[str]) -> list[str]:
         if flag.present:
             _check_texts(name, flag)
     return rest
+
+
+def _parse_config(name: str, argv: list[str]) -> list[str]:
+    """Parses the flags; any error in a config file, which is the user's code, ends the process with its line."""
+    try:
+        return FLAGS(argv)
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ or cause.__context__:
+            cause = cause.__cause__ or cause.__context__ or cause
+        frames = [
+            (frame.filename, frame.lineno)
+            for frame in traceback.extract_tb(cause.__traceback__)
+            if frame.name in CONFIG_CODE
+        ]
+        if isinstance(cause, SyntaxError):
+            frames.append((cause.filename, cause.lineno))
+        if not frames:
+            raise
+        file, line = frames[-1]
+        message = cause.msg if isinstance(cause, SyntaxError) else str(cause)
+        sys.exit(f"{name}: {file}, line {line}: {type(cause).__name__}: {message}")
 
 
 def _check_texts(name: str, flag: flags.Flag) -> None:

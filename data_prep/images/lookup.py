@@ -87,6 +87,8 @@ def _explain(name: str, found: str, folders: Sequence[Path]) -> Hint:
             return Hint("are reached through a link to a folder, whose images have the names of that folder", found)
         if not found and (encoding := _other_encoding(folder / name)):
             return Hint(f"have a file name in {encoding} instead of UTF-8, which convmv can change", "")
+    if not found and re.match("https?://", name):
+        return Hint("are URLs; fetch them, for example with img2dataset, and name the folder of its shards", "")
     if not found:
         return Hint("", "")
     if _SEPARATORS.search(name) and not _SEPARATORS.search(found):

@@ -184,7 +184,7 @@ def test_errors_say_what_is_wrong_with_a_table(tmp_path, images):
         (tmp_path / name).write_text(content)
         return build_table_catalog(tmp_path / name, folder, tmp_path / "catalog", report=lambda line: None)
 
-    with pytest.raises(ValueError, match=r"items\.txt: choose from \*\.parquet, \*\.csv, \*\.jsonl"):
+    with pytest.raises(ValueError, match=r"items\.txt: choose from \*\.parquet, \*\.csv, \*\.tsv, \*\.jsonl"):
         made("items.txt", "")
     with pytest.raises(ValueError, match=r"no column domain; needs either .* its columns are product, item, text"):
         made("items.csv", "product,item,text\n")

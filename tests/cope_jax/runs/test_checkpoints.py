@@ -201,7 +201,9 @@ def test_errors_of_a_failed_save_do_not_fail_the_next_one(tmp_path, capsys, full
         checkpoints.save(1, make_state(1), {})
         assert not checkpoints.wait()
         full_disk(resource.RLIM_INFINITY)
-        time.sleep(1)  # until all threads of that save have ended
+        for thread in threading.enumerate():
+            if thread.name == "async_save":  # of that save, which may still report an error
+                thread.join()
         checkpoints.save(2, make_state(2), {})
         assert checkpoints.wait()
         full_disk(100)

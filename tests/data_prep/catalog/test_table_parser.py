@@ -45,6 +45,7 @@ GOOD = {"product": "a", "domain": "page", "item": "b", "images": "x.jpg|y/z.jpg"
         ({"images": "./a"}, "image name leads out of its folder"),
         ({"images": "a//b"}, "image name leads out of its folder"),
         ({"images": "a\\..\\b"}, "image name leads out of its folder"),
+        ({"images": "ftp://h/a"}, "image name leads out of its folder"),
         ({"images": "图" * 86}, "image name too long"),
         ({"images": "a/" * 2048 + "b"}, "image name too long"),
         ({"product": 6.1e17}, "number that may have lost digits, store it as text"),
@@ -68,6 +69,13 @@ GOOD = {"product": "a", "domain": "page", "item": "b", "images": "x.jpg|y/z.jpg"
 )
 def test_an_invalid_row_is_rejected_with_its_reason(change, reason):
     assert parse_row(GOOD | change) == reason
+
+
+def test_images_may_be_the_urls_that_img2dataset_fetched():
+    urls = ["https://h/a//b.jpg?w=1&x=../y", "http://h:80/" + "a" * 300]
+    row = parse_row(GOOD | {"images": "|".join(urls)})
+    assert isinstance(row, TableRow)
+    assert [name for name, _ in row.images] == urls
 
 
 def test_a_valid_row_is_parsed():

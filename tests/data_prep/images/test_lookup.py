@@ -57,6 +57,11 @@ def test_hints(tmp_path, name, file, cause):
     assert hint.found == ("" if file.startswith(".") else file)
 
 
+def test_urls_that_are_not_fetched_are_hinted_at(tmp_path):
+    (hint,) = find_missing(["https://h/a.jpg"], [tmp_path]).values()
+    assert "fetch them, for example with img2dataset" in hint.cause
+
+
 def test_a_folder_under_two_names_is_hinted_at(tmp_path):
     write(tmp_path, ["a/1.jpg"])
     (tmp_path / "b").symlink_to(tmp_path / "a")
