@@ -18,6 +18,7 @@ from cope_jax.data.images import limit_opencv_threads
 from cope_jax.data.records import InvalidItemError, InvalidItems, Product, Records, open_records
 from data_prep.common.domains import DOMAINS
 
+EPOCHS = 1 << 32  # for ever; Grain's own unlimited repetition cannot be counted in batches of one
 Batch = dict[str, Any]  # arrays, and for each domain a dict of arrays
 
 
@@ -64,7 +65,7 @@ def train_batches(
         grain.MapDataset.range(len(records.products))
         .seed(seed)
         .shuffle()  # before repeat: each epoch has its own permutation
-        .repeat(None)
+        .repeat(EPOCHS)
         .map_with_index(lambda number, row: (number, row))  # after repeat: numbers of examples are unique
         .batch(batch_size)  # only of indices, so it costs nothing to take the host's slice afterwards
         .map(lambda indices: tuple(column[share] for column in indices))
