@@ -35,13 +35,13 @@ from flax import nnx
 from PIL import Image
 
 from benchmarks.measuring import time_call
-from benchmarks.step import VOCABULARY, Ours, Torch, is_out_of_memory, make_batch
-from configs import cope_rope, default
+from benchmarks.step import VOCABULARY, Ours, Torch, is_out_of_memory, make_batch, make_config
+from configs import cope_rope
 from cope_jax.data.images import EvalTransform
 from cope_jax.evaluation.embed_items import embed_function
 from cope_jax.parallel.mesh import make_mesh, replicated, to_devices
 from cope_jax.runs.config import RunConfig
-from cope_jax.runs.config_validation import resolve_config
+from cope_jax.runs.config_validation import replace_fields, resolve_config
 from cope_jax.runs.model import split_model
 from cope_jax.training.gradients import batch_gradients
 from cope_jax.training.objective import init_losses, make_loss
@@ -72,8 +72,7 @@ BOUNDS = {"float32": (1e-4, 1e-3, 1e-4), "bfloat16": (2e-2, 1e-1, 5e-2)}
 
 def base_config(batch_size: int) -> RunConfig:
     """Returns the config of the step that PyTorch runs too."""
-    changes = {"model.dtype": "bfloat16", "model.remat": "dots", "train.batch_size": batch_size}
-    return resolve_config(default.get_config(), changes | (TINY if FLAGS.quick else {}))
+    return replace_fields(make_config("base", batch_size), TINY if FLAGS.quick else {})
 
 
 def recipe_config(batch_size: int, **changes: Any) -> RunConfig:
@@ -260,7 +259,7 @@ def measure_decoding() -> dict[str, Any]:
 PARTS: dict[str, Callable[[], dict[str, Any] | Iterator[dict[str, Any]]]] = {
     "device": measure_device,
     "correct": check_results,
-    "base": lambda: measure_ours(base_config, (4,) if FLAGS.quick else (64,)),
+    "base": lambda: measure_ours(base_config, (4,) if FLAGS.quick else (32,)),
     "torch": lambda: measure_torch((32,)),
     "recipe": lambda: measure_ours(recipe_config, (4,) if FLAGS.quick else (64,)),
     "embed": measure_embedding,

@@ -57,7 +57,9 @@ TINY = {
     "model.text.width": 192,
     "model.text.heads": 3,
 }
-PRESETS = {"tiny": (TINY, (8,)), "base": ({"model.dtype": "bfloat16"}, (32, 64, 128, 256))}
+# Unrolled and without rematerialization: the fastest on a GPU, as far as memory allows.
+BASE = {"model.dtype": "bfloat16", "model.scan_layers": False}
+PRESETS = {"tiny": (TINY, (8,)), "base": (BASE, (16, 32, 48, 64))}
 FLAGS = flags.FLAGS
 
 

@@ -23,6 +23,7 @@ from cope_jax.data.records import InvalidItemError, InvalidItems, Product, Recor
 from data_prep.common.domains import DOMAINS
 from data_prep.common.process_pool import follow_parent
 
+EPOCHS = 1 << 32  # for ever; Grain's own unlimited repetition cannot be counted in batches of one
 Batch = dict[str, Any]  # arrays, and for each domain a dict of arrays
 READ_AHEAD = 2  # batches: one may be ready while the threads make another
 SMALL_IMAGE = 8_192  # bytes; the demo's have 2,500, photos of 256 px 15,000
@@ -103,7 +104,7 @@ def train_batches(
         grain.MapDataset.range(len(records.products))
         .seed(seed)
         .shuffle()  # before repeat: each epoch has its own permutation
-        .repeat(None)
+        .repeat(EPOCHS)
         .map_with_index(lambda number, row: (number, row))  # after repeat: numbers of examples are unique
         .batch(batch_size)  # only of indices, so it costs nothing to take the host's slice afterwards
         .map(lambda indices: tuple(column[share] for column in indices))

@@ -142,6 +142,7 @@ def train(
                     services = LoopServices(checkpoints, reporter, evaluations, probe, stop, watchdog, profiler)
                     with closing(reporter.progress.bar):
                         run_steps(config, mesh, state, plan, batches, services)
+                stop.unsaved = False
         if config.train.evaluate_every:
             evaluate_in_full(config, workdir, stop, watchdog)
 
@@ -177,7 +178,8 @@ def run_steps(
 
     Raises:
         Stopped: A signal came. The state is saved.
-        ValueError: The last step or too many steps in a row were skipped, or too many items were unreadable.
+        ValueError: The last step or too many steps in a row were skipped, an update is not finite, or too many items
+            were unreadable.
     """
     checkpoints, reporter, evaluations, _, stop, watchdog, profiler = services
     first, steps = int(state.step), config.train.steps
@@ -193,6 +195,7 @@ def run_steps(
         profiler.before_step(step)
         watchdog.reset(f"the compiling of step {step}" if step == first + 1 else f"step {step - 1}")
         state, metrics = plan.step(state, to_devices(batch, mesh))
+        stop.unsaved = True
         reporter.add(step, metrics, batch["product_id"])
         profiler.after_step(step, state)
         watchdog.finished = step - 1

@@ -24,6 +24,9 @@ from cope_jax.training.operations import count_operations
 from cope_jax.training.optimizer import make_optimizer
 from cope_jax.training.step import make_train_step
 
+# Arrays in the first part of the optimizer, which is clipping and has none. Runs without clipping once left it out.
+FIRST_PART = "opt_state/0/inner_state/0/"
+
 
 class Plan(NamedTuple):
     """The computation of a run on a mesh."""
@@ -101,6 +104,9 @@ def restore_or_initialize(
     newest = checkpoints.latest()
     if newest is not None:
         print(f"resuming from step {newest}")
+        if any(path.startswith(FIRST_PART) for path in checkpoints.shapes(newest)):
+            state, window = checkpoints.restore(newest, change_parts(plan.state, lambda parts: parts[1:]))
+            return change_parts(state, lambda parts: (optax.EmptyState(), *parts)), window
         return checkpoints.restore(newest, plan.state)
     shapes = ModelState(plan.state.params["model"], plan.state.statistics)
     load = prepare_weights(config, shapes, encoder_settings(config, vocab_size=vocab_size))
@@ -111,6 +117,12 @@ def restore_or_initialize(
     if state.average is not None:
         state = state.replace(average=jax.tree.map(jnp.copy, model))  # a copy, since the step donates both
     return state, {}
+
+
+def change_parts(state: TrainState, change: Callable[[tuple], tuple]) -> TrainState:
+    """Returns a state (arrays or shapes) with a change of the parts of the optimizer's state."""
+    masked, scaling = state.opt_state
+    return state.replace(opt_state=(masked._replace(inner_state=change(masked.inner_state)), scaling))
 
 
 def step_flops(config: RunConfig, vocab_size: int) -> float:

@@ -132,8 +132,8 @@ class Reporter:
     def flush(self) -> None:
         """Waits for the step added last and reports it.
 
-        Raises ValueError if the last step or too many in a row were skipped, or too many items of a window were
-        unreadable.
+        Raises ValueError if the last step or too many in a row were skipped, its update is not finite, or too many
+        items of a window were unreadable.
         """
         if self.late is None:
             return
@@ -156,15 +156,22 @@ class Reporter:
                 )
 
     def check_skipped(self, step: int, metrics: Mapping[str, Mean], product_ids: np.ndarray) -> None:
-        """Reports a skipped step with its products; raises ValueError for too many in a row, or for the last one."""
+        """Reports a skipped step with its products; raises ValueError for too many in a row, or for the last one.
+
+        A step with an infinite update is an error at once: it has replaced the parameters, and no other batch helps.
+        """
         if not metrics["skipped"].compute():
             self.skipped = 0
+            if not np.isfinite(metrics["update_norm"].compute()):
+                raise ValueError(
+                    f"the update of step {step} is not finite, although loss and gradients are; nothing is saved. "
+                    "Lower config.optimizer.rate or config.optimizer.weight_decay and run again: it resumes from the "
+                    "last checkpoint before this step"
+                )
             return
         self.skipped += 1
         products = ", ".join(map(str, product_ids))
-        self.progress.bar.write(
-            f"step {step} skipped: loss, gradients or new parameters not finite; products in the batch: {products}"
-        )
+        self.progress.bar.write(f"step {step} skipped: loss or gradients not finite; products in the batch: {products}")
         if self.skipped > self.max_skipped or step == self.last:
             limit = (
                 "the last step of a run must not be"
@@ -174,11 +181,10 @@ class Reporter:
             first = step - self.skipped + 1
             steps = f"step {step} was" if first == step else f"steps {first} to {step} were"
             raise ValueError(
-                f"{steps} skipped because loss, gradients or new parameters were not finite; {limit} "
-                "(config.train.max_skipped). Lower config.optimizer.rate or "
-                "config.optimizer.clip_norm, or check the products printed above, and run again: it resumes from the "
-                "last checkpoint before these steps. If it fails again at once, the parameters in that checkpoint are "
-                "the cause: remove it, to resume from an earlier one"
+                f"{steps} skipped because loss or gradients were not finite; {limit} (config.train.max_skipped). "
+                "Lower config.optimizer.rate or config.optimizer.clip_norm, or check the products printed above, and "
+                "run again: it resumes from the last checkpoint before these steps. If it fails again at once, the "
+                "parameters in that checkpoint are the cause: remove it, to resume from an earlier one"
             )
 
     def begin_evaluation(self, step: int) -> None:

@@ -10,6 +10,7 @@ import jax
 from jax.experimental import multihost_utils
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOPPED = 75  # exit code of a run that a signal stopped and that is saved (EX_TEMPFAIL: try again)
 
 
 class Stopped(Exception):
@@ -29,12 +30,15 @@ class Stopped(Exception):
 class StopSignal:
     """Turns the first SIGTERM or SIGINT into a request that the training loop checks; the second one kills.
 
+    A process that trains alone ends at the first one if nothing is `unsaved`, even while it compiles.
+
     With several processes, each may get the signal at another step or not at all, so they have to agree. JAX's
     preemption service does that. It catches SIGTERM in C++; here a Python handler calls that one, to count signals.
     """
 
     def __enter__(self) -> "StopSignal":
         self.requested, self.alone, self.started = False, jax.process_count() == 1, False
+        self.unsaved = False
         if not self.alone:
             set_handler = ctypes.CDLL(None).signal
             set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
@@ -43,7 +47,7 @@ class StopSignal:
         reader, self.pipe = os.pipe()
         os.set_blocking(self.pipe, False)
         self.previous_pipe = signal.set_wakeup_fd(self.pipe)
-        threading.Thread(target=exit_at_second_signal, args=(reader,), name="signals", daemon=True).start()
+        threading.Thread(target=self.watch, args=(reader,), name="signals", daemon=True).start()
         return self
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -70,15 +74,19 @@ class StopSignal:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
+    def watch(self, pipe: int) -> None:
+        """Ends the process at a signal that Python writes to a pipe, if it is the second one or nothing is unsaved.
 
-def exit_at_second_signal(pipe: int) -> None:
-    """Ends the process at the second signal that Python writes to a pipe, until the pipe is closed.
-
-    Python's handlers run on the main thread only, which may be in C++ for minutes, compiling or waiting for devices.
-    """
-    count = 0
-    with open(pipe, "rb", buffering=0) as signals:
-        while number := signals.read(1):
-            count += number[0] in SIGNALS
-            if count == 2:
-                os._exit(128 + number[0])  # as shells report a signal
+        Python's handlers run on the main thread only, which may be in C++ for minutes, compiling or waiting.
+        """
+        count = 0
+        with open(pipe, "rb", buffering=0) as signals:
+            while number := signals.read(1):
+                count += number[0] in SIGNALS
+                if count == 2:
+                    os._exit(128 + number[0])  # as shells report a signal
+                if count and self.alone and not self.unsaved:
+                    os.write(2, b"\nstopped with nothing to save; run the same command again to continue\n")
+                    os._exit(STOPPED)
+                if count:
+                    os.write(2, b"\nstopping after this step; a second signal stops at once\n")

@@ -77,7 +77,7 @@ def _format(path: Path) -> str:
     return inner if suffix == ".gz" and inner != ".parquet" else suffix
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> gzip.GzipFile | io.BufferedReader:
     return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
 
 

@@ -76,16 +76,10 @@ def _parse_config(name: str, argv: list[str]) -> list[str]:
         cause: BaseException = error
         while cause.__cause__ or cause.__context__:
             cause = cause.__cause__ or cause.__context__ or cause
-        frames = [
-            (frame.filename, frame.lineno)
-            for frame in traceback.extract_tb(cause.__traceback__)
-            if frame.name in CONFIG_CODE
-        ]
-        if isinstance(cause, SyntaxError):
-            frames.append((cause.filename, cause.lineno))
-        if not frames:
+        places = [(f.filename, f.lineno) for f in traceback.extract_tb(cause.__traceback__) if f.name in CONFIG_CODE]
+        if not places and not isinstance(cause, SyntaxError):
             raise
-        file, line = frames[-1]
+        file, line = (cause.filename, cause.lineno) if isinstance(cause, SyntaxError) else places[-1]
         message = cause.msg if isinstance(cause, SyntaxError) else str(cause)
         sys.exit(f"{name}: {file}, line {line}: {type(cause).__name__}: {message}")
 

@@ -157,6 +157,11 @@ def test_items_and_frames_are_drawn_again_in_each_epoch(train):
     assert numbers == {0, 1, 2}  # the frames of its video
 
 
+def test_a_batch_may_have_one_product(train):
+    (batch,) = train(1, batch_size=1)
+    assert batch["product_id"].shape == (1,)
+
+
 @pytest.mark.parametrize("small_image", [0, 8_192])
 def test_batches_depend_only_on_seed_and_step(train, monkeypatch, small_image):
     monkeypatch.setattr("cope_jax.data.pipeline.SMALL_IMAGE", small_image)

@@ -35,7 +35,7 @@ from cope_jax.search.library import open_library
 from cope_jax.training import loop
 from cope_jax.training.evaluations import Evaluations
 from cope_jax.training.loop import locked_workdir, train
-from cope_jax.training.signals import Stopped
+from cope_jax.training.signals import Stopped, StopSignal
 from cope_jax.training.watchdog import Watchdog
 
 # Evaluations of 7 products at steps 2, 4 and 5. Report windows are open at saves.
@@ -192,6 +192,7 @@ def test_a_run_stopped_during_evaluations_repeats_them(finished, make_config, tm
         begun.append(what)
         begin(self, what)
 
+    monkeypatch.setattr(StopSignal, "watch", lambda self, pipe: None)  # it would end this process
     monkeypatch.setattr(Probe, "__call__", stop_in_the_middle)
     monkeypatch.setattr(run, "embed_split", stop_at_once)
     monkeypatch.setattr(Watchdog, "reset", note)

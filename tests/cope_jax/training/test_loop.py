@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 
@@ -28,7 +28,7 @@ from cope_jax.runs.inputs import run_tokenizer, training_batches, training_class
 from cope_jax.training import loop
 from cope_jax.training.dry_run import device_bytes
 from cope_jax.training.loop import Profiler, train
-from cope_jax.training.plan import make_plan, restore_or_initialize
+from cope_jax.training.plan import change_parts, make_plan, restore_or_initialize
 from cope_jax.training.progress import TrainingProgress
 from cope_jax.training.reporting import MetricsLog
 from cope_jax.training.signals import Stopped, StopSignal
@@ -262,44 +262,60 @@ def test_a_step_that_is_not_finite_is_skipped(finished, tiny_config, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", [3e38, 1e25])
-def test_a_step_whose_update_or_parameters_overflow_is_skipped(finished, tiny_config, tmp_path, rate):
-    """The first step has rate 0, the second one half of it: loss and gradients are still finite."""
-    tokenizer = run_tokenizer(tiny_config, finished)
-    mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
-    config = replace_fields(tiny_config, {"optimizer.rate": rate, "optimizer.weight_decay": 1e3})
-    state, plan = first_state(config, mesh, tmp_path, vocab_size=len(tokenizer))
-    with closing(training_batches(tiny_config, tokenizer, start_step=0)) as batches:
-        state, metrics = plan.step(state, to_devices(next(batches), mesh))
-        assert float(metrics["skipped"].compute()) == 0
-        before = jax.device_get(state)
-        state, metrics = plan.step(state, to_devices(next(batches), mesh))
-    assert float(metrics["skipped"].compute()) == 1
-    assert_equal_trees(jax.device_get(state), before.replace(step=np.int32(2)))
+def test_a_step_whose_update_or_parameters_overflow_ends_the_run(finished, tiny_config, tmp_path, rate):
+    """Loss and gradients are still finite. Nothing is saved, and a lower rate resumes."""
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/6")
+    fields = {"optimizer.rate": rate, "optimizer.weight_decay": 1e3, "train.checkpoint_every": 1}
+    with pytest.raises(ValueError, match=r"the update of step 5 is not finite, .*; nothing is saved. Lower "):
+        train(replace_fields(tiny_config, fields), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["4"]
+    train(tiny_config, tmp_path / "run")
+    assert_equal_trees(stored(tmp_path / "run", 6), stored(finished, 6))
+
+
+@pytest.fixture
+def unsound(monkeypatch):
+    """A context in which the parameters of resumed runs are not finite."""
+
+    @contextmanager
+    def context():
+        def restore(*args, **kwargs):
+            state, window = restore_or_initialize(*args, **kwargs)
+            state.params["loss"]["sigmoid"]["bias"] *= np.nan
+            return state, window
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "restore_or_initialize", restore)
+            yield
+
+    return context
 
 
 @pytest.mark.slow
-def test_too_many_skipped_steps_end_the_run_and_a_lower_rate_resumes_it(finished, tiny_config, tmp_path, capsys):
-    """The parameters would explode at step 5, right after the checkpoint."""
+def test_too_many_skipped_steps_end_the_run_and_another_rate_resumes_it(
+    finished, tiny_config, tmp_path, capsys, unsound
+):
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
-    high = replace_fields(tiny_config, {"optimizer.rate": 1e25, "train.max_skipped": 0, "train.checkpoint_every": 1})
-    with pytest.raises(ValueError, match=r"step 5 was skipped .*at most 0 in a row may be"):
+    high = replace_fields(tiny_config, {"optimizer.rate": 1e3, "train.max_skipped": 0, "train.checkpoint_every": 1})
+    with unsound(), pytest.raises(ValueError, match=r"step 5 was skipped .*at most 0 in a row may be"):
         train(high, tmp_path / "run")
-    assert "step 5 skipped: loss, gradients or new parameters not finite; products" in capsys.readouterr().out
+    assert "step 5 skipped: loss or gradients not finite; products" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["4"]
     train(replace_fields(tiny_config, {"optimizer.clip_norm": 0.0}), tmp_path / "run")
     output = capsys.readouterr().out
-    assert "changed since the last start: config.optimizer.rate: 1e+25 before, 0.001 now" in output
+    assert "changed since the last start: config.optimizer.rate: 1000.0 before, 0.001 now" in output
     assert "resuming from step 4" in output
     assert (tmp_path / "run/checkpoints/6").exists()
 
 
 @pytest.mark.slow
-def test_a_run_must_not_end_with_a_skipped_step(finished, tiny_config, tmp_path):
+def test_a_run_must_not_end_with_a_skipped_step(finished, tiny_config, tmp_path, unsound):
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
-    with pytest.raises(ValueError, match=r"steps 5 to 6 were skipped .* last step of a run must not be"):
-        train(replace_fields(tiny_config, {"optimizer.rate": 1e25}), tmp_path / "run")
+    with unsound(), pytest.raises(ValueError, match=r"steps 5 to 6 were skipped .* last step of a run must not be"):
+        train(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run/checkpoints/6").exists()
     train(tiny_config, tmp_path / "run")
     assert_equal_trees(stored(tmp_path / "run", 6), stored(finished, 6))
@@ -307,12 +323,15 @@ def test_a_run_must_not_end_with_a_skipped_step(finished, tiny_config, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_after_a_skipped_step_saves_nothing(finished, tiny_config, tmp_path, monkeypatch):
+def test_a_run_that_is_stopped_after_a_skipped_step_saves_nothing(
+    finished, tiny_config, tmp_path, monkeypatch, unsound
+):
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
     monkeypatch.setattr(StopSignal, "agreed", lambda self, step: step == 5)
-    with pytest.raises(Stopped, match="stopped at step 5 of 6, which was skipped; the last checkpoint is of step 4;"):
-        train(replace_fields(tiny_config, {"optimizer.rate": 1e25}), tmp_path / "run")
+    match = "stopped at step 5 of 6, which was skipped; the last checkpoint is of step 4;"
+    with unsound(), pytest.raises(Stopped, match=match):
+        train(tiny_config, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -322,6 +341,21 @@ def test_the_last_sound_checkpoint_outlives_one_that_may_be_unsound(finished, ti
     shutil.rmtree(tmp_path / "run/checkpoints/6")
     train(replace_fields(tiny_config, {"train.keep_checkpoints": 1}), tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["4", "6"]
+
+
+@pytest.mark.slow
+def test_a_run_stored_without_a_part_for_clipping_resumes(finished, tiny_config, tmp_path):
+    """As earlier versions stored runs with clip_norm=0. The part has no values."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    mesh = make_mesh(**asdict(tiny_config.mesh))
+    plan = make_plan(tiny_config, mesh, vocab_size=len(run_tokenizer(tiny_config, run)))
+    with Checkpoints(run, keep=2) as checkpoints:
+        state, window = checkpoints.restore(4, plan.state)
+    shutil.rmtree(run / "checkpoints")
+    with Checkpoints(run, keep=2) as checkpoints:
+        checkpoints.save(4, change_parts(state, lambda parts: parts[1:]), window)
+    train(tiny_config, run)
+    assert_equal_trees(stored(run, 6), stored(finished, 6))
 
 
 @pytest.mark.slow
@@ -352,7 +386,7 @@ def test_a_finished_run_is_not_changed(finished, tiny_config, capsys):
 @pytest.mark.parametrize(
     ("sizes", "changed"),
     [
-        ((8, 1, 1), {"train.shard_optimizer": True}),
+        ((4, 1, 1), {"train.shard_optimizer": True}),
         (
             (2, 2, 2),
             {
@@ -380,7 +414,7 @@ def test_all_meshes_train_equally(finished, tiny_config, tmp_path, sizes, change
         state, plan = first_state(tiny_config, mesh, tmp_path / str(number), vocab_size=len(tokenizer))
         curve = []
         with closing(training_batches(tiny_config, tokenizer, start_step=0, class_ids=class_ids)) as batches:
-            for step in range(6):
+            for step in range(4):
                 state, metrics = plan.step(state, to_devices(next(batches), mesh))
                 curve.append(jax.device_get(metrics))
                 if step == 2:

@@ -15,6 +15,7 @@ from cope_jax.training.signals import StopSignal
 def test_the_first_signal_is_a_request(number):
     before = signal.getsignal(number)
     with StopSignal() as stop:
+        stop.unsaved = True
         assert not stop.agreed(1)
         assert not stop.interrupts()
         os.kill(os.getpid(), number)
@@ -28,21 +29,31 @@ BUSY = """
 import hashlib
 from cope_jax.training.signals import StopSignal
 
-with StopSignal():
+with StopSignal() as stop:
+    stop.unsaved = UNSAVED
     print("listening", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 1 << 30)
 """
 
 
-def test_the_second_signal_ends_the_process_at_once():
-    busy = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True)
-    with busy:
-        assert busy.stdout.readline() == "listening\n"
-        for _ in range(2):
-            assert busy.poll() is None
-            busy.send_signal(signal.SIGTERM)
-            time.sleep(0.5)
+@pytest.mark.parametrize(
+    ("unsaved", "signals", "code", "message"),
+    [
+        (True, 2, 128 + signal.SIGINT, "stopping after this step; a second signal stops at once"),
+        (False, 1, 75, "stopped with nothing to save; run the same command again to continue"),
+    ],
+)
+def test_a_busy_process_ends_at_the_second_signal_or_if_it_has_nothing_to_save(unsaved, signals, code, message):
+    program = BUSY.replace("UNSAVED", str(unsaved))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], text=True, **pipes) as busy:
         try:
-            assert busy.wait(10) == 128 + signal.SIGTERM
+            assert busy.stdout.readline() == "listening\n"
+            for _ in range(signals):
+                assert busy.poll() is None
+                busy.send_signal(signal.SIGINT)
+                time.sleep(0.5)
+            assert busy.wait(10) == code
+            assert busy.stderr.read() == f"\n{message}\n"
         finally:
             busy.kill()
