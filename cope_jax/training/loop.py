@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
+from tqdm import tqdm
 from jaxtyping import PyTree
 
 from cope_jax.data.records import InvalidItems
@@ -19,7 +20,7 @@ from cope_jax.runs.checkpoints import Checkpoints, ModelState, TrainState, Windo
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import save_config
 from cope_jax.runs.config_validation import replace_fields
-from cope_jax.runs.inputs import batch_megabytes, check_batch_sizes, run_tokenizer, training_batches, training_classes
+from cope_jax.runs.inputs import batch_bytes, check_batch_sizes, run_tokenizer, training_batches, training_classes
 from cope_jax.runs.provenance import provenance, record_start
 from cope_jax.training.evaluations import Evaluations, evaluate_in_full, evaluate_state
 from cope_jax.training.plan import Plan, make_plan, restore_or_initialize, step_flops
@@ -134,8 +135,8 @@ def train(
                     config, tokenizer, start_step=newest, share=share, class_ids=class_ids, invalid_items=invalid_items
                 )
                 if jax.process_index() == 0:
-                    size = batch_megabytes(config) / share[1]
-                    print(f"reading ahead up to {batches.read_ahead} batches of {size:.1f} MB")
+                    size = tqdm.format_sizeof(batch_bytes(config) / share[1], "B")
+                    print(f"reading ahead up to {batches.read_ahead} batches of {size}")
                 log = MetricsLog(workdir, step=newest) if jax.process_index() == 0 else None
                 with closing(batches), closing(Profiler(workdir / "profile", profile_steps)) as profiler:
                     reporter = _make_reporter(config, log, invalid_items, window, vocab_size=len(tokenizer))
