@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
-from tqdm import tqdm
 from jaxtyping import PyTree
+from tqdm import tqdm
 
 from cope_jax.data.records import InvalidItems
 from cope_jax.evaluation.probe import Probe
