@@ -332,7 +332,9 @@ def run_stack(
     # of the size of the whole stack.
     leaves, structure = jax.tree.flatten(layers)
     for layer in zip(*map(jnp.unstack, leaves), strict=True):
-        # Otherwise XLA for GPUs chooses another order of axes for `x` in each block, and transposes it: 13% of a step.
-        x = with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+        if rngs is not None:
+            # Otherwise XLA for GPUs chooses other orders of axes for `x` in training, and transposes it between blocks:
+            # 13% of a step. Programs with this constraint cannot be exported.
+            x = with_layout_constraint(x, Layout(tuple(range(x.ndim))))
         x = run_block(x, structure.unflatten(layer))
     return x

@@ -30,9 +30,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def workdir(make_tiny_config, tmp_path_factory):
-    """A tiny run whose videos use no text, so that domains differ."""
+    """A tiny run whose videos use no text, so that domains differ, and whose layers are unrolled, as in the demo."""
     folder = tmp_path_factory.mktemp("run")
-    train(make_tiny_config({"model.text_domains": ("page", "live")}), folder)
+    train(make_tiny_config({"model.text_domains": ("page", "live"), "model.scan_layers": False}), folder)
     return folder
 
 
