@@ -1,8 +1,9 @@
 """Plans the memory of a training step on GPUs and TPUs that need not be there: `python -m benchmarks.hardware`.
 
 Compiles the step of `configs/cope_rope.py` for each kind of device (requirements-accelerators.txt) and way to train, at
-two batch sizes. The bytes of other batch sizes, and the largest batch that fits, are interpolated linearly: XLA may
-arrange them a little differently. All GPUs are planned as one H100 with another memory, and TPUs as a slice of eight.
+two batch sizes. The bytes of other batch sizes, and the largest batch that fits, follow from the line through them,
+also far beyond them: XLA may arrange memory differently there. All GPUs are planned as one H100 with another memory,
+and TPUs as a slice of eight.
 
 Each compilation takes half a minute to two minutes of a core. Plans are kept in `benchmarks/results/hardware.json`;
 remove it to compile all of them again. The table replaces the one in docs/hardware.md. The last line is JSON: for each
@@ -103,7 +104,7 @@ def _largest_batch(line: Line | None, usable: float) -> str:
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_bool("compile", True, "Compile what is not planned yet; otherwise only write the table.")
+    flags.DEFINE_bool("compile", True, "Compile the plans that are missing; --nocompile only rewrites the table.")
 
 
 def main(_: list[str]) -> None:

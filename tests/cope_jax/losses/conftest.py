@@ -56,6 +56,16 @@ def relative_error(found, expected) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
+PRECISIONS = pytest.mark.parametrize(("precision", "least", "most"), [("highest", 0.0, 1e-6), ("bfloat16", 1e-4, 1e-2)])
+
+
+def check_rounding(found, expected, *, least: float, most: float) -> None:
+    """Checks (loss, gradients) against float64: rounded factors change gradients by some thousandths of their norm."""
+    (loss, gradients, *_), (expected_loss, expected_gradients, *_) = found, expected
+    assert least < relative_error(gradients, expected_gradients) < most
+    assert relative_error(loss, expected_loss) < most / 4
+
+
 def as_float64(views):
     """Returns the views with float64 NumPy vectors."""
     return {name: view._replace(vectors=np.asarray(view.vectors, np.float64)) for name, view in views.items()}

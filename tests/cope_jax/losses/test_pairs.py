@@ -1,11 +1,13 @@
 """Shared products, and the statistics of a pair on every mesh, against NumPy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cope_jax.losses.infonce import infonce_loss
-from cope_jax.losses.pairs import Pair, share_product
+from cope_jax.losses.pairs import Pair, einsum, share_product
 from cope_jax.losses.sigmoid import init_scalars, sigmoid_loss
 
 from .conftest import as_float64, shared
@@ -58,3 +60,9 @@ def test_the_losses_of_pairs_add_up_to_the_loss(make_views, one_device):
     ):
         parts = [pair.weight * statistics[f"loss/{pair.name}"][0] for pair in pairs]
         np.testing.assert_allclose(loss, sum(parts), rtol=1e-6)
+
+
+def test_products_are_asked_for_in_float32():
+    """CPUs compute them so anyway; GPUs and TPUs would round the factors."""
+    product = partial(einsum, "ik,jk->ij", precision="highest")
+    assert "Precision.HIGHEST" in str(jax.make_jaxpr(product)(jnp.ones((2, 3)), jnp.ones((4, 3))))

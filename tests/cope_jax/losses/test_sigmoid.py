@@ -10,7 +10,7 @@ from cope_jax.losses.pairs import Pair, join_vectors, split_vectors
 from cope_jax.losses.sigmoid import init_scalars, sigmoid_loss
 from cope_jax.parallel.mesh import batch_sharding, make_mesh
 
-from .conftest import PAIRS, as_float64, relative_error, shared
+from .conftest import PAIRS, PRECISIONS, as_float64, check_rounding, shared
 
 T, BETA = 7.0, -2.5
 
@@ -110,11 +110,8 @@ def test_in_a_ring_memory_of_a_device_does_not_grow_with_the_number_of_devices(m
     assert "all-gather" not in text
 
 
-@pytest.mark.parametrize(("precision", "least", "most"), [("highest", 0.0, 1e-6), ("bfloat16", 1e-4, 1e-2)])
+@PRECISIONS
 def test_the_error_of_products_in_each_precision(make_views, one_device, precision, least, most):
-    """Rounded factors change gradients by some thousandths of their norm."""
     views = make_views(24, E=64)
-    value, gradients, *_ = loss_and_gradients(views, one_device, precision=precision)
-    expected_value, expected, *_ = formula(views)
-    assert least < relative_error(gradients, expected) < most
-    assert relative_error(value, expected_value) < most / 4
+    found = loss_and_gradients(views, one_device, precision=precision)
+    check_rounding(found, formula(views), least=least, most=most)
