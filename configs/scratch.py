@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
         {
             "data.image_size": 64,
             "data.vocab_size": 2000,
-            # Images so small are fast enough with one thread, which leaves the cores to the training step.
+            # One thread keeps up with images this small and leaves the cores to the training step.
             "data.threads": 1,
             "model.head_norm": "batch",
             "model.scan_layers": False,  # with one or two layers, 4% less time per step and no longer to compile

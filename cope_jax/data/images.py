@@ -58,7 +58,7 @@ class TrainTransform:
         mirrored = self.flip and rng.random() < 0.5
         frames = crop_resize_clip(images, box, self.size, out)
         if mirrored:
-            rows = frames.reshape(-1, self.size, 3)  # all frames in one call, which releases Python's lock once
+            rows = frames.reshape(-1, self.size, 3)  # all frames in one call, which releases the GIL once
             cv2.flip(rows, 1, dst=rows)
         if self.color_jitter:
             frames[:] = jitter_color(frames, self.color_jitter, rng)

@@ -23,7 +23,7 @@ from cope_jax.data.records import InvalidItemError, InvalidItems, Product, Recor
 from data_prep.common.domains import DOMAINS
 from data_prep.common.process_pool import follow_parent
 
-EPOCHS = 1 << 32  # for ever; Grain's own unlimited repetition cannot be counted in batches of one
+EPOCHS = 1 << 32  # forever; Grain cannot count the batches of one of its own unlimited repetition
 Batch = dict[str, Any]  # arrays, and for each domain a dict of arrays
 READ_AHEAD = 2  # batches: one may be ready while the threads make another
 SMALL_IMAGE = 8_192  # bytes; the demo's have 2,500, photos of 256 px 15,000
@@ -284,7 +284,7 @@ def _read_options(threads: int) -> grain.ReadOptions:
 def _threads_for_rows(records: Records, domains: Sequence[str], threads: int) -> Threads:
     """Returns threads for the rows of batches: one for small images, none if the thread that makes a batch is to work.
 
-    A small image takes longer in Python than in C, and threads only wait for Python's lock. More than one thread for
+    A small image takes longer in Python than in C, and threads only wait for the GIL. More than one thread for
     rows then costs a sixth of the speed, 16 cost half (row "a second thread" of docs/experiments.md).
     """
     if threads < 2:
