@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import cope_rope, default
-from cope_jax.runs.config import Regex, RunConfig, flatten
+from cope_jax.runs.config import DomainName, Regex, RunConfig, flatten
 from cope_jax.runs.config_validation import RELATIONS, replace_fields, resolve_config
 
 EXPERIMENTS = sorted(path.stem for path in (Path(__file__).parents[3] / "configs").glob("[a-z]*.py"))
@@ -62,7 +62,7 @@ def test_all_problems_are_reported_together():
         ("seed", -1, "config.seed is -1; expected an integer >= 0 and < 2**32"),
         ("data.threads", -4, "config.data.threads is -4; expected an integer >= 1"),
         ("data.frames.live", 0, "config.data.frames.live is 0; expected an integer >= 1"),
-        ("data.frames", 8, "config.data.frames is 8; expected a section with page, video, live"),
+        ("data.frames", 8, "config.data.frames is 8; expected a section with an integer >= 1"),
         ("data.crop_scale", (0.0, 1.0), "config.data.crop_scale[0] is 0.0; expected a number > 0 and <= 1"),
         ("data.crop_scale", (0.9, 0.3), "config.data.crop_scale is (0.9, 0.3); expected (low, high) with low <= high"),
         (
@@ -75,7 +75,19 @@ def test_all_problems_are_reported_together():
         ("data.image_size", "x" * 10**6, f"config.data.image_size is '{'x' * 99}; expected an integer"),
         ("data.flip", 1, "config.data.flip is 1; expected True or False"),
         ("data.data_dir", None, "config.data.data_dir is None; expected a string"),
-        ("model.text_domains", ("page", "shop"), "text_domains[1] is 'shop'; expected one of 'page', 'video', 'live'"),
+        ("model.text_domains", ("page", "Shop"), "text_domains[1] is 'Shop'; expected a string that names a domain"),
+        (
+            "model.text_domains",
+            ("page", "shop"),
+            "text_domains is ('page', 'shop'); expected those of config.data.domains, page, video, live",
+        ),
+        (
+            "data.domains",
+            {"page": "image", "live": "clip"},
+            "config.eval.frames has the domains page, video, live; expected those of config.data.domains, page, live",
+        ),
+        ("data.domains", {"page": "photo"}, "config.data.domains.page is 'photo'; expected one of 'image', 'clip'"),
+        ("data.domains", {}, "config.data.domains is {}; expected a section with one of 'image', 'clip' for each"),
         ("model.vision.patch_size", 0, "config.model.vision.patch_size is 0; expected an integer >= 1"),
         ("model.vision.stem_widths", (0, -1), "config.model.vision.stem_widths[1] is -1; expected an integer >= 1"),
         ("model.vision.stem_blocks", (-1,), "config.model.vision.stem_blocks[0] is -1; expected an integer >= 0"),
@@ -161,9 +173,12 @@ def valid_values(hint):
     """Returns a strategy for valid values of a field."""
     if get_origin(hint) is Annotated:
         base, limit = get_args(hint)
-        return st.just("^model/") if hint is Regex else valid_values(base).filter(limit.allows)
+        fixed = {Regex: ["^model/"], DomainName: ["page", "video", "live", "shop"]}
+        return st.sampled_from(fixed[hint]) if hint in fixed else valid_values(base).filter(limit.allows)
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))
+    if get_origin(hint) is dict:
+        return st.dictionaries(*map(valid_values, get_args(hint)), min_size=1)
     if get_origin(hint) is tuple:
         kinds = [kind for kind in get_args(hint) if kind is not Ellipsis]
         if len(kinds) < len(get_args(hint)):
@@ -180,6 +195,9 @@ def invalid_values(hint):
         base, limit = get_args(hint)
         values = st.just("[") if hint is Regex else valid_values(base)
         return values.filter(lambda value: not limit.allows(value)) | invalid_values(base)
+    if get_origin(hint) is dict:
+        entries = st.dictionaries(st.text(max_size=3), invalid_values(get_args(hint)[1]), max_size=2)
+        return st.text() | st.integers() | st.none() | entries
     if get_origin(hint) is tuple:
         entry = get_args(hint)[0]
         return st.text() | st.integers() | st.none() | st.lists(invalid_values(entry), min_size=1, max_size=3)
