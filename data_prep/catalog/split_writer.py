@@ -248,7 +248,7 @@ def _lists(batch: pa.RecordBatch, name: str, start: int, stop: int) -> pa.ListAr
 
 def _write_products(con: duckdb.DuckDBPyConnection, path: Path, domains: list[str]) -> int:
     """Writes the products and their rows in each domain; returns the number of products."""
-    every = " UNION ".join(f"SELECT product_id FROM pairs_{domain}" for domain in domains)
+    every = " UNION ".join(f"SELECT DISTINCT product_id FROM pairs_{domain}" for domain in domains)
     con.execute(
         "CREATE OR REPLACE TABLE products AS "
         f"SELECT product_id, row_number() OVER (ORDER BY product_id) - 1 AS row FROM ({every})"

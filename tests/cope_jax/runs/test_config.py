@@ -41,8 +41,11 @@ def test_the_default_config_lists_the_fields_in_the_same_order():
         hints = get_type_hints(kind)
         return [(name, names(hint) if dataclasses.is_dataclass(hint) else []) for name, hint in hints.items()]
 
+    def is_section(key, value):
+        return isinstance(value, dict) and key not in ("domains", "frames")  # which have a field per domain
+
     def keys(fields):
-        return [(key, keys(value) if isinstance(value, dict) else []) for key, value in fields.items()]
+        return [(key, keys(value) if is_section(key, value) else []) for key, value in fields.items()]
 
     assert keys(json.loads(default.get_config().to_json())) == names(config.RunConfig)
 
