@@ -60,8 +60,8 @@ def export_run(workdir: Path, out: Path, *, step: int | None = None, average: bo
     """
     if out.exists():
         raise ValueError(f"{out} exists already; choose another --out or remove it")
-    # cuDNN's attention would run on NVIDIA devices only.
-    config = replace_fields(load_config(workdir), {"model.attention": "xla"})
+    # cuDNN's attention would run on NVIDIA devices only, and layouts between unrolled layers cannot be exported.
+    config = replace_fields(load_config(workdir), {"model.attention": "xla", "model.scan_layers": True})
     tokenizer = load_tokenizer(workdir / "tokenizer")
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
     with Checkpoints(workdir) as checkpoints:
