@@ -4,8 +4,6 @@ An experiment starts from this config and lists what differs. A flag changes one
 Types and bounds of the fields are in `cope_jax/runs/config.py`.
 """
 
-from collections.abc import Mapping
-
 from ml_collections import ConfigDict
 
 
@@ -144,12 +142,3 @@ def get_config() -> ConfigDict:
     evaluation.queries = 5  # few-shot: query items per class, at most
     evaluation.episodes = 100  # few-shot: number of episodes
     return config.lock()
-
-
-def use_domains(config: ConfigDict, domains: Mapping[str, str]) -> None:
-    """Changes the fields per domain to those of a data set, given as domain → kind; all of its texts are used."""
-    for section in (config.data, config.eval):
-        counts = {"image": section.frames.page, "clip": section.frames.video}
-        section.frames = ConfigDict({domain: counts[kind] for domain, kind in domains.items()})
-    config.data.domains = ConfigDict(domains)
-    config.model.text_domains = tuple(domains)

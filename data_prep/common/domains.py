@@ -112,9 +112,13 @@ def find_data_set(data_dir: Path) -> Path:
     Raises:
         ValueError: There are several.
     """
-    if (data_dir / "product").is_dir():
+
+    def is_data_set(folder: Path) -> bool:
+        return (folder / DOMAINS_FILE).exists() or (folder / "product").is_dir()
+
+    if is_data_set(data_dir):
         return data_dir
-    found = sorted(path.parent for path in data_dir.glob("*/product") if path.is_dir()) if data_dir.is_dir() else []
+    found = sorted(filter(is_data_set, data_dir.iterdir())) if data_dir.is_dir() else []
     if len(found) > 1:
         raise ValueError(f"{data_dir} has several data sets: choose {' or '.join(map(str, found))} as data folder")
     return found[0] if found else data_dir / "rope"
