@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def contents(
         "episodes": config.eval.episodes,
         "domains": tuple(items),
         "is_rope": tuple(items) == DOMAINS,
+        "marks": dict(zip_longest(items, DOMAINS[: len(items)], fillvalue="other")),
         "items": {domain: len(own.vectors) for domain, own in items.items()},
         "products": len(np.unique(np.concatenate([first_product(own.products) for own in items.values()]))),
         "frame_parts": parts(metrics["by_frames"]),
