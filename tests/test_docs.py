@@ -188,7 +188,7 @@ CHECKS = {
         "print(scores.shape == (len(pages), len(videos)), abs(scores).max() < 1.001, len(counts.fetchall()))",
         "True True 3",
     ),
-    "microsoft/xclip": ("print(config.model.text.init_from)", "hfl/rbt3"),
+    "microsoft/xclip": ("print(config.model.text.init_from)", "hfl/rbt6"),
 }
 
 

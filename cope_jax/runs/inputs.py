@@ -152,10 +152,9 @@ def training_batch_shapes(config: RunConfig) -> dict[str, Any]:
     return batch
 
 
-def batch_megabytes(config: RunConfig) -> float:
-    """Returns the size of a global training batch."""
-    arrays = jax.tree.leaves(training_batch_shapes(config))
-    return sum(prod(array.shape) * array.dtype.itemsize for array in arrays) / 1e6
+def batch_bytes(config: RunConfig) -> int:
+    """Returns the size of a global training batch in bytes."""
+    return sum(prod(array.shape) * array.dtype.itemsize for array in jax.tree.leaves(training_batch_shapes(config)))
 
 
 def evaluation_batches(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
+from tqdm import tqdm
 
 from cope_jax.data.records import InvalidItems
 from cope_jax.evaluation.probe import Probe
@@ -20,7 +21,7 @@ from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import save_config
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import (
-    batch_megabytes,
+    batch_bytes,
     check_batch_sizes,
     check_domains,
     run_tokenizer,
@@ -142,8 +143,8 @@ def train(
                     config, tokenizer, start_step=newest, share=share, class_ids=class_ids, invalid_items=invalid_items
                 )
                 if jax.process_index() == 0:
-                    size = batch_megabytes(config) / share[1]
-                    print(f"reading ahead up to {batches.read_ahead} batches of {size:.1f} MB")
+                    size = tqdm.format_sizeof(batch_bytes(config) / share[1], "B")
+                    print(f"reading ahead up to {batches.read_ahead} batches of {size}")
                 log = MetricsLog(workdir, step=newest) if jax.process_index() == 0 else None
                 with closing(batches), closing(Profiler(workdir / "profile", profile_steps)) as profiler:
                     reporter = _make_reporter(config, log, invalid_items, window, vocab_size=len(tokenizer))

@@ -65,11 +65,10 @@ def make_optimizer(
     """
     factors = rate_factors(groups, params)
     schedule = make_schedule(rate=rate, warmup_steps=warmup_steps, cosine_steps=cosine_steps, steps=steps)
+    # A part in any case, so that the state does not depend on it: a run may resume with another bound.
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     parts = (
-        # A part in any case, so that the state does not depend on it: a run may resume with another bound.
-        optax.masked(
-            optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(), partial(matches, clipped)
-        ),
+        optax.masked(clip, partial(matches, clipped)) if clipped else clip,
         optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=matches(decayed, params)),
     )
 

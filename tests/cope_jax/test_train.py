@@ -2,7 +2,7 @@
 
 import pytest
 
-from cope_jax.train import check_config_path, list_fields, parse_steps
+from cope_jax.train import CHECKOUT, find_config, list_fields, parse_steps
 
 
 def test_steps_are_parsed():
@@ -20,8 +20,16 @@ def test_invalid_steps_are_errors(text):
 @pytest.mark.parametrize("words", [["--config=configs/dmo.py", "--config.seed=1"], ["--config", "configs/dmo.py:8"]])
 def test_a_wrong_config_path_lists_the_configs(words):
     with pytest.raises(SystemExit, match=r"no config file 'configs/dmo.py'; configs/ has .*configs/demo.py"):
-        check_config_path(words)
-    check_config_path(["--config=configs/demo.py", "--config.seed=1"])
+        find_config(words)
+
+
+def test_a_config_path_is_relative_to_the_current_folder_or_else_to_the_checkout(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkout = f"--config={CHECKOUT / 'configs/demo.py'}"
+    assert find_config(["--config=configs/demo.py", "--config.seed=1"]) == [checkout, "--config.seed=1"]
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/demo.py").touch()
+    assert find_config(["--config", "configs/demo.py:8", "x"]) == ["--config=configs/demo.py:8", "x"]
 
 
 def test_the_help_lists_the_fields_of_the_config():

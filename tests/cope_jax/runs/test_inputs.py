@@ -12,7 +12,7 @@ from PIL import Image
 from cope_jax.evaluation.evaluate_run import evaluate
 from cope_jax.export import export_run
 from cope_jax.exported import load
-from cope_jax.runs.inputs import batch_megabytes, run_tokenizer, training_batches
+from cope_jax.runs.inputs import batch_bytes, run_tokenizer, training_batches
 from cope_jax.training.loop import train
 from data_prep.build import build
 from data_prep.common.domains import DOMAINS
@@ -66,7 +66,7 @@ def test_the_start_of_a_run_reports_how_the_tokenizer_suits_the_texts(tiny_confi
 
 def test_the_size_of_a_batch_is_that_of_its_arrays(tiny_config, tmp_path):
     with closing(training_batches(tiny_config, run_tokenizer(tiny_config, tmp_path), start_step=0)) as batches:
-        assert batch_megabytes(tiny_config) == sum(array.nbytes for array in jax.tree.leaves(next(batches))) / 1e6
+        assert batch_bytes(tiny_config) == sum(array.nbytes for array in jax.tree.leaves(next(batches)))
 
 
 def test_the_tokenizer_of_a_run_with_checkpoints_is_not_replaced(tiny_config, tmp_path):
