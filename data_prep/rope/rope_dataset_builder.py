@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from tensorflow_datasets.core.splits import SplitDict
 
 from data_prep.catalog.files import Catalog
-from data_prep.common.domains import DOMAINS, find_data_set, is_domain_name, read_domains, write_domains
+from data_prep.common.domains import DOMAINS, find_data_set, read_domains, write_domains
 from data_prep.common.files import atomic_write, lock_file, read_json
 from data_prep.common.parquet import open_parquet
 from data_prep.common.progress import Progress
@@ -73,7 +74,7 @@ class Builder(FileReaderBuilder):
     def __init__(
         self,
         *,
-        config: str,
+        config: str | tfds.core.BuilderConfig | None = None,
         dataset_name: str = NAME,
         inputs: Inputs | None = None,
         runner: Runner | None = None,
@@ -85,7 +86,7 @@ class Builder(FileReaderBuilder):
         """Makes a builder. Other arguments are those of `tfds.core.DatasetBuilder`: data_dir, version.
 
         Args:
-            config: Domain, or "product".
+            config: Domain, or "product". Default: the first domain of ROPE.
             dataset_name: Name of the data set.
             inputs: Inputs of the build. Default: both splits of the release in TFDS's manual directory.
             runner: Writes the shards. Default: a pool with one process per core.
@@ -93,24 +94,23 @@ class Builder(FileReaderBuilder):
             report: Called with lines of progress.
             file_format: Must be "array_record".
         """
-        if not is_domain_name(dataset_name):
-            raise ValueError(f"data set name is {dataset_name!r}; use lower-case letters, digits and _, as in my_shop")
+        if not re.fullmatch("[a-z][a-z0-9_]*", dataset_name):
+            raise ValueError(
+                f"--name is {dataset_name!r}; a data set's name has lower-case letters, digits and _, as in my_shop"
+            )
         self.name = dataset_name  # pyright: ignore[reportAttributeAccessIssue]  (TFDS wants a class per name)
         if (given := kwargs.get("data_dir")) and Path(url := os.fspath(epath.Path(given))) != Path(given):
             raise ValueError(f"TFDS reads the data folder {given} as {url}; use a link to it")
-        folder = Path(given or "") / self.name / config / str(self.VERSION)
+        folder = Path(given or "") / self.name / str(config) / str(self.VERSION)
         if (folder / DATASET_INFO_FILENAME).exists():
             schema.read_splits(folder)  # reports an invalid file better than TFDS
         self._inputs = inputs
         self._runner = runner
         self._max_missing = max_missing
         self._report = report
-        known = config in self.builder_configs
-        super().__init__(
-            file_format=file_format,
-            config=config if known else tfds.core.BuilderConfig(name=config, description=f"The {config} items."),
-            **kwargs,
-        )
+        if isinstance(config, str) and config not in self.builder_configs and (inputs or folder.exists()):
+            config = tfds.core.BuilderConfig(name=config, description=f"The {config} items.")
+        super().__init__(file_format=file_format, config=config, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         is_product = self.builder_config_name == "product"

@@ -92,5 +92,5 @@ def test_domains_can_be_chosen_with_their_kinds(tmp_path, images):
 def test_a_name_that_tfds_does_not_allow_is_an_error(tmp_path, images):
     table = write_table(tmp_path / "items.jsonl", SETS["shop"])
     catalog = build_table_catalog(table, images, tmp_path / "catalog")
-    with pytest.raises(ValueError, match="data set name is 'My-Shop'; use lower-case letters"):
+    with pytest.raises(ValueError, match="--name is 'My-Shop'; a data set's name has lower-case letters"):
         build(Inputs(catalog.folder, (images,)), tmp_path / "data", name="My-Shop", processes=1)
