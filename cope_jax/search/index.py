@@ -105,7 +105,8 @@ def open_index(folder: Path, embeddings: Path) -> Index:
     if description.get("embeddings") != embeddings_fingerprint(embeddings):
         raise ValueError(f"{folder} is the index of other embeddings than those in {embeddings}: build it again")
     try:
-        parts = {domain: (description["kinds"][domain], int(size)) for domain, size in description["sizes"].items()}
+        domains = read_manifest(embeddings)["items"]
+        parts = {domain: (description["kinds"][domain], int(description["sizes"][domain])) for domain in domains}
         width = int(description["width"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} does not describe an index, build it again: {error!r}") from error

@@ -25,7 +25,11 @@ SETS = {
 }
 
 
-@pytest.fixture(scope="module", params=SETS)
+# Each set trains a run of its own, which compiles for half a minute.
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("pair", "quad")]
+
+
+@pytest.fixture(scope="module", params=["shop", *SLOW])
 def config(request, synthetic_data_dir, tmp_path_factory):
     """Config of a small run on a data set with other domains."""
     name = request.param
