@@ -161,6 +161,8 @@ def describe_fields(kind: Any = RunConfig, prefix: str = "") -> dict[str, str]:
     for name, of_field in get_type_hints(kind, include_extras=True).items():
         is_section = dataclasses.is_dataclass(of_field)
         key = f"{prefix}{name}"
+        if get_origin(of_field) is dict:
+            key, of_field = f"{key}.DOMAIN", get_args(of_field)[1]
         fields |= describe_fields(of_field, f"{key}.") if is_section else {key: _describe(of_field)}
     return fields
 
@@ -178,6 +180,13 @@ def _domain_problems(config: RunConfig, invalid: Sequence[str]) -> Iterator[str]
     texts = config.model and config.model.text_domains
     if texts and None not in texts and not set(texts) <= set(domains):
         yield f"config.model.text_domains is {texts!r}; {expected}"
+    for name in ("sigmoid", "infonce"):
+        term = config.losses and getattr(config.losses, name)
+        if term and term.weight and term.page_vision and "page" not in domains:
+            yield (
+                f"config.losses.{name}.page_vision is {term.page_vision!r}; expected 0 because config.data.domains "
+                "lacks 'page'"
+            )
 
 
 def _relation_problems(config: RunConfig, invalid: Sequence[str]) -> Iterator[str]:

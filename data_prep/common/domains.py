@@ -25,8 +25,10 @@ def sort_domains(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (DOMAINS.index(name) if name in DOMAINS else len(DOMAINS), name)))
 
 
-def is_domain_name(name: str) -> bool:
+def is_domain_name(name: object) -> bool:
     """Returns whether a domain may have this name: lower-case letters, digits and underscores, as in "web_shop"."""
+    if not isinstance(name, str):
+        return False
     derived = name.endswith(("_text", "_vision", "_2")) or "_to_" in name  # names of views, second items, directions
     return bool(re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name)) and name not in RESERVED and not derived
 

@@ -162,6 +162,14 @@ def test_terms_and_microbatches_must_fit_the_model():
         replace_fields(config, {"model.text_domains": ("video",), "model.head_norm": "batch"})
 
 
+def test_pairs_of_page_views_need_pages():
+    changes = {"data.domains": {"shop": "image"}, "data.frames": {"shop": 1}, "eval.frames": {"shop": 2}}
+    config = replace_fields(DEFAULT, changes | {"model.text_domains": ("shop",)})
+    assert (config.data.domains, config.eval.frames) == ({"shop": "image"}, {"shop": 2})
+    with pytest.raises(ValueError, match=r"sigmoid.page_vision is 0.5; expected 0 because .*domains lacks 'page'"):
+        replace_fields(config, {"losses.sigmoid.page_vision": 0.5})
+
+
 def test_an_initialized_text_encoder_needs_texts():
     config = resolve_config(cope_rope.get_config())
     with pytest.raises(
