@@ -23,8 +23,7 @@ _SPILL = "spill"
 
 
 class CatalogRows(NamedTuple):
-    """Rows of a catalog: the rejected lines of input files shared by all splits, split → domain → rows, and the kinds
-    of the domains."""
+    """Rows of a catalog: rejected lines of files shared by all splits, split → domain → rows, and kinds of domains."""
 
     shared: Sequence[RejectedLines]
     splits: Mapping[str, Mapping[str, DomainRows]]

@@ -101,7 +101,7 @@ class Builder(FileReaderBuilder):
         self.name = dataset_name  # pyright: ignore[reportAttributeAccessIssue]  (TFDS wants a class per name)
         if (given := kwargs.get("data_dir")) and Path(url := os.fspath(epath.Path(given))) != Path(given):
             raise ValueError(f"TFDS reads the data folder {given} as {url}; use a link to it")
-        folder = Path(given or "") / self.name / str(config) / str(self.VERSION)
+        folder = Path(given or "") / self.name / str(getattr(config, "name", config)) / str(self.VERSION)
         if (folder / DATASET_INFO_FILENAME).exists():
             schema.read_splits(folder)  # reports an invalid file better than TFDS
         self._inputs = inputs
