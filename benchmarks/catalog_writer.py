@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_prep.catalog import files
-from data_prep.catalog.files import ITEM_SCHEMA, PRODUCT_SCHEMA, Catalog, Item, write_batches, write_summary
-from data_prep.common.domains import DOMAINS
+from data_prep.catalog.files import ITEM_SCHEMA, Catalog, Item, product_schema, write_batches, write_summary
+from data_prep.common.domains import DOMAINS, ROPE_DOMAINS
 
 
 def write_catalog(folder: Path, splits: Mapping[str, Mapping[str, Iterable[Item]]]) -> Catalog:
@@ -33,8 +33,10 @@ def write_catalog(folder: Path, splits: Mapping[str, Mapping[str, Iterable[Item]
                     product = products.setdefault(product_id, {f"{name}_rows": [] for name in DOMAINS})
                     product[f"{domain}_rows"].append(row)
         rows = [{"product_id": product_id, **products[product_id]} for product_id in sorted(products)]
-        _write_rows(catalog.path(split, "product"), PRODUCT_SCHEMA, rows)
-    write_summary(folder, {split: {"domains": {}, "files": {}} for split in splits}, source={}, files={})
+        _write_rows(catalog.path(split, "product"), product_schema(DOMAINS), rows)
+    write_summary(
+        folder, {split: {"domains": {}, "files": {}} for split in splits}, domains=ROPE_DOMAINS, source={}, files={}
+    )
     return catalog
 
 

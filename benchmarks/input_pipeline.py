@@ -47,7 +47,7 @@ from cope_jax.data.tokenizer import train_wordpiece
 from data_prep.build import build
 from data_prep.catalog.files import Frame
 from data_prep.catalog.files import Item as CatalogItem
-from data_prep.common.domains import DOMAINS
+from data_prep.common.domains import DOMAINS, ROPE_DOMAINS
 from data_prep.records.inputs import Inputs, inputs_from_release
 from data_prep.synthetic.release import write_release
 
@@ -120,7 +120,7 @@ def our_batches(
         batch_size=work.batch_size,
         seed=SEED,
         collators=[
-            Collator(domain, T, TrainTransform(work.size), tokenizer, work.text_length)
+            Collator(domain, T, TrainTransform(work.size), tokenizer, work.text_length, kind=ROPE_DOMAINS[domain])
             for domain, T in work.frames.items()
         ],
         threads=workers,

@@ -25,7 +25,7 @@ from cope_jax.losses.pairs import Nearest, Pair, View, compare, join_vectors, sp
 from cope_jax.losses.ring import BATCH_AXES
 from cope_jax.losses.sigmoid import init_scalars, sigmoid_loss
 from cope_jax.parallel.mesh import batch_sharding, make_mesh, replicated
-from data_prep.common.domains import DOMAINS, PAIRS
+from data_prep.common.domains import DOMAINS, domain_pairs
 
 DEVICES = (1, 2, 4, 8, 16)
 MOST_DENSE_DEVICES = 8  # with 16, the matrices take 26 GB of this machine's memory; dense is then only compiled
@@ -36,7 +36,7 @@ FLAGS = flags.FLAGS
 
 def ring(views: dict[str, View], scalars: Any, mesh: Mesh) -> Any:
     """Computes the project's loss."""
-    return sigmoid_loss(views, scalars, pairs=[Pair(a, b) for a, b in PAIRS], mesh=mesh)
+    return sigmoid_loss(views, scalars, pairs=[Pair(a, b) for a, b in domain_pairs(DOMAINS)], mesh=mesh)
 
 
 def tiled(views: dict[str, View], scalars: Any, mesh: Mesh) -> Any:
@@ -66,7 +66,7 @@ def own_part(nearest: Nearest) -> Nearest:
 def dense(views: dict[str, View], scalars: Any, mesh: Mesh) -> Any:
     """Computes the formula on whole matrices, with the same statistics."""
     total, statistics = jnp.zeros(()), []
-    for a, b in PAIRS:
+    for a, b in domain_pairs(DOMAINS):
         grid = compare(views[a], views[b], precision="highest")
         logits = jnp.exp(scalars["log_t"]) * grid.cosine + scalars["bias"]
         terms = jax.nn.softplus(jnp.where(grid.positive, -logits, logits))

@@ -16,7 +16,7 @@ from absl import app, flags
 from benchmarks.measuring import peak_memory, run_in_process, summarize_ratio, time_call
 from cope_jax.evaluation.metrics import retrieval
 from cope_jax.evaluation.metrics.ranks import ranks_between
-from data_prep.common.domains import DIRECTIONS
+from data_prep.common.domains import DOMAINS, directions
 
 SIZES = {"page": 31_388, "video": 29_810, "live": 30_981}
 PRODUCTS, WIDTH = 2_527, 128
@@ -56,7 +56,7 @@ def time_faiss() -> float:
     embeddings = make_embeddings(1)
 
     def search() -> None:
-        for source, target in DIRECTIONS.values():
+        for source, target in directions(DOMAINS).values():
             index = faiss.IndexFlatIP(WIDTH)
             index.add(embeddings[target][0])
             index.search(embeddings[source][0], 10)

@@ -15,7 +15,7 @@ from transformers.models.x_clip.modeling_x_clip import XCLIPVisionEncoderLayer
 
 from cope_jax.models.vision import NORMALISATIONS
 from cope_jax.runs.config import RunConfig
-from data_prep.common.domains import DOMAINS, PAIRS
+from data_prep.common.domains import DOMAINS, domain_pairs
 
 Batch = Mapping[str, Any]
 
@@ -41,7 +41,7 @@ class TorchCope(nn.Module):
 
     def __init__(self, config: RunConfig, *, vocab_size: int):
         super().__init__()
-        model, frames = config.model, config.data.frames.longest
+        model, frames = config.model, max(config.data.frames.values())
         xclip = transformers.XCLIPModel(xclip_config(config, frames))
         self.vision, self.project, self.integration = xclip.vision_model, xclip.visual_projection, xclip.mit
         self.text = transformers.BertModel(bert_config(config, vocab_size))
@@ -64,7 +64,7 @@ class TorchCope(nn.Module):
         }
         same = batch["product_id"][:, None] == batch["product_id"][None]
         sign = torch.where(same, 1.0, -1.0)
-        logits = [self.log_t.exp() * embeddings[a] @ embeddings[b].T + self.bias for a, b in PAIRS]
+        logits = [self.log_t.exp() * embeddings[a] @ embeddings[b].T + self.bias for a, b in domain_pairs(DOMAINS)]
         return -functional.logsigmoid(sign * torch.stack(logits)).sum() / len(sign)
 
     def clip_vectors(self, frames: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from cope_jax.data.frames import choose_frames
 from cope_jax.data.images import random_box
 from cope_jax.data.records import Item
 from cope_jax.data.tokenizer import encode
+from data_prep.common.domains import ROPE_DOMAINS
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in the authors' code
 
@@ -57,7 +58,7 @@ class TorchDataset(Dataset):
     def example(self, item: Item, domain: str) -> dict[str, Any]:
         """Returns the frames and tokens of an item."""
         T = self.frames[domain]
-        positions = choose_frames(len(item.frames), T, domain=domain, short_clips="repeat", rng=None)
+        positions = choose_frames(len(item.frames), T, kind=ROPE_DOMAINS[domain], short_clips="repeat", rng=None)
         frames = augment([item.frames[position] for position in positions], self.size)
         return {
             "frames": normalize(frames) if self.normalized else np.stack(frames),

@@ -13,9 +13,10 @@ def get_config() -> ConfigDict:
     config.seed = 0  # seed of initialization, data order, crops and dropout
 
     config.data = data = ConfigDict()
-    data.data_dir = "data"  # folder that contains `rope/`, written by ./run.sh build
+    data.data_dir = "data"  # folder that contains the data set, `rope/`, or the data set itself; see ./run.sh build
     data.train_split = "train"  # split of training batches
     data.eval_split = "test"  # split of evaluation
+    data.domains = ConfigDict({"page": "image", "video": "clip", "live": "clip"})  # of the data set, with their kinds
     data.image_size = 224  # height and width of images, pixels
     data.frames = ConfigDict({"page": 1, "video": 8, "live": 8})  # frames per item in training
     data.short_clips = "repeat"  # clips with fewer frames: "repeat" frames (the authors') or "mask" the missing ones
@@ -81,7 +82,7 @@ def get_config() -> ConfigDict:
 
     config.losses = losses = ConfigDict()  # terms of the loss; weight 0 turns a term off
     losses.precision = "highest"  # matrix products of losses: "highest" (float32) or "bfloat16", added up in float32
-    losses.sigmoid = sigmoid = ConfigDict()  # sigmoid loss (SigLIP) over the three pairs of domains
+    losses.sigmoid = sigmoid = ConfigDict()  # sigmoid loss (SigLIP) over all pairs of domains
     sigmoid.weight = 1.0  # weight of the term
     sigmoid.temperature = 10.0  # initial t (learned)
     sigmoid.bias = -10.0  # initial β (learned)

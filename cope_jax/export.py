@@ -28,7 +28,6 @@ from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.model import load_model
-from data_prep.common.domains import DOMAINS
 from data_prep.common.files import atomic_folder, atomic_write
 
 FLAGS = flags.FLAGS
@@ -61,8 +60,8 @@ def export_run(workdir: Path, out: Path, *, step: int | None = None, average: bo
     """
     if out.exists():
         raise ValueError(f"{out} exists already; choose another --out or remove it")
-    # cuDNN's attention would run on NVIDIA devices only.
-    config = replace_fields(load_config(workdir), {"model.attention": "xla"})
+    # cuDNN's attention would run on NVIDIA devices only, and layouts between unrolled layers cannot be exported.
+    config = replace_fields(load_config(workdir), {"model.attention": "xla", "model.scan_layers": True})
     tokenizer = load_tokenizer(workdir / "tokenizer")
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
     with Checkpoints(workdir) as checkpoints:
@@ -72,7 +71,7 @@ def export_run(workdir: Path, out: Path, *, step: int | None = None, average: bo
         with atomic_write(folder / exported.WEIGHTS) as file:  # `save_file` would make it readable by its owner only
             file.write(save(flatten_weights(model)))
         save_tokenizer(tokenizer, folder / exported.TOKENIZER)
-        for domain in DOMAINS:
+        for domain in config.data.domains:
             (folder / exported.program_file(domain)).write_bytes(export_program(graphdef, model, domain, config))
         sizes = {"image_size": config.data.image_size, "text_length": config.data.text_length}
         description = {
@@ -80,7 +79,7 @@ def export_run(workdir: Path, out: Path, *, step: int | None = None, average: bo
             "step": step,
             "embedding": config.model.embedding,
             "separator": tokenizer.sep_token_id,
-            "domains": {domain: {"frames": config.eval.frames[domain], **sizes} for domain in DOMAINS},
+            "domains": {domain: {"frames": config.eval.frames[domain], **sizes} for domain in config.data.domains},
             "run": asdict(config),
         }
         (folder / exported.CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -133,7 +132,7 @@ def _check_export(
 ) -> float:
     """Compares the embeddings of random items by the stored weights and programs with the model's; see `export_run`."""
     own_weights, loaded, largest = flatten_weights(model), exported.load(folder), 0.0
-    for domain in DOMAINS:
+    for domain in config.data.domains:
         items = _random_items(domain, config, vocab_size=vocab_size)
         expected = np.asarray(jax.jit(_make_program(graphdef, model, domain))(own_weights, *items))
         found = np.asarray(loaded.programs[domain](loaded.weights, *items))

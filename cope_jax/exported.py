@@ -35,6 +35,11 @@ def program_file(domain: str) -> str:
     return f"{domain}.stablehlo"
 
 
+def is_export(folder: Path) -> bool:
+    """Returns whether a folder has the files of an export."""
+    return (folder / CONFIG).exists() and any(folder.glob(program_file("*")))
+
+
 def load(folder: str | Path) -> "Exported":
     """Loads a model that `cope_jax.export` wrote, on JAX's default device.
 
@@ -129,7 +134,7 @@ class Exported:
         """Embeds items of a domain.
 
         Args:
-            domain: "page", "video", or "live".
+            domain: One of config["domains"].
             frames: RGB frames uint8[B, T, H, W, 3], resized to the model's square.
             texts: B texts, "" if an item has none.
             frame_mask: bool[B, T], False for padding; by default, there is none.

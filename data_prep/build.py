@@ -1,12 +1,12 @@
-"""Builds the four TFDS data sets of `rope` from a catalog and its images.
+"""Builds a TFDS data set, `rope` or of another name, from a catalog and its images.
 
     python -m data_prep.build --catalog=DIR --images=DIR [--images=DIR …] --data_dir=DIR [--splits=train,test]
-        [--max_side=256]
+        [--name=rope] [--max_side=256]
     python -m data_prep.build --release=DIR --data_dir=DIR [--images=DIR …] [--splits=train,test]
 
 The second form first makes the catalog of the release in <data_dir>/catalog. Images may be stored in folders of any
 depth, in the shards of a download, or in both. Missing and invalid images are dropped and listed in
-<data_dir>/rope/dropped.jsonl; more than --max_missing of them are an error. With --max_side=256, larger images are
+<data_dir>/<name>/dropped.jsonl; more than --max_missing of them are an error. With --max_side=256, larger images are
 shrunk once, here, so that training need not decode whole photos at every step. If a build is interrupted, run the same
 command again: it resumes. If the data sets are finished, it does nothing.
 """
@@ -24,14 +24,13 @@ from absl import flags, logging
 
 from data_prep.catalog.release_parser import PREFIXES
 from data_prep.common.cli import run
-from data_prep.common.domains import DOMAINS
 from data_prep.common.files import atomic_write, lock_file, read_json
 from data_prep.common.text_table import text_table
 from data_prep.images.sources import split_folders
 from data_prep.records.dropped import DROPPED_FILE, MAX_MISSING, copy_lists
 from data_prep.records.inputs import Inputs, inputs_from_release
 from data_prep.records.runners import Runner, beam_runner, local_runner
-from data_prep.rope.rope_dataset_builder import Builder
+from data_prep.rope.rope_dataset_builder import NAME, Builder
 
 FLAGS = flags.FLAGS
 SUMMARY_FILE = "build_summary.json"
@@ -41,16 +40,18 @@ def build(
     inputs: Inputs,
     data_dir: Path,
     *,
+    name: str = NAME,
     processes: int | None = None,
     beam_options: Sequence[str] | None = None,
     max_missing: float = MAX_MISSING,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Builds the data sets that are not built yet, and writes build_summary.json and dropped.jsonl to <data_dir>/rope.
+    """Builds what is not built yet, and writes build_summary.json and dropped.jsonl to <data_dir>/<name>.
 
     Args:
         inputs: Inputs of the build.
         data_dir: TFDS's data folder.
+        name: Name of the data set.
         processes: Number of processes; None is one per core.
         beam_options: Options of Apache Beam, which then writes the shards instead.
         max_missing: Largest fraction of the images of a split's domain that may be missing or invalid.
@@ -65,12 +66,15 @@ def build(
             another process is building in the same folder.
     """
     start = time.monotonic()
-    folder = data_dir.absolute() / Builder.name
+    folder = data_dir.absolute() / name
     inputs.check()
 
     def builders(runner: Runner | None = None) -> dict[str, Builder]:
         options = {"inputs": inputs, "runner": runner, "max_missing": max_missing, "report": report}
-        return {name: Builder(config=name, data_dir=folder.parent, **options) for name in (*DOMAINS, "product")}
+        configs = (*inputs.opened_catalog.domains, "product")
+        return {
+            config: Builder(config=config, dataset_name=name, data_dir=folder.parent, **options) for config in configs
+        }
 
     # Checks all before building one, so that nothing is added to the data of other inputs.
     built = [builder.is_built_from(inputs) for builder in builders().values()]
@@ -91,7 +95,7 @@ def build(
 def _write_summary(
     folder: Path, inputs: Inputs, builders: Mapping[str, Builder], seconds: float, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    copy_lists(folder / DROPPED_FILE, [Path(builders[domain].data_dir) for domain in DOMAINS])
+    copy_lists(folder / DROPPED_FILE, [Path(builders[domain].data_dir) for domain in inputs.opened_catalog.domains])
     summary = {
         "fingerprint": inputs.fingerprint,
         "seconds": round(seconds, 1),
@@ -111,7 +115,9 @@ def format_summary(summary: dict[str, Any]) -> str:
     """Returns the summary as a table with one line per domain and split."""
     rows: list[tuple[str, ...]] = [("split", "domain", "items", "kept", "frames", "kept", "MB", "dropped")]
     for split, parts in summary["splits"].items():
-        for domain in DOMAINS:
+        for domain in parts:
+            if domain == "product":
+                continue
             items, frames, size = (parts[domain][key] for key in ("items", "frames", "bytes"))
             dropped = [f"{count} items: {reason}" for reason, count in items["dropped"].items()]
             dropped += [f"{count} frames: {reason}" for reason, count in frames["dropped"].items()]
@@ -129,7 +135,8 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "images", None, "Folder with images or the shards of a download; may be repeated. Default: <release>/images."
     )
-    flags.DEFINE_string("data_dir", None, "Folder for the data sets, which are written to <data_dir>/rope.")
+    flags.DEFINE_string("data_dir", None, "Folder for the data set, which is written to <data_dir>/<name>.")
+    flags.DEFINE_string("name", NAME, "Name of the data set.")
     flags.DEFINE_integer("max_side", None, "Shrink images whose longer side is larger, in pixels.", lower_bound=1)
     flags.DEFINE_list("splits", list(PREFIXES), "Splits to build.")
     for split, prefix in PREFIXES.items():
@@ -150,6 +157,7 @@ def main() -> int:
         summary = build(
             _inputs(data_dir, report),
             data_dir,
+            name=FLAGS.name,
             processes=FLAGS.processes,
             beam_options=FLAGS.beam_pipeline_options,
             max_missing=FLAGS.max_missing,

@@ -1,16 +1,20 @@
 """Builds a catalog from a table of products.
 
     python -m data_prep.table --table=items.csv --images=DIR --out=DIR [--test_fraction=0.1] [--max_rejected=0.01]
+        [--domains=page:image,spin:clip]
 
-The table has the columns `product`, `domain` (page, video or live), `item`, optionally `text` and `split` (train or
-test), and either `images` (one row per item; a list, or names separated by "|") or `image` (one row per image) and
-optionally `time`. An item of several products has one row for each.
+The table has the columns `product`, `item`, optionally `domain` (any names; without it, all rows are of the domain
+page), `text` and `split` (train or test), and either `images` (one row per item; a list, or names separated by "|") or
+`image` (one row per image) and optionally `time`. An item of several products has one row for each.
+
+The domains page, video and live are of the kinds image, clip and clip. Another domain is of kind clip if one of its
+items has several images. --domains states the kinds instead, and leaves out rows of other domains.
 """
 
 import collections
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +31,7 @@ from data_prep.catalog.split_writer import DomainRows, RowSource, write_query
 from data_prep.catalog.table_parser import SPLITS, TableRow, read_table
 from data_prep.catalog.table_reader import table_files
 from data_prep.common import cli
-from data_prep.common.domains import DOMAINS
+from data_prep.common.domains import ROPE_DOMAINS, format_domains, parse_domains, sort_domains
 from data_prep.common.files import file_sha256
 from data_prep.images.lookup import find_missing, format_hints
 
@@ -78,6 +82,12 @@ FROM (
     FROM images WHERE split = '{split}' AND domain = '{domain}' GROUP BY ALL
 ) JOIN ids ON kind = domain AND original = item
 """
+_DOMAINS = """
+SELECT domain, coalesce(max(count), 0) > 1
+FROM (SELECT DISTINCT domain FROM rows)
+LEFT JOIN (SELECT domain, count(DISTINCT name) AS count FROM images GROUP BY domain, item) USING (domain)
+GROUP BY domain
+"""
 _PAIRS = """
 SELECT products.id AS product_id, items.id AS item_id, min(line) AS line FROM rows
 JOIN ids AS products ON products.kind = 'product' AND products.original = product
@@ -96,6 +106,7 @@ def build_table_catalog(
     out: Path,
     *,
     test_fraction: float = TEST_FRACTION,
+    domains: Mapping[str, str] | None = None,
     memory_limit: str = MEMORY_LIMIT,
     max_rejected: float = MAX_REJECTED,
     report: Callable[[str], None] = print,
@@ -103,13 +114,14 @@ def build_table_catalog(
     """Builds the catalog of a table, or returns the finished one.
 
     The catalog also has a file ids.parquet (kind, id, original). It maps numbers to the ids of the table, for the kinds
-    (product, page, video, live) whose ids had to be numbered.
+    (product or a domain) whose ids had to be numbered.
 
     Args:
         table: A *.parquet, *.csv, *.tsv, *.jsonl, *.ndjson file or, of the last four, *.gz file; or a folder of such.
         images: Folder that contains the images; their names are paths in it.
         out: Folder of the catalog.
         test_fraction: Fraction of products in the test split, chosen by hash, for rows without a split.
+        domains: Domains to include and their kinds. By default all, of kinds that follow from their numbers of images.
         memory_limit: Memory limit of DuckDB, for example "3GB".
         max_rejected: Fraction of rows that may be invalid.
         report: Called with lines of progress.
@@ -124,29 +136,39 @@ def build_table_catalog(
 
     def load(con: duckdb.DuckDBPyConnection, folder: Path) -> CatalogRows:
         rejected = rejected_lines("")
-        _load_table(con, table, test_fraction, rejected)
+        _load_table(con, table, test_fraction, domains, rejected)
+        kinds = domains or _domain_kinds(con)
         _check_images(con, images, report)
         _check_largest_product(con, report)
         con.execute(_IDS)
         numbered = "SELECT kind, id, original FROM ids WHERE NOT whole ORDER BY kind, id"
         write_query(con, numbered, folder / IDS_FILE)
-        report(f"{table.name}: {rejected.lines:,} rows")
-        splits = {split: _sources(con, split, rejected_lines(split)) for split in SPLITS}
-        return CatalogRows([rejected], {split: sources for split, sources in splits.items() if sources})
+        report(f"{table.name}: {rejected.lines:,} rows; domains: {format_domains(kinds)}")
+        splits = {split: _sources(con, split, kinds, rejected_lines(split)) for split in SPLITS}
+        return CatalogRows([rejected], {split: sources for split, sources in splits.items() if sources}, kinds)
 
     hashes = [file_sha256(file) for file in files]
     content = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
     source = {"table": content, "test_fraction": test_fraction, "rules": RULES}
+    source |= {"domains": format_domains(domains)} if domains else {}
     return build_catalog(out, source, load, memory_limit=memory_limit, report=report)
 
 
-def _load_table(con: duckdb.DuckDBPyConnection, table: Path, test_fraction: float, rejected: RejectedLines) -> None:
-    """Creates the tables `rows` and `images`."""
+def _load_table(
+    con: duckdb.DuckDBPyConnection,
+    table: Path,
+    test_fraction: float,
+    domains: Mapping[str, str] | None,
+    rejected: RejectedLines,
+) -> None:
+    """Creates the tables `rows` and `images` of the given or all domains."""
     con.execute(_TABLES)
     split_by_hash = False
     for batch in _batches(table):
         rows, images, invalid = [], [], collections.defaultdict(list)
         for line, row in batch:
+            if not isinstance(row, Reason) and domains and row.domain not in domains:
+                row = Reason.DOMAIN
             if isinstance(row, Reason):
                 invalid[row].append(line)
                 continue
@@ -219,7 +241,15 @@ def _check_largest_product(con: duckdb.DuckDBPyConnection, report: Callable[[str
             )
 
 
-def _sources(con: duckdb.DuckDBPyConnection, split: str, rejected: RejectedLines) -> dict[str, DomainRows]:
+def _domain_kinds(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    """Returns the domains of the table and their kinds: "clip" if some item has several images."""
+    several = dict(con.execute(_DOMAINS).fetchall())
+    return {name: ROPE_DOMAINS.get(name) or ("clip" if several[name] else "image") for name in sort_domains(several)}
+
+
+def _sources(
+    con: duckdb.DuckDBPyConnection, split: str, domains: Iterable[str], rejected: RejectedLines
+) -> dict[str, DomainRows]:
     """Returns domain → rows of a split, empty if it has none."""
     [(rejected.lines,)] = con.execute(f"SELECT count(*) FROM rows WHERE split = '{split}'").fetchall()
 
@@ -230,7 +260,7 @@ def _sources(con: duckdb.DuckDBPyConnection, split: str, rejected: RejectedLines
     if not rejected.lines:
         return {}
     queries = (_PAIRS, _TEXTS, _FRAMES)
-    return {domain: DomainRows(*(source(query, domain) for query in queries)) for domain in DOMAINS}
+    return {domain: DomainRows(*(source(query, domain) for query in queries)) for domain in domains}
 
 
 def _read_lines(table: Path, numbers: np.ndarray) -> dict[int, str]:
@@ -251,6 +281,7 @@ def define_flags() -> None:
     flags.DEFINE_string("images", None, "Folder with the images. Their names are paths in it.", required=True)
     flags.DEFINE_string("out", None, "Folder of the catalog.", required=True)
     flags.DEFINE_float("test_fraction", TEST_FRACTION, "Fraction of products to test, for rows without a split.", 0, 1)
+    flags.DEFINE_list("domains", None, "Domains to include, with kinds image or clip: page:image,spin:clip.")
     flags.DEFINE_string("memory_limit", MEMORY_LIMIT, "Memory for sorting. The rest takes about 1 GB more.")
     flags.DEFINE_float("max_rejected", MAX_REJECTED, "Fraction of rows that may be invalid.", 0, 1)
 
@@ -261,6 +292,7 @@ def main() -> None:
         Path(FLAGS.images),
         Path(FLAGS.out),
         test_fraction=FLAGS.test_fraction,
+        domains=parse_domains(FLAGS.domains) if FLAGS.domains else None,
         memory_limit=FLAGS.memory_limit,
         max_rejected=FLAGS.max_rejected,
         report=partial(print, flush=True),

@@ -19,7 +19,7 @@ from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME, FEATURES_F
 
 from data_prep.build import SUMMARY_FILE
 from data_prep.common.cli import run
-from data_prep.common.domains import DOMAINS
+from data_prep.common.domains import find_data_set, read_domains
 from data_prep.common.files import read_json
 from data_prep.common.process_pool import ProcessMap, process_map
 from data_prep.records.checks import Check, as_links, check_items, check_products, differences
@@ -34,10 +34,10 @@ MAX_LINES = 20  # problems shown per file; a lost file has as many as records
 
 
 def verify(data_dir: Path, *, processes: int | None = None, report: Callable[[str], None] = print) -> int:
-    """Checks the data sets in <data_dir>/rope, reports each problem in a line and returns the number of problems."""
+    """Checks a data set (see `find_data_set`), reports each problem in a line and returns the number of problems."""
     count = 0
     with process_map(processes) as apply:
-        for place, problems in _find_problems(data_dir / Builder.name, apply, report):
+        for place, problems in _find_problems(find_data_set(data_dir), apply, report):
             for problem in problems[:MAX_LINES]:
                 report(f"{place}: {problem}")
             if len(problems) > MAX_LINES:
@@ -58,7 +58,12 @@ def _find_problems(folder: Path, apply: ProcessMap, report: Callable[[str], None
         yield path, [f"cannot be read: {error!r}"]
         return
     files: dict[str, dict[str, dict[Path, int]]] = {}
-    folders = {name: folder / name / str(Builder.VERSION) for name in (*DOMAINS, "product")}
+    try:
+        domains = list(read_domains(folder))
+    except ValueError as error:
+        yield folder, [str(error)]
+        return
+    folders = {name: folder / name / str(Builder.VERSION) for name in (*domains, "product")}
     for name, config_folder in folders.items():
         if not (config_folder / DATASET_INFO_FILENAME).exists():
             yield config_folder, ["no finished data set"]
@@ -85,14 +90,15 @@ def _check_split(
     apply: ProcessMap,
     report: Callable[[str], None],
 ) -> Iterator[Problems]:
-    items = {domain: _check_files(files[domain], check_items, apply) for domain in DOMAINS}
-    products = _check_files(files["product"], check_products, apply)
-    kept = {domain: counts[domain] for domain in DOMAINS} | {"product": {"items": counts["product"]["products"]}}
+    domains = [name for name in files if name != "product"]
+    items = {domain: _check_files(files[domain], check_items, apply) for domain in domains}
+    products = _check_files(files["product"], partial(check_products, domains=domains), apply)
+    kept = {domain: counts[domain] for domain in domains} | {"product": {"items": counts["product"]["products"]}}
     for name, checked in (items | {"product": products}).items():
         yield from _check_counts(folders[name], split, kept[name], list(files[name].values()), checked)
     for domain, checked in items.items():
         yield from _check_links(domain, checked, products)
-    report(f"{split}: read " + ", ".join(f"{sum(check.rows for _, check in items[d])} {d} items" for d in DOMAINS))
+    report(f"{split}: read " + ", ".join(f"{sum(check.rows for _, check in items[d])} {d} items" for d in domains))
 
 
 def _check_files(files: Files, check: Callable[[Path], Check], apply: ProcessMap) -> CheckedFiles:
@@ -141,7 +147,7 @@ def _check_links(domain: str, files: CheckedFiles, products: CheckedFiles) -> It
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string("data_dir", None, "Folder with the data sets, in its folder rope.", required=True)
+    flags.DEFINE_string("data_dir", None, "Folder with the data set, or the data set itself.", required=True)
     flags.DEFINE_integer("processes", None, "Number of processes. Default: one per core.", lower_bound=1)
 
 

@@ -2,11 +2,13 @@
 
 import gc
 import itertools
+import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -95,6 +97,30 @@ def synthetic_data_dir(tmp_path_factory):
 def other_data_dir(tmp_path_factory):
     """Array records of other products."""
     return build_synthetic(tmp_path_factory.mktemp("other"), train_products=8, test_products=8, seed=1)
+
+
+def rename_domains(data_dir: Path, folder: Path, name: str, sources: Mapping[str, tuple[str, int, int]]) -> Path:
+    """Builds a data set with other domains from that of `build_synthetic`.
+
+    `sources` has for each domain a synthetic one and which of its items to take: (page, 1, 2) is every second.
+    """
+    from data_prep.build import build
+    from data_prep.catalog.files import Catalog
+    from data_prep.records.inputs import Inputs
+    from data_prep.table import build_table_catalog
+
+    catalog, images = Catalog(data_dir / "catalog"), data_dir.parent / "release/images"
+    folder.mkdir(parents=True)
+    with (folder / "items.jsonl").open("w") as file:
+        for split, (domain, (source, start, step)) in itertools.product(("train", "test"), sources.items()):
+            for item in itertools.islice(catalog.items(split, source), start, None, step):
+                row = {"domain": domain, "item": item.item_id, "text": item.text, "split": split}
+                row["images"] = [frame.name for frame in item.frames]
+                file.writelines(json.dumps(row | {"product": product}) + "\n" for product in item.product_ids)
+    quiet = {"report": lambda line: None}
+    build_table_catalog(folder / "items.jsonl", images, folder / "catalog", **quiet)
+    build(Inputs(folder / "catalog", (images,)), folder / "data", name=name, processes=1, **quiet)
+    return folder / "data"
 
 
 @pytest.fixture(scope="session")

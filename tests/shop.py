@@ -26,7 +26,7 @@ from cope_jax.search.embedding_store import MANIFEST, list_shards, write_shard
 from cope_jax.search.index import build_index, open_index
 from cope_jax.search.library import Library
 from cope_jax.search.server import listen, make_app, make_server
-from data_prep.common.domains import DOMAINS
+from data_prep.common.domains import DOMAINS, ROPE_DOMAINS
 from data_prep.images.decoding import decode_rgb
 
 PRODUCTS = 6
@@ -97,9 +97,17 @@ def make_shop(folder: Path) -> Library:
     }
     embeddings = write_embeddings(folder / "embeddings", vectors, rows=4)
     build_index(embeddings, folder / "index", report=lambda line: None)
-    items = {domain: [shop_item(domain, product) for product in range(PRODUCTS)] for domain in DOMAINS}
+    items = {domain: ShopItems(domain) for domain in DOMAINS}
     ids = {domain: 100 + np.arange(PRODUCTS) for domain in DOMAINS}
     return Library(embeddings, open_index(folder / "index", embeddings), Records(items, ()), ids)
+
+
+class ShopItems(list[Item]):
+    """The items of a domain by row."""
+
+    def __init__(self, domain: str):
+        super().__init__(shop_item(domain, product) for product in range(PRODUCTS))
+        self.kind = ROPE_DOMAINS[domain]
 
 
 def shop_item(domain: str, product: int) -> Item:

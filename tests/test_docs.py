@@ -134,7 +134,7 @@ def places(tmp_path_factory):
 
 
 PATHS = re.compile(
-    r"^((?:--[a-z._]+=)?)(\.\./)?((?:data|runs|exports|embeddings)/\w+|rope|photos|\w+\.csv|Grocery\w+)$"
+    r"^((?:--[a-z._]+=(?:configs/\w+\.py:)?)?)(\.\./)?((?:data|runs|exports|embeddings)/\w+|rope|photos|\w+\.csv|Grocery\w+)$"
 )
 
 

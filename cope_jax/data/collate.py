@@ -11,7 +11,7 @@ from cope_jax.data.frames import FRAME_CHOICES, choose_frames
 from cope_jax.data.images import EvalTransform, TrainTransform
 from cope_jax.data.records import InvalidItemError, Item, Records
 from cope_jax.data.tokenizer import TextAugment, encode
-from data_prep.common.domains import DOMAINS
+from data_prep.common.domains import KINDS
 
 NO_PRODUCT = -1
 NO_CLASS = -1
@@ -77,10 +77,12 @@ class Collator:
     short_clips: str = "repeat"  # or "mask", see `choose_frames`
     augment: TextAugment | None = None
     frame_choice: str = "random"  # or "center", in training
+    kind: str = "clip"  # of the domain, or "image"
+    entry: str = ""  # name in the batch; by default the domain, or `second_item` of it
 
     def __post_init__(self) -> None:
-        if self.domain not in DOMAINS:
-            raise ValueError(f"unknown domain {self.domain!r}; choose one of {', '.join(DOMAINS)}")
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown kind {self.kind!r} of {self.domain}; choose one of {', '.join(KINDS)}")
         if self.frame_choice not in FRAME_CHOICES:
             raise ValueError(f"unknown frame choice {self.frame_choice!r}; choose one of {', '.join(FRAME_CHOICES)}")
         if self.T < 1:
@@ -139,7 +141,7 @@ class Collator:
         positions = choose_frames(
             len(item.frames),
             self.T,
-            domain=self.domain,
+            kind=self.kind,
             short_clips=self.short_clips,
             rng=rng if self.frame_choice == "random" else None,
         )

@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from data_prep.common.domains import PICTURE_DOMAINS
-
 SHORT_CLIPS = ("repeat", "mask")
 FRAME_CHOICES = ("random", "center")
 
@@ -29,33 +27,32 @@ def one_per_segment(n: int, T: int, rng: np.random.Generator | None = None) -> n
     return np.minimum(positions, n - 1)  # (T - ε)·n/T may round up to n
 
 
-def choose_frames(n: int, T: int, *, domain: str, short_clips: str, rng: np.random.Generator | None) -> np.ndarray:
+def choose_frames(n: int, T: int, *, kind: str, short_clips: str, rng: np.random.Generator | None) -> np.ndarray:
     """Returns the positions of the frames to use: random ones of equal segments, or segment centers without `rng`.
 
-    Pages show pictures, not moments of a clip: of more than T pictures, the first T are used, because the main picture
-    of a product comes first.
+    Of more than T pictures of an image domain, the first T are used, because the main picture of a product comes first.
 
     Args:
         n: Frames of the clip; without frames there are no positions.
         T: Frames wanted.
-        domain: Domain of the item.
+        kind: Kind of the domain, "image" or "clip".
         short_clips: What to do if n < T: "repeat" frames to get T, or "mask", which returns each position once and
             leaves T − n to be masked.
         rng: Random numbers; None for segment centers.
 
-    >>> choose_frames(3, 5, domain="video", short_clips="mask", rng=None).tolist()
+    >>> choose_frames(3, 5, kind="clip", short_clips="mask", rng=None).tolist()
     [0, 1, 2]
-    >>> choose_frames(3, 5, domain="video", short_clips="repeat", rng=None).tolist()
+    >>> choose_frames(3, 5, kind="clip", short_clips="repeat", rng=None).tolist()
     [0, 0, 1, 2, 2]
-    >>> choose_frames(5, 1, domain="video", short_clips="repeat", rng=None).tolist()
+    >>> choose_frames(5, 1, kind="clip", short_clips="repeat", rng=None).tolist()
     [2]
-    >>> choose_frames(5, 1, domain="page", short_clips="repeat", rng=None).tolist()
+    >>> choose_frames(5, 1, kind="image", short_clips="repeat", rng=None).tolist()
     [0]
     """
     if short_clips not in SHORT_CLIPS:
         raise ValueError(f"short_clips is {short_clips!r}; choose one of {', '.join(SHORT_CLIPS)}")
     if n == 0 or (n < T and short_clips == "mask"):
         return np.arange(n)
-    if n > T and domain in PICTURE_DOMAINS:
+    if n > T and kind == "image":
         return np.arange(T)
     return one_per_segment(n, T, rng)

@@ -5,6 +5,7 @@ work on the rows of one batch, and on those of the next when they run out of row
 """
 
 import signal
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from absl import flags
 from cope_jax.data.collate import Collator, Example, Threads, check_id, to_classes
 from cope_jax.data.images import limit_opencv_threads
 from cope_jax.data.records import InvalidItemError, InvalidItems, Product, Records, open_records
-from data_prep.common.domains import DOMAINS
+from data_prep.common.domains import DOMAINS, second_item
 from data_prep.common.process_pool import follow_parent
 
 EPOCHS = 1 << 32  # forever; Grain cannot count the batches of one of its own unlimited repetition
@@ -83,7 +84,7 @@ def train_batches(
     Args:
         data_dir, split: Array records, see `open_records`.
         batch_size: Size of the global batch, a multiple of `hosts`.
-        collators: One for each domain in the batches.
+        collators: One for each entry of the batches: a domain, or a second item of it.
         host, hosts: Which slice of the global batch to return.
         threads: Number of threads; with 0, batches are made when requested.
         worker_processes: Processes that make batches in turns and share `threads` among them; 0 makes them in this one.
@@ -96,7 +97,7 @@ def train_batches(
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0")
     share = _host_slice(batch_size, host, hosts)
-    records = open_records(data_dir, split)
+    records = _open_records(data_dir, split, collators)
     if not len(records.products):
         raise ValueError(f"split {split!r} of {data_dir} has no products to train on")
     shared = _threads_for_rows(records, [collate.domain for collate in collators], threads // max(1, worker_processes))
@@ -153,7 +154,7 @@ def eval_batches(
     and row are −1. frame_count is the number of frames of the whole item.
     """
     share = _host_slice(batch_size, host, hosts)
-    records = open_records(data_dir, split)
+    records = _open_records(data_dir, split, [collator])
     wanted = np.arange(len(records.items[collator.domain])) if rows is None else np.asarray(rows, np.int64)
 
     def rows_of(batch: int) -> np.ndarray:
@@ -194,10 +195,10 @@ class _TrainLoader:
         batch: Batch = {"product_id": product_id, "bad_items": invalid}
         for collate in self.collators:
             candidates = [
-                self._draw(collate.domain, int(number), product, partial(on_invalid, b))
+                self._draw(collate, int(number), product, partial(on_invalid, b))
                 for b, (number, product) in enumerate(zip(numbers, products, strict=True))
             ]
-            batch[collate.domain] = arrays = collate(candidates, on_invalid, self.threads)
+            batch[collate.entry or collate.domain] = arrays = collate(candidates, on_invalid, self.threads)
             if self.class_ids is not None:
                 arrays["classes"] = to_classes(arrays["products"], self.class_ids)
         if self.class_ids is not None:
@@ -215,12 +216,21 @@ class _TrainLoader:
         return products[(row - 1) % len(products)]
 
     def _draw(
-        self, domain: str, number: int, product: Product, on_invalid: Callable[[InvalidItemError], None]
+        self, collate: Collator, number: int, product: Product, on_invalid: Callable[[InvalidItemError], None]
     ) -> Iterator[Example]:
-        """Yields a random item of the product, then the items that may replace it; nothing without the domain."""
+        """Yields a random item of the product, then the items that may replace it; nothing without the domain.
+
+        If a batch has two items of the domain, the product's items are divided at random between both.
+        """
+        domain, entry = collate.domain, collate.entry or collate.domain
         rows, items, first = product.rows[domain], self.records.items[domain], 0
+        paired = any(other.domain == domain and other is not collate for other in self.collators)
+        if paired:
+            order = np.random.default_rng([self.seed, number, zlib.crc32(second_item(domain).encode())])
+            rows = order.permutation(rows)[int(entry != domain) :: 2]
+        key = DOMAINS.index(entry) if entry in DOMAINS else zlib.crc32(entry.encode()) + len(DOMAINS)
         for attempt in range(len(rows)):
-            rng = np.random.default_rng([self.seed, number, DOMAINS.index(domain), *([attempt] if attempt else [])])
+            rng = np.random.default_rng([self.seed, number, key, *([attempt] if attempt else [])])
             if not attempt:
                 first = rng.integers(len(rows))
             row = int(rows[(first + attempt) % len(rows)])
@@ -264,6 +274,14 @@ class _EvalLoader:
             "frame_count": np.array([len(own[0].item.frames) if own else 0 for own in examples], np.int32),
             domain: arrays,
         }
+
+
+def _open_records(data_dir: str | Path, split: str, collators: Sequence[Collator]) -> Records:
+    """Opens records; raises ValueError if they lack the domain of a collator."""
+    records = open_records(data_dir, split)
+    if unknown := [collate.domain for collate in collators if collate.domain not in records.items]:
+        raise ValueError(f"{data_dir} has no domain {', '.join(unknown)}; it has {', '.join(records.items)}")
+    return records
 
 
 def _host_slice(batch_size: int, host: int, hosts: int) -> slice:

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from data_prep.common.domains import DOMAINS
+from data_prep.common.domains import find_data_set, read_domains
 from data_prep.records.schema import open_files, parse_example, read_splits
 
 # Raised for an invalid record: by array_record (wrong hash), for a feature without values, by parsing and decoding.
@@ -51,7 +51,7 @@ class InvalidItems:
 
 @dataclass(frozen=True)
 class Item:
-    """A page, video or live clip."""
+    """An item of a domain."""
 
     item_id: int  # unique within the domain
     text: str  # "" if it has none
@@ -74,6 +74,7 @@ class ItemRecords:
     domain: str
     source: ArrayRecordDataSource  # serialized records by row
     files: Mapping[Path, int]  # number of records of each file, in row order
+    kind: str  # of the domain: "image" or "clip"
 
     def __len__(self) -> int:
         return len(self.source)
@@ -111,7 +112,9 @@ class ProductRecords:
         try:
             example = parse_example(self.source[index])
             rows = {
-                domain: start[domain] + np.array(example.integers(f"{domain}_rows"), np.int64) for domain in DOMAINS
+                domain: first + np.array(example.integers(f"{domain}_rows"), np.int64)
+                for domain, first in start.items()
+                if domain != "product"
             }
             return Product(product_id=example.integers("product_id")[0], rows=rows)
         except INVALID as error:
@@ -142,7 +145,7 @@ class Records:
 
 
 def open_records(data_dir: str | Path, split: str) -> Records:
-    """Opens the newest versions of rope/page, rope/video, rope/live and rope/product in TFDS's data folder.
+    """Opens the newest versions of the domains and products of a data set, see `find_data_set`.
 
     `split` names one or, as TFDS writes them, several: "train+test".
 
@@ -158,7 +161,10 @@ def open_records(data_dir: str | Path, split: str) -> Records:
     for number in range(split.count("+")):
         starts.append({config: starts[-1][config] + sum(own[number].values()) for config, own in parts.items()})
     return Records(
-        items={domain: ItemRecords(domain, sources[domain], files[domain]) for domain in DOMAINS},
+        items={
+            domain: ItemRecords(domain, sources[domain], files[domain], kind)
+            for domain, kind in read_domains(find_data_set(Path(data_dir))).items()
+        },
         products=ProductRecords(sources["product"], files["product"], starts),
     )
 
@@ -185,14 +191,14 @@ def add_file(digest: "hashlib._Hash", path: Path, kind: str) -> None:
         digest.update(file.read(SAMPLE))
 
 
-def sample_texts(records: Records, *, limit: int, domains: Sequence[str] = DOMAINS) -> list[str]:
-    """Returns at most `limit` texts per domain, from evenly spaced rows.
+def sample_texts(records: Records, *, limit: int, domains: Sequence[str] | None = None) -> list[str]:
+    """Returns at most `limit` texts per domain, by default of all domains, from evenly spaced rows.
 
     Items that cannot be read or have no text are skipped. The result is deterministic: for 10 rows and a limit of 4,
     rows 0, 2, 5 and 7 are read.
     """
     texts = []
-    for domain in domains:
+    for domain in domains or records.items:
         items = records.items[domain]
         count = min(limit, len(items))
         for i in range(count):
@@ -202,11 +208,12 @@ def sample_texts(records: Records, *, limit: int, domains: Sequence[str] = DOMAI
 
 
 def _find_files(data_dir: str | Path, split: str) -> dict[str, list[dict[Path, int]]]:
-    """Returns page, video, live and product → for each part of the split, its files and their numbers of records.
+    """Returns each domain and product → for each part of the split, its files and their numbers of records.
 
     Raises as `open_records` does.
     """
-    folders = {config: Path(data_dir) / "rope" / config for config in (*DOMAINS, "product")}
+    data_set = find_data_set(Path(data_dir))
+    folders = {config: data_set / config for config in (*read_domains(data_set), "product")}
     versions = {config: _versions(folder) for config, folder in folders.items()}
     if missing := [str(folder) for config, folder in folders.items() if not versions[config]]:
         raise FileNotFoundError(

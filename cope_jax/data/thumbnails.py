@@ -34,7 +34,7 @@ class Card:
 def read_card(records: "Records", domain: str, row: int, *, frames: int = 4, side: int = SIDE) -> Card:
     """Reads an item, with at most `frames` frames whose longest side is `side` pixels."""
     item = records.items[domain][row]
-    shown = choose_frames(len(item.frames), frames, domain=domain, short_clips="mask", rng=None)
+    shown = choose_frames(len(item.frames), frames, kind=records.items[domain].kind, short_clips="mask", rng=None)
     return Card(
         domain=domain,
         item_id=item.item_id,

@@ -1,6 +1,6 @@
 """Evaluates a checkpoint of a work directory."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from cope_jax.evaluation.metrics.ranks import Ranks
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
-from data_prep.common.domains import DIRECTIONS, DOMAINS
+from cope_jax.runs.inputs import check_domains
+from data_prep.common.domains import directions
 from data_prep.common.progress import Progress
 
 
@@ -77,6 +78,7 @@ def evaluate(
     step = results.find_step(workdir, step, own, subset)
     if data_dir is not None:
         config = replace_fields(config, {"data.data_dir": str(data_dir.absolute())})
+    check_domains(config)
     settings = results.evaluation_settings(config, subset)
     other = results.other_data(own, data_dir, own.data.eval_split)
     files = results.ResultFiles((out or workdir / "eval") / str(step) / other, subset, average)
@@ -85,7 +87,7 @@ def evaluate(
         if stored and stored["evaluated"] == settings:
             return Evaluation(config, step, files, stored)
     files.create_folder()
-    rows = None if subset is None else rows_by_domain(draw_products(config, subset))
+    rows = None if subset is None else rows_by_domain(draw_products(config, subset), config.data.domains)
     run = load_run(config, workdir, step, average=average)
     items = embed_split(run, step=step, rows=rows, on_batch=on_batch)
     embedded = EmbeddedSplit(items, retrieval.direction_ranks(_embeddings(items)))
@@ -114,9 +116,9 @@ def draw_products(config: RunConfig, number: int, invalid_items: InvalidItems | 
     return drawn
 
 
-def rows_by_domain(products: Sequence[Product]) -> dict[str, np.ndarray]:
+def rows_by_domain(products: Sequence[Product], domains: Iterable[str]) -> dict[str, np.ndarray]:
     """Returns the rows of each domain that belong to some products, in order."""
-    return {domain: np.unique(np.concatenate([product.rows[domain] for product in products])) for domain in DOMAINS}
+    return {domain: np.unique(np.concatenate([product.rows[domain] for product in products])) for domain in domains}
 
 
 def embed_split(
@@ -129,7 +131,7 @@ def embed_split(
     """Embeds the items of each domain of the evaluation split: those in `rows`, or all."""
     records = open_records(run.config.data.data_dir, run.config.data.eval_split)
     items = {}
-    for domain in DOMAINS:
+    for domain in run.config.data.domains:
         wanted = np.arange(len(records.items[domain])) if rows is None else rows[domain]
         with Progress(desc=f"step {step}: embedded {domain}", total=len(wanted), unit="items") as progress:
 
@@ -150,7 +152,7 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
 
     Returns:
         A dict of plain numbers, by direction or, for other galleries, by the domain of the query:
-        "retrieval", "retrieval_mean", and "few_shot": the metrics of the six directions and their means;
+        "retrieval", "retrieval_mean", and "few_shot": the metrics of all directions and their means;
         "empty": {"retrieval": …, "few_shot": …}, the directions without these metrics, and why;
         "intervals": bootstrap intervals; "macro": means over products;
         "same_domain" and "all_domains": retrieval with other galleries, without the query itself;
@@ -160,23 +162,23 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
     items = embedded.items
     ranks = {name: own for name, own in embedded.ranks.items() if own.has_positive.any()}
     no_ranks = {
-        name: f"no {source} has a product in common with a {target}"
-        for name, (source, target) in DIRECTIONS.items()
+        name: f"no {source} has a product in common with {f'a {target}' if target != source else 'another'}"
+        for name, (source, target) in directions(items).items()
         if name not in ranks
     }
     embeddings = _embeddings(items)
-    queries = {name: items[source] for name, (source, _) in DIRECTIONS.items()}
+    queries = {name: items[source] for name, (source, _) in directions(items).items()}
     products = {name: bootstrap.first_product(own.products) for name, own in queries.items()}
     frames = {name: np.array(list(map(retrieval.frame_range, own.frames.tolist()))) for name, own in queries.items()}
     texts = {name: np.where(own.has_text, "with", "without") for name, own in queries.items()}
     options = {key: getattr(config.eval, key) for key in ("ways", "shots", "queries", "episodes")}
     seed = config.seed
-    directions = retrieval.direction_metrics(ranks)
+    metrics = retrieval.direction_metrics(ranks)
     few_shots, no_few_shots = few_shot.few_shot_by_direction(embeddings, **options, seed=seed)
     return {
         "step": step,
-        "retrieval": directions,
-        "retrieval_mean": retrieval.direction_means(directions),
+        "retrieval": metrics,
+        "retrieval_mean": retrieval.direction_means(metrics),
         "few_shot": few_shots,
         "empty": {"retrieval": no_ranks, "few_shot": no_few_shots},
         "intervals": bootstrap.bootstrap_intervals(ranks, products, seed=seed),

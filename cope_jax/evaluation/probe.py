@@ -16,7 +16,7 @@ from cope_jax.evaluation.metrics import retrieval
 from cope_jax.parallel.mesh import batch_share
 from cope_jax.runs.checkpoints import ModelState
 from cope_jax.runs.config import RunConfig
-from data_prep.common.domains import DOMAINS, PAIRS
+from data_prep.common.domains import domain_pairs
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,13 @@ class Probe:
         products = open_records(config.data.data_dir, config.data.eval_split).products
         self.invalid_items = InvalidItems()
         drawn = draw_products(config, min(config.train.evaluate_products, len(products)), self.invalid_items)
-        self.rows = rows_by_domain(drawn)
-        if not any(len(product.rows[a]) and len(product.rows[b]) for product in drawn for a, b in PAIRS):
+        self.rows = rows_by_domain(drawn, config.data.domains)
+        pairs = domain_pairs(config.data.domains)
+        if not any(len(product.rows[a]) and len(product.rows[b]) > (a == b) for product in drawn for a, b in pairs):
             raise ValueError(
                 f"none of {len(drawn)} random products of the split {config.data.eval_split!r} has items in two "
-                "domains; raise config.train.evaluate_products, or set config.train.evaluate_every to 0"
+                "domains, or two items if there is one domain; raise config.train.evaluate_products, or set "
+                "config.train.evaluate_every to 0"
             )
         self.run = LoadedRun(config, tokenizer, mesh, embed_function(graph, model, mesh), model)
 
@@ -73,7 +75,7 @@ class Probe:
         run = replace(self.run, model=model)
         items = {
             domain: run.embed_rows(domain, self.rows[domain], lambda _: on_batch(), self.invalid_items)
-            for domain in DOMAINS
+            for domain in run.config.data.domains
         }
         skipped = sum(len(self.rows[domain]) - len(own.rows) for domain, own in items.items())
         ranks = retrieval.direction_ranks({domain: (own.vectors, own.products) for domain, own in items.items()})

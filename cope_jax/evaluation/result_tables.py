@@ -79,9 +79,8 @@ def _cell(values: Iterable[str]) -> str:
 
 
 def arrow(name: str) -> str:
-    """Formats the name of a direction: "p2v" → "P → V"."""
-    source, target = name.upper().split("2")
-    return f"{source} → {target}"
+    """Formats the name of a direction: "p2v" → "P → V", "shop_to_street" → "shop → street"."""
+    return name.replace("_to_", " → ") if "_to_" in name else name.upper().replace("2", " → ")
 
 
 @dataclass(frozen=True)

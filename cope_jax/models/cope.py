@@ -11,7 +11,7 @@ from cope_jax.models.fusion import FUSIONS, Embeddings, Features, LinearFusion, 
 from cope_jax.models.layers import ComputeOptions
 from cope_jax.models.text import PAD_ID, TextEncoder, TextFeatures
 from cope_jax.models.vision import VisionEncoder
-from data_prep.common.domains import DOMAINS
+from data_prep.common.domains import batch_entries, sort_domains
 
 Batch = Mapping[str, Any]
 MODEL_INPUTS = ("frames", "frame_mask", "text")  # of a domain
@@ -25,6 +25,7 @@ class CopeModel(nnx.Module):
         vision: Arguments of `VisionEncoder`, without compute and rngs.
         text: Arguments of `TextEncoder`, without compute and rngs.
         fusion: Fusion heads: "kind", one of FUSIONS, and "width", "depth" and "heads" of the transformer.
+        domains: Domains of the items.
         text_domains: Domains whose texts are used; of the others, only the frames.
         head_norm: Normalization in the fusion heads: "none" (as the authors) or "batch", for training from scratch.
         compute: How to compute the layers.
@@ -37,13 +38,14 @@ class CopeModel(nnx.Module):
         vision: Mapping[str, Any],
         text: Mapping[str, Any],
         fusion: Mapping[str, Any],
+        domains: Sequence[str],
         text_domains: Sequence[str],
         head_norm: str,
         compute: ComputeOptions,
         rngs: nnx.Rngs,
     ):
-        if unknown := set(text_domains) - set(DOMAINS):
-            raise ValueError(f"unknown text domains {sorted(unknown)}: choose from {', '.join(DOMAINS)}")
+        if unknown := set(text_domains) - set(domains):
+            raise ValueError(f"unknown text domains {sorted(unknown)}: choose from {', '.join(domains)}")
         if (kind := fusion["kind"]) not in FUSIONS:
             raise ValueError(f"unknown fusion {kind!r}: choose one of {', '.join(FUSIONS)}")
         sizes = {key: fusion[key] for key in ("width", "depth", "heads")}
@@ -53,36 +55,39 @@ class CopeModel(nnx.Module):
             text_width = text["width"] if domain in self.text_domains else None
             return head(vision["output_width"], text_width, embedding, head_norm, compute=compute, rngs=rngs)
 
-        self.text_domains = tuple(domain for domain in DOMAINS if domain in text_domains)
+        self.domains, self.text_domains = sort_domains(domains), sort_domains(text_domains)
         self.vision = VisionEncoder(**vision, compute=compute, rngs=rngs)
         self.text = TextEncoder(**text, compute=compute, rngs=rngs) if self.text_domains else None
-        self.fusion = nnx.Dict({domain: make_head(domain) for domain in DOMAINS})
+        self.fusion = nnx.Dict({domain: make_head(domain) for domain in self.domains})
 
     def __call__(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> dict[str, Embeddings]:
         """Embeds the domains of a batch. Each shared encoder runs once over the inputs of all domains.
 
         Args:
-            batch: For each of some domains {"frames": uint8[B, T, H, W, 3], "frame_mask": bool[B, T] (False for
-                padding), "text": int32[B, L] (0 for padding)}; other entries are ignored.
+            batch: For each of some domains, or for `second_item` of a single one, {"frames": uint8[B, T, H, W, 3],
+                "frame_mask": bool[B, T] (False for padding), "text": int32[B, L] (0 for padding)}; other entries are
+                ignored.
             rngs: Random stream `dropout` for training; None for evaluation.
         """
         features = self.features(batch, rngs=rngs)
-        return {domain: self.fusion[domain](features[domain], train=rngs is not None) for domain in features}
+        heads = batch_entries(self.domains)
+        return {name: self.fusion[heads[name]](own, train=rngs is not None) for name, own in features.items()}
 
     def features(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> dict[str, Features]:
         """Returns the encoder outputs for the domains of a batch; arguments as in `__call__`."""
+        entries = batch_entries(self.domains)
         items = {
-            domain: {name: jnp.asarray(batch[domain][name]) for name in MODEL_INPUTS}
-            for domain in DOMAINS
-            if domain in batch
+            entry: {name: jnp.asarray(batch[entry][name]) for name in MODEL_INPUTS}
+            for entry in entries
+            if entry in batch
         }
         clips = [(item["frames"], item["frame_mask"]) for item in items.values()]
         vision = dict(zip(items, self.vision.encode_clips(clips, rngs=rngs), strict=True))
         text: dict[str, TextFeatures] = {}
-        if self.text is not None and (domains := [domain for domain in items if domain in self.text_domains]):
-            texts = self.text.encode_texts([items[domain]["text"] for domain in domains], rngs=rngs)
-            text = dict(zip(domains, texts, strict=True))
+        if self.text is not None and (read := [entry for entry in items if entries[entry] in self.text_domains]):
+            texts = self.text.encode_texts([items[entry]["text"] for entry in read], rngs=rngs)
+            text = dict(zip(read, texts, strict=True))
         return {
-            domain: Features(vision[domain], item["frame_mask"], text.get(domain), item["text"] != PAD_ID)
-            for domain, item in items.items()
+            entry: Features(vision[entry], item["frame_mask"], text.get(entry), item["text"] != PAD_ID)
+            for entry, item in items.items()
         }

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 from data_prep.common.differences import flatten_keys
+from data_prep.common.domains import is_domain_name
 
 AVERAGE_PREFIX = "average_"  # of metrics of the moving average of the parameters
 
@@ -45,26 +46,10 @@ Fraction = Annotated[float, Limit(">= 0 and <= 1", lambda x: 0 <= x <= 1)]
 PositiveFraction = Annotated[float, Limit("> 0 and <= 1", lambda x: 0 < x <= 1)]
 FractionBelowOne = Annotated[float, Limit(">= 0 and < 1", lambda x: 0 <= x < 1)]
 Regex = Annotated[str, Limit("that is a regular expression", is_regex)]
-Domain = Literal["page", "video", "live"]
+DomainName = Annotated[str, Limit("that names a domain, such as 'page'", is_domain_name)]
+FrameCounts = dict[DomainName, FrameCount]  # number of frames chosen from each item, by domain
 MeanMetric = Literal["mean_r1", "mean_r5", "mean_r10", "mean_map"]
 AverageMetric = Literal["average_mean_r1", "average_mean_r5", "average_mean_r10", "average_mean_map"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FramesConfig:
-    """Number of frames chosen from each item, by domain."""
-
-    page: FrameCount
-    video: FrameCount
-    live: FrameCount
-
-    def __getitem__(self, domain: str) -> int:
-        return getattr(self, domain)
-
-    @property
-    def longest(self) -> int:
-        """The largest number of frames."""
-        return max(self.page, self.video, self.live)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +57,9 @@ class DataConfig:
     data_dir: str
     train_split: str
     eval_split: str
+    domains: dict[DomainName, Literal["image", "clip"]]
     image_size: Annotated[int, between(1, 8_192)]
-    frames: FramesConfig
+    frames: FrameCounts
     short_clips: Literal["repeat", "mask"]
     frame_choice: Literal["random", "center"]
     crop_scale: tuple[PositiveFraction, PositiveFraction]
@@ -138,7 +124,7 @@ class ModelConfig:
     attention: Literal["auto", "xla", "cudnn"]
     scan_layers: bool
     remat: Literal["none", "block", "narrow", "dots"]
-    text_domains: tuple[Domain, ...]
+    text_domains: tuple[DomainName, ...]
     head_norm: Literal["none", "batch"]
     vision: VisionConfig
     text: TextConfig
@@ -227,7 +213,7 @@ class MeshConfig:
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     batch_size: BatchSize
-    frames: FramesConfig
+    frames: FrameCounts
     ways: Annotated[int, Limit(">= 2", lambda x: x >= 2)]
     shots: PositiveInt
     queries: PositiveInt

@@ -12,9 +12,11 @@ from ml_collections import ConfigDict
 
 from cope_jax.models.stems import conv_patch_size
 from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig, flatten
+from data_prep.common.domains import ROPE_DOMAINS, is_domain_name, sort_domains
 
 # Fields that were added after the first runs, with the values that stand for what these runs did.
 ADDED_FIELDS = {
+    "data.domains": ROPE_DOMAINS,
     "data.frame_choice": "random",
     "data.worker_processes": 0,
     "model.vision.broadcast_single_frame": False,
@@ -45,7 +47,8 @@ def resolve_config(
     config: Any = _check(_with_changes(fields, changes), RunConfig, "config", problems)
     lines = [f"{key} {problem}" for key, problem in problems.items()]
     if "config" not in problems:
-        lines += _relation_problems(config, invalid=[key.split("[")[0] for key in problems])
+        invalid = [key.split("[")[0] for key in problems]
+        lines += [*_domain_problems(config, invalid), *_relation_problems(config, invalid)]
     if lines:
         raise ValueError("invalid config:\n" + "\n".join(f"  {line}" for line in lines))
     return config
@@ -98,6 +101,13 @@ def _check(value: Any, kind: Any, key: str, problems: dict[str, str]) -> Any:
     """Returns a value as its type; None if it is invalid, which is added to the problems."""
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         return _check_section(value, kind, key, problems)
+    if get_origin(kind) is dict and isinstance(value, Mapping) and value:
+        of_name, of_value = get_args(kind)
+        for name in value:
+            if not is_domain_name(name):
+                problems[f"{key}[{name!r:.50}]"] = f"is invalid; expected {_describe(of_name)}"
+        names = sort_domains(name for name in value if is_domain_name(name))
+        return {name: _check(value[name], of_value, f"{key}.{name}", problems) for name in names}
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         kinds = get_args(kind)
         if kinds[-1] is Ellipsis:
@@ -135,6 +145,8 @@ def _describe(kind: Any) -> str:
         return f"{_describe(base)} {limit.words}"
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(repr, get_args(kind)))}"
+    if get_origin(kind) is dict:
+        return f"a section with {_describe(get_args(kind)[1])} for each domain"
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
         if kinds[-1] is Ellipsis:
@@ -149,8 +161,32 @@ def describe_fields(kind: Any = RunConfig, prefix: str = "") -> dict[str, str]:
     for name, of_field in get_type_hints(kind, include_extras=True).items():
         is_section = dataclasses.is_dataclass(of_field)
         key = f"{prefix}{name}"
+        if get_origin(of_field) is dict:
+            key, of_field = f"{key}.DOMAIN", get_args(of_field)[1]
         fields |= describe_fields(of_field, f"{key}.") if is_section else {key: _describe(of_field)}
     return fields
+
+
+def _domain_problems(config: RunConfig, invalid: Sequence[str]) -> Iterator[str]:
+    """Yields the fields per domain that have other domains than config.data.domains."""
+    fields = {"data.frames": config.data and config.data.frames, "eval.frames": config.eval and config.eval.frames}
+    if any(key.startswith("config.data.domains") for key in invalid) or not config.data:
+        return
+    domains = config.data.domains
+    expected = f"expected those of config.data.domains, {', '.join(domains)}"
+    for key, value in fields.items():
+        if value and value.keys() != domains.keys():
+            yield f"config.{key} has the domains {', '.join(value)}; {expected}"
+    texts = config.model and config.model.text_domains
+    if texts and None not in texts and not set(texts) <= set(domains):
+        yield f"config.model.text_domains is {texts!r}; {expected}"
+    for name in ("sigmoid", "infonce"):
+        term = config.losses and getattr(config.losses, name)
+        if term and term.weight and term.page_vision and "page" not in domains:
+            yield (
+                f"config.losses.{name}.page_vision is {term.page_vision!r}; expected 0 because config.data.domains "
+                "lacks 'page'"
+            )
 
 
 def _relation_problems(config: RunConfig, invalid: Sequence[str]) -> Iterator[str]:

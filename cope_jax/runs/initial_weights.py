@@ -72,10 +72,10 @@ def _prepare_published(config: RunConfig, encoder: str, shapes: PyTree, settings
 
 def _check_published_vision(config: RunConfig) -> None:
     """Raises a ValueError if the config has a part that published weights lack."""
-    vision, trained = config.model.vision, config.data.frames.longest
+    vision, trained = config.model.vision, max(config.data.frames.values())
     if vision.stem != "patch":
         raise ValueError(f"config.model.vision.stem is {vision.stem!r}; published weights need 'patch'")
-    for domain, frames in asdict(config.eval.frames).items():
+    for domain, frames in config.eval.frames.items():
         if vision.integration_depth and frames > trained:
             raise ValueError(
                 f"config.eval.frames.{domain} is {frames}; expected no more than all of config.data.frames because "
@@ -107,13 +107,13 @@ def _is_run_or_export(name: str) -> bool:
     """Returns whether a name is that of a run's work directory, one of its checkpoints, or an export."""
     path = Path(name)
     is_checkpoint = path.is_dir() and path.absolute().parent.name == "checkpoints"
-    return is_checkpoint or (path / "checkpoints").is_dir() or (path / exported.program_file("page")).exists()
+    return is_checkpoint or (path / "checkpoints").is_dir() or exported.is_export(path)
 
 
 def _open_model(name: str) -> OwnModel:
     """Opens the newest checkpoint of a run, a certain one, or an export."""
     path = Path(name).absolute()
-    if (path / exported.program_file("page")).exists():
+    if exported.is_export(path):
         description = json.loads((path / exported.CONFIG).read_text(encoding="utf-8"))
         with safe_open(path / exported.WEIGHTS, framework="numpy") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

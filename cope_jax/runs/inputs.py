@@ -1,7 +1,6 @@
 """Inputs of a run: tokenizer, classes, training and evaluation batches."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,25 @@ from cope_jax.data.records import InvalidItems, open_records, sample_texts
 from cope_jax.data.tokenizer import TextAugment, describe_texts, load_tokenizer, save_tokenizer, train_wordpiece
 from cope_jax.parallel.processes import barrier
 from cope_jax.runs.config import RunConfig
+from data_prep.common.domains import batch_entries, find_data_set, format_domains, read_domains
 
 VOCABULARY_TEXTS = 200_000  # per domain; more would hardly change a vocabulary of 8,000
 DESCRIBED_TEXTS = 500  # per domain, to describe how the tokenizer suits the texts
+
+
+def check_domains(config: RunConfig) -> None:
+    """Raises ValueError if the domains of the config are not those of its data set, or of other kinds."""
+    folder, wanted = find_data_set(Path(config.data.data_dir)), config.data.domains
+    found = read_domains(folder)
+    if dict(wanted) == found or not (folder / "product").is_dir():  # a missing data set is reported when it is opened
+        return
+    missing, unknown = (sorted(set(a) - set(b)) for a, b in ((found, wanted), (wanted, found)))
+    problems = [f"{', '.join(names)} {what}" for names, what in ((missing, "missing"), (unknown, "unknown")) if names]
+    raise ValueError(
+        f"config.data.domains is {format_domains(wanted)}; expected those of {folder}, {format_domains(found)}"
+        + (f" ({'; '.join(problems)})" if problems else "")
+        + f"; use --config=configs/catalog.py:{folder}, or a config with these domains"
+    )
 
 
 def run_tokenizer(config: RunConfig, workdir: Path) -> PreTrainedTokenizerFast:
@@ -101,7 +116,8 @@ def training_batches(
         batch_size=config.train.batch_size,
         seed=config.seed,
         collators=[
-            _collator(config, tokenizer, domain, T, transform, augment) for domain, T in asdict(data.frames).items()
+            _collator(config, tokenizer, domain, data.frames[domain], transform, augment, entry)
+            for entry, domain in batch_entries(data.domains).items()
         ],
         host=host,
         hosts=hosts,
@@ -121,8 +137,9 @@ def training_batch_shapes(config: RunConfig) -> dict[str, Any]:
         return jax.ShapeDtypeStruct((B, *sizes), dtype)
 
     batch: dict[str, Any] = {"product_id": shape(), "bad_items": shape()}
-    for domain, T in asdict(data.frames).items():
-        batch[domain] = {
+    for entry, domain in batch_entries(data.domains).items():
+        T = data.frames[domain]
+        batch[entry] = {
             "frames": shape(T, data.image_size, data.image_size, 3, dtype=np.uint8),
             "frame_mask": shape(T, dtype=bool),
             "text": shape(data.text_length),
@@ -131,7 +148,7 @@ def training_batch_shapes(config: RunConfig) -> dict[str, Any]:
         }
         if config.losses.classifier.weight:
             batch["product_class"] = shape()
-            batch[domain]["classes"] = shape(data.max_products)
+            batch[entry]["classes"] = shape(data.max_products)
     return batch
 
 
@@ -183,6 +200,7 @@ def _collator(
     T: int,
     transform: TrainTransform | EvalTransform,
     augment: TextAugment | None = None,
+    entry: str = "",
 ) -> collate.Collator:
     data = config.data
     return collate.Collator(
@@ -195,4 +213,6 @@ def _collator(
         short_clips=data.short_clips,
         augment=augment,
         frame_choice=data.frame_choice,
+        kind=data.domains[domain],
+        entry=entry,
     )

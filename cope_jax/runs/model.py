@@ -28,7 +28,7 @@ def encoder_settings(config: RunConfig, *, vocab_size: int) -> dict[str, dict[st
     )
     vision |= {
         "image_size": config.data.image_size,
-        "max_frames": max(config.data.frames.longest, config.eval.frames.longest),
+        "max_frames": max(*config.data.frames.values(), *config.eval.frames.values()),
     }
     text |= {"vocab_size": vocab_size, "max_length": config.data.text_length}
     return {"vision": vision, "text": text}
@@ -59,6 +59,7 @@ def split_model(
             embedding=model.embedding,
             **encoder_settings(config, vocab_size=vocab_size),
             fusion=asdict(model.fusion),
+            domains=tuple(config.data.domains),
             text_domains=model.text_domains,
             head_norm=model.head_norm,
             compute=ComputeOptions(

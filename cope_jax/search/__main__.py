@@ -18,9 +18,8 @@ from cope_jax import Embedder, cli
 from cope_jax.data.thumbnails import data_uri
 from cope_jax.search.embedding_store import read_manifest
 from cope_jax.search.index import KINDS
-from cope_jax.search.library import Library, SearchResult, open_library, other_domains
+from cope_jax.search.library import Library, SearchResult, open_library
 from cope_jax.search.result_views import results_page, results_table
-from data_prep.common.domains import DOMAINS
 from data_prep.common.files import atomic_write
 
 FLAGS = flags.FLAGS
@@ -42,7 +41,7 @@ def define_flags() -> None:
         list(KINDS),
         "Kind of index. By default, that of the existing index; a new one depends on the size.",
     )
-    flags.DEFINE_enum("domain", "page", list(DOMAINS), "Domain of the query.")
+    flags.DEFINE_string("domain", None, "Domain of the query. By default, the first one.")
     flags.DEFINE_integer("item", None, "Query: id of an item.")
     flags.DEFINE_list("images", [], "Query: image files, separated by commas, in time order.")
     flags.DEFINE_string("text", "", "Query: a title or transcript, alone or with images.")
@@ -100,19 +99,18 @@ def query(library: Library) -> None:
 
 def search(library: Library) -> list[SearchResult]:
     """Searches for the query in the flags or, without one, for some items of the library."""
-    top = FLAGS.top
+    top, domain = FLAGS.top, FLAGS.domain or library.domains[0]
     if FLAGS.item is not None and (FLAGS.images or FLAGS.text):
         raise ValueError("--item is one query, --images and --text are another: give one of them")
     if FLAGS.item is not None:
-        among = FLAGS.among or other_domains(FLAGS.domain)
-        return [library.search_item(FLAGS.domain, FLAGS.item, among=among, top=top)]
+        among = FLAGS.among or library.other_domains(domain)
+        return [library.search_item(domain, FLAGS.item, among=among, top=top)]
     if FLAGS.images or FLAGS.text:
         thumbnails = [data_uri(Path(image).read_bytes()) for image in FLAGS.images]
-        among = FLAGS.among or DOMAINS
-        own = (load_embedder(library), FLAGS.domain, FLAGS.images, FLAGS.text)
-        return [library.search_own(*own, thumbnails=thumbnails, among=among, top=top)]
+        own = (load_embedder(library), domain, FLAGS.images, FLAGS.text)
+        return [library.search_own(*own, thumbnails=thumbnails, among=FLAGS.among, top=top)]
     return [
-        library.search_item(domain, item, among=FLAGS.among or other_domains(domain), top=top)
+        library.search_item(domain, item, among=FLAGS.among or library.other_domains(domain), top=top)
         for domain, item in library.samples()
     ]
 
@@ -135,7 +133,7 @@ def serve() -> None:
         model_name = f"{manifest['run']} at step {manifest['step']}" + (", averaged" if manifest["average"] else "")
         about = f"{counts} of the split {manifest['split']}, by {model_name}"
         embedder = load_embedder(library)
-        for domain in DOMAINS:  # compiles, which would delay the first query
+        for domain in library.domains:  # compiles, which would delay the first query
             embedder.embed(domain, images=[np.zeros((8, 8, 3), np.uint8)])
         app = make_app(library, embedder, about=about, top=FLAGS.top, hosts=hosts)
         print(f"\nsearch at http://{hosts[0]}:{socket.getsockname()[1]} (stop with Ctrl-C)", flush=True)

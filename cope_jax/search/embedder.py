@@ -23,7 +23,6 @@ from cope_jax.parallel.mesh import make_mesh, to_devices
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import add_missing_fields, resolve_config
-from data_prep.common.domains import DOMAINS
 
 Picture = str | Path | bytes | np.ndarray | Image.Image
 Program = Callable[[str, Mapping[str, np.ndarray]], jax.Array]  # domain, inputs → float32[B, E]
@@ -96,7 +95,7 @@ class Embedder:
         """Embeds items of a domain.
 
         Args:
-            domain: "page", "video", or "live".
+            domain: One of the run's domains, such as "page".
             images: One picture per item, or None.
             frames: Instead of images, all pictures of each item in time order. As in evaluation, those in the middles
                 of equal segments are used. Empty if an item has none.
@@ -124,8 +123,8 @@ class Embedder:
         texts: Sequence[str | None] | None,
     ) -> tuple[list[list[Picture]], list[str]]:
         """Checks the arguments of `embed` and returns the pictures and the text of each item."""
-        if domain not in DOMAINS:
-            raise ValueError(f"unknown domain {domain!r}: choose one of {', '.join(DOMAINS)}")
+        if domain not in (domains := self.config.data.domains):
+            raise ValueError(f"unknown domain {domain!r}: choose one of {', '.join(domains)}")
         if images is not None and frames is not None:
             raise ValueError("both images and frames are given; frames are for items with several pictures")
         given = {
@@ -178,7 +177,9 @@ class Embedder:
     def _squares(self, domain: str, number: int, clip: Sequence[Picture]) -> np.ndarray:
         """The frames of an item that the model reads: uint8[n, H, W, 3]."""
         T, side = self.config.eval.frames[domain], self.config.data.image_size
-        choice = choose_frames(len(clip), T, domain=domain, short_clips=self.config.data.short_clips, rng=None)
+        choice = choose_frames(
+            len(clip), T, kind=self.config.data.domains[domain], short_clips=self.config.data.short_clips, rng=None
+        )
         positions = choice.tolist()
         try:
             squares = {position: resize_picture(clip[position], side, position) for position in set(positions)}

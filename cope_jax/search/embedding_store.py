@@ -5,8 +5,7 @@ finished shards. `manifest.json` records what they were made from, so that shard
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +20,8 @@ from cope_jax.evaluation.results import LATEST, find_step
 from cope_jax.parallel.processes import allgather, barrier
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
+from cope_jax.runs.inputs import check_domains
 from data_prep.common.differences import describe_differences
-from data_prep.common.domains import DOMAINS
 from data_prep.common.files import TEMPORARY, atomic_write, file_sha256, read_json
 from data_prep.common.parquet import open_parquet
 from data_prep.common.progress import Progress
@@ -71,8 +70,9 @@ def embed_to_parquet(
     step = find_step(workdir, step, config)
     data_dir = (data_dir or Path(config.data.data_dir)).absolute()
     config = replace_fields(config, {"data.data_dir": str(data_dir), "data.eval_split": split})
+    check_domains(config)
     records = open_records(config.data.data_dir, split)
-    sizes = {domain: len(records.items[domain]) for domain in DOMAINS}
+    sizes = {domain: len(items) for domain, items in records.items.items()}
     manifest = {
         "run": workdir.absolute().name,
         "step": step,
@@ -80,7 +80,7 @@ def embed_to_parquet(
         "checkpoint": checkpoint_fingerprint(workdir, step),
         "split": split,
         "data": fingerprint(config.data.data_dir, split),
-        "frames": asdict(config.eval.frames),
+        "frames": dict(config.eval.frames),
         "width": config.model.embedding,
         "dtype": dtype,
         "rows": rows,
@@ -123,9 +123,9 @@ def _prepare_folder(out: Path, manifest: Mapping[str, Any]) -> None:
         if not path.exists():  # first of all: without a manifest, the folder would not be recognized
             with atomic_write(path, "w", durable=True) as file:
                 file.write(json.dumps(manifest, indent=2) + "\n")
-        for domain in DOMAINS:
+        for domain in manifest["items"]:
             (out / domain).mkdir(exist_ok=True)
-        for file in (*out.iterdir(), *(file for domain in DOMAINS for file in (out / domain).iterdir())):
+        for file in (*out.iterdir(), *(file for domain in manifest["items"] for file in (out / domain).iterdir())):
             if _is_temporary(file):  # from a killed job
                 file.unlink()
     barrier("prepared")
@@ -135,10 +135,10 @@ def _is_temporary(path: Path) -> bool:
     return path.suffix in (TEMPORARY, ".partial")  # earlier versions wrote .partial files
 
 
-def list_shards(out: Path, manifest: Mapping[str, Any], domains: tuple[str, ...] = DOMAINS) -> list[Shard]:
-    """Returns the shards of a folder of embeddings."""
+def list_shards(out: Path, manifest: Mapping[str, Any], domains: Sequence[str] | None = None) -> list[Shard]:
+    """Returns the shards of a folder of embeddings, of all domains by default."""
     shards = []
-    for domain in domains:
+    for domain in domains or manifest["items"]:
         size, rows = manifest["items"][domain], manifest["rows"]
         starts = range(0, size, rows)
         for i, start in enumerate(starts):
@@ -149,8 +149,8 @@ def list_shards(out: Path, manifest: Mapping[str, Any], domains: tuple[str, ...]
 
 def _write_shards(shards: list[Shard], run: LoadedRun, products: ProductRecords, dtype: str) -> None:
     """Embeds and writes shards. All hosts embed each shard together, and take turns writing."""
-    product_ids = _product_ids_by_row(products)
-    for domain in DOMAINS:
+    product_ids = _product_ids_by_row(products, run.config.data.domains)
+    for domain in product_ids:
         own = [shard for shard in shards if shard.domain == domain]
         total = sum(shard.stop - shard.start for shard in own)
         with Progress(desc=f"embedded {domain}", total=total, unit="items") as progress:
@@ -163,9 +163,9 @@ def _write_shards(shards: list[Shard], run: LoadedRun, products: ProductRecords,
                     write_shard(shard.path, domain, items, product_ids[domain], dtype)
 
 
-def _product_ids_by_row(products: ProductRecords) -> dict[str, dict[int, list[int]]]:
+def _product_ids_by_row(products: ProductRecords, domains: Iterable[str]) -> dict[str, dict[int, list[int]]]:
     """All product ids of each row, sorted; embedded items only have the first data.max_products."""
-    by_row: dict[str, dict[int, list[int]]] = {domain: {} for domain in DOMAINS}
+    by_row: dict[str, dict[int, list[int]]] = {domain: {} for domain in domains}
     for index in range(len(products)):
         product = products[index]
         for domain, rows in product.rows.items():

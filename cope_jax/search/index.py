@@ -19,7 +19,6 @@ import numpy as np
 
 from cope_jax.data.records import add_file
 from cope_jax.search.embedding_store import MANIFEST, check_shards, list_shards, read_manifest, read_rows, read_vectors
-from data_prep.common.domains import DOMAINS
 from data_prep.common.files import atomic_folder, read_json
 
 FORMAT = "cope-jax index, version 1"
@@ -65,8 +64,8 @@ def build_index(
         raise ValueError(f"unknown kind of index {kind!r}: choose one of {', '.join(KINDS)}")
     manifest = read_manifest(embeddings)
     sizes, width = manifest["items"], manifest["width"]
-    kinds = {domain: kind or default_kind(sizes[domain]) for domain in DOMAINS}
-    if small := [f"{sizes[d]} {d} items" for d in DOMAINS if kinds[d] == "ivfpq" and sizes[d] < PQ_ITEMS]:
+    kinds = {domain: kind or default_kind(sizes[domain]) for domain in sizes}
+    if small := [f"{sizes[d]} {d} items" for d in sizes if kinds[d] == "ivfpq" and sizes[d] < PQ_ITEMS]:
         raise ValueError(
             f"an IVF-PQ index needs {PQ_ITEMS} items per domain, not {', '.join(small)}: choose flat or hnsw"
         )
@@ -74,7 +73,7 @@ def build_index(
     queries = _sample_queries(embeddings, sizes)
     recall = {}
     with atomic_folder(out, replace=True) as folder:
-        for domain in DOMAINS:
+        for domain in sizes:
             index = _build_domain(kinds[domain], embeddings, domain, sizes[domain], width)
             recall[domain] = _measure_recall(index, queries, embeddings, domain)
             faiss.write_index(index, str(folder / f"{domain}.faiss"))
@@ -106,11 +105,12 @@ def open_index(folder: Path, embeddings: Path) -> Index:
     if description.get("embeddings") != embeddings_fingerprint(embeddings):
         raise ValueError(f"{folder} is the index of other embeddings than those in {embeddings}: build it again")
     try:
-        parts = {domain: (description["kinds"][domain], int(description["sizes"][domain])) for domain in DOMAINS}
+        domains = read_manifest(embeddings)["items"]
+        parts = {domain: (description["kinds"][domain], int(description["sizes"][domain])) for domain in domains}
         width = int(description["width"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} does not describe an index, build it again: {error!r}") from error
-    indexes = {domain: _read_faiss(folder / f"{domain}.faiss", *parts[domain], width) for domain in DOMAINS}
+    indexes = {domain: _read_faiss(folder / f"{domain}.faiss", *parts[domain], width) for domain in parts}
     return Index(description, indexes)
 
 
@@ -205,9 +205,9 @@ def _build_domain(kind: str, embeddings: Path, domain: str, size: int, width: in
 
 def _sample_queries(embeddings: Path, sizes: Mapping[str, int]) -> np.ndarray:
     """About QUERIES embeddings, evenly from all domains."""
-    share = -(-QUERIES // len(DOMAINS))
-    rows = {domain: np.arange(min(share, sizes[domain])) * sizes[domain] // share for domain in DOMAINS}
-    return np.concatenate([read_rows(embeddings, domain, rows[domain]) for domain in DOMAINS])
+    share = -(-QUERIES // len(sizes))
+    rows = {domain: np.arange(min(share, sizes[domain])) * sizes[domain] // share for domain in sizes}
+    return np.concatenate([read_rows(embeddings, domain, own) for domain, own in rows.items()])
 
 
 def _measure_recall(index: faiss.Index, queries: np.ndarray, embeddings: Path, domain: str) -> float:
@@ -235,7 +235,7 @@ def exact_search(queries: np.ndarray, embeddings: Path, domain: str, top: int) -
 def embeddings_fingerprint(folder: Path) -> str:
     """Identifies the embeddings in a folder, wherever it is."""
     digest = hashlib.sha256((folder / MANIFEST).read_bytes())
-    for domain in DOMAINS:
+    for domain in read_manifest(folder)["items"]:
         for path in sorted((folder / domain).glob("*.parquet")):
             add_file(digest, path, domain)
     return digest.hexdigest()[:16]

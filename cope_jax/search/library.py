@@ -13,7 +13,6 @@ from cope_jax.runs.config_file import load_config
 from cope_jax.search.embedder import Embedder, Picture
 from cope_jax.search.embedding_store import MANIFEST, embed_to_parquet, read_item_ids, read_manifest, read_rows
 from cope_jax.search.index import Index, build_index, open_index
-from data_prep.common.domains import DOMAINS
 
 MAX_TOP = 100  # an HNSW index considers 256 candidates
 
@@ -45,12 +44,23 @@ class Library:
     records: Records
     ids: Mapping[str, np.ndarray]
 
-    def search_item(self, domain: str, item_id: int, *, among: Sequence[str] = DOMAINS, top: int = 10) -> SearchResult:
-        """Finds the `top` items in the domains `among` that are nearest to an item of the library.
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Domains of the items."""
+        return tuple(self.ids)
+
+    def other_domains(self, domain: str) -> tuple[str, ...]:
+        """Returns all other domains: a page is most similar to other pages, but users mostly look in other domains."""
+        return tuple(other for other in self.ids if other != domain) or self.domains
+
+    def search_item(
+        self, domain: str, item_id: int, *, among: Sequence[str] | None = None, top: int = 10
+    ) -> SearchResult:
+        """Finds the `top` items in the domains `among`, by default all, that are nearest to an item of the library.
 
         Raises ValueError if there is no such item or domain or `top` is not in 1 … MAX_TOP.
         """
-        _check_domains([domain, *among])
+        among = self._check_domains(domain, among)
         rows = np.flatnonzero(self.ids[domain] == item_id)
         if not len(rows):
             raise ValueError(f"no {domain} item {item_id} among {len(self.ids[domain])}")
@@ -66,7 +76,7 @@ class Library:
         text: str,
         *,
         thumbnails: Sequence[str] = (),
-        among: Sequence[str] = DOMAINS,
+        among: Sequence[str] | None = None,
         top: int = 10,
     ) -> SearchResult:
         """Finds the items nearest to your own pictures, text, or both, which are treated as an item of `domain`.
@@ -74,15 +84,17 @@ class Library:
         Args:
             embedder: Model of the same step of the same run.
             domain: Domain of the query.
-            pictures: Pictures in time order; one for a page.
+            pictures: Pictures in time order; one for a domain of images.
             text: Text, or "".
             thumbnails: The pictures as data URIs, for the card of the query.
-            among: Domains to search.
+            among: Domains to search; by default all.
             top: Number of items to find, 1 … MAX_TOP.
         """
-        _check_domains([domain, *among])
-        if domain == "page" and len(pictures) > 1:
-            raise ValueError(f"a page has one picture, not {len(pictures)}: choose video or live, or a single picture")
+        among = self._check_domains(domain, among)
+        if len(pictures) > 1 and self.records.items[domain].kind == "image":
+            clips = [name for name, items in self.records.items.items() if items.kind == "clip"]
+            choice = f"choose {' or '.join(clips)}, or a single picture" if clips else "choose a single picture"
+            raise ValueError(f"a {domain} has one picture, not {len(pictures)}: {choice}")
         vector = embedder.embed(domain, frames=[pictures], texts=[text])
         return self._search(Card(domain, -1, (), text, tuple(thumbnails), len(pictures)), vector, among, top)
 
@@ -92,9 +104,8 @@ class Library:
         """Searches for an embedding float32[1, E]; `exclude` is the domain and row of the query itself."""
         if not 1 <= top <= MAX_TOP:
             raise ValueError(f"{top} items requested; it must be 1 to {MAX_TOP}")
-        searched = tuple(domain for domain in DOMAINS if domain in among)
         found = []
-        for domain in searched:
+        for domain in among:
             scores, rows = self.index.search(vector, domain, top + 1)  # one more, as the query may be among them
             pairs = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
             found += [(score, domain, row) for row, score in pairs if row >= 0 and (domain, row) != exclude]
@@ -103,7 +114,15 @@ class Library:
         for score, domain, row in found[:top]:
             card = read_card(self.records, domain, row)
             hits.append(Hit(card, score, bool(set(card.product_ids) & set(query.product_ids))))
-        return SearchResult(query, searched, tuple(hits))
+        return SearchResult(query, tuple(among), tuple(hits))
+
+    def _check_domains(self, domain: str, among: Sequence[str] | None) -> tuple[str, ...]:
+        """Returns the domains to search, in order; raises ValueError for unknown ones."""
+        searched = self.domains if among is None else among
+        if unknown := sorted({domain, *searched} - set(self.domains)):
+            choices = ", ".join(self.domains)
+            raise ValueError(f"unknown domain {', '.join(map(repr, unknown))}: choose among {choices}")
+        return tuple(name for name in self.domains if name in searched)
 
     def samples(self, per_domain: int = 2) -> list[tuple[str, int]]:
         """Returns (domain, item id) of some items of every domain, evenly spaced."""
@@ -155,15 +174,4 @@ def open_library(
         build_index(folder, path, kind=kind, report=report)
     index = open_index(path, folder)
     records = open_records(data_dir or config.data.data_dir, split)
-    return Library(folder, index, records, {domain: read_item_ids(folder, domain) for domain in DOMAINS})
-
-
-def other_domains(domain: str) -> tuple[str, ...]:
-    """Returns all other domains: a page is most similar to other pages, but users mostly look in other domains."""
-    return tuple(other for other in DOMAINS if other != domain)
-
-
-def _check_domains(domains: Sequence[str]) -> None:
-    """Raises ValueError for unknown domains."""
-    if unknown := sorted(set(domains) - set(DOMAINS)):
-        raise ValueError(f"unknown domain {', '.join(map(repr, unknown))}: choose among {', '.join(DOMAINS)}")
+    return Library(folder, index, records, {domain: read_item_ids(folder, domain) for domain in records.items})

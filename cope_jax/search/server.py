@@ -34,7 +34,6 @@ from cope_jax.search.embedder import Embedder
 from cope_jax.search.library import Library, SearchResult
 from cope_jax.search.result_views import PAGES, search_page
 from cope_jax.search.uploads import MAX_FILE, MAX_FILES, MAX_TEXT, decode_pictures, limited_form, uploaded_pictures
-from data_prep.common.domains import DOMAINS
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 DEADLINE = 30.0  # seconds for a request, for the delivery of its response, and for an idle connection
@@ -56,8 +55,8 @@ HEADERS = {
 class Query:
     """Contents of the form: the query's domain and text, and the domains to search."""
 
-    domain: str = DOMAINS[0]
-    search: tuple[str, ...] = DOMAINS
+    domain: str
+    search: tuple[str, ...]
     text: str = ""
 
 
@@ -70,14 +69,15 @@ class SearchPages:
         self.upload_slots = anyio.CapacityLimiter(CONCURRENT_UPLOADS)
         self.decoder_slot = anyio.CapacityLimiter(1)  # decoding the largest pictures takes 1.1 GB
         self.threads = ThreadPoolExecutor(CONCURRENT_SEARCHES, thread_name_prefix="search")
+        self.domains = library.domains
         self.samples = self._samples()
 
     async def home(self, request: Request) -> Response:
         """Shows the form and sample items, or the items nearest to the one in the address."""
         values = request.query_params
         if "item" not in values:
-            return self._page(Query(), samples=self.samples)
-        query = _parse_query(values.get("domain", DOMAINS[0]), values.getlist("search") or DOMAINS)
+            return self._page(self._empty_query(), samples=self.samples)
+        query = self._parse_query(values.get("domain", self.domains[0]), values.getlist("search") or self.domains)
         if not values["item"].isdecimal() or len(values["item"]) > 18:
             raise HTTPException(404, f"No item {values['item'][:50]!r}: ids are numbers.")
         return self._page(query, result=await self._compute(self._search_item, query, int(values["item"])))
@@ -89,7 +89,7 @@ class SearchPages:
             text, domain = (str(form.get(name, "")) for name in ("text", "domain"))
             if len(text) > MAX_TEXT:
                 raise HTTPException(413, f"The text has {len(text)} characters: at most {MAX_TEXT}.")
-            query = _parse_query(domain, [str(value) for value in form.getlist("search")], text.strip())
+            query = self._parse_query(domain, [str(value) for value in form.getlist("search")], text.strip())
             if not uploads and not query.text:
                 raise HTTPException(422, "Nothing to search for: choose a picture or type a title.")
             pictures, thumbnails = [], []
@@ -101,7 +101,7 @@ class SearchPages:
     async def show_error(self, request: Request, error: Exception) -> Response:
         """Shows the form with an error message."""
         assert isinstance(error, HTTPException)
-        return self._page(Query(), problem=error.detail, status=error.status_code)
+        return self._page(self._empty_query(), problem=error.detail, status=error.status_code)
 
     async def _compute(self, search: Callable[..., SearchResult], *arguments: Any) -> SearchResult:
         """Searches in a thread and reports a ValueError to the user.
@@ -136,17 +136,19 @@ class SearchPages:
         """Renders the page with a result, samples, or a problem."""
         limits = {"file": MAX_FILE, "files": MAX_FILES, "text": MAX_TEXT}
         parts = {"result": None, "samples": None, "problem": None} | parts
-        page = search_page(about=self.about, domains=DOMAINS, limits=limits, query=query, **parts)
+        page = search_page(about=self.about, domains=self.domains, limits=limits, query=query, **parts)
         return HTMLResponse(page, status)
 
+    def _empty_query(self) -> Query:
+        return Query(self.domains[0], self.domains)
 
-def _parse_query(domain: str, search: Sequence[str], text: str = "") -> Query:
-    """Checks the values of a form or an address; raises HTTPException if a domain is unknown or none is searched."""
-    if unknown := {domain, *search} - set(DOMAINS):
-        raise HTTPException(422, f"Unknown domain {min(unknown)[:50]!r}: choose among {', '.join(DOMAINS)}.")
-    if not search:
-        raise HTTPException(422, "Nothing to search among: choose at least one of pages, videos, and lives.")
-    return Query(domain, tuple(name for name in DOMAINS if name in search), text)
+    def _parse_query(self, domain: str, search: Sequence[str], text: str = "") -> Query:
+        """Checks the values of a form or an address; raises HTTPException for an unknown domain or none to search."""
+        if unknown := {domain, *search} - set(self.domains):
+            raise HTTPException(422, f"Unknown domain {min(unknown)[:50]!r}: choose among {', '.join(self.domains)}.")
+        if not search:
+            raise HTTPException(422, f"Nothing to search among: choose at least one of {', '.join(self.domains)}.")
+        return Query(domain, tuple(name for name in self.domains if name in search), text)
 
 
 class OriginMiddleware:

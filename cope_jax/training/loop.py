@@ -20,7 +20,14 @@ from cope_jax.runs.checkpoints import Checkpoints, ModelState, TrainState, Windo
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import save_config
 from cope_jax.runs.config_validation import replace_fields
-from cope_jax.runs.inputs import batch_bytes, check_batch_sizes, run_tokenizer, training_batches, training_classes
+from cope_jax.runs.inputs import (
+    batch_bytes,
+    check_batch_sizes,
+    check_domains,
+    run_tokenizer,
+    training_batches,
+    training_classes,
+)
 from cope_jax.runs.provenance import provenance, record_start
 from cope_jax.training.evaluations import Evaluations, evaluate_in_full, evaluate_state
 from cope_jax.training.plan import Plan, make_plan, restore_or_initialize, step_flops
@@ -107,6 +114,7 @@ def train(
     if mesh.size < jax.device_count():
         print(f"config.mesh uses {mesh.size} of {jax.device_count()} devices")
     with Watchdog(config.train.stall_seconds) as watchdog, locked_workdir(workdir), StopSignal() as stop:
+        check_domains(config)
         class_ids = training_classes(config)
         if class_ids is not None:
             config = replace_fields(config, {"losses.classifier.classes": len(class_ids)})

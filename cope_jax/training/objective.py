@@ -1,6 +1,6 @@
 """The loss of a run: a weighted sum of terms."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from cope_jax.losses.pairs import Pair, Statistics, View
 from cope_jax.losses.sigmoid import init_scalars, sigmoid_loss
 from cope_jax.models.fusion import Embeddings
 from cope_jax.runs.config import InfoNCEConfig, RunConfig, SigmoidConfig
-from data_prep.common.domains import DOMAINS, PAIRS
+from data_prep.common.domains import batch_entries, domain_pairs, second_item
 
 
 @struct.dataclass
@@ -60,11 +60,12 @@ def init_losses(config: RunConfig) -> dict[str, Any]:
 
 def make_loss(config: RunConfig, mesh: Mesh) -> LossFunction:
     """Returns the weighted sum of the config's terms, for batches that are sharded over a mesh."""
-    losses = config.losses
+    losses, domains = config.losses, tuple(config.data.domains)
+    entries = tuple(batch_entries(domains))
 
     def sigmoid(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Statistics]:
-        scalars, pairs = params["sigmoid"], make_pairs(losses.sigmoid)
-        views = make_views(embeddings, batch)
+        scalars, pairs = params["sigmoid"], make_pairs(losses.sigmoid, domains)
+        views = make_views(embeddings, batch, entries)
         loss, statistics = sigmoid_loss(views, scalars, pairs=pairs, mesh=mesh, precision=losses.precision)
         learned = {"t": jnp.exp(scalars["log_t"]), "bias": scalars["bias"]}
         return loss, statistics | {name: (value, jnp.ones(())) for name, value in learned.items()}
@@ -72,8 +73,8 @@ def make_loss(config: RunConfig, mesh: Mesh) -> LossFunction:
     def infonce(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Statistics]:
         term = losses.infonce
         return infonce_loss(
-            make_views(embeddings, batch),
-            pairs=make_pairs(term),
+            make_views(embeddings, batch, entries),
+            pairs=make_pairs(term, domains),
             temperature=term.temperature,
             smoothing=term.smoothing,
             mesh=mesh,
@@ -84,10 +85,10 @@ def make_loss(config: RunConfig, mesh: Mesh) -> LossFunction:
         term = losses.classifier
         return classifier_loss(
             params["classifier"]["table"],
-            {domain: embeddings[domain].fused for domain in DOMAINS},
+            {entry: embeddings[entry].fused for entry in entries},
             batch["product_class"],
-            {domain: batch[domain]["classes"] for domain in DOMAINS},
-            {domain: batch[domain]["present"] & has_content(embeddings[domain]) for domain in DOMAINS},
+            {entry: batch[entry]["classes"] for entry in entries},
+            {entry: batch[entry]["present"] & has_content(embeddings[entry]) for entry in entries},
             classes=term.classes,
             scale=term.scale,
             margin=term.margin,
@@ -111,18 +112,23 @@ def make_loss(config: RunConfig, mesh: Mesh) -> LossFunction:
     return loss_and_metrics
 
 
-def make_pairs(term: SigmoidConfig | InfoNCEConfig) -> list[Pair]:
-    """Returns the three pairs of domains, and those of page texts or images alone if the term gives them a weight."""
-    pairs = [Pair(a, b) for a, b in PAIRS]
+def make_pairs(term: SigmoidConfig | InfoNCEConfig, domains: Sequence[str]) -> list[Pair]:
+    """Returns all pairs of domains, and those of page texts or images alone if the term gives them a weight.
+
+    Of a single domain, two items of each product are compared.
+    """
+    pairs = [Pair(a, b if b != a else second_item(a)) for a, b in domain_pairs(domains)]
     for view, weight in (("page_text", term.page_text), ("page_vision", term.page_vision)):
-        pairs += [Pair(view, domain, weight) for domain in DOMAINS if domain != "page" and weight]
+        pairs += [Pair(view, domain, weight) for domain in domains if domain != "page" and weight]
     return pairs
 
 
-def make_views(embeddings: Mapping[str, Embeddings], batch: Mapping[str, Any]) -> dict[str, View]:
-    """Returns the views that contrastive terms compare: items of each domain, and texts and frames of pages alone."""
+def make_views(
+    embeddings: Mapping[str, Embeddings], batch: Mapping[str, Any], entries: Sequence[str]
+) -> dict[str, View]:
+    """Returns the views that contrastive terms compare: items of each entry, and texts and frames of pages alone."""
     views = {}
-    for domain in DOMAINS:
+    for domain in entries:
         items, e = batch[domain], embeddings[domain]
         example = jnp.arange(len(e.fused), dtype=jnp.int32)
         kinds = {domain: (e.fused, has_content(e))}

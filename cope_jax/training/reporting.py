@@ -17,7 +17,7 @@ from cope_jax.runs.config import RunConfig
 from cope_jax.runs.log_files import EVALUATIONS, LogFile, drop_lines_after, json_line, round_values
 from cope_jax.training.objective import Mean
 from cope_jax.training.progress import TrainingProgress
-from data_prep.common.domains import DOMAINS
+from data_prep.common.domains import sort_domains
 
 HISTOGRAM_BINS = 64  # in TensorBoard
 SHOWN_EXAMPLES = 4  # in TensorBoard, of the first batch
@@ -70,9 +70,10 @@ class MetricsLog:
         """Adds images of the first examples of a batch, as the model sees them, to TensorBoard."""
         from tensorboardX.summary import image
 
+        entries = sort_domains(name for name, entry in batch.items() if isinstance(entry, Mapping))
         for example in range(min(SHOWN_EXAMPLES, len(batch["product_id"]))):
-            clips = [np.concatenate(list(batch[domain]["frames"][example]), axis=1) for domain in DOMAINS]
-            name = f"batch/product {batch['product_id'][example]}: page, video, live"
+            clips = [np.concatenate(list(batch[domain]["frames"][example]), axis=1) for domain in entries]
+            name = f"batch/product {batch['product_id'][example]}: {', '.join(entries)}"
             self.events.add(step, summary=image(name, np.concatenate(clips, axis=1), dataformats="HWC"))
 
     def write_metrics(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> None:

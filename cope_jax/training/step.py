@@ -1,6 +1,6 @@
 """The training step: a pure function of a state and a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from cope_jax.runs.checkpoints import ModelState, TrainState
 from cope_jax.training.gradients import batch_gradients, cached_gradients
 from cope_jax.training.objective import LossFunction, Mean
 from cope_jax.training.optimizer import Groups, stop_frozen_gradients
-from data_prep.common.domains import DOMAINS
+from data_prep.common.domains import sort_domains
 
 StepFunction = Callable[[TrainState, Any], tuple[TrainState, dict[str, Mean]]]
 
@@ -95,5 +95,6 @@ def update_average(average: ModelState, model: ModelState, *, step: jax.Array, d
 def share_of_bad_items(batch: Any) -> Mean:
     """Returns the share of the batch's items that could not be read and were replaced."""
     bad = jnp.sum(batch["bad_items"])
-    found = sum(jnp.sum(batch[domain]["present"]) for domain in DOMAINS)
+    entries = sort_domains(name for name, entry in batch.items() if isinstance(entry, Mapping))
+    found = sum(jnp.sum(batch[entry]["present"]) for entry in entries)
     return Mean(bad.astype(jnp.float32), (bad + found).astype(jnp.float32))

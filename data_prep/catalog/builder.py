@@ -4,6 +4,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import duckdb
@@ -11,6 +12,7 @@ import duckdb
 from data_prep.catalog.files import REJECTED_FILE, SUMMARY_FILE, Catalog, SplitSummary, write_summary
 from data_prep.catalog.rejected_lines import RejectedLines, write_rejected
 from data_prep.catalog.split_writer import DomainRows, write_split
+from data_prep.common.domains import ROPE_DOMAINS
 from data_prep.common.files import atomic_folder, plain_links
 from data_prep.common.process_pool import usable_cores
 
@@ -21,10 +23,11 @@ _SPILL = "spill"
 
 
 class CatalogRows(NamedTuple):
-    """Rows of a catalog: the rejected lines of input files shared by all splits, and split → domain → rows."""
+    """Rows of a catalog: rejected lines of files shared by all splits, split → domain → rows, and kinds of domains."""
 
     shared: Sequence[RejectedLines]
     splits: Mapping[str, Mapping[str, DomainRows]]
+    domains: Mapping[str, str] = MappingProxyType(ROPE_DOMAINS)
 
 
 def build_catalog(
@@ -53,15 +56,16 @@ def build_catalog(
         return catalog
     with atomic_folder(out, keep_on_error=True) as folder:
         with plain_links() as link, _database(folder, link(folder), memory_limit) as con:
-            shared, splits = load(con, folder)
+            shared, splits, kinds = load(con, folder)
             with _recorded(folder, shared):
                 for file in shared:
                     file.check()
             if not splits:
                 raise ValueError("no rows: every split is empty")
-            summaries = {split: _build_split(con, folder, split, splits[split], report) for split in splits}
+            summaries = {split: _build_split(con, folder, split, splits[split], kinds, report) for split in splits}
         shutil.rmtree(folder / _SPILL, ignore_errors=True)
-        write_summary(folder, summaries, source=source, files={file.file: file.summary() for file in shared})
+        files = {file.file: file.summary() for file in shared}
+        write_summary(folder, summaries, domains=dict(kinds), source=source, files=files)
     return Catalog(out)
 
 
@@ -84,12 +88,13 @@ def _build_split(
     folder: Path,
     split: str,
     sources: Mapping[str, DomainRows],
+    domains: Mapping[str, str],
     report: Callable[[str], None],
 ) -> SplitSummary:
     # CatalogRows may share a file.
     files = tuple(dict.fromkeys(source.rejected for domain_rows in sources.values() for source in domain_rows))
     with _recorded(folder, files):
-        counts = write_split(con, folder, split, sources, report)
+        counts = write_split(con, folder, split, sources, domains, report)
     return {"domains": counts, "files": {file.file: file.summary() for file in files}}
 
 

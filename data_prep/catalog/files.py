@@ -2,7 +2,7 @@
 
     CATALOG/summary.json    version, fingerprint and counts; written last: a folder without it is unfinished
     CATALOG/rejected.jsonl  lines that were left out
-    CATALOG/<split>/page.parquet, video.parquet, live.parquet, product.parquet
+    CATALOG/<split>/<domain>.parquet, product.parquet
 
 Row i of a domain's file is item i of the domain, ordered by (smallest product id, item id).
 """
@@ -20,7 +20,7 @@ from typing import TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.common.domains import DOMAINS
+from data_prep.common.domains import ROPE_DOMAINS, check_domains
 from data_prep.common.files import atomic_write, file_sha256, read_json
 from data_prep.common.parquet import open_parquet
 
@@ -37,12 +37,6 @@ ITEM_SCHEMA = pa.schema(
         pa.field("product_ids", pa.list_(pa.int64()), nullable=False),  # ascending, at least one
         pa.field("frame_names", pa.list_(pa.string()), nullable=False),  # in time order; see `Frame`
         pa.field("frame_times", pa.list_(pa.int64()), nullable=False),
-    ]
-)
-PRODUCT_SCHEMA = pa.schema(
-    [
-        pa.field("product_id", pa.int64(), nullable=False),
-        *(pa.field(f"{domain}_rows", pa.list_(pa.int64()), nullable=False) for domain in DOMAINS),
     ]
 )
 # Products, pages, videos and lives in each split of ROPE, as counted by its authors.
@@ -78,6 +72,7 @@ class Summary(TypedDict):
 
     version: int
     fingerprint: str
+    domains: Mapping[str, str]  # domain → kind; absent from catalogs of releases written by earlier versions
     source: Mapping[str, str | float]
     files: dict[str, FileSummary]
     splits: dict[str, SplitSummary]
@@ -87,8 +82,8 @@ class Summary(TypedDict):
 class Frame:
     """An image of an item: `time` (frame number or ms) orders it, `name` is its file name.
 
-    Images of a page at the same time, such as all pages of a release at 0, keep the order of their lines; frames of a
-    clip at the same time are ordered by name.
+    Images of an image domain at the same time, such as all pages of a release at 0, keep the order of their lines;
+    frames of a clip at the same time are ordered by name.
     """
 
     time: int
@@ -97,7 +92,7 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-    """A page, video or live clip. `text` is "" if missing; products and frames are sorted."""
+    """An item of a domain. `text` is "" if missing; products and frames are sorted."""
 
     item_id: int
     text: str
@@ -139,6 +134,11 @@ class Catalog:
         """Hex digest of the content."""
         return self.summary["fingerprint"]
 
+    @functools.cached_property
+    def domains(self) -> dict[str, str]:
+        """Domains and their kinds."""
+        return check_domains(self.summary.get("domains", ROPE_DOMAINS), self.folder / SUMMARY_FILE)
+
     @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits."""
@@ -164,9 +164,9 @@ class Catalog:
     def products(self, split: str) -> Iterator[Product]:
         """Yields the products in the order of their ids."""
         for batch in self._batches(split, "product", 0, None):
-            columns = [batch.column(0).to_pylist(), *(_tuples(batch, f"{domain}_rows") for domain in DOMAINS)]
+            columns = [batch.column(0).to_pylist(), *(_tuples(batch, f"{domain}_rows") for domain in self.domains)]
             for product_id, *rows in zip(*columns, strict=True):
-                yield Product(product_id, dict(zip(DOMAINS, rows, strict=True)))
+                yield Product(product_id, dict(zip(self.domains, rows, strict=True)))
 
     def _open(self, split: str, name: str) -> AbstractContextManager[pq.ParquetFile]:
         if split not in self.splits:
@@ -207,21 +207,30 @@ def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
             writer.write_batch(batch)
 
 
+def product_schema(domains: Iterable[str]) -> pa.Schema:
+    """Returns the columns of product.parquet: an id, and the rows of the product's items in each domain."""
+    rows = (pa.field(f"{domain}_rows", pa.list_(pa.int64()), nullable=False) for domain in domains)
+    return pa.schema([pa.field("product_id", pa.int64(), nullable=False), *rows])
+
+
 def write_summary(
     folder: Path,
     splits: Mapping[str, SplitSummary],
     *,
+    domains: Mapping[str, str],
     source: Mapping[str, str | float],
     files: Mapping[str, FileSummary],
 ) -> None:
     """Writes summary.json, which finishes the catalog in `folder`; see `Summary`."""
     catalog = Catalog(folder)
     digest = hashlib.sha256(f"catalog {VERSION}\n".encode())
+    if domains != ROPE_DOMAINS:
+        digest.update(f"domains {json.dumps(domains)}\n".encode())
     for split in splits:
-        for name in (*DOMAINS, "product"):
+        for name in (*domains, "product"):
             digest.update(f"{split} {name} {file_sha256(catalog.path(split, name))}\n".encode())
     summary = {"version": VERSION, "fingerprint": digest.hexdigest()}
-    summary |= {"source": source, "files": files, "splits": splits}
+    summary |= {"domains": domains, "source": source, "files": files, "splits": splits}
     with atomic_write(folder / SUMMARY_FILE, "w", durable=True) as file:
         json.dump(summary, file, ensure_ascii=False, indent=2)
         file.write("\n")
@@ -266,8 +275,10 @@ def _notes(files: Mapping[str, FileSummary]) -> list[str]:
 def compare_with_rope(split: str, counts: Counts) -> str:
     """Returns a comparison with the counts of ROPE's split, or "" if they are not close."""
     expected = ROPE.get(split, {})
+    if counts.keys() != expected.keys():
+        return ""
     found = {name: counts[name]["products" if name == "product" else "items"] for name in expected}
-    if not expected or any(abs(found[name] - count) > ROPE_TOLERANCE * count for name, count in expected.items()):
+    if any(abs(found[name] - count) > ROPE_TOLERANCE * count for name, count in expected.items()):
         return ""
     differing = [f"{found[name]:,} {name}s, not {count:,}" for name, count in expected.items() if found[name] != count]
     if differing:

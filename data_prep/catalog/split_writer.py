@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.catalog.files import GROUP_ROWS, ITEM_SCHEMA, PRODUCT_SCHEMA, Catalog, write_batches
+from data_prep.catalog.files import GROUP_ROWS, ITEM_SCHEMA, Catalog, product_schema, write_batches
 from data_prep.catalog.rejected_lines import Reason, RejectedLines
-from data_prep.common.domains import PICTURE_DOMAINS
 from data_prep.common.files import plain_links
 
 
@@ -57,9 +56,10 @@ def write_split(
     folder: Path,
     split: str,
     sources: Mapping[str, DomainRows],
+    domains: Mapping[str, str],
     report: Callable[[str], None],
 ) -> dict[str, dict[str, int]]:
-    """Writes the Parquet files of a split from its rows by domain.
+    """Writes the Parquet files of a split from its rows by domain, and the kinds of all domains.
 
     Sorting keeps to the memory limit of `con`, which needs room for the pairs.
 
@@ -67,17 +67,17 @@ def write_split(
         Domain → its counts, and "product" → {"products": …}.
     """
     counts = {}
-    for domain, domain_rows in sources.items():
-        counts[domain] = _write_domain(con, folder, split, domain, domain_rows)
+    for domain, kind in domains.items():
+        counts[domain] = _write_domain(con, folder, split, domain, kind, sources[domain])
         report(f"{split} {domain}: {counts[domain]['items']:,} items, {counts[domain]['frames']:,} frames")
-    products = _write_products(con, Catalog(folder).path(split, "product"), list(sources))
+    products = _write_products(con, Catalog(folder).path(split, "product"), list(domains))
     if not products:
         raise ValueError(f"split {split!r} has no products: its pair files are empty")
     return counts | {"product": {"products": products}}
 
 
 def _write_domain(
-    con: duckdb.DuckDBPyConnection, folder: Path, split: str, domain: str, sources: DomainRows
+    con: duckdb.DuckDBPyConnection, folder: Path, split: str, domain: str, kind: str, sources: DomainRows
 ) -> dict[str, int]:
     count = _number_items(con, domain, sources.pairs)
     sources.pairs.rejected.check()
@@ -95,7 +95,7 @@ def _write_domain(
     )
     sources.frames.rejected.check()
     path = Catalog(folder).path(split, domain)
-    in_line_order = domain in PICTURE_DOMAINS  # the main picture comes first; frames at the same time go by name
+    in_line_order = kind == "image"  # the main picture comes first; frames at the same time go by name
     write_batches(path, ITEM_SCHEMA, _item_batches(count, pairs, texts, frames, sources, in_line_order))
     for rows, source in ((texts, sources.texts), (frames, sources.frames)):
         for batch in rows.rest():
@@ -248,7 +248,7 @@ def _lists(batch: pa.RecordBatch, name: str, start: int, stop: int) -> pa.ListAr
 
 def _write_products(con: duckdb.DuckDBPyConnection, path: Path, domains: list[str]) -> int:
     """Writes the products and their rows in each domain; returns the number of products."""
-    every = " UNION ".join(f"SELECT product_id FROM pairs_{domain}" for domain in domains)
+    every = " UNION ".join(f"SELECT DISTINCT product_id FROM pairs_{domain}" for domain in domains)
     con.execute(
         "CREATE OR REPLACE TABLE products AS "
         f"SELECT product_id, row_number() OVER (ORDER BY product_id) - 1 AS row FROM ({every})"
@@ -270,7 +270,8 @@ def _write_products(con: duckdb.DuckDBPyConnection, path: Path, domains: list[st
             stop = min(start + GROUP_ROWS, count)
             columns = [_lists(rows.take_until(stop), "item_row", start, stop) for rows in item_rows]
             arrays = [ids.take_until(stop).column("product_id"), *columns]
-            yield pa.RecordBatch.from_arrays(arrays, schema=PRODUCT_SCHEMA)
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
-    write_batches(path, PRODUCT_SCHEMA, batches())
+    schema = product_schema(domains)
+    write_batches(path, schema, batches())
     return count

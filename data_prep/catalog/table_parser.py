@@ -8,9 +8,10 @@ from pathlib import Path
 from data_prep.catalog.rejected_lines import Reason
 from data_prep.catalog.release_parser import INT64_MAX, check_path
 from data_prep.catalog.table_reader import Values, read_rows
-from data_prep.common.domains import DOMAINS
+from data_prep.common.domains import is_domain_name
 
 SPLITS = ("train", "test")
+DEFAULT_DOMAIN = "page"  # of all rows of a table without a column `domain`
 SEPARATOR = "|"  # between the names in a string of images
 
 _NO_ID = frozenset({"", "nan", "none", "null", "<na>", "nat", "#n/a"})  # how programs write a missing value
@@ -59,7 +60,9 @@ def parse_row(values: Values) -> TableRow | Reason:
         return Reason.EMPTY_ID
     if any(_has_lost_digits(values.get(name)) for name in ("product", "item", "time")):
         return Reason.LOST_DIGITS
-    if domain not in DOMAINS:
+    if "domain" not in values:
+        domain = DEFAULT_DOMAIN
+    if not is_domain_name(domain):
         return Reason.DOMAIN
     if split not in (*SPLITS, ""):
         return Reason.SPLIT

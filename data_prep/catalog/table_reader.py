@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from data_prep.catalog.rejected_lines import Reason
 from data_prep.catalog.release_parser import MAX_LINE_BYTES, START_BYTES
 
-REQUIRED_COLUMNS = ("product", "domain", "item")
-COLUMNS = (*REQUIRED_COLUMNS, "split", "text", "images", "image", "time")
+REQUIRED_COLUMNS = ("product", "item")
+COLUMNS = (*REQUIRED_COLUMNS, "domain", "split", "text", "images", "image", "time")
 
 _DELIMITERS = ",;\t"  # of CSV; spreadsheets write the others in some countries and as "Unicode text"
 _EXACT_FLOATS = {pa.float16(): 2**11, pa.float32(): 2**24}  # type → largest number up to which it counts

@@ -2,7 +2,7 @@
 
 cli           runs a command: flags, quiet libraries, one-line errors
 differences   differences between two mappings, in words
-domains       names of the domains
+domains       names and kinds of the domains of a data set, and how to pair them
 files         atomic writes, locks and hashes of files
 process_pool  a pool of processes
 progress      a progress bar on a terminal, lines in a log

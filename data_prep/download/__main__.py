@@ -20,7 +20,6 @@ from absl import flags
 
 from data_prep.catalog.files import Catalog
 from data_prep.common import cli
-from data_prep.common.domains import DOMAINS
 from data_prep.common.progress import Progress
 from data_prep.download.coverage import format_summary, retry_hint
 from data_prep.download.failures import Failure, PreflightError, UnavailableError
@@ -37,7 +36,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder for the shards.", required=True)
     flags.DEFINE_string("url_prefix", URL_PREFIX, "Prefix of an image's name in its URL.")
     flags.DEFINE_list("splits", None, "Splits to fetch; default: all.")
-    flags.DEFINE_list("domains", list(DOMAINS), "Domains to fetch.")
+    flags.DEFINE_list("domains", None, "Domains to fetch; default: all.")
     flags.DEFINE_list("retry", [], f"Failures of earlier runs to try again: {', '.join(Failure)}.")
     flags.DEFINE_list("placeholder", [], "SHA-256 of images that count as missing.")
     flags.DEFINE_string("contact", "", "Your address for the server's owner, part of the User-Agent.")

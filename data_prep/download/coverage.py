@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.catalog.files import Catalog
-from data_prep.common.domains import DOMAINS
 from data_prep.common.files import atomic_write
 from data_prep.common.text_table import text_table
 from data_prep.download.failures import TRANSIENT, Failure
@@ -25,7 +24,8 @@ def write_summary(catalog: Catalog, out: Path) -> dict[str, Any]:
         finished shards (`ledger.count_coverage`), with "in" for the whole catalog and "pending" for the rest of it.
     """
     splits = {
-        split: {domain: _count_domain(catalog, out, split, domain) for domain in DOMAINS} for split in catalog.splits
+        split: {domain: _count_domain(catalog, out, split, domain) for domain in catalog.domains}
+        for split in catalog.splits
     }
     summary = {"version": VERSION, "catalog": catalog.fingerprint, "splits": splits}
     with atomic_write(out / SUMMARY_FILE, "w", durable=True) as file:

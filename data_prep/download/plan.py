@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from data_prep.catalog.files import Catalog, Item
-from data_prep.common.domains import DOMAINS
 from data_prep.common.parquet import open_parquet
 from data_prep.download import ledger
 from data_prep.download.failures import Failure
@@ -27,7 +26,7 @@ class Options:
     shard_frames: int = SHARD_FRAMES  # frames per shard
     image_size: int | None = None  # longest shorter side of images, in pixels; None keeps all sizes
     splits: Sequence[str] | None = None  # None is all splits of the catalog
-    domains: Sequence[str] = DOMAINS
+    domains: Sequence[str] | None = None  # None is all domains of the catalog
     retry: Sequence[str] = ()  # failures of earlier runs to try again
     placeholders: Sequence[str] = ()  # hex SHA-256 of images that count as missing; they are fetched again
     preflight: bool = True  # look for one image that arrives before requesting all
@@ -44,7 +43,6 @@ class Options:
         if url.scheme not in ("http", "https") or not host:
             raise ValueError(f"url_prefix is {self.url_prefix!r}; it must start with http://… or https://…")
         check_choices("retry", self.retry, list(Failure))
-        check_choices("domains", self.domains, DOMAINS)
         for header in self.headers:
             if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+:[^\r\n\0]*", header, re.ASCII):
                 raise ValueError(f"header is {header!r}; it must be 'Name: value'")

@@ -54,12 +54,14 @@ async def download(catalog: Catalog, out: Path, options: Options, report: Callab
     """
     splits = catalog.splits if options.splits is None else options.splits
     check_choices("splits", splits, catalog.splits)
+    chosen = catalog.domains if options.domains is None else options.domains
+    check_choices("domains", list(chosen), list(catalog.domains))
     out.mkdir(parents=True, exist_ok=True)
     with lock_file(out / LOCK_FILE, f"is downloading to {out}"):
         _check_settings(out, catalog, options)
         for path in (*out.glob(f"*{TEMPORARY}"), *out.glob(f"*/*/*{TEMPORARY}")):
             path.unlink()  # left by a killed process
-        domains = [(split, domain) for split in splits for domain in options.domains]
+        domains = [(split, domain) for split in splits for domain in chosen]
         frames = sum(count_frames(catalog, split, domain) for split, domain in domains)
         async with open_session(options.limits, options.contact) as session:
             with Progress(total=frames, desc="Downloading", unit="images") as progress:

@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.catalog.files import Catalog
-from data_prep.common.domains import DOMAINS
 from data_prep.common.files import TEMPORARY, atomic_write, plain_links
 from data_prep.common.parquet import open_parquet, stream_parquet
 from data_prep.images import decoding, lookup, sources
@@ -163,7 +162,7 @@ def write_index(index: Path, catalog: Catalog, splits: Iterable[str], folders: S
         ValueError: A source is invalid, a name is ambiguous, or there is not enough memory or disk.
     """
     index.mkdir(parents=True, exist_ok=True)
-    targets = {(split, domain): places_path(index, split, domain) for split in splits for domain in DOMAINS}
+    targets = {(split, domain): places_path(index, split, domain) for split in splits for domain in catalog.domains}
     todo = {key: path for key, path in targets.items() if not path.exists()}
     if not todo:
         return

@@ -3,9 +3,9 @@
     python -m data_prep.inspect --data_dir=DIR [--out=DIR/inspect.html] [--products=8] [--items=20000]
     python -m data_prep.inspect --data_dir=DIR --check_split
 
-The first form prints a table of distributions and writes a page with plots and some products: their pages, videos and
-lives side by side. It reads about `items` evenly spaced items per domain; 0 reads all. The second form reads everything
-and reports products and byte-identical images that occur in more than one split.
+The first form prints a table of distributions and writes a page with plots and some products: their items in all
+domains, side by side. It reads about `items` evenly spaced items per domain; 0 reads all. The second form reads
+everything and reports products and byte-identical images that occur in more than one split.
 """
 
 from pathlib import Path
@@ -13,17 +13,17 @@ from pathlib import Path
 from absl import flags
 
 from data_prep.common.cli import run
+from data_prep.common.domains import find_data_set
 from data_prep.common.files import atomic_write
 from data_prep.inspect.page import format_table, inspect, render
 from data_prep.inspect.split_overlap import check_split, format_overlap
-from data_prep.rope.rope_dataset_builder import Builder
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string("data_dir", None, "Folder with the data sets, in its folder rope.", required=True)
+    flags.DEFINE_string("data_dir", None, "Folder with the data set, or the data set itself.", required=True)
     flags.DEFINE_string("out", None, "Page to write. Default: inspect.html in the data folder.")
     flags.DEFINE_integer("products", 8, "Number of products to show per split.", lower_bound=0)
     flags.DEFINE_integer("items", 20_000, "Approximate number of items to read per domain and split; 0 reads all.", 0)
@@ -39,7 +39,7 @@ def main() -> None:
     splits = inspect(data_dir, items=FLAGS.items, products=FLAGS.products, processes=FLAGS.processes)
     out = Path(FLAGS.out) if FLAGS.out else data_dir / "inspect.html"
     with atomic_write(out, "w") as file:
-        file.write(render(f"{Builder.name} in {data_dir}", splits))
+        file.write(render(f"{find_data_set(data_dir).name} in {data_dir}", splits))
     for split in splits:
         print(f"{split.name}\n{format_table(split)}\n")
     print(f"page: {out}")

@@ -2,13 +2,12 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from data_prep.common.domains import DOMAINS
 from data_prep.images.decoding import open_image
 from data_prep.records.schema import Example, parse_example
 
@@ -57,11 +56,11 @@ def item_histograms(sample: Sample) -> dict[str, Histogram]:
     return counts
 
 
-def product_histograms(sample: Sample) -> dict[str, Histogram]:
+def product_histograms(sample: Sample, domains: Sequence[str]) -> dict[str, Histogram]:
     """Counts items per product in each domain."""
-    counts = {domain: Histogram() for domain in DOMAINS}
+    counts = {domain: Histogram() for domain in domains}
     for product in sample.records():
-        for domain in DOMAINS:
+        for domain in domains:
             counts[domain][len(product.integers(f"{domain}_rows"))] += 1
     return counts
 

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import io
 import math
@@ -14,7 +15,6 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from data_prep.common.domains import DOMAINS
 from data_prep.common.process_pool import ProcessMap, process_map
 from data_prep.common.text_table import text_table
 from data_prep.images.decoding import open_image, upright_pixels
@@ -52,7 +52,7 @@ def inspect(data_dir: Path, *, items: int, products: int, processes: int | None 
     with process_map(processes) as apply:
         return [
             _inspect_split(split, {name: own[split] for name, own in files.items()}, items, products, apply)
-            for split in files["page"]
+            for split in files["product"]
         ]
 
 
@@ -78,7 +78,8 @@ def _inspect_split(
 ) -> Split:
     histograms: dict[tuple[str, str], Histogram] = {}
     rows = []
-    for domain in DOMAINS:
+    domains = [name for name in files if name != "product"]
+    for domain in domains:
         total = sum(files[domain].values())
         step = max(1, total // items) if items else 1
         samples = [Sample(path, step) for path in files[domain]]
@@ -87,7 +88,8 @@ def _inspect_split(
         rows.append((domain, "items", *[""] * 4, f"{total:,}" + (f" ({read:,} read)" if step > 1 else "")))
         histograms |= {(domain, name): histogram for name, histogram in counts.items()}
     samples = [Sample(path) for path in files["product"]]
-    per_product = distributions.add_up(dict(apply(distributions.product_histograms, samples)).values())
+    of_products = functools.partial(distributions.product_histograms, domains=domains)
+    per_product = distributions.add_up(dict(apply(of_products, samples)).values())
     rows.append(("product", "products", *[""] * 4, f"{sum(files['product'].values()):,}"))
     histograms |= {("product", f"{domain}s"): histogram for domain, histogram in per_product.items()}
     for (domain, name), histogram in histograms.items():
@@ -104,7 +106,9 @@ def _show_products(files: Mapping[str, Mapping[Path, int]], count: int) -> Itera
     for number in range(min(count, total)):
         product = parse_example(sources["product"][number * total // min(count, total)])
         domains = []
-        for domain in DOMAINS:
+        for domain in files:
+            if domain == "product":
+                continue
             rows = product.integers(f"{domain}_rows")
             items = [_show_item(sources[domain][row]) for row in rows[:ITEMS_SHOWN]]
             domains.append({"name": domain, "count": len(rows), "items": items})

@@ -1,13 +1,12 @@
 """Reads whole files of records and finds the problems in them."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from data_prep.common.domains import DOMAINS
 from data_prep.images import decoding as images
 from data_prep.records import schema, shards
 from data_prep.records.schema import Example, parse_example
@@ -47,10 +46,10 @@ def check_items(path: Path) -> Check:
     return Check(tally.count, frames, problems, {"item": as_links(links)})
 
 
-def check_products(path: Path) -> Check:
+def check_products(path: Path, domains: Sequence[str]) -> Check:
     """Reads a file of products."""
     problems: list[str] = []
-    links: dict[str, list[tuple[int, int]]] = {domain: [] for domain in DOMAINS}
+    links: dict[str, list[tuple[int, int]]] = {domain: [] for domain in domains}
     rows, last = 0, -1
     for number, record in _records(path, problems):
         rows += 1
@@ -62,7 +61,7 @@ def check_products(path: Path) -> Check:
             problems.append(f"record {number}: product id is {ids}, expected one above {last}")
             continue
         last = ids[0]
-        for domain in DOMAINS:
+        for domain in domains:
             links[domain] += [(row, last) for row in product.integers(f"{domain}_rows")]
     return Check(rows, 0, problems, {domain: as_links(pairs) for domain, pairs in links.items()})
 

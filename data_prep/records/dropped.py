@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from data_prep.common.domains import DOMAINS
 from data_prep.common.files import atomic_write
 from data_prep.images import index as image_index
 from data_prep.images.decoding import ImageProblem
@@ -30,7 +29,7 @@ def check_missing(index: Path, inputs: Inputs, max_missing: float, target: Path)
     counts = {
         f"{split} {domain}": image_index.count_missing(image_index.places_path(index, split, domain))
         for split in inputs.splits
-        for domain in DOMAINS
+        for domain in inputs.opened_catalog.domains
     }
     excessive = {name: count for name, count in counts.items() if _is_excessive(*count, max_missing)}
     if not excessive:
@@ -93,7 +92,7 @@ def dropped_image(split: str, domain: str, item_id: int, image: str, reason: str
 
 
 def _missing_images(index: Path, inputs: Inputs) -> Iterator[dict[str, object]]:
-    for split, domain in itertools.product(inputs.splits, DOMAINS):
+    for split, domain in itertools.product(inputs.splits, inputs.opened_catalog.domains):
         path = image_index.places_path(index, split, domain)
         places = image_index.read_places(path, 0, image_index.count_missing(path)[1])
         for item in inputs.opened_catalog.items(split, domain):

@@ -10,7 +10,6 @@ from pathlib import Path
 from data_prep.catalog.files import Catalog
 from data_prep.catalog.release_catalog import build_release_catalog
 from data_prep.catalog.release_parser import PREFIXES
-from data_prep.common.domains import DOMAINS
 from data_prep.images import sources as image_sources
 
 VERSION = 1  # increment when the same inputs give other records
@@ -41,7 +40,7 @@ class Inputs:
         missing = [
             f"no {domain} items in split {split!r}"
             for split in self.splits
-            for domain in DOMAINS
+            for domain in self.opened_catalog.domains
             if not self.opened_catalog.count(split, domain)
         ]
         if missing:

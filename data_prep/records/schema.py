@@ -17,7 +17,6 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data_prep.common.domains import DOMAINS
 from data_prep.common.files import read_json, temporary_path
 
 _READ_RECORDS = 16  # records read at once; a record may have many MB
@@ -25,7 +24,7 @@ _Example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def item_features() -> tfds.features.FeaturesDict:
-    """Returns the features of a page, video or live record; `frames` holds encoded images byte for byte.
+    """Returns the features of an item's record; `frames` holds encoded images byte for byte.
 
     `Sequence(Image())` cannot be read back without TensorFlow; `Text` gives the raw bytes.
     """
@@ -40,9 +39,9 @@ def item_features() -> tfds.features.FeaturesDict:
     )
 
 
-def product_features() -> tfds.features.FeaturesDict:
+def product_features(domains: Iterable[str]) -> tfds.features.FeaturesDict:
     """Returns the features of a product record: its id and its ascending rows in the records of each domain."""
-    rows = {f"{domain}_rows": tfds.features.Sequence(np.int64) for domain in DOMAINS}
+    rows = {f"{domain}_rows": tfds.features.Sequence(np.int64) for domain in domains}
     return tfds.features.FeaturesDict({"product_id": np.int64, **rows})
 
 

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from tensorflow_datasets.core.splits import SplitDict
 
 from data_prep.catalog.files import Catalog
-from data_prep.common.domains import DOMAINS
+from data_prep.common.domains import DOMAINS, find_data_set, read_domains, write_domains
 from data_prep.common.files import atomic_write, lock_file, read_json
 from data_prep.common.parquet import open_parquet
 from data_prep.common.progress import Progress
@@ -31,6 +32,7 @@ from data_prep.records.dropped import DROPPED_FILE, MAX_MISSING, check_dropped, 
 from data_prep.records.inputs import Inputs, inputs_from_release
 from data_prep.records.runners import Runner, local_runner
 
+NAME = "rope"  # of data sets without a name of their own
 PRODUCTS_PER_SHARD = 16384
 FILE_FORMAT = "array_record"
 FINGERPRINT_FILE = "fingerprint"
@@ -52,9 +54,9 @@ class _Info(tfds.core.DatasetInfo):
 
 
 class Builder(FileReaderBuilder):
-    """Builds `rope/page`, `rope/video`, `rope/live` and, from the rows of these three, `rope/product`."""
+    """Builds one configuration per domain, such as `rope/page`, and, from the rows of all of them, `rope/product`."""
 
-    name = "rope"
+    name = NAME
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (TFDS's convention)
     BUILDER_CONFIGS = [  # noqa: RUF012
@@ -72,6 +74,8 @@ class Builder(FileReaderBuilder):
     def __init__(
         self,
         *,
+        config: str | tfds.core.BuilderConfig | None = None,
+        dataset_name: str = NAME,
         inputs: Inputs | None = None,
         runner: Runner | None = None,
         max_missing: float = MAX_MISSING,
@@ -79,34 +83,43 @@ class Builder(FileReaderBuilder):
         file_format: str | tfds.core.FileFormat = FILE_FORMAT,
         **kwargs: Any,
     ) -> None:
-        """Makes a builder. Other arguments are those of `tfds.core.DatasetBuilder`: data_dir, config, version.
+        """Makes a builder. Other arguments are those of `tfds.core.DatasetBuilder`: data_dir, version.
 
         Args:
+            config: Domain, or "product". Default: the first domain of ROPE.
+            dataset_name: Name of the data set.
             inputs: Inputs of the build. Default: both splits of the release in TFDS's manual directory.
             runner: Writes the shards. Default: a pool with one process per core.
             max_missing: Largest fraction of the images of a split's domain that may be missing or invalid.
             report: Called with lines of progress.
             file_format: Must be "array_record".
         """
+        if not re.fullmatch("[a-z][a-z0-9_]*", dataset_name):
+            raise ValueError(
+                f"--name is {dataset_name!r}; a data set's name has lower-case letters, digits and _, as in my_shop"
+            )
+        self.name = dataset_name  # pyright: ignore[reportAttributeAccessIssue]  (TFDS wants a class per name)
         if (given := kwargs.get("data_dir")) and Path(url := os.fspath(epath.Path(given))) != Path(given):
             raise ValueError(f"TFDS reads the data folder {given} as {url}; use a link to it")
-        folder = Path(given or "") / self.name / str(kwargs.get("config")) / str(self.VERSION)
+        folder = Path(given or "") / self.name / str(getattr(config, "name", config)) / str(self.VERSION)
         if (folder / DATASET_INFO_FILENAME).exists():
             schema.read_splits(folder)  # reports an invalid file better than TFDS
-        super().__init__(file_format=file_format, **kwargs)
         self._inputs = inputs
         self._runner = runner
         self._max_missing = max_missing
         self._report = report
+        if isinstance(config, str) and config not in self.builder_configs and (inputs or folder.exists()):
+            config = tfds.core.BuilderConfig(name=config, description=f"The {config} items.")
+        super().__init__(file_format=file_format, config=config, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         is_product = self.builder_config_name == "product"
-        features = schema.product_features() if is_product else schema.item_features()
+        features = schema.product_features(self._domains()) if is_product else schema.item_features()
         # The features have no files. TFDS would look for them with the folder's name as a pattern.
         features.load_metadata = lambda *_, **__: None
         return _Info(
             builder=self,
-            description="Pages, videos and live clips of products, for cross-domain product representation.",
+            description="Items of products in several domains, for cross-domain product representation.",
             features=features,
             homepage="https://arxiv.org/abs/2308.05550",
             disable_shuffling=True,
@@ -137,6 +150,14 @@ class Builder(FileReaderBuilder):
         if self._inputs is not None and self.builder_config_name == "product":  # the last configuration that needs it
             shutil.rmtree(self._index_folder(self._inputs), ignore_errors=True)
 
+    def _domains(self) -> dict[str, str]:
+        """Domains and their kinds, of the inputs if there are any, or of the data set."""
+        return self._inputs.opened_catalog.domains if self._inputs else read_domains(self._dataset_folder)
+
+    @property
+    def _dataset_folder(self) -> Path:
+        return Path(self.data_dir_root) / self.name
+
     def is_built_from(self, inputs: Inputs) -> bool:
         """Returns whether the data are built; raises ValueError if they were built from other inputs."""
         wanted = inputs.fingerprint  # raises ValueError for invalid images before anything is written
@@ -145,7 +166,7 @@ class Builder(FileReaderBuilder):
         if changes := _describe_changes(read_fingerprint(Path(self.data_dir)), wanted):
             raise ValueError(
                 f"{self.data_dir} was built from other inputs ({changes}): "
-                f"remove {self.data_dir_root / self.name} or choose another data folder"
+                f"remove {self._dataset_folder} or choose another data folder"
             )
         return True
 
@@ -164,6 +185,7 @@ class Builder(FileReaderBuilder):
             raise ValueError(f"file format {file_format and file_format.value} is not supported; use {FILE_FORMAT}")
         inputs = self._inputs or self._read_release(Path(dl_manager.manual_dir))
         inputs.check()
+        write_domains(self._dataset_folder, inputs.opened_catalog.domains)
         incomplete = Path(self.data_dir)  # TFDS's folder, with a new name at every attempt; renamed at the end
         write_split = self._write_products if self.builder_config_name == "product" else self._write_items
         with _unfinished_folder(incomplete, inputs, self._report) as folder:
@@ -180,7 +202,7 @@ class Builder(FileReaderBuilder):
         index.mkdir(parents=True, exist_ok=True)
         with lock_file(index / "lock", f"is writing {index}", wait=True):  # builds of other domains use it, too
             image_index.write_index(index, inputs.opened_catalog, inputs.splits, inputs.images)
-        dropped_path = Path(self.data_dir_root) / self.name / DROPPED_FILE
+        dropped_path = self._dataset_folder / DROPPED_FILE
         check_missing(index, inputs, self._max_missing, dropped_path)
         places = image_index.places_path(index, split, domain)
         jobs = [
@@ -212,11 +234,12 @@ class Builder(FileReaderBuilder):
 
     def _write_products(self, folder: Path, inputs: Inputs, split: str) -> tfds.core.SplitInfo:
         catalog = inputs.opened_catalog
-        dropped = {domain: shards.read_dropped_rows(self._finished(domain, inputs), split) for domain in DOMAINS}
+        domains = catalog.domains
+        dropped = {domain: shards.read_dropped_rows(self._finished(domain, inputs), split) for domain in domains}
 
         def kept_products() -> Iterator[dict[str, Any]]:
             for product in catalog.products(split):
-                rows = {f"{domain}_rows": shards.kept_rows(product.rows[domain], dropped[domain]) for domain in DOMAINS}
+                rows = {f"{domain}_rows": shards.kept_rows(product.rows[domain], dropped[domain]) for domain in domains}
                 if any(rows.values()):
                     yield {"product_id": product.product_id, **rows}
 
@@ -232,13 +255,13 @@ class Builder(FileReaderBuilder):
 
     def _finished(self, domain: str, inputs: Inputs) -> Path:
         """Returns the folder of the finished items of a domain."""
-        folder = Path(self.data_dir_root) / self.name / domain / str(self.version)
+        folder = self._dataset_folder / domain / str(self.version)
         if not folder.is_dir() or read_fingerprint(folder) != inputs.fingerprint:
             raise ValueError(f"{self.name}/product needs the rows of {self.name}/{domain}; build that one first")
         return folder
 
     def _index_folder(self, inputs: Inputs) -> Path:
-        return Path(self.data_dir_root) / self.name / f"index-{inputs.digest}"
+        return self._dataset_folder / f"index-{inputs.digest}"
 
     def _shard_paths(self, folder: Path, split: str, count: int) -> list[Path]:
         template = self._get_filename_template(split)
@@ -246,12 +269,13 @@ class Builder(FileReaderBuilder):
 
 
 def find_record_files(data_dir: Path) -> dict[str, dict[str, dict[Path, int]]]:
-    """Returns page, video, live and product → split → its files and their numbers of records, see `read_splits`.
+    """Returns each domain and product → split → its files and their numbers of records, see `read_splits`.
 
     Raises:
         ValueError: A data set is not finished.
     """
-    folders = {name: data_dir / Builder.name / name / str(Builder.VERSION) for name in (*DOMAINS, "product")}
+    data_set = find_data_set(data_dir)
+    folders = {name: data_set / name / str(Builder.VERSION) for name in (*read_domains(data_set), "product")}
     if missing := [str(folder) for folder in folders.values() if not (folder / DATASET_INFO_FILENAME).exists()]:
         raise ValueError(f"no finished data set in {', '.join(missing)}: build it with ./run.sh build")
     return {name: schema.read_splits(folder) for name, folder in folders.items()}

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cope_jax.evaluation.metrics.retrieval import Embeddings, Metrics
-from data_prep.common.domains import DIRECTIONS
+from data_prep.common.domains import directions
 
 MIN_EPISODES = 10  # fewer give a meaningless interval; enough if each episode has all products
 ALL_SHOTS = (1, 5)  # support items per class if all products are classes
@@ -28,9 +28,11 @@ def few_shot_by_direction(embeddings: Embeddings, **options: int) -> tuple[dict[
         The metrics by direction, and for each direction with too few products the reason instead.
     """
     metrics, reasons = {}, {}
-    for name, (source, target) in DIRECTIONS.items():
+    for name, (source, target) in directions(embeddings).items():
         try:
-            metrics[name] = few_shot(*embeddings[source], *embeddings[target], name=name, **options)
+            metrics[name] = few_shot(
+                *embeddings[source], *embeddings[target], name=name, within=source == target, **options
+            )
         except TooFewProductsError as error:
             reasons[name] = str(error).removeprefix(f"few-shot {name} ")
     return metrics, reasons
@@ -46,12 +48,14 @@ def few_shot_all_products(embeddings: Embeddings, *, queries: int, seed: int) ->
         options = {"shots": shots, "queries": queries, "episodes": MIN_EPISODES, "seed": seed}
         ways = max(len(embeddings[source][0]), 2)  # at least as many as there are products
         try:
-            return few_shot(*embeddings[source], *embeddings[target], name=name, ways=ways, **options)
+            return few_shot(
+                *embeddings[source], *embeddings[target], name=name, within=source == target, ways=ways, **options
+            )
         except TooFewProductsError:
             return None
 
     return {
-        str(shots): {name: accuracy(shots, name, *direction) for name, direction in DIRECTIONS.items()}
+        str(shots): {name: accuracy(shots, name, *direction) for name, direction in directions(embeddings).items()}
         for shots in ALL_SHOTS
     }
 
@@ -68,6 +72,7 @@ def few_shot(
     queries: int,
     episodes: int,
     seed: int,
+    within: bool = False,
 ) -> Metrics:
     """Classifies queries N-way K-shot by the nearest class mean, over random episodes.
 
@@ -80,7 +85,8 @@ def few_shot(
         accuracy = mean_e acc_e,    ci95 = 1.96 · std_e(acc_e) / √n    (std with n - 1)
 
     Product ids are padded with -1. If there are fewer than `ways` products, all are used. Draws depend on `name`, the
-    direction, on `seed`, and on the number of the episode.
+    direction, on `seed`, and on the number of the episode. `within` says that support and queries are the same items;
+    an item that represents its class is then not a query.
 
     Returns accuracy, ci95, ways (as drawn), shots, and episodes. Raises TooFewProductsError if there are fewer than two
     classes.
@@ -93,7 +99,8 @@ def few_shot(
     sharing = _sharing_products(support_rows) | _sharing_products(query_rows)
     purpose = zlib.crc32(f"few_shot {name}".encode())
     generators = [np.random.default_rng([purpose, seed, episode]) for episode in range(episodes)]
-    drawn = [_draw_classes(rng, support_rows, query_rows, sharing, ways=ways, shots=shots) for rng in generators]
+    needed = shots + within
+    drawn = [_draw_classes(rng, support_rows, query_rows, sharing, ways=ways, shots=needed) for rng in generators]
     ways = min(len(classes) for classes in drawn)
     if ways < 2:
         raise TooFewProductsError(
@@ -104,7 +111,11 @@ def few_shot(
     for rng, classes in zip(generators, drawn, strict=True):
         own_support, own_query = _own_rows(support_rows, classes[:ways]), _own_rows(query_rows, classes[:ways])
         examples = [rng.choice(own_support[product], shots, replace=False) for product in classes[:ways]]
-        asked = [rng.permutation(own_query[product])[:queries] for product in classes[:ways]]
+        taken = set(np.concatenate(examples).tolist()) if within else ()
+        asked = [
+            rng.permutation([row for row in own_query[product] if row not in taken])[:queries]
+            for product in classes[:ways]
+        ]
         accuracies.append(_accuracy([support[rows] for rows in examples], [query[rows] for rows in asked]))
     return {
         "accuracy": float(np.mean(accuracies)),

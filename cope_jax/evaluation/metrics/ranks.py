@@ -164,20 +164,23 @@ def nearest_neighbors(
     positives: Sequence[Int[np.ndarray, " _"]],
     *,
     k: int,
+    without: Int[np.ndarray, " Q"] | None = None,
 ) -> tuple[Int64[np.ndarray, "Q k"], Float[np.ndarray, "Q k"]]:
     """Returns the gallery rows of the k nearest items of each query, best first, and their scores.
 
     Among equal scores, positives come last, as in the ranks: with the scores 0.9, 0.8⁺, 0.8, 0.3⁺ of rows 0 to 3
     (⁺ positive) and k = 3, the rows are 0, 2, 1. `positives` has the gallery rows of each query's positives. If the
-    gallery has fewer than k items, all are returned.
+    gallery has fewer than k items, all are returned. `without` has a gallery row for each query that is left out.
     """
-    k = min(k, len(gallery))
+    k = min(k, len(gallery) - (without is not None))
     rows = np.empty((len(queries), k), np.int64)
     scores = np.empty((len(queries), k))
     for query, line in _query_scores(queries, gallery):
         own = positives[query]
         keys = line.astype(np.float32)
         keys[own] = tie_thresholds(line[own])
+        if without is not None:
+            keys[without[query]] = -np.inf
         found = np.flatnonzero(keys >= np.partition(keys, -k)[-k])  # includes all that tie with the k-th
         order = np.lexsort((found, np.isin(found, own), -keys[found]))[:k]
         rows[query] = found[order]

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from cope_jax.evaluation.metrics.ranks import Ranks, nearest_negative_scores, pair_scores, ranks_between, ranks_within
-from data_prep.common.domains import PAIRS, direction_name
+from data_prep.common.domains import direction_name, domain_pairs
 
 RECALLS = (1, 5, 10)
 MEAN_METRICS = (*(f"r{k}" for k in RECALLS), "map")  # means over queries
@@ -51,16 +51,21 @@ def retrieval_metrics(ranks: Ranks, chosen: Bool[np.ndarray, " Q"] | None = None
 def direction_ranks(embeddings: Embeddings, *, block: int | None = None) -> dict[str, Ranks]:
     """Ranks every ordered pair of domains: {"p2v": …, "v2p": …, …}, the domain of the queries first.
 
+    Items of a single domain are ranked among its other items: {"p2p": …}.
+
     Raises ValueError if shapes do not match or an embedding is not finite.
     """
     for domain, (vectors, products) in embeddings.items():
         _check(vectors, products, domain)
     ranks = {}
-    for source, target in PAIRS:
+    for source, target in domain_pairs(embeddings):
+        if source == target:
+            ranks[direction_name(source, target, embeddings)] = ranks_within(*embeddings[source], block=block)
+            continue
         (a, a_products), (b, b_products) = embeddings[source], embeddings[target]
         forward, backward = ranks_between(a, b, a_products, b_products, block=block)
-        ranks[direction_name(source, target)] = forward
-        ranks[direction_name(target, source)] = backward
+        ranks[direction_name(source, target, embeddings)] = forward
+        ranks[direction_name(target, source, embeddings)] = backward
     return ranks
 
 
@@ -149,14 +154,25 @@ class Histograms:
 
 
 def similarity_histograms(
-    queries: Float[np.ndarray, "Q E"], gallery: Float[np.ndarray, "G E"], ranks: Ranks, *, seed: int
+    queries: Float[np.ndarray, "Q E"],
+    gallery: Float[np.ndarray, "G E"],
+    ranks: Ranks,
+    *,
+    seed: int,
+    within: bool = False,
 ) -> Histograms:
-    """Computes the histograms of one direction, with random pairs and queries drawn by `seed`."""
+    """Computes the histograms of one direction, with random pairs and queries drawn by `seed`.
+
+    `within` says that queries and gallery are the same items, which are not compared with themselves.
+    """
     rng = np.random.default_rng(seed)
-    negatives = _random_negatives(queries, gallery, ranks, rng)
+    negatives = _random_negatives(queries, gallery, ranks, rng, within=within)
     chosen = np.flatnonzero(ranks.has_positive)
     chosen = np.sort(rng.choice(chosen, min(NEAREST_NEGATIVES, len(chosen)), replace=False))
-    nearest = nearest_negative_scores(queries[chosen], gallery, [ranks.positives(query) for query in chosen.tolist()])
+    others = [
+        np.append(ranks.positives(query), [query] if within else []).astype(np.int64) for query in chosen.tolist()
+    ]
+    nearest = nearest_negative_scores(queries[chosen], gallery, others)
     samples = [ranks.scores, negatives, nearest[np.isfinite(nearest)]]
     every = np.concatenate(samples)
     edges = np.linspace(every.min(), every.max(), BINS + 1)
@@ -164,9 +180,12 @@ def similarity_histograms(
     return Histograms(edges, positive, negative, wrong, float(np.minimum(positive, negative).sum()))
 
 
-def _random_negatives(queries: np.ndarray, gallery: np.ndarray, ranks: Ranks, rng: np.random.Generator) -> np.ndarray:
+def _random_negatives(
+    queries: np.ndarray, gallery: np.ndarray, ranks: Ranks, rng: np.random.Generator, *, within: bool
+) -> np.ndarray:
     """Scores of up to NEGATIVES random pairs without a product in common."""
     rows, columns = rng.integers(len(queries), size=NEGATIVES), rng.integers(len(gallery), size=NEGATIVES)
     owners = np.repeat(np.arange(len(queries)), np.diff(ranks.offsets))
     positive = np.isin(rows * len(gallery) + columns, owners * len(gallery) + ranks.rows)
+    positive |= within & (rows == columns)
     return pair_scores(queries, gallery, rows[~positive], columns[~positive])

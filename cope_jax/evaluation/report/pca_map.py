@@ -1,6 +1,6 @@
 """A map of the embeddings, to see whether domains mix, and neighbor statistics for what a plane cannot show."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ from cope_jax.evaluation.embed_items import Items
 from cope_jax.evaluation.metrics.bootstrap import first_product
 from cope_jax.evaluation.metrics.ranks import nearest_neighbors
 from cope_jax.evaluation.report.query_gallery import item_key, shorten
-from data_prep.common.domains import DOMAINS
 
 POINTS = 1500  # maximum number of points; more would hide each other
 QUERIES = 300  # items of each domain whose neighbors are counted
@@ -36,7 +35,7 @@ def map_data(items: Mapping[str, Items], records: Records, *, seed: int) -> dict
     "points": [[item, domain, id, products, text], …] in the same order.
     """
     maps = [pca_map(items, seed=seed, center_domains=center_domains) for center_domains in (False, True)]
-    shown = [(domain, position) for domain in DOMAINS for position in maps[0].positions[domain].tolist()]
+    shown = [(domain, position) for domain in items for position in maps[0].positions[domain].tolist()]
     return {
         "map_side": SIDE,
         "maps": [{"explained": own.explained, "points": _pixels(own.points)} for own in maps],
@@ -50,7 +49,7 @@ def pca_map(items: Mapping[str, Items], *, seed: int, center_domains: bool, limi
     `center_domains` subtracts each domain's own mean instead of the overall mean. If domains are far apart, this shows
     whether they are arranged alike.
     """
-    vectors = {domain: items[domain].vectors.astype(np.float64) for domain in DOMAINS}
+    vectors = {domain: own.vectors.astype(np.float64) for domain, own in items.items()}
     overall = np.concatenate(list(vectors.values())).mean(axis=0)
     centered = {
         domain: own - (own.mean(axis=0) if center_domains and len(own) else overall) for domain, own in vectors.items()
@@ -71,7 +70,7 @@ def _draw_products(items: Mapping[str, Items], rng: np.random.Generator, limit: 
 
     If the first product has more items by itself, only every n-th of them is taken.
     """
-    owners = {domain: first_product(items[domain].products) for domain in DOMAINS}
+    owners = {domain: first_product(own.products) for domain, own in items.items()}
     products, sizes = np.unique(np.concatenate(list(owners.values())), return_counts=True)
     order = rng.permutation(len(products))
     shown = products[order[: max(int((sizes[order].cumsum() <= limit).sum()), 1)]]
@@ -86,7 +85,7 @@ def _pixels(points: Mapping[str, np.ndarray]) -> list[tuple[str, float, float]]:
     low, high = every.min(axis=0), every.max(axis=0)
     scale = (SIDE - 2 * MARGIN) / max(float((high - low).max()), np.finfo(np.float32).tiny)
     pixels = {domain: SIDE / 2 + (own - (low + high) / 2) * [scale, -scale] for domain, own in points.items()}
-    return [(domain, x, y) for domain in DOMAINS for x, y in pixels[domain].round(1).tolist()]
+    return [(domain, x, y) for domain, own in pixels.items() for x, y in own.round(1).tolist()]
 
 
 def _describe(items: Mapping[str, Items], records: Records, domain: str, position: int) -> list[Any]:
@@ -102,18 +101,20 @@ def neighbor_shares(items: Mapping[str, Items], *, seed: int) -> dict[str, dict[
     domains among all items, which is what to expect if the domain did not matter.
     """
     rng = np.random.default_rng(seed)
-    vectors = np.concatenate([items[domain].vectors for domain in DOMAINS])
-    sizes = np.array([len(items[domain].vectors) for domain in DOMAINS])
-    starts, owners = np.cumsum(sizes) - sizes, np.repeat(np.arange(len(DOMAINS)), sizes)
+    vectors = np.concatenate([own.vectors for own in items.values()])
+    sizes = np.array([len(own.vectors) for own in items.values()])
+    starts, owners = np.cumsum(sizes) - sizes, np.repeat(np.arange(len(items)), sizes)
     shares = {}
-    for domain, start, size in zip(DOMAINS, starts, sizes, strict=True):
+    for domain, start, size in zip(items, starts, sizes, strict=True):
         queries = start + rng.choice(size, min(QUERIES, size), replace=False)
         no_positives = [np.zeros(0, np.int64)] * len(queries)
         rows, _ = nearest_neighbors(vectors[queries], vectors, no_positives, k=NEIGHBORS + 1)
-        shares[domain] = _shares(owners[rows[rows != queries[:, None]]])  # an item is nearly always its own nearest
-    return shares | {"all": _shares(owners)}
+        shares[domain] = _shares(
+            owners[rows[rows != queries[:, None]]], items
+        )  # an item is nearly always its own nearest
+    return shares | {"all": _shares(owners, items)}
 
 
-def _shares(owners: np.ndarray) -> dict[str, float]:
-    counts = np.bincount(owners, minlength=len(DOMAINS))
-    return dict(zip(DOMAINS, (counts / max(counts.sum(), 1)).tolist(), strict=True))
+def _shares(owners: np.ndarray, domains: Collection[str]) -> dict[str, float]:
+    counts = np.bincount(owners, minlength=len(domains))
+    return dict(zip(domains, (counts / max(counts.sum(), 1)).tolist(), strict=True))

@@ -1,6 +1,6 @@
 """Example queries with their results: the worst misses, near misses, and correct ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -11,7 +11,7 @@ from cope_jax.data.records import Records
 from cope_jax.data.thumbnails import read_card
 from cope_jax.evaluation.embed_items import Items
 from cope_jax.evaluation.metrics.ranks import Ranks, nearest_neighbors
-from data_prep.common.domains import DIRECTIONS
+from data_prep.common.domains import directions
 
 RESULTS = 5  # items shown per query
 PER_OUTCOME = 20  # worst misses, confusions, and correct queries shown per direction
@@ -70,9 +70,11 @@ def _interleave(*lists: Sequence[QueryResult]) -> list[QueryResult]:
 
 def search(items: Mapping[str, Items], ranks: Ranks, direction: str, queries: np.ndarray) -> list[QueryResult]:
     """Finds the nearest items of queries that have positives."""
-    source, target = DIRECTIONS[direction]
+    source, target = directions(items)[direction]
     positives = [ranks.positives(query) for query in queries.tolist()]
-    neighbors, scores = nearest_neighbors(items[source].vectors[queries], items[target].vectors, positives, k=RESULTS)
+    without = queries if source == target else None
+    vectors = items[source].vectors[queries], items[target].vectors
+    neighbors, scores = nearest_neighbors(*vectors, positives, k=RESULTS, without=without)
     starts = ranks.offsets[queries]
     return [
         QueryResult(
@@ -111,7 +113,7 @@ def gallery(
         cards |= more
         shown.append(result)
     shown.sort(key=lambda result: (-result.rank, result.gap))
-    return {"answers": [_to_json(result) for result in shown], "items": cards}
+    return {"answers": [_to_json(result, items) for result in shown], "items": cards}
 
 
 def item_key(domain: str, position: int) -> str:
@@ -123,7 +125,7 @@ def _cards(
     result: QueryResult, items: Mapping[str, Items], records: Records, *, known: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """Cards of the items of a result that are not known, or known with fewer frames."""
-    source, target = DIRECTIONS[result.direction]
+    source, target = directions(items)[result.direction]
     wanted = {item_key(target, position): (target, position, 1) for position in (*result.neighbors, result.best)}
     wanted = {key: value for key, value in wanted.items() if key not in known}
     query = item_key(source, result.query)
@@ -154,8 +156,8 @@ def _size(card: Mapping[str, Any] | None) -> int:
     return 150 + 6 * len(card["text"]) + sum(map(len, card["frames"])) if card else 0
 
 
-def _to_json(result: QueryResult) -> dict[str, Any]:
-    source, target = DIRECTIONS[result.direction]
+def _to_json(result: QueryResult, domains: Iterable[str]) -> dict[str, Any]:
+    source, target = directions(domains)[result.direction]
     found = zip(result.neighbors.tolist(), result.scores.tolist(), result.correct.tolist(), strict=True)
     return {
         "direction": result.direction,

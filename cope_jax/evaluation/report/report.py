@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from cope_jax.evaluation.report.training_charts import training_charts
 from cope_jax.evaluation.result_tables import METRICS
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
-from data_prep.common.domains import DIRECTIONS, DOMAINS
+from data_prep.common.domains import DOMAINS, directions
 from data_prep.common.files import atomic_write
 
 PAGES = Path(__file__).parent / "pages"
@@ -86,8 +87,10 @@ def contents(
     records = open_records(config.data.data_dir, config.data.eval_split)
     chance = {name: chance_curve(ranks[name], min(CURVE_LENGTH, ranks[name].gallery)) for name in ranks}
     histograms = {
-        name: similarity_histograms(items[source].vectors, items[target].vectors, ranks[name], seed=config.seed)
-        for name, (source, target) in DIRECTIONS.items()
+        name: similarity_histograms(
+            items[source].vectors, items[target].vectors, ranks[name], seed=config.seed, within=source == target
+        )
+        for name, (source, target) in directions(items).items()
         if name in ranks
     }
     return {
@@ -100,11 +103,13 @@ def contents(
         "metrics": metrics,
         "baseline": baseline,
         "columns": METRICS,
-        "directions": DIRECTIONS,
+        "directions": directions(items),
         "episodes": config.eval.episodes,
-        "domains": DOMAINS,
-        "items": {domain: len(items[domain].vectors) for domain in DOMAINS},
-        "products": len(np.unique(np.concatenate([first_product(items[domain].products) for domain in DOMAINS]))),
+        "domains": tuple(items),
+        "is_rope": tuple(items) == DOMAINS,
+        "marks": dict(zip_longest(items, DOMAINS[: len(items)], fillvalue="other")),
+        "items": {domain: len(own.vectors) for domain, own in items.items()},
+        "products": len(np.unique(np.concatenate([first_product(own.products) for own in items.values()]))),
         "frame_parts": parts(metrics["by_frames"]),
         "text_parts": parts(metrics["by_text"])[::-1],
         "chance": {name: float(curve[0]) for name, curve in chance.items()},
@@ -126,7 +131,7 @@ def run_facts(trained: RunConfig, evaluated: RunConfig) -> list[tuple[str, str]]
     model, train = trained.model, trained.train
     weights = {part.init_from or "from scratch" for part in (model.vision, model.text)}
     terms = [f"{name} × {weight:g}" for name, weight in trained.losses.active.items()]
-    frames = ", ".join(f"{evaluated.eval.frames[domain]} per {domain}" for domain in DOMAINS)
+    frames = ", ".join(f"{count} per {domain}" for domain, count in evaluated.eval.frames.items())
     return [
         ("Training data", _data_name(trained, trained.data.train_split)),
         ("Training", f"{train.steps} steps planned, {train.batch_size} products each, seed {trained.seed}"),

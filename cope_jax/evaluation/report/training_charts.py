@@ -1,6 +1,6 @@
 """Charts of a run's training, from its logs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,7 @@ from cope_jax.evaluation.report.svg_charts import Axis, Chart, Curve, chart
 from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig
 from cope_jax.runs.learning_rate import make_schedule
 from cope_jax.runs.log_files import EVALUATIONS, read_json_lines
-from data_prep.common.domains import DOMAINS
-
-VIEWS = (*DOMAINS, "page_text", "page_vision")
+from data_prep.common.domains import DOMAINS, batch_entries
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # name → steps and values
 
@@ -26,7 +24,7 @@ def training_charts(workdir: Path, config: RunConfig) -> list[Chart]:
     charts = [
         _chart("Loss", losses(history), steps, "loss", style=lambda name: "main" if name == "loss" else f"term {name}")
     ]
-    for term, curves in accuracies(history).items():
+    for term, curves in accuracies(history, tuple(config.data.domains)).items():
         charts.append(_chart(f"{term}: nearest in the batch is right", curves, steps, "share", style=pair_style, top=1))
     if evaluated := evaluations(workdir):
         style = {"the model": "main", "its moving average": "term"}.__getitem__
@@ -45,7 +43,7 @@ def losses(history: list[dict[str, Any]]) -> Curves:
     return {name.removesuffix("/loss"): _mean_curve(history, [name]) for name in names}
 
 
-def accuracies(history: list[dict[str, Any]]) -> dict[str, Curves]:
+def accuracies(history: list[dict[str, Any]], domains: Sequence[str] = DOMAINS) -> dict[str, Curves]:
     """Returns how often the nearest item in the batch was right, by loss term and pair of views.
 
     Both directions of a pair are averaged: "page_video" and "video_page" become "page – video".
@@ -53,19 +51,22 @@ def accuracies(history: list[dict[str, Any]]) -> dict[str, Curves]:
     found: dict[str, dict[str, list[str]]] = {}
     for name in sorted({name for line in history for name in line if "/accuracy/" in name}):
         term, _, views = name.partition("/accuracy/")
-        found.setdefault(term, {}).setdefault(pair_name(views), []).append(name)
+        found.setdefault(term, {}).setdefault(pair_name(views, domains), []).append(name)
     return {
         term: {pair: _mean_curve(history, names) for pair, names in sorted(pairs.items())}
         for term, pairs in found.items()
     }
 
 
-def pair_name(metric: str) -> str:
+def pair_name(metric: str, domains: Sequence[str] = DOMAINS) -> str:
     """Names a pair of views in the order of domains: "live_page_text" → "page text – live"."""
-    for a in VIEWS:
-        if metric.startswith(f"{a}_") and (b := metric.removeprefix(f"{a}_")) in VIEWS:
-            order = sorted((a, b), key=lambda view: (DOMAINS.index(view.split("_")[0]), view))
-            return " – ".join(view.replace("_", " ") for view in order)
+    entries = tuple(batch_entries(domains))
+    single = {f"{domain}_{part}": (domain, part) for domain in domains for part in ("text", "vision")}
+    views = dict.fromkeys(entries) | single
+    for a in views:
+        if metric.startswith(f"{a}_") and (b := metric.removeprefix(f"{a}_")) in views:
+            order = sorted((a, b), key=lambda view: (entries.index((views[view] or (view,))[0]), view))
+            return " – ".join(" ".join(views[view] or (view,)) for view in order)
     return metric
 
 

@@ -55,29 +55,29 @@ def test_the_largest_random_number_stays_inside_the_clip():
 
 def test_short_clips():
     rng = np.random.default_rng(5)
-    assert choose_frames(2, 5, domain="live", short_clips="mask", rng=rng).tolist() == [0, 1]
-    assert choose_frames(2, 4, domain="live", short_clips="repeat", rng=rng).tolist() == [0, 0, 1, 1]
-    assert choose_frames(6, 3, domain="live", short_clips="mask", rng=None).tolist() == [1, 3, 5]
-    assert choose_frames(0, 3, domain="live", short_clips="repeat", rng=None).tolist() == []
+    assert choose_frames(2, 5, kind="clip", short_clips="mask", rng=rng).tolist() == [0, 1]
+    assert choose_frames(2, 4, kind="clip", short_clips="repeat", rng=rng).tolist() == [0, 0, 1, 1]
+    assert choose_frames(6, 3, kind="clip", short_clips="mask", rng=None).tolist() == [1, 3, 5]
+    assert choose_frames(0, 3, kind="clip", short_clips="repeat", rng=None).tolist() == []
 
 
 @pytest.mark.parametrize("rng", [None, np.random.default_rng(6)])
 def test_a_page_gives_its_first_pictures(rng):
-    assert choose_frames(5, 1, domain="page", short_clips="repeat", rng=rng).tolist() == [0]
-    assert choose_frames(9, 3, domain="page", short_clips="mask", rng=rng).tolist() == [0, 1, 2]
-    assert choose_frames(2, 3, domain="page", short_clips="mask", rng=rng).tolist() == [0, 1]
+    assert choose_frames(5, 1, kind="image", short_clips="repeat", rng=rng).tolist() == [0]
+    assert choose_frames(9, 3, kind="image", short_clips="mask", rng=rng).tolist() == [0, 1, 2]
+    assert choose_frames(2, 3, kind="image", short_clips="mask", rng=rng).tolist() == [0, 1]
 
 
 def test_a_page_with_one_picture_draws_as_clips_do():
     ours, theirs = np.random.default_rng(7), np.random.default_rng(7)
-    choose_frames(1, 1, domain="page", short_clips="repeat", rng=ours)
-    choose_frames(1, 1, domain="video", short_clips="repeat", rng=theirs)
+    choose_frames(1, 1, kind="image", short_clips="repeat", rng=ours)
+    choose_frames(1, 1, kind="clip", short_clips="repeat", rng=theirs)
     assert ours.random() == theirs.random()
 
 
 def test_invalid_arguments_are_reported():
     with pytest.raises(ValueError, match="short_clips is 'loop'; choose one of repeat, mask"):
-        choose_frames(4, 2, domain="live", short_clips="loop", rng=None)
+        choose_frames(4, 2, kind="clip", short_clips="loop", rng=None)
     with pytest.raises(ValueError, match="cannot choose 2 of 0 frames"):
         one_per_segment(0, 2)
     with pytest.raises(ValueError, match="cannot choose 0 of 4 frames"):

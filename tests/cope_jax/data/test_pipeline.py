@@ -22,7 +22,7 @@ from cope_jax.data.images import EvalTransform, TrainTransform
 from cope_jax.data.pipeline import _TrainLoader, eval_batches, train_batches
 from cope_jax.data.records import InvalidItems, open_records
 from cope_jax.data.tokenizer import TextAugment, encode
-from data_prep.common.domains import DOMAINS
+from data_prep.common.domains import DOMAINS, ROPE_DOMAINS
 
 FRAMES = {"page": 1, "video": 3, "live": 2}
 NOISE = TextAugment(min_length=3)
@@ -34,7 +34,10 @@ def train(data_dir, tokenizer):
 
     def batches(steps: int, *, frames=FRAMES, augment=NOISE, short_clips="repeat", **changes):
         settings = {"short_clips": short_clips, "augment": augment}
-        collators = [Collator(domain, T, TrainTransform(10), tokenizer, 7, **settings) for domain, T in frames.items()]
+        collators = [
+            Collator(domain, T, TrainTransform(10), tokenizer, 7, **settings, kind=ROPE_DOMAINS.get(domain, "clip"))
+            for domain, T in frames.items()
+        ]
         values = {"data_dir": data_dir, "split": "train", "batch_size": 6, "seed": 5, "collators": collators}
         iterator = train_batches(**values | changes)
         taken = list(islice(iterator, steps))
@@ -49,7 +52,9 @@ def evaluate(data_dir, tokenizer):
     """Returns a function that reads all evaluation batches of a domain."""
 
     def batches(domain: str, *, T=3, short_clips="repeat", **changes) -> list:
-        collator = Collator(domain, T, EvalTransform(8), tokenizer, 7, short_clips=short_clips)
+        collator = Collator(
+            domain, T, EvalTransform(8), tokenizer, 7, short_clips=short_clips, kind=ROPE_DOMAINS[domain]
+        )
         values = {"data_dir": data_dir, "split": "train", "batch_size": 5, "collator": collator}
         return list(eval_batches(**values | changes))
 
@@ -514,7 +519,7 @@ def test_the_slices_of_hosts_are_the_global_evaluation_batches(evaluate):
     [
         ({"batch_size": 6, "hosts": 4}, "batch_size 6 is not a multiple of the number of hosts 4"),
         ({"host": 2, "hosts": 2}, "host is 2 of 2; hosts count from 0"),
-        ({"frames": {"shop": 1}}, "unknown domain 'shop'; choose one of page, video, live"),
+        ({"frames": {"shop": 1}}, "has no domain shop; it has page, video, live"),
         ({"frames": {"page": 1, "video": 0}}, "video has 0 frames; it needs at least 1"),
         ({"seed": -1}, "seed is -1"),
         ({"split": "test"}, "no split 'test'"),

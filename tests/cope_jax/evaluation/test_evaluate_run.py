@@ -112,7 +112,7 @@ def test_report_is_written_and_reused(workdir):
 def test_subset_has_all_items_of_some_products(workdir):
     config = load_config(workdir)
     records = open_records(config.data.data_dir, "test")
-    rows = rows_by_domain(draw_products(config, 7))
+    rows = rows_by_domain(draw_products(config, 7), config.data.domains)
     owners = {product for row in rows["live"] for product in records.items["live"][int(row)].product_ids}
     drawn = [p for p in (records.products[i] for i in range(12)) if p.product_id in owners]
     assert len(drawn) >= 5

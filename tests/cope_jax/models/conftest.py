@@ -67,6 +67,7 @@ def make_cope():
             vision=VISION | (vision or {}),
             text=TEXT | (text or {}),
             fusion=FUSION | {"kind": fusion},
+            domains=("page", "video", "live"),
             text_domains=text_domains,
             head_norm=head_norm,
             compute=ComputeOptions(**{"dtype": jnp.dtype("float32")} | compute),

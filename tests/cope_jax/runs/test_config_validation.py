@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import cope_rope, default
-from cope_jax.runs.config import Regex, RunConfig, flatten
+from cope_jax.runs.config import DomainName, Regex, RunConfig, flatten
 from cope_jax.runs.config_validation import RELATIONS, replace_fields, resolve_config
+from data_prep.common.differences import flatten_keys
 
 EXPERIMENTS = sorted(path.stem for path in (Path(__file__).parents[3] / "configs").glob("[a-z]*.py"))
 DEFAULT = resolve_config(default.get_config())
@@ -62,7 +63,7 @@ def test_all_problems_are_reported_together():
         ("seed", -1, "config.seed is -1; expected an integer >= 0 and < 2**32"),
         ("data.threads", -4, "config.data.threads is -4; expected an integer >= 1"),
         ("data.frames.live", 0, "config.data.frames.live is 0; expected an integer >= 1"),
-        ("data.frames", 8, "config.data.frames is 8; expected a section with page, video, live"),
+        ("data.frames", 8, "config.data.frames is 8; expected a section with an integer >= 1"),
         ("data.crop_scale", (0.0, 1.0), "config.data.crop_scale[0] is 0.0; expected a number > 0 and <= 1"),
         ("data.crop_scale", (0.9, 0.3), "config.data.crop_scale is (0.9, 0.3); expected (low, high) with low <= high"),
         (
@@ -75,7 +76,19 @@ def test_all_problems_are_reported_together():
         ("data.image_size", "x" * 10**6, f"config.data.image_size is '{'x' * 99}; expected an integer"),
         ("data.flip", 1, "config.data.flip is 1; expected True or False"),
         ("data.data_dir", None, "config.data.data_dir is None; expected a string"),
-        ("model.text_domains", ("page", "shop"), "text_domains[1] is 'shop'; expected one of 'page', 'video', 'live'"),
+        ("model.text_domains", ("page", "Shop"), "text_domains[1] is 'Shop'; expected a string that names a domain"),
+        (
+            "model.text_domains",
+            ("page", "shop"),
+            "text_domains is ('page', 'shop'); expected those of config.data.domains, page, video, live",
+        ),
+        (
+            "data.domains",
+            {"page": "image", "live": "clip"},
+            "config.eval.frames has the domains page, video, live; expected those of config.data.domains, page, live",
+        ),
+        ("data.domains", {"page": "photo"}, "config.data.domains.page is 'photo'; expected one of 'image', 'clip'"),
+        ("data.domains", {}, "config.data.domains is {}; expected a section with one of 'image', 'clip' for each"),
         ("model.vision.patch_size", 0, "config.model.vision.patch_size is 0; expected an integer >= 1"),
         ("model.vision.stem_widths", (0, -1), "config.model.vision.stem_widths[1] is -1; expected an integer >= 1"),
         ("model.vision.stem_blocks", (-1,), "config.model.vision.stem_blocks[0] is -1; expected an integer >= 0"),
@@ -149,6 +162,14 @@ def test_terms_and_microbatches_must_fit_the_model():
         replace_fields(config, {"model.text_domains": ("video",), "model.head_norm": "batch"})
 
 
+def test_pairs_of_page_views_need_pages():
+    changes = {"data.domains": {"shop": "image"}, "data.frames": {"shop": 1}, "eval.frames": {"shop": 2}}
+    config = replace_fields(DEFAULT, changes | {"model.text_domains": ("shop",)})
+    assert (config.data.domains, config.eval.frames) == ({"shop": "image"}, {"shop": 2})
+    with pytest.raises(ValueError, match=r"sigmoid.page_vision is 0.5; expected 0 because .*domains lacks 'page'"):
+        replace_fields(config, {"losses.sigmoid.page_vision": 0.5})
+
+
 def test_an_initialized_text_encoder_needs_texts():
     config = resolve_config(cope_rope.get_config())
     with pytest.raises(
@@ -161,9 +182,12 @@ def valid_values(hint):
     """Returns a strategy for valid values of a field."""
     if get_origin(hint) is Annotated:
         base, limit = get_args(hint)
-        return st.just("^model/") if hint is Regex else valid_values(base).filter(limit.allows)
+        fixed = {Regex: ["^model/"], DomainName: ["page", "video", "live", "shop"]}
+        return st.sampled_from(fixed[hint]) if hint in fixed else valid_values(base).filter(limit.allows)
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))
+    if get_origin(hint) is dict:
+        return st.dictionaries(*map(valid_values, get_args(hint)), min_size=1)
     if get_origin(hint) is tuple:
         kinds = [kind for kind in get_args(hint) if kind is not Ellipsis]
         if len(kinds) < len(get_args(hint)):
@@ -180,6 +204,9 @@ def invalid_values(hint):
         base, limit = get_args(hint)
         values = st.just("[") if hint is Regex else valid_values(base)
         return values.filter(lambda value: not limit.allows(value)) | invalid_values(base)
+    if get_origin(hint) is dict:
+        entries = st.dictionaries(st.text(max_size=3), invalid_values(get_args(hint)[1]), max_size=2)
+        return st.text() | st.integers() | st.none() | entries
     if get_origin(hint) is tuple:
         entry = get_args(hint)[0]
         return st.text() | st.integers() | st.none() | st.lists(invalid_values(entry), min_size=1, max_size=3)
@@ -213,7 +240,8 @@ def problems_of(changes):
         config = replace_fields(DEFAULT, changes)
     except ValueError as error:
         return str(error)
-    assert {key: value for key, value in flatten(config).items() if key in changes} == changes
+    wanted = flatten_keys(changes)
+    assert {key: value for key, value in flatten(config).items() if key in wanted} == wanted
     return ""
 
 
@@ -231,7 +259,7 @@ def test_valid_values_are_accepted_or_reported_with_their_key(key, data):
 @given(data=st.data())
 def test_invalid_values_are_reported_with_their_key(key, data):
     problems = problems_of({key: data.draw(invalid_values(HINTS[key]))})
-    assert re.search(rf"^  config\.{re.escape(key)}(\[\d\]|\.\S*)* is ", problems, re.MULTILINE)
+    assert re.search(rf"^  config\.{re.escape(key)}(\[.*?\]|\.\S*)* is ", problems, re.MULTILINE)
 
 
 @settings(max_examples=100, deadline=None)

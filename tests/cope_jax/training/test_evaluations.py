@@ -281,6 +281,6 @@ def test_products_that_cannot_be_searched_are_an_error(make_config, tmp_path, mo
         with pytest.raises(ValueError, match=r"config.mesh.tensor=1 spans processes, .*evaluate_every to 0"):
             train(make_config(), tmp_path)
     monkeypatch.setattr("cope_jax.evaluation.probe.draw_products", lambda *_: [])
-    monkeypatch.setattr("cope_jax.evaluation.probe.rows_by_domain", lambda _: {})
+    monkeypatch.setattr("cope_jax.evaluation.probe.rows_by_domain", lambda *_: {})
     with pytest.raises(ValueError, match=r"none of 0 random products of the split 'test' has items in two domains"):
         train(make_config(), tmp_path)

@@ -56,7 +56,7 @@ def evaluate(tiny_config, items, one_device):
 
 
 def test_views_mark_missing_items(items):
-    views = make_views(*items)
+    views = make_views(*items, DOMAINS)
     absent = {name: np.flatnonzero(~np.asarray(view.present)).tolist() for name, view in views.items()}
     assert absent == {"page": [], "page_text": [2], "page_vision": [], "video": [1], "live": [3]}
     np.testing.assert_array_equal(views["page_text"].vectors, items[0]["page"].text)
@@ -65,7 +65,7 @@ def test_views_mark_missing_items(items):
 
 def test_pairs_are_those_of_the_authors(tiny_config):
     losses = replace_fields(tiny_config, {"losses.infonce.page_vision": 0.5}).losses
-    assert {pair.name: pair.weight for pair in make_pairs(losses.infonce)} == {
+    assert {pair.name: pair.weight for pair in make_pairs(losses.infonce, DOMAINS)} == {
         "page_video": 1.0,
         "page_live": 1.0,
         "video_live": 1.0,
@@ -74,7 +74,7 @@ def test_pairs_are_those_of_the_authors(tiny_config):
         "page_vision_video": 0.5,
         "page_vision_live": 0.5,
     }
-    assert len(make_pairs(losses.sigmoid)) == 3
+    assert len(make_pairs(losses.sigmoid, DOMAINS)) == 3
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(evaluate):

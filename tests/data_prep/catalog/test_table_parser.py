@@ -24,7 +24,7 @@ GOOD = {"product": "a", "domain": "page", "item": "b", "images": "x.jpg|y/z.jpg"
         ({"product": None}, "empty product or item id"),
         ({"item": " "}, "empty product or item id"),
         ({"product": float("nan")}, "empty product or item id"),
-        ({"domain": "shop"}, "unknown domain"),
+        ({"domain": "Web shop"}, "unknown domain"),
         ({"domain": None}, "unknown domain"),
         ({"split": "val"}, "unknown split"),
         ({"text": "a\0"}, "NUL byte"),
@@ -88,7 +88,15 @@ def test_a_valid_row_is_parsed():
 NAN = float("nan")
 MEANINGS = {  # values in each column and what they mean; None if the row is invalid
     "product": [("a", "a"), (" b", "b"), (7, "7"), (7.0, "7"), ("", None), (NAN, None), ([1], None), ({}, None)],
-    "domain": [("page", "page"), ("live ", "live"), ("shop", None), (None, None), (3, None)],
+    "domain": [
+        ("page", "page"),
+        ("live ", "live"),
+        ("shop", "shop"),
+        ("Shop", None),
+        ("page_2", None),
+        (None, None),
+        (3, None),
+    ],
     "item": [
         *(("a", "a"), (2**70, str(2**70)), ("12E3", "12E3"), (2.0**53, str(2**53)), (False, "False"), (None, None)),
         *(("\0", None), ([], None), (2.0**54, None), ("NaN", None)),

@@ -45,7 +45,6 @@ def test_names_are_percent_encoded():
     ("options", "message"),
     [
         ({"retry": ["timeout", "slow"]}, "retry has 'slow'; choose from gone, timeout, connection, protocol, 429, 5xx"),
-        ({"domains": ["clip"]}, "domains has 'clip'; choose from page, video, live"),
         ({"placeholders": ["00"]}, "placeholder is '00'; it must be a SHA-256"),
         ({"url_prefix": "ftp://example.org/"}, "url_prefix is 'ftp://example.org/'; it must start with http://"),
         ({"url_prefix": "http://[/"}, r"url_prefix is 'http://\[/', which is not a URL"),

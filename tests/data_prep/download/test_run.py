@@ -384,10 +384,12 @@ def test_a_second_process_in_the_folder_is_an_error(tmp_path):
             fetch(catalog, tmp_path / "out", server)
 
 
-def test_an_unknown_split_is_named(tmp_path):
+def test_an_unknown_split_or_domain_is_named(tmp_path):
     catalog = make_catalog(tmp_path / "catalog", {"page": 4})
     with Server() as server, pytest.raises(ValueError, match="splits has 'val'; choose from train"):
         fetch(catalog, tmp_path / "out", server, splits=["val"])
+    with Server() as server, pytest.raises(ValueError, match="domains has 'clip'; choose from page, video, live"):
+        fetch(catalog, tmp_path / "out", server, domains=["page", "clip"])
 
 
 def start(catalog: Catalog, out: Path, server: Server, *words: str) -> subprocess.Popen:

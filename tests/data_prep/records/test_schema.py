@@ -3,6 +3,7 @@
 import pytest
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+from data_prep.common.domains import DOMAINS
 from data_prep.records.schema import item_features, parse_example, product_features, serialize, write_records
 
 
@@ -12,7 +13,7 @@ def test_serialized_bytes_equal_those_of_tfds():
     for features, example in [
         (item_features(), item | {"frames": [b"\0\xff", b""]}),
         (item_features(), item | {"text": "", "frames": [b"one"]}),
-        (product_features(), product),
+        (product_features(DOMAINS), product),
     ]:
         serializer = ExampleSerializer(features.get_serialized_info())
         proto = serializer.get_tf_example(features.encode_example(example))

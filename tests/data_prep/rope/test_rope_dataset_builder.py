@@ -53,6 +53,7 @@ def test_only_the_data_sets_remain(built):
         *DOMAINS,
         "product",
         "build_summary.json",
+        "domains.json",
         "dropped.jsonl",
     }
 

@@ -44,6 +44,18 @@ def test_support_comes_before_query():
     assert list(reasons) == ["v2p", "v2l"]
 
 
+def test_support_items_of_a_domain_are_not_its_queries():
+    """All items are orthogonal, so that a query is right only if it is its own support."""
+    items, products = np.eye(8, dtype=np.float32), column(np.arange(8) // 2)
+    settings = {"name": "s2s", "shots": 1}
+    assert run(items, items, products, products, **settings)["accuracy"] == 0.5
+    assert run(items, items, products, products, within=True, **settings)["accuracy"] == 0
+    results, _ = few_shot.few_shot_by_direction({"shop": (items, products)}, **OPTIONS | {"shots": 1})
+    assert {name: metrics["accuracy"] for name, metrics in results.items()} == {"s2s": 0}
+    single = column([0, 0, 1, 1, 2])  # product 2 has no item left for a query
+    assert run(items[:5], items[:5], single, single, within=True, **settings)["ways"] == 2
+
+
 def test_random_embeddings_are_right_by_chance():
     rng = np.random.default_rng(0)
     products = column(np.arange(600) % 60)

@@ -30,3 +30,12 @@ def test_neighbors_are_the_first_of_the_sorted_gallery(problem, k):
         assert scores[i].tolist() == [every[row] for row in order[:k]]
         others = [every[row] for row in order if row not in positives[i]]
         assert wrong[i] == others[0] if others else math.isnan(wrong[i])
+
+
+def test_neighbors_within_a_domain_leave_out_the_query():
+    items, queries = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32), np.array([2, 7])
+    none = [np.zeros(0, np.int64)] * 2
+    rows, _ = nearest_neighbors(items[queries], items, none, k=20, without=queries)
+    for query, found in zip(queries.tolist(), rows.tolist(), strict=True):
+        order = np.argsort(-(items.astype(np.float64) @ items[query].astype(np.float64)))
+        assert found == [row for row in order.tolist() if row != query]

@@ -309,6 +309,16 @@ def test_histograms_cover_all_positives_and_a_sample_of_negatives(labeled_pairs)
     assert found.overlap == pytest.approx(sum(map(min, found.positives, found.negatives)))
 
 
+def test_histograms_of_one_domain_leave_out_the_items_themselves():
+    angles = np.radians([0, 10, 60, 75, 120, 150])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
+    ranks = ranks_within(vectors, np.arange(6)[:, None] // 2)
+    found = similarity_histograms(vectors, vectors, ranks, seed=0, within=True)
+    assert found.edges[-1] == pytest.approx(math.cos(math.radians(10)), abs=1e-6)  # not 1
+    nearest = np.cos(np.radians([60, 50, 50, 45, 45, 75]))  # of each item among those of other products
+    np.testing.assert_allclose(found.nearest_wrong, np.histogram(nearest, found.edges)[0] / 6)
+
+
 def test_separable_similarities_do_not_overlap():
     vectors = np.eye(4, dtype=np.float32)
     products = np.arange(4)[:, None]

@@ -9,7 +9,7 @@ from cope_jax.data.records import Item
 from cope_jax.evaluation.embed_items import Items
 from cope_jax.evaluation.metrics.retrieval import direction_ranks
 from cope_jax.evaluation.report import query_gallery
-from data_prep.common.domains import DIRECTIONS, DOMAINS
+from data_prep.common.domains import DOMAINS, directions
 
 SIZES = {"page": 40, "video": 50, "live": 45}
 
@@ -39,6 +39,8 @@ def ranks(items):
 class Rows:
     """Records that remember which rows were read."""
 
+    kind = "clip"
+
     def __init__(self, text: str = "text"):
         self.text, self.read = text, set()
 
@@ -64,10 +66,12 @@ def test_results_match_sorting(items, ranks):
     for results in query_gallery.choose_queries(items, ranks, seed=0).values():
         assert len({result.query for result in results}) == len(results) > 20
         for result in results:
-            rank, hits, scores, best, best_score = by_brute_force(items, *DIRECTIONS[result.direction], result.query)
+            rank, hits, scores, best, best_score = by_brute_force(
+                items, *directions(DOMAINS)[result.direction], result.query
+            )
             assert (result.rank, result.best, result.neighbors.tolist()) == (rank, best, hits.tolist())
             np.testing.assert_allclose([*result.scores, result.best_score], [*scores, best_score], rtol=1e-12)
-            source, target = DIRECTIONS[result.direction]
+            source, target = directions(DOMAINS)[result.direction]
             expected = items[target].products[hits, 0] == items[source].products[result.query, 0]
             assert result.correct.tolist() == expected.tolist()
             assert result.confused == (rank > 1 and scores[0] - best_score < query_gallery.CLOSE)

@@ -26,7 +26,7 @@ from cope_jax.evaluation.report.query_gallery import MAX_BYTES
 from cope_jax.evaluation.report.report import PAGES, parts, percent, write_report
 from cope_jax.evaluation.results import ResultFiles
 from cope_jax.runs.config_file import save_config
-from data_prep.common.domains import DIRECTIONS, DOMAINS
+from data_prep.common.domains import DOMAINS, directions
 from tests.browser import DESKTOP, PHONE, chromium, console_messages, needs_chromium, resize
 
 HOSTILE = [
@@ -48,6 +48,8 @@ def picture() -> bytes:
 
 class Rows:
     """Records with hostile texts; every third picture is invalid."""
+
+    kind = "image"
 
     def __init__(self, items: Items):
         self.items = items
@@ -150,7 +152,7 @@ def test_numbers_match_the_metrics(page, evaluation):
     rows = {row[0]: row[1:] for row in tables["retrieval"]}
     few_shot = {row[0]: row[1:] for row in tables["few-shot"]}
     parts_of = {row[0]: dict(zip(tables["parts"][0], row, strict=True)) for row in tables["parts"]}
-    for name, (source, target) in DIRECTIONS.items():
+    for name, (source, target) in directions(DOMAINS).items():
         found = metrics["retrieval"][name]
         cells = rows[f"{source} → {target}"]
         assert cells[:2] == [str(found["queries"]), str(found["gallery"])]

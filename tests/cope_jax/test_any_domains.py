@@ -1,0 +1,127 @@
+"""Tests that data sets with one, two and four domains are trained, evaluated, reported, searched and exported."""
+
+import numpy as np
+import pytest
+
+from configs import catalog
+from cope_jax import Embedder
+from cope_jax.data.records import open_records
+from cope_jax.evaluation.evaluate_run import evaluate
+from cope_jax.evaluation.report.report import write_report
+from cope_jax.evaluation.result_tables import format_tables
+from cope_jax.export import export_run
+from cope_jax.runs.config_validation import replace_fields, resolve_config
+from cope_jax.runs.inputs import check_domains, training_batches
+from cope_jax.runs.log_files import EVALUATIONS, read_json_lines
+from cope_jax.search.library import open_library
+from cope_jax.training.loop import train
+from data_prep.common.domains import batch_entries, directions
+from tests.conftest import TINY, rename_domains
+
+SETS = {
+    "shop": {"shop": ("page", 0, 1)},
+    "pair": {"shop": ("page", 0, 1), "spin": ("video", 0, 1)},
+    "quad": {"page": ("page", 0, 2), "live": ("live", 0, 1), "photo": ("page", 1, 2), "spin": ("video", 0, 1)},
+}
+
+
+# Each set trains a run of its own, which compiles for half a minute.
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("pair", "quad")]
+
+
+@pytest.fixture(scope="module", params=["shop", *SLOW])
+def config(request, synthetic_data_dir, tmp_path_factory):
+    """Config of a small run on a data set with other domains."""
+    name = request.param
+    data_dir = rename_domains(synthetic_data_dir, tmp_path_factory.mktemp(name) / "set", name, SETS[name])
+    fields = catalog.get_config(str(data_dir))
+    changes = {key: value for key, value in TINY.items() if ".frames." not in key}
+    changes |= {"data.frames": dict.fromkeys(SETS[name], 1), "train.steps": 2, "train.evaluate_every": 2}
+    changes |= {"optimizer.warmup_steps": 1}
+    return resolve_config(
+        fields,
+        changes | {"model.vision.stem": "patch", "train.evaluate_products": 12, "losses.classifier.weight": 0.1},
+    )
+
+
+@pytest.fixture(scope="module")
+def workdir(config, tmp_path_factory):
+    """Work directory of a run of two steps."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train(config, folder)
+    return folder
+
+
+def test_configs_have_the_domains_of_the_data_set(config):
+    name = open_records(config.data.data_dir, "train").items.keys()
+    assert config.data.domains.keys() == config.eval.frames.keys() == name
+    other = replace_fields(config, {"data.data_dir": "/nowhere"})
+    check_domains(other)  # reported later, when the records are opened
+    kinds = dict.fromkeys(config.data.domains, "image") | {"extra": "image"}
+    frames = dict.fromkeys(kinds, 1)
+    with pytest.raises(ValueError, match=r"config\.data\.domains is .*extra:image.*expected those of .*extra unknown"):
+        check_domains(replace_fields(config, {"data.domains": kinds, "data.frames": frames, "eval.frames": frames}))
+
+
+def test_a_single_domain_is_trained_with_two_items_of_each_product(config, workdir):
+    from cope_jax.data.tokenizer import load_tokenizer
+
+    batches = training_batches(config, load_tokenizer(workdir / "tokenizer"), start_step=0)
+    batch = next(batches)
+    batches.close()
+    domains = tuple(config.data.domains)
+    assert {key for key, value in batch.items() if isinstance(value, dict)} == set(batch_entries(domains))
+    if len(domains) > 1:
+        return
+    first, second = batch["shop"], batch["shop_2"]
+    rows = open_records(config.data.data_dir, "train").products
+    counts = {product.product_id: len(product.rows["shop"]) for product in map(rows.__getitem__, range(len(rows)))}
+    several = np.array([counts[product] > 1 for product in batch["product_id"].tolist()])
+    assert 0 < several.sum() < len(several)
+    np.testing.assert_array_equal(second["present"], several)
+    assert first["present"].all()
+    for pair in np.flatnonzero(several):
+        assert (first["frames"][pair] != second["frames"][pair]).any()
+        assert set(first["products"][pair]) & set(second["products"][pair]) - {-1}
+
+
+def test_all_directions_are_evaluated_and_reported(config, workdir):
+    evaluation = evaluate(workdir)
+    metrics = evaluation.metrics
+    names = directions(config.data.domains)
+    assert metrics["retrieval"].keys() | metrics["empty"]["retrieval"].keys() == names.keys()
+    assert "mean_r1" in metrics["retrieval_mean"]
+    for name in metrics["retrieval"]:
+        assert metrics["retrieval"][name]["gallery"] > 0
+    if len(config.data.domains) == 1:
+        assert metrics["retrieval"] == {"s2s": metrics["same_domain"]["shop"]}
+        assert metrics["retrieval"]["s2s"]["gallery"] == len(evaluation.embedded.items["shop"].rows) - 1
+    (probe,) = read_json_lines(workdir / EVALUATIONS)
+    assert {f"{name}_r1" for name in metrics["retrieval"]} <= probe.keys()
+    assert all(arrow in format_tables(metrics) for arrow in (" → ",))
+    write_report(workdir, evaluation, evaluation.embedded)
+    report = evaluation.files.report.read_text()
+    assert all(f"{source} → {target}" in report for source, target in names.values())
+
+
+def test_items_are_searched_in_any_domain(config, workdir):
+    library = open_library(workdir, report=lambda line: None)
+    assert library.domains == tuple(config.data.domains)
+    for domain in library.domains:
+        item = int(library.ids[domain][0])
+        result = library.search_item(domain, item, among=library.other_domains(domain), top=3)
+        assert len(result.hits) == 3
+        assert all((hit.card.domain, hit.card.item_id) != (domain, item) for hit in result.hits)
+    with pytest.raises(ValueError, match=f"unknown domain 'video': choose among {', '.join(library.domains)}"):
+        library.search_item("video", 1)
+
+
+def test_exports_embed_the_same_domains(config, workdir, tmp_path):
+    export_run(workdir, tmp_path / "export")
+    photo = np.random.default_rng(0).integers(0, 256, (20, 16, 3), np.uint8)
+    own, exported = Embedder.from_workdir(workdir), Embedder.from_export(tmp_path / "export")
+    for domain in config.data.domains:
+        vectors = [embedder.embed(domain, images=[photo], texts=["red"]) for embedder in (own, exported)]
+        np.testing.assert_allclose(*vectors, atol=1e-5)
+    with pytest.raises(ValueError, match=f"unknown domain 'video': choose one of {', '.join(config.data.domains)}"):
+        own.embed("video", images=[photo])
