@@ -20,7 +20,7 @@ from jax import export
 from safetensors.numpy import save
 
 from cope_jax import cli, exported
-from cope_jax.data.tokenizer import load_tokenizer, save_tokenizer
+from cope_jax.data.tokenizer import load_tokenizer, save_tokenizer, separator_id
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.parallel.path_rules import leaf_paths
 from cope_jax.runs.checkpoints import Checkpoints, ModelState
@@ -79,7 +79,7 @@ def export_run(workdir: Path, out: Path, *, step: int | None = None, average: bo
             "format": exported.FORMAT,
             "step": step,
             "embedding": config.model.embedding,
-            "separator": tokenizer.sep_token_id,
+            "separator": separator_id(tokenizer),
             "domains": {domain: {"frames": config.eval.frames[domain], **sizes} for domain in DOMAINS},
             "run": asdict(config),
         }
