@@ -6,12 +6,34 @@ Paths of parameters are relative to the encoder. In names of tensors, "{}" stand
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cope_jax.models.backbones.layouts import COPY, LINEAR, OUT_KERNEL, QKV_BIAS, QKV_KERNEL, Layout
 
 Config = Any  # of transformers; its attributes depend on the model
 Requirements = Mapping[str, tuple[str, Any]]  # setting of the model → the field of config.json that it must equal
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor, or a part of one, in a safetensors file.
+
+    Attributes:
+        file: The file.
+        name: Its name there.
+        shape: Shape of the part.
+        dtype: As there: "F32", "BF16", "I64", ….
+        index: Index of the part along the first axis.
+        followed_by: Name of a tensor that is appended along the first axis before.
+    """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    index: Any = ...
+    followed_by: str = ""
 
 
 @dataclass(frozen=True)
