@@ -156,8 +156,9 @@ class TextEncoder(nnx.Module):
             position = position + self.segment[None, :1]
         x = words_BLD + position.astype(words_BLD.dtype)
         x = dropout(x if self.norm is None else self.norm(x), self.dropout, rngs)
-        causal = jnp.broadcast_to(jnp.tri(L, dtype=bool)[None], (B, L, L))
-        visible = {"bert": (mask_BL,), "clip": (causal,), "siglip": ()}[self.family]
+        visible = [mask_BL] if self.family == "bert" else []
+        if self.family == "clip":
+            visible = [jnp.broadcast_to(jnp.tri(L, dtype=bool)[None], (B, L, L))]
         x = run_stack(self.blocks, x, *visible, compute=self.compute, rngs=rngs)
         x = x if self.post_norm is None else self.post_norm(x)
         vector = self.pool(x, mask_BL)

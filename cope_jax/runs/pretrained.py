@@ -42,10 +42,10 @@ def start_from_weights(config: RunConfig, keep: Collection[str] = ()) -> RunConf
 
 def _loss_scalars(weights: Weights) -> dict[str, Any]:
     """Returns the fields for t and β, if the weights have them."""
-    found = {name.rpartition(".")[2]: weights.read(name).item() for name in weights.tensors if "logit_" in name}
+    names = {name.rpartition(".")[2]: name for name in weights.tensors}
     fields = {}
-    if "logit_scale" in found:
-        fields["losses.sigmoid.temperature"] = math.exp(found["logit_scale"])
-    if "logit_bias" in found:
-        fields["losses.sigmoid.bias"] = found["logit_bias"]
+    if name := names.get("logit_scale"):
+        fields["losses.sigmoid.temperature"] = math.exp(weights.read(name).item())
+    if name := names.get("logit_bias"):
+        fields["losses.sigmoid.bias"] = weights.read(name).item()
     return fields
