@@ -27,7 +27,7 @@ from cope_jax.models.text import TextEncoder
 from cope_jax.models.vision import VisionEncoder
 
 ENCODERS = {"vision": VisionEncoder, "text": TextEncoder}
-FORWARD_BOUND, GRADIENT_BOUND = 1e-5, 1e-3
+FORWARD_BOUND, GRADIENT_BOUND = 1e-5, 1e-4
 
 Differences = dict[str, float]
 FLAGS = flags.FLAGS

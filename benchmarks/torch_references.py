@@ -117,7 +117,7 @@ def save_reference(
 
 
 def vision_reference(
-    model: transformers.XCLIPModel | transformers.CLIPModel | transformers.ChineseCLIPModel,
+    model: transformers.XCLIPModel | transformers.CLIPModel | transformers.ChineseCLIPModel | transformers.SiglipModel,
     folder: Path,
     *,
     side: int,
@@ -130,7 +130,11 @@ def vision_reference(
     hidden = record_outputs(model.vision_model.encoder.layers)
     ours = np.random.default_rng(2).normal(size=(clips, frames, side, side, 3)).astype(np.float32)
     pixels = torch.tensor(ours).permute(0, 1, 4, 2, 3).reshape(-1, 3, side, side).requires_grad_()
-    vectors = model.visual_projection(model.vision_model(pixels).pooler_output).reshape(clips, frames, -1)
+    siglip = isinstance(model, transformers.SiglipModel)
+    vectors = model.vision_model(pixels).pooler_output
+    if not isinstance(model, transformers.SiglipModel):
+        vectors = model.visual_projection(vectors)
+    vectors = vectors.reshape(clips, frames, -1)
     outputs = {"frames": vectors, "vector": vectors.mean(dim=1)}
     integration = isinstance(model, transformers.XCLIPModel)
     if isinstance(model, transformers.XCLIPModel):
@@ -140,20 +144,23 @@ def vision_reference(
         outputs = {"frames": states, "vector": mixed.pooler_output}
     settings = {
         "image_size": side,
-        "normalisation": "imagenet" if integration else "clip",
+        "normalisation": "siglip" if siglip else "imagenet" if integration else "clip",
         "stem": "patch",
         "patch_size": vision.patch_size,
+        "family": "siglip" if siglip else "clip",
         "stem_widths": (),
         "stem_blocks": (),
         "width": vision.hidden_size,
         "depth": vision.num_hidden_layers,
         "heads": vision.num_attention_heads,
-        "pooling": "class",
-        "activation": vision.hidden_act,
+        "mlp_width": 0 if vision.intermediate_size == 4 * vision.hidden_size else vision.intermediate_size,
+        "pooling": "attention" if siglip else "class",
+        "activation": "gelu_tanh" if siglip else vision.hidden_act,
+        "across_frames": "xclip",
         "cross_frame": integration,
         "integration_depth": vision.mit_num_hidden_layers if integration else 0,
         "integration_heads": vision.mit_num_attention_heads if integration else 1,
-        "output_width": model.config.projection_dim,
+        "output_width": vision.hidden_size if siglip else model.config.projection_dim,
         "max_frames": vision.num_frames if integration else frames,
         "broadcast_single_frame": True,
         "drop_path": 0.0,
@@ -193,9 +200,13 @@ def text_reference(
     settings = {
         "vocab_size": config.vocab_size,
         "max_length": mask.shape[1],
+        "family": "bert",
         "width": config.hidden_size,
         "depth": config.num_hidden_layers,
         "heads": config.num_attention_heads,
+        "mlp_width": 0,
+        "activation": "gelu",
+        "output_width": 0,
         "pooling": pooling,
         "dropout": 0.0,
         "attention_dropout": 0.0,
@@ -206,6 +217,51 @@ def text_reference(
         encoder="text",
         settings=settings,
         inputs=words,
+        ours=ids,
+        to_ours=lambda x: x,
+        mask=mask,
+        hidden=[x * real for x in hidden],
+        outputs={"words": output.last_hidden_state * real, "vector": vector},
+    )
+
+
+def tower_reference(
+    model: transformers.CLIPModel | transformers.SiglipModel, folder: Path, *, lengths: tuple[int, ...]
+) -> Reference:
+    """Runs the text tower of CLIP or SigLIP on random texts of these lengths; the last token of each ends the text."""
+    randomize(model)
+    text = model.text_model
+    config = text.config
+    hidden = record_outputs(text.encoder.layers)
+    words = record_outputs(torch.nn.ModuleList([text.embeddings.token_embedding]))
+    mask = np.arange(config.max_position_embeddings) < np.asarray(lengths)[:, None]
+    ids = np.random.default_rng(2).integers(1, config.vocab_size - 1, mask.shape) * mask
+    ids[np.arange(len(lengths)), np.asarray(lengths) - 1] = config.vocab_size - 1
+    output = text(input_ids=torch.tensor(ids))
+    siglip, real = isinstance(model, transformers.SiglipModel), torch.tensor(mask)[..., None]
+    vector = output.pooler_output
+    if isinstance(model, transformers.CLIPModel):
+        vector = model.text_projection(vector)
+    settings = {
+        "vocab_size": config.vocab_size,
+        "max_length": mask.shape[1],
+        "family": "siglip" if siglip else "clip",
+        "width": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "mlp_width": 0 if config.intermediate_size == 4 * config.hidden_size else config.intermediate_size,
+        "activation": "gelu_tanh" if siglip else config.hidden_act,
+        "output_width": vector.shape[1],
+        "pooling": "last" if siglip else "end",
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+    }
+    return save_reference(
+        model,
+        folder,
+        encoder="text",
+        settings=settings,
+        inputs=words[0],
         ours=ids,
         to_ours=lambda x: x,
         mask=mask,
@@ -268,6 +324,37 @@ def chinese_clip_text(folder: Path) -> Reference:
     return text_reference(model, model.text_model, folder, lengths=(32, 9, 2), pooling="class")
 
 
+def clip_text(folder: Path) -> Reference:
+    """The text tower of CLIP B/32 with two blocks, with padding."""
+    text = {"num_hidden_layers": 2, "vocab_size": 500, "eos_token_id": 499}
+    config = transformers.CLIPConfig(text_config=text, vision_config=TINY_VISION)
+    return tower_reference(transformers.CLIPModel(config), folder, lengths=(77, 9, 2))
+
+
+def siglip_vision(folder: Path, side: int) -> Reference:
+    """SigLIP B/16 with two blocks."""
+    vision = {"num_hidden_layers": 2, "patch_size": 16, "image_size": side}
+    config = transformers.SiglipConfig(text_config=TINY_TEXT, vision_config=vision)
+    return vision_reference(transformers.SiglipModel(config), folder, side=side, clips=3, frames=2)
+
+
+def siglip_so400m_vision(folder: Path, side: int) -> Reference:
+    """SigLIP So400m/14 with one block, for images that are an eighth smaller."""
+    sizes = {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "num_hidden_layers": 1}
+    side = side * 14 // 16
+    config = transformers.SiglipConfig(
+        text_config=TINY_TEXT, vision_config=sizes | {"patch_size": 14, "image_size": side}
+    )
+    return vision_reference(transformers.SiglipModel(config), folder, side=side, clips=2, frames=1)
+
+
+def siglip_text(folder: Path) -> Reference:
+    """The text tower of SigLIP B/16 with two blocks, with padding, which is attended to."""
+    text = {"num_hidden_layers": 2, "vocab_size": 500, "pad_token_id": 0}
+    config = transformers.SiglipConfig(text_config=text, vision_config=TINY_VISION)
+    return tower_reference(transformers.SiglipModel(config), folder, lengths=(64, 9, 1))
+
+
 def bert(folder: Path, *, depth: int, width: int) -> Reference:
     """BERT with its pooler, with padding."""
     config = transformers.BertConfig(
@@ -286,6 +373,10 @@ REFERENCES: dict[str, Callable[[Path, int], Reference]] = {
     "clip": clip,
     "chinese_clip_vision": chinese_clip_vision,
     "chinese_clip_text": lambda folder, side: chinese_clip_text(folder),
+    "clip_text": lambda folder, side: clip_text(folder),
+    "siglip_vision": siglip_vision,
+    "siglip_so400m_vision": siglip_so400m_vision,
+    "siglip_text": lambda folder, side: siglip_text(folder),
     "bert_3_layers": lambda folder, side: bert(folder, depth=3, width=768),
     "bert_12_layers": lambda folder, side: bert(folder, depth=12, width=384),
 }

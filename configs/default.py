@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     data.flip = True  # mirror half of the training clips
     data.colour_jitter = 0.0  # strength of random brightness, contrast and saturation, 0 (off) to 1
     data.tokenizer = ""  # folder or hub name of a Hugging Face tokenizer; "" trains a WordPiece vocabulary
+    data.lowercase = False  # make texts lower-case before they are split into tokens, as SigLIP 2 needs
     data.vocab_size = 8000  # size of the trained vocabulary
     data.text_length = 32  # tokens per text, including [CLS] and [SEP]
     data.text_noise = 0.0  # probability that a training text of 10 or more characters gets noise
@@ -34,6 +35,8 @@ def get_config() -> ConfigDict:
     data.worker_processes = 0  # processes per host that make training batches in place of the training process
 
     config.model = model = ConfigDict()
+    # Sets both encoders, the tokenizer, the sizes of images and texts, t and β; flags of single fields take precedence.
+    model.init_from = ""  # weights of CLIP, Chinese-CLIP, SigLIP or SigLIP 2: folder or hub name
     model.embedding = 128  # width of the embeddings
     model.dtype = "float32"  # dtype of the computation: "float32" or "bfloat16"; parameters are float32
     model.attention = "auto"  # "xla", "cudnn" (flash attention) or "auto": cuDNN on GPUs if it supports the shapes
@@ -45,18 +48,21 @@ def get_config() -> ConfigDict:
     model.head_norm = "none"  # norm of the fusion heads: "none" (the authors') or "batch", to train from scratch
 
     model.vision = vision = ConfigDict()
-    vision.init_from = ""  # X-CLIP, CLIP or Chinese-CLIP weights (folder or hub name), a run or an export; "" is random
+    vision.init_from = ""  # X-CLIP, CLIP, Chinese-CLIP, SigLIP weights (folder, hub name), a run, an export; "" random
     vision.init_cut = False  # use the first layers of weights with more layers than this model
-    vision.normalisation = "imagenet"  # of pixels: "imagenet" (the authors', X-CLIP) or "clip" (CLIP, Chinese-CLIP)
+    vision.normalisation = "imagenet"  # of pixels: "imagenet" (the authors', X-CLIP), "clip" or "siglip"
     vision.stem = "patch"  # "patch" (ViT) or "conv" (convolutional network, to train from scratch)
     vision.patch_size = 16  # pixels; 4·2^(stages − 1) with a conv stem
+    vision.family = "clip"  # "clip" (X-CLIP, CLIP, Chinese-CLIP) or "siglip" (SigLIP, SigLIP 2)
     vision.stem_widths = (64, 128, 256)  # conv stem: channels per stage, from fine to coarse
     vision.stem_blocks = (0, 1, 2)  # conv stem: residual blocks per stage
     vision.width = 768  # width of the tokens
     vision.depth = 12  # transformer blocks
     vision.heads = 12  # attention heads; divides width
-    vision.pooling = "class"  # frame vector: "class" token (CLIP) or "mean" of the patches
-    vision.activation = "quick_gelu"  # "quick_gelu" (CLIP) or "gelu"
+    vision.mlp_width = 0  # width of the blocks' hidden layers; 0 is 4 times the width
+    vision.pooling = "class"  # frame vector: "class" token (CLIP), "mean" of the patches, or "attention" (SigLIP)
+    vision.activation = "quick_gelu"  # "quick_gelu" (CLIP), "gelu" or "gelu_tanh" (SigLIP)
+    vision.across_frames = "xclip"  # messages and integration: X-CLIP's, or "gated", which start without any effect
     vision.cross_frame = True  # message tokens between the frames of a clip
     vision.integration_depth = 1  # transformer blocks over frame vectors; 0 takes their mean
     vision.integration_heads = 8  # attention heads over frames; divides output_width
@@ -65,13 +71,17 @@ def get_config() -> ConfigDict:
     vision.drop_path = 0.0  # stochastic depth of the last block; rises linearly from 0
 
     model.text = text = ConfigDict()
-    text.init_from = ""  # BERT or Chinese-CLIP weights (folder or hub name), a run or an export; "" is random
+    text.init_from = ""  # BERT, CLIP, Chinese-CLIP or SigLIP weights (folder, hub name), a run, an export; "" is random
     text.init_cut = False  # use the first layers of weights with more layers than this model
+    text.family = "bert"  # "bert" (and Chinese-CLIP), "clip" or "siglip"
     text.width = 768  # width of the tokens
     text.depth = 3  # transformer blocks; 3 for RBT3
     text.heads = 12  # attention heads; divides width
-    text.pooling = "pooler"  # text vector: "pooler" (BERT), "class" or "mean"
-    text.dropout = 0.1  # of embeddings and residual branches
+    text.mlp_width = 0  # width of the blocks' hidden layers; 0 is 4 times the width, as in BERT
+    text.activation = "gelu"  # "gelu" (BERT), "quick_gelu" (CLIP) or "gelu_tanh" (SigLIP)
+    text.output_width = 0  # width of text vectors; 0 is that of the tokens, as in BERT
+    text.pooling = "pooler"  # text vector: "pooler" (BERT), "class", "mean", "end" (CLIP) or "last" token (SigLIP)
+    text.dropout = 0.1  # BERT: of embeddings and residual branches
     text.attention_dropout = 0.0  # of attention weights; BERT's and the authors': 0.1
 
     model.fusion = fusion = ConfigDict()

@@ -20,7 +20,7 @@ from jax import export
 from safetensors.numpy import save
 
 from cope_jax import cli, exported
-from cope_jax.data.tokenizer import load_tokenizer, save_tokenizer
+from cope_jax.data.tokenizer import load_tokenizer, save_tokenizer, separator_id
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.parallel.path_rules import leaf_paths
 from cope_jax.runs.checkpoints import Checkpoints, ModelState
@@ -60,8 +60,8 @@ def export_run(workdir: Path, out: Path, *, step: int | None = None, average: bo
     """
     if out.exists():
         raise ValueError(f"{out} exists already; choose another --out or remove it")
-    # cuDNN's attention would run on NVIDIA devices only, and layouts between unrolled layers cannot be exported.
-    config = replace_fields(load_config(workdir), {"model.attention": "xla", "model.scan_layers": True})
+    # cuDNN's attention would run on NVIDIA devices only.
+    config = replace_fields(load_config(workdir), {"model.attention": "xla"})
     tokenizer = load_tokenizer(workdir / "tokenizer")
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
     with Checkpoints(workdir) as checkpoints:
@@ -78,7 +78,7 @@ def export_run(workdir: Path, out: Path, *, step: int | None = None, average: bo
             "format": exported.FORMAT,
             "step": step,
             "embedding": config.model.embedding,
-            "separator": tokenizer.sep_token_id,
+            "separator": separator_id(tokenizer),
             "domains": {domain: {"frames": config.eval.frames[domain], **sizes} for domain in config.data.domains},
             "run": asdict(config),
         }

@@ -23,6 +23,7 @@ from cope_jax.runs.config import flatten
 from cope_jax.runs.config_file import make_paths_absolute
 from cope_jax.runs.config_validation import describe_fields, resolve_config
 from cope_jax.runs.log_files import ignore_full_disk_when_printing
+from cope_jax.runs.pretrained import start_from_weights
 from cope_jax.training.dry_run import dry_run, mesh_sizes, use_fake_devices
 from cope_jax.training.loop import train
 from cope_jax.training.signals import STOPPED, Stopped
@@ -59,7 +60,8 @@ def define_flags() -> None:
 
 def main() -> None:
     """Trains, or prints the report of a dry run."""
-    config = resolve_config(FLAGS.config.to_dict())
+    flags_of_fields = config_flags.get_override_values(FLAGS["config"])
+    config = start_from_weights(resolve_config(FLAGS.config.to_dict()), keep=flags_of_fields)
     if FLAGS.dry_run:
         target = Target.parse(FLAGS.target) if FLAGS.target else None
         use_fake_devices(prod(mesh_sizes(config, target and target.size).values()))

@@ -60,8 +60,8 @@ def load_tokenizer(name_or_folder: str | Path, *, download: bool = True) -> PreT
 
     Raises:
         FileNotFoundError: There is no such folder or repository, or it has no tokenizer.
-        ValueError: A file is invalid, or the tokenizer is not a fast one, its padding id is not 0 or it has no
-            separator.
+        ValueError: A file is invalid, or the tokenizer is not a fast one, it starts texts with id 0, which is padding
+            in batches, or it does not end them with a separator.
     """
     name = str(name_or_folder)
     if isinstance(name_or_folder, Path):
@@ -94,16 +94,38 @@ def load_tokenizer(name_or_folder: str | Path, *, download: bool = True) -> PreT
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"tokenizer {name!r} is a {type(tokenizer).__name__}, not a fast tokenizer")
-    if tokenizer.pad_token_id != 0:
+    # CLIP and SigLIP pad with their last token, which their text towers do not tell from 0 after the end of a text.
+    if tokenizer.pad_token_id not in (0, tokenizer.eos_token_id):
         raise ValueError(
             f"tokenizer {name!r} pads with id {tokenizer.pad_token_id}, but batches and models need 0: use a "
             "BERT-style vocabulary with [PAD] first"
         )
-    if tokenizer.sep_token_id is None:
-        raise ValueError(f"tokenizer {name!r} has no separator: use a BERT-style tokenizer ([CLS] … [SEP])")
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+    ids = tokenizer.backend_tokenizer.encode("a").ids
+    if not ids or ids[0] == 0 or ids[-1] != separator_id(tokenizer):
+        raise ValueError(
+            f"tokenizer {name!r} has no separator: use one that ends texts with it, such as BERT's ([CLS] … [SEP]), "
+            "CLIP's or SigLIP's"
+        )
     return tokenizer
+
+
+def separator_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """Returns the id of the token that ends texts: BERT's separator, or the end of CLIP and SigLIP."""
+    found = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+    return found if isinstance(found, int) else None
+
+
+def lowercase(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Returns a tokenizer that makes texts lower-case first.
+
+    It is of a general class: that of SigLIP 2's tokenizer (Gemma's) would be loaded again without the change.
+    """
+    backend = tokenizer.backend_tokenizer
+    steps = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else [])]
+    backend.normalizer = normalizers.Sequence(steps)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **tokenizer.special_tokens_map)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
@@ -161,7 +183,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int
     5, "", "红裙" and "红色连衣裙" give [0, 0, 0, 0, 0], [CLS, 红, 裙, SEP, 0] and [CLS, 红, 色, 连, SEP].
     """
     ids = np.zeros((len(texts), length), np.int32)
-    separator = np.asarray(tokenizer.sep_token_id, np.int32)
+    separator = np.asarray(separator_id(tokenizer), np.int32)
     present = [row for row, text in enumerate(texts) if text]
     # Use the backend, because the tokenizer's own call sets truncation on an object that threads share.
     encodings = tokenizer.backend_tokenizer.encode_batch_fast([texts[row] for row in present])

@@ -1,8 +1,8 @@
 """The COPE model in Flax NNX.
 
 cope       `CopeModel`: shared encoders and one fusion head per domain
-vision     X-CLIP's ViT over the frames of clips; `stems`: pixels to tokens
-text       BERT
+vision     a ViT of CLIP or SigLIP over the frames of clips; `stems`: pixels to tokens
+text       BERT, or the text tower of CLIP or SigLIP
 fusion     fusion heads and the embeddings they return
 layers     attention, MLP, transformer blocks, stacks of blocks
 backbones  pretrained weights for the encoders

@@ -52,9 +52,10 @@ class CopeModel(nnx.Module):
         head = LinearFusion if kind == "linear" else partial(TransformerFusion, **sizes)
 
         def make_head(domain: str) -> LinearFusion | TransformerFusion:
-            text_width = text["width"] if domain in self.text_domains else None
+            text_width = text_widths[kind] if domain in self.text_domains else None
             return head(vision["output_width"], text_width, embedding, head_norm, compute=compute, rngs=rngs)
 
+        text_widths = {"linear": text["output_width"] or text["width"], "transformer": text["width"]}  # texts, words
         self.domains, self.text_domains = sort_domains(domains), sort_domains(text_domains)
         self.vision = VisionEncoder(**vision, compute=compute, rngs=rngs)
         self.text = TextEncoder(**text, compute=compute, rngs=rngs) if self.text_domains else None

@@ -71,6 +71,7 @@ def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "quick_gelu": quick_gelu,
 }
 
@@ -264,25 +265,65 @@ class Mlp(nnx.Module):
 
 
 class PreNormBlock(nnx.Module):
-    """The transformer block of ViT and CLIP: normalize, transform, add."""
+    """The transformer block of ViT, CLIP and SigLIP: normalize, transform, add; `mlp_width` 0 is 4 times the width."""
 
-    def __init__(self, width: int, heads: int, *, activation: str, compute: ComputeOptions, rngs: nnx.Rngs):
-        self.norm1 = layer_norm(width, epsilon=1e-5, dtype=compute.dtype, rngs=rngs)
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        activation: str,
+        mlp_width: int = 0,
+        epsilon: float = 1e-5,
+        compute: ComputeOptions,
+        rngs: nnx.Rngs,
+    ):
+        self.norm1 = layer_norm(width, epsilon=epsilon, dtype=compute.dtype, rngs=rngs)
         self.attention = Attention(width, heads, compute=compute, rngs=rngs)
-        self.norm2 = layer_norm(width, epsilon=1e-5, dtype=compute.dtype, rngs=rngs)
-        self.mlp = Mlp(width, 4 * width, activation, dtype=compute.dtype, rngs=rngs)
+        self.norm2 = layer_norm(width, epsilon=epsilon, dtype=compute.dtype, rngs=rngs)
+        self.mlp = Mlp(width, mlp_width or 4 * width, activation, dtype=compute.dtype, rngs=rngs)
 
     def __call__(
         self,
         x_BND: Float[Array, "B N D"],
-        mask_BN: Bool[Array, "B N"] | None = None,
+        mask: Bool[Array, "B N"] | Bool[Array, "B N N"] | None = None,
         *,
         drop_path_rate: float | Float[Array, ""] = 0.0,
         rngs: nnx.Rngs | None,
     ) -> Float[Array, "B N D"]:
         drop_path = partial(dropout, rate=drop_path_rate, rngs=rngs, per_example=True)
-        x_BND = x_BND + drop_path(self.attention(self.norm1(x_BND), mask_BN))
+        x_BND = x_BND + drop_path(self.attention(self.norm1(x_BND), mask))
         return x_BND + drop_path(self.mlp(self.norm2(x_BND)))
+
+
+class AttentionPool(nnx.Module):
+    """SigLIP's pooling: a learned probe attends to all tokens, followed by a norm and an MLP."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        activation: str,
+        mlp_width: int = 0,
+        epsilon: float,
+        compute: ComputeOptions,
+        rngs: nnx.Rngs,
+    ):
+        sizes, dtype = (heads, width // heads), compute.dtype
+        self.probe = nnx.Param(EMBEDDING_INIT(rngs.params(), (width,)))
+        self.query = Linear(width, sizes, dtype=dtype, rngs=rngs)
+        self.kv = Linear(width, (2, *sizes), dtype=dtype, rngs=rngs)
+        self.out = Linear(sizes, width, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, mlp_width or 4 * width, activation, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BND: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+        B, _, D = x_BND.shape
+        query = self.query(jnp.broadcast_to(self.probe[...].astype(x_BND.dtype), (1, 1, D)))
+        queries = jnp.broadcast_to(query, (B, *query.shape[1:]))
+        x = self.out(jax.nn.dot_product_attention(queries, *self.kv.split(x_BND), implementation="xla"))[:, 0]
+        return x + self.mlp(self.norm(x))
 
 
 def make_stack(make_block: Callable[..., nnx.Module], depth: int, *, rngs: nnx.Rngs) -> nnx.Module:

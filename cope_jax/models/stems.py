@@ -32,10 +32,10 @@ class Patches(nnx.Conv):
 
 
 class PatchStem(nnx.Module):
-    """ViT's stem: one linear map of each patch, without bias as in CLIP. Pretrained weights need it."""
+    """ViT's stem: one linear map of each patch, in CLIP without bias. Pretrained weights need it."""
 
-    def __init__(self, width: int, patch_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.patches = Patches(3, width, patch_size, use_bias=False, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, patch_size: int, *, use_bias: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.patches = Patches(3, width, patch_size, use_bias=use_bias, dtype=dtype, rngs=rngs)
 
     def __call__(self, images_BHWC: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
         """Returns one token per patch, row by row."""

@@ -1,4 +1,4 @@
-"""The text encoder: BERT (arXiv 1810.04805) of any depth, post-norm, with its pooler."""
+"""The text encoder: BERT (arXiv 1810.04805) of any depth, or the text tower of CLIP or SigLIP."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,6 +14,7 @@ from cope_jax.models.layers import (
     ComputeOptions,
     Linear,
     Mlp,
+    PreNormBlock,
     dropout,
     layer_norm,
     make_stack,
@@ -23,7 +24,12 @@ from cope_jax.models.layers import (
 
 PAD_ID = 0
 EPSILON = 1e-12  # of BERT's LayerNorm
-POOLINGS = ("pooler", "class", "mean")
+# Families: how blocks attend, and the epsilon of their norms.
+#   bert    post-norm blocks that ignore padding
+#   clip    pre-norm blocks that attend to earlier tokens only; a projection without bias
+#   siglip  pre-norm blocks that attend to all tokens, padding included; a projection with bias
+FAMILIES = {"bert": EPSILON, "clip": 1e-5, "siglip": 1e-6}
+POOLINGS = ("pooler", "class", "mean", "end", "last")
 
 
 class TextFeatures(NamedTuple):
@@ -65,10 +71,15 @@ class TextEncoder(nnx.Module):
     Args:
         vocab_size: Entries of the tokenizer; id 0 is padding.
         max_length: Tokens of the longest text.
+        family: One of FAMILIES.
         width, depth, heads: Size of the transformer.
-        pooling: "pooler" (BERT's: dense layer and tanh on the class token), "class" (class token) or "mean".
-        dropout: Probability, for embeddings and every residual branch.
-        attention_dropout: Probability, for the weights of attention.
+        mlp_width: Width of the hidden layers; 0 is 4 times the width, as always in BERT.
+        activation: Activation of all blocks; "gelu" in BERT.
+        output_width: Width of the text vectors; 0 is that of the transformer, as always in BERT.
+        pooling: "pooler" (BERT's: dense layer and tanh on the class token), "class" (class token), "mean", "end" (the
+            last token that is not padding, as in CLIP) or "last" (the last token, as in SigLIP).
+        dropout: Probability, for embeddings and every residual branch; 0 in families other than BERT.
+        attention_dropout: Probability, for the weights of attention; likewise.
         compute: How to compute the layers.
     """
 
@@ -77,9 +88,13 @@ class TextEncoder(nnx.Module):
         *,
         vocab_size: int,
         max_length: int,
+        family: str,
         width: int,
         depth: int,
         heads: int,
+        mlp_width: int,
+        activation: str,
+        output_width: int,
         pooling: str,
         dropout: float,
         attention_dropout: float,
@@ -88,16 +103,26 @@ class TextEncoder(nnx.Module):
     ):
         if pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
-        self.pooling, self.dropout, self.compute = pooling, dropout, compute
+        if family not in FAMILIES:
+            raise ValueError(f"unknown family {family!r}: choose one of {', '.join(FAMILIES)}")
+        self.family, self.pooling, self.dropout, self.compute = family, pooling, dropout, compute
+        epsilon, is_bert, dtype = FAMILIES[family], family == "bert", compute.dtype
         self.words = nnx.Embed(vocab_size, width, embedding_init=EMBEDDING_INIT, rngs=rngs)
         self.position = nnx.Param(EMBEDDING_INIT(rngs.params(), (max_length, width)))
         # BERT has two segments. Texts here are always the first; the second is kept for published weights.
-        self.segment = nnx.Param(EMBEDDING_INIT(rngs.params(), (2, width)))
-        self.norm = layer_norm(width, epsilon=EPSILON, dtype=compute.dtype, rngs=rngs)
-        rates = {"dropout": dropout, "attention_dropout": attention_dropout}
-        block = partial(PostNormBlock, width, heads, **rates, compute=compute)
+        self.segment = nnx.Param(EMBEDDING_INIT(rngs.params(), (2, width))) if is_bert else None
+        self.norm = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs) if is_bert else None
+        if is_bert:
+            rates = {"dropout": dropout, "attention_dropout": attention_dropout}
+            block = partial(PostNormBlock, width, heads, **rates, compute=compute)
+        else:
+            sizes = {"activation": activation, "mlp_width": mlp_width, "epsilon": epsilon}
+            block = partial(PreNormBlock, width, heads, **sizes, compute=compute)
         self.blocks = make_stack(block, depth, rngs=rngs)
-        self.pooler = Linear(width, width, dtype=compute.dtype, rngs=rngs) if pooling == "pooler" else None
+        self.pooler = Linear(width, width, dtype=dtype, rngs=rngs) if pooling == "pooler" else None
+        self.post_norm = None if is_bert else layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        project = partial(Linear, width, output_width or width, use_bias=family == "siglip", dtype=dtype, rngs=rngs)
+        self.project = None if is_bert else project()
 
     def __call__(self, tokens_BL: Int32[Array, "B L"], *, rngs: nnx.Rngs | None = None) -> TextFeatures:
         """Encodes texts.
@@ -125,10 +150,28 @@ class TextEncoder(nnx.Module):
         self, words_BLD: Float[Array, "B L D"], mask_BL: Bool[Array, "B L"], *, rngs: nnx.Rngs | None = None
     ) -> TextFeatures:
         """Encodes word embeddings, without positions; `mask_BL` is False for padding."""
-        x = words_BLD + (self.position[None, : words_BLD.shape[1]] + self.segment[None, :1]).astype(words_BLD.dtype)
-        x = dropout(self.norm(x), self.dropout, rngs)
-        x = run_stack(self.blocks, x, mask_BL, compute=self.compute, rngs=rngs)
+        B, L, _ = words_BLD.shape
+        position = self.position[None, :L]
+        if self.segment is not None:
+            position = position + self.segment[None, :1]
+        x = words_BLD + position.astype(words_BLD.dtype)
+        x = dropout(x if self.norm is None else self.norm(x), self.dropout, rngs)
+        visible = [mask_BL] if self.family == "bert" else []
+        if self.family == "clip":
+            visible = [jnp.broadcast_to(jnp.tri(L, dtype=bool)[None], (B, L, L))]
+        x = run_stack(self.blocks, x, *visible, compute=self.compute, rngs=rngs)
+        x = x if self.post_norm is None else self.post_norm(x)
+        vector = self.pool(x, mask_BL)
+        vector = vector if self.project is None else self.project(vector)
+        return TextFeatures(jnp.where(mask_BL[:, :1], vector.astype(jnp.float32), 0.0), x)
+
+    def pool(self, x_BLD: Float[Array, "B L D"], mask_BL: Bool[Array, "B L"]) -> Float[Array, "B D"]:
+        """Returns the vectors of texts, before the projection; arbitrary for a missing text."""
         if self.pooling == "mean":
-            return TextFeatures(masked_mean(x, mask_BL), x)
-        first = x[:, 0] if self.pooler is None else jnp.tanh(self.pooler(x[:, 0]))
-        return TextFeatures(jnp.where(mask_BL[:, :1], first.astype(jnp.float32), 0.0), x)
+            return masked_mean(x_BLD, mask_BL)
+        if self.pooling == "end":
+            end_B = jnp.max(jnp.where(mask_BL, jnp.arange(mask_BL.shape[1])[None], 0), axis=1)
+            return jnp.take_along_axis(x_BLD, end_B[:, None, None], axis=1)[:, 0]
+        if self.pooling == "last":
+            return x_BLD[:, -1]
+        return x_BLD[:, 0] if self.pooler is None else jnp.tanh(self.pooler(x_BLD[:, 0]))

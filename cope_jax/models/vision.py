@@ -1,4 +1,4 @@
-"""The vision encoder: X-CLIP's ViT with cross-frame communication and multi-frame integration (arXiv 2208.02816)."""
+"""The vision encoder: a ViT of CLIP or SigLIP, with X-CLIP's interaction of frames (arXiv 2208.02816)."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8
 from cope_jax.models.layers import (
     EMBEDDING_INIT,
     Attention,
+    AttentionPool,
     ComputeOptions,
     Linear,
     PreNormBlock,
@@ -24,12 +25,17 @@ from cope_jax.models.layers import (
 from cope_jax.models.stems import ConvStem, PatchStem
 
 # Mean and standard deviation of the channels on the scale 0–255: of ImageNet, which the authors and X-CLIP use, and of
-# CLIP's training data, which CLIP and Chinese-CLIP weights expect.
+# CLIP's training data, which CLIP and Chinese-CLIP weights expect. SigLIP maps pixels to −1 … 1.
 NORMALISATIONS = {
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     "clip": ((122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305)),
+    "siglip": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
 }
-POOLINGS = ("class", "mean")
+POOLINGS = ("class", "mean", "attention")
+# Families of ViTs and the epsilon of their norms. CLIP's has a class token, a norm before the blocks, and a projection;
+# SigLIP's has none of these, and a bias in the stem.
+FAMILIES = {"clip": 1e-5, "siglip": 1e-6}
+ACROSS_FRAMES = ("xclip", "gated")
 
 
 class VisionFeatures(NamedTuple):
@@ -49,18 +55,32 @@ class ClipBlock(nnx.Module):
     """A ViT block over the frames of clips, which can exchange messages.
 
     For messages, each frame's class token passes a linear layer and attends to those of its clip. The result replaces
-    the frame's last token in its spatial attention; the block's output there is not used.
+    the frame's last token in its spatial attention; the block's output there is not used. If messages are gated, the
+    mean of a frame's tokens takes the place of the class token, and the result, times a gate that starts at 0, is added
+    to all tokens of the frame.
     """
 
     def __init__(
-        self, width: int, heads: int, *, messages: bool, activation: str, compute: ComputeOptions, rngs: nnx.Rngs
+        self,
+        width: int,
+        heads: int,
+        *,
+        messages: bool,
+        gated: bool,
+        activation: str,
+        mlp_width: int,
+        epsilon: float,
+        compute: ComputeOptions,
+        rngs: nnx.Rngs,
     ):
-        self.messages = messages
+        self.messages, self.gated = messages, gated
         if messages:
             self.message_fc = Linear(width, width, dtype=compute.dtype, rngs=rngs)
             self.message_norm = layer_norm(width, epsilon=1e-5, dtype=compute.dtype, rngs=rngs)
             self.message_attention = Attention(width, heads, compute=compute, rngs=rngs)
-        self.block = PreNormBlock(width, heads, activation=activation, compute=compute, rngs=rngs)
+            self.message_gate = nnx.Param(jnp.zeros(width, jnp.float32)) if gated else None
+        sizes = {"activation": activation, "mlp_width": mlp_width, "epsilon": epsilon}
+        self.block = PreNormBlock(width, heads, **sizes, compute=compute, rngs=rngs)
 
     def __call__(
         self,
@@ -70,7 +90,7 @@ class ClipBlock(nnx.Module):
         drop_path_rate: float | Float[Array, ""] = 0.0,
         rngs: nnx.Rngs | None,
     ) -> Float[Array, "B T N D"]:
-        """Updates the tokens of all frames: the class token, patches and, with messages, a place for the message.
+        """Updates the tokens of all frames: class token, patches and, for messages without gates, one for the message.
 
         Args:
             x_BTND: Tokens.
@@ -80,18 +100,24 @@ class ClipBlock(nnx.Module):
         """
         B, T, N, D = x_BTND.shape
         if self.messages:
-            message = self.message_fc(x_BTND[:, :, 0])
+            message = self.message_fc(x_BTND.mean(axis=2) if self.gated else x_BTND[:, :, 0])
             attended = self.message_attention(self.message_norm(message), visible)
             message = message + dropout(attended, drop_path_rate, rngs, per_example=True)
-            # A selection is computed together with what reads it; a concatenation would copy all tokens.
-            is_message = (np.arange(N) == N - 1)[None, None, :, None]
-            x_BTND = jnp.where(is_message, message[:, :, None], x_BTND)
+            if self.message_gate is not None:
+                x_BTND = x_BTND + (message * self.message_gate.astype(message.dtype)[None, None])[:, :, None]
+            else:
+                # A selection is computed together with what reads it; a concatenation would copy all tokens.
+                is_message = (np.arange(N) == N - 1)[None, None, :, None]
+                x_BTND = jnp.where(is_message, message[:, :, None], x_BTND)
         x = self.block(x_BTND.reshape(B * T, N, D), drop_path_rate=drop_path_rate, rngs=rngs)
         return x.reshape(B, T, N, D)
 
 
 class FrameIntegration(nnx.Module):
-    """X-CLIP's multi-frame integration transformer: pre-norm blocks over the frame vectors of a clip."""
+    """X-CLIP's multi-frame integration transformer: pre-norm blocks over the frame vectors of a clip.
+
+    If it is gated, its output is multiplied by a gate that starts at 0 before it is added to the frame vectors.
+    """
 
     def __init__(
         self,
@@ -101,17 +127,20 @@ class FrameIntegration(nnx.Module):
         depth: int,
         max_frames: int,
         activation: str,
+        gated: bool,
         compute: ComputeOptions,
         rngs: nnx.Rngs,
     ):
         self.compute = compute
+        self.gate = nnx.Param(jnp.zeros(width, jnp.float32)) if gated else None
         self.position = nnx.Param(EMBEDDING_INIT(rngs.params(), (max_frames, width)))
         block = partial(PreNormBlock, width, heads, activation=activation, compute=compute)
         self.blocks = make_stack(block, depth, rngs=rngs)
 
     def __call__(self, frames_BTD: Float[Array, "B T D"], mask_BT: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
         x = frames_BTD + self.position[None, : frames_BTD.shape[1]].astype(frames_BTD.dtype)
-        return frames_BTD + run_stack(self.blocks, x, mask_BT, compute=self.compute)
+        x = run_stack(self.blocks, x, mask_BT, compute=self.compute)
+        return frames_BTD + (x if self.gate is None else x * self.gate.astype(x.dtype)[None, None])
 
 
 class VisionEncoder(nnx.Module):
@@ -122,12 +151,16 @@ class VisionEncoder(nnx.Module):
         normalisation: Pixel normalization, a key of NORMALISATIONS.
         stem: "patch" (ViT) or "conv" (a small convolutional network, whose patch size is 4·2^(stages − 1)).
         patch_size: Side of a patch in pixels.
+        family: "clip" (X-CLIP, CLIP, Chinese-CLIP) or "siglip" (SigLIP, SigLIP 2).
         stem_widths, stem_blocks: Channels and residual blocks of the conv stem's stages, fine to coarse.
         width, depth, heads: Size of the ViT.
-        pooling: Frame vector: "class" (class token, as in CLIP) or "mean" (of the patch tokens, which learns faster
-            from scratch).
-        activation: Activation of all blocks, "quick_gelu" (CLIP) or "gelu".
-        cross_frame: Exchange messages between frames; otherwise the model is a plain CLIP ViT.
+        mlp_width: Width of the hidden layers of its blocks; 0 is 4 times the width.
+        pooling: Frame vector: "class" (class token, as in CLIP), "mean" (of the patch tokens, which learns faster from
+            scratch) or "attention" (a learned probe attends to the tokens, as in SigLIP).
+        activation: Activation of all blocks, "quick_gelu" (CLIP), "gelu" or "gelu_tanh" (SigLIP).
+        across_frames: Messages and integration are those of X-CLIP ("xclip"), or "gated": they start without effect, so
+            that the model begins as the image model of its weights.
+        cross_frame: Exchange messages between frames; otherwise the model is a plain ViT.
         integration_depth: Blocks over frame vectors; with 0, a clip is the mean of its frames.
         integration_heads: Attention heads of these blocks.
         output_width: Size of the frame and clip vectors.
@@ -145,13 +178,16 @@ class VisionEncoder(nnx.Module):
         normalisation: str,
         stem: str,
         patch_size: int,
+        family: str,
         stem_widths: tuple[int, ...],
         stem_blocks: tuple[int, ...],
         width: int,
         depth: int,
         heads: int,
+        mlp_width: int,
         pooling: str,
         activation: str,
+        across_frames: str,
         cross_frame: bool,
         integration_depth: int,
         integration_heads: int,
@@ -166,26 +202,39 @@ class VisionEncoder(nnx.Module):
             raise ValueError(f"unknown pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
         if normalisation not in NORMALISATIONS:
             raise ValueError(f"unknown normalisation {normalisation!r}: choose one of {', '.join(NORMALISATIONS)}")
+        if family not in FAMILIES:
+            raise ValueError(f"unknown family {family!r}: choose one of {', '.join(FAMILIES)}")
+        if across_frames not in ACROSS_FRAMES:
+            raise ValueError(f"unknown across_frames {across_frames!r}: choose one of {', '.join(ACROSS_FRAMES)}")
+        has_class_token, gated, epsilon = family == "clip", across_frames == "gated", FAMILIES[family]
+        if not has_class_token and (pooling == "class" or (cross_frame and not gated)):
+            raise ValueError(f"family {family!r} has no class token, which pooling and messages need; change these")
         self.normalisation, self.pooling, self.max_frames = normalisation, pooling, max_frames
         self.compute, dtype = compute, compute.dtype
-        self.cross_frame, self.broadcast_single_frame = cross_frame, broadcast_single_frame
+        self.cross_frame, self.gated, self.broadcast_single_frame = cross_frame, gated, broadcast_single_frame
+        sizes = {"activation": activation, "mlp_width": mlp_width, "epsilon": epsilon}
         if stem == "patch":
-            self.stem = PatchStem(width, patch_size, dtype=dtype, rngs=rngs)
+            self.stem = PatchStem(width, patch_size, use_bias=not has_class_token, dtype=dtype, rngs=rngs)
         elif stem == "conv":
             self.stem = ConvStem(width, stem_widths, stem_blocks, dtype=dtype, rngs=rngs)
         else:
             raise ValueError(f"unknown stem {stem!r}: choose 'patch' or 'conv'")
-        self.class_token = nnx.Param(EMBEDDING_INIT(rngs.params(), (width,)))
-        self.position = nnx.Param(EMBEDDING_INIT(rngs.params(), ((image_size // patch_size) ** 2 + 1, width)))
-        self.pre_norm = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        block = partial(ClipBlock, width, heads, messages=cross_frame, activation=activation, compute=compute)
+        self.class_token = nnx.Param(EMBEDDING_INIT(rngs.params(), (width,))) if has_class_token else None
+        rows = (image_size // patch_size) ** 2 + has_class_token
+        self.position = nnx.Param(EMBEDDING_INIT(rngs.params(), (rows, width)))
+        self.pre_norm = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs) if has_class_token else None
+        block = partial(ClipBlock, width, heads, messages=cross_frame, gated=gated, **sizes, compute=compute)
         self.blocks = make_stack(block, depth, rngs=rngs)
         # None if all rates are 0, so that no masks are drawn.
         rates = tuple(drop_path * (1 - i / max(depth - 1, 1)) for i in reversed(range(depth)))
         self.drop_path_rates = rates if any(rates) else None
-        self.post_norm = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.project = Linear(width, output_width, use_bias=False, dtype=dtype, rngs=rngs)
-        integrate = partial(FrameIntegration, depth=integration_depth, max_frames=max_frames, activation=activation)
+        self.post_norm = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.head = AttentionPool(width, heads, **sizes, compute=compute, rngs=rngs) if pooling == "attention" else None
+        project = partial(Linear, width, output_width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.project = project() if has_class_token or output_width != width else None
+        integrate = partial(
+            FrameIntegration, depth=integration_depth, max_frames=max_frames, activation=activation, gated=gated
+        )
         self.integration = (
             integrate(output_width, integration_heads, compute=compute, rngs=rngs) if integration_depth else None
         )
@@ -253,7 +302,16 @@ class VisionEncoder(nnx.Module):
         if self.max_frames < max(lengths):
             raise ValueError(f"clips of {max(lengths)} frames exceed max_frames = {self.max_frames}")
         x = self.frame_tokens(pixels_BTHWC, mask_BT, lengths=lengths, rngs=rngs)
-        return self.project(self.post_norm(x[:, :, 0] if self.pooling == "class" else x[:, :, 1:].mean(axis=-2)))
+        vectors = self.pool(x)
+        return vectors if self.project is None else self.project(vectors)
+
+    def pool(self, x_BTND: Float[Array, "B T N D"]) -> Float[Array, "B T D"]:
+        """Returns the vectors of frames, before the projection."""
+        if self.head is not None:
+            B, T, N, D = x_BTND.shape
+            return self.head(self.post_norm(x_BTND).reshape(B * T, N, D)).reshape(B, T, D)
+        patches = x_BTND if self.class_token is None else x_BTND[:, :, 1:]
+        return self.post_norm(x_BTND[:, :, 0] if self.pooling == "class" else patches.mean(axis=-2))
 
     def frame_tokens(
         self,
@@ -263,13 +321,15 @@ class VisionEncoder(nnx.Module):
         lengths: Sequence[int],
         rngs: nnx.Rngs | None,
     ) -> Float[Array, "B T N D"]:
-        """Returns the tokens of the last block: the class token and the patches."""
+        """Returns the tokens of the last block: the class token, if there is one, and the patches."""
         B, T, *image = pixels_BTHWC.shape
-        patches = self.stem(pixels_BTHWC.reshape(B * T, *image).astype(self.compute.dtype))
-        first = jnp.broadcast_to(self.class_token.astype(patches.dtype), (B * T, 1, patches.shape[-1]))
-        x = jnp.concatenate([first, patches], axis=-2) + self.position[None].astype(patches.dtype)
-        x, N = self.pre_norm(x), x.shape[-2]
-        if self.cross_frame:
+        x = self.stem(pixels_BTHWC.reshape(B * T, *image).astype(self.compute.dtype))
+        if self.class_token is not None:
+            first = jnp.broadcast_to(self.class_token.astype(x.dtype), (B * T, 1, x.shape[-1]))
+            x = jnp.concatenate([first, x], axis=-2)
+        x = x + self.position[None].astype(x.dtype)
+        x, N = x if self.pre_norm is None else self.pre_norm(x), x.shape[-2]
+        if self.cross_frame and not self.gated:
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))  # the place of the message
         rates = self.drop_path_rates
         layerwise = {} if rates is None else {"drop_path_rate": jnp.asarray(rates, jnp.float32)}

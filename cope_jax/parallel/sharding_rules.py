@@ -14,7 +14,8 @@ PyTree = Any
 # Parameter paths → how the last axes are sharded; axes before these, which stack layers, are not. `tensor` splits heads
 # and hidden units, so that a block communicates only once after attention and once after the MLP.
 PARAMETER_RULES = (
-    (r"/qkv/kernel$", PartitionSpec("fsdp", None, "tensor", None)),
+    (r"/(qkv|kv)/kernel$", PartitionSpec("fsdp", None, "tensor", None)),
+    (r"/head/query/kernel$", PartitionSpec("fsdp", "tensor", None)),
     (r"/out/kernel$", PartitionSpec("tensor", None, "fsdp")),
     (r"/up/kernel$", PartitionSpec("fsdp", "tensor")),
     (r"/down/kernel$", PartitionSpec("tensor", "fsdp")),

@@ -48,6 +48,7 @@ FractionBelowOne = Annotated[float, Limit(">= 0 and < 1", lambda x: 0 <= x < 1)]
 Regex = Annotated[str, Limit("that is a regular expression", is_regex)]
 DomainName = Annotated[str, Limit("that names a domain, such as 'page'", is_domain_name)]
 FrameCounts = dict[DomainName, FrameCount]  # number of frames chosen from each item, by domain
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 MeanMetric = Literal["mean_r1", "mean_r5", "mean_r10", "mean_map"]
 AverageMetric = Literal["average_mean_r1", "average_mean_r5", "average_mean_r10", "average_mean_map"]
 
@@ -66,6 +67,7 @@ class DataConfig:
     flip: bool
     colour_jitter: Fraction
     tokenizer: str
+    lowercase: bool
     vocab_size: Annotated[int, between(1, 10_000_000)]
     text_length: Annotated[int, between(3, 65_536)]  # [CLS], one token, [SEP]
     text_noise: Fraction
@@ -79,16 +81,19 @@ class DataConfig:
 class VisionConfig:
     init_from: str
     init_cut: bool
-    normalisation: Literal["imagenet", "clip"]
+    normalisation: Literal["imagenet", "clip", "siglip"]
     stem: Literal["patch", "conv"]
     patch_size: PositiveInt
+    family: Literal["clip", "siglip"]
     stem_widths: tuple[Width, ...]
     stem_blocks: tuple[Annotated[int, between(0, 512)], ...]
     width: Width
     depth: Depth
     heads: PositiveInt
-    pooling: Literal["class", "mean"]
-    activation: Literal["gelu", "quick_gelu"]
+    mlp_width: Annotated[int, between(0, 262_144)]
+    pooling: Literal["class", "mean", "attention"]
+    activation: Activation
+    across_frames: Literal["xclip", "gated"]
     cross_frame: bool
     integration_depth: Annotated[int, between(0, 512)]
     integration_heads: PositiveInt
@@ -101,10 +106,14 @@ class VisionConfig:
 class TextConfig:
     init_from: str
     init_cut: bool
+    family: Literal["bert", "clip", "siglip"]
     width: Width
     depth: Depth
     heads: PositiveInt
-    pooling: Literal["pooler", "class", "mean"]
+    mlp_width: Annotated[int, between(0, 262_144)]
+    activation: Activation
+    output_width: Annotated[int, between(0, 65_536)]
+    pooling: Literal["pooler", "class", "mean", "end", "last"]
     dropout: FractionBelowOne
     attention_dropout: FractionBelowOne
 
@@ -119,6 +128,7 @@ class FusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
+    init_from: str
     embedding: Width
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["auto", "xla", "cudnn"]

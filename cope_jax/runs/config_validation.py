@@ -19,6 +19,15 @@ ADDED_FIELDS = {
     "data.domains": ROPE_DOMAINS,
     "data.frame_choice": "random",
     "data.worker_processes": 0,
+    "data.lowercase": False,
+    "model.init_from": "",
+    "model.vision.family": "clip",
+    "model.vision.mlp_width": 0,
+    "model.vision.across_frames": "xclip",
+    "model.text.family": "bert",
+    "model.text.mlp_width": 0,
+    "model.text.activation": "gelu",
+    "model.text.output_width": 0,
     "model.vision.broadcast_single_frame": False,
     "model.text.attention_dropout": 0.0,
     "losses.precision": "highest",
@@ -239,6 +248,37 @@ RELATIONS = (
         ("model.dtype", "model.attention"),
         lambda dtype, attention: dtype == "bfloat16" or attention != "cudnn",
         "'bfloat16' because config.model.attention is 'cudnn'",
+    ),
+    Relation(
+        ("model.vision.pooling", "model.vision.family"),
+        lambda pooling, family: family == "clip" or pooling != "class",
+        "'attention' or 'mean' because config.model.vision.family is {1!r}, which has no class token",
+    ),
+    Relation(
+        ("model.vision.across_frames", "model.vision.family", "model.vision.cross_frame"),
+        lambda kind, family, messages: family == "clip" or kind == "gated" or not messages,
+        "'gated' because config.model.vision.family is {1!r}, which has no class token for X-CLIP's messages",
+    ),
+    Relation(
+        ("model.text.pooling", "model.text.family"),
+        lambda pooling, family: family == "bert" or pooling != "pooler",
+        "another one because config.model.text.family is {1!r}; only BERT has a pooler",
+    ),
+    *(
+        Relation(
+            (f"model.text.{name}", "model.text.family"),
+            lambda value, family, fixed=fixed: family != "bert" or value == fixed,
+            f"{fixed!r} because config.model.text.family is 'bert'",
+        )
+        for name, fixed in (("mlp_width", 0), ("output_width", 0), ("activation", "gelu"))
+    ),
+    *(
+        Relation(
+            (f"model.text.{name}", "model.text.family"),
+            lambda rate, family: family == "bert" or not rate,
+            "0 because config.model.text.family is {1!r}; only BERT has dropout",
+        )
+        for name in ("dropout", "attention_dropout")
     ),
     *(
         Relation(

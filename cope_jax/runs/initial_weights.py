@@ -76,7 +76,7 @@ def _check_published_vision(config: RunConfig) -> None:
     if vision.stem != "patch":
         raise ValueError(f"config.model.vision.stem is {vision.stem!r}; published weights need 'patch'")
     for domain, frames in config.eval.frames.items():
-        if vision.integration_depth and frames > trained:
+        if vision.integration_depth and vision.across_frames == "xclip" and frames > trained:
             raise ValueError(
                 f"config.eval.frames.{domain} is {frames}; expected no more than all of config.data.frames because "
                 "config.model.vision.init_from names published weights, whose positions of frames would be stretched "

@@ -14,7 +14,14 @@ from cope_jax.data import collate
 from cope_jax.data.images import EvalTransform, TrainTransform
 from cope_jax.data.pipeline import Batches, eval_batches, train_batches
 from cope_jax.data.records import InvalidItems, open_records, sample_texts
-from cope_jax.data.tokenizer import TextAugment, describe_texts, load_tokenizer, save_tokenizer, train_wordpiece
+from cope_jax.data.tokenizer import (
+    TextAugment,
+    describe_texts,
+    load_tokenizer,
+    lowercase,
+    save_tokenizer,
+    train_wordpiece,
+)
 from cope_jax.parallel.processes import barrier
 from cope_jax.runs.config import RunConfig
 from data_prep.common.domains import batch_entries, find_data_set, format_domains, read_domains
@@ -55,6 +62,7 @@ def run_tokenizer(config: RunConfig, workdir: Path) -> PreTrainedTokenizerFast:
             )
         if config.data.tokenizer:
             tokenizer = load_tokenizer(config.data.tokenizer)
+            tokenizer = lowercase(tokenizer) if config.data.lowercase else tokenizer
         else:
             records = open_records(config.data.data_dir, config.data.train_split)
             texts = list(sample_texts(records, limit=VOCABULARY_TEXTS)) if config.model.text_domains else []

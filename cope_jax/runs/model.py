@@ -22,6 +22,8 @@ from cope_jax.runs.initial_weights import prepare_weights
 
 def encoder_settings(config: RunConfig, *, vocab_size: int) -> dict[str, dict[str, Any]]:
     """Returns the arguments of the encoders except compute and rngs: {"vision": …, "text": …}."""
+    if config.model.init_from:
+        raise ValueError("config.model.init_from stands for other fields: set them with `start_from_weights`")
     vision, text = (
         {key: value for key, value in asdict(section).items() if not key.startswith("init_")}
         for section in (config.model.vision, config.model.text)

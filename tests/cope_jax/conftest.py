@@ -115,6 +115,49 @@ def clip_vision_model(depth: int = 2, *, prefix: str = "", projection: bool = Fa
     return shapes, VISION_CONFIG | sizes | {"model_type": "clip_vision_model"}
 
 
+def text_tower(name: str, depth: int, *, width: int, rows: int, positions: int) -> Shapes:
+    """The text tower of CLIP and SigLIP, without projection."""
+    shapes = {
+        f"{name}embeddings.token_embedding.weight": (rows, width),
+        f"{name}embeddings.position_embedding.weight": (positions, width),
+        **norm(f"{name}final_layer_norm", width),
+    }
+    for i in range(depth):
+        shapes |= clip_layer(f"{name}encoder.layers.{i}", width)
+    return shapes
+
+
+def siglip(depth: int = 2, *, vocab_size: int = 23) -> tuple[Shapes, dict]:
+    """SiglipModel, of SigLIP or SigLIP 2."""
+    vision, head = "vision_model.", "vision_model.head"
+    shapes = {
+        "logit_scale": (1,),
+        "logit_bias": (1,),
+        **linear("text_model.head", 8, 8),
+        **text_tower("text_model.", depth, width=8, rows=vocab_size, positions=7),
+        f"{vision}embeddings.patch_embedding.weight": (12, 3, 8, 8),
+        f"{vision}embeddings.patch_embedding.bias": (12,),
+        f"{vision}embeddings.position_embedding.weight": (4, 12),
+        **norm(f"{vision}post_layernorm", 12),
+        f"{head}.probe": (1, 1, 12),
+        f"{head}.attention.in_proj_weight": (36, 12),
+        f"{head}.attention.in_proj_bias": (36,),
+        **linear(f"{head}.attention.out_proj", 12, 12),
+        **norm(f"{head}.layernorm", 12),
+        **linear(f"{head}.mlp.fc1", 12, 48),
+        **linear(f"{head}.mlp.fc2", 48, 12),
+    }
+    for i in range(depth):
+        shapes |= clip_layer(f"{vision}encoder.layers.{i}", 12)
+    text = {"hidden_size": 8, "intermediate_size": 32, "num_attention_heads": 2, "max_position_embeddings": 7}
+    text |= {"num_hidden_layers": depth, "vocab_size": vocab_size}
+    return shapes, {
+        "model_type": "siglip",
+        "vision_config": VISION_CONFIG | {"num_hidden_layers": depth},
+        "text_config": text,
+    }
+
+
 def bert(depth: int = 2, *, prefix: str = "", vocab_size: int = 23) -> tuple[Shapes, dict]:
     """BertModel, or with a prefix BertForPreTraining."""
     shapes = {
@@ -142,6 +185,7 @@ KINDS: dict[str, Callable[..., tuple[Shapes, dict]]] = {
     "xclip_vision_model": xclip_vision_model,
     "clip": clip,
     "clip_vision_model": clip_vision_model,
+    "siglip": siglip,
     "bert": bert,
 }
 

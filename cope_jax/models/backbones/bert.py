@@ -38,10 +38,18 @@ def bert(config: Config, names: Collection[str]) -> EncoderSpec:
         },
         depths={"blocks": text.num_hidden_layers},
         requirements={
+            "family": ("family's", "bert"),
             "width": ("hidden_size", text.hidden_size),
             "heads": ("num_attention_heads", text.num_attention_heads),
         },
         own=(spec.own_tensors(prefix, "embeddings|encoder|pooler"),),
         unsupported=unsupported,
         optional=(r"^pooler/",),
+        defaults={
+            "pooling": "class" if text is not config else "pooler",
+            "mlp_width": 0,
+            "activation": "gelu",
+            "output_width": 0,
+            "max_length": 52 if text is not config else 32,  # 52 as in Chinese-CLIP's training
+        },
     )

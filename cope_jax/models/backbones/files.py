@@ -13,29 +13,21 @@ import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from cope_jax.models.backbones import open_clip
+from cope_jax.models.backbones.spec import Tensor
 from data_prep.common.files import read_json
 from data_prep.common.hub import find_folder
 
 DOWNLOAD = "download it again"  # the remedy for an invalid file
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of weights in several files
-FILES = ["config.json", SINGLE_FILE, INDEX, "model-*-of-*.safetensors", "*_Pooling/config.json"]
+FILES = ["config.json", open_clip.CONFIG, SINGLE_FILE, INDEX, "model-*-of-*.safetensors", "*_Pooling/config.json"]
 VARIANTS = ["config.json", "*.safetensors", "*.safetensors.index.*.json"]  # if a repository has none of the above
 CONVERT = (
     "import torch, safetensors.torch as s; "
     "w = torch.load('pytorch_model.bin', map_location='cpu', weights_only=True); "
     "s.save_file({name: x.contiguous().clone() for name, x in w.items()}, 'model.safetensors')"
 )
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor in a safetensors file; dtype as there: "F32", "BF16", "I64", …."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 @dataclass(frozen=True)
@@ -58,7 +50,8 @@ class Weights:
         """Reads a tensor as float32."""
         tensor = self.tensors[name]
         with safe_open(tensor.file, "numpy") as file:
-            value = file.get_tensor(tensor.name).astype(np.float32)
+            parts = [file.get_tensor(part) for part in (tensor.name, tensor.followed_by) if part]
+        value = (parts[0] if len(parts) == 1 else np.concatenate(parts))[tensor.index].astype(np.float32)
         if invalid := np.count_nonzero(~np.isfinite(value)):
             raise ValueError(
                 f"{tensor.file}: {invalid} of {value.size} values of tensor {tensor.name} are not finite; download the "
@@ -81,6 +74,15 @@ def open_weights(name: str, *, key: str) -> Weights:
     folder = find_folder(name, FILES, key=key)
     if not any(folder.glob("*.safetensors")) and not Path(name).expanduser().is_dir():
         folder = find_folder(name, VARIANTS, key=key)
+    settings = read_json(folder / open_clip.CONFIG, remedy=DOWNLOAD) if (folder / open_clip.CONFIG).exists() else {}
+    if open_clip.has_siglip(settings):
+        given = folder / open_clip.TENSORS
+        files = [given] if given.exists() else _tensor_files(folder, name=name, key=key)
+        tensors = {tensor.name: tensor for file in files for tensor in _list_tensors(file)}
+        try:
+            return Weights(name, *open_clip.translate(settings, tensors))
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{key} is {name!r}, whose {open_clip.CONFIG} is not supported: {error}") from error
     files = _tensor_files(folder, name=name, key=key)
     config = folder / "config.json"
     if not config.exists():

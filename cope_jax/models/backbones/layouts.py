@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -38,9 +39,33 @@ OUT_KERNEL = Layout(  # [D, heads·d] → [heads, d, D]
 )
 
 
-def grid_positions(rows: int) -> Layout:
-    """Layout of `rows` positions: the class token, then a square grid of patches."""
-    return Layout(lambda shape: (rows, shape[1]), lambda tensors, shape: resize_grid(tensors[0], shape[0]))
+PROBE = Layout(lambda shape: (1, 1, *shape), lambda tensors, shape: tensors[0][0, 0])  # of attention pooling
+
+
+def fused_kernel(first: int, layers: int) -> Layout:
+    """Layout of one or several layers [D, …, heads, d] from `first` on of `layers` stacked in one tensor."""
+    return Layout(
+        lambda shape: (layers * shape[-2] * shape[-1], shape[0]),
+        lambda tensors, shape: _fused_rows(tensors[0], first, prod(shape[1:]), prod(shape[-2:])).T.reshape(shape),
+    )
+
+
+def fused_bias(first: int, layers: int) -> Layout:
+    """Layout of the biases [heads, d] or [layers, heads, d] of `fused_kernel`."""
+    return Layout(
+        lambda shape: (layers * shape[-2] * shape[-1],),
+        lambda tensors, shape: _fused_rows(tensors[0], first, prod(shape), prod(shape[-2:])).reshape(shape),
+    )
+
+
+def _fused_rows(tensor: np.ndarray, first: int, rows: int, width: int) -> np.ndarray:
+    return tensor[first * width : first * width + rows]
+
+
+def grid_positions(rows: int, *, class_token: bool = True) -> Layout:
+    """Layout of `rows` positions: the class token, if there is one, then a square grid of patches."""
+    first = int(class_token)
+    return Layout(lambda shape: (rows, shape[1]), lambda tensors, shape: resize_grid(tensors[0], shape[0], first=first))
 
 
 def frame_positions(frames: int) -> Layout:
@@ -55,17 +80,28 @@ def first_rows(rows: int) -> Layout:
     )
 
 
-def resize_grid(table: np.ndarray, rows: int) -> np.ndarray:
-    """Resizes positions [1 + side², D] to [rows, D] by bicubic interpolation; the class token stays.
+def words(rows: int, *, padding: int) -> Layout:
+    """Layout like `first_rows`, with the vector of padding, which the checkpoint has in another row, in row 0."""
+
+    def convert(tensors: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
+        table = first_rows(rows).convert(tensors, shape).copy()
+        table[0] = tensors[0][padding]
+        return table
+
+    return Layout(lambda shape: (rows, shape[1]), convert)
+
+
+def resize_grid(table: np.ndarray, rows: int, *, first: int = 1) -> np.ndarray:
+    """Resizes positions [first + side², D] to [rows, D] by bicubic interpolation; the `first` ones (class token) stay.
 
     The interpolation is that of `interpolate_pos_encoding` in transformers, so outputs at other resolutions agree.
     """
     if rows == len(table):
         return table
-    old, new = (round((n - 1) ** 0.5) for n in (len(table), rows))
+    old, new = (round((n - first) ** 0.5) for n in (len(table), rows))
     weights = interpolation(old, new, cubic, reach=2)
-    grid = np.einsum("ai,bj,ijd->abd", weights, weights, table[1:].reshape(old, old, -1), optimize=True)
-    return np.concatenate([table[:1], grid.reshape(new * new, -1).astype(table.dtype)])
+    grid = np.einsum("ai,bj,ijd->abd", weights, weights, table[first:].reshape(old, old, -1), optimize=True)
+    return np.concatenate([table[:first], grid.reshape(new * new, -1).astype(table.dtype)])
 
 
 def resize_line(table: np.ndarray, rows: int) -> np.ndarray:

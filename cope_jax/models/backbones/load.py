@@ -16,7 +16,7 @@ import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Array, PyTree
 
-from cope_jax.models.backbones import bert, clip, xclip
+from cope_jax.models.backbones import bert, clip, siglip, xclip
 from cope_jax.models.backbones.files import Weights, open_weights
 from cope_jax.models.backbones.layouts import Shape
 from cope_jax.models.backbones.spec import Config, EncoderSpec, Source
@@ -30,14 +30,24 @@ MODEL_TYPES: dict[str, dict[str, Callable[[Config, Collection[str]], EncoderSpec
         "clip_vision_model": clip.clip,
         "chinese_clip": clip.clip,
         "chinese_clip_vision_model": clip.clip,
+        "siglip": siglip.siglip_vision,
+        "siglip_vision_model": siglip.siglip_vision,
     },
-    "text": {"bert": bert.bert, "chinese_clip": bert.bert, "chinese_clip_text_model": bert.bert},
+    "text": {
+        "bert": bert.bert,
+        "chinese_clip": bert.bert,
+        "chinese_clip_text_model": bert.bert,
+        "clip": clip.clip_text,
+        "clip_text_model": clip.clip_text,
+        "siglip": siglip.siglip_text,
+        "siglip_text_model": siglip.siglip_text,
+    },
 }
 # Vocabularies are padded to multiples of 8 to 128. With its own tokenizer, a model may have more rows without a token.
 PADDING = 128
 FLOATS = ("F64", "F32", "F16", "BF16")
 # Parameters that a model may lack by its settings, whatever the checkpoint has.
-OPTIONAL = (r"^blocks/message_", r"^integration/", r"^pooler/")
+OPTIONAL = (r"^blocks/message_", r"^integration/", r"^pooler/", r"^head/")
 
 
 class Filling(NamedTuple):
@@ -140,7 +150,7 @@ def prepare(
     """
     key = f"{section}.init_from"
     weights = open_weights(name, key=key)
-    spec = _find_spec(encoder, weights, what=f"{key} is {name!r}")
+    spec = find_spec(encoder, weights, what=f"{key} is {name!r}")
     padding = sys.maxsize if own_tokenizer else PADDING
     if mismatches := list(_mismatches(spec, weights, settings, cut=cut, section=section, padding=padding)):
         raise ValueError(f"{key} is {name!r}, which is another model:\n" + "\n".join(f"  {m}" for m in mismatches))
@@ -155,7 +165,7 @@ def prepare(
     return matched
 
 
-def _find_spec(encoder: str, weights: Weights, *, what: str) -> EncoderSpec:
+def find_spec(encoder: str, weights: Weights, *, what: str) -> EncoderSpec:
     """Describes what a checkpoint has for an encoder; `what` is the subject of error messages."""
     # Not at the top: it imports torch if that is installed.
     from transformers import AutoConfig
@@ -181,8 +191,9 @@ def _mismatches(
 ) -> Iterator[str]:
     """Lists how the model and the checkpoint differ, with the keys to change."""
     for key, (field, theirs) in spec.requirements.items():
-        if settings[key] != theirs and (key != "integration_heads" or settings["integration_depth"]):
-            yield f"{section}.{key} is {settings[key]!r}; its {field} is {theirs!r}"
+        if settings[key] != theirs and not _is_unimportant(key, settings):
+            name = "config.data.text_length" if key == "max_length" else f"{section}.{key}"
+            yield f"{name} is {settings[key]!r}; its {field} is {theirs!r}"
     yield from spec.unsupported
     for stack, key in (("blocks", "depth"), ("integration/blocks", "integration_depth")):
         ours, theirs = settings.get(key, 0), spec.depths.get(stack, 0)
@@ -202,6 +213,16 @@ def _mismatches(
         )
     if positions is not None and settings["max_length"] > positions.shape[0]:
         yield f"config.data.text_length is {settings['max_length']}, but it has only {positions.shape[0]} positions"
+
+
+def _is_unimportant(key: str, settings: Mapping[str, Any]) -> bool:
+    """Returns whether a setting may differ from the checkpoint, because the model does not have what it describes."""
+    across_frames = settings.get("cross_frame") or settings.get("integration_depth")
+    return (
+        (key == "integration_heads" and not settings["integration_depth"])
+        or (key == "across_frames" and not across_frames)
+        or (key == "max_length" and settings["pooling"] != "last")
+    )
 
 
 def _match(spec: EncoderSpec, weights: Weights, targets: Mapping[str, Shape], *, key: str) -> Pretrained:

@@ -5,13 +5,35 @@ Paths of parameters are relative to the encoder. In names of tensors, "{}" stand
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cope_jax.models.backbones.layouts import COPY, LINEAR, OUT_KERNEL, QKV_BIAS, QKV_KERNEL, Layout
 
 Config = Any  # of transformers; its attributes depend on the model
 Requirements = Mapping[str, tuple[str, Any]]  # setting of the model → the field of config.json that it must equal
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor, or a part of one, in a safetensors file.
+
+    Attributes:
+        file: The file.
+        name: Its name there.
+        shape: Shape of the part.
+        dtype: As there: "F32", "BF16", "I64", ….
+        index: Index of the part along the first axis.
+        followed_by: Name of a tensor that is appended along the first axis before.
+    """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    index: Any = ...
+    followed_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +67,7 @@ class EncoderSpec:
         own: Regexes of the tensors of this encoder. All of them must be known; others, such as heads, are not used.
         unsupported: Properties of the checkpoint that our blocks do not support, as messages.
         optional: Regexes of parameters that are initialized randomly if the checkpoint lacks them.
+        defaults: Settings that a run takes over with `config.model.init_from`, and may change.
     """
 
     sources: Sources
@@ -53,6 +76,12 @@ class EncoderSpec:
     own: tuple[str, ...]
     unsupported: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the settings of an encoder like the checkpoint's."""
+        required = {key: value for key, (_, value) in self.requirements.items()}
+        return {**self.defaults, **required, "depth": self.depths["blocks"]}
 
 
 def linear(path: str, tensor: str) -> Sources:
@@ -70,15 +99,22 @@ def attention(path: str, inputs: Collection[str], output: str) -> Sources:
     return {
         f"{path}/qkv/kernel": Source(tuple(f"{tensor}.weight" for tensor in inputs), QKV_KERNEL),
         f"{path}/qkv/bias": Source(tuple(f"{tensor}.bias" for tensor in inputs), QKV_BIAS),
-        f"{path}/out/kernel": Source((f"{output}.weight",), OUT_KERNEL),
-        f"{path}/out/bias": Source((f"{output}.bias",), COPY),
+        **attention_output(path, output),
     }
 
 
-def unsupported_sizes(config: Config, *, epsilon: float, prefix: str = "") -> tuple[str, ...]:
+def attention_output(path: str, tensor: str) -> Sources:
+    """Sources of the last layer of attention."""
+    return {
+        f"{path}/out/kernel": Source((f"{tensor}.weight",), OUT_KERNEL),
+        f"{path}/out/bias": Source((f"{tensor}.bias",), COPY),
+    }
+
+
+def unsupported_sizes(config: Config, *, epsilon: float, prefix: str = "", any_mlp: bool = False) -> tuple[str, ...]:
     """Lists what is fixed in our blocks and differs in the checkpoint; `prefix` is that of the size fields."""
     found, hidden = [], getattr(config, f"{prefix}intermediate_size")
-    if hidden != (expected := 4 * getattr(config, f"{prefix}hidden_size")):
+    if not any_mlp and hidden != (expected := 4 * getattr(config, f"{prefix}hidden_size")):
         found.append(f"its {prefix}intermediate_size is {hidden}, but only 4 times the width, {expected}, is supported")
     if config.layer_norm_eps != epsilon:
         found.append(f"its layer_norm_eps is {config.layer_norm_eps}, but only {epsilon} is supported")

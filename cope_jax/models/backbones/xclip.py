@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from cope_jax.models.backbones import clip, spec
 from cope_jax.models.backbones.layouts import frame_positions
-from cope_jax.models.backbones.spec import Config, EncoderSpec, Source, Sources
+from cope_jax.models.backbones.spec import Config, EncoderSpec, Requirements, Source, Sources
 
 
 def vit(vision: Config, names: Collection[str]) -> Sources:
@@ -17,6 +17,11 @@ def vit(vision: Config, names: Collection[str]) -> Sources:
         **spec.norm("blocks/message_norm", f"{layer}.message_ln"),
         **clip.attention("blocks/message_attention", f"{layer}.message_attn"),
     }
+
+
+def requirements(vision: Config) -> Requirements:
+    """Settings that a model must share with X-CLIP's ViT."""
+    return {**clip.vit_requirements(vision, "imagenet"), "across_frames": ("family's", "xclip")}
 
 
 def xclip(config: Config, names: Collection[str]) -> EncoderSpec:
@@ -32,7 +37,7 @@ def xclip(config: Config, names: Collection[str]) -> EncoderSpec:
         },
         depths={"blocks": vision.num_hidden_layers, "integration/blocks": vision.mit_num_hidden_layers},
         requirements={
-            **clip.vit_requirements(vision, "imagenet"),
+            **requirements(vision),
             "output_width": ("projection_dim", config.projection_dim),
             "integration_heads": ("mit_num_attention_heads", vision.mit_num_attention_heads),
         },
@@ -49,7 +54,7 @@ def xclip_vision(config: Config, names: Collection[str]) -> EncoderSpec:
     return EncoderSpec(
         sources=vit(config, names),
         depths={"blocks": config.num_hidden_layers},
-        requirements=clip.vit_requirements(config, "imagenet"),
+        requirements=requirements(config),
         own=(spec.own_tensors(clip.vit_prefix(names), clip.PARTS),),
         unsupported=spec.unsupported_sizes(config, epsilon=clip.EPSILON),
         optional=(r"^project/", r"^integration/"),

@@ -6,9 +6,17 @@ import time
 import numpy as np
 import pytest
 from huggingface_hub import constants
-from transformers import BertTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
+from transformers import BertTokenizer, CLIPTokenizer, GemmaTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
-from cope_jax.data.tokenizer import TextAugment, describe_texts, encode, load_tokenizer, save_tokenizer, train_wordpiece
+from cope_jax.data.tokenizer import (
+    TextAugment,
+    describe_texts,
+    encode,
+    load_tokenizer,
+    lowercase,
+    save_tokenizer,
+    train_wordpiece,
+)
 
 TEXTS = ["红色连衣裙 ABC", "红裙,买1送1", "abc abd 红", ""]
 
@@ -204,6 +212,29 @@ def test_unsuitable_tokenizers_are_reported(tmp_path):
     GPT2Tokenizer(vocab={"<pad>": 0, "a": 1}, merges=[], pad_token="<pad>").save_pretrained(tmp_path / "gpt")
     with pytest.raises(ValueError, match="has no separator"):
         load_tokenizer(tmp_path / "gpt")
+
+
+def test_lower_casing_survives_saving(tmp_path):
+    """GemmaTokenizer, the class of SigLIP 2's tokenizer, makes its normalizer anew when it is loaded."""
+    vocabulary = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", "r", "e", "d", "R", "re", "red", "▁red"]
+    merges, ids = [("r", "e"), ("re", "d"), ("▁", "red")], {token: i for i, token in enumerate(vocabulary)}
+    GemmaTokenizer(ids, merges, add_eos_token=True, add_bos_token=False).save_pretrained(tmp_path / "gemma")
+    cased = load_tokenizer(tmp_path / "gemma")
+    assert encode(cased, ["red Red"], 8).tolist() == [[11, 5, 9, 7, 8, 1, 0, 0]]
+    save_tokenizer(lowercase(cased), tmp_path / "lower")
+    lower = load_tokenizer(tmp_path / "lower")
+    assert encode(lower, ["red Red", "", "RED red red red"], 4).tolist() == [[11, 12, 1, 0], [0] * 4, [11, 12, 12, 1]]
+
+
+def test_clips_tokenizer_gives_the_same_ids_except_for_padding(tmp_path):
+    vocabulary = ["!", '"', "a", "b", "b</w>", "ab</w>", "!</w>", "<|startoftext|>", "<|endoftext|>"]
+    CLIPTokenizer({token: i for i, token in enumerate(vocabulary)}, [("a", "b</w>")]).save_pretrained(tmp_path / "clip")
+    tokenizer = load_tokenizer(tmp_path / "clip")
+    texts = ["AB ab", "ab!", " b  ", "ab " * 9, "日本", "a\tb"]
+    found = encode(tokenizer, texts, 6)
+    expected = tokenizer(texts, padding="max_length", truncation=True, max_length=6, return_tensors="np")
+    np.testing.assert_array_equal(found, np.where(expected["attention_mask"], expected["input_ids"], 0))
+    assert found[3].tolist() == [7, 5, 5, 5, 5, 8]
 
 
 def test_invalid_training_arguments_are_reported():

@@ -165,7 +165,7 @@ def test_layer_norm_statistics_are_float32_under_bfloat16():
 def test_invalid_sizes_and_activations_are_reported():
     with pytest.raises(ValueError, match="width 10 is not a multiple of the number of heads 3"):
         Attention(10, 3, compute=FLOAT32, rngs=rngs())
-    with pytest.raises(ValueError, match="unknown activation 'swish': choose one of gelu, quick_gelu"):
+    with pytest.raises(ValueError, match="unknown activation 'swish': choose one of gelu, gelu_tanh, quick_gelu"):
         Mlp(4, 8, "swish", dtype=FLOAT32.dtype, rngs=rngs())
     assert jax.config.jax_numpy_rank_promotion == "raise"
 

@@ -46,6 +46,7 @@ def test_positions_are_interpolated_as_in_torch(old, new):
     ours = resize_grid(table, 1 + new * new)
     np.testing.assert_allclose(ours[1:], wanted.permute(0, 2, 3, 1).reshape(-1, 6), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(ours[0], table[0])
+    np.testing.assert_array_equal(resize_grid(table[1:], new * new, first=0), ours[1:])
     line = torch.tensor(table[:old].T[None])
     wanted = torch.nn.functional.interpolate(line, size=new, mode="linear", align_corners=False)[0].T
     np.testing.assert_allclose(resize_line(table[:old], new), wanted, rtol=1e-4, atol=1e-5)
@@ -101,13 +102,16 @@ def our_vision(vision, *, projection, cross_frame, mit):
             normalisation="imagenet",
             stem="patch",
             patch_size=vision.patch_size,
+            family="clip",
             stem_widths=(),
             stem_blocks=(),
             width=vision.hidden_size,
             depth=vision.num_hidden_layers,
             heads=vision.num_attention_heads,
+            mlp_width=0,
             pooling="class",
             activation=vision.hidden_act,
+            across_frames="xclip",
             cross_frame=cross_frame,
             integration_depth=vision.mit_num_hidden_layers if mit else 0,
             integration_heads=vision.mit_num_attention_heads if mit else 1,
@@ -153,6 +157,10 @@ def test_full_size_bert_has_the_same_number_of_parameters(name):
             width=config.hidden_size,
             depth=config.num_hidden_layers,
             heads=config.num_attention_heads,
+            family="bert",
+            mlp_width=0,
+            activation="gelu",
+            output_width=0,
             pooling="pooler",
             dropout=0.0,
             attention_dropout=0.0,

@@ -25,6 +25,31 @@ def test_the_pooler_is_a_dense_layer_and_tanh_on_the_class_token(call, make_cope
     np.testing.assert_allclose(call(pooled, TOKENS).vector[:2], expected, rtol=2e-4, atol=1e-5)
 
 
+CLIP = {"family": "clip", "pooling": "end", "activation": "quick_gelu", "output_width": 5}
+SIGLIP = {"family": "siglip", "pooling": "last", "activation": "gelu_tanh", "mlp_width": 6}
+
+
+def test_words_of_clip_see_no_later_ones_and_texts_are_pooled_at_their_end(call, make_cope):
+    encoder = make_cope(text=CLIP).text
+    longer = np.where(np.arange(7) == 4, 5, TOKENS)
+    before, after = (call(encoder, tokens) for tokens in (TOKENS, longer))
+    np.testing.assert_allclose(after.words[:2, :4], before.words[:2, :4], rtol=2e-4, atol=1e-5)
+    kernel = encoder.project.kernel[...]
+    np.testing.assert_allclose(before.vector[:2], before.words[:2, 3] @ kernel, rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(after.vector[:2], after.words[:2, 4] @ kernel, rtol=2e-4, atol=1e-5)
+    np.testing.assert_array_equal(before.vector[2], np.zeros(5))
+
+
+def test_padding_is_a_part_of_siglips_texts_which_are_pooled_at_the_last_position(call, make_cope):
+    encoder = make_cope(text=SIGLIP).text
+    features = call(encoder, TOKENS)
+    expected = features.words[:2, 6] @ encoder.project.kernel[...] + encoder.project.bias[None]
+    np.testing.assert_allclose(features.vector[:2], expected, rtol=2e-4, atol=1e-5)
+    np.testing.assert_array_equal(features.vector[2], np.zeros(8))
+    encoder.words.embedding.set_value(encoder.words.embedding[...].at[0, 3].add(1.0))
+    assert np.abs(call(encoder, TOKENS).words - features.words)[:2, 0].max() > 1e-3
+
+
 def test_attention_has_dropout_in_training_only(call, make_cope):
     plain, dropping = (make_cope(text={"attention_dropout": rate}).text for rate in (0.0, 0.5))
     np.testing.assert_array_equal(call(dropping, TOKENS).vector, call(plain, TOKENS).vector)
@@ -34,5 +59,5 @@ def test_attention_has_dropout_in_training_only(call, make_cope):
 
 
 def test_an_unknown_pooling_is_reported(make_cope):
-    with pytest.raises(ValueError, match="unknown pooling 'max': choose one of pooler, class, mean"):
+    with pytest.raises(ValueError, match="unknown pooling 'max': choose one of pooler, class, mean, end, last"):
         make_cope(text={"pooling": "max"})

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
 
 from cope_jax.models.stems import ConvStem, Patches, PatchStem, conv_patch_size
 from cope_jax.models.vision import normalize
@@ -71,6 +78,51 @@ def test_pages_with_all_positions_do_not_change_clips(make_cope, random_items):
         assert found.frames.shape == expected.frames.shape
 
 
+SIGLIP = {"family": "siglip", "pooling": "attention", "across_frames": "gated", "output_width": 12}
+
+
+@pytest.mark.parametrize("family", [{}, SIGLIP])
+def test_gated_messages_and_integration_start_without_effect(call, make_cope, random_items, family):
+    """The gates are 0 at first; the other values of both encoders are the same."""
+    gated = make_cope(vision=family | {"across_frames": "gated"}).vision
+    plain = make_cope(vision=family | {"cross_frame": False, "integration_depth": 0}).vision
+    plain.blocks.block, plain.stem, plain.position = gated.blocks.block, gated.stem, gated.position
+    for part in ("class_token", "pre_norm", "post_norm", "head", "project"):
+        setattr(plain, part, getattr(gated, part))
+    frames, mask = frames_of(random_items(2, 3))
+    mask[1, 1:] = False
+    open_gates = call(gated, frames, mask).vector
+    for gate in (gated.blocks.message_gate, gated.integration.gate):
+        gate.set_value(jnp.zeros_like(gate[...]))
+    expected = call(plain, frames, mask).vector
+    np.testing.assert_allclose(call(gated, frames, mask).vector, expected, rtol=2e-4, atol=1e-5)
+    assert np.abs(open_gates - expected).max() > 1e-3
+
+
+def test_gates_are_zero_at_first(make_cope):
+    encoder = make_cope(vision={"across_frames": "gated"}, noise=0.0).vision
+    for gate in (encoder.blocks.message_gate, encoder.integration.gate):
+        np.testing.assert_array_equal(gate[...], np.zeros(gate.shape))
+
+
+def test_siglips_pooling_is_attention_of_a_probe_to_the_patches(make_cope, random_items):
+    """In float64 NumPy."""
+    head = make_cope(vision=SIGLIP).vision.head
+    x = np.random.default_rng(0).normal(size=(2, 4, 12))
+    values = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), nnx.to_pure_dict(nnx.state(head)))
+    query = np.einsum("d,dhk->hk", values["probe"], values["query"]["kernel"]) + values["query"]["bias"]
+    keys, heads = np.einsum("bnd,dphk->pbnhk", x, values["kv"]["kernel"]) + values["kv"]["bias"][:, None, None]
+    logits = np.einsum("hk,bnhk->bhn", query, keys) / np.sqrt(query.shape[-1])
+    weights = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    y = np.einsum("bhn,bnhk,hkd->bd", weights, heads, values["out"]["kernel"]) + values["out"]["bias"]
+    normed = (y - y.mean(axis=1, keepdims=True)) / np.sqrt(y.var(axis=1, keepdims=True) + 1e-6)
+    normed = normed * values["norm"]["scale"] + values["norm"]["bias"]
+    hidden = normed @ values["mlp"]["up"]["kernel"] + values["mlp"]["up"]["bias"]
+    hidden = np.asarray(hidden / (1 + np.exp(-1.702 * hidden)))
+    expected = y + hidden @ values["mlp"]["down"]["kernel"] + values["mlp"]["down"]["bias"]
+    np.testing.assert_allclose(head(jnp.asarray(x, jnp.float32)), expected, rtol=2e-4, atol=1e-5)
+
+
 def test_patches_are_in_row_major_order(call):
     stem = PatchStem(5, 8, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(params=0))
     images = np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype(np.float32)
@@ -106,6 +158,7 @@ def test_pixels_are_normalized_per_channel():
     for name, mean, deviation in (
         ("imagenet", IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
         ("clip", OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+        ("siglip", IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
     ):
         wanted = (1 - np.array(mean)) / deviation
         np.testing.assert_allclose(normalize(white, name)[0, 0, 0, 0], wanted, rtol=1e-5)

@@ -12,8 +12,10 @@ from configs import default
 from cope_jax.data.frames import FRAME_CHOICES, SHORT_CLIPS
 from cope_jax.models.fusion import FUSIONS, HEAD_NORMS
 from cope_jax.models.layers import ACTIVATIONS, ATTENTIONS, REMATS
+from cope_jax.models.text import FAMILIES as TEXT_FAMILIES
 from cope_jax.models.text import POOLINGS as TEXT_POOLINGS
-from cope_jax.models.vision import NORMALISATIONS
+from cope_jax.models.vision import ACROSS_FRAMES, NORMALISATIONS
+from cope_jax.models.vision import FAMILIES as VISION_FAMILIES
 from cope_jax.models.vision import POOLINGS as VISION_POOLINGS
 from cope_jax.runs import config
 from cope_jax.runs.config import flatten
@@ -60,8 +62,12 @@ def test_the_default_config_lists_the_fields_in_the_same_order():
         (config.ModelConfig, "head_norm", HEAD_NORMS),
         (config.DataConfig, "domains", KINDS),
         (config.VisionConfig, "normalisation", NORMALISATIONS),
+        (config.VisionConfig, "family", VISION_FAMILIES),
+        (config.VisionConfig, "across_frames", ACROSS_FRAMES),
         (config.VisionConfig, "pooling", VISION_POOLINGS),
         (config.VisionConfig, "activation", ACTIVATIONS),
+        (config.TextConfig, "family", TEXT_FAMILIES),
+        (config.TextConfig, "activation", ACTIVATIONS),
         (config.TextConfig, "pooling", TEXT_POOLINGS),
         (config.FusionConfig, "kind", FUSIONS),
     ],

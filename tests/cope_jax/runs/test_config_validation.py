@@ -121,6 +121,11 @@ def test_all_problems_are_reported_together():
             0.0,
             "losses.sigmoid.weight is 0.0; expected a number > 0 because config.losses",
         ),
+        ("model.vision.family", "siglip", "config.model.vision.pooling is 'class'; expected 'attention' or 'mean'"),
+        ("model.vision.family", "siglip", "config.model.vision.across_frames is 'xclip'; expected 'gated' because"),
+        ("model.text.family", "siglip", "config.model.text.pooling is 'pooler'; expected another one because"),
+        ("model.text.family", "clip", "config.model.text.dropout is 0.1; expected 0 because config.model.text.family"),
+        ("model.text.mlp_width", 64, "config.model.text.mlp_width is 64; expected 0 because config.model.text.family"),
         ("train.microbatch", 48, "config.train.batch_size is 128; expected a multiple of config.train.microbatch (48)"),
         ("train.best_by", "average_mean_r1", "average_decay is 0.0; expected a number > 0 because config.train.best"),
     ],
@@ -136,8 +141,8 @@ def test_missing_fields_and_sections_are_reported():
     with pytest.raises(ValueError, match="invalid config") as caught:
         resolve_config(fields)
     assert str(caught.value).splitlines()[1:] == [
-        "  config.model is missing; expected a section with embedding, dtype, attention, scan_layers, remat, "
-        "text_domains, head_norm, vision, text, fusion",
+        "  config.model is missing; expected a section with init_from, embedding, dtype, attention, scan_layers, "
+        "remat, text_domains, head_norm, vision, text, fusion",
         "  config.train.steps is missing; expected an integer >= 1",
     ]
     with pytest.raises(ValueError, match=r"config is \[\]; expected a section with seed, data"):
