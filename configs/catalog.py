@@ -7,6 +7,7 @@ The path after the colon is the data folder, as of `./run.sh build`; the domains
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -16,16 +17,16 @@ from data_prep.common.domains import find_data_set, read_domains
 
 def get_config(data_dir: str = "data") -> ConfigDict:
     """Returns the settings of the demo for the domains of a data set."""
-    config = demo.get_config()
-    config.data.data_dir = data_dir
-    use_domains(config, read_domains(find_data_set(Path(data_dir))))
-    return config.lock()
+    fields = demo.get_config().to_dict()
+    fields["data"]["data_dir"] = data_dir
+    use_domains(fields, read_domains(find_data_set(Path(data_dir))))
+    return ConfigDict(fields).lock()
 
 
-def use_domains(config: ConfigDict, domains: Mapping[str, str]) -> None:
+def use_domains(fields: dict[str, Any], domains: Mapping[str, str]) -> None:
     """Changes the fields per domain to those of a data set, given as domain → kind; all of its texts are used."""
-    for section in (config.data, config.eval):
-        counts = {"image": section.frames.page, "clip": section.frames.video}
-        section.frames = ConfigDict({domain: counts[kind] for domain, kind in domains.items()})
-    config.data.domains = ConfigDict(domains)
-    config.model.text_domains = tuple(domains)
+    for section in (fields["data"], fields["eval"]):
+        counts = {"image": section["frames"]["page"], "clip": section["frames"]["video"]}
+        section["frames"] = {domain: counts[kind] for domain, kind in domains.items()}
+    fields["data"]["domains"] = dict(domains)
+    fields["model"]["text_domains"] = tuple(domains)
