@@ -6,6 +6,12 @@ Types and bounds of the fields are in `cope_jax/runs/config.py`.
 
 from ml_collections import ConfigDict
 
+CLIPS = ("video", "live")
+AUTHORS_PAIRS = (
+    *(("page", "video", 1.0), ("page", "live", 1.0), ("video", "live", 1.0)),
+    *((view, clip, 1.0) for view in ("page.text", "page.vision") for clip in CLIPS),
+)
+
 
 def get_config() -> ConfigDict:
     """Returns the default config, locked: unknown fields are errors."""
@@ -92,18 +98,18 @@ def get_config() -> ConfigDict:
 
     config.losses = losses = ConfigDict()  # terms of the loss; weight 0 turns a term off
     losses.precision = "highest"  # matrix products of losses: "highest" (float32) or "bfloat16", added up in float32
-    losses.sigmoid = sigmoid = ConfigDict()  # sigmoid loss (SigLIP) over all pairs of domains
+    # A view is a domain, or its texts or images alone: "page", "page.text", "page.vision". Pairing a view with itself,
+    # as in ("page", "page", 1.0), compares two different items of each product.
+    losses.sigmoid = sigmoid = ConfigDict()  # sigmoid loss (SigLIP)
     sigmoid.weight = 1.0  # weight of the term
     sigmoid.temperature = 10.0  # initial t (learned)
     sigmoid.bias = -10.0  # initial β (learned)
-    sigmoid.page_text = 0.0  # weight of additional pairs: page texts alone with videos and lives
-    sigmoid.page_vision = 0.0  # weight of additional pairs: page images alone with videos and lives
+    sigmoid.pairs = ()  # ((view, view, weight), …); () is all pairs of domains with weight 1
     losses.infonce = infonce = ConfigDict()  # symmetric InfoNCE (the authors')
     infonce.weight = 0.0  # weight of the term
     infonce.temperature = 0.05  # divides similarities
     infonce.smoothing = 0.1  # label smoothing
-    infonce.page_text = 1.0  # weight of additional pairs, as above
-    infonce.page_vision = 1.0  # weight of additional pairs, as above
+    infonce.pairs = AUTHORS_PAIRS  # as above; () is all pairs of domains
     losses.classifier = classifier = ConfigDict()  # classification of all training products: Partial FC with CosFace
     classifier.weight = 0.0  # weight of the term
     classifier.scale = 64.0  # factor on cosines

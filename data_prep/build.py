@@ -22,6 +22,7 @@ from typing import Any
 
 from absl import flags, logging
 
+from data_prep.catalog.files import Catalog
 from data_prep.catalog.release_parser import PREFIXES
 from data_prep.common.cli import run
 from data_prep.common.files import atomic_write, lock_file, read_json
@@ -138,7 +139,7 @@ def define_flags() -> None:
     flags.DEFINE_string("data_dir", None, "Folder for the data set, which is written to <data_dir>/<name>.")
     flags.DEFINE_string("name", NAME, "Name of the data set.")
     flags.DEFINE_integer("max_side", None, "Shrink images whose longer side is larger, in pixels.", lower_bound=1)
-    flags.DEFINE_list("splits", list(PREFIXES), "Splits to build.")
+    flags.DEFINE_list("splits", None, "Splits to build. Default: train, test and all others of a catalog.")
     for split, prefix in PREFIXES.items():
         flags.DEFINE_string(f"{split}_prefix", prefix, f"Prefix of the file names of split {split} in a release.")
     flags.DEFINE_float(
@@ -173,13 +174,14 @@ def main() -> int:
 def _inputs(data_dir: Path, report: Callable[[str], None]) -> Inputs:
     images = split_folders(FLAGS.images or ())
     if FLAGS.catalog:
-        return Inputs(Path(FLAGS.catalog), tuple(images), tuple(FLAGS.splits), FLAGS.max_side)
+        splits = FLAGS.splits or dict.fromkeys((*Catalog(Path(FLAGS.catalog)).splits, *PREFIXES))
+        return Inputs(Path(FLAGS.catalog), tuple(images), tuple(splits), FLAGS.max_side)
     prefixes = {split: getattr(FLAGS, f"{split}_prefix") for split in PREFIXES}
     return inputs_from_release(
         Path(FLAGS.release),
         data_dir,
         images=images,
-        splits=FLAGS.splits,
+        splits=FLAGS.splits or tuple(PREFIXES),
         prefixes=prefixes,
         max_side=FLAGS.max_side,
         report=report,

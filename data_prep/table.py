@@ -4,8 +4,12 @@
         [--domains=page:image,spin:clip]
 
 The table has the columns `product`, `item`, optionally `domain` (any names; without it, all rows are of the domain
-page), `text` and `split` (train or test), and either `images` (one row per item; a list, or names separated by "|") or
-`image` (one row per image) and optionally `time`. An item of several products has one row for each.
+page), `text` and `split` (train, val or test), and either `images` (one row per item; a list, or names separated by
+"|") or `image` (one row per image) and optionally `time`. An item of several products has one row for each.
+
+Without a split, products are split at random, but always alike. Products that are shown together stay together: of the
+items that show several products, the one with the smallest hash is drawn for all products that it is the smallest of.
+An item is left with the products of one split: those that were drawn with it, or the larger part.
 
 The domains page, video and live are of the kinds image, clip and clip. Another domain is of kind clip if one of its
 items has several images. --domains states the kinds instead, and leaves out rows of other domains.
@@ -38,7 +42,7 @@ from data_prep.images.lookup import find_missing, format_hints
 FLAGS = flags.FLAGS
 
 IDS_FILE = "ids.parquet"
-RULES = 2  # raise when the same table gives another catalog
+RULES = 3  # raise when the same table gives another catalog
 TEST_FRACTION = 0.1
 _BATCH_ROWS = 16384
 _BATCH_CHARACTERS = 16 << 20
@@ -46,9 +50,37 @@ _SAMPLED_IMAGES = 100_000  # names that are looked for in the images folder
 _MANY_ITEMS = _FAR_MORE = 10  # a product with so many items, and so many times those of others, is suspicious
 
 _TABLES = """
-CREATE TABLE rows (split VARCHAR, domain VARCHAR, product VARCHAR, item VARCHAR, text VARCHAR, line BIGINT);
+CREATE TABLE rows
+    (split VARCHAR, drawn BOOLEAN, domain VARCHAR, product VARCHAR, item VARCHAR, text VARCHAR, line BIGINT);
 CREATE TABLE images
     (split VARCHAR, domain VARCHAR, item VARCHAR, name VARCHAR, time BIGINT, position BIGINT, line BIGINT);
+"""
+# Products without a split that are shown with others, and the item that they are drawn with. The order and the draw of
+# items use different digits of their hashes.
+_ANCHORS = """
+CREATE TABLE anchors AS
+WITH shared AS (
+    SELECT domain, item, sha256(domain || ' ' || item) AS hash FROM rows
+    GROUP BY ALL HAVING count(DISTINCT product) > 1 AND bool_or(drawn)
+)
+SELECT product, arg_min(domain, hash) AS domain, arg_min(item, hash) AS item,
+    CASE WHEN ('0x' || right(min(hash), 16))::UBIGINT / 18446744073709551616.0 < {test_fraction}
+    THEN 'test' ELSE 'train' END AS split
+FROM rows JOIN shared USING (domain, item) WHERE drawn GROUP BY product;
+UPDATE rows SET split = anchors.split FROM anchors WHERE rows.product = anchors.product AND drawn;
+UPDATE images SET split = rows.split FROM rows WHERE rows.line = images.line;
+"""
+_OTHER_SPLIT = """
+WITH parts AS (
+    SELECT domain, item, rows.split AS split, bool_or(drawn) AS drawn,
+        bool_or(anchors.product IS NOT NULL) AS anchored, count(DISTINCT product) AS products
+    FROM rows LEFT JOIN anchors USING (domain, item, product) GROUP BY ALL
+), kept AS (
+    SELECT domain, item, split FROM parts WINDOW item AS (PARTITION BY domain, item)
+    QUALIFY bool_or(drawn) OVER item AND count(*) OVER item > 1
+        AND row_number() OVER (PARTITION BY domain, item ORDER BY anchored DESC, products DESC, split) = 1
+)
+SELECT line FROM rows JOIN kept USING (domain, item) WHERE rows.split <> kept.split
 """
 _LARGEST_PRODUCT = """
 WITH counts AS (SELECT product, count(DISTINCT (domain, item)) AS items FROM rows GROUP BY ALL),
@@ -172,9 +204,10 @@ def _load_table(
             if isinstance(row, Reason):
                 invalid[row].append(line)
                 continue
-            split_by_hash |= not row.split
+            drawn = not row.split
+            split_by_hash |= drawn
             split = row.split or split_of(row.product, test_fraction)
-            rows.append((split, row.domain, row.product, row.item, row.text, line))
+            rows.append((split, drawn, row.domain, row.product, row.item, row.text, line))
             images += [(split, row.domain, row.item, *image, i, line) for i, image in enumerate(row.images)]
         rejected.lines += len(batch)
         for reason, lines in invalid.items():
@@ -182,7 +215,7 @@ def _load_table(
         _insert(con, "rows", rows)
         _insert(con, "images", images)
     if split_by_hash:
-        _leave_to_test(con, rejected)
+        _keep_items_together(con, test_fraction, rejected)
 
 
 def _batches(table: Path) -> Iterator[list[tuple[int, TableRow | Reason]]]:
@@ -198,7 +231,7 @@ def _batches(table: Path) -> Iterator[list[tuple[int, TableRow | Reason]]]:
 
 
 def split_of(product: str, test_fraction: float) -> str:
-    """Returns the split of a product, which does not depend on the other products of a table."""
+    """Returns the split of a product that is not shown with others; it does not depend on the other rows of a table."""
     drawn = int.from_bytes(hashlib.sha256(product.encode()).digest()[:8], "big") / 2**64
     return "test" if drawn < test_fraction else "train"
 
@@ -210,13 +243,14 @@ def _insert(con: duckdb.DuckDBPyConnection, name: str, rows: list[tuple]) -> Non
         con.execute(f"INSERT INTO {name} SELECT * FROM batch")
 
 
-def _leave_to_test(con: duckdb.DuckDBPyConnection, rejected: RejectedLines) -> None:
-    """Removes items from training that belong to a test product as well, because they would leak into training."""
-    shared = "split = 'train' AND (domain, item) IN (SELECT (domain, item) FROM rows WHERE split = 'test')"
-    lines = con.execute(f"SELECT line FROM rows WHERE {shared}").fetchall()
-    rejected.add(Reason.OTHER_SPLIT, np.array(lines, np.int64).reshape(-1))
-    con.execute(f"DELETE FROM images WHERE {shared}")
-    con.execute(f"DELETE FROM rows WHERE {shared}")
+def _keep_items_together(con: duckdb.DuckDBPyConnection, test_fraction: float, rejected: RejectedLines) -> None:
+    """Draws products that share items together, and removes items from all splits but one, so that none leaks."""
+    con.execute(_ANCHORS.format(test_fraction=test_fraction))
+    lines = np.array(con.execute(_OTHER_SPLIT).fetchall(), np.int64).reshape(-1)
+    rejected.add(Reason.OTHER_SPLIT, lines)
+    con.register("left_out", pa.table({"line": lines}))
+    for table in ("rows", "images"):
+        con.execute(f"DELETE FROM {table} WHERE line IN (SELECT line FROM left_out)")
 
 
 def _check_images(con: duckdb.DuckDBPyConnection, images: Path, report: Callable[[str], None]) -> None:

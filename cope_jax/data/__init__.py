@@ -17,7 +17,7 @@ A batch has for each domain, with M = max_products:
     "products"    i32[B, M]          ids of the products the item belongs to, padded with -1
     "classes"     i32[B, M]          their classes, if class ids are given, padded with -1
 
-Training batches of a data set with one domain have a second item of each product, such as "page_2" next to "page".
-They also have "product_id" i32[B], "bad_items" i32[B] (items that could not be read for the example), and
+If a loss compares two items of a domain, training batches have a second item of each product, such as "page_2" next to
+"page". They also have "product_id" i32[B], "bad_items" i32[B] (items that could not be read for the example), and
 with class ids "product_class" i32[B]. Two examples show the same product if their "products" share an id.
 """

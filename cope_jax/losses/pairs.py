@@ -55,8 +55,13 @@ class Pair(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name in metrics: "page_video"."""
-        return f"{self.a}_{self.b}"
+        """Name in metrics: "page_video", or "page_text_video" of the views page.text and video."""
+        return f"{self.a}_{self.b}".replace(".", "_")
+
+    @property
+    def reverse(self) -> "Pair":
+        """The pair in the other direction."""
+        return Pair(self.b, self.a, self.weight)
 
 
 class Comparison(NamedTuple):
@@ -149,7 +154,7 @@ def pair_statistics(
     parts = {
         f"positive/{pair.name}": (sums.positive, sums.positives),
         f"negative/{pair.name}": (sums.negative, sums.negatives),
-        f"accuracy/{pair.a}_{pair.b}": nearest_a.accuracy(),
-        f"accuracy/{pair.b}_{pair.a}": nearest_b.accuracy(),
+        f"accuracy/{pair.name}": nearest_a.accuracy(),
+        f"accuracy/{pair.reverse.name}": nearest_b.accuracy(),
     }
     return {f"loss/{pair.name}": (loss, jnp.ones(())), **jax.lax.psum(parts, axes)}

@@ -65,18 +65,18 @@ class CopeModel(nnx.Module):
         """Embeds the domains of a batch. Each shared encoder runs once over the inputs of all domains.
 
         Args:
-            batch: For each of some domains, or for `second_item` of a single one, {"frames": uint8[B, T, H, W, 3],
+            batch: For each of some domains, and for `second_item` of some, {"frames": uint8[B, T, H, W, 3],
                 "frame_mask": bool[B, T] (False for padding), "text": int32[B, L] (0 for padding)}; other entries are
                 ignored.
             rngs: Random stream `dropout` for training; None for evaluation.
         """
         features = self.features(batch, rngs=rngs)
-        heads = batch_entries(self.domains)
+        heads = batch_entries(self.domains, self.domains)
         return {name: self.fusion[heads[name]](own, train=rngs is not None) for name, own in features.items()}
 
     def features(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> dict[str, Features]:
         """Returns the encoder outputs for the domains of a batch; arguments as in `__call__`."""
-        entries = batch_entries(self.domains)
+        entries = batch_entries(self.domains, self.domains)
         items = {
             entry: {name: jnp.asarray(batch[entry][name]) for name in MODEL_INPUTS}
             for entry in entries

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 from data_prep.common.differences import flatten_keys
-from data_prep.common.domains import is_domain_name
+from data_prep.common.domains import batch_entries, domain_pairs, is_domain_name
 
 AVERAGE_PREFIX = "average_"  # of metrics of the moving average of the parameters
 
@@ -25,6 +25,12 @@ def is_regex(value: str) -> bool:
     except (re.error, OverflowError, RecursionError):
         return False
     return True
+
+
+def is_view_name(value: str) -> bool:
+    """Returns whether a string names a view: a domain, or its texts or frames alone."""
+    domain, dot, modality = value.partition(".")
+    return is_domain_name(domain) and (not dot or modality in ("text", "vision"))
 
 
 def between(low: int, high: int) -> Limit:
@@ -47,6 +53,8 @@ PositiveFraction = Annotated[float, Limit("> 0 and <= 1", lambda x: 0 < x <= 1)]
 FractionBelowOne = Annotated[float, Limit(">= 0 and < 1", lambda x: 0 <= x < 1)]
 Regex = Annotated[str, Limit("that is a regular expression", is_regex)]
 DomainName = Annotated[str, Limit("that names a domain, such as 'page'", is_domain_name)]
+ViewName = Annotated[str, Limit("that names a view, such as 'page', 'page.text' or 'page.vision'", is_view_name)]
+ViewPairs = tuple[tuple[ViewName, ViewName, Positive], ...]  # (view, view, weight)
 FrameCounts = dict[DomainName, FrameCount]  # number of frames chosen from each item, by domain
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 MeanMetric = Literal["mean_r1", "mean_r5", "mean_r10", "mean_map"]
@@ -146,8 +154,7 @@ class SigmoidConfig:
     weight: NonNegative
     temperature: Positive
     bias: float
-    page_text: NonNegative
-    page_vision: NonNegative
+    pairs: ViewPairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +162,7 @@ class InfoNCEConfig:
     weight: NonNegative
     temperature: Positive
     smoothing: FractionBelowOne
-    page_text: NonNegative
-    page_vision: NonNegative
+    pairs: ViewPairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +248,17 @@ class RunConfig:
     train: TrainConfig
     mesh: MeshConfig
     eval: EvalConfig
+
+    def view_pairs(self, term: SigmoidConfig | InfoNCEConfig) -> ViewPairs:
+        """Returns the pairs of views of a term: by default all pairs of domains, or a single domain with itself."""
+        return term.pairs or tuple((a, b, 1.0) for a, b in domain_pairs(self.data.domains))
+
+    @property
+    def batch_entries(self) -> dict[str, str]:
+        """Entries of training batches and their domains, see `batch_entries`: views paired with themselves need two."""
+        terms = [term for term in (self.losses.sigmoid, self.losses.infonce) if term.weight]
+        paired = {a.partition(".")[0] for term in terms for a, b, _ in self.view_pairs(term) if a == b}
+        return batch_entries(self.data.domains, paired)
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:

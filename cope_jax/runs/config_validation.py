@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from cope_jax.models.stems import conv_patch_size
 from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig, flatten
-from data_prep.common.domains import ROPE_DOMAINS, is_domain_name, sort_domains
+from data_prep.common.domains import DOMAINS, ROPE_DOMAINS, domain_pairs, is_domain_name, sort_domains
 
 # Fields that were added after the first runs, with the values that stand for what these runs did.
 ADDED_FIELDS = {
@@ -69,12 +69,18 @@ def replace_fields(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 
 def add_missing_fields(fields: Any) -> Any:
-    """Adds ADDED_FIELDS to the fields that an earlier version saved, and returns them."""
+    """Adds ADDED_FIELDS to the fields that an earlier version saved, replaces former ones, and returns them."""
     for key, value in ADDED_FIELDS.items():
         *sections, name = key.split(".")
         section = reduce(lambda found, part: found.get(part) if isinstance(found, dict) else None, sections, fields)
         if isinstance(section, dict):
             section.setdefault(name, value)
+    losses = fields.get("losses") if isinstance(fields, dict) else None
+    for term in losses.values() if isinstance(losses, dict) else ():
+        if isinstance(term, dict) and "page_text" in term:
+            weights = {view: term.pop(view.replace(".", "_"), 0) for view in ("page.text", "page.vision")}
+            added = [[view, domain, w] for view, w in weights.items() for domain in DOMAINS if domain != "page" and w]
+            term["pairs"] = [[a, b, 1.0] for a, b in domain_pairs(DOMAINS)] + added if added else []
     return fields
 
 
@@ -190,12 +196,16 @@ def _domain_problems(config: RunConfig, invalid: Sequence[str]) -> Iterator[str]
     if texts and None not in texts and not set(texts) <= set(domains):
         yield f"config.model.text_domains is {texts!r}; {expected}"
     for name in ("sigmoid", "infonce"):
-        term = config.losses and getattr(config.losses, name)
-        if term and term.weight and term.page_vision and "page" not in domains:
-            yield (
-                f"config.losses.{name}.page_vision is {term.page_vision!r}; expected 0 because config.data.domains "
-                "lacks 'page'"
-            )
+        term, key = config.losses and getattr(config.losses, name), f"config.losses.{name}.pairs"
+        if not term or not term.weight or any(problem.startswith(key) for problem in invalid):
+            continue
+        views = {view for pair in term.pairs for view in pair[:2]}
+        if unknown := sorted(view for view in views if view.partition(".")[0] not in domains):
+            yield f"{key} has the views {', '.join(unknown)}; {expected}"
+        if missing := sorted(view for view in views if view.endswith(".text") and view[:-5] not in (texts or ())):
+            yield f"{key} has the views {', '.join(missing)}; expected those of config.model.text_domains {texts!r}"
+        if len({frozenset(pair[:2]) for pair in term.pairs}) < len(term.pairs):
+            yield f"{key} is {term.pairs!r}; expected each pair once"
 
 
 def _relation_problems(config: RunConfig, invalid: Sequence[str]) -> Iterator[str]:
@@ -279,14 +289,6 @@ RELATIONS = (
             "0 because config.model.text.family is {1!r}; only BERT has dropout",
         )
         for name in ("dropout", "attention_dropout")
-    ),
-    *(
-        Relation(
-            (f"losses.{term}.page_text", f"losses.{term}.weight", "model.text_domains"),
-            lambda factor, weight, domains: not factor or not weight or "page" in domains,
-            "0 because config.model.text_domains {2} lacks 'page'",
-        )
-        for term in ("sigmoid", "infonce")
     ),
     *(
         Relation(

@@ -24,7 +24,7 @@ from cope_jax.data.tokenizer import (
 )
 from cope_jax.parallel.processes import barrier
 from cope_jax.runs.config import RunConfig
-from data_prep.common.domains import batch_entries, find_data_set, format_domains, read_domains
+from data_prep.common.domains import find_data_set, format_domains, read_domains
 
 VOCABULARY_TEXTS = 200_000  # per domain; more would hardly change a vocabulary of 8,000
 DESCRIBED_TEXTS = 500  # per domain, to describe how the tokenizer suits the texts
@@ -125,7 +125,7 @@ def training_batches(
         seed=config.seed,
         collators=[
             _collator(config, tokenizer, domain, data.frames[domain], transform, augment, entry)
-            for entry, domain in batch_entries(data.domains).items()
+            for entry, domain in config.batch_entries.items()
         ],
         host=host,
         hosts=hosts,
@@ -145,7 +145,7 @@ def training_batch_shapes(config: RunConfig) -> dict[str, Any]:
         return jax.ShapeDtypeStruct((B, *sizes), dtype)
 
     batch: dict[str, Any] = {"product_id": shape(), "bad_items": shape()}
-    for entry, domain in batch_entries(data.domains).items():
+    for entry, domain in config.batch_entries.items():
         T = data.frames[domain]
         batch[entry] = {
             "frames": shape(T, data.image_size, data.image_size, 3, dtype=np.uint8),

@@ -25,7 +25,6 @@ from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import check_batch_sizes, describe_text_tokens, training_batch_shapes
 from cope_jax.training.optimizer import matches, rate_factors
 from cope_jax.training.plan import Plan, make_plan, step_flops
-from data_prep.common.domains import batch_entries
 from data_prep.common.text_table import text_table
 
 REMATS = ("none", "dots", "narrow", "block")  # from most to least memory
@@ -218,7 +217,7 @@ def _summary(config: RunConfig, sizes: dict[str, int], vocab_size: int, source: 
     open_axis = (
         " (the open axis counts as 1)" if sizes == mesh_sizes(config) and -1 in asdict(config.mesh).values() else ""
     )
-    frames = " + ".join(str(data.frames[domain]) for domain in batch_entries(data.domains).values())
+    frames = " + ".join(str(data.frames[domain]) for domain in config.batch_entries.values())
     part = f"; {config.train.microbatch} products embedded at a time" if config.train.microbatch else ""
     return "\n".join(
         [

@@ -1,6 +1,6 @@
 """The loss of a run: a weighted sum of terms."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,8 +14,8 @@ from cope_jax.losses.infonce import infonce_loss
 from cope_jax.losses.pairs import Pair, Statistics, View
 from cope_jax.losses.sigmoid import init_scalars, sigmoid_loss
 from cope_jax.models.fusion import Embeddings
-from cope_jax.runs.config import InfoNCEConfig, RunConfig, SigmoidConfig
-from data_prep.common.domains import batch_entries, domain_pairs, second_item
+from cope_jax.runs.config import RunConfig, ViewPairs
+from data_prep.common.domains import second_item
 
 
 @struct.dataclass
@@ -60,21 +60,20 @@ def init_losses(config: RunConfig) -> dict[str, Any]:
 
 def make_loss(config: RunConfig, mesh: Mesh) -> LossFunction:
     """Returns the weighted sum of the config's terms, for batches that are sharded over a mesh."""
-    losses, domains = config.losses, tuple(config.data.domains)
-    entries = tuple(batch_entries(domains))
+    losses, entries = config.losses, tuple(config.batch_entries)
 
     def sigmoid(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Statistics]:
-        scalars, pairs = params["sigmoid"], make_pairs(losses.sigmoid, domains)
-        views = make_views(embeddings, batch, entries)
+        scalars, pairs = params["sigmoid"], make_pairs(config.view_pairs(losses.sigmoid))
+        views = make_views(embeddings, batch, pairs)
         loss, statistics = sigmoid_loss(views, scalars, pairs=pairs, mesh=mesh, precision=losses.precision)
         learned = {"t": jnp.exp(scalars["log_t"]), "bias": scalars["bias"]}
         return loss, statistics | {name: (value, jnp.ones(())) for name, value in learned.items()}
 
     def infonce(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Statistics]:
-        term = losses.infonce
+        term, pairs = losses.infonce, make_pairs(config.view_pairs(losses.infonce))
         return infonce_loss(
-            make_views(embeddings, batch, entries),
-            pairs=make_pairs(term, domains),
+            make_views(embeddings, batch, pairs),
+            pairs=pairs,
             temperature=term.temperature,
             smoothing=term.smoothing,
             mesh=mesh,
@@ -112,30 +111,28 @@ def make_loss(config: RunConfig, mesh: Mesh) -> LossFunction:
     return loss_and_metrics
 
 
-def make_pairs(term: SigmoidConfig | InfoNCEConfig, domains: Sequence[str]) -> list[Pair]:
-    """Returns all pairs of domains, and those of page texts or images alone if the term gives them a weight.
+def make_pairs(pairs: ViewPairs) -> list[Pair]:
+    """Returns the pairs of views in a batch; ("page.text", "page.text") becomes ("page.text", "page_2.text")."""
 
-    Of a single domain, two items of each product are compared.
-    """
-    pairs = [Pair(a, b if b != a else second_item(a)) for a, b in domain_pairs(domains)]
-    for view, weight in (("page_text", term.page_text), ("page_vision", term.page_vision)):
-        pairs += [Pair(view, domain, weight) for domain in domains if domain != "page" and weight]
-    return pairs
+    def second(view: str) -> str:
+        domain, dot, modality = view.partition(".")
+        return f"{second_item(domain)}{dot}{modality}"
+
+    return [Pair(a, second(b) if a == b else b, weight) for a, b, weight in pairs]
 
 
 def make_views(
-    embeddings: Mapping[str, Embeddings], batch: Mapping[str, Any], entries: Sequence[str]
+    embeddings: Mapping[str, Embeddings], batch: Mapping[str, Any], pairs: Iterable[Pair]
 ) -> dict[str, View]:
-    """Returns the views that contrastive terms compare: items of each entry, and texts and frames of pages alone."""
+    """Returns the views of some pairs: the items of an entry of the batch, or their texts or frames alone."""
     views = {}
-    for domain in entries:
-        items, e = batch[domain], embeddings[domain]
+    for name in dict.fromkeys(name for pair in pairs for name in (pair.a, pair.b)):
+        entry, _, modality = name.partition(".")
+        items, e = batch[entry], embeddings[entry]
+        kinds = {"": (e.fused, has_content(e)), "text": (e.text, e.has_text), "vision": (e.vision, e.has_vision)}
+        vectors, has_input = kinds[modality]
         example = jnp.arange(len(e.fused), dtype=jnp.int32)
-        kinds = {domain: (e.fused, has_content(e))}
-        if domain == "page":
-            kinds |= {"page_text": (e.text, e.has_text), "page_vision": (e.vision, e.has_vision)}
-        for name, (vectors, has_input) in kinds.items():
-            views[name] = View(vectors, items["products"], items["present"] & has_input, example)
+        views[name] = View(vectors, items["products"], items["present"] & has_input, example)
     return views
 
 

@@ -40,7 +40,7 @@ class Reason(enum.StrEnum):
     DUPLICATE = "row said before"
     NO_PAIR = "item in no product pair"
     NO_FRAMES = "item without frames, kept"
-    OTHER_SPLIT = "item of a test product too, left to test"
+    OTHER_SPLIT = "item of another split"
 
 
 # Common in real releases, and nothing is lost: these lines do not count as invalid.

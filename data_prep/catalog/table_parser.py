@@ -10,7 +10,7 @@ from data_prep.catalog.release_parser import INT64_MAX, check_path
 from data_prep.catalog.table_reader import Values, read_rows
 from data_prep.common.domains import is_domain_name
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "val", "test")
 DEFAULT_DOMAIN = "page"  # of all rows of a table without a column `domain`
 SEPARATOR = "|"  # between the names in a string of images
 

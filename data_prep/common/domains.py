@@ -102,10 +102,9 @@ def second_item(domain: str) -> str:
     return f"{domain}_2"
 
 
-def batch_entries(domains: Iterable[str]) -> dict[str, str]:
-    """Returns the entries of training batches and their domains: each domain, and second items of a single one."""
-    names = sort_domains(domains)
-    return {name: name for name in names} | ({second_item(names[0]): names[0]} if len(names) == 1 else {})
+def batch_entries(domains: Iterable[str], paired: Iterable[str]) -> dict[str, str]:
+    """Returns the entries of training batches and their domains: each domain, and second items of paired domains."""
+    return {name: name for name in sort_domains(domains)} | {second_item(name): name for name in sort_domains(paired)}
 
 
 def find_data_set(data_dir: Path) -> Path:

@@ -15,7 +15,7 @@ from cope_jax.runs.inputs import check_domains, training_batches
 from cope_jax.runs.log_files import EVALUATIONS, read_json_lines
 from cope_jax.search.library import open_library
 from cope_jax.training.loop import train
-from data_prep.common.domains import batch_entries, directions
+from data_prep.common.domains import directions
 from tests.conftest import TINY, rename_domains
 
 SETS = {
@@ -70,7 +70,7 @@ def test_a_single_domain_is_trained_with_two_items_of_each_product(config, workd
     batch = next(batches)
     batches.close()
     domains = tuple(config.data.domains)
-    assert {key for key, value in batch.items() if isinstance(value, dict)} == set(batch_entries(domains))
+    assert {key for key, value in batch.items() if isinstance(value, dict)} == set(config.batch_entries)
     if len(domains) > 1:
         return
     first, second = batch["shop"], batch["shop_2"]

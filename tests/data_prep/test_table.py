@@ -131,26 +131,69 @@ def test_product_ids_are_numbered_if_one_is_too_large(tmp_path, images, products
     assert all(check_id(product.product_id) in wanted for product in catalog.products("train"))
 
 
-def test_products_are_split_by_hash_and_shared_items_go_to_test(tmp_path, images):
-    rows = [
-        {"product": f"p{i}", "domain": domain, "item": f"{domain}{i}", "images": ["x/1.jpg"]}
-        for i in range(200)
-        for domain in ("page", "video")
-    ]
-    test = {f"p{i}" for i in range(200) if split_of(f"p{i}", 0.25) == "test"}
-    train = sorted({f"p{i}" for i in range(200)} - test)
-    assert 30 < len(test) < 70
-    rows.append({"product": train[0], "domain": "page", "item": f"page{min(test)[1:]}", "images": []})
-    catalog = build(tmp_path, rows, ".parquet", test_fraction=0.25)
-    ids = {
-        (row["kind"], row["id"]): row["original"] for row in pq.read_table(catalog.folder / "ids.parquet").to_pylist()
+def read_ids(catalog):
+    table = pq.read_table(catalog.folder / "ids.parquet").to_pylist()
+    return {(row["kind"], row["id"]): row["original"] for row in table}
+
+
+def products_of_items(catalog, domain):
+    """Returns split → item → its products, with the ids of the table."""
+    ids = read_ids(catalog)
+    return {
+        split: {
+            ids[domain, item.item_id]: {ids["product", product] for product in item.product_ids}
+            for item in catalog.items(split, domain)
+        }
+        for split in catalog.splits
     }
-    found = {split: {ids["product", p.product_id] for p in catalog.products(split)} for split in ("train", "test")}
-    assert found == {"train": set(train), "test": test}
-    assert read_rejected(catalog.folder) == [("", 401, "item of a test product too, left to test")]
-    pages = {split: {item.item_id for item in catalog.items(split, "page")} for split in ("train", "test")}
-    assert not pages["train"] & pages["test"]
-    assert sum(map(len, pages.values())) == 200
+
+
+def test_products_are_split_by_hash(tmp_path, images):
+    rows = [{"product": f"p{i}", "item": f"i{i}", "images": ["x/1.jpg"]} for i in range(200)]
+    found = products_of_items(build(tmp_path, rows, ".parquet", test_fraction=0.25), "page")
+    test = {f"p{i}" for i in range(200) if split_of(f"p{i}", 0.25) == "test"}
+    assert 30 < len(test) < 70
+    assert {split: set().union(*items.values()) for split, items in found.items()} == {
+        "train": {f"p{i}" for i in range(200)} - test,
+        "test": test,
+    }
+
+
+def test_products_that_are_shown_together_stay_together(tmp_path, images):
+    """Each of 200 rooms shows five products of its own, which also have pages, and one of ten that many rooms show."""
+    shown = {f"r{i}": [*(f"p{i}-{k}" for k in range(5)), f"q{i % 10}"] for i in range(200)}
+    rows = [
+        {"product": product, "domain": "room", "item": room, "images": ["x/1.jpg"]}
+        for room, products in shown.items()
+        for product in products
+    ]
+    products = sorted({row["product"] for row in rows})
+    rows += [{"product": product, "domain": "page", "item": product, "images": ["x/1.jpg"]} for product in products]
+    catalog = build(tmp_path, rows, ".parquet", test_fraction=0.1)
+    rooms, pages = (products_of_items(catalog, domain) for domain in ("room", "page"))
+    assert not rooms["train"].keys() & rooms["test"].keys()
+    assert rooms["train"].keys() | rooms["test"].keys() == shown.keys()
+    assert 8 <= len(rooms["test"]) <= 35  # all but 0.5% of draws
+    for split in ("train", "test"):
+        seen = set().union(*rooms[split].values())
+        assert seen == pages[split].keys()  # each product has its page and at least one room
+        for room, kept in rooms[split].items():
+            assert {f"p{room[1:]}-{k}" for k in range(5)} <= kept <= set(shown[room])
+    lost = sum(map(len, shown.values())) - sum(len(kept) for items in rooms.values() for kept in items.values())
+    assert read_rejected(catalog.folder)[0][2] == "item of another split"
+    assert 0 < len(read_rejected(catalog.folder)) == lost < 60
+
+
+def test_a_given_split_is_kept_and_may_be_val(tmp_path, images):
+    shown = {"domain": "page", "images": ["x/1.jpg"]}
+    rows = [
+        {"product": f"p{i}", "item": f"i{i // 2}", "split": ("train", "val", "test")[i % 3]} | shown for i in range(6)
+    ]
+    catalog = build(tmp_path, rows, test_fraction=0.5)
+    assert catalog.splits == ("train", "val", "test")
+    found = products_of_items(catalog, "page")  # the user's choice, even if an item is in two splits
+    assert found["val"] == {"i0": {"p1"}, "i2": {"p4"}}
+    assert read_rejected(catalog.folder) == []
 
 
 def test_invalid_lines_and_contradictions_are_listed(tmp_path, images):

@@ -60,8 +60,8 @@ def accuracies(history: list[dict[str, Any]], domains: Sequence[str] = DOMAINS) 
 
 def pair_name(metric: str, domains: Sequence[str] = DOMAINS) -> str:
     """Names a pair of views in the order of domains: "live_page_text" → "page text – live"."""
-    entries = tuple(batch_entries(domains))
-    single = {f"{domain}_{part}": (domain, part) for domain in domains for part in ("text", "vision")}
+    entries = tuple(batch_entries(domains, domains))
+    single = {f"{entry}_{part}": (entry, part) for entry in entries for part in ("text", "vision")}
     views = dict.fromkeys(entries) | single
     for a in views:
         if metric.startswith(f"{a}_") and (b := metric.removeprefix(f"{a}_")) in views:

@@ -365,6 +365,26 @@ def damaged(data_dir, tmp_path):
     return tmp_path / "damaged", row
 
 
+def test_second_items_are_others_of_the_product_and_change_no_other_domain(train, data_dir, tokenizer, content):
+    domains = {"page": "page", "video": "video", "live": "live", "page_2": "page"}
+    collators = [
+        Collator(domain, FRAMES[domain], TrainTransform(10), tokenizer, 7, kind=ROPE_DOMAINS[domain], entry=entry)
+        for entry, domain in domains.items()
+    ]
+    alone, paired = train(4, short_clips="repeat", augment=None), train(4, collators=collators)
+    for one, both in zip(alone, paired, strict=True):
+        for domain in ("video", "live"):
+            assert_equal([one[domain]], [both[domain]])
+        first, second = (seen(both[entry]["frames"])[0][:, 0] for entry in ("page", "page_2"))
+        for b, product in enumerate(both["product_id"].tolist()):
+            rows = content.products[product]["page"]
+            assert both["page"]["present"][b] == (len(rows) > 0)
+            assert both["page_2"]["present"][b] == (len(rows) > 1)
+            if len(rows) > 1:
+                assert {first[b], second[b]} <= set(rows)
+                assert first[b] != second[b]
+
+
 def test_an_invalid_page_is_replaced_by_another_of_the_product(train, damaged, content):
     folder, bad = damaged
     ((product, rows),) = [(product, rows["page"]) for product, rows in content.products.items() if bad in rows["page"]]

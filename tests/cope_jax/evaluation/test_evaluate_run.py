@@ -142,8 +142,8 @@ def test_directions_without_results_are_left_out_and_explained(workdir, monkeypa
     """One domain has no items, or two: then no direction has results."""
     drawn = evaluate_run.rows_by_domain
 
-    def without(products):
-        return drawn(products) | {domain: np.zeros(0, np.int64) for domain in empty}
+    def without(products, domains):
+        return drawn(products, domains) | {domain: np.zeros(0, np.int64) for domain in empty}
 
     monkeypatch.setattr(evaluate_run, "rows_by_domain", without)
     found = evaluate_run.evaluate(workdir, subset=6)

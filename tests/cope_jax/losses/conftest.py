@@ -8,7 +8,10 @@ import pytest
 from cope_jax.losses.pairs import Pair, View
 from cope_jax.parallel.mesh import make_mesh
 
-PAIRS = (Pair("page", "video"), Pair("page", "live", 0.5), Pair("video", "live"))
+PAIRS = (
+    *(Pair("page", "video"), Pair("page", "live", 0.5), Pair("video", "live")),
+    *(Pair("page.text", "page.vision", 0.25), Pair("page", "page_2", 2.0)),
+)
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -17,18 +20,21 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def make_views():
-    """Returns a function that makes the three views of a batch of B examples."""
+    """Returns a function that makes the views of a batch of B examples. Views of a page alone have its products."""
 
     def make(B: int, *, E: int = 5, seed: int = 0, missing: bool = True) -> dict[str, View]:
         rng = np.random.default_rng(seed)
         drawn = rng.integers(0, max(2 * B // 3, 1), B)  # some products are in the batch twice
         views = {}
-        for name in ("page", "video", "live"):
+        for name in ("page", "video", "live", "page_2"):
             products = np.full((B, 3), -1, np.int32)
             products[:, 0] = drawn
             products[: B // 3, 1] = rng.integers(0, B, B // 3)  # items of two products
             present = rng.random(B) > 0.2 if missing else np.ones(B, bool)
             views[name] = View(unit(rng.normal(size=(B, E))), products, present, np.arange(B, dtype=np.int32))
+        for name in ("page.text", "page.vision"):
+            present = views["page"].present & (rng.random(B) > 0.2 if missing else True)
+            views[name] = views["page"]._replace(vectors=unit(rng.normal(size=(B, E))), present=present)
         return jax.tree.map(jnp.asarray, views)
 
     return make

@@ -35,6 +35,19 @@ def test_runs_of_earlier_versions_are_read_and_resumed(tmp_path):
         save_config(replace_fields(DEFAULT, {"data.frame_choice": "center"}), tmp_path)
 
 
+def test_pairs_of_views_of_earlier_versions_are_read(tmp_path):
+    config = resolve_config(cope_rope.get_config())
+    save_config(config, tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    for term, weights in (("sigmoid", (0.0, 0.0)), ("infonce", (1.0, 0.5))):
+        del fields["losses"][term]["pairs"]
+        fields["losses"][term] |= dict(zip(("page_text", "page_vision"), weights, strict=True))
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    losses = load_config(tmp_path).losses
+    expected = [(a, b, 0.5 if a == "page.vision" else w) for a, b, w in config.losses.infonce.pairs]
+    assert (losses.sigmoid.pairs, list(losses.infonce.pairs)) == ((), expected)
+
+
 def test_a_run_resumes_with_other_settings_but_stays_the_same_run(tmp_path):
     save_config(DEFAULT, tmp_path)
     (tmp_path / "checkpoints/1000").mkdir(parents=True)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import cope_rope, default
-from cope_jax.runs.config import DomainName, Regex, RunConfig, flatten
+from cope_jax.runs.config import DomainName, Regex, RunConfig, ViewName, flatten
 from cope_jax.runs.config_validation import RELATIONS, replace_fields, resolve_config
 from data_prep.common.differences import flatten_keys
 
@@ -163,16 +163,20 @@ def test_a_conv_stem_determines_its_patch_size():
 
 def test_terms_and_microbatches_must_fit_the_model():
     config = replace_fields(DEFAULT, {"losses.infonce.weight": 1.0, "train.microbatch": 32})
-    with pytest.raises(ValueError, match=r"infonce.page_text is 1.0; expected 0(.|\n)*head_norm is 'batch'; expected"):
+    with pytest.raises(ValueError, match=r"infonce.pairs has the views page.text; expected(.|\n)*head_norm is 'batch'"):
         replace_fields(config, {"model.text_domains": ("video",), "model.head_norm": "batch"})
 
 
-def test_pairs_of_page_views_need_pages():
+def test_pairs_of_views_fit_the_domains():
     changes = {"data.domains": {"shop": "image"}, "data.frames": {"shop": 1}, "eval.frames": {"shop": 2}}
     config = replace_fields(DEFAULT, changes | {"model.text_domains": ("shop",)})
     assert (config.data.domains, config.eval.frames) == ({"shop": "image"}, {"shop": 2})
-    with pytest.raises(ValueError, match=r"sigmoid.page_vision is 0.5; expected 0 because .*domains lacks 'page'"):
-        replace_fields(config, {"losses.sigmoid.page_vision": 0.5})
+    with pytest.raises(ValueError, match=r"sigmoid.pairs has the views page.vision; expected those of .*domains, shop"):
+        replace_fields(config, {"losses.sigmoid.pairs": (("shop", "page.vision", 0.5),)})
+    with pytest.raises(ValueError, match=r"sigmoid.pairs is .*; expected each pair once"):
+        replace_fields(config, {"losses.sigmoid.pairs": (("shop", "shop.text", 1), ("shop.text", "shop", 2))})
+    with pytest.raises(ValueError, match=r"pairs\[0\]\[1\] is 'shop.image'; expected a string that names a view"):
+        replace_fields(config, {"losses.sigmoid.pairs": (("shop", "shop.image", 1),)})
 
 
 def test_an_initialized_text_encoder_needs_texts():
@@ -180,14 +184,15 @@ def test_an_initialized_text_encoder_needs_texts():
     with pytest.raises(
         ValueError, match=r"text_domains is \(\); expected at least one domain because .*text.init_from"
     ):
-        replace_fields(config, {"model.text_domains": (), "losses.infonce.page_text": 0.0})
+        replace_fields(config, {"model.text_domains": (), "losses.infonce.pairs": ()})
 
 
 def valid_values(hint):
     """Returns a strategy for valid values of a field."""
     if get_origin(hint) is Annotated:
         base, limit = get_args(hint)
-        fixed = {Regex: ["^model/"], DomainName: ["page", "video", "live", "shop"]}
+        names = ["page", "video", "live", "shop"]
+        fixed = {Regex: ["^model/"], DomainName: names, ViewName: [*names, "page.text", "live.vision"]}
         return st.sampled_from(fixed[hint]) if hint in fixed else valid_values(base).filter(limit.allows)
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cope_jax.losses.pairs import Pair
 from cope_jax.models.fusion import Embeddings
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.runs.config_validation import replace_fields
@@ -12,6 +13,7 @@ from cope_jax.training.objective import Mean, init_losses, make_loss, make_pairs
 from data_prep.common.domains import DOMAINS
 
 B, E, CLASSES = 6, 16, 9
+PAGE_PAIRS = [Pair("page", "page_2"), Pair("page.text", "page.vision")]
 
 
 @pytest.fixture
@@ -21,7 +23,10 @@ def one_device():
 
 @pytest.fixture
 def items():
-    """Embeddings and their batch: example 1 has no video, page 2 no text, live 3 neither frame nor text."""
+    """Embeddings and their batch: example 1 has no video, page 2 no text, live 3 neither frame nor text.
+
+    Examples 0 and 4 have no second page.
+    """
     rng = np.random.default_rng(0)
 
     def unit():
@@ -29,12 +34,14 @@ def items():
         return jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), jnp.float32)
 
     embeddings, batch = {}, {"product_class": jnp.arange(B)}
-    for domain in DOMAINS:
+    for domain in (*DOMAINS, "page_2"):
         there = {name: np.ones(B, bool) for name in ("present", "vision", "text")}
         if domain == "video":
             there["present"][1] = False
         if domain == "page":
             there["text"][2] = False
+        if domain == "page_2":
+            there["present"][[0, 4]] = False
         if domain == "live":
             there["vision"][3] = there["text"][3] = False
         embeddings[domain] = Embeddings(unit(), unit(), unit(), *map(jnp.asarray, (there["vision"], there["text"])))
@@ -56,25 +63,52 @@ def evaluate(tiny_config, items, one_device):
 
 
 def test_views_mark_missing_items(items):
-    views = make_views(*items, DOMAINS)
+    views = make_views(*items, [*PAGE_PAIRS, Pair("video", "live")])
     absent = {name: np.flatnonzero(~np.asarray(view.present)).tolist() for name, view in views.items()}
-    assert absent == {"page": [], "page_text": [2], "page_vision": [], "video": [1], "live": [3]}
-    np.testing.assert_array_equal(views["page_text"].vectors, items[0]["page"].text)
-    np.testing.assert_array_equal(views["page_vision"].vectors, items[0]["page"].vision)
+    assert absent == {"page": [], "page_2": [0, 4], "page.text": [2], "page.vision": [], "video": [1], "live": [3]}
+    np.testing.assert_array_equal(views["page.text"].vectors, items[0]["page"].text)
+    np.testing.assert_array_equal(views["page.vision"].vectors, items[0]["page"].vision)
 
 
 def test_pairs_are_those_of_the_authors(tiny_config):
-    losses = replace_fields(tiny_config, {"losses.infonce.page_vision": 0.5}).losses
-    assert {pair.name: pair.weight for pair in make_pairs(losses.infonce, DOMAINS)} == {
-        "page_video": 1.0,
-        "page_live": 1.0,
-        "video_live": 1.0,
-        "page_text_video": 1.0,
-        "page_text_live": 1.0,
-        "page_vision_video": 0.5,
-        "page_vision_live": 0.5,
+    names = ["page_video", "page_live", "video_live"]
+    losses = tiny_config.losses
+    assert [pair.name for pair in make_pairs(tiny_config.view_pairs(losses.sigmoid))] == names
+    names += ["page_text_video", "page_text_live", "page_vision_video", "page_vision_live"]
+    assert [(pair.name, pair.weight) for pair in make_pairs(losses.infonce.pairs)] == [(name, 1.0) for name in names]
+
+
+def test_views_paired_with_themselves_need_second_items(tiny_config):
+    assert list(tiny_config.batch_entries) == ["page", "video", "live"]
+    pairs = (("page.text", "page.vision", 0.5), ("live.vision", "live.vision", 2.0))
+    config = replace_fields(tiny_config, {"losses.sigmoid.pairs": pairs})
+    assert list(config.batch_entries) == ["page", "video", "live", "live_2"]
+    assert make_pairs(pairs) == [Pair("page.text", "page.vision", 0.5), Pair("live.vision", "live_2.vision", 2.0)]
+    shop = {"shop": "image"}
+    changes = {"data.domains": shop, "data.frames": {"shop": 1}, "eval.frames": {"shop": 1}}
+    config = replace_fields(tiny_config, changes | {"model.text_domains": ()})
+    assert config.batch_entries == {"shop": "shop", "shop_2": "shop"}
+
+
+def test_pairs_of_texts_images_and_second_items_equal_the_formula(tiny_config, items, one_device):
+    """Loss of each pair in float64, from the embeddings. No two examples show the same product."""
+    embeddings, batch = items
+    pairs = (("page.text", "page.vision", 0.5), ("page", "page", 2.0))
+    config = replace_fields(tiny_config, {"losses.sigmoid.pairs": pairs, "losses.sigmoid.temperature": 3.0})
+    _, metrics = make_loss(config, one_device)(init_losses(config), embeddings, batch, jax.random.key(0))
+    second = np.asarray(batch["page_2"]["present"])
+    sides = {
+        "page_text_page_vision": (embeddings["page"].text, embeddings["page"].vision, embeddings["page"].has_text),
+        "page_page_2": (embeddings["page"].fused, embeddings["page_2"].fused, np.ones(B, bool)),
     }
-    assert len(make_pairs(losses.sigmoid, DOMAINS)) == 3
+    losses = {}
+    for name, (a, b, present) in sides.items():
+        logits = 3 * np.asarray(a, np.float64) @ np.asarray(b, np.float64).T + config.losses.sigmoid.bias
+        both = np.outer(present, second if "2" in name else np.ones(B, bool))
+        losses[name] = (both * np.log1p(np.exp(np.where(np.eye(B), -logits, logits)))).sum() / B
+        np.testing.assert_allclose(metrics[f"sigmoid/loss/{name}"].compute(), losses[name], rtol=1e-5)
+    total = 0.5 * losses["page_text_page_vision"] + 2 * losses["page_page_2"]
+    np.testing.assert_allclose(metrics["sigmoid/loss"].compute(), total, rtol=1e-5)
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(evaluate):

@@ -57,6 +57,7 @@ def test_single_term_is_not_shown_twice():
         ("live_page_text", "page text – live", "page-live text"),
         ("page_vision_video", "page vision – video", "page-video vision"),
         ("live_video", "video – live", "video-live"),
+        ("page_2_vision_page_vision", "page vision – page_2 vision", "page-page_2 vision vision"),
         ("page", "page", "page"),
     ],
 )
