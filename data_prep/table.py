@@ -50,8 +50,8 @@ _SAMPLED_IMAGES = 100_000  # names that are looked for in the images folder
 _MANY_ITEMS = _FAR_MORE = 10  # a product with so many items, and so many times those of others, is suspicious
 
 _TABLES = """
-CREATE TABLE rows
-    (split VARCHAR, drawn BOOLEAN, domain VARCHAR, product VARCHAR, item VARCHAR, text VARCHAR, line BIGINT);
+CREATE TABLE rows (split VARCHAR, drawn BOOLEAN, domain VARCHAR, product VARCHAR, item VARCHAR, text VARCHAR,
+    payload VARCHAR, line BIGINT);
 CREATE TABLE images
     (split VARCHAR, domain VARCHAR, item VARCHAR, name VARCHAR, time BIGINT, position BIGINT, line BIGINT);
 """
@@ -130,6 +130,27 @@ _TEXTS = """
 SELECT id AS item_id, text, min(line) AS line FROM rows JOIN ids ON kind = domain AND original = item
 WHERE split = '{split}' AND domain = '{domain}' AND text <> '' GROUP BY ALL
 """
+# An item has the columns of its first row that has any, and otherwise those of its product's; null deletes a key.
+_PAYLOADS = """
+WITH shared AS (
+    SELECT product, arg_min(payload, line) AS payload FROM rows WHERE payload <> '' GROUP BY product
+)
+SELECT items.id AS item_id, min(line) AS line, json_merge_patch(
+    coalesce(arg_min(shared.payload, line), '{{}}'),
+    coalesce(arg_min(rows.payload, line) FILTER (rows.payload <> ''), '{{}}'),
+    json_object(
+        'item', CASE WHEN NOT bool_and(items.whole) THEN any_value(item) END,
+        'product', CASE WHEN NOT bool_and(products.whole) THEN list(DISTINCT product ORDER BY product) END
+    )
+)::VARCHAR AS text
+FROM rows LEFT JOIN shared USING (product)
+JOIN ids AS products ON products.kind = 'product' AND products.original = product
+JOIN ids AS items ON items.kind = domain AND items.original = item
+WHERE split = '{split}' AND domain = '{domain}' GROUP BY items.id
+"""
+_HAS_PAYLOADS = (
+    "SELECT (SELECT count(*) FROM ids WHERE NOT whole) + (SELECT count(*) FROM rows WHERE payload <> '') > 0"
+)
 
 
 def build_table_catalog(
@@ -207,7 +228,7 @@ def _load_table(
             drawn = not row.split
             split_by_hash |= drawn
             split = row.split or split_of(row.product, test_fraction)
-            rows.append((split, drawn, row.domain, row.product, row.item, row.text, line))
+            rows.append((split, drawn, row.domain, row.product, row.item, row.text, row.payload, line))
             images += [(split, row.domain, row.item, *image, i, line) for i, image in enumerate(row.images)]
         rejected.lines += len(batch)
         for reason, lines in invalid.items():
@@ -223,7 +244,8 @@ def _batches(table: Path) -> Iterator[list[tuple[int, TableRow | Reason]]]:
     batch, size = [], 0
     for line, _, row in read_table(table):
         batch.append((line, row))
-        size += 0 if isinstance(row, Reason) else len(row.text) + sum(len(name) for name, _ in row.images)
+        if not isinstance(row, Reason):
+            size += len(row.text) + len(row.payload) + sum(len(name) for name, _ in row.images)
         if len(batch) >= _BATCH_ROWS or size > _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
@@ -293,7 +315,8 @@ def _sources(
 
     if not rejected.lines:
         return {}
-    queries = (_PAIRS, _TEXTS, _FRAMES)
+    [(has_payloads,)] = con.execute(_HAS_PAYLOADS).fetchall()
+    queries = (_PAIRS, _TEXTS, _FRAMES, *([_PAYLOADS] if has_payloads else []))
     return {domain: DomainRows(*(source(query, domain) for query in queries)) for domain in domains}
 
 

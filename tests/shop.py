@@ -20,7 +20,6 @@ import numpy as np
 from PIL import Image
 
 from cope_jax.data.records import Item, Records
-from cope_jax.evaluation.embed_items import Items
 from cope_jax.search import server
 from cope_jax.search.embedding_store import MANIFEST, list_shards, write_shard
 from cope_jax.search.index import build_index, open_index
@@ -74,9 +73,8 @@ def write_embeddings(folder: Path, vectors: Mapping[str, np.ndarray], *, rows: i
         (folder / domain).mkdir()
     for shard in list_shards(folder, manifest):
         numbers = np.arange(shard.start, shard.stop)
-        zeros = np.zeros(len(numbers), np.int32)
-        items = Items(vectors[shard.domain][numbers], zeros[:, None], numbers, 100 + numbers, zeros, zeros)
-        write_shard(shard.path, shard.domain, items, {}, "float32")
+        ids = [(100 + row, (1000 + row,)) for row in numbers.tolist()]
+        write_shard(shard.path, shard.domain, vectors[shard.domain][numbers], ids, "float32")
     return folder
 
 
@@ -114,7 +112,8 @@ def shop_item(domain: str, product: int) -> Item:
     """Returns the item of a product in a domain."""
     text = HOSTILE if (domain, product) == ("page", 2) else f"{domain} of kind {product} 红裙"
     frames = (picture(product),) * FRAMES[domain]
-    return Item(100 + product, text, (1000 + product,), frames)
+    columns = {"category": "ABC"[product // 2], "price": f"{10 * product}.50", "url": HOSTILE}
+    return Item(100 + product, text, (1000 + product,), frames, json.dumps(columns) if domain != "live" else "")
 
 
 class ShopEmbedder:

@@ -154,7 +154,7 @@ class Collator:
             self.transform([item.frames[position] for position in decoded], rng, out[: len(decoded)])
         except ValueError as error:
             place = f", {example.place()}" if example.place else ""
-            raise InvalidItemError(f"{self.domain} item {item.item_id}{place}: {error}") from error
+            raise InvalidItemError(f"{self.domain} item {item.own_id}{place}: {error}") from error
         if len(decoded) < len(wanted):
             for t in reversed(range(len(wanted))):  # in reverse, so that no frame is overwritten before it is copied
                 out[t] = out[decoded.index(wanted[t])]

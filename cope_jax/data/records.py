@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from data_prep.common.domains import find_data_set, read_domains
+from data_prep.common.payload import OWN_ITEM, OWN_PRODUCTS, parse_payload
 from data_prep.records.schema import open_files, parse_example, read_splits
 
 # Raised for an invalid record: by array_record (wrong hash), for a feature without values, by parsing and decoding.
@@ -57,6 +59,22 @@ class Item:
     text: str  # "" if it has none
     product_ids: tuple[int, ...]  # ascending
     frames: tuple[bytes, ...]  # encoded images (JPEG, PNG, …) in time order
+    payload: str = ""  # JSON, see `data_prep.common.payload`
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The payload: ids as in the user's table, and its other columns."""
+        return parse_payload(self.payload)
+
+    @property
+    def own_id(self) -> int | str:
+        """The id in the user's table."""
+        return self.columns.get(OWN_ITEM, self.item_id)
+
+    @property
+    def own_products(self) -> tuple[int | str, ...]:
+        """The ids of the products in the user's table."""
+        return tuple(self.columns.get(OWN_PRODUCTS, self.product_ids))
 
 
 @dataclass(frozen=True)
@@ -87,6 +105,7 @@ class ItemRecords:
                 text=example.byte_strings("text")[0].decode("utf-8"),
                 product_ids=tuple(sorted(example.integers("product_ids"))),
                 frames=tuple(example.byte_strings("frames")),
+                payload=b"".join(example.byte_strings("payload")).decode("utf-8"),
             )
         except INVALID as error:
             raise InvalidItemError(f"{self.place(row)} is invalid: {error}") from error

@@ -3,13 +3,15 @@
 import base64
 import functools
 import io
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from cope_jax.data.frames import choose_frames
+from data_prep.common.payload import OWN_ITEM, OWN_PRODUCTS
 from data_prep.images.decoding import open_image, upright_pixels
 
 if TYPE_CHECKING:  # it imports TFDS, and `cope_jax.search.upload_decoder` should start quickly
@@ -21,14 +23,15 @@ QUALITY = 80
 
 @dataclass(frozen=True)
 class Card:
-    """An item as shown on a page."""
+    """An item as shown on a page, with ids as in the user's table."""
 
     domain: str
-    item_id: int
-    product_ids: tuple[int, ...]
+    item_id: int | str | None  # None if it is not from the records
+    product_ids: tuple[int | str, ...]
     text: str  # "" if it has none
     frames: tuple[str, ...]  # some of its frames in time order, as data URIs
     frame_count: int  # number of all its frames
+    columns: Mapping[str, Any] = field(default_factory=dict)  # other columns of the table, such as title and price
 
 
 def read_card(records: "Records", domain: str, row: int, *, frames: int = 4, side: int = SIDE) -> Card:
@@ -37,11 +40,12 @@ def read_card(records: "Records", domain: str, row: int, *, frames: int = 4, sid
     shown = choose_frames(len(item.frames), frames, kind=records.items[domain].kind, short_clips="mask", rng=None)
     return Card(
         domain=domain,
-        item_id=item.item_id,
-        product_ids=item.product_ids,
+        item_id=item.own_id,
+        product_ids=item.own_products,
         text=item.text,
         frames=tuple(data_uri(item.frames[position], side) for position in shown),
         frame_count=len(item.frames),
+        columns={name: value for name, value in item.columns.items() if name not in (OWN_ITEM, OWN_PRODUCTS)},
     )
 
 

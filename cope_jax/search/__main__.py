@@ -1,7 +1,8 @@
 """Finds items similar to an item, or to your own pictures and text, with a run's model.
 
     python -m cope_jax.search --workdir=runs/demo                     search for some items of each domain
-    python -m cope_jax.search --workdir=runs/demo --domain=page --item=7
+    python -m cope_jax.search --workdir=runs/demo --domain=page --item=MH01
+    python -m cope_jax.search --workdir=runs/demo --text="red hoodie" --where="category = 'tops' and price < 50"
     python -m cope_jax.search --workdir=runs/demo --domain=video --images=0.jpg,1.jpg --text="red dress" --among=page
     python -m cope_jax.search serve --workdir=runs/demo               serve a search page on this machine
     python -m cope_jax.search build --workdir=runs/demo --kind=hnsw   rebuild the index
@@ -18,7 +19,7 @@ from cope_jax import Embedder, cli
 from cope_jax.data.thumbnails import data_uri
 from cope_jax.search.embedding_store import read_manifest
 from cope_jax.search.index import KINDS
-from cope_jax.search.library import Library, SearchResult, open_library
+from cope_jax.search.library import MODES, Library, SearchResult, open_library
 from cope_jax.search.result_views import results_page, results_table
 from data_prep.common.files import atomic_write
 
@@ -42,10 +43,14 @@ def define_flags() -> None:
         "Kind of index. By default, that of the existing index; a new one depends on the size.",
     )
     flags.DEFINE_string("domain", None, "Domain of the query. By default, the first one.")
-    flags.DEFINE_integer("item", None, "Query: id of an item.")
+    flags.DEFINE_string("item", None, "Query: id of an item.")
     flags.DEFINE_list("images", [], "Query: image files, separated by commas, in time order.")
     flags.DEFINE_string("text", "", "Query: a title or transcript, alone or with images.")
     flags.DEFINE_list("among", None, "Domains to search, separated by commas; by default, all but an item's own.")
+    flags.DEFINE_enum(
+        "mode", None, list(MODES), "Search by vectors (dense), words, or both. By default, hybrid for a text alone."
+    )
+    flags.DEFINE_string("where", "", "Filter, in SQL: \"category = 'shoes' and price < 50\".")
     flags.DEFINE_integer("top", 10, "Number of items to find.")
     flags.DEFINE_string("html", None, "Page to write. By default, search.html next to the embeddings.")
     flags.DEFINE_bool("serve", False, "The same as the action serve.")
@@ -88,7 +93,7 @@ def query(library: Library) -> None:
     """Prints the results and writes the page."""
     results = search(library)
     for result in results:
-        name = "of your own" if result.query.item_id < 0 else result.query.item_id
+        name = "of your own" if result.query.item_id is None else result.query.item_id
         print(f"\n{result.query.domain} {name}\n{results_table(result)}")
     page = Path(FLAGS.html) if FLAGS.html else library.embeddings / "search.html"
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -99,18 +104,19 @@ def query(library: Library) -> None:
 
 def search(library: Library) -> list[SearchResult]:
     """Searches for the query in the flags or, without one, for some items of the library."""
-    top, domain = FLAGS.top, FLAGS.domain or library.domains[0]
+    domain, options = FLAGS.domain or library.domains[0], {"top": FLAGS.top, "where": FLAGS.where}
     if FLAGS.item is not None and (FLAGS.images or FLAGS.text):
         raise ValueError("--item is one query, --images and --text are another: give one of them")
     if FLAGS.item is not None:
         among = FLAGS.among or library.other_domains(domain)
-        return [library.search_item(domain, FLAGS.item, among=among, top=top)]
+        return [library.search_item(domain, FLAGS.item, among=among, **options)]
     if FLAGS.images or FLAGS.text:
         thumbnails = [data_uri(Path(image).read_bytes()) for image in FLAGS.images]
-        own = (load_embedder(library), domain, FLAGS.images, FLAGS.text)
-        return [library.search_own(*own, thumbnails=thumbnails, among=FLAGS.among, top=top)]
+        own = (None if FLAGS.mode == "words" else load_embedder(library), domain, FLAGS.images, FLAGS.text)
+        options |= {"thumbnails": thumbnails, "among": FLAGS.among, "mode": FLAGS.mode}
+        return [library.search_own(*own, **options)]
     return [
-        library.search_item(domain, item, among=FLAGS.among or library.other_domains(domain), top=top)
+        library.search_item(domain, item, among=FLAGS.among or library.other_domains(domain), **options)
         for domain, item in library.samples()
     ]
 

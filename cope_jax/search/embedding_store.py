@@ -1,11 +1,12 @@
 """Embeddings of a split in Parquet files, `OUT/page/00000-of-00004.parquet` and so on, in the order of the records.
 
-Columns: domain, item_id, product_ids (list of int64), embedding (list of fixed size). An interrupted job keeps its
+Columns: domain, item_id and product_ids (int64, or text if the user's ids are no numbers), embedding (list of fixed
+size). An interrupted job keeps its
 finished shards. `manifest.json` records what they were made from, so that shards of different sources are not mixed.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cope_jax.data.records import ProductRecords, fingerprint, open_records
-from cope_jax.evaluation.embed_items import Items, LoadedRun, load_run
+from cope_jax.data.records import Records, fingerprint, open_records
+from cope_jax.evaluation.embed_items import LoadedRun, load_run
 from cope_jax.evaluation.results import LATEST, find_step
 from cope_jax.parallel.processes import allgather, barrier
 from cope_jax.runs.config_file import load_config
@@ -93,7 +94,7 @@ def embed_to_parquet(
     missing = [shard for shard, exists in zip(shards, exists, strict=True) if not exists]
     if missing:
         run = load_run(config, workdir, step, average=average)
-        _write_shards(missing, run, records.products, dtype)
+        _write_shards(missing, run, records, dtype)
     barrier("embedded")
     check_shards(shards)
     return sizes
@@ -147,10 +148,9 @@ def list_shards(out: Path, manifest: Mapping[str, Any], domains: Sequence[str] |
     return shards
 
 
-def _write_shards(shards: list[Shard], run: LoadedRun, products: ProductRecords, dtype: str) -> None:
+def _write_shards(shards: list[Shard], run: LoadedRun, records: Records, dtype: str) -> None:
     """Embeds and writes shards. All hosts embed each shard together, and take turns writing."""
-    product_ids = _product_ids_by_row(products, run.config.data.domains)
-    for domain in product_ids:
+    for domain, source in records.items.items():
         own = [shard for shard in shards if shard.domain == domain]
         total = sum(shard.stop - shard.start for shard in own)
         with Progress(desc=f"embedded {domain}", total=total, unit="items") as progress:
@@ -160,29 +160,25 @@ def _write_shards(shards: list[Shard], run: LoadedRun, products: ProductRecords,
                 if items.rows.tolist() != rows.tolist():
                     raise ValueError(f"{shard.path}: {len(items.rows)} of {len(rows)} rows were embedded")
                 if number % jax.process_count() == jax.process_index():
-                    write_shard(shard.path, domain, items, product_ids[domain], dtype)
+                    # Read again, because embedded items have numbers for ids, and the first data.max_products.
+                    own = [(item.own_id, item.own_products) for item in map(source.__getitem__, rows.tolist())]
+                    write_shard(shard.path, domain, items.vectors, own, dtype)
 
 
-def _product_ids_by_row(products: ProductRecords, domains: Iterable[str]) -> dict[str, dict[int, list[int]]]:
-    """All product ids of each row, sorted; embedded items only have the first data.max_products."""
-    by_row: dict[str, dict[int, list[int]]] = {domain: {} for domain in domains}
-    for index in range(len(products)):
-        product = products[index]
-        for domain, rows in product.rows.items():
-            for row in rows.tolist():
-                by_row[domain].setdefault(row, []).append(product.product_id)
-    return {domain: {row: sorted(ids) for row, ids in rows.items()} for domain, rows in by_row.items()}
+def write_shard(
+    path: Path, domain: str, embeddings: np.ndarray, ids: Sequence[tuple[int | str, Sequence[int | str]]], dtype: str
+) -> None:
+    """Writes embeddings float32[N, E] with the ids of N items and their products.
 
-
-def write_shard(path: Path, domain: str, items: Items, product_ids: Mapping[int, list[int]], dtype: str) -> None:
-    """Writes a Parquet file, without compression, because embeddings are practically random."""
-    vectors = pa.array(items.vectors.astype(dtype).reshape(-1), TYPES[dtype])
+    The Parquet file has no compression, because embeddings are practically random.
+    """
+    vectors = pa.array(embeddings.astype(dtype).reshape(-1), TYPES[dtype])
     table = pa.table(
         {
-            "domain": pa.array([domain] * len(items.rows), pa.string()),
-            "item_id": pa.array(items.item_ids, pa.int64()),
-            "product_ids": pa.array([product_ids.get(row, []) for row in items.rows.tolist()], pa.list_(pa.int64())),
-            "embedding": pa.FixedSizeListArray.from_arrays(vectors, items.vectors.shape[1]),
+            "domain": pa.array([domain] * len(ids), pa.string()),
+            "item_id": pa.array([item for item, _ in ids]),
+            "product_ids": pa.array([products for _, products in ids]),
+            "embedding": pa.FixedSizeListArray.from_arrays(vectors, embeddings.shape[1]),
         }
     )
     with atomic_write(path, durable=True) as file:
@@ -214,7 +210,7 @@ def read_manifest(out: Path) -> dict[str, Any]:
 
 
 def read_vectors(out: Path, domain: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the item ids int64[n] and embeddings float32[n, E] of each file of a domain, in row order."""
+    """Yields the item ids int64[n] or object[n] and embeddings float32[n, E] of each file of a domain, in row order."""
     for path in sorted((out / domain).glob("*.parquet")):
         yield _read_shard(path)
 
@@ -227,7 +223,7 @@ def _read_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_item_ids(out: Path, domain: str) -> np.ndarray:
-    """Returns the item ids int64[N] of a domain, in row order."""
+    """Returns the item ids int64[N] of a domain, or object[N] if they are texts, in row order."""
     columns = [np.zeros(0, np.int64)]
     for path in sorted((out / domain).glob("*.parquet")):
         with open_parquet(path) as file:

@@ -38,12 +38,22 @@ class Index:
     description: Mapping[str, Any]
     domains: Mapping[str, faiss.Index]
 
-    def search(self, vectors: np.ndarray, domain: str, top: int) -> tuple[np.ndarray, np.ndarray]:
-        """Finds the nearest items of a domain to each of float32[Q, E].
+    def search(
+        self, vectors: np.ndarray, domain: str, top: int, mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the nearest items of a domain to each of float32[Q, E], among those where bool[N] is true.
 
         Returns similarities float32[Q, top], best first, and rows int64[Q, top], -1 if the domain has fewer items.
         """
-        return self.domains[domain].search(np.ascontiguousarray(vectors, np.float32), top)
+        index, params = self.domains[domain], None
+        if mask is not None:
+            sel = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+            params = faiss.SearchParameters(sel=sel)
+            if isinstance(index, faiss.IndexHNSW):
+                params = faiss.SearchParametersHNSW(sel=sel, efSearch=index.hnsw.efSearch)
+            elif isinstance(index, faiss.IndexIVF):
+                params = faiss.SearchParametersIVF(sel=sel, nprobe=index.nprobe)
+        return index.search(np.ascontiguousarray(vectors, np.float32), top, params=params)
 
 
 def build_index(

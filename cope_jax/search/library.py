@@ -1,5 +1,11 @@
-"""Searches embedded and indexed items, by an item or by pictures and text."""
+"""Searches embedded and indexed items, by an item or by pictures and text.
 
+A search is by vectors (`dense`), by the words of texts (`words`), or by both: `hybrid` adds 1 / (60 + rank) of an item
+in each of the two results (reciprocal rank fusion).
+"""
+
+import functools
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +19,20 @@ from cope_jax.runs.config_file import load_config
 from cope_jax.search.embedder import Embedder, Picture
 from cope_jax.search.embedding_store import MANIFEST, embed_to_parquet, read_item_ids, read_manifest, read_rows
 from cope_jax.search.index import Index, build_index, open_index
+from cope_jax.search.item_table import ItemTable, open_item_table
 
 MAX_TOP = 100  # an HNSW index considers 256 candidates
+MODES = ("hybrid", "dense", "words")
+FUSION = 60  # as in the paper on reciprocal rank fusion
+Found = list[tuple[float, str, int]]  # score, domain and row, best first
 
 
 @dataclass(frozen=True)
 class Hit:
-    """An item found: its card, its cosine similarity to the query, and whether they share a product."""
+    """An item found: its card, its score, and whether it shares a product with the query.
+
+    The score is a cosine similarity (dense), a BM25 score (words) or a sum of reciprocal ranks (hybrid).
+    """
 
     card: Card
     score: float
@@ -28,11 +41,12 @@ class Hit:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A query and the items found for it, best first. The query's item_id is -1 if it is not from the records."""
+    """A query and the items found for it, best first."""
 
     query: Card
     searched: tuple[str, ...]
     hits: tuple[Hit, ...]
+    mode: str = "dense"
 
 
 @dataclass(frozen=True)
@@ -49,28 +63,48 @@ class Library:
         """Domains of the items."""
         return tuple(self.ids)
 
+    @functools.cached_property
+    def table(self) -> ItemTable:
+        """The texts and columns of the items, which are read from the records if they are needed for the first time."""
+        return open_item_table(self.embeddings / "items", self.records)
+
     def other_domains(self, domain: str) -> tuple[str, ...]:
         """Returns all other domains: a page is most similar to other pages, but users mostly look in other domains."""
         return tuple(other for other in self.ids if other != domain) or self.domains
 
     def search_item(
-        self, domain: str, item_id: int, *, among: Sequence[str] | None = None, top: int = 10
+        self,
+        domain: str,
+        item_id: int | str,
+        *,
+        among: Sequence[str] | None = None,
+        top: int = 10,
+        where: str = "",
     ) -> SearchResult:
         """Finds the `top` items in the domains `among`, by default all, that are nearest to an item of the library.
+
+        `where` is a filter, see `ItemTable.select`. A number may be given as text.
 
         Raises ValueError if there is no such item or domain or `top` is not in 1 … MAX_TOP.
         """
         among = self._check_domains(domain, among)
-        rows = np.flatnonzero(self.ids[domain] == item_id)
+        row = self.row(domain, item_id)
+        vector = read_rows(self.embeddings, domain, np.array([row]))
+        found = self._nearest(vector, among, top + 1, self._masks(among, where))  # the query itself may be among them
+        found = [hit for hit in found if hit[1:] != (domain, row)]
+        return self._result(read_card(self.records, domain, row), among, found, top, "dense")
+
+    def row(self, domain: str, item_id: int | str) -> int:
+        """Returns the row of an item; raises ValueError if there is none."""
+        ids = self.ids[domain]
+        rows = np.flatnonzero((ids if ids.dtype == object else ids.astype(str)) == str(item_id))
         if not len(rows):
-            raise ValueError(f"no {domain} item {item_id} among {len(self.ids[domain])}")
-        row = int(rows[0])
-        vector = read_rows(self.embeddings, domain, rows[:1])
-        return self._search(read_card(self.records, domain, row), vector, among, top, exclude=(domain, row))
+            raise ValueError(f"no {domain} item {item_id} among {len(ids)}")
+        return int(rows[0])
 
     def search_own(
         self,
-        embedder: Embedder,
+        embedder: Embedder | None,
         domain: str,
         pictures: Sequence[Picture],
         text: str,
@@ -78,43 +112,66 @@ class Library:
         thumbnails: Sequence[str] = (),
         among: Sequence[str] | None = None,
         top: int = 10,
+        mode: str | None = None,
+        where: str = "",
     ) -> SearchResult:
         """Finds the items nearest to your own pictures, text, or both, which are treated as an item of `domain`.
 
         Args:
-            embedder: Model of the same step of the same run.
+            embedder: Model of the same step of the same run; not needed to search by words.
             domain: Domain of the query.
             pictures: Pictures in time order; one for a domain of images.
             text: Text, or "".
             thumbnails: The pictures as data URIs, for the card of the query.
             among: Domains to search; by default all.
             top: Number of items to find, 1 … MAX_TOP.
+            mode: One of MODES; by default hybrid for a text, dense with pictures.
+            where: Filter, see `ItemTable.select`.
         """
         among = self._check_domains(domain, among)
         if len(pictures) > 1 and self.records.items[domain].kind == "image":
             clips = [name for name, items in self.records.items.items() if items.kind == "clip"]
             choice = f"choose {' or '.join(clips)}, or a single picture" if clips else "choose a single picture"
             raise ValueError(f"a {domain} has one picture, not {len(pictures)}: {choice}")
-        vector = embedder.embed(domain, frames=[pictures], texts=[text])
-        return self._search(Card(domain, -1, (), text, tuple(thumbnails), len(pictures)), vector, among, top)
+        mode, masks, found = mode or ("dense" if pictures else "hybrid"), self._masks(among, where), []
+        if mode not in MODES or (mode != "dense" and not text):
+            raise ValueError(
+                f"mode is {mode!r}: choose one of {', '.join(MODES)}; without a text, only dense is possible"
+            )
+        if mode != "words":
+            assert embedder is not None
+            vector = embedder.embed(domain, frames=[pictures], texts=[text])
+            found.append(self._nearest(vector, among, MAX_TOP, masks))
+        if mode != "dense":
+            matches = [
+                (score, name, row)
+                for name in among
+                for score, row in self.table.match(name, text, MAX_TOP, masks.get(name))
+            ]
+            found.append(sorted(matches, key=lambda hit: -hit[0])[:MAX_TOP])
+        query = Card(domain, None, (), text, tuple(thumbnails), len(pictures))
+        return self._result(query, among, fuse(*found) if mode == "hybrid" else found[0], top, mode)
 
-    def _search(
-        self, query: Card, vector: np.ndarray, among: Sequence[str], top: int, exclude: tuple[str, int] | None = None
-    ) -> SearchResult:
-        """Searches for an embedding float32[1, E]; `exclude` is the domain and row of the query itself."""
-        if not 1 <= top <= MAX_TOP:
-            raise ValueError(f"{top} items requested; it must be 1 to {MAX_TOP}")
+    def _masks(self, among: Sequence[str], where: str) -> dict[str, np.ndarray]:
+        return {domain: self.table.select(domain, where) for domain in among} if where.strip() else {}
+
+    def _nearest(self, vector: np.ndarray, among: Sequence[str], top: int, masks: Mapping[str, np.ndarray]) -> Found:
+        """Finds the items nearest to an embedding float32[1, E]."""
         found = []
         for domain in among:
-            scores, rows = self.index.search(vector, domain, top + 1)  # one more, as the query may be among them
+            scores, rows = self.index.search(vector, domain, top, masks.get(domain))
             pairs = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
-            found += [(score, domain, row) for row, score in pairs if row >= 0 and (domain, row) != exclude]
-        found.sort(key=lambda hit: -hit[0])
+            found += [(score, domain, row) for row, score in pairs if row >= 0]
+        return sorted(found, key=lambda hit: -hit[0])[:top]
+
+    def _result(self, query: Card, among: Sequence[str], found: Found, top: int, mode: str) -> SearchResult:
+        if not 1 <= top <= MAX_TOP:
+            raise ValueError(f"{top} items requested; it must be 1 to {MAX_TOP}")
         hits = []
         for score, domain, row in found[:top]:
             card = read_card(self.records, domain, row)
             hits.append(Hit(card, score, bool(set(card.product_ids) & set(query.product_ids))))
-        return SearchResult(query, tuple(among), tuple(hits))
+        return SearchResult(query, tuple(among), tuple(hits), mode)
 
     def _check_domains(self, domain: str, among: Sequence[str] | None) -> tuple[str, ...]:
         """Returns the domains to search, in order; raises ValueError for unknown ones."""
@@ -124,13 +181,22 @@ class Library:
             raise ValueError(f"unknown domain {', '.join(map(repr, unknown))}: choose among {choices}")
         return tuple(name for name in self.domains if name in searched)
 
-    def samples(self, per_domain: int = 2) -> list[tuple[str, int]]:
+    def samples(self, per_domain: int = 2) -> list[tuple[str, int | str]]:
         """Returns (domain, item id) of some items of every domain, evenly spaced."""
         return [
-            (domain, int(ids[(2 * i + 1) * len(ids) // (2 * per_domain)]))
+            (domain, ids.tolist()[(2 * i + 1) * len(ids) // (2 * per_domain)])
             for domain, ids in self.ids.items()
             for i in range(min(per_domain, len(ids)))
         ]
+
+
+def fuse(*results: Found) -> Found:
+    """Returns the items of several results, ordered by the sums of 1 / (FUSION + rank)."""
+    scores: dict[tuple[str, int], float] = defaultdict(float)
+    for found in results:
+        for rank, (_, domain, row) in enumerate(found, 1):
+            scores[domain, row] += 1 / (FUSION + rank)
+    return sorted(((score, *place) for place, score in scores.items()), key=lambda hit: -hit[0])
 
 
 def open_library(

@@ -23,7 +23,7 @@ def results_table(result: SearchResult, *, width: int = 50) -> str:
     for rank, hit in enumerate(result.hits, 1):
         card = hit.card
         products = " ".join(map(str, card.product_ids)) + (" =" if hit.same_product else "")
-        text = "".join(c if c.isprintable() else " " for c in card.text[:width])
+        text = "".join(c if c.isprintable() else " " for c in (card.columns.get("title") or card.text)[:width])
         rows.append([str(rank), card.domain, str(card.item_id), products, f"{hit.score:.3f}", text])
     return text_table(rows, left=(0, 1, 5))
 

@@ -6,6 +6,7 @@ connections are limited, whatever clients send.
 """
 
 import asyncio
+import dataclasses
 import ipaddress
 import re
 import socket
@@ -31,6 +32,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cope_jax.data.thumbnails import Card, read_card
 from cope_jax.search.embedder import Embedder
+from cope_jax.search.item_table import OWN_COLUMNS
 from cope_jax.search.library import Library, SearchResult
 from cope_jax.search.result_views import PAGES, search_page
 from cope_jax.search.uploads import MAX_FILE, MAX_FILES, MAX_TEXT, decode_pictures, limited_form, uploaded_pictures
@@ -53,11 +55,13 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Query:
-    """Contents of the form: the query's domain and text, and the domains to search."""
+    """Contents of the form: the query's domain and text, the domains to search, how, and the filter."""
 
     domain: str
     search: tuple[str, ...]
     text: str = ""
+    mode: str = ""  # "" is the default
+    where: str = ""
 
 
 class SearchPages:
@@ -78,18 +82,17 @@ class SearchPages:
         if "item" not in values:
             return self._page(self._empty_query(), samples=self.samples)
         query = self._parse_query(values.get("domain", self.domains[0]), values.getlist("search") or self.domains)
-        if not values["item"].isdecimal() or len(values["item"]) > 18:
-            raise HTTPException(404, f"No item {values['item'][:50]!r}: ids are numbers.")
-        return self._page(query, result=await self._compute(self._search_item, query, int(values["item"])))
+        return self._page(query, result=await self._compute(self._search_item, query, values["item"][:MAX_TEXT]))
 
     async def search(self, request: Request) -> Response:
         """Shows the items nearest to the uploaded pictures and text."""
         async with self.upload_slots, limited_form(request) as form:
             uploads = uploaded_pictures(form)
-            text, domain = (str(form.get(name, "")) for name in ("text", "domain"))
-            if len(text) > MAX_TEXT:
-                raise HTTPException(413, f"The text has {len(text)} characters: at most {MAX_TEXT}.")
-            query = self._parse_query(domain, [str(value) for value in form.getlist("search")], text.strip())
+            domain, text, mode, where = (str(form.get(name, "")) for name in ("domain", "text", "mode", "where"))
+            if (size := max(len(text), len(where))) > MAX_TEXT:
+                raise HTTPException(413, f"The text has {size} characters: at most {MAX_TEXT}.")
+            query = self._parse_query(domain, [str(value) for value in form.getlist("search")])
+            query = dataclasses.replace(query, text=text.strip(), mode=mode, where=where.strip())
             if not uploads and not query.text:
                 raise HTTPException(422, "Nothing to search for: choose a picture or type a title.")
             pictures, thumbnails = [], []
@@ -113,7 +116,7 @@ class SearchPages:
         except ValueError as error:
             raise HTTPException(422, f"{error}") from error
 
-    def _search_item(self, query: Query, item: int) -> SearchResult:
+    def _search_item(self, query: Query, item: str) -> SearchResult:
         return self.library.search_item(query.domain, item, among=query.search, top=self.top)
 
     def _search_own(self, query: Query, pictures: Sequence[np.ndarray], thumbnails: Sequence[str]) -> SearchResult:
@@ -125,30 +128,33 @@ class SearchPages:
             thumbnails=thumbnails,
             among=query.search,
             top=self.top,
+            mode=query.mode or None,
+            where=query.where,
         )
 
     def _samples(self) -> list[Card]:
         samples = self.library.samples(per_domain=2)
-        rows = [(domain, int((self.library.ids[domain] == item).argmax())) for domain, item in samples]
-        return [read_card(self.library.records, domain, row) for domain, row in rows]
+        return [read_card(self.library.records, domain, self.library.row(domain, item)) for domain, item in samples]
 
     def _page(self, query: Query, *, status: int = 200, **parts: Any) -> Response:
         """Renders the page with a result, samples, or a problem."""
         limits = {"file": MAX_FILE, "files": MAX_FILES, "text": MAX_TEXT}
         parts = {"result": None, "samples": None, "problem": None} | parts
-        page = search_page(about=self.about, domains=self.domains, limits=limits, query=query, **parts)
+        own = [name for name in self.library.table.columns if name not in OWN_COLUMNS]
+        shared = {"about": self.about, "domains": self.domains, "columns": own, "limits": limits}
+        page = search_page(query=query, **shared, **parts)
         return HTMLResponse(page, status)
 
     def _empty_query(self) -> Query:
         return Query(self.domains[0], self.domains)
 
-    def _parse_query(self, domain: str, search: Sequence[str], text: str = "") -> Query:
+    def _parse_query(self, domain: str, search: Sequence[str]) -> Query:
         """Checks the values of a form or an address; raises HTTPException for an unknown domain or none to search."""
         if unknown := {domain, *search} - set(self.domains):
             raise HTTPException(422, f"Unknown domain {min(unknown)[:50]!r}: choose among {', '.join(self.domains)}.")
         if not search:
             raise HTTPException(422, f"Nothing to search among: choose at least one of {', '.join(self.domains)}.")
-        return Query(domain, tuple(name for name in self.domains if name in search), text)
+        return Query(domain, tuple(name for name in self.domains if name in search))
 
 
 class OriginMiddleware:

@@ -20,7 +20,7 @@ MAX_FILE = 10_000_000  # bytes
 MAX_FILES = 16
 MAX_REQUEST = 60_000_000  # bytes
 MAX_TEXT = 2_000  # characters
-MAX_FIELDS = 10
+MAX_FIELDS = 40
 MAX_FIELD = 64_000  # bytes
 ROOT = Path(__file__).parents[2]
 

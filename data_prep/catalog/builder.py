@@ -92,7 +92,7 @@ def _build_split(
     report: Callable[[str], None],
 ) -> SplitSummary:
     # CatalogRows may share a file.
-    files = tuple(dict.fromkeys(source.rejected for domain_rows in sources.values() for source in domain_rows))
+    files = tuple(dict.fromkeys(source.rejected for rows in sources.values() for source in rows if source))
     with _recorded(folder, files):
         counts = write_split(con, folder, split, sources, domains, report)
     return {"domains": counts, "files": {file.file: file.summary() for file in files}}

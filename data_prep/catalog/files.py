@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from data_prep.common.domains import ROPE_DOMAINS, check_domains
 from data_prep.common.files import atomic_write, file_sha256, read_json
 from data_prep.common.parquet import open_parquet
+from data_prep.common.payload import OWN_ITEM, parse_payload
 
 VERSION = 1  # raise when the files change in form or meaning
 SUMMARY_FILE = "summary.json"
@@ -39,6 +40,8 @@ ITEM_SCHEMA = pa.schema(
         pa.field("frame_times", pa.list_(pa.int64()), nullable=False),
     ]
 )
+# Of tables with ids or columns of their own: a JSON object, see `data_prep.common.payload`.
+PAYLOAD_SCHEMA = ITEM_SCHEMA.append(pa.field("payload", pa.string(), nullable=False))
 # Products, pages, videos and lives in each split of ROPE, as counted by its authors.
 ROPE = {
     "train": {"product": 187_431, "page": 3_025_236, "video": 5_837_716, "live": 3_464_116},
@@ -92,12 +95,18 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-    """An item of a domain. `text` is "" if missing; products and frames are sorted."""
+    """An item of a domain. `text` and `payload` are "" if missing; products and frames are sorted."""
 
     item_id: int
     text: str
     product_ids: tuple[int, ...]
     frames: tuple[Frame, ...]
+    payload: str = ""
+
+    @property
+    def own_id(self) -> int | str:
+        """The item's id in its table, or in its release."""
+        return parse_payload(self.payload).get(OWN_ITEM, self.item_id)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +153,12 @@ class Catalog:
         """Names of the splits."""
         return tuple(self.summary["splits"])
 
+    @functools.cached_property
+    def has_payload(self) -> bool:
+        """Whether its items have a payload."""
+        with self._open(self.splits[0], next(iter(self.domains))) as file:
+            return "payload" in file.schema_arrow.names
+
     def path(self, split: str, name: str) -> Path:
         """Returns the path of a domain's items, or of the products if `name` is "product"."""
         return self.folder / split / f"{name}.parquet"
@@ -157,9 +172,11 @@ class Catalog:
         """Yields the items of rows [start, stop), by default to the end, with one row group in memory at a time."""
         for batch in self._batches(split, domain, start, stop):
             scalars = (batch.column(name).to_pylist() for name in ("item_id", "text"))
+            has_payload = "payload" in batch.schema.names
+            payloads = batch.column("payload").to_pylist() if has_payload else [""] * batch.num_rows
             lists = (_tuples(batch, name) for name in ("product_ids", "frame_times", "frame_names"))
-            for item_id, text, products, times, names in zip(*scalars, *lists, strict=True):
-                yield Item(item_id, text, products, tuple(map(Frame, times, names)))
+            for item_id, text, products, times, names, payload in zip(*scalars, *lists, payloads, strict=True):
+                yield Item(item_id, text, products, tuple(map(Frame, times, names)), payload)
 
     def products(self, split: str) -> Iterator[Product]:
         """Yields the products in the order of their ids."""

@@ -15,7 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.catalog.files import GROUP_ROWS, ITEM_SCHEMA, Catalog, product_schema, write_batches
+from data_prep.catalog.files import (
+    GROUP_ROWS,
+    ITEM_SCHEMA,
+    PAYLOAD_SCHEMA,
+    Catalog,
+    product_schema,
+    write_batches,
+)
 from data_prep.catalog.rejected_lines import Reason, RejectedLines
 from data_prep.common.files import plain_links
 
@@ -26,8 +33,9 @@ class RowSource:
 
     Attributes:
         load: Creates a table `source` of the rows in a connection. Its columns are `product_id, item_id` for pairs,
-            `item_id, text` for texts, `item_id, name` and, if known, `time` and `position` (the order within a line)
-            for frames, and `line`, a number. If rows contradict each other, the one with the smallest `line` wins.
+            `item_id, text` for texts and payloads, `item_id, name` and, if known, `time` and `position` (the order
+            within a line) for frames, and `line`, a number. If rows contradict each other, the one with the smallest
+            `line` wins.
         rejected: Collects the rows that are left out.
     """
 
@@ -41,6 +49,7 @@ class DomainRows(NamedTuple):
     pairs: RowSource
     texts: RowSource
     frames: RowSource
+    payloads: RowSource | None = None  # for all domains or none
 
 
 _COUNTS = """
@@ -89,6 +98,10 @@ def _write_domain(
     )
     cursor, query = _ordering(con, domain, sources.texts, count, ("text",), by="line")
     texts = _staged_rows(cursor, query, folder / "texts.staged")
+    payloads = None
+    if sources.payloads:
+        cursor, query = _ordering(con, domain, sources.payloads, count, ("text",), by="line")
+        payloads = _staged_rows(cursor, query, folder / "payloads.staged")
     sources.texts.rejected.check()
     frames = _streamed_rows(
         *_ordering(con, domain, sources.frames, count, ("time", "name", "position"), by="time, name, line")
@@ -96,7 +109,8 @@ def _write_domain(
     sources.frames.rejected.check()
     path = Catalog(folder).path(split, domain)
     in_line_order = kind == "image"  # the main picture comes first; frames at the same time go by name
-    write_batches(path, ITEM_SCHEMA, _item_batches(count, pairs, texts, frames, sources, in_line_order))
+    schema = PAYLOAD_SCHEMA if payloads else ITEM_SCHEMA
+    write_batches(path, schema, _item_batches(count, pairs, texts, frames, payloads, sources, in_line_order))
     for rows, source in ((texts, sources.texts), (frames, sources.frames)):
         for batch in rows.rest():
             source.rejected.add(Reason.NO_PAIR, batch.column("line").to_numpy())
@@ -189,7 +203,13 @@ def write_query(con: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
 
 
 def _item_batches(
-    count: int, pairs: OrderedRows, texts: OrderedRows, frames: OrderedRows, sources: DomainRows, in_line_order: bool
+    count: int,
+    pairs: OrderedRows,
+    texts: OrderedRows,
+    frames: OrderedRows,
+    payloads: OrderedRows | None,
+    sources: DomainRows,
+    in_line_order: bool,
 ) -> Iterator[pa.RecordBatch]:
     """Yields row groups of items, and notes duplicates, contradictions and items without frames."""
     for start in range(0, count, GROUP_ROWS):
@@ -208,9 +228,12 @@ def _item_batches(
             "frame_names": _lists(some_frames, "name", start, stop),
             "frame_times": _lists(some_frames, "time", start, stop),
         }
+        if payloads:
+            columns["payload"] = pc.binary_join(_lists(payloads.take_until(stop), "text", start, stop), "")
         no_frames = pc.equal(pc.list_value_length(columns["frame_names"]), 0)
         sources.pairs.rejected.add(Reason.NO_FRAMES, items.column("line").filter(no_frames).to_numpy())
-        yield pa.RecordBatch.from_arrays([columns[field.name] for field in ITEM_SCHEMA], schema=ITEM_SCHEMA)
+        schema = PAYLOAD_SCHEMA if payloads else ITEM_SCHEMA
+        yield pa.RecordBatch.from_arrays([columns[field.name] for field in schema], schema=schema)
 
 
 def _is_first(batch: pa.RecordBatch, columns: tuple[str, ...]) -> np.ndarray:

@@ -1,13 +1,14 @@
 """Parses the rows of tables of products."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.catalog.rejected_lines import Reason
 from data_prep.catalog.release_parser import INT64_MAX, check_path
-from data_prep.catalog.table_reader import Values, read_rows
+from data_prep.catalog.table_reader import COLUMNS, Values, read_rows
 from data_prep.common.domains import is_domain_name
 
 SPLITS = ("train", "val", "test")
@@ -23,7 +24,10 @@ _FLOAT = re.compile(r"[+-]?(\d+)\.0*")
 
 @dataclasses.dataclass(frozen=True)
 class TableRow:
-    """A row of a table: ids as written there, "" for missing values, and (name, time or None) of each image."""
+    """A row of a table: ids as written there, "" for missing values, and (name, time or None) of each image.
+
+    `payload` is a JSON object of the other columns, all as text, under names like "variant_price"; "" without any.
+    """
 
     split: str
     domain: str
@@ -31,6 +35,7 @@ class TableRow:
     item: str
     text: str
     images: tuple[tuple[str, int | None], ...]
+    payload: str = ""
 
 
 def read_table(path: Path) -> Iterator[tuple[int, str | Values, TableRow | Reason]]:
@@ -51,7 +56,8 @@ def parse_row(values: Values) -> TableRow | Reason:
         return Reason.TYPE
     split, domain, product, item, text, time = map(_string, fields)
     names = [_string(image).replace("\\", "/") for image in images]  # as Windows writes paths
-    characters = "".join((split, domain, product, item, text, *names))
+    payload = _payload(values)
+    characters = "".join((split, domain, product, item, text, *names, *payload.values()))
     if "\0" in characters:
         return Reason.NUL
     if any("\ud800" <= character <= "\udfff" for character in characters):
@@ -70,7 +76,15 @@ def parse_row(values: Values) -> TableRow | Reason:
         return Reason.NUMBER
     if reason := next(filter(None, map(_check_name, names)), None):
         return reason
-    return TableRow(split, domain, product, item, text, tuple((name, int(time) if time else None) for name in names))
+    frames = tuple((name, int(time) if time else None) for name in names)
+    return TableRow(split, domain, product, item, text, frames, json.dumps(payload, ensure_ascii=False) * bool(payload))
+
+
+def _payload(values: Values) -> dict[str, str]:
+    """Returns the columns that have no meaning of their own and are not empty."""
+    fields = {re.sub(r"\W+", "_", name).strip("_"): value for name, value in values.items() if name not in COLUMNS}
+    texts = {name: _string(value) for name, value in fields.items() if not isinstance(value, (list, dict, bytes))}
+    return {name: text for name, text in texts.items() if name and name not in COLUMNS and text}
 
 
 def _check_name(name: str) -> Reason | None:

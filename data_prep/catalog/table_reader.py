@@ -1,7 +1,7 @@
 """Reads the rows of tables in Parquet, CSV or JSON Lines, the last two also compressed with gzip, in bounded memory.
 
-Only the columns in `COLUMNS` are read; upper and lower case in their names are the same. A row may have
-`MAX_LINE_BYTES`, like a line of a release.
+Upper and lower case in names of columns are the same. Columns other than `COLUMNS` are read if they have text or
+numbers. A row may have `MAX_LINE_BYTES`, like a line of a release.
 """
 
 import codecs
@@ -125,7 +125,11 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, str | Values, Values | Reas
     try:
         with path.open("rb") as source, pq.ParquetFile(source) as file:
             _check_columns(path, [_column_name(name) for name in file.schema_arrow.names])
-            fields = [field for field in file.schema_arrow if _column_name(field.name) in COLUMNS]
+            fields = [
+                field
+                for field in file.schema_arrow
+                if _column_name(field.name) in COLUMNS or (_is_readable(field.type) and not _is_list(field.type))
+            ]
             rows = _plan_batches(path, file, fields)
         # As dictionaries, a text of many rows is in memory once.
         leaves = [file.schema.column(i) for i in range(len(file.schema))]
@@ -190,10 +194,14 @@ def _plan_batches(path: Path, file: pq.ParquetFile, fields: Sequence[pa.Field]) 
 
 def _is_readable(kind: pa.DataType) -> bool:
     types = pa.types
-    if types.is_dictionary(kind) or types.is_list(kind) or types.is_large_list(kind):
+    if types.is_dictionary(kind) or _is_list(kind):
         return _is_readable(kind.value_type)
     checks = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_decimal)
     return types.is_boolean(kind) or types.is_null(kind) or any(check(kind) for check in checks)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
 def _widen(column: pa.Array) -> pa.Array:
@@ -266,7 +274,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, str | Values, Values | Reason]]
             lines.start_row()
             while (fields := _next_fields(reader)) is not None:
                 if isinstance(fields, list) and len(fields) == len(columns):
-                    values = {name: field for name, field in zip(columns, fields, strict=True) if name in COLUMNS}
+                    values = dict(zip(columns, fields, strict=True))
                     yield lines.first, values, values
                 elif fields:
                     # An unmatched quote takes all lines up to the next quote into its field: each of them is lost.

@@ -15,12 +15,13 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from data_prep.common.payload import OWN_ITEM, OWN_PRODUCTS, parse_payload
 from data_prep.common.process_pool import ProcessMap, process_map
 from data_prep.common.text_table import text_table
 from data_prep.images.decoding import open_image, upright_pixels
 from data_prep.inspect import distributions
 from data_prep.inspect.distributions import Histogram, Sample, describe
-from data_prep.records.schema import open_files, parse_example
+from data_prep.records.schema import Example, open_files, parse_example
 from data_prep.rope.rope_dataset_builder import find_record_files
 
 HEADER = ("domain", "value", "5%", "median", "mean", "95%", "max")
@@ -105,20 +106,27 @@ def _show_products(files: Mapping[str, Mapping[Path, int]], count: int) -> Itera
     total = len(sources["product"])
     for number in range(min(count, total)):
         product = parse_example(sources["product"][number * total // min(count, total)])
-        domains = []
+        product_id, domains = product.integers("product_id")[0], []
         for domain in files:
             if domain == "product":
                 continue
             rows = product.integers(f"{domain}_rows")
-            items = [_show_item(sources[domain][row]) for row in rows[:ITEMS_SHOWN]]
-            domains.append({"name": domain, "count": len(rows), "items": items})
-        yield {"product_id": product.integers("product_id")[0], "domains": domains}
+            items = [parse_example(sources[domain][row]) for row in rows[:ITEMS_SHOWN]]
+            domains.append({"name": domain, "count": len(rows), "items": list(map(_show_item, items))})
+            for item in items:
+                ids = item.integers("product_ids")
+                own = dict(zip(ids, _payload(item).get(OWN_PRODUCTS, ids), strict=True))
+                product_id = own.get(product_id, product_id)
+        yield {"product_id": product_id, "domains": domains}
 
 
-def _show_item(record: bytes) -> dict[str, Any]:
-    item = parse_example(record)
+def _payload(item: Example) -> dict[str, Any]:
+    return parse_payload(b"".join(item.byte_strings("payload")).decode())
+
+
+def _show_item(item: Example) -> dict[str, Any]:
     return {
-        "item_id": item.integers("item_id")[0],
+        "item_id": _payload(item).get(OWN_ITEM, item.integers("item_id")[0]),
         "text": item.byte_strings("text")[0].decode(),
         "images": [thumbnail(data) for data in item.byte_strings("frames")[:FRAMES_SHOWN]],
     }

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.common.files import plain_links
+from data_prep.common.payload import OWN_ITEM, parse_payload
 from data_prep.common.process_pool import process_map
 from data_prep.inspect.distributions import Sample
 from data_prep.rope.rope_dataset_builder import find_record_files
@@ -20,7 +21,7 @@ _SCHEMA = pa.schema(
     [
         pa.field("split", pa.string()),
         pa.field("kind", pa.string()),  # a domain, or "product"
-        pa.field("id", pa.int64()),
+        pa.field("id", pa.string()),  # of an item, in the user's table
         pa.field("sha256", pa.binary(32)),  # of an image; null for a product
     ]
 )
@@ -69,12 +70,13 @@ def check_split(data_dir: Path, *, processes: int | None = None) -> Overlap:
 
 def extract_hashes(file: RecordFile) -> None:
     """Writes the ids and image hashes of a file of records."""
-    rows: list[tuple[str, str, int, bytes | None]] = []
+    rows: list[tuple[str, str, str, bytes | None]] = []
     for record in Sample(file.path).records():
         if file.kind == "product":
-            rows.append((file.split, file.kind, record.integers("product_id")[0], None))
+            rows.append((file.split, file.kind, str(record.integers("product_id")[0]), None))
             continue
-        item_id = record.integers("item_id")[0]
+        payload = parse_payload(b"".join(record.byte_strings("payload")).decode())
+        item_id = str(payload.get(OWN_ITEM, record.integers("item_id")[0]))
         hashes = (hashlib.sha256(frame).digest() for frame in record.byte_strings("frames"))
         rows += [(file.split, file.kind, item_id, digest) for digest in hashes]
     columns = zip(*rows, strict=True) if rows else [[]] * len(_SCHEMA)
@@ -93,7 +95,8 @@ def find_overlap(scratch: Path) -> Overlap:
         stack.enter_context(database)
         database.read_parquet(f"{folder}/*.parquet", hive_partitioning=False).create_view("rows")
         products = database.sql(
-            "SELECT id FROM rows WHERE kind = 'product' GROUP BY id HAVING count(DISTINCT split) > 1 ORDER BY id"
+            "SELECT id FROM rows WHERE kind = 'product' GROUP BY id HAVING count(DISTINCT split) > 1 "
+            "ORDER BY id::BIGINT"
         )
         database.execute(
             "CREATE TABLE shared AS SELECT sha256 FROM rows WHERE kind <> 'product' "
@@ -105,7 +108,7 @@ def find_overlap(scratch: Path) -> Overlap:
             f"FROM rows JOIN (FROM shared ORDER BY sha256 LIMIT {MAX_EXAMPLES}) USING (sha256) "
             "GROUP BY sha256 ORDER BY sha256"
         ).fetchall()
-        ids = [row[0] for row in products.limit(MAX_EXAMPLES).fetchall()]
+        ids = [int(row[0]) for row in products.limit(MAX_EXAMPLES).fetchall()]
         return Overlap(products.count("*").fetchall()[0][0], ids, images, [", ".join(row[0]) for row in examples])
 
 

@@ -86,7 +86,7 @@ def copy_lists(target: Path, folders: Iterable[Path]) -> None:
                 file.write(path.read_bytes())
 
 
-def dropped_image(split: str, domain: str, item_id: int, image: str, reason: str) -> dict[str, object]:
+def dropped_image(split: str, domain: str, item_id: int | str, image: str, reason: str) -> dict[str, object]:
     """Returns a line of the list."""
     return {"split": split, "domain": domain, "item_id": item_id, "image": image, "reason": reason}
 
@@ -98,7 +98,7 @@ def _missing_images(index: Path, inputs: Inputs) -> Iterator[dict[str, object]]:
         for item in inputs.opened_catalog.items(split, domain):
             for frame, place in zip(item.frames, places, strict=False):  # the rest are of the next items
                 if place.source is None:
-                    yield dropped_image(split, domain, item.item_id, frame.name, ImageProblem.MISSING)
+                    yield dropped_image(split, domain, item.own_id, frame.name, ImageProblem.MISSING)
 
 
 def _is_excessive(count: int, total: int, max_missing: float) -> bool:

@@ -23,8 +23,8 @@ _READ_RECORDS = 16  # records read at once; a record may have many MB
 _Example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  (protobuf makes it at import)
 
 
-def item_features() -> tfds.features.FeaturesDict:
-    """Returns the features of an item's record; `frames` holds encoded images byte for byte.
+def item_features(*, payload: bool = False) -> tfds.features.FeaturesDict:
+    """Returns the features of an item's record; `frames` holds encoded images byte for byte, `payload` is JSON.
 
     `Sequence(Image())` cannot be read back without TensorFlow; `Text` gives the raw bytes.
     """
@@ -35,6 +35,7 @@ def item_features() -> tfds.features.FeaturesDict:
             "product_ids": tfds.features.Sequence(np.int64),
             "frames": tfds.features.Sequence(tfds.features.Text()),
             "frame_times": tfds.features.Sequence(np.int64),
+            **({"payload": tfds.features.Text()} if payload else {}),
         }
     )
 

@@ -134,7 +134,7 @@ def write_shard(shard: Shard) -> ShardReport:
                     data, problem = reader.read(place)
                     if problem is not None:
                         dropped_images.append(
-                            dropped_image(shard.split, shard.domain, item.item_id, frame.name, problem.value)
+                            dropped_image(shard.split, shard.domain, item.own_id, frame.name, problem.value)
                         )
                     else:
                         times.append(frame.time)
@@ -145,6 +145,7 @@ def write_shard(shard: Shard) -> ShardReport:
                     continue
                 kept_frames += len(frames)
                 fields = {"item_id": item.item_id, "text": item.text, "product_ids": item.product_ids}
+                fields |= {"payload": item.payload} if item.payload else {}
                 yield {**fields, "frames": frames, "frame_times": times}
 
     tally = schema.write_records(shard.path, examples())

@@ -113,8 +113,10 @@ class Builder(FileReaderBuilder):
         super().__init__(file_format=file_format, config=config, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        is_product = self.builder_config_name == "product"
-        features = schema.product_features(self._domains()) if is_product else schema.item_features()
+        if self.builder_config_name == "product":
+            features = schema.product_features(self._domains())
+        else:
+            features = schema.item_features(payload=self._has_payload())
         # The features have no files. TFDS would look for them with the folder's name as a pattern.
         features.load_metadata = lambda *_, **__: None
         return _Info(
@@ -153,6 +155,13 @@ class Builder(FileReaderBuilder):
     def _domains(self) -> dict[str, str]:
         """Domains and their kinds, of the inputs if there are any, or of the data set."""
         return self._inputs.opened_catalog.domains if self._inputs else read_domains(self._dataset_folder)
+
+    def _has_payload(self) -> bool:
+        """Whether items have a payload, in the inputs if there are any, or in the data set."""
+        if self._inputs:
+            return self._inputs.opened_catalog.has_payload
+        path = Path(self.data_dir) / "features.json"
+        return path.exists() and '"payload"' in path.read_text(encoding="utf-8")
 
     @property
     def _dataset_folder(self) -> Path:

@@ -33,13 +33,15 @@ ITEMS = [
     {"split": "test", "product": "SKU-a", "domain": "page", "item": "p1", "text": "", "images": ["4.jpg"]},
 ]
 # Ids are numbered in order over both splits: SKU-a, SKU-b, SKU-m and p1, p2. Those of videos and lives are numbers.
+# The payload has the ids that were no numbers.
+CLIP = (Frame(0, "z.jpg"), Frame(1, "a.jpg"), Frame(2, "b.jpg"))
 WANTED = {
     "page": [
-        Item(0, "包", (1,), (Frame(0, "3.jpg"),)),
-        Item(1, "杯子, 大", (2,), (Frame(0, "x/1.jpg"), Frame(1, "2.jpg"))),
+        Item(0, "包", (1,), (Frame(0, "3.jpg"),), '{"item":"p1","product":["SKU-b"]}'),
+        Item(1, "杯子, 大", (2,), (Frame(0, "x/1.jpg"), Frame(1, "2.jpg")), '{"item":"p2","product":["SKU-m"]}'),
     ],
-    "video": [Item(30, "说", (1, 2), (Frame(0, "z.jpg"), Frame(1, "a.jpg"), Frame(2, "b.jpg")))],
-    "live": [Item(9, "", (2,), ())],
+    "video": [Item(30, "说", (1, 2), CLIP, '{"product":["SKU-b","SKU-m"]}')],
+    "live": [Item(9, "", (2,), (), '{"product":["SKU-m"]}')],
 }
 
 
@@ -93,7 +95,9 @@ def test_all_formats_give_the_same_catalog(tmp_path, images, suffix, one_row_per
         Product(1, {"page": (0,), "video": (0,), "live": ()}),
         Product(2, {"page": (1,), "video": (0,), "live": (0,)}),
     ]
-    assert list(catalog.items("test", "page")) == [Item(0, "", (0,), (Frame(0, "4.jpg"),))]
+    [item] = catalog.items("test", "page")
+    assert item == Item(0, "", (0,), (Frame(0, "4.jpg"),), '{"item":"p1","product":["SKU-a"]}')
+    assert item.own_id == "p1"
     assert pq.read_table(catalog.folder / "ids.parquet").to_pylist() == [
         {"kind": "page", "id": 0, "original": "p1"},
         {"kind": "page", "id": 1, "original": "p2"},
@@ -129,6 +133,21 @@ def test_product_ids_are_numbered_if_one_is_too_large(tmp_path, images, products
     found = {item.item_id: item.product_ids for item in catalog.items("train", "page")}
     assert found == {10**12 + i: (product,) for i, product in enumerate(wanted)}  # item ids may be larger
     assert all(check_id(product.product_id) in wanted for product in catalog.products("train"))
+
+
+def test_other_columns_are_carried_along_and_shared_by_the_items_of_a_product(tmp_path, images):
+    rows = [
+        {"product": 5, "domain": "page", "item": 1, "images": ["x/1.jpg"], "Title": "Bag", "Variant Price": 1.5},
+        {"product": 5, "domain": "live", "item": 2, "images": ["x/1.jpg"], "Title": "", "Color": "red"},
+        {"product": 6, "domain": "live", "item": 3, "images": ["x/1.jpg"], "sizes": ["a", "b"]},
+    ]
+    catalog = build(tmp_path, rows, test_fraction=0)
+    found = {(name, item.item_id): item.payload for name in catalog.domains for item in catalog.items("train", name)}
+    assert found == {
+        ("page", 1): '{"title":"Bag","variant_price":"1.5"}',
+        ("live", 2): '{"title":"Bag","variant_price":"1.5","color":"red"}',
+        ("live", 3): "{}",
+    }
 
 
 def read_ids(catalog):
@@ -211,7 +230,8 @@ def test_invalid_lines_and_contradictions_are_listed(tmp_path, images):
     (tmp_path / "items.jsonl").write_bytes(b"".join(lines))
     options = {"report": lambda line: None, "test_fraction": 0}
     catalog = build_table_catalog(tmp_path / "items.jsonl", images, tmp_path / "catalog", max_rejected=0.4, **options)
-    assert list(catalog.items("train", "page")) == [Item(0, "one", (0,), (Frame(0, "x/1.jpg"),))]
+    own = '{"item":"b","product":["a"]}'
+    assert list(catalog.items("train", "page")) == [Item(0, "one", (0,), (Frame(0, "x/1.jpg"),), own)]
     assert read_rejected(catalog.folder) == [
         *(("", 2, "no JSON object"), ("", 3, "no JSON object"), ("", 4, "not UTF-8")),
         *(("train", 5, "another text for the same item"), ("train", 8, "another text for the same item")),

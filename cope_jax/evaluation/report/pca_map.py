@@ -90,8 +90,8 @@ def _pixels(points: Mapping[str, np.ndarray]) -> list[tuple[str, float, float]]:
 
 def _describe(items: Mapping[str, Items], records: Records, domain: str, position: int) -> list[Any]:
     item = records.items[domain][int(items[domain].rows[position])]
-    products = list(map(str, item.product_ids))
-    return [item_key(domain, position), domain, str(item.item_id), products, shorten(item.text, TEXT)]
+    products = list(map(str, item.own_products))
+    return [item_key(domain, position), domain, str(item.own_id), products, shorten(item.text, TEXT)]
 
 
 def neighbor_shares(items: Mapping[str, Items], *, seed: int) -> dict[str, dict[str, float]]:

@@ -46,7 +46,7 @@ def test_only_the_requested_domains_are_searched(shop):
 def test_own_pictures_and_text_find_items(shop):
     result = shop.search_own(ShopEmbedder(), "page", [picture(4)], "", thumbnails=["data:,"], top=3)
     assert found(result) == [("page", 104), ("video", 104), ("live", 104)]
-    assert (result.query.item_id, result.query.frames) == (-1, ("data:,",))
+    assert (result.query.item_id, result.query.frames) == (None, ("data:,",))
     assert found(shop.search_own(ShopEmbedder(), "live", [], "kind 1", among=["video"], top=1)) == [("video", 101)]
 
 

@@ -104,7 +104,7 @@ def test_hostile_texts_are_escaped(client):
         ([("a.jpg", JPEG), ("b.jpg", b"")], {"domain": "video"}, 415, "b.jpg cannot be read"),
         ([("a.jpg", b"\0" * (MAX_FILE + 1))], {}, 413, "a.jpg has 10.0 MB: at most 10.0 MB per picture."),
         ([("a.jpg", JPEG)] * (MAX_FILES + 1), {}, 400, "Too many files. Maximum number of files is 16."),
-        ([], {"more": ["x"] * 20}, 400, "Too many fields. Maximum number of fields is 10."),
+        ([], {"more": ["x"] * 50}, 400, "Too many fields. Maximum number of fields is 40."),
         ([("a.jpg", JPEG)] * 2, {}, 422, "a page has one picture, not 2: choose video or live, or a single picture"),
         ([], {"text": "kind 1", "domain": "shop"}, 422, "Unknown domain 'shop': choose among page, video, live."),
         ([], {"text": "kind 1", "search": ["shop"]}, 422, "Unknown domain 'shop'"),
@@ -177,7 +177,7 @@ def test_decoded_picture_is_that_of_the_embedder(kind):
 
 
 def test_unknown_items(client):
-    for item, status, message in (("999", 422, "no page item 999"), ("x1", 404, "No item 'x1': ids are numbers.")):
+    for item, status, message in (("999", 422, "no page item 999"), ("x1", 422, "no page item x1 among 6")):
         response = client.get("/", params={"item": item})
         assert response.status_code == status
         assert message in problem_of(response)

@@ -137,11 +137,13 @@ def invalid_text(content: bytes) -> pa.Array:
     return pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(offsets), pa.py_buffer(content)])
 
 
-def test_only_named_columns_of_parquet_are_read(tmp_path):
+def test_other_columns_of_parquet_are_read_if_they_have_text_or_numbers(tmp_path):
     far = pa.array([2**62, 2**62], pa.int64()).cast(pa.timestamp("us"))
-    other = {"name": invalid_text(b"\xe9\xe9"), "thumb": [b"\0"] * 2, "price": [{"eur": 1}] * 2}
+    other = {"Name": ["a", None], "thumb": [b"\0"] * 2, "price": [{"eur": 1}] * 2, "sizes": [["s"]] * 2}
     path = write_parquet(tmp_path / "items.parquet", day=far, **other)
     assert read(path) == ITEMS
+    assert [values["name"] for _, _, values in table_reader.read_rows(path)] == ["a", None]
+    assert all(values.keys() == {*ROWS[0], "name"} for _, _, values in table_reader.read_rows(path))
 
 
 def test_invalid_text_in_parquet_is_an_invalid_row(tmp_path):

@@ -1,0 +1,128 @@
+"""Texts and columns of the items of a library: search by words (BM25) and filters in SQL.
+
+A folder has `items.db`, an SQLite database with a table per domain, and `<domain>/`, the index of its words.
+"""
+
+import functools
+import re
+import sqlite3
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import bm25s
+import numpy as np
+
+from cope_jax.data.records import Item, Records
+from data_prep.common.files import atomic_folder
+from data_prep.common.payload import OWN_ITEM, OWN_PRODUCTS
+
+DATABASE = "items.db"
+OWN_COLUMNS = ("item", "product", "text")
+INDEXED_WORDS = 200  # of a text; the rest of a long transcript is not searched
+MAX_SECONDS, MAX_BYTES = 10.0, 1_000_000  # of a filter, and of a value in it
+# SQLite may only read tables and call functions, whatever a filter says; it does not load any from files.
+ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION}
+_CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"  # written without spaces between words
+_WORDS = re.compile(rf"([{_CJK}]+)|([^\W_{_CJK}]+)")
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """The texts and columns of all items, by domain and row."""
+
+    folder: Path
+    sizes: dict[str, int]  # number of items of each domain
+
+    @functools.cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The columns for filters: `item`, `product`, `text` and those of the user's table."""
+        with closing(self._connect()) as database:
+            names = [database.execute(f'SELECT * FROM "{domain}" LIMIT 0').description for domain in self.sizes]
+        return tuple(dict.fromkeys(name for own in names for name, *_ in own))
+
+    def select(self, domain: str, where: str) -> np.ndarray:
+        """Returns bool[N], for which items an SQL expression such as "category = 'shoes' and price < 50" is true.
+
+        It may come from a stranger: it cannot write, read anything else, or run for longer than MAX_SECONDS.
+
+        Raises:
+            ValueError: The expression is invalid.
+        """
+        # Within CASE … END, nothing but an expression is valid.
+        query = f'SELECT rowid FROM "{domain}" WHERE CASE WHEN (\n{where}\n) THEN 1 END'
+        mask = np.zeros(self.sizes[domain], bool)
+        try:
+            with closing(self._connect()) as database:
+                mask[[row for (row,) in database.execute(query)]] = True
+        except (sqlite3.Error, sqlite3.Warning) as error:
+            raise ValueError(f"filter {where!r}: {error}; the columns are {', '.join(self.columns)}") from error
+        return mask
+
+    def match(self, domain: str, text: str, top: int, mask: np.ndarray | None = None) -> list[tuple[float, int]]:
+        """Returns the scores and rows of the `top` items with words of a text, best first; `mask` allows items."""
+        words = list(dict.fromkeys(split_words(text)))
+        if not words or domain not in self._indexes:
+            return []
+        scores = self._indexes[domain].get_scores(words)
+        scores = scores if mask is None else scores * mask
+        rows = np.argpartition(-scores, min(top, len(scores) - 1))[:top]
+        rows = rows[np.lexsort((rows, -scores[rows]))]
+        return [(float(scores[row]), int(row)) for row in rows if scores[row] > 0]
+
+    @functools.cached_property
+    def _indexes(self) -> dict[str, bm25s.BM25]:
+        folders = {domain: self.folder / domain for domain in self.sizes}
+        return {domain: bm25s.BM25.load(path, mmap=True) for domain, path in folders.items() if path.exists()}
+
+    def _connect(self) -> sqlite3.Connection:
+        database = sqlite3.connect(f"file:{quote(str(self.folder.absolute() / DATABASE))}?mode=ro", uri=True)
+        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)
+        database.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in ALLOWED else sqlite3.SQLITE_DENY)
+        deadline = time.monotonic() + MAX_SECONDS
+        database.set_progress_handler(lambda: time.monotonic() > deadline, 100_000)
+        return database
+
+
+def open_item_table(folder: Path, records: Records) -> ItemTable:
+    """Opens the table of the items in records, and writes it first if it does not exist."""
+    if not folder.exists():
+        with atomic_folder(folder) as unfinished, closing(sqlite3.connect(unfinished / DATABASE)) as database:
+            for domain, items in records.items.items():
+                rows = (items[row] for row in range(len(items)))
+                words = [_insert(database, domain, row, item) for row, item in enumerate(rows)]
+                if any(words):
+                    index = bm25s.BM25()
+                    index.index(words, show_progress=False)
+                    index.save(unfinished / domain)
+            database.commit()
+    return ItemTable(folder, {domain: len(items) for domain, items in records.items.items()})
+
+
+def _insert(database: sqlite3.Connection, domain: str, row: int, item: Item) -> list[str]:
+    """Inserts an item and returns its words."""
+    if row == 0:
+        database.execute(f'CREATE TABLE "{domain}" ({", ".join(OWN_COLUMNS)})')
+    columns = item.columns | {"item": item.own_id, "product": "|".join(map(str, item.own_products)), "text": item.text}
+    names = ", ".join(f'"{name}"' for name in columns)
+    insert = f'INSERT INTO "{domain}" (rowid, {names}) VALUES (?{", ?" * len(columns)})'
+    known = {name for name, *_ in database.execute(f'SELECT * FROM "{domain}" LIMIT 0').description}
+    for name in columns.keys() - known:  # numeric: "52.00" is a number, and other texts stay texts
+        database.execute(f'ALTER TABLE "{domain}" ADD COLUMN "{name}" NUMERIC')
+    database.execute(insert, (row, *columns.values()))
+    titles = dict.fromkeys(str(columns.get(name, "")) for name in ("title", "text", "category", OWN_ITEM, OWN_PRODUCTS))
+    return split_words(" ".join(titles))[:INDEXED_WORDS]
+
+
+def split_words(text: str) -> list[str]:
+    """Returns the words of a text, without plural endings, and single characters and pairs of Chinese and Japanese.
+
+    "Red Hoodies 红裙" gives ["red", "hoodie", "红", "裙", "红裙"].
+    """
+    words = []
+    for characters, word in _WORDS.findall(text.casefold()):
+        pairs = [characters[i : i + 2] for i in range(len(characters) - 1)]
+        words += [*characters, *pairs] if characters else [re.sub("(?<=s|x|z|h)es$|(?<=[^s]{2})s$", "", word)]
+    return words

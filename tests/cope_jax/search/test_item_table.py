@@ -1,0 +1,91 @@
+"""Filters and search by words."""
+
+import numpy as np
+import pytest
+
+from cope_jax.search.item_table import split_words
+from tests.shop import ShopEmbedder, make_shop
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    return make_shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.mark.parametrize(
+    ("where", "rows"),
+    [
+        ("category = 'B'", [2, 3]),
+        ("category = 'B' and price < 25", [2]),
+        ("price between 9 and 31 -- a comment", [1, 2, 3]),
+        ("item = 104 or product = '1000'", [0, 4]),
+        ("text like '%kind 5%'", [5]),
+        ("price > (select avg(price) from page)", [3, 4, 5]),
+        ("0", []),
+    ],
+)
+def test_filters_select_items(shop, where, rows):
+    assert np.flatnonzero(shop.table.select("page", where)).tolist() == rows
+    assert set(shop.table.columns) == {"item", "product", "text", "category", "price", "url"}
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("colour = 'red'", "no such column: colour; the columns are item, product, text, .*price"),
+        ("category =", "filter 'category =': .*syntax error"),
+        ("1) UNION SELECT (5", "syntax error"),
+        ("1 END; DROP TABLE page; --", "syntax error|one statement"),
+        ("load_extension('x') = 1", "not authorized"),
+        ("(with recursive n(i) as (select 1 union all select i + 1 from n) select max(i) from n)", "not authorized"),
+        ("length(zeroblob(2000000))", "too big"),
+        ("readfile('/etc/passwd') <> ''", "no such function"),
+    ],
+)
+def test_invalid_and_hostile_filters_are_errors(shop, where, message):
+    with pytest.raises(ValueError, match=message):
+        shop.table.select("page", where)
+
+
+def test_a_filter_that_takes_too_long_is_stopped(shop, monkeypatch):
+    monkeypatch.setattr("cope_jax.search.item_table.MAX_SECONDS", 0.05)
+    tables = ", ".join(f"page as t{i}" for i in range(12))
+    with pytest.raises(ValueError, match="interrupted"):
+        shop.table.select("page", f"(select count(*) from {tables}) > 0")
+
+
+def test_all_kinds_of_search_keep_to_the_filter(shop):
+    where = "price > 25"
+    among = ["page", "video"]
+    by_item = shop.search_item("page", 100, among=among, top=6, where=where)
+    own = [
+        shop.search_own(ShopEmbedder(), "page", [], "kind 1", among=among, top=20, mode=mode, where=where)
+        for mode in ("hybrid", "dense", "words")
+    ]
+    for result in (by_item, *own):
+        assert {hit.card.item_id for hit in result.hits} == {103, 104, 105}
+
+
+def test_words_find_texts_and_fusion_adds_reciprocal_ranks(shop):
+    """The vector of "kind 4" finds product 4, and the words "kind 3" product 3."""
+
+    class Wrong(ShopEmbedder):
+        def embed(self, domain, *, frames, texts):
+            return super().embed(domain, frames=frames, texts=["kind 4"])
+
+    def search(mode):
+        hits = shop.search_own(Wrong(), "page", [], "kind 3", among=["page"], top=3, mode=mode).hits
+        return [(hit.card.item_id, hit.score) for hit in hits]
+
+    assert search("dense")[0][0] == 104
+    assert search("words")[0][0] == 103
+    fused = dict(search("hybrid"))
+    assert fused[103] == pytest.approx(1 / 61 + 1 / (60 + 1 + [item for item, _ in search("dense")].index(103)))
+    assert search(None) == search("hybrid")
+    with pytest.raises(ValueError, match=r"mode is 'words': choose one of .*without a text, only dense is possible"):
+        shop.search_own(None, "page", [], "", mode="words")
+
+
+def test_words_of_any_script():
+    assert split_words("Red Hoodies, MH01-XS 红裙") == ["red", "hoodie", "mh01", "xs", "红", "裙", "红裙"]
+    assert split_words("dresses dress shoes it's") == ["dress", "dress", "shoe", "it", "s"]
