@@ -2,6 +2,7 @@
 
     python -m data_prep.table --table=items.csv --images=DIR --out=DIR [--test_fraction=0.1] [--max_rejected=0.01]
         [--domains=page:image,spin:clip]
+    python -m data_prep.table --table=export.csv --format=shopify --out=DIR
 
 The table has the columns `product`, `item`, optionally `domain` (any names; without it, all rows are of the domain
 page), `text` and `split` (train, val or test), and either `images` (one row per item; a list, or names separated by
@@ -13,6 +14,10 @@ An item is left with the products of one split: those that were drawn with it, o
 
 The domains page, video and live are of the kinds image, clip and clip. Another domain is of kind clip if one of its
 items has several images. --domains states the kinds instead, and leaves out rows of other domains.
+
+Other columns, such as title, category, price and url, are carried along for search. --images may be left out if all
+images are URLs, which `download` fetches. --format reads an export of a shop, see `data_prep.catalog.formats`; its
+items are also written to OUT.jsonl.
 """
 
 import collections
@@ -29,6 +34,7 @@ from absl import flags
 
 from data_prep.catalog.builder import MAX_REJECTED, MEMORY_LIMIT, CatalogRows, build_catalog
 from data_prep.catalog.files import Catalog, format_summary
+from data_prep.catalog.formats import FORMATS, convert_export
 from data_prep.catalog.rejected_lines import MAX_PRODUCT_ID, Reason, RejectedLines
 from data_prep.catalog.release_parser import START_BYTES
 from data_prep.catalog.split_writer import DomainRows, RowSource, write_query
@@ -155,7 +161,7 @@ _HAS_PAYLOADS = (
 
 def build_table_catalog(
     table: Path,
-    images: Path,
+    images: Path | None,
     out: Path,
     *,
     test_fraction: float = TEST_FRACTION,
@@ -171,7 +177,7 @@ def build_table_catalog(
 
     Args:
         table: A *.parquet, *.csv, *.tsv, *.jsonl, *.ndjson file or, of the last four, *.gz file; or a folder of such.
-        images: Folder that contains the images; their names are paths in it.
+        images: Folder that contains the images; their names are paths in it. None if they are not checked.
         out: Folder of the catalog.
         test_fraction: Fraction of products in the test split, chosen by hash, for rows without a split.
         domains: Domains to include and their kinds. By default all, of kinds that follow from their numbers of images.
@@ -180,7 +186,7 @@ def build_table_catalog(
         report: Called with lines of progress.
     """
     files = table_files(table)
-    if not images.is_dir():
+    if images and not images.is_dir():
         raise ValueError(f"images folder {images.absolute()} not found")
 
     def rejected_lines(split: str) -> RejectedLines:
@@ -191,7 +197,8 @@ def build_table_catalog(
         rejected = rejected_lines("")
         _load_table(con, table, test_fraction, domains, rejected)
         kinds = domains or _domain_kinds(con)
-        _check_images(con, images, report)
+        if images:
+            _check_images(con, images, report)
         _check_largest_product(con, report)
         con.execute(_IDS)
         numbered = "SELECT kind, id, original FROM ids WHERE NOT whole ORDER BY kind, id"
@@ -335,7 +342,8 @@ def define_flags() -> None:
     """Defines the flags of the command."""
     formats = "*.parquet, *.csv, *.tsv, *.jsonl, *.ndjson; the last four also as *.gz"
     flags.DEFINE_string("table", None, f"The table ({formats}), or a folder of such files.", required=True)
-    flags.DEFINE_string("images", None, "Folder with the images. Their names are paths in it.", required=True)
+    flags.DEFINE_string("images", None, "Folder with the images. Their names are paths in it, or URLs.")
+    flags.DEFINE_string("format", None, f"Export of a shop: {', '.join(FORMATS)}, or a file with a column map.")
     flags.DEFINE_string("out", None, "Folder of the catalog.", required=True)
     flags.DEFINE_float("test_fraction", TEST_FRACTION, "Fraction of products to test, for rows without a split.", 0, 1)
     flags.DEFINE_list("domains", None, "Domains to include, with kinds image or clip: page:image,spin:clip.")
@@ -344,10 +352,15 @@ def define_flags() -> None:
 
 
 def main() -> None:
+    table, out = Path(FLAGS.table), Path(FLAGS.out)
+    if FLAGS.format:
+        table = out.with_name(f"{out.name}.jsonl")
+        table.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{FLAGS.table}: {convert_export(Path(FLAGS.table), FLAGS.format, table):,} images, listed in {table}")
     catalog = build_table_catalog(
-        Path(FLAGS.table),
-        Path(FLAGS.images),
-        Path(FLAGS.out),
+        table,
+        Path(FLAGS.images) if FLAGS.images else None,
+        out,
         test_fraction=FLAGS.test_fraction,
         domains=parse_domains(FLAGS.domains) if FLAGS.domains else None,
         memory_limit=FLAGS.memory_limit,

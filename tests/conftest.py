@@ -100,7 +100,7 @@ def other_data_dir(tmp_path_factory):
 
 
 def rename_domains(data_dir: Path, folder: Path, name: str, sources: Mapping[str, tuple[str, int, int]]) -> Path:
-    """Builds a data set with other domains from that of `build_synthetic`.
+    """Builds a data set with other domains, texts as ids and further columns from that of `build_synthetic`.
 
     `sources` has for each domain a synthetic one and which of its items to take: (page, 1, 2) is every second.
     """
@@ -114,9 +114,9 @@ def rename_domains(data_dir: Path, folder: Path, name: str, sources: Mapping[str
     with (folder / "items.jsonl").open("w") as file:
         for split, (domain, (source, start, step)) in itertools.product(("train", "test"), sources.items()):
             for item in itertools.islice(catalog.items(split, source), start, None, step):
-                row = {"domain": domain, "item": item.item_id, "text": item.text, "split": split}
-                row["images"] = [frame.name for frame in item.frames]
-                file.writelines(json.dumps(row | {"product": product}) + "\n" for product in item.product_ids)
+                row = {"domain": domain, "item": f"I{item.item_id}", "text": item.text, "split": split}
+                row |= {"images": [frame.name for frame in item.frames], "Unit price": item.item_id % 10}
+                file.writelines(json.dumps(row | {"product": f"P{product}"}) + "\n" for product in item.product_ids)
     quiet = {"report": lambda line: None}
     build_table_catalog(folder / "items.jsonl", images, folder / "catalog", **quiet)
     build(Inputs(folder / "catalog", (images,)), folder / "data", name=name, processes=1, **quiet)

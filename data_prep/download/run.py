@@ -104,6 +104,7 @@ class _Run:
         self._catalog = catalog
         self._out = out
         self._options = options
+        self._prefix = options.url_prefix
         self._progress = progress
         self._report = report
         self._placeholders = set(options.placeholders)
@@ -163,7 +164,9 @@ class _Run:
         if self._options.preflight:
             urls = [shard.url(position) for position in (*shard.arrived(), *shard.todo)]
             await _find_image(self._fetcher, urls)
-        if placeholder := await _find_placeholder(self._fetcher, self._options.url_prefix):
+        if not (first := shard.url(0)).startswith(self._prefix):  # the images' names are URLs
+            self._prefix = first.rpartition("/")[0] + "/"
+        if placeholder := await _find_placeholder(self._fetcher, self._prefix):
             self._report(
                 f"the server sends an image for any name; images with its SHA-256 {placeholder} count as missing"
             )
@@ -199,7 +202,7 @@ class _Run:
             self._progress.update(0)
 
     def _update_status(self) -> None:
-        rate = self._fetcher.rate(self._options.url_prefix)
+        rate = self._fetcher.rate(self._prefix)
         self._progress.set_postfix_str(format_status(self._failed, rate, self._fetcher.pause), refresh=False)
 
 

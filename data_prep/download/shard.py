@@ -137,8 +137,8 @@ class Shard:
 
 
 def make_url(url_prefix: str, name: str) -> str:
-    """Returns the URL of an image: the prefix and the percent-encoded name, in which `/` stays."""
-    return url_prefix + urllib.parse.quote(name)
+    """Returns the URL of an image: its name if that is one, or the prefix and the percent-encoded name."""
+    return name if name.startswith(("http://", "https://")) else url_prefix + urllib.parse.quote(name)
 
 
 def add_image(tar: tarfile.TarFile, row: Row, body: bytes) -> int:

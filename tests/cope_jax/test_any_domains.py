@@ -1,6 +1,9 @@
 """Tests that data sets with one, two and four domains are trained, evaluated, reported, searched and exported."""
 
+import json
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from configs import catalog
@@ -102,16 +105,27 @@ def test_all_directions_are_evaluated_and_reported(config, workdir):
     write_report(workdir, evaluation, evaluation.embedded)
     report = evaluation.files.report.read_text()
     assert all(f"{source} → {target}" in report for source, target in names.values())
+    shown = json.loads(report.partition('id="data">')[2].partition("</script>")[0])["items"].values()
+    assert all(card["id"].startswith("I") and card["products"][0].startswith("P") for card in shown)
 
 
 def test_items_are_searched_in_any_domain(config, workdir):
     library = open_library(workdir, report=lambda line: None)
     assert library.domains == tuple(config.data.domains)
     for domain in library.domains:
-        item = int(library.ids[domain][0])
+        item = library.ids[domain][0]
+        assert item.startswith("I")
         result = library.search_item(domain, item, among=library.other_domains(domain), top=3)
         assert len(result.hits) == 3
         assert all((hit.card.domain, hit.card.item_id) != (domain, item) for hit in result.hits)
+        assert all(product.startswith("P") for hit in result.hits for product in hit.card.product_ids)
+        rows = pq.read_table(next((library.embeddings / domain).glob("*.parquet"))).to_pylist()
+        assert [row["item_id"] for row in rows] == library.ids[domain][: len(rows)].tolist()
+        items = library.records.items[domain]
+        assert [tuple(row["product_ids"]) for row in rows] == [items[row].own_products for row in range(len(rows))]
+        cheap = library.search_item(domain, item, among=[domain], top=100, where="unit_price < 3").hits
+        wanted = [items[row].own_id for row in range(len(items)) if int(items[row].columns["unit_price"]) < 3]
+        assert {hit.card.item_id for hit in cheap} == set(wanted) - {item}
     with pytest.raises(ValueError, match=f"unknown domain 'video': choose among {', '.join(library.domains)}"):
         library.search_item("video", 1)
 

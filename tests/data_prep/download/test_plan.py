@@ -37,6 +37,10 @@ def test_frames_are_counted(tmp_path):
     assert [count_frames(catalog, "train", domain) for domain in ("page", "video", "live")] == [1, 7, 0]
 
 
+def test_names_that_are_urls_stay_as_they_are():
+    assert make_url("https://host/a/", "http://shop.example/%41.jpg?v=1") == "http://shop.example/%41.jpg?v=1"
+
+
 def test_names_are_percent_encoded():
     assert make_url("http://h/p/", "a b/ü?#%.jpg") == "http://h/p/a%20b/%C3%BC%3F%23%25.jpg"
 

@@ -46,11 +46,10 @@ def convert_export(source: Path, name: str, target: Path) -> int:
             raise ValueError(f"{source} is no export of format {name}: it lacks {wanted}; it has {', '.join(given)}")
         rows = ({_key(column): (value or "").strip() for column, value in row.items() if column} for row in reader)
         kept = (row for row in rows if not any(row.get(column) in values for column, values in skip.items()))
-        count = 0
-        with atomic_write(target, "w") as out:
-            for count, item in enumerate(_items(kept, columns), 1):
-                out.write(json.dumps(item, ensure_ascii=False) + "\n")
-    return count
+        items = [json.dumps(item, ensure_ascii=False) for item in _items(kept, columns)]
+    with atomic_write(target, "w") as out:
+        out.writelines(f"{item}\n" for item in items)
+    return len(items)
 
 
 def _key(column: str) -> str:
