@@ -47,12 +47,13 @@ class Index:
         """
         index, params = self.domains[domain], None
         if mask is not None:
-            sel = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
-            params = faiss.SearchParameters(sel=sel)
+            library: Any = faiss  # its types lack the arguments by name
+            allowed = library.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+            params = library.SearchParameters(sel=allowed)
             if isinstance(index, faiss.IndexHNSW):
-                params = faiss.SearchParametersHNSW(sel=sel, efSearch=index.hnsw.efSearch)
+                params = library.SearchParametersHNSW(sel=allowed, efSearch=index.hnsw.efSearch)
             elif isinstance(index, faiss.IndexIVF):
-                params = faiss.SearchParametersIVF(sel=sel, nprobe=index.nprobe)
+                params = library.SearchParametersIVF(sel=allowed, nprobe=index.nprobe)
         return index.search(np.ascontiguousarray(vectors, np.float32), top, params=params)
 
 

@@ -78,6 +78,17 @@ def test_recall_of_each_kind(built, embeddings, vectors, kind, least, domain):
     np.testing.assert_allclose(scores, exact, atol=0.1 if kind == "ivfpq" else 1e-5)
 
 
+@pytest.mark.parametrize(("kind", "least"), [("flat", 1.0), ("hnsw", 0.95), ("ivfpq", 0.6)])
+def test_only_allowed_items_are_found(built, embeddings, vectors, kind, least):
+    mask = np.arange(len(vectors["page"])) % 7 == 3
+    queries, rows = clusters(100, 9), np.flatnonzero(mask)
+    _, found = open_index(built[0][kind][0], embeddings).search(queries, "page", 10, mask)
+    assert mask[found].all()
+    expected = rows[brute_force(queries, vectors["page"][rows], 10)]
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found.tolist(), expected.tolist(), strict=True)])
+    assert recall >= least
+
+
 def test_recall_is_reported(built):
     lines = built[1]
     assert len(lines) == 9
