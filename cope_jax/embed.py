@@ -11,7 +11,16 @@ from cope_jax import cli
 from cope_jax.search.embedding_store import TYPES, embed_to_parquet
 
 FLAGS = flags.FLAGS
-SHARED_FLAGS = ("workdir", "out", "split", "data_dir", "step", "average", "dtype")  # must be the same in all processes
+SHARED_FLAGS = (
+    "workdir",
+    "out",
+    "split",
+    "data_dir",
+    "step",
+    "average",
+    "dtype",
+    "update",
+)  # must be the same in all processes
 
 
 def define_flags() -> None:
@@ -19,6 +28,7 @@ def define_flags() -> None:
     cli.define_checkpoint_flags()
     flags.DEFINE_string("out", None, "Folder to write.")
     flags.DEFINE_string("split", "test", "Split to embed, or several: train+test.")
+    flags.DEFINE_bool("update", False, "Replace embeddings of earlier records; compute only what is new or changed.")
     flags.DEFINE_enum("dtype", "float32", list(TYPES), "Type of the embeddings.")
     cli.define_cluster_flags()
     flags.mark_flags_as_required(["workdir", "out"])
@@ -35,6 +45,7 @@ def main() -> None:
             step=cli.parse_step(FLAGS.step),
             average=FLAGS.average,
             dtype=FLAGS.dtype,
+            update=FLAGS.update,
         )
     counts = ", ".join(f"{size} {domain} items" for domain, size in sizes.items())
     print(f"{FLAGS.out} has the embeddings of {counts}")

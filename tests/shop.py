@@ -73,8 +73,8 @@ def write_embeddings(folder: Path, vectors: Mapping[str, np.ndarray], *, rows: i
         (folder / domain).mkdir()
     for shard in list_shards(folder, manifest):
         numbers = np.arange(shard.start, shard.stop)
-        ids = [(100 + row, (1000 + row,)) for row in numbers.tolist()]
-        write_shard(shard.path, shard.domain, vectors[shard.domain][numbers], ids, "float32")
+        items = [Item(100 + row, "", (1000 + row,), ()) for row in numbers.tolist()]
+        write_shard(shard.path, shard.domain, vectors[shard.domain][numbers], items, "float32")
     return folder
 
 

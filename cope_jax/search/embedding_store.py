@@ -1,12 +1,16 @@
 """Embeddings of a split in Parquet files, `OUT/page/00000-of-00004.parquet` and so on, in the order of the records.
 
 Columns: domain, item_id and product_ids (int64, or text if the user's ids are no numbers), embedding (list of fixed
-size). An interrupted job keeps its
-finished shards. `manifest.json` records what they were made from, so that shards of different sources are not mixed.
+size), content (hash of the item's text and frames, so that an update computes only what is new). An interrupted job
+keeps its finished shards. `manifest.json` records what they were made from, so that shards of different sources are not
+mixed.
 """
 
+import functools
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cope_jax.data.records import Records, fingerprint, open_records
+from cope_jax.data.records import Item, Records, fingerprint, open_records
 from cope_jax.evaluation.embed_items import LoadedRun, load_run
 from cope_jax.evaluation.results import LATEST, find_step
 from cope_jax.parallel.processes import allgather, barrier
@@ -51,6 +55,7 @@ def embed_to_parquet(
     average: bool = False,
     dtype: str = "float32",
     rows: int = ROWS,
+    update: bool = False,
 ) -> dict[str, int]:
     """Embeds every item of a split and writes the embeddings. If an earlier call was interrupted, it resumes.
 
@@ -63,6 +68,8 @@ def embed_to_parquet(
         average: Embed with the moving average of the parameters.
         dtype: Type of the embeddings, a key of TYPES.
         rows: Rows per shard.
+        update: If `out` has the embeddings of earlier records by the same checkpoint, replace them, but compute only
+            those of items with other texts or frames.
 
     Returns:
         The number of items of each domain.
@@ -87,16 +94,19 @@ def embed_to_parquet(
         "rows": rows,
         "items": sizes,
     }
-    _prepare_folder(out, manifest)
+    previous = out.with_name(f"{out.name}.previous")
+    _prepare_folder(out, manifest, previous if update else None)
     shards = list_shards(out, manifest)
     # Process 0 decides for all: they compute together, and a shared folder may look different to each.
     exists = allgather(np.array([shard.path.exists() for shard in shards], bool))[0]
     missing = [shard for shard, exists in zip(shards, exists, strict=True) if not exists]
     if missing:
-        run = load_run(config, workdir, step, average=average)
-        _write_shards(missing, run, records, dtype)
+        load = functools.cache(functools.partial(load_run, config, workdir, step, average=average))
+        _write_shards(missing, load, records, dtype, previous if update else None)
     barrier("embedded")
     check_shards(shards)
+    if update and jax.process_index() == 0:
+        shutil.rmtree(previous, ignore_errors=True)
     return sizes
 
 
@@ -107,9 +117,20 @@ def checkpoint_fingerprint(workdir: Path, step: int) -> str:
     return file_sha256(saved if saved.exists() else workdir / "config.json")[:16]
 
 
-def _prepare_folder(out: Path, manifest: Mapping[str, Any]) -> None:
-    """Creates a folder for a manifest. Raises ValueError if it exists with other contents."""
+def _prepare_folder(out: Path, manifest: Mapping[str, Any], previous: Path | None) -> None:
+    """Creates a folder for a manifest. Embeddings of other records are moved to `previous`, if given.
+
+    Raises:
+        ValueError: The folder exists with other contents.
+    """
     path = out / MANIFEST
+    if previous and path.exists():
+        stored = read_json(path, remedy="choose another folder, or remove it")
+        if {key for key in manifest if stored.get(key) != manifest[key]} in ({"data"}, {"data", "items"}):
+            barrier("compared")
+            if jax.process_index() == 0:  # if an update was interrupted, `previous` has more than `out`
+                _ = shutil.rmtree(out) if previous.exists() else out.rename(previous)
+            barrier("moved")
     if path.exists():
         stored = read_json(path, remedy="choose another folder, or remove it")
         stored = {key: stored[key] for key in manifest if key in stored}
@@ -148,37 +169,71 @@ def list_shards(out: Path, manifest: Mapping[str, Any], domains: Sequence[str] |
     return shards
 
 
-def _write_shards(shards: list[Shard], run: LoadedRun, records: Records, dtype: str) -> None:
-    """Embeds and writes shards. All hosts embed each shard together, and take turns writing."""
+def _write_shards(
+    shards: list[Shard], load: Callable[[], LoadedRun], records: Records, dtype: str, previous: Path | None
+) -> None:
+    """Embeds and writes shards. All hosts embed each shard together, and take turns writing.
+
+    The model is loaded if an item is not in the embeddings of `previous`.
+    """
     for domain, source in records.items.items():
         own = [shard for shard in shards if shard.domain == domain]
         total = sum(shard.stop - shard.start for shard in own)
+        known = _read_contents(previous, domain) if previous else {}
         with Progress(desc=f"embedded {domain}", total=total, unit="items") as progress:
             for number, shard in enumerate(own):
                 rows = np.arange(shard.start, shard.stop)
-                items = run.embed_rows(domain, rows, progress.update)
-                if items.rows.tolist() != rows.tolist():
-                    raise ValueError(f"{shard.path}: {len(items.rows)} of {len(rows)} rows were embedded")
+                new = [row for row in rows.tolist() if not known or content_hash(source[row]) not in known]
+                vectors: dict[int, np.ndarray] = {}
+                if new:
+                    items = load().embed_rows(domain, new, progress.update)
+                    if items.rows.tolist() != new:
+                        raise ValueError(f"{shard.path}: {len(items.rows)} of {len(new)} rows were embedded")
+                    vectors = dict(zip(new, items.vectors, strict=True))
                 if number % jax.process_count() == jax.process_index():
                     # Read again, because embedded items have numbers for ids, and the first data.max_products.
-                    own = [(item.own_id, item.own_products) for item in map(source.__getitem__, rows.tolist())]
-                    write_shard(shard.path, domain, items.vectors, own, dtype)
+                    read = [source[row] for row in rows.tolist()]
+                    vectors |= {
+                        row: known[content_hash(item)]
+                        for row, item in enumerate(read, shard.start)
+                        if row not in vectors
+                    }
+                    every = np.stack([vectors[row] for row in rows.tolist()])
+                    write_shard(shard.path, domain, every, read, dtype)
 
 
-def write_shard(
-    path: Path, domain: str, embeddings: np.ndarray, ids: Sequence[tuple[int | str, Sequence[int | str]]], dtype: str
-) -> None:
-    """Writes embeddings float32[N, E] with the ids of N items and their products.
+def content_hash(item: Item) -> bytes:
+    """Identifies what a model may read of an item."""
+    digest = hashlib.blake2b(item.text.encode(), digest_size=16)
+    for frame in item.frames:
+        digest.update(hashlib.blake2b(frame).digest())
+    return digest.digest()
+
+
+def _read_contents(folder: Path, domain: str) -> dict[bytes, np.ndarray]:
+    """Returns content hash → embedding float32[E] of a domain; empty if earlier versions wrote the files."""
+    known = {}
+    for path in sorted((folder / domain).glob("*.parquet")):
+        with open_parquet(path) as file:
+            if "content" in file.schema_arrow.names:
+                contents = file.read(columns=["content"])["content"].to_pylist()
+                known |= zip(contents, _read_shard(path)[1], strict=True)
+    return known
+
+
+def write_shard(path: Path, domain: str, embeddings: np.ndarray, items: Sequence[Item], dtype: str) -> None:
+    """Writes embeddings float32[N, E] of N items.
 
     The Parquet file has no compression, because embeddings are practically random.
     """
     vectors = pa.array(embeddings.astype(dtype).reshape(-1), TYPES[dtype])
     table = pa.table(
         {
-            "domain": pa.array([domain] * len(ids), pa.string()),
-            "item_id": pa.array([item for item, _ in ids]),
-            "product_ids": pa.array([products for _, products in ids]),
+            "domain": pa.array([domain] * len(items), pa.string()),
+            "item_id": pa.array([item.own_id for item in items]),
+            "product_ids": pa.array([item.own_products for item in items]),
             "embedding": pa.FixedSizeListArray.from_arrays(vectors, embeddings.shape[1]),
+            "content": pa.array(map(content_hash, items), pa.binary(16)),
         }
     )
     with atomic_write(path, durable=True) as file:

@@ -4,6 +4,7 @@ A folder has `items.db`, an SQLite database with a table per domain, and `<domai
 """
 
 import functools
+import logging
 import re
 import sqlite3
 import time
@@ -88,6 +89,7 @@ class ItemTable:
 
 def open_item_table(folder: Path, records: Records) -> ItemTable:
     """Opens the table of the items in records, and writes it first if it does not exist."""
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
     if not folder.exists():
         with atomic_folder(folder) as unfinished, closing(sqlite3.connect(unfinished / DATABASE)) as database:
             for domain, items in records.items.items():

@@ -231,6 +231,7 @@ def open_library(
     # Existing embeddings may have another precision or shard size than the defaults.
     stored = read_manifest(folder) if (folder / MANIFEST).exists() else {}
     form = {key: stored[key] for key in ("dtype", "rows") if key in stored}
+    form["update"] = embeddings is None  # to other records of the same name
     embed_to_parquet(workdir, folder, split=split, data_dir=data_dir, step=number, average=average, **form)
     path = folder / "index"
     if not rebuild and path.exists():

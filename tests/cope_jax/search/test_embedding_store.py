@@ -8,12 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from cope_jax.data.records import open_records
-from cope_jax.evaluation.embed_items import load_run
+from cope_jax.evaluation.embed_items import LoadedRun, load_run
 from cope_jax.evaluation.evaluate_run import embed_split
 from cope_jax.runs.config_file import load_config
 from cope_jax.search import embedding_store
 from cope_jax.search.embedding_store import embed_to_parquet, read_vectors
 from data_prep.common.domains import DOMAINS
+from tests.conftest import rename_domains
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,34 @@ def test_missing_rows_are_an_error(workdir, written, tmp_path):
     pq.write_table(pq.read_table(next((out / "page").iterdir())).slice(1), copy)
     with pytest.raises(ValueError, match=r"rows are missing.*has 6 rows instead of 7"):
         embedding_store.check_shards([embedding_store.Shard("page", 0, 7, copy)])
+
+
+def test_update_computes_only_what_is_new(workdir, written, data_dir, tmp_path, monkeypatch):
+    """Of a data set with half of the pages, all others are added; then all but these are removed."""
+    every = {domain: (domain, 0, 1) for domain in DOMAINS}
+    half = rename_domains(data_dir, tmp_path / "half", "rope", every | {"page": ("page", 0, 2)})
+    out, computed = tmp_path / "out", []
+    embed_to_parquet(workdir, out, split="test", rows=7, data_dir=half)
+    embed_rows = LoadedRun.embed_rows
+
+    def count(run, domain, rows, *arguments):
+        computed.append((domain, len(rows)))
+        return embed_rows(run, domain, rows, *arguments)
+
+    monkeypatch.setattr(LoadedRun, "embed_rows", count)
+    with pytest.raises(ValueError, match="has other embeddings"):
+        embed_to_parquet(workdir, out, split="test", rows=7)
+    sizes = embed_to_parquet(workdir, out, split="test", rows=7, update=True)
+    assert {domain for domain, _ in computed} == {"page"}
+    assert sum(size for _, size in computed) == sizes["page"] // 2
+    for domain in DOMAINS:
+        for found, fresh in zip(read_vectors(out, domain), read_vectors(written[0], domain), strict=True):
+            np.testing.assert_array_equal(found[0], fresh[0])
+            np.testing.assert_allclose(found[1], fresh[1], atol=1e-5)
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
+    monkeypatch.setattr(embedding_store, "load_run", None)
+    sizes = embed_to_parquet(workdir, out, split="test", rows=7, data_dir=half, update=True)
+    assert sizes["page"] == -(-len(embedding_store.read_item_ids(written[0], "page")) // 2)
 
 
 def test_half_precision(workdir, tmp_path, written):
