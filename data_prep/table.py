@@ -34,7 +34,7 @@ from absl import flags
 
 from data_prep.catalog.builder import MAX_REJECTED, MEMORY_LIMIT, CatalogRows, build_catalog
 from data_prep.catalog.files import Catalog, format_summary
-from data_prep.catalog.formats import FORMATS, convert_export
+from data_prep.catalog.formats import FORMATS, convert_export, unpack_images
 from data_prep.catalog.rejected_lines import MAX_PRODUCT_ID, Reason, RejectedLines
 from data_prep.catalog.release_parser import START_BYTES
 from data_prep.catalog.split_writer import DomainRows, RowSource, write_query
@@ -352,14 +352,18 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    table, out = Path(FLAGS.table), Path(FLAGS.out)
+    table, out, images = Path(FLAGS.table), Path(FLAGS.out), Path(FLAGS.images) if FLAGS.images else None
+    converted = out.with_name(f"{out.name}.jsonl")
+    converted.parent.mkdir(parents=True, exist_ok=True)
     if FLAGS.format:
-        table = out.with_name(f"{out.name}.jsonl")
-        table.parent.mkdir(parents=True, exist_ok=True)
-        print(f"{FLAGS.table}: {convert_export(Path(FLAGS.table), FLAGS.format, table):,} images, listed in {table}")
+        print(f"{table}: {convert_export(table, FLAGS.format, converted):,} images, listed in {converted}")
+        table = converted
+    elif unpacked := unpack_images(table, converted):
+        print(f"{table}: its images are unpacked into {unpacked}; name this folder to build (--images)")
+        table, images = converted, unpacked
     catalog = build_table_catalog(
         table,
-        Path(FLAGS.images) if FLAGS.images else None,
+        images,
         out,
         test_fraction=FLAGS.test_fraction,
         domains=parse_domains(FLAGS.domains) if FLAGS.domains else None,

@@ -3,21 +3,28 @@
 A column map is a TOML file. Its keys are columns of the table, its values the columns of the export that they come
 from: one, or several, of which the first that is not empty counts (of images: all). `skip` lists values of rows to
 leave out. Each image becomes an item of its own, "MH01", "MH01-2", …; only the first has the text.
+
+Parquet tables with embedded images, as of Hugging Face, are unpacked into a table and a folder.
 """
 
 import collections
 import csv
+import hashlib
 import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from data_prep.catalog.table_reader import REQUIRED_COLUMNS
+import pyarrow as pa
+
+from data_prep.catalog.table_reader import REQUIRED_COLUMNS, table_files
 from data_prep.common.files import atomic_write
+from data_prep.common.parquet import open_parquet
 
 FORMATS = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}
 _NEEDED = (*REQUIRED_COLUMNS, "images")
+_IMAGE_ROWS = 64  # rows with embedded images in memory at once
 _PRICE = re.compile(r"(?:[A-Z]{3} )?(\d+(?:\.\d+)?)(?: [A-Z]{3})?")  # "52.00 USD"
 
 
@@ -50,6 +57,44 @@ def convert_export(source: Path, name: str, target: Path) -> int:
     with atomic_write(target, "w") as out:
         out.writelines(f"{item}\n" for item in items)
     return len(items)
+
+
+def unpack_images(table: Path, target: Path) -> Path | None:
+    """Writes Parquet files with embedded images as a table of JSON lines and a folder of images.
+
+    Their column `image` or `images` has structs, or lists of structs, with `bytes` and `path`. An item without an id is
+    named by its image.
+
+    Returns:
+        The folder, `target` with the suffix .images; None for other tables, of which nothing is written.
+    """
+    files = table_files(table)
+    if not all(file.suffix.lower() == ".parquet" and "bytes" in _image_fields(file) for file in files):
+        return None
+    folder = target.with_suffix(".images")
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(target, "w") as out:
+        for file in files:
+            with open_parquet(file) as parquet:
+                for row in (row for batch in parquet.iter_batches(_IMAGE_ROWS) for row in batch.to_pylist()):
+                    value = row.pop("image", None) or row.pop("images", None)
+                    row["images"] = []
+                    for image in value if isinstance(value, list) else filter(None, [value]):
+                        suffix = Path(image["path"] or "").suffix or ".jpg"
+                        row["images"].append(hashlib.sha256(image["bytes"]).hexdigest()[:32] + suffix)
+                        (folder / row["images"][-1]).write_bytes(image["bytes"])
+                    out.write(
+                        json.dumps({"item": row["images"][0] if row["images"] else "", **row}, default=str) + "\n"
+                    )
+    return folder
+
+
+def _image_fields(file: Path) -> set[str]:
+    """Returns the names of the fields of the structs in a column of images."""
+    with open_parquet(file) as parquet:
+        kinds = [field.type for field in parquet.schema_arrow if field.name in ("image", "images")]
+    values = [kind.value_type if pa.types.is_list(kind) else kind for kind in kinds]
+    return {field.name for value in values if pa.types.is_struct(value) for field in value}
 
 
 def _key(column: str) -> str:

@@ -1,10 +1,13 @@
 """Exports of shops, in the layouts of the shops' documentation and sample files."""
 
+import hashlib
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from data_prep.catalog.formats import FORMATS, convert_export
+from data_prep.catalog.formats import FORMATS, convert_export, unpack_images
 
 SHOPIFY = """Handle,Title,Body (HTML),Vendor,Type,Option1 Value,Variant SKU,Variant Price,Image Src,Image Position
 hoodie,Red Hoodie,"<p>Warm, soft</p>",Acme,Tops,S,H-S,49.90,https://cdn.example/h.jpg?v=1,1
@@ -75,6 +78,28 @@ def test_a_map_of_ones_own(tmp_path):
         ("007", "007", ["a.jpg"], "rot"),
         ("007", "007-2", ["b.jpg"], "rot"),
     ]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_embedded_images_are_unpacked(tmp_path, several):
+    image = {"bytes": b"\x89PNG", "path": "a.png"}
+    rows = [
+        {"product": 7, "image": [image, image | {"path": None}] if several else image},
+        {"product": 8, "image": None},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    folder = unpack_images(tmp_path / "train.parquet", tmp_path / "items.jsonl")
+    assert folder == tmp_path / "items.images"
+    names = [f"{hashlib.sha256(image['bytes']).hexdigest()[:32]}{suffix}" for suffix in (".png", ".jpg")[: 1 + several]]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    assert (folder / names[0]).read_bytes() == image["bytes"]
+    found = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    assert found == [
+        {"item": names[0], "product": 7, "images": names},
+        {"item": "", "product": 8, "images": []},
+    ]
+    pq.write_table(pa.table({"product": [1], "image": ["a.jpg"]}), tmp_path / "train.parquet")
+    assert unpack_images(tmp_path / "train.parquet", tmp_path / "other.jsonl") is None
 
 
 @pytest.mark.parametrize(
