@@ -26,7 +26,7 @@ def shop(tmp_path_factory):
 )
 def test_filters_select_items(shop, where, rows):
     assert np.flatnonzero(shop.table.select("page", where)).tolist() == rows
-    assert set(shop.table.columns) == {"item", "product", "text", "category", "price", "url"}
+    assert shop.table.columns == ("item", "product", "text", "category", "price", "url")
 
 
 @pytest.mark.parametrize(
