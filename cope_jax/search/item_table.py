@@ -111,7 +111,9 @@ def _insert(database: sqlite3.Connection, domain: str, row: int, item: Item) -> 
     names = ", ".join(f'"{name}"' for name in columns)
     insert = f'INSERT INTO "{domain}" (rowid, {names}) VALUES (?{", ?" * len(columns)})'
     known = {name for name, *_ in database.execute(f'SELECT * FROM "{domain}" LIMIT 0').description}
-    for name in [name for name in columns if name not in known]:  # numeric: "52.00" is a number, and other texts stay texts
+    for name in [
+        name for name in columns if name not in known
+    ]:  # numeric: "52.00" is a number, and other texts stay texts
         database.execute(f'ALTER TABLE "{domain}" ADD COLUMN "{name}" NUMERIC')
     database.execute(insert, (row, *columns.values()))
     titles = dict.fromkeys(str(columns.get(name, "")) for name in ("title", "text", "category", OWN_ITEM, OWN_PRODUCTS))

@@ -120,11 +120,11 @@ def test_more_like_this(page):
 
 def test_keyboard_reaches_everything_and_pictures_have_texts(page):
     reached = []
-    for _ in range(8):
+    for _ in range(10):
         ActionChains(page).send_keys(Keys.TAB).perform()
         element = page.switch_to.active_element
         reached.append(element.get_attribute("id") or element.get_attribute("name") or element.tag_name)
-    assert reached == ["pictures", "text", "domain", "search", "search", "search", "go", "a"]
+    assert reached == ["pictures", "text", "domain", "search", "search", "search", "mode", "where", "go", "a"]
     assert all(image.get_attribute("alt") for image in page.find_elements(By.TAG_NAME, "img"))
     outline = page.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"

@@ -1,6 +1,7 @@
 """The search server: results, error messages, and limits for untrusted input."""
 
 import io
+import re
 import socket
 import threading
 
@@ -68,6 +69,13 @@ def test_title_finds_its_product_in_the_requested_domain(client):
     assert 'alt="page 101' not in response.text
 
 
+@pytest.mark.parametrize("mode", ["", "hybrid", "dense", "words"])
+def test_filter_of_the_form(client, mode):
+    response = send(client, text="kind 1", search=["page"], mode=mode, where="category = 'C' or price < 5")
+    assert sorted(re.findall(r'<li class="hit.*?alt="page (\d+)"', response.text, re.S)) == ["100", "104", "105"]
+    assert "category = &#39;C&#39; or price &lt; 5" in response.text
+
+
 def test_search_by_item_in_the_address(client):
     response = client.get("/", params={"domain": "video", "item": 104, "search": "page"})
     assert 'alt="page 104"' in response.text
@@ -110,6 +118,15 @@ def test_hostile_texts_are_escaped(client):
         ([], {"text": "kind 1", "search": ["shop"]}, 422, "Unknown domain 'shop'"),
         ([], {"text": "kind 1", "search": []}, 422, "Nothing to search among"),
         ([], {"text": "x" * 2001}, 413, "The text has 2001 characters: at most 2000."),
+        (
+            [],
+            {"text": "kind 1", "where": "cost < 5"},
+            422,
+            "filter 'cost &lt; 5': no such column: cost; the columns are",
+        ),
+        ([], {"text": "kind 1", "where": "1; DROP TABLE page"}, 422, "syntax error"),
+        ([], {"text": "kind 1", "where": "x" * 2001}, 413, "The text has 2001 characters: at most 2000."),
+        ([], {"text": "kind 1", "mode": "magic"}, 422, "mode is 'magic': choose one of hybrid, dense, words"),
         ([], {"text": "refuse"}, 422, "page item 0 has nothing to embed: &lt;b&gt;refuse&lt;/b&gt;"),
         ([], {"text": "kind 1", "pictures": "no file"}, 400, "pictures must be files, and nothing else can be one."),
     ],
