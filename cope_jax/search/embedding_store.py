@@ -136,7 +136,7 @@ def _prepare_folder(out: Path, manifest: Mapping[str, Any], previous: Path | Non
         stored = {key: stored[key] for key in manifest if key in stored}
         if differences := describe_differences(stored, manifest, labels=("stored", "requested")):
             lines = "".join(f"\n  {difference}" for difference in differences)
-            raise ValueError(f"{out} has other embeddings; choose another folder, or remove it:{lines}")
+            raise ValueError(f"{out} has other embeddings; choose another folder, remove it, or see --update:{lines}")
     elif out.exists() and any(not (child.name.startswith(".") or _is_temporary(child)) for child in out.iterdir()):
         raise ValueError(f"{out} is not empty and has no {MANIFEST}; choose another folder")
     barrier("looked")  # before one of them writes
