@@ -8,6 +8,7 @@ import logging
 import re
 import sqlite3
 import time
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,8 @@ from data_prep.common.payload import OWN_ITEM, OWN_PRODUCTS
 DATABASE = "items.db"
 OWN_COLUMNS = ("item", "product", "text")
 INDEXED_WORDS = 200  # of a text; the rest of a long transcript is not searched
-MAX_SECONDS, MAX_BYTES = 10.0, 1_000_000  # of a filter, and of a value in it
-# SQLite may only read tables and call functions, whatever a filter says; it does not load any from files.
-ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION}
+MAX_SECONDS = 10.0  # of a filter
+LIMITS = {sqlite3.SQLITE_LIMIT_LENGTH: 1_000_000, sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 200}  # of values in it
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"  # written without spaces between words
 _WORDS = re.compile(rf"([{_CJK}]+)|([^\W_{_CJK}]+)")
 
@@ -40,14 +40,18 @@ class ItemTable:
     @functools.cached_property
     def columns(self) -> tuple[str, ...]:
         """The columns for filters: `item`, `product`, `text` and those of the user's table."""
-        with closing(self._connect()) as database:
-            names = [database.execute(f'SELECT * FROM "{domain}" LIMIT 0').description for domain in self.sizes]
-        return tuple(dict.fromkeys(name for own in names for name, *_ in own))
+        names: dict[str, None] = {}
+        for domain in self.sizes:
+            with closing(self._connect()) as database:
+                description = database.execute(f'SELECT * FROM "{domain}" LIMIT 0').description
+            names |= dict.fromkeys(name for name, *_ in description)
+        return tuple(names)
 
     def select(self, domain: str, where: str) -> np.ndarray:
         """Returns bool[N], for which items an SQL expression such as "category = 'shoes' and price < 50" is true.
 
-        It may come from a stranger: it cannot write, read anything else, or run for longer than MAX_SECONDS.
+        It may come from a stranger: it cannot write, read anything else, contain subqueries, or run for longer than
+        MAX_SECONDS.
 
         Raises:
             ValueError: The expression is invalid.
@@ -80,10 +84,18 @@ class ItemTable:
 
     def _connect(self) -> sqlite3.Connection:
         database = sqlite3.connect(f"file:{quote(str(self.folder.absolute() / DATABASE))}?mode=ro", uri=True)
-        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)
-        database.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in ALLOWED else sqlite3.SQLITE_DENY)
+        for limit, value in LIMITS.items():
+            database.setlimit(limit, value)
+        # A single SELECT may read columns and call functions; SQLite loads none from files.
+        allowed = Counter({sqlite3.SQLITE_SELECT: 1, sqlite3.SQLITE_READ: 1 << 20, sqlite3.SQLITE_FUNCTION: 1 << 20})
+
+        def authorize(action: int, *_: object) -> int:
+            allowed[action] -= 1
+            return sqlite3.SQLITE_OK if allowed[action] >= 0 else sqlite3.SQLITE_DENY
+
+        database.set_authorizer(authorize)
         deadline = time.monotonic() + MAX_SECONDS
-        database.set_progress_handler(lambda: time.monotonic() > deadline, 100_000)
+        database.set_progress_handler(lambda: time.monotonic() > deadline, 1000)
         return database
 
 

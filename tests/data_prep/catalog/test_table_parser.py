@@ -26,7 +26,7 @@ GOOD = {"product": "a", "domain": "page", "item": "b", "images": "x.jpg|y/z.jpg"
         ({"product": float("nan")}, "empty product or item id"),
         ({"domain": "Web shop"}, "unknown domain"),
         ({"domain": None}, "unknown domain"),
-        ({"split": "val"}, "unknown split"),
+        ({"split": "dev"}, "unknown split"),
         ({"text": "a\0"}, "NUL byte"),
         ({"images": ["a\0"]}, "NUL byte"),
         ({"text": "\ud800"}, "not UTF-8"),
@@ -102,7 +102,7 @@ MEANINGS = {  # values in each column and what they mean; None if the row is inv
         *(("\0", None), ([], None), (2.0**54, None), ("NaN", None)),
     ],
     "text": [("空 \n", "空"), (None, ""), (NAN, ""), (0.5, "0.5"), ("\ud800", None), ([None], None)],
-    "split": [("", ""), ("test", "test"), (None, ""), ("val", None), ({"train": 1}, None)],
+    "split": [("", ""), ("test", "test"), (None, ""), ("val", "val"), ("dev", None), ({"train": 1}, None)],
     "images": [
         *(("a.jpg| b|", ["a.jpg", "b"]), (["x/1.jpg"], ["x/1.jpg"]), ([5], ["5"]), ("", []), ([], []), (NAN, [])),
         *((["a\\b"], ["a/b"]), ("|", [])),
