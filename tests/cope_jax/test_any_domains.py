@@ -1,5 +1,6 @@
 """Tests that data sets with one, two and four domains are trained, evaluated, reported, searched and exported."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -66,6 +67,38 @@ def test_configs_have_the_domains_of_the_data_set(config):
         check_domains(replace_fields(config, {"data.domains": kinds, "data.frames": frames, "eval.frames": frames}))
 
 
+def test_settings_follow_from_the_statistics(capsys):
+    """Few products, small images, and products with a second item in one of two domains only."""
+    photo = catalog.Statistics(kind="image", frames=3, side=50, texts=0.05, tokens=9, several=0.4)
+    spin = catalog.Statistics(kind="clip", frames=3, side=300, texts=0.7, tokens=41, several=0.05)
+    fields = catalog.get_config("/nowhere").to_dict()
+    catalog.fit(fields, {"photo": photo, "spin": spin}, products=45)
+    config = resolve_config(fields)
+    assert (config.data.image_size, config.data.text_length) == (48, 48)
+    assert (config.data.frames, config.eval.frames) == ({"photo": 1, "spin": 2}, {"photo": 1, "spin": 3})
+    assert config.model.text_domains == ("spin",)
+    assert (config.train.batch_size, config.train.steps, config.losses.sigmoid.bias) == (16, 1680, -3)
+    pairs = (("photo", "spin", 1.0), ("photo", "photo", 1.0), ("spin.text", "spin.vision", 0.5))
+    assert config.losses.sigmoid.pairs == pairs
+    assert "train.steps = 1,680: 26,880 products, each 597 times" in capsys.readouterr().out
+    catalog.fit(fields, {"photo": dataclasses.replace(photo, several=0.0)}, products=10**6)
+    assert (fields["train"]["batch_size"], fields["train"]["steps"]) == (64, 156_250)
+    assert "warning: there is nothing to compare" in capsys.readouterr().out
+
+
+def test_statistics_of_a_data_set(config):
+    """All items of these sets have 32 pixels, and most have a text."""
+    records = open_records(config.data.data_dir, "train")
+    found, products = catalog.describe(records), [records.products[i] for i in range(len(records.products))]
+    assert found.keys() == config.data.domains.keys()
+    for domain, own in found.items():
+        assert (own.kind, own.side) == (config.data.domains[domain], 32)
+        assert own.texts > 0.5
+        assert own.frames > 1 or own.kind == "image"
+        counts = [len(product.rows[domain]) for product in products if len(product.rows[domain])]
+        assert own.several == pytest.approx(np.mean([count > 1 for count in counts]))
+
+
 def test_a_single_domain_is_trained_with_two_items_of_each_product(config, workdir):
     from cope_jax.data.tokenizer import load_tokenizer
 
@@ -107,6 +140,9 @@ def test_all_directions_are_evaluated_and_reported(config, workdir):
     assert all(f"{source} → {target}" in report for source, target in names.values())
     shown = json.loads(report.partition('id="data">')[2].partition("</script>")[0])["items"].values()
     assert all(card["id"].startswith("I") and card["products"][0].startswith("P") for card in shown)
+    assert report.count(" products only: mean R@1 is ") == 1
+    if len(config.data.domains) == 4:
+        assert all(f'<path class="{mark}"' in report for mark in ("page", "video", "live", "fourth"))
 
 
 def test_items_are_searched_in_any_domain(config, workdir):
