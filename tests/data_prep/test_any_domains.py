@@ -1,12 +1,14 @@
 """Tests that tables with one, two and four domains become data sets with these domains and a name of their own."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from data_prep import build as build_command
 from data_prep.build import build, format_summary
 from data_prep.catalog.files import format_summary as format_catalog
 from data_prep.common.domains import read_domains
@@ -87,6 +89,19 @@ def test_domains_can_be_chosen_with_their_kinds(tmp_path, images):
         tmp_path / "items.jsonl", images, tmp_path / "clip", domains={"spin": "clip"}, max_rejected=0.5
     )
     assert other.fingerprint != catalog.fingerprint
+
+
+def test_all_splits_of_a_catalog_are_built(tmp_path, images, monkeypatch):
+    rows = [{"product": split, "item": split, "images": "1.png", "split": split} for split in ("test", "val", "train")]
+    (tmp_path / "items.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    catalog = build_table_catalog(tmp_path / "items.jsonl", images, tmp_path / "catalog", report=lambda line: None)
+    flags = {"catalog": str(catalog.folder), "images": [str(images)], "splits": None, "max_side": None}
+    monkeypatch.setattr(build_command, "FLAGS", SimpleNamespace(**flags))
+    inputs = build_command._inputs(tmp_path / "data", print)
+    summary = build(inputs, tmp_path / "data", name="shop", processes=1, report=lambda line: None)
+    assert list(summary["splits"]) == ["train", "val", "test"]
+    (item,) = tfds.data_source("shop/page", data_dir=tmp_path / "data", split="val")
+    assert len(item["frames"]) == 1
 
 
 def test_a_name_that_tfds_does_not_allow_is_an_error(tmp_path, images):
