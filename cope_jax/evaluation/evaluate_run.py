@@ -154,7 +154,7 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
         A dict of plain numbers, by direction or, for other galleries, by the domain of the query:
         "retrieval", "retrieval_mean", and "few_shot": the metrics of all directions and their means;
         "empty": {"retrieval": …, "few_shot": …}, the directions without these metrics, and why;
-        "intervals": bootstrap intervals; "macro": means over products;
+        "intervals": bootstrap intervals; "chance": R@1 of a random order; "macro": means over products;
         "same_domain" and "all_domains": retrieval with other galleries, without the query itself;
         "by_frames" and "by_text": retrieval by the query's number of frames, and with and without text;
         "few_shot_all": few-shot classification with all products as classes, by shots.
@@ -182,6 +182,7 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
         "few_shot": few_shots,
         "empty": {"retrieval": no_ranks, "few_shot": no_few_shots},
         "intervals": bootstrap.bootstrap_intervals(ranks, products, seed=seed),
+        "chance": {name: float(retrieval.chance_curve(own, 1)[0]) for name, own in ranks.items()},
         "macro": bootstrap.product_means(ranks, products),
         "same_domain": retrieval.same_domain(embeddings),
         "all_domains": retrieval.all_domains(embeddings),

@@ -17,12 +17,17 @@ from data_prep.common.text_table import text_table
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of cells that spreadsheets compute
 METRICS = (("R@1", "r1"), ("R@5", "r5"), ("R@10", "r10"), ("mAP", "map"))  # titles and keys
+FEW_PRODUCTS = 100  # with fewer, the interval matters more than the mean
+UNKNOWN = 0.0005  # half widths below are printed as unknown
+_RETRIEVAL_TITLES = ("queries", "gallery", *(title for title, _ in METRICS), "median rank")
+NARROW = 0.05  # half the width of an interval of R@1 that is narrow enough
 
 
 def format_tables(metrics: Mapping[str, Any], baseline: Mapping[str, Any] | None = None) -> str:
     """Returns the retrieval and the few-shot table. Every cell shows the baseline, if any, after a slash.
 
-    Directions without results follow their table, with the reason.
+    Directions without results follow their table, with the reason, and retrieval within each of several domains. If
+    there are few products, a note on their number comes first.
     """
     results = [metrics] if baseline is None else [metrics, baseline]
     suffix = "" if baseline is None else " (trained / untrained)"
@@ -30,32 +35,70 @@ def format_tables(metrics: Mapping[str, Any], baseline: Mapping[str, Any] | None
         kind: [f"{arrow(name)}: {reason}" for name, reason in metrics.get("empty", {}).get(kind, {}).items()]
         for kind in ("retrieval", "few_shot")
     }
+    note = describe_few_products(metrics)
+    few_shot, within = text_table(_few_shot_rows(results)), _within_rows(results)
     return "\n".join(
         [
+            *([note, ""] if note else []),
             f"Cross-domain retrieval{suffix}",
             text_table(_retrieval_rows(results)),
             *empty["retrieval"],
             "",
             f"Few-shot classification{suffix}",
-            text_table(_few_shot_rows(results)),
+            few_shot,
+            *(["± ?: all episodes have the same accuracy, so their spread says nothing"] if "± ?" in few_shot else []),
             *empty["few_shot"],
+            *(["", f"Retrieval among the other items of the domain{suffix}", text_table(within)] if within else []),
         ]
     )
 
 
+def describe_few_products(metrics: Mapping[str, Any]) -> str:
+    """Returns how much the mean R@1 over fewer than FEW_PRODUCTS products says; "" with more, or without results."""
+    products, found = metrics["intervals"].get("products", FEW_PRODUCTS), metrics["retrieval"]
+    if not found or products >= FEW_PRODUCTS:
+        return ""
+    low, high = bounds = metrics["intervals"]["retrieval_mean"]["mean_r1"]
+    sizes = sorted({own["gallery"] for own in found.values()})
+    gallery = f"galleries of {' to '.join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1])))} items"
+    chance = metrics.get("chance", {}).values()
+    order = f"; a random order has {sum(chance) / len(chance):.3f}" if chance else ""
+    note = f"{products} products only: mean R@1 is {low:.3f} to {high:.3f} (95% interval) in {gallery}{order}."
+    half = half_width(bounds)
+    if half < UNKNOWN:
+        return f"{note} All products have the same result, so the interval does not say how others would do."
+    needed = math.ceil(products * (half / NARROW) ** 2)  # the width falls with the root of the number
+    return note if half <= NARROW else f"{note} About {needed:,} products would narrow it to ±{NARROW}."
+
+
+def _retrieval_row(label: str, own: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The metrics of one query domain and gallery, in each result."""
+    shares = [_cell(f"{metrics[key]:.3f}" for metrics in own) for _, key in METRICS]
+    ranks = _cell(f"{metrics['median_rank']:g}" for metrics in own)
+    return [label, str(own[0]["queries"]), str(own[0]["gallery"]), *shares, ranks]
+
+
+def _within_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Rows of the domains in which products have several items; none if there is one domain, a direction of its own."""
+    found = [result.get("same_domain", {}) for result in results]
+    rows = [
+        _retrieval_row(domain, own)
+        for domain in found[0]
+        if len(found[0]) > 1 and all(own := [result.get(domain) for result in found])
+    ]
+    return [["domain", *_RETRIEVAL_TITLES], *rows] if rows else []
+
+
 def _retrieval_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    rows = [["direction", "queries", "gallery", *(title for title, _ in METRICS), "median rank"]]
-    for name, first in results[0]["retrieval"].items():
-        own = [result["retrieval"][name] for result in results]
-        shares = [_cell(f"{metrics[key]:.3f}" for metrics in own) for _, key in METRICS]
-        ranks = _cell(f"{metrics['median_rank']:g}" for metrics in own)
-        rows.append([arrow(name), str(first["queries"]), str(first["gallery"]), *shares, ranks])
+    rows = [["direction", *_RETRIEVAL_TITLES]]
+    for name in results[0]["retrieval"]:
+        rows.append(_retrieval_row(arrow(name), [result["retrieval"][name] for result in results]))
     if not results[0]["retrieval"]:
         return rows
     means = [result["retrieval_mean"] for result in results]
     shares = [_cell(f"{mean[f'mean_{key}']:.3f}" for mean in means) for _, key in METRICS]
     bounds = [result["intervals"]["retrieval_mean"] for result in results]
-    halves = [_cell(f"±{half_width(bound[f'mean_{key}']):.3f}" for bound in bounds) for _, key in METRICS]
+    halves = [_cell(format_half(half_width(bound[f"mean_{key}"])) for bound in bounds) for _, key in METRICS]
     return [*rows, ["mean", "", "", *shares, ""], ["95% interval", "", "", *halves, ""]]
 
 
@@ -63,7 +106,7 @@ def _few_shot_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     rows = [["direction", "ways", "shots", "episodes", "accuracy"]]
     for name, first in results[0]["few_shot"].items():
         own = [result["few_shot"][name] for result in results]
-        accuracies = _cell(f"{metrics['accuracy']:.3f} ± {metrics['ci95']:.3f}" for metrics in own)
+        accuracies = _cell(f"{metrics['accuracy']:.3f} {format_half(metrics['ci95'], ' ')}" for metrics in own)
         rows.append([arrow(name), *(str(first[key]) for key in ("ways", "shots", "episodes")), accuracies])
     return rows
 
@@ -72,6 +115,11 @@ def half_width(bounds: Sequence[float]) -> float:
     """Returns half the width of an interval [low, high]."""
     low, high = bounds
     return (high - low) / 2
+
+
+def format_half(half: float, space: str = "") -> str:
+    """Formats half the width of an interval. It is unknown if all products, or all episodes, have the same result."""
+    return f"±{space}{half:.3f}" if half >= UNKNOWN else f"±{space}?"
 
 
 def _cell(values: Iterable[str]) -> str:
@@ -143,7 +191,7 @@ def compare(runs: Sequence[EvaluatedStep]) -> list[ComparisonRow]:
         for run, own in zip(runs, values, strict=True):
             value, half = own[metric]
             difference = value - first
-            exceeds = abs(difference) > math.hypot(half, first_half)
+            exceeds = min(half, first_half) >= UNKNOWN and abs(difference) > math.hypot(half, first_half)
             rows.append(ComparisonRow(metric, run.name, value, half, difference, exceeds))
     return rows
 
@@ -167,9 +215,9 @@ def format_comparison(runs: Sequence[EvaluatedStep], rows: Sequence[ComparisonRo
     lines = [["metric", "A", *(cell for letter in letters[1:] for cell in (letter, f"{letter} − A"))]]
     for metric, group in groupby(rows, key=lambda row: row.metric):
         first, *others = group
-        line = [metric, f"{first.value:.3f} ±{first.half:.3f}"]
+        line = [metric, f"{first.value:.3f} {format_half(first.half)}"]
         for row in others:
-            line += [f"{row.value:.3f} ±{row.half:.3f}", f"{row.difference:+.3f}{'*' if row.exceeds else ' '}"]
+            line += [f"{row.value:.3f} {format_half(row.half)}", f"{row.difference:+.3f}{'*' if row.exceeds else ' '}"]
         lines.append(line)
     names = [f"{letter}: {run.name}" for letter, run in zip(letters, runs, strict=True)]
     legend = "* exceeds what the 95% intervals (±) of both runs explain"

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Mapping
-from itertools import zip_longest
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,24 @@ from cope_jax.evaluation.report.pca_map import NEIGHBORS, map_data, neighbor_sha
 from cope_jax.evaluation.report.query_gallery import CLOSE, PER_OUTCOME, choose_queries, gallery
 from cope_jax.evaluation.report.svg_charts import Axis, Chart, Curve, chart
 from cope_jax.evaluation.report.training_charts import training_charts
-from cope_jax.evaluation.result_tables import METRICS
+from cope_jax.evaluation.result_tables import METRICS, describe_few_products, format_half
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from data_prep.common.domains import DOMAINS, directions
 from data_prep.common.files import atomic_write
 
 PAGES = Path(__file__).parent / "pages"
+# SVG paths of the marks of domains around a point, in their order; their colors are in the style sheet.
+SHAPES = {
+    "page": "m-3.2 0a3.2 3.2 0 1 0 6.4 0a3.2 3.2 0 1 0-6.4 0z",
+    "video": "m0-4l3.8 6.6h-7.6z",
+    "live": "m-3-3h6v6h-6z",
+    "fourth": "m0-4l4 4l-4 4l-4-4z",
+    "fifth": "m0 4l3.8-6.6h-7.6z",
+    "sixth": "m-1.3-4h2.6v2.7h2.7v2.6h-2.7v2.7h-2.6v-2.7h-2.7v-2.6h2.7z",
+    "seventh": "m-4-2h8v4h-8z",
+    "other": "m-2-4h4v8h-4z",
+}
 CURVE_LENGTH = 100  # largest k of the curves of R@k
 TICKS = (1, 2, 5, 10, 20, 50, 100)
 
@@ -57,7 +68,7 @@ def render(contents: Mapping[str, Any]) -> str:
         loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": True, "separators": (",", ":"), "allow_nan": False}
-    environment.filters |= {"number": "{:,}".format, "share": "{:.3f}".format, "percent": percent}
+    environment.filters |= {"number": "{:,}".format, "share": "{:.3f}".format, "percent": percent, "half": format_half}
     style, script = ((PAGES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     policy = (
         f"default-src 'none'; img-src data:; style-src '{source_hash(style)}'; script-src '{source_hash(script)}'; "
@@ -101,13 +112,15 @@ def contents(
         "trained_on": _data_name(trained, trained.data.train_split),
         "evaluated_on": _data_name(config, config.data.eval_split),
         "metrics": metrics,
+        "few_products": describe_few_products(metrics),
         "baseline": baseline,
         "columns": METRICS,
         "directions": directions(items),
         "episodes": config.eval.episodes,
         "domains": tuple(items),
         "is_rope": tuple(items) == DOMAINS,
-        "marks": dict(zip_longest(items, DOMAINS[: len(items)], fillvalue="other")),
+        "marks": dict(zip(items, chain(SHAPES, repeat("other")), strict=False)),
+        "shapes": SHAPES,
         "items": {domain: len(own.vectors) for domain, own in items.items()},
         "products": len(np.unique(np.concatenate([first_product(own.products) for own in items.values()]))),
         "frame_parts": parts(metrics["by_frames"]),

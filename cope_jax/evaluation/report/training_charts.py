@@ -1,6 +1,7 @@
 """Charts of a run's training, from its logs."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def training_charts(workdir: Path, config: RunConfig) -> list[Chart]:
         _chart("Loss", losses(history), steps, "loss", style=lambda name: "main" if name == "loss" else f"term {name}")
     ]
     for term, curves in accuracies(history, tuple(config.data.domains)).items():
-        charts.append(_chart(f"{term}: nearest in the batch is right", curves, steps, "share", style=pair_style, top=1))
+        style = partial(pair_style, others=[*curves])
+        charts.append(_chart(f"{term}: nearest in the batch is right", curves, steps, "share", style=style, top=1))
     if evaluated := evaluations(workdir):
         style = {"the model": "main", "its moving average": "term"}.__getitem__
         charts.append(_chart("Mean R@1 on some products", evaluated, steps, "mean R@1", style=style, top=1))
@@ -98,13 +100,16 @@ def rates(config: RunConfig, last: int) -> tuple[np.ndarray, np.ndarray]:
     return steps.astype(float), np.asarray(schedule(steps), float)
 
 
-def pair_style(name: str) -> str:
+def pair_style(name: str, others: Sequence[str] = ()) -> str:
     """Returns the classes of a pair of views: its domains set the color, a single modality the dashes.
 
-    "page text – live" → "page-live text"; "video" → "video"
+    "page text – live" → "page-live text"; "video" → "video". Pairs with domains other than ROPE's get the color of
+    their place among `others`, all pairs of the chart.
     """
     words = name.replace("–", " ").split()
     domains = [word for word in words if word not in ("text", "vision")]
+    if name in others and not set(domains) <= set(DOMAINS):
+        domains = [f"pair{others.index(name) % 7}"]
     return " ".join(["-".join(domains), *(word for word in words if word in ("text", "vision"))])
 
 

@@ -61,6 +61,43 @@ def test_tables():
     assert len(lines) == 21
 
 
+def test_retrieval_within_several_domains_is_shown():
+    metrics = result(1)
+    within = metrics["retrieval"]["p2v"] | {"r1": 0.123, "queries": 7}
+    metrics["same_domain"] = {"page": within, "video": None}
+    lines = format_tables(metrics, metrics).splitlines()
+    assert lines[-5:-3] == ["", "Retrieval among the other items of the domain (trained / untrained)"]
+    assert words(lines[-1]).startswith("page 7 21 0.123 / 0.123 0.200 / 0.200")
+    metrics["same_domain"] = {"page": within}  # of a single domain, this is the direction above
+    assert format_tables(metrics) == format_tables(result(1))
+
+
+def test_results_of_few_products_start_with_their_interval():
+    metrics = result(1)
+    metrics["intervals"] |= {"products": 19}
+    metrics["intervals"]["retrieval_mean"]["mean_r1"] = [0.3, 0.6]
+    metrics["chance"] = {"p2v": 0.01, "v2p": 0.03}
+    assert format_tables(metrics).splitlines()[0] == (
+        "19 products only: mean R@1 is 0.300 to 0.600 (95% interval) in galleries of 21 to 26 items; a random order "
+        "has 0.020. About 171 products would narrow it to ±0.05."  # 19 · (0.15 / 0.05)²
+    )
+    metrics["intervals"] |= {"products": 100}
+    assert format_tables(metrics).splitlines()[0] == "Cross-domain retrieval"
+
+
+def test_intervals_without_width_are_unknown():
+    metrics = result(1)
+    metrics["intervals"] |= {"products": 3}
+    metrics["intervals"]["retrieval_mean"]["mean_r1"] = [1.0, 1.0]
+    metrics["few_shot"]["v2p"]["ci95"] = 0.0
+    text = format_tables(metrics)
+    assert "All products have the same result" in text.splitlines()[0]
+    assert "0.200 ± ?\n" in text
+    assert "± ?: all episodes have the same accuracy" in text
+    assert "±?" in next(line for line in text.splitlines() if line.startswith("95% interval"))
+    assert "0.000" not in text
+
+
 def test_tables_are_aligned():
     lines = format_tables(result(1), result(0.01)).splitlines()
     for table in (lines[1:9], lines[13:21]):

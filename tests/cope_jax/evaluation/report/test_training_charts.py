@@ -66,6 +66,11 @@ def test_names_of_pairs(metric, pair, style):
     assert pair_style(pair) == style
 
 
+def test_pairs_of_other_domains_have_colors_of_their_own():
+    names = ["page – video", "page – shop", "page text – shop", "shop – spin"]
+    assert [pair_style(name, names) for name in names] == ["page-video", "pair1", "pair2 text", "pair3"]
+
+
 def test_throughput_of_a_repeated_step_is_the_last_one(tmp_path):
     lines = [(2, 30.0), (4, 20.0), (6, 10.0), (4, 25.0)]
     text = "".join(json.dumps({"step": step, "examples_per_s": speed}) + "\n" for step, speed in lines)
