@@ -82,10 +82,12 @@ def train_batches(
     is replaced by the next of the same product and domain, and a product by the next product.
 
     Args:
-        data_dir, split: Array records, see `open_records`.
+        data_dir: Array records, see `open_records`.
+        split: Their split.
         batch_size: Size of the global batch, a multiple of `hosts`.
         collators: One for each entry of the batches: a domain, or a second item of it.
-        host, hosts: Which slice of the global batch to return.
+        host: Which slice of the global batch to return.
+        hosts: Number of slices.
         threads: Number of threads; with 0, batches are made when requested.
         worker_processes: Processes that make batches in turns and share `threads` among them; 0 makes them in this one.
         start_step: Step of the first batch.

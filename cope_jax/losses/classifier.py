@@ -70,7 +70,8 @@ def classifier_loss(
         key: Key for sampling, unused at rate 1. The sample depends on the mesh.
         mesh: Mesh with CLASS_AXES, whose size divides the rows of the table.
         classes: Number of classes; later rows of the table are padding.
-        scale, margin: Scale and margin of the logits.
+        scale: Scale of the logits.
+        margin: Subtracted from the cosine of the own class.
         rate: Fraction of its rows that a device uses, in (0, 1]; it uses at least B rows.
         precision: Of matrix products, see `losses.pairs.einsum`.
 

@@ -17,7 +17,8 @@ def einsum(equation: str, a: Array, b: Array, *, precision: str) -> Float32[Arra
 
     Args:
         equation: As of `jnp.einsum`.
-        a, b: Factors.
+        a: First factor.
+        b: Second factor.
         precision: "highest": float32, also on matrix units that would round. "bfloat16": factors are rounded.
     """
     if precision not in PRECISIONS:

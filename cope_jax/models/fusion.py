@@ -145,7 +145,9 @@ class TransformerFusion(nnx.Module):
         text_width: Size of word vectors; None for a domain without text.
         embedding: Width E of the shared space.
         norm: Normalization of embeddings, one of HEAD_NORMS.
-        width, depth, heads: Size of the transformer.
+        width: Width of the tokens.
+        depth: Number of blocks.
+        heads: Number of attention heads.
         compute: How to compute the layers.
     """
 

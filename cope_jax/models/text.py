@@ -72,7 +72,9 @@ class TextEncoder(nnx.Module):
         vocab_size: Entries of the tokenizer; id 0 is padding.
         max_length: Tokens of the longest text.
         family: One of FAMILIES.
-        width, depth, heads: Size of the transformer.
+        width: Width of the tokens.
+        depth: Number of blocks.
+        heads: Number of attention heads.
         mlp_width: Width of the hidden layers; 0 is 4 times the width, as always in BERT.
         activation: Activation of all blocks; "gelu" in BERT.
         output_width: Width of the text vectors; 0 is that of the transformer, as always in BERT.

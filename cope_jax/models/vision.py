@@ -152,8 +152,11 @@ class VisionEncoder(nnx.Module):
         stem: "patch" (ViT) or "conv" (a small convolutional network, whose patch size is 4·2^(stages − 1)).
         patch_size: Side of a patch in pixels.
         family: "clip" (X-CLIP, CLIP, Chinese-CLIP) or "siglip" (SigLIP, SigLIP 2).
-        stem_widths, stem_blocks: Channels and residual blocks of the conv stem's stages, fine to coarse.
-        width, depth, heads: Size of the ViT.
+        stem_widths: Channels of the conv stem's stages, fine to coarse.
+        stem_blocks: Residual blocks of these stages.
+        width: Width of the tokens.
+        depth: Number of blocks.
+        heads: Number of attention heads.
         mlp_width: Width of the hidden layers of its blocks; 0 is 4 times the width.
         pooling: Frame vector: "class" (class token, as in CLIP), "mean" (of the patch tokens, which learns faster from
             scratch) or "attention" (a learned probe attends to the tokens, as in SigLIP).

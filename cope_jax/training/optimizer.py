@@ -55,7 +55,10 @@ def make_optimizer(
     """Returns the optimizer of parameters (arrays or shapes) with the settings of config.optimizer.
 
     Args:
-        rate, warmup_steps, cosine_steps, steps: Learning rate, see `make_schedule`.
+        rate: Peak of the learning rate, see `make_schedule`.
+        warmup_steps: Of the learning rate.
+        cosine_steps: Of the learning rate.
+        steps: Number of steps.
         decayed: Regex over paths of the parameters that weight decay applies to.
         clip_norm: Bound on the global norm of the gradient of some parameters; 0 means no bound.
         clipped: Regex over the paths of these parameters. Frozen ones do not count.
