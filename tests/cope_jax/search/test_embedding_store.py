@@ -143,7 +143,7 @@ def test_update_computes_only_what_is_new(workdir, written, data_dir, tmp_path, 
             np.testing.assert_array_equal(found[0], fresh[0])
             np.testing.assert_allclose(found[1], fresh[1], atol=1e-5)
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
-    monkeypatch.setattr(embedding_store, "load_run", None)
+    monkeypatch.setattr(embedding_store, "load_run", lambda *_, **__: pytest.fail("the model was loaded"))
     sizes = embed_to_parquet(workdir, out, split="test", rows=7, data_dir=half, update=True)
     assert sizes["page"] == -(-len(embedding_store.read_item_ids(written[0], "page")) // 2)
 
