@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     data.eval_split = "test"  # split of evaluation
     data.domains = ConfigDict({"page": "image", "video": "clip", "live": "clip"})  # of the data set, with their kinds
     data.image_size = 224  # height and width of images, pixels
+    data.resize = "stretch"  # images in evaluation: "stretch" to the square (SigLIP), or "crop" its center (CLIP)
     data.frames = ConfigDict({"page": 1, "video": 8, "live": 8})  # frames per item in training
     data.short_clips = "repeat"  # clips with fewer frames: "repeat" frames (the authors') or "mask" the missing ones
     data.frame_choice = "random"  # training frames: "random" ones of equal segments, or their "center" (the authors')
@@ -85,13 +86,15 @@ def get_config() -> ConfigDict:
     text.heads = 12  # attention heads; divides width
     text.mlp_width = 0  # width of the blocks' hidden layers; 0 is 4 times the width, as in BERT
     text.activation = "gelu"  # "gelu" (BERT), "quick_gelu" (CLIP) or "gelu_tanh" (SigLIP)
-    text.output_width = 0  # width of text vectors; 0 is that of the tokens, as in BERT
+    text.output_width = 0  # width of text vectors; 0 is that of the tokens, in BERT without a projection
     text.pooling = "pooler"  # text vector: "pooler" (BERT), "class", "mean", "end" (CLIP) or "last" token (SigLIP)
     text.dropout = 0.1  # BERT: of embeddings and residual branches
     text.attention_dropout = 0.0  # of attention weights; BERT's and the authors': 0.1
 
     model.fusion = fusion = ConfigDict()
-    fusion.kind = "linear"  # "linear" (the release's) or "transformer" over a query, frame and word vectors
+    # "linear" (the release's), "transformer" over a query, frame and word vectors, or "aligned": for encoders of one
+    # space, the mean of both vectors after linear layers that start as the identity.
+    fusion.kind = "linear"  # "linear", "transformer" or "aligned"
     fusion.width = 256  # transformer: width of the tokens
     fusion.depth = 2  # transformer: blocks
     fusion.heads = 4  # transformer: attention heads; divides width
@@ -116,6 +119,14 @@ def get_config() -> ConfigDict:
     classifier.margin = 0.4  # subtracted from the cosine of the correct product
     classifier.rate = 1.0  # fraction of classes sampled per step; less than 1 pays off above several million classes
     classifier.classes = 0  # number of training products; 0 counts them, but a dry run needs the number
+
+    config.finetune = finetune = ConfigDict()  # how a model that starts from weights is trained
+    finetune.method = "full"  # train "full": everything; "frozen": only the heads; "lora": heads and low-rank matrices
+    finetune.layer_decay = 1.0  # full: factor on the rate per layer below an encoder's last one, such as 0.75; 1 is off
+    finetune.rank = 16  # lora: rank of the matrices
+    finetune.alpha = 16.0  # lora: their product is multiplied by alpha / rank
+    finetune.targets = r"/attention/(qkv|out)$|/mlp/(up|down)$"  # lora: regex of the linear layers of the encoders
+    finetune.distill = 0.0  # weight of the cosine distance to the embeddings of the initial model, against forgetting
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.rate = 1e-3  # peak learning rate of AdamW

@@ -23,7 +23,7 @@ from cope_jax import cli, exported
 from cope_jax.data.tokenizer import load_tokenizer, save_tokenizer, separator_id
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.parallel.path_rules import leaf_paths
-from cope_jax.runs.checkpoints import Checkpoints, ModelState
+from cope_jax.runs.checkpoints import UNTRAINED, Checkpoints, ModelState
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
@@ -42,18 +42,31 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder to write; it must not exist.")
     flags.DEFINE_integer("step", None, "Checkpoint to export; the newest by default.", lower_bound=0)
     flags.DEFINE_bool("average", False, "Export the moving average; needs config.train.average_decay.")
+    flags.DEFINE_float(
+        "interpolate",
+        1.0,
+        "Share of the trained weights in a mean with the initial ones, such as 0.5, against forgetting (WiSE-FT).",
+        lower_bound=0.0,
+        upper_bound=1.0,
+    )
     flags.mark_flags_as_required(["workdir", "out"])
 
 
 def main() -> None:
     """Exports the run and prints how well the copies agree. If it is terminated, it leaves nothing behind."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    difference = export_run(Path(FLAGS.workdir), Path(FLAGS.out), step=FLAGS.step, average=FLAGS.average)
+    options = {"average": FLAGS.average, "interpolate": FLAGS.interpolate}
+    difference = export_run(Path(FLAGS.workdir), Path(FLAGS.out), step=FLAGS.step, **options)
     print(f"wrote {FLAGS.out}; loaded back, its embeddings differ from the run's by at most {difference:.1e}")
 
 
-def export_run(workdir: Path, out: Path, *, step: int | None = None, average: bool = False) -> float:
+def export_run(
+    workdir: Path, out: Path, *, step: int | None = None, average: bool = False, interpolate: float = 1.0
+) -> float:
     """Exports a checkpoint of a run, by default the newest, or the moving average of its parameters.
+
+    With `interpolate` α less than 1, exports α times these parameters plus 1 − α times the initial ones (arXiv
+    2109.01903).
 
     The files are checked before they appear in `out`, which must not exist. Returns the largest difference between an
     entry of the run's embeddings and of the exported model's; raises ValueError if it is more than rounding.
@@ -67,6 +80,9 @@ def export_run(workdir: Path, out: Path, *, step: int | None = None, average: bo
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.newest() if step is None else step
         graphdef, model = load_model(config, checkpoints, step, mesh, vocab_size=len(tokenizer), average=average)
+        if interpolate < 1:
+            _, initial = load_model(config, checkpoints, UNTRAINED, mesh, vocab_size=len(tokenizer))
+            model = jax.tree.map(lambda new, old: interpolate * new + (1 - interpolate) * old, model, initial)
     with atomic_folder(out) as folder:
         with atomic_write(folder / exported.WEIGHTS) as file:  # `save_file` would make it readable by its owner only
             file.write(save(flatten_weights(model)))
@@ -77,6 +93,7 @@ def export_run(workdir: Path, out: Path, *, step: int | None = None, average: bo
         description = {
             "format": exported.FORMAT,
             "step": step,
+            "interpolate": interpolate,
             "embedding": config.model.embedding,
             "separator": separator_id(tokenizer),
             "domains": {domain: {"frames": config.eval.frames[domain], **sizes} for domain in config.data.domains},

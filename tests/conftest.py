@@ -123,6 +123,27 @@ def rename_domains(data_dir: Path, folder: Path, name: str, sources: Mapping[str
     return folder / "data"
 
 
+SIGLIP2_WORDS = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"abcdefghijklmnopqrstuvwxyz"]
+
+
+def write_siglip2(folder: Path):
+    """Writes a small random model to a folder like that of a SigLIP 2 on the hub; returns transformers' model."""
+    import torch
+    from transformers import GemmaTokenizer, SiglipConfig, SiglipModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = sizes | {"vocab_size": len(SIGLIP2_WORDS), "max_position_embeddings": 12, "projection_size": 16}
+    text |= {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    torch.manual_seed(0)
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=sizes | {"image_size": 16, "patch_size": 8}))
+    for parameter in model.parameters():  # larger than transformers' initial values, so that embeddings differ
+        torch.nn.init.normal_(parameter, std=0.3)
+    words = {word: i for i, word in enumerate(SIGLIP2_WORDS)}
+    GemmaTokenizer(words, [], add_eos_token=True, add_bos_token=False).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
 @pytest.fixture(scope="session")
 def data_dir(synthetic_data_dir):
     """The array records of tests that need no special ones; test folders can override this."""

@@ -18,12 +18,13 @@ from PIL import Image
 
 from cope_jax.__main__ import COMMANDS as COPE_COMMANDS
 from data_prep.synthetic.release import write_release
+from tests.conftest import write_siglip2
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
     "quickstart", "rope", "catalog", "training", "losses", "pretrained", "hardware", "evaluation", "search",
     "reliability", "troubleshooting", "formats", "concepts", "architecture", "benchmarks", "experiments", "index",
-    "scale",
+    "scale", "finetuning",
 ))]  # fmt: skip
 
 
@@ -66,6 +67,10 @@ TINY_RUN = [
     "--config.eval.ways=3",
     "--config.eval.episodes=10",
 ]
+
+
+SIGLIP2 = "google/siglip2-base-patch16-224"
+SHORT_RUN = [word for word in TINY_RUN if ".train." in word or ".eval." in word or "warmup" in word]
 
 
 def put(path: Path, content: str) -> None:
@@ -125,6 +130,7 @@ def places(tmp_path_factory):
     release = write_release(folder / "rope", train_products=12, test_products=8, image_side=32, seed=0)
     grocery_checkout(folder / "GroceryStoreDataset")
     shop(folder)
+    write_siglip2(folder / "siglip2")
     (folder / "runs").mkdir()
     (folder / "runs/rope_sigmoid").symlink_to("rope")
     with ThreadingHTTPServer(("localhost", 0), partial(QuietHandler, directory=release / "images")) as server:
@@ -143,6 +149,9 @@ def words_of(command: str, places: dict[str, str]) -> list[str]:
     program, *words = shlex.split(command)
     assert program == "./run.sh"
     words = [PATHS.sub(rf"\g<1>{places['folder']}/\g<3>", word) for word in words]
+    if any(SIGLIP2 in word for word in words):  # which sets the sizes of the model
+        words = [word.replace(SIGLIP2, f"{places['folder']}/siglip2") for word in words]
+        return [*words, *SHORT_RUN] if words[0] == "train" else words
     if words[0] == "demo":
         sizes = ["--train_products=12", "--test_products=8", "--image_side=32"]
         return [*words, f"--root={places['folder']}", *sizes, *TINY_RUN]

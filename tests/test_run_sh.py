@@ -164,6 +164,7 @@ def test_a_moved_work_directory_still_evaluates(run_sh, demo, tmp_path):
         (["demonstrate"], "run.sh: unknown command 'demonstrate'"),
         (["tfds", "convert_format"], "run.sh: of TFDS's commands only 'build' works without TensorFlow"),
         (["eval", "--workdir=/nowhere"], "evaluate: no /nowhere/config.json: --workdir must name the folder"),
+        (["eval", "--zero_shot=google/siglip2-base-patch16-224"], "evaluate: --data_dir is missing"),
         (
             ["train", "--config=configs/demo.py", "--workdir={tmp}/run", "--config.data.data_dir=/nowhere"],
             "train: no array records in /nowhere/rope/page",

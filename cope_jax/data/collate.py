@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -27,6 +28,7 @@ class Example:
     product: int | None = None  # for which the item was drawn
     rng: np.random.Generator | None = None
     place: Callable[[], str] | None = None  # returns the place of its record, for error messages
+    row: int = -1  # of the item
 
 
 class Threads:
@@ -159,6 +161,47 @@ class Collator:
             for t in reversed(range(len(wanted))):  # in reverse, so that no frame is overwritten before it is copied
                 out[t] = out[decoded.index(wanted[t])]
         return len(wanted)
+
+
+class ItemFeatures(NamedTuple):
+    """Outputs of frozen encoders for the rows of a domain, or for the items of a batch.
+
+    Attributes:
+        vision: float32[N, D], vectors of the frames.
+        text: float32[N, D], vectors of the texts; of any width if the domain's texts are not used.
+        has_inputs: bool[N, 2], whether an item has frames and a text.
+    """
+
+    vision: Any
+    text: Any
+    has_inputs: Any
+
+
+@dataclass(frozen=True)
+class FeatureCollator:
+    """Makes the arrays of one domain from kept outputs of frozen encoders, without decoding anything."""
+
+    domain: str
+    features: ItemFeatures  # of all rows
+    max_products: int
+    entry: str = ""
+
+    def __call__(
+        self, candidates: Sequence[Iterable[Example]], on_invalid: object = None, threads: object = None
+    ) -> dict[str, Any]:
+        """Returns the arrays of the domain; see `Collator`. Items without any input are skipped."""
+        present = np.zeros(len(candidates), bool)
+        products = np.full((len(candidates), self.max_products), NO_PRODUCT, np.int32)
+        rows = np.zeros(len(candidates), np.int64)
+        for b, examples in enumerate(candidates):
+            for example in examples:
+                if self.features.has_inputs[example.row].any():
+                    kept = kept_products(example.item.product_ids, example.product, self.max_products)
+                    present[b], rows[b], products[b, : len(kept)] = True, example.row, kept
+                    break
+        arrays = ItemFeatures(*(array[rows] for array in self.features))
+        arrays = arrays._replace(has_inputs=arrays.has_inputs & present[:, None])
+        return {"features": arrays, "present": present, "products": products}
 
 
 def kept_products(product_ids: Sequence[int], drawn: int | None, limit: int) -> list[int]:

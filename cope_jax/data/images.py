@@ -24,6 +24,8 @@ from data_prep.images.decoding import upright_pixels as upright_pixels
 
 Box = tuple[float, float, float, float]  # (top, left, height, width) as fractions of the image's height and width
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+# How whole images become squares: by stretching them, or as their largest central square, like CLIP's (None).
+RESIZES: dict[str, Box | None] = {"stretch": WHOLE, "crop": None}
 # Luma weights (ITU-R BT.601), as in Pillow's "L" and the usual color jitter.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _GRAY_AXIS = np.full(3, 1 / math.sqrt(3))
@@ -67,15 +69,16 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """The whole image, resized to a square of `size` pixels whatever its aspect ratio."""
+    """The whole image, or `box` of it, resized to a square of `size` pixels whatever its aspect ratio."""
 
     size: int
+    box: Box | None = WHOLE
 
     def __call__(
         self, images: Sequence[bytes], rng: np.random.Generator | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
         """Does the same as `TrainTransform.__call__`, without randomness."""
-        return crop_resize_clip(images, WHOLE, self.size, out)
+        return crop_resize_clip(images, self.box, self.size, out)
 
 
 def limit_opencv_threads() -> None:
@@ -83,21 +86,25 @@ def limit_opencv_threads() -> None:
     cv2.setNumThreads(1)
 
 
-def crop_resize_clip(images: Sequence[bytes], box: Box, size: int, out: np.ndarray | None = None) -> np.ndarray:
-    """Decodes a part of each image and resizes it with antialiasing: u8[N, size, size, 3], in `out` if given."""
+def crop_resize_clip(images: Sequence[bytes], box: Box | None, size: int, out: np.ndarray | None = None) -> np.ndarray:
+    """Decodes a part of each image and resizes it with antialiasing: u8[N, size, size, 3], in `out` if given.
+
+    A box of None is the largest central square.
+    """
     frames = np.empty((len(images), size, size, 3), np.uint8) if out is None else out
-    min_height, min_width = math.ceil(size / box[2]), math.ceil(size / box[3])
+    _, _, height, width = box or WHOLE
+    min_height, min_width = math.ceil(size / height), math.ceil(size / width)
     for image, frame in zip(images, frames, strict=True):
         resize(decode_rgb(image, min_height=min_height, min_width=min_width), box, size, out=frame)
     return frames
 
 
-def crop_resize(data: bytes, box: Box, size: int) -> np.ndarray:
+def crop_resize(data: bytes, box: Box | None, size: int) -> np.ndarray:
     """Decodes a part of an image and resizes it with antialiasing: u8[size, size, 3]."""
     return crop_resize_clip([data], box, size)[0]
 
 
-def resize(pixels: np.ndarray, box: Box, size: int, *, out: np.ndarray | None = None) -> np.ndarray:
+def resize(pixels: np.ndarray, box: Box | None, size: int, *, out: np.ndarray | None = None) -> np.ndarray:
     """Resizes a part of u8[H, W, 3] to u8[size, size, 3]."""
     (top, bottom), (left, right) = _pixel_edges(box, *pixels.shape[:2])
     # Bilinear interpolation skips no pixel if the image shrinks by less than 2, as decoded JPEGs do; area averages take
@@ -107,9 +114,10 @@ def resize(pixels: np.ndarray, box: Box, size: int, *, out: np.ndarray | None = 
 
 
 @functools.lru_cache(maxsize=64)  # the frames of a clip have the same
-def _pixel_edges(box: Box, H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def _pixel_edges(box: Box | None, H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Returns (first, last + 1) row and (first, last + 1) column of a box in an image of H × W pixels."""
-    top, left, height, width = box
+    h, w = min(1.0, W / H), min(1.0, H / W)  # of the largest square
+    top, left, height, width = box or ((1 - h) / 2, (1 - w) / 2, h, w)
     y, x = min(round(top * H), H - 1), min(round(left * W), W - 1)
     return (y, max(round((top + height) * H), y + 1)), (x, max(round((left + width) * W), x + 1))
 

@@ -18,7 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from cope_jax.data.collate import Collator, Example, Threads, check_id, to_classes
+from cope_jax.data.collate import Collator, Example, FeatureCollator, Threads, check_id, to_classes
 from cope_jax.data.images import limit_opencv_threads
 from cope_jax.data.records import InvalidItemError, InvalidItems, Product, Records, open_records
 from data_prep.common.domains import DOMAINS, second_item
@@ -65,7 +65,7 @@ def train_batches(
     split: str,
     batch_size: int,
     seed: int,
-    collators: Sequence[Collator],
+    collators: Sequence[Collator | FeatureCollator],
     host: int = 0,
     hosts: int = 1,
     threads: int = 2,
@@ -179,7 +179,7 @@ class _TrainLoader:
     """
 
     records: Records
-    collators: Sequence[Collator]
+    collators: Sequence[Collator | FeatureCollator]
     seed: int
     class_ids: np.ndarray | None
     threads: Threads
@@ -218,7 +218,11 @@ class _TrainLoader:
         return products[(row - 1) % len(products)]
 
     def _draw(
-        self, collate: Collator, number: int, product: Product, on_invalid: Callable[[InvalidItemError], None]
+        self,
+        collate: Collator | FeatureCollator,
+        number: int,
+        product: Product,
+        on_invalid: Callable[[InvalidItemError], None],
     ) -> Iterator[Example]:
         """Yields a random item of the product, then the items that may replace it; nothing without the domain.
 
@@ -241,7 +245,7 @@ class _TrainLoader:
             except InvalidItemError as error:
                 on_invalid(error)
             else:
-                yield Example(item, product.product_id, rng, partial(items.place, row))
+                yield Example(item, product.product_id, rng, partial(items.place, row), row)
 
 
 @dataclass(frozen=True)
@@ -278,7 +282,7 @@ class _EvalLoader:
         }
 
 
-def _open_records(data_dir: str | Path, split: str, collators: Sequence[Collator]) -> Records:
+def _open_records(data_dir: str | Path, split: str, collators: Sequence[Collator | FeatureCollator]) -> Records:
     """Opens records; raises ValueError if they lack the domain of a collator."""
     records = open_records(data_dir, split)
     if unknown := [collate.domain for collate in collators if collate.domain not in records.items]:

@@ -23,14 +23,16 @@ _RETRIEVAL_TITLES = ("queries", "gallery", *(title for title, _ in METRICS), "me
 NARROW = 0.05  # half the width of an interval of R@1 that is narrow enough
 
 
-def format_tables(metrics: Mapping[str, Any], baseline: Mapping[str, Any] | None = None) -> str:
+def format_tables(
+    metrics: Mapping[str, Any], baseline: Mapping[str, Any] | None = None, baseline_name: str = "untrained"
+) -> str:
     """Returns the retrieval and the few-shot table. Every cell shows the baseline, if any, after a slash.
 
     Directions without results follow their table, with the reason, and retrieval within each of several domains. If
     there are few products, a note on their number comes first.
     """
     results = [metrics] if baseline is None else [metrics, baseline]
-    suffix = "" if baseline is None else " (trained / untrained)"
+    suffix = "" if baseline is None else f" (trained / {baseline_name})"
     empty = {
         kind: [f"{arrow(name)}: {reason}" for name, reason in metrics.get("empty", {}).get(kind, {}).items()]
         for kind in ("retrieval", "few_shot")

@@ -11,6 +11,7 @@ from typing import Any
 from cope_jax.data.records import fingerprint
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import RunConfig
+from cope_jax.runs.initial_weights import is_run_or_export
 from data_prep.common.files import atomic_write, read_json
 
 LATEST, BEST = "latest", "best"
@@ -73,6 +74,14 @@ def other_data(config: RunConfig, data_dir: Path | None, split: str) -> str:
         if fingerprint(config.data.data_dir, split) == found:
             return ""
     return f"{data_dir.resolve().name}-{split}-{found[:8]}"
+
+
+def baseline_name(config: RunConfig) -> str:
+    """Returns what a run is before training: "zero-shot" if it has weights of heads as well, or "untrained"."""
+    sections = [config.model.vision, *([config.model.text] if config.model.text_domains else [])]
+    names = {section.init_from for section in sections}
+    has_heads = config.model.fusion.kind == "aligned" or all(is_run_or_export(name) for name in names)
+    return "zero-shot" if all(names) and has_heads else "untrained"
 
 
 def read_metrics(

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from cope_jax.models.fusion import FUSIONS, Embeddings, Features, LinearFusion, TransformerFusion
+from cope_jax.models.fusion import FUSIONS, AlignedFusion, Embeddings, Features, LinearFusion, TransformerFusion
 from cope_jax.models.layers import ComputeOptions
 from cope_jax.models.text import PAD_ID, TextEncoder, TextFeatures
 from cope_jax.models.vision import VisionEncoder
@@ -49,13 +49,13 @@ class CopeModel(nnx.Module):
         if (kind := fusion["kind"]) not in FUSIONS:
             raise ValueError(f"unknown fusion {kind!r}: choose one of {', '.join(FUSIONS)}")
         sizes = {key: fusion[key] for key in ("width", "depth", "heads")}
-        head = LinearFusion if kind == "linear" else partial(TransformerFusion, **sizes)
+        heads = {"linear": LinearFusion, "aligned": AlignedFusion, "transformer": partial(TransformerFusion, **sizes)}
 
-        def make_head(domain: str) -> LinearFusion | TransformerFusion:
-            text_width = text_widths[kind] if domain in self.text_domains else None
-            return head(vision["output_width"], text_width, embedding, head_norm, compute=compute, rngs=rngs)
+        def make_head(domain: str) -> LinearFusion | AlignedFusion | TransformerFusion:
+            text_width = (word if kind == "transformer" else text_vector) if domain in self.text_domains else None
+            return heads[kind](vision["output_width"], text_width, embedding, head_norm, compute=compute, rngs=rngs)
 
-        text_widths = {"linear": text["output_width"] or text["width"], "transformer": text["width"]}  # texts, words
+        word, text_vector = text["width"], text["output_width"] or text["width"]
         self.domains, self.text_domains = sort_domains(domains), sort_domains(text_domains)
         self.vision = VisionEncoder(**vision, compute=compute, rngs=rngs)
         self.text = TextEncoder(**text, compute=compute, rngs=rngs) if self.text_domains else None
@@ -67,7 +67,7 @@ class CopeModel(nnx.Module):
         Args:
             batch: For each of some domains, and for `second_item` of some, {"frames": uint8[B, T, H, W, 3],
                 "frame_mask": bool[B, T] (False for padding), "text": int32[B, L] (0 for padding)}; other entries are
-                ignored.
+                ignored. Instead, "features" may be the outputs of the encoders.
             rngs: Random stream `dropout` for training; None for evaluation.
         """
         features = self.features(batch, rngs=rngs)
@@ -77,6 +77,9 @@ class CopeModel(nnx.Module):
     def features(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> dict[str, Features]:
         """Returns the encoder outputs for the domains of a batch; arguments as in `__call__`."""
         entries = batch_entries(self.domains, self.domains)
+        kept = {entry: batch[entry]["features"] for entry in entries if "features" in batch.get(entry, ())}
+        if kept:
+            return {entry: Features.from_vectors(*map(jnp.asarray, own)) for entry, own in kept.items()}
         items = {
             entry: {name: jnp.asarray(batch[entry][name]) for name in MODEL_INPUTS}
             for entry in entries

@@ -20,7 +20,7 @@ from cope_jax.models.layers import (
 from cope_jax.models.text import TextFeatures
 from cope_jax.models.vision import VisionFeatures
 
-FUSIONS = ("linear", "transformer")
+FUSIONS = ("linear", "transformer", "aligned")
 HEAD_NORMS = ("none", "batch")
 EMBEDDING_KINDS = ("fused", "vision", "text")
 
@@ -32,6 +32,14 @@ class Features(NamedTuple):
     frame_mask: Bool[Array, "B T"]  # which frames exist
     text: TextFeatures | None  # text features; None if the domain uses no text
     word_mask: Bool[Array, "B L"]  # which words exist, whether the domain uses them or not
+
+    @classmethod
+    def from_vectors(
+        cls, vision: Float32[Array, "B D"], text: Float32[Array, "B _"], has_inputs: Bool[Array, "B 2"]
+    ) -> "Features":
+        """Makes features of the vectors of encoders, each as if of one frame and one word."""
+        words = TextFeatures(text, text[:, None])
+        return cls(VisionFeatures(vision, vision[:, None]), has_inputs[:, :1], words, has_inputs[:, 1:])
 
 
 @struct.dataclass
@@ -132,6 +140,40 @@ class LinearFusion(nnx.Module):
         text = self.text(features.text.vector, has_text, train=train)
         fused = self.merge(jnp.concatenate([vision, text], axis=-1), has_vision | has_text, train=train)
         return Embeddings(l2_normalize(fused), l2_normalize(vision), l2_normalize(text), has_vision, has_text)
+
+
+class AlignedFusion(nnx.Module):
+    """Fusion for encoders that share a space, such as SigLIP's: initially, the model is as good as without training.
+
+    Vision and text pass linear layers that start as the identity; the mean of both unit vectors is the fused embedding.
+    """
+
+    def __init__(
+        self,
+        vision_width: int,
+        text_width: int | None,
+        embedding: int,
+        norm: str,
+        *,
+        compute: ComputeOptions,
+        rngs: nnx.Rngs,
+    ):
+        def make_layer(width: int) -> Linear:
+            layer = Linear(width, embedding, dtype=compute.dtype, rngs=rngs)
+            layer.kernel[...] = jnp.eye(width, embedding)
+            return layer
+
+        assert norm == "none"  # configs have no other
+        self.vision = make_layer(vision_width)
+        self.text = None if text_width is None else make_layer(text_width)
+
+    def __call__(self, features: Features, *, train: bool) -> Embeddings:
+        has_vision, has_text = features.frame_mask.any(-1), features.word_mask.any(-1)
+        vision = jnp.where(has_vision[:, None], l2_normalize(self.vision(features.vision.vector)), 0.0)
+        if self.text is None or features.text is None:
+            return Embeddings.from_vision(vision, has_vision)
+        text = jnp.where(has_text[:, None], l2_normalize(self.text(features.text.vector)), 0.0)
+        return Embeddings(l2_normalize(vision + text), vision, text, has_vision, has_text)
 
 
 class TransformerFusion(nnx.Module):

@@ -77,7 +77,8 @@ class TextEncoder(nnx.Module):
         heads: Number of attention heads.
         mlp_width: Width of the hidden layers; 0 is 4 times the width, as always in BERT.
         activation: Activation of all blocks; "gelu" in BERT.
-        output_width: Width of the text vectors; 0 is that of the transformer, as always in BERT.
+        output_width: Width of the text vectors; 0 is that of the transformer, in BERT
+            without a projection.
         pooling: "pooler" (BERT's: dense layer and tanh on the class token), "class" (class token), "mean", "end" (the
             last token that is not padding, as in CLIP) or "last" (the last token, as in SigLIP).
         dropout: Probability, for embeddings and every residual branch; 0 in families other than BERT.
@@ -124,7 +125,7 @@ class TextEncoder(nnx.Module):
         self.pooler = Linear(width, width, dtype=dtype, rngs=rngs) if pooling == "pooler" else None
         self.post_norm = None if is_bert else layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
         project = partial(Linear, width, output_width or width, use_bias=family == "siglip", dtype=dtype, rngs=rngs)
-        self.project = None if is_bert else project()
+        self.project = None if is_bert and not output_width else project()
 
     def __call__(self, tokens_BL: Int32[Array, "B L"], *, rngs: nnx.Rngs | None = None) -> TextFeatures:
         """Encodes texts.

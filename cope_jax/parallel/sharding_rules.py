@@ -25,8 +25,8 @@ PARAMETER_RULES = (
     (r"/words/embedding$", PartitionSpec(None, "fsdp")),
     (r"/stem/.*kernel$", PartitionSpec(None, None, None, "fsdp")),
     (r"^loss/classifier/table$", PartitionSpec(("data", "fsdp", "tensor"), None)),
-    # Large only in very deep models or for many patches; replicated.
-    (r"/(bias|scale|position)$", PartitionSpec()),
+    # Large only in very deep models, for many patches or of high rank; replicated.
+    (r"/(bias|scale|position|lora_a|lora_b)$", PartitionSpec()),
 )
 LARGE = 65_536  # number of elements from which a parameter must have a rule; smaller ones without are replicated
 

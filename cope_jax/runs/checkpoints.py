@@ -53,6 +53,7 @@ class TrainState(struct.PyTreeNode):
         statistics: Running statistics of the model.
         opt_state: State of the optax optimizer.
         average: Moving average of the model over the steps; None if the config does not ask for one.
+        teacher: Initial model, for distillation; likewise.
     """
 
     step: jax.Array
@@ -60,6 +61,7 @@ class TrainState(struct.PyTreeNode):
     statistics: PyTree
     opt_state: PyTree
     average: ModelState | None = None
+    teacher: ModelState | None = None
 
 
 class KeepStep:

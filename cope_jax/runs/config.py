@@ -68,6 +68,7 @@ class DataConfig:
     eval_split: str
     domains: dict[DomainName, Literal["image", "clip"]]
     image_size: Annotated[int, between(1, 8_192)]
+    resize: Literal["stretch", "crop"]
     frames: FrameCounts
     short_clips: Literal["repeat", "mask"]
     frame_choice: Literal["random", "center"]
@@ -128,7 +129,7 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
-    kind: Literal["linear", "transformer"]
+    kind: Literal["linear", "transformer", "aligned"]
     width: Width
     depth: Depth
     heads: PositiveInt
@@ -189,6 +190,16 @@ class LossesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    method: Literal["full", "frozen", "lora"]
+    layer_decay: PositiveFraction
+    rank: Annotated[int, between(1, 4_096)]
+    alpha: Positive
+    targets: Regex
+    distill: NonNegative
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     rate: Positive
     groups: tuple[tuple[Regex, NonNegative], ...]
@@ -244,6 +255,7 @@ class RunConfig:
     data: DataConfig
     model: ModelConfig
     losses: LossesConfig
+    finetune: FinetuneConfig
     optimizer: OptimizerConfig
     train: TrainConfig
     mesh: MeshConfig
@@ -259,6 +271,13 @@ class RunConfig:
         terms = [term for term in (self.losses.sigmoid, self.losses.infonce) if term.weight]
         paired = {a.partition(".")[0] for term in terms for a, b, _ in self.view_pairs(term) if a == b}
         return batch_entries(self.data.domains, paired)
+
+    @property
+    def groups(self) -> tuple[tuple[str, float], ...]:
+        """Parameter groups of the optimizer: those of config.finetune.method, then those of config.optimizer."""
+        frozen = ((r"^model/(vision|text)/", 0.0),)
+        rules = {"full": (), "frozen": frozen, "lora": ((r"/lora_[ab]$", 1.0), *frozen)}
+        return (*rules[self.finetune.method], *self.optimizer.groups)
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ MAY_CHANGE = {
     "data": ("data_dir", "threads", "worker_processes", "max_bad_fraction", "eval_split"),
     "model": ("attention", "scan_layers", "remat"),
     "losses": ("precision",),
+    "finetune": ("layer_decay",),
     "optimizer": (
         *("rate", "groups", "warmup_steps", "cosine_steps", "b1", "b2"),
         *("weight_decay", "decayed", "clip_norm", "clipped"),

@@ -17,6 +17,7 @@ from data_prep.common.domains import DOMAINS, ROPE_DOMAINS, domain_pairs, is_dom
 # Fields that were added after the first runs, with the values that stand for what these runs did.
 ADDED_FIELDS = {
     "data.domains": ROPE_DOMAINS,
+    "data.resize": "stretch",
     "data.frame_choice": "random",
     "data.worker_processes": 0,
     "data.lowercase": False,
@@ -31,6 +32,14 @@ ADDED_FIELDS = {
     "model.vision.broadcast_single_frame": False,
     "model.text.attention_dropout": 0.0,
     "losses.precision": "highest",
+    "finetune": {
+        "method": "full",
+        "layer_decay": 1.0,
+        "rank": 16,
+        "alpha": 16.0,
+        "targets": r"/attention/(qkv|out)$|/mlp/(up|down)$",
+        "distill": 0.0,
+    },
     "optimizer.cosine_steps": 0,
     "optimizer.decayed": r"/(kernel|embedding)$",
     "optimizer.clipped": "",
@@ -280,7 +289,7 @@ RELATIONS = (
             lambda value, family, fixed=fixed: family != "bert" or value == fixed,
             f"{fixed!r} because config.model.text.family is 'bert'",
         )
-        for name, fixed in (("mlp_width", 0), ("output_width", 0), ("activation", "gelu"))
+        for name, fixed in (("mlp_width", 0), ("activation", "gelu"))
     ),
     *(
         Relation(
@@ -289,6 +298,24 @@ RELATIONS = (
             "0 because config.model.text.family is {1!r}; only BERT has dropout",
         )
         for name in ("dropout", "attention_dropout")
+    ),
+    *(
+        Relation(
+            ("model.embedding", "model.fusion.kind", *(f"model.{field}" for field in widths)),
+            lambda size, kind, *widths: kind != "aligned" or size == next(filter(None, widths)),
+            f"the width of {encoder} vectors because config.model.fusion.kind is 'aligned'",
+        )
+        for encoder, *widths in (("vision", "vision.output_width"), ("text", "text.output_width", "text.width"))
+    ),
+    Relation(
+        ("finetune.method", "model.fusion.kind"),
+        lambda method, kind: method != "frozen" or kind != "transformer",
+        "'full' or 'lora' because config.model.fusion.kind is {1!r}, which reads all frames and words",
+    ),
+    Relation(
+        ("model.head_norm", "model.fusion.kind"),
+        lambda norm, kind: norm == "none" or kind != "aligned",
+        "'none' because config.model.fusion.kind is {1!r}",
     ),
     *(
         Relation(

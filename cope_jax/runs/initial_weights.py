@@ -14,6 +14,7 @@ from safetensors import safe_open
 from cope_jax import exported
 from cope_jax.data.tokenizer import load_tokenizer
 from cope_jax.models.backbones.load import prepare
+from cope_jax.models.lora import drop_lora
 from cope_jax.parallel.path_rules import leaf_paths
 from cope_jax.runs.checkpoints import Checkpoints, ModelState, shapes_by_path
 from cope_jax.runs.config import RunConfig
@@ -40,7 +41,7 @@ def prepare_weights(config: RunConfig, shapes: ModelState, settings: dict[str, d
     loaders: list[Loader] = []
     parts: dict[str, list[str]] = {}  # folder of a run or an export → encoders that start from it
     for encoder, section in (("vision", config.model.vision), ("text", config.model.text)):
-        if section.init_from and _is_run_or_export(section.init_from):
+        if section.init_from and is_run_or_export(section.init_from):
             parts.setdefault(section.init_from, []).append(encoder)
         elif section.init_from:
             loaders.append(_prepare_published(config, encoder, shapes.params[encoder], settings[encoder]))
@@ -103,14 +104,14 @@ class OwnModel:
     read: Callable[[ModelState], ModelState]
 
 
-def _is_run_or_export(name: str) -> bool:
+def is_run_or_export(name: str) -> bool:
     """Returns whether a name is that of a run's work directory, one of its checkpoints, or an export."""
     path = Path(name)
     is_checkpoint = path.is_dir() and path.absolute().parent.name == "checkpoints"
     return is_checkpoint or (path / "checkpoints").is_dir() or exported.is_export(path)
 
 
-def _open_model(name: str) -> OwnModel:
+def open_model(name: str) -> OwnModel:
     """Opens the newest checkpoint of a run, a certain one, or an export."""
     path = Path(name).absolute()
     if exported.is_export(path):
@@ -138,12 +139,15 @@ def _open_model(name: str) -> OwnModel:
 
     prefixes = "params/model/", "statistics/"
     model = {key.removeprefix(start): shapes[key] for key in shapes for start in prefixes if key.startswith(start)}
-    return OwnModel(f"step {step} of {workdir}", load_config(workdir), workdir / "tokenizer", model, restore)
+    config = load_config(workdir)
+    if config.finetune.method == "lora":
+        raise ValueError(f"{workdir} has low-rank matrices: export it, which merges them, and start from the export")
+    return OwnModel(f"step {step} of {workdir}", config, workdir / "tokenizer", model, restore)
 
 
 def _prepare_own(config: RunConfig, name: str, encoders: Sequence[str], shapes: ModelState) -> Loader:
     """Returns a function that loads encoders from a run or an export; if it is all encoders, fusion heads as well."""
-    source = _open_model(name)
+    source = open_model(name)
     if problems := [line for encoder in encoders for line in _differences(config, source, encoder, shapes)]:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise ValueError(f"config.model.{encoders[0]}.init_from is {name!r}, which is another model:\n{listed}")
@@ -154,11 +158,18 @@ def _prepare_own(config: RunConfig, name: str, encoders: Sequence[str], shapes: 
 
     def load(model: ModelState) -> ModelState:
         _print_once(f"{' and '.join(parts)} from {source.name}")
-        params, statistics = ({part: tree[part] for part in parts if part in tree} for tree in model)
+        params, statistics = (drop_lora({part: tree[part] for part in parts if part in tree}) for tree in model)
         loaded = source.read(ModelState(params, statistics))
-        return ModelState(*(ours | theirs for ours, theirs in zip(model, loaded, strict=True)))
+        return ModelState(*map(_overlay, model, loaded))
 
     return load
+
+
+def _overlay(old: PyTree, new: PyTree) -> PyTree:
+    """Returns nested dictionaries with the values of others where they have any."""
+    if not isinstance(old, dict):
+        return new
+    return {key: _overlay(value, new[key]) if key in new else value for key, value in old.items()}
 
 
 def _differences(config: RunConfig, source: OwnModel, encoder: str, shapes: ModelState) -> Iterator[str]:
@@ -178,7 +189,12 @@ def _differences(config: RunConfig, source: OwnModel, encoder: str, shapes: Mode
 def _shape_differences(source: OwnModel, part: str, shapes: ModelState) -> list[str]:
     """Lists the values of a part that have another shape in another model."""
     theirs = {key: shape for key, shape in source.shapes.items() if key.startswith(f"{part}/")}
-    ours = {key: shape for tree in shapes if part in tree for key, shape in shapes_by_path({part: tree[part]}).items()}
+    ours = {
+        key: shape
+        for tree in shapes
+        if part in tree
+        for key, shape in shapes_by_path({part: drop_lora(tree[part])}).items()
+    }
     return describe_differences(theirs, ours, labels=(f"in {source.name}", "now"), show=str)
 
 

@@ -1,6 +1,6 @@
 """Inputs of a run: tokenizer, classes, training and evaluation batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data import collate
-from cope_jax.data.images import EvalTransform, TrainTransform
+from cope_jax.data.images import RESIZES, EvalTransform, TrainTransform
 from cope_jax.data.pipeline import Batches, eval_batches, train_batches
 from cope_jax.data.records import InvalidItems, open_records, sample_texts
 from cope_jax.data.tokenizer import (
@@ -108,11 +108,13 @@ def training_batches(
     start_step: int,
     share: tuple[int, int] = (0, 1),
     class_ids: np.ndarray | None = None,
+    features: Mapping[str, collate.ItemFeatures] | None = None,
     invalid_items: InvalidItems | None = None,
 ) -> Batches:
     """Returns an endless iterator over the training batches from `start_step`.
 
     `share` is this process's share of each batch, from `batch_share`, and `class_ids` the result of `training_classes`.
+    With the outputs of frozen encoders for all items, `features`, these take the place of frames and texts.
     """
     data = config.data
     transform = TrainTransform(data.image_size, data.crop_scale, flip=data.flip, color_jitter=data.colour_jitter)
@@ -124,7 +126,9 @@ def training_batches(
         batch_size=config.train.batch_size,
         seed=config.seed,
         collators=[
-            _collator(config, tokenizer, domain, data.frames[domain], transform, augment, entry)
+            collate.FeatureCollator(domain, features[domain], data.max_products, entry)
+            if features
+            else _collator(config, tokenizer, domain, data.frames[domain], transform, augment, entry)
             for entry, domain in config.batch_entries.items()
         ],
         host=host,
@@ -154,6 +158,12 @@ def training_batch_shapes(config: RunConfig) -> dict[str, Any]:
             "present": shape(dtype=bool),
             "products": shape(data.max_products),
         }
+        if config.finetune.method == "frozen":
+            texts = config.model.text.output_width or config.model.text.width
+            widths = config.model.vision.output_width, texts if domain in config.model.text_domains else 1
+            vision, text = (shape(width, dtype=np.float32) for width in widths)
+            kept = {key: batch[entry][key] for key in ("present", "products")}
+            batch[entry] = kept | {"features": collate.ItemFeatures(vision, text, shape(2, dtype=bool))}
         if config.losses.classifier.weight:
             batch["product_class"] = shape()
             batch[entry]["classes"] = shape(data.max_products)
@@ -176,11 +186,12 @@ def evaluation_batches(
 ) -> Iterator[Any]:
     """Returns an iterator over this process's share of a domain's evaluation batches; see `eval_batches`."""
     data = config.data
+    transform = EvalTransform(data.image_size, RESIZES[data.resize])
     return eval_batches(
         data_dir=data.data_dir,
         split=data.eval_split,
         batch_size=batch_size,
-        collator=_collator(config, tokenizer, domain, config.eval.frames[domain], EvalTransform(data.image_size)),
+        collator=_collator(config, tokenizer, domain, config.eval.frames[domain], transform),
         rows=rows,
         host=jax.process_index(),
         hosts=jax.process_count(),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -12,11 +12,13 @@ from jax.sharding import Mesh
 
 from cope_jax.models.cope import CopeModel
 from cope_jax.models.layers import ComputeOptions
+from cope_jax.models.lora import add_lora, merge_lora
 from cope_jax.parallel.mesh import replicated, with_shardings
 from cope_jax.parallel.sharding_rules import parameter_shardings
 from cope_jax.parallel.targets import cudnn_problem
 from cope_jax.runs.checkpoints import UNTRAINED, Checkpoints, ModelState
 from cope_jax.runs.config import RunConfig
+from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.initial_weights import prepare_weights
 
 
@@ -57,7 +59,8 @@ def split_model(
             _report_once(f"attention is computed without cuDNN, which may be slower: {problem}")
 
     def make() -> CopeModel:
-        return CopeModel(
+        rngs = nnx.Rngs(params=config.seed)
+        made = CopeModel(
             embedding=model.embedding,
             **encoder_settings(config, vocab_size=vocab_size),
             fusion=asdict(model.fusion),
@@ -70,8 +73,12 @@ def split_model(
                 scan_layers=model.scan_layers,
                 remat=model.remat,
             ),
-            rngs=nnx.Rngs(params=config.seed),
+            rngs=rngs,
         )
+        if config.finetune.method == "lora":
+            tuning = config.finetune
+            add_lora(made, rank=tuning.rank, alpha=tuning.alpha, targets=tuning.targets, rngs=rngs)
+        return made
 
     def initialize() -> ModelState:
         _, params, statistics = nnx.split(make(), nnx.Param, nnx.BatchStat)
@@ -85,16 +92,30 @@ def load_model(
 ) -> tuple[nnx.GraphDef, ModelState]:
     """Returns the static structure of a run's model and its state at a step, or its moving average, on a mesh.
 
+    Low-rank matrices are merged into the kernels.
+
     Raises:
         FileNotFoundError: There is no such step or, for step 0, the weights it starts from are missing.
         ValueError: The checkpoint is invalid, or it has no moving average.
     """
-    graphdef, initialize = split_model(config, vocab_size=vocab_size, mesh=mesh)
+    tuning = config.finetune
+    plain = replace_fields(config, {"finetune.method": "full"})
+    if tuning.method == "lora" and step != UNTRAINED:
+        _, initialize = split_model(config, vocab_size=vocab_size, mesh=mesh)
+        shapes = _with_shardings(jax.eval_shape(initialize), mesh)
+        params, statistics = checkpoints.restore_model(step, shapes, average=average)
+        merged = jax.jit(partial(merge_lora, scale=tuning.alpha / tuning.rank))(params)
+        return split_model(plain, vocab_size=vocab_size, mesh=mesh)[0], ModelState(merged, statistics)
+    graphdef, initialize = split_model(plain, vocab_size=vocab_size, mesh=mesh)
     shapes = jax.eval_shape(initialize)
-    shardings = ModelState(
-        parameter_shardings(shapes.params, mesh), jax.tree.map(lambda _: replicated(mesh), shapes.statistics)
-    )
     if step != UNTRAINED:
-        return graphdef, checkpoints.restore_model(step, with_shardings(shapes, shardings), average=average)
+        return graphdef, checkpoints.restore_model(step, _with_shardings(shapes, mesh), average=average)
     load = prepare_weights(config, shapes, encoder_settings(config, vocab_size=vocab_size))
+    shardings = jax.tree.map(lambda shape: shape.sharding, _with_shardings(shapes, mesh))
     return graphdef, load(jax.jit(initialize, out_shardings=shardings)())
+
+
+def _with_shardings(shapes: ModelState, mesh: Mesh) -> ModelState:
+    """Adds shardings to the shapes of a model."""
+    statistics = jax.tree.map(lambda _: replicated(mesh), shapes.statistics)
+    return with_shardings(shapes, ModelState(parameter_shardings(shapes.params, mesh), statistics))

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cope_jax import exported
 from cope_jax.data.frames import choose_frames
-from cope_jax.data.images import WHOLE, crop_resize, limit_opencv_threads, resize, upright_pixels
+from cope_jax.data.images import RESIZES, WHOLE, Box, crop_resize, limit_opencv_threads, resize, upright_pixels
 from cope_jax.data.tokenizer import encode, load_tokenizer
 from cope_jax.evaluation.embed_items import check_unit_length, load_run, lookahead
 from cope_jax.evaluation.results import LATEST, find_step
@@ -180,9 +180,9 @@ class Embedder:
         choice = choose_frames(
             len(clip), T, kind=self.config.data.domains[domain], short_clips=self.config.data.short_clips, rng=None
         )
-        positions = choice.tolist()
+        positions, box = choice.tolist(), RESIZES[self.config.data.resize]
         try:
-            squares = {position: resize_picture(clip[position], side, position) for position in set(positions)}
+            squares = {position: resize_picture(clip[position], side, position, box) for position in set(positions)}
         except ValueError as error:
             raise ValueError(f"{domain} item {number}: {error}") from error
         return np.array([squares[position] for position in positions], np.uint8).reshape(-1, side, side, 3)
@@ -197,14 +197,14 @@ def _to_list(values: Any, name: str, contents: str) -> list[Any]:
     return list(values)
 
 
-def resize_picture(picture: Picture, side: int, number: int) -> np.ndarray:
+def resize_picture(picture: Picture, side: int, number: int, box: Box | None = WHOLE) -> np.ndarray:
     """Resizes a picture as in evaluation, to uint8[side, side, 3]. Error messages have its path or number."""
     if isinstance(picture, Image.Image):
-        return resize(upright_pixels(picture), WHOLE, side)
+        return resize(upright_pixels(picture), box, side)
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
             raise ValueError(f"picture {number} is {picture.dtype}{list(picture.shape)}; it must be uint8[H, W, 3]")
-        return resize(picture, WHOLE, side)
+        return resize(picture, box, side)
     if not isinstance(picture, str | bytes | os.PathLike):
         raise ValueError(
             f"picture {number} is of type {type(picture).__name__}; it must be a path, the bytes of a file, "
@@ -212,7 +212,7 @@ def resize_picture(picture: Picture, side: int, number: int) -> np.ndarray:
         )
     name = f"picture {number}" if isinstance(picture, bytes) else str(picture)
     try:
-        return crop_resize(picture if isinstance(picture, bytes) else Path(picture).read_bytes(), WHOLE, side)
+        return crop_resize(picture if isinstance(picture, bytes) else Path(picture).read_bytes(), box, side)
     except OSError as error:
         raise ValueError(f"{name} cannot be read: {error.strerror}") from error
     except ValueError as error:

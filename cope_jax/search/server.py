@@ -98,7 +98,8 @@ class SearchPages:
             pictures, thumbnails = [], []
             if uploads:
                 async with self.decoder_slot:
-                    pictures, thumbnails = await decode_pictures(uploads, self.embedder.config.data.image_size)
+                    data = self.embedder.config.data
+                    pictures, thumbnails = await decode_pictures(uploads, data.image_size, data.resize)
         return self._page(query, result=await self._compute(self._search_own, query, pictures, thumbnails))
 
     async def show_error(self, request: Request, error: Exception) -> Response:

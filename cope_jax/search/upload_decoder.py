@@ -15,7 +15,9 @@ from cope_jax.data.images import (
     JPEG_START,
     MAX_PIXELS,
     MAX_SIDE,
+    RESIZES,
     WHOLE,
+    Box,
     ImageProblem,
     InvalidImageError,
     crop_resize,
@@ -29,7 +31,7 @@ TOO_LARGE = f"has too many pixels: at most {MAX_PIXELS // 1_000_000} million, an
 UNREADABLE = "cannot be read as a picture: choose a JPEG, PNG, or WebP."
 
 
-def main(side: str, *descriptors: str) -> None:
+def main(side: str, rule: str, *descriptors: str) -> None:
     """Decodes files and writes the result to standard output.
 
     The first line is JSON: "thumbnails", a list of data URIs, which the pixels u8[N, side, side, 3] follow; or
@@ -37,6 +39,7 @@ def main(side: str, *descriptors: str) -> None:
 
     Args:
         side: Side of the squares that the model reads, in pixels.
+        rule: How they become squares, a key of RESIZES.
         *descriptors: Descriptors of the open files.
     """
     for signal_number in (signal.SIGINT, signal.SIGTERM):  # may be sent to all processes of a server that stops
@@ -46,7 +49,7 @@ def main(side: str, *descriptors: str) -> None:
         try:
             with open(int(descriptor), "rb") as file:
                 file.seek(0)
-                square, thumbnail = decode(file.read(), int(side))
+                square, thumbnail = decode(file.read(), int(side), RESIZES[rule])
         except InvalidImageError as error:
             too_large = error.problem == ImageProblem.TOO_LARGE
             return write_header(problem=(413, number, TOO_LARGE) if too_large else (415, number, UNREADABLE))
@@ -61,16 +64,16 @@ def write_header(**values: object) -> None:
     sys.stdout.buffer.write(json.dumps(values).encode() + b"\n")
 
 
-def decode(data: bytes, side: int) -> tuple[np.ndarray, str]:
+def decode(data: bytes, side: int, box: Box | None = WHOLE) -> tuple[np.ndarray, str]:
     """Returns a picture as the model reads it, u8[side, side, 3], and its thumbnail as a data URI.
 
     Raises:
         InvalidImageError: The picture does not decode.
     """
     if data.startswith(JPEG_START):
-        return crop_resize(data, WHOLE, side), data_uri(data)
+        return crop_resize(data, box, side), data_uri(data)
     pixels = upright_pixels(load(data))
-    return resize(pixels, WHOLE, side), thumbnail_uri(pixels)
+    return resize(pixels, box, side), thumbnail_uri(pixels)
 
 
 def load(data: bytes) -> Image.Image:

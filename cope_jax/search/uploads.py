@@ -75,16 +75,16 @@ def uploaded_pictures(form: FormData) -> list[UploadFile]:
     return uploads
 
 
-async def decode_pictures(uploads: Sequence[UploadFile], side: int) -> tuple[list[np.ndarray], list[str]]:
+async def decode_pictures(uploads: Sequence[UploadFile], side: int, rule: str) -> tuple[list[np.ndarray], list[str]]:
     """Returns pictures as the model reads them, u8[side, side, 3], and thumbnails as data URIs.
 
-    The decoding process is killed if the caller is canceled.
+    `rule` is a key of RESIZES. The decoding process is killed if the caller is canceled.
 
     Raises:
         HTTPException: 415 if a picture has an unknown format or is damaged, 413 if it has too many pixels.
     """
     descriptors = [upload.file.fileno() for upload in uploads]
-    command = [sys.executable, "-W", "ignore", "-m", "cope_jax.search.upload_decoder", str(side)]
+    command = [sys.executable, "-W", "ignore", "-m", "cope_jax.search.upload_decoder", str(side), rule]
     paths = [str(ROOT), *filter(None, sys.path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
     process = await anyio.run_process(

@@ -36,7 +36,7 @@ class Parameter(NamedTuple):
     path: str
     shape: tuple[int, ...]
     size: int
-    group: int  # index in config.optimizer.groups
+    group: int  # index in RunConfig.groups
     decays: bool  # whether weight decay applies
     spec: PartitionSpec
 
@@ -102,6 +102,7 @@ def dry_run(config: RunConfig, target: Target | None = None) -> DryRun:
         "collectives": {kind: found._asdict() for kind, found in program.collectives.items()},
         "permuted_types": sorted(program.permuted_types),
         "custom_calls": program.custom_calls,
+        "trained": trained_share(rows, config),
         "flops_per_example": flops / config.train.batch_size,
     }
     parts = [
@@ -176,7 +177,7 @@ def _describe_texts(config: RunConfig) -> list[str]:
 
 def list_parameters(params: PyTree, config: RunConfig) -> Iterator[Parameter]:
     """Yields the parameters in a tree of shapes with shardings."""
-    groups, decayed = config.optimizer.groups, matches(config.optimizer.decayed, params)
+    groups, decayed = config.groups, matches(config.optimizer.decayed, params)
     numbered = [(pattern, number) for number, (pattern, _) in enumerate(groups)]
     group_numbers = apply_rules(numbered, params, name="config.optimizer.groups")
     columns = (leaf_paths(params), params, group_numbers, rate_factors(groups, params), decayed)
@@ -203,11 +204,19 @@ def _parameter_table(rows: list[Parameter]) -> str:
 def _group_table(rows: list[Parameter], config: RunConfig) -> str:
     """Lists the parameter groups of the optimizer and their total."""
     cells = [["group", "parameters", "values", "peak rate"]]
-    for number, (pattern, factor) in enumerate(config.optimizer.groups):
+    for number, (pattern, factor) in enumerate(config.groups):
         sizes = [row.size for row in rows if row.group == number]
         rate = f"{config.optimizer.rate * factor:g}" if factor else "frozen"
         cells.append([f"{number}: {pattern or 'all others'}", str(len(sizes)), f"{sum(sizes):,}", rate])
-    return text_table([*cells, ["total", str(len(rows)), f"{sum(row.size for row in rows):,}", ""]])
+    cells.append(
+        ["total", str(len(rows)), f"{sum(row.size for row in rows):,}", f"{trained_share(rows, config):.1%} trained"]
+    )
+    return text_table(cells)
+
+
+def trained_share(rows: list[Parameter], config: RunConfig) -> float:
+    """Returns the share of values that are trained."""
+    return sum(row.size for row in rows if config.groups[row.group][1]) / sum(row.size for row in rows)
 
 
 def _summary(config: RunConfig, sizes: dict[str, int], vocab_size: int, source: str) -> str:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 
 from cope_jax.losses.ring import BATCH_AXES
-from cope_jax.models.fusion import Embeddings
+from cope_jax.models.fusion import EMBEDDING_KINDS, Embeddings
 from cope_jax.training.objective import LossFunction, Mean
 
 # (parameters of the model, its statistics, batch, random key) → (embeddings by domain, new statistics)
@@ -84,6 +84,19 @@ def cached_gradients(
     zeros = jax.tree.map(jnp.zeros_like, params["model"])
     model_gradients, _ = jax.lax.scan(add_part, zeros, (numbered, split(vector_gradients, parts=parts)))
     return Gradients(value, metrics, statistics, {"model": model_gradients, "loss": loss_gradients})
+
+
+def embed_in_parts(
+    model: Callable[[Any], dict[str, Embeddings]], batch: Any, *, parts: int, mesh: Mesh
+) -> dict[str, dict[str, jax.Array]]:
+    """Returns the embeddings of a batch by domain and kind, without dropout; arguments as in `cached_gradients`."""
+
+    def embed(batch: Any) -> dict[str, dict[str, jax.Array]]:
+        return {name: {kind: getattr(own, kind) for kind in EMBEDDING_KINDS} for name, own in model(batch).items()}
+
+    if parts == 1:
+        return embed(batch)
+    return jax.tree.map(partial(join_parts, mesh=mesh), jax.lax.map(embed, split_batch(batch, parts=parts, mesh=mesh)))
 
 
 def _split_masks(embeddings: Mapping[str, Embeddings]) -> tuple[PyTree, PyTree]:

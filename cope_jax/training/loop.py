@@ -30,6 +30,7 @@ from cope_jax.runs.inputs import (
 )
 from cope_jax.runs.provenance import provenance, record_start
 from cope_jax.training.evaluations import Evaluations, evaluate_in_full, evaluate_state
+from cope_jax.training.feature_cache import cached_features
 from cope_jax.training.plan import Plan, make_plan, restore_or_initialize, step_flops
 from cope_jax.training.progress import TrainingProgress, peak_flops
 from cope_jax.training.reporting import MetricsLog, Reporter
@@ -139,8 +140,18 @@ def train(
                 evaluated = bool(config.train.evaluate_every)
                 probe = Probe(config, tokenizer, mesh, plan.graphdef, shapes) if evaluated else None
                 invalid_items = InvalidItems()
+                features = None
+                if config.finetune.method == "frozen":
+                    model = ModelState(state.params["model"], state.statistics)
+                    features = cached_features(config, tokenizer, mesh, plan.graphdef, model, workdir)
                 batches = training_batches(
-                    config, tokenizer, start_step=newest, share=share, class_ids=class_ids, invalid_items=invalid_items
+                    config,
+                    tokenizer,
+                    start_step=newest,
+                    share=share,
+                    class_ids=class_ids,
+                    features=features,
+                    invalid_items=invalid_items,
                 )
                 if jax.process_index() == 0:
                     size = tqdm.format_sizeof(batch_bytes(config) / share[1], "B")

@@ -101,6 +101,10 @@ def make_loss(config: RunConfig, mesh: Mesh) -> LossFunction:
 
     def loss_and_metrics(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
         total, metrics = jnp.zeros(()), {}
+        if distill := config.finetune.distill:
+            distance = embedding_distance(embeddings, batch["teacher"])
+            total += distill * distance
+            metrics["distill/loss"] = Mean.of(distance)
         for name, weight in losses.active.items():
             loss, statistics = terms[name](params, embeddings, batch, key)
             total += weight * loss
@@ -109,6 +113,19 @@ def make_loss(config: RunConfig, mesh: Mesh) -> LossFunction:
         return total, metrics
 
     return loss_and_metrics
+
+
+def embedding_distance(
+    embeddings: Mapping[str, Embeddings], teacher: Mapping[str, Mapping[str, jax.Array]]
+) -> jax.Array:
+    """Returns the mean cosine distance to other embeddings of the same items, over all kinds that an item has."""
+    total = count = jnp.zeros(())
+    for entry, own in embeddings.items():
+        kinds = {"fused": has_content(own), "vision": own.has_vision, "text": own.has_text}
+        for kind, exists in kinds.items():
+            cosine = (getattr(own, kind) * teacher[entry][kind]).sum(axis=-1)
+            total, count = total + jnp.where(exists, 1 - cosine, 0).sum(), count + exists.sum()
+    return total / jnp.maximum(count, 1)
 
 
 def make_pairs(pairs: ViewPairs) -> list[Pair]:

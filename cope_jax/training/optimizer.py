@@ -1,16 +1,21 @@
 """AdamW with warm-up, cosine decay, clipping and a learning rate factor per parameter group."""
 
+import operator
 import re
 from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import PyTree
 
 from cope_jax.parallel.path_rules import apply_rules, leaf_paths
 from cope_jax.runs.learning_rate import make_schedule
+
+STACK = r"^model/(vision|text)/blocks/"  # parameters of the layers of an encoder, stacked
+INPUTS = r"^model/(vision|text)/(stem|class_token|position|pre_norm|words|segment|norm)(/|$)"  # those before them
 
 # Rules (regex over parameter paths, factor on the learning rate), first match wins. Factor 0 freezes parameters: they
 # get no update, decay, moments or gradient.
@@ -24,6 +29,26 @@ def rate_factors(groups: Groups, params: PyTree) -> PyTree:
         ValueError: Parameters without a group, or groups without a parameter. Lists all of them.
     """
     return apply_rules(groups, params, name="config.optimizer.groups")
+
+
+def layer_factors(decay: float, params: PyTree) -> PyTree:
+    """Returns the factors on the learning rate by layer: 1 for an encoder's last layer, decay, decay² … below.
+
+    The parameters before the first layer have one factor more, and those of other parts 1. The factors of stacked
+    layers are an array [depth, 1, …].
+    """
+    depths = {}
+    for path, leaf in zip(jax.tree.leaves(leaf_paths(params)), jax.tree.leaves(params), strict=True):
+        if found := re.match(STACK, path):
+            depths[found[1]] = leaf.shape[0]
+
+    def factor(path: str, leaf: PyTree) -> float | np.ndarray:
+        if re.match(STACK, path):
+            return (decay ** np.arange(leaf.shape[0])[::-1]).reshape(-1, *[1] * (leaf.ndim - 1)).astype(np.float32)
+        found = re.match(INPUTS, path)
+        return decay ** depths[found[1]] if found else 1.0
+
+    return jax.tree.map(factor, leaf_paths(params), params)
 
 
 def matches(pattern: str, params: PyTree) -> PyTree:
@@ -42,6 +67,7 @@ def make_optimizer(
     *,
     rate: float,
     groups: Groups,
+    layer_decay: float = 1.0,
     warmup_steps: int,
     cosine_steps: int,
     steps: int,
@@ -55,6 +81,8 @@ def make_optimizer(
     """Returns the optimizer of parameters (arrays or shapes) with the settings of config.optimizer.
 
     Args:
+        groups: Parameter groups.
+        layer_decay: See `layer_factors`; 1 has no effect.
         rate: Peak of the learning rate, see `make_schedule`.
         warmup_steps: Of the learning rate.
         cosine_steps: Of the learning rate.
@@ -66,7 +94,9 @@ def make_optimizer(
     Raises:
         ValueError: Groups do not fit the parameters, see `rate_factors`.
     """
-    factors = rate_factors(groups, params)
+    factors = trained = rate_factors(groups, params)
+    if layer_decay != 1:
+        factors = jax.tree.map(operator.mul, factors, layer_factors(layer_decay, params))
     schedule = make_schedule(rate=rate, warmup_steps=warmup_steps, cosine_steps=cosine_steps, steps=steps)
     # A part in any case, so that the state does not depend on it: a run may resume with another bound.
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
@@ -77,7 +107,9 @@ def make_optimizer(
 
     def scale(updates: PyTree, _: PyTree) -> PyTree:
         # `optax.masked` passes gradients of frozen parameters unchanged: they are dropped here, whatever they are.
-        return jax.tree.map(lambda u, factor: factor * u if factor else jnp.zeros_like(u), updates, factors)
+        return jax.tree.map(
+            lambda u, keep, factor: factor * u if keep else jnp.zeros_like(u), updates, trained, factors
+        )
 
     # Factors apply after AdamW, whose updates do not depend on the scale of gradients.
-    return optax.chain(optax.masked(optax.chain(*parts), jax.tree.map(bool, factors)), optax.stateless(scale))
+    return optax.chain(optax.masked(optax.chain(*parts), jax.tree.map(bool, trained)), optax.stateless(scale))

@@ -25,6 +25,7 @@ from cope_jax.training.optimizer import make_optimizer
 from cope_jax.training.step import make_train_step
 
 # Arrays in the first part of the optimizer, which is clipping and has none. Runs without clipping once left it out.
+COPIES = ("average", "teacher")  # parts of the state that begin as the initial model
 FIRST_PART = "opt_state/0/inner_state/0/"
 
 
@@ -41,14 +42,16 @@ def make_plan(config: RunConfig, mesh: Mesh, *, vocab_size: int) -> Plan:
     """Returns the computation of a config on a mesh."""
     graphdef, initialize = split_model(config, vocab_size=vocab_size, mesh=mesh)
     shapes = {"model": jax.eval_shape(initialize).params, "loss": jax.eval_shape(partial(init_losses, config))}
-    optimizer = make_optimizer(shapes, steps=config.train.steps, **asdict(config.optimizer))
+    settings = asdict(config.optimizer) | {"groups": config.groups, "layer_decay": config.finetune.layer_decay}
+    optimizer = make_optimizer(shapes, steps=config.train.steps, **settings)
 
     def initial_state() -> TrainState:
         model = initialize()
         params = {"model": model.params, "loss": init_losses(config)}
         step = jnp.zeros((), jnp.int32)
         average = model if config.train.average_decay else None
-        return TrainState(step, params, model.statistics, optimizer.init(params), average)
+        teacher = model if config.finetune.distill else None
+        return TrainState(step, params, model.statistics, optimizer.init(params), average, teacher)
 
     state = jax.eval_shape(initial_state)
     shardings = _state_shardings(state, optimizer, mesh, shard_optimizer=config.train.shard_optimizer)
@@ -56,7 +59,7 @@ def make_plan(config: RunConfig, mesh: Mesh, *, vocab_size: int) -> Plan:
         graphdef=graphdef,
         loss_of=make_loss(config, mesh),
         optimizer=optimizer,
-        groups=config.optimizer.groups,
+        groups=config.groups,
         seed=config.seed,
         parts=config.train.batch_size // (config.train.microbatch or config.train.batch_size),
         average_decay=config.train.average_decay,
@@ -91,10 +94,9 @@ def _state_shardings(
         is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
     statistics = jax.tree.map(lambda _: replicated(mesh), state.statistics)
-    average = ModelState(params["model"], statistics) if state.average is not None else None
-    return state.replace(
-        step=replicated(mesh), params=params, statistics=statistics, opt_state=opt_state, average=average
-    )
+    model = ModelState(params["model"], statistics)
+    copies = {name: model for name in COPIES if getattr(state, name) is not None}
+    return state.replace(step=replicated(mesh), params=params, statistics=statistics, opt_state=opt_state, **copies)
 
 
 def restore_or_initialize(
@@ -114,9 +116,9 @@ def restore_or_initialize(
     state = jax.jit(plan.initial_state, out_shardings=shardings)()
     model = load(ModelState(state.params["model"], state.statistics))
     state = state.replace(params=state.params | {"model": model.params}, statistics=model.statistics)
-    if state.average is not None:
-        state = state.replace(average=jax.tree.map(jnp.copy, model))  # a copy, since the step donates both
-    return state, {}
+    # Copies, since the step donates all.
+    copies = {name: jax.tree.map(jnp.copy, model) for name in COPIES if getattr(state, name) is not None}
+    return state.replace(**copies), {}
 
 
 def change_parts(state: TrainState, change: Callable[[tuple], tuple]) -> TrainState:

@@ -70,7 +70,9 @@ class MetricsLog:
         """Adds images of the first examples of a batch, as the model sees them, to TensorBoard."""
         from tensorboardX.summary import image
 
-        entries = sort_domains(name for name, entry in batch.items() if isinstance(entry, Mapping))
+        entries = sort_domains(name for name, own in batch.items() if isinstance(own, Mapping) and "frames" in own)
+        if not entries:  # the encoders are frozen
+            return
         for example in range(min(SHOWN_EXAMPLES, len(batch["product_id"]))):
             clips = [np.concatenate(list(batch[domain]["frames"][example]), axis=1) for domain in entries]
             name = f"batch/product {batch['product_id'][example]}: {', '.join(entries)}"

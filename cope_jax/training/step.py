@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from cope_jax.runs.checkpoints import ModelState, TrainState
-from cope_jax.training.gradients import batch_gradients, cached_gradients
+from cope_jax.training.gradients import batch_gradients, cached_gradients, embed_in_parts
 from cope_jax.training.objective import LossFunction, Mean
 from cope_jax.training.optimizer import Groups, stop_frozen_gradients
 from data_prep.common.domains import sort_domains
@@ -58,7 +58,13 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Mean]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        found = gradients_of(embed, loss_of, state.params, state.statistics, batch, key)
+        inputs = batch
+        if state.teacher is not None:
+            inputs = {
+                **batch,
+                "teacher": embed_in_parts(nnx.merge(graphdef, *state.teacher), batch, parts=parts, mesh=mesh),
+            }
+        found = gradients_of(embed, loss_of, state.params, state.statistics, inputs, key)
         updates, opt_state = optimizer.update(found.params, state.opt_state, state.params)
         gradient_norm = optax.tree.norm(found.params)
         metrics = found.metrics | {

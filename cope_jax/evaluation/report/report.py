@@ -22,6 +22,7 @@ from cope_jax.evaluation.report.query_gallery import CLOSE, PER_OUTCOME, choose_
 from cope_jax.evaluation.report.svg_charts import Axis, Chart, Curve, chart
 from cope_jax.evaluation.report.training_charts import training_charts
 from cope_jax.evaluation.result_tables import METRICS, describe_few_products, format_half
+from cope_jax.evaluation.results import baseline_name
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from data_prep.common.domains import DOMAINS, directions
@@ -48,7 +49,7 @@ def write_report(
 ) -> None:
     """Writes `report.html` next to the metrics; only the first of several processes does.
 
-    `embedded` has the evaluated items, and `baseline` the metrics of the untrained model on them.
+    `embedded` has the evaluated items, and `baseline` the metrics before training on them.
     """
     if jax.process_index() > 0:
         return
@@ -114,6 +115,7 @@ def contents(
         "metrics": metrics,
         "few_products": describe_few_products(metrics),
         "baseline": baseline,
+        "baseline_name": baseline_name(trained),
         "columns": METRICS,
         "directions": directions(items),
         "episodes": config.eval.episodes,

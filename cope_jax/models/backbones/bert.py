@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from cope_jax.models.backbones import spec
-from cope_jax.models.backbones.layouts import first_rows
+from cope_jax.models.backbones.layouts import LINEAR, first_rows
 from cope_jax.models.backbones.spec import Config, EncoderSpec, Source, Sources
 
 
@@ -20,10 +20,15 @@ def block(path: str, tensor: str) -> Sources:
 
 
 def bert(config: Config, names: Collection[str]) -> EncoderSpec:
-    """BertModel or ChineseCLIPTextModel, or a model that contains one (for ChineseCLIPModel, arXiv 2211.01335)."""
+    """BertModel or ChineseCLIPTextModel, or a model that contains one (for ChineseCLIPModel, arXiv 2211.01335).
+
+    The projection of ChineseCLIPModel is used if the encoder has one.
+    """
     text = getattr(config, "text_config", config)
     prefix = spec.prefix_of(names, "embeddings.word_embeddings.weight")
     embeddings = f"{prefix}embeddings"
+    projection = f"{prefix.removesuffix('text_model.')}text_projection.weight"
+    project = {"project/kernel": Source((projection,), LINEAR)} if projection in names else {}
     unsupported = spec.unsupported_sizes(text, epsilon=1e-12)
     if text.hidden_act != "gelu":
         unsupported += (f"its hidden_act is {text.hidden_act!r}, but only 'gelu' is supported",)
@@ -35,6 +40,7 @@ def bert(config: Config, names: Collection[str]) -> EncoderSpec:
             **spec.norm("norm", f"{embeddings}.LayerNorm"),
             **block("blocks", f"{prefix}encoder.layer.{{}}"),
             **spec.linear("pooler", f"{prefix}pooler.dense"),
+            **project,
         },
         depths={"blocks": text.num_hidden_layers},
         requirements={
@@ -49,7 +55,7 @@ def bert(config: Config, names: Collection[str]) -> EncoderSpec:
             "pooling": "class" if text is not config else "pooler",
             "mlp_width": 0,
             "activation": "gelu",
-            "output_width": 0,
+            "output_width": config.projection_dim if project else 0,
             "max_length": 52 if text is not config else 32,  # 52 as in Chinese-CLIP's training
         },
     )

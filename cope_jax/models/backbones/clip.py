@@ -134,5 +134,10 @@ def clip(config: Config, names: Collection[str]) -> EncoderSpec:
         own=(spec.own_tensors(vit_prefix(names), PARTS),),
         unsupported=spec.unsupported_sizes(vision, epsilon=EPSILON),
         optional=(*ACROSS_FRAMES, *(() if projected else (r"^project/",))),
-        defaults={**VIT_DEFAULTS, "image_size": vision.image_size},
+        # CLIP's processor crops the center of images; Chinese-CLIP's stretches them.
+        defaults={
+            **VIT_DEFAULTS,
+            "image_size": vision.image_size,
+            "resize": "crop" if config.model_type.startswith("clip") else "stretch",
+        },
     )

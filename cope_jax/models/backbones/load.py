@@ -45,9 +45,10 @@ MODEL_TYPES: dict[str, dict[str, Callable[[Config, Collection[str]], EncoderSpec
 }
 # Vocabularies are padded to multiples of 8 to 128. With its own tokenizer, a model may have more rows without a token.
 PADDING = 128
+LORA = ("/lora_a", "/lora_b")  # parameters that are always initialized as at the start of a run
 FLOATS = ("F64", "F32", "F16", "BF16")
 # Parameters that a model may lack by its settings, whatever the checkpoint has.
-OPTIONAL = (r"^blocks/message_", r"^integration/", r"^pooler/", r"^head/")
+OPTIONAL = (r"^blocks/message_", r"^integration/", r"^pooler/", r"^project/", r"^head/")
 
 
 class Filling(NamedTuple):
@@ -250,6 +251,8 @@ def _match(spec: EncoderSpec, weights: Weights, targets: Mapping[str, Shape], *,
                 fresh.add(f"{_stack_of(path)}[{depth}:]")
             unused |= present - fillings[path].names()
     for path, shape in targets.items():
+        if path.endswith(LORA):
+            continue
         if path not in spec.sources and _matches(spec.optional, path):
             fresh.add(_part_of(path))
         elif path not in spec.sources:

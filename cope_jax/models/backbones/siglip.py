@@ -63,6 +63,7 @@ def siglip_vision(config: Config, names: Collection[str]) -> EncoderSpec:
             "pooling": "attention",
             "output_width": vision.hidden_size,
             "image_size": vision.image_size,
+            "resize": "stretch",
         },
     )
 

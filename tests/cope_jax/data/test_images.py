@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from cope_jax.data.images import (
+    RESIZES,
     WHOLE,
     EvalTransform,
     TrainTransform,
@@ -71,6 +72,14 @@ def test_frames_of_different_sizes_get_the_same_crop():
         np.testing.assert_array_equal(clip[0], clip[1])
         assert np.abs(clip[0] - clip[2]).max() < 12
     assert np.abs(crops[0][0] - crops[1][0]).max() > 20  # the next clip gets another crop
+
+
+def test_the_central_square_of_an_image_is_resized_like_by_clip():
+    wide = np.zeros((30, 50, 3), np.uint8)
+    wide[:, 10:40] = np.random.default_rng(0).integers(0, 256, (30, 30, 3))
+    for pixels in (wide, wide.swapaxes(0, 1)):
+        (frame,) = EvalTransform(30, RESIZES["crop"])([encoded(Image.fromarray(pixels), "PNG")])
+        np.testing.assert_array_equal(frame, pixels[:, 10:40] if pixels is wide else pixels[10:40])
 
 
 @pytest.mark.parametrize("transform", [TrainTransform(24, color_jitter=0.3), EvalTransform(24)])

@@ -3,14 +3,15 @@
 import jax
 import numpy as np
 import pytest
-from transformers import GemmaTokenizer
+from transformers import AutoConfig, GemmaTokenizer
 
+from cope_jax.models.backbones.load import MODEL_TYPES
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import flatten
 from cope_jax.runs.inputs import run_tokenizer
 from cope_jax.runs.model import load_model, split_model
-from cope_jax.runs.pretrained import start_from_weights
+from cope_jax.runs.pretrained import DATA_FIELDS, start_from_weights
 
 WORDS = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"abcdefghijklmnopqr"]
 
@@ -94,3 +95,20 @@ def test_weights_without_a_text_encoder_are_reported(make_tiny_config, write_che
 def test_the_field_must_be_resolved_before_a_model_is_made(make_tiny_config):
     with pytest.raises(ValueError, match=r"config\.model\.init_from stands for other fields"):
         split_model(make_tiny_config({"model.init_from": "google/siglip2-base-patch16-224"}), vocab_size=23)[1]()
+
+
+# X-CLIP has no text encoder here, so no run takes over all its settings.
+FAMILIES = [(encoder, kind) for encoder in MODEL_TYPES for kind in MODEL_TYPES[encoder] if "xclip" not in kind]
+
+
+@pytest.mark.parametrize(("encoder", "kind"), FAMILIES)
+def test_every_family_states_valid_settings_and_how_its_inputs_are_made(make_tiny_config, encoder, kind):
+    settings = MODEL_TYPES[encoder][kind](AutoConfig.for_model(kind), ()).settings()
+    facts = {"vision": {"normalisation", "image_size", "resize"}, "text": {"max_length"}}[encoder]
+    assert facts | {"pooling"} <= settings.keys()
+    fields = {
+        f"data.{DATA_FIELDS[key]}" if key in DATA_FIELDS else f"model.{encoder}.{key}": settings[key]
+        for key in settings
+    }
+    config = make_tiny_config(fields | {"model.text.attention_dropout": 0.0, "model.vision.integration_depth": 0})
+    assert {key: value for key, value in flatten(config).items() if key in fields} == fields

@@ -171,7 +171,7 @@ def test_slow_searches_end_at_the_deadline_and_do_not_block_the_server(shop):
 def test_request_of_a_client_that_disconnects_is_canceled(shop, monkeypatch):
     started, canceled = threading.Event(), threading.Event()
 
-    async def decode(uploads, side):
+    async def decode(uploads, side, rule):
         started.set()
         try:
             await anyio.sleep(60)

@@ -13,7 +13,7 @@ from cope_jax.parallel.path_rules import leaf_paths
 from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.model import split_model
 from cope_jax.training.objective import init_losses
-from cope_jax.training.optimizer import make_optimizer, matches, rate_factors, stop_frozen_gradients
+from cope_jax.training.optimizer import layer_factors, make_optimizer, matches, rate_factors, stop_frozen_gradients
 
 PARAMS = {
     "a": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full((3,), 2.0)},
@@ -195,3 +195,23 @@ def test_the_recipes_treat_parameters_as_they_say(recipe, rates, decayed, clippe
         chosen = dict(zip(paths, jax.tree.leaves(matches(pattern, params)), strict=True))
         assert {path for path in samples if chosen[path]} == expected
         assert chosen["model/fusion/page/merge/linear/kernel"]
+
+
+def test_rates_decay_by_layer_below_the_last_one():
+    """With decay ½ and three layers: 1, ½, ¼ from the last to the first, and ⅛ for what precedes them."""
+    layers = {"block": {"kernel": jnp.ones((3, 2, 5)), "bias": jnp.ones((3, 5))}}
+    vision = {"stem": {"kernel": jnp.ones(2)}, "position": jnp.ones(2), "blocks": layers, "post_norm": jnp.ones(2)}
+    params = {"model": {"vision": vision, "fusion": {"blocks": jnp.ones(2)}}, "loss": jnp.ones(())}
+    found = layer_factors(0.5, params)
+    of_vision = found["model"]["vision"]
+    assert (of_vision["stem"]["kernel"], of_vision["position"], of_vision["post_norm"]) == (1 / 8, 1 / 8, 1)
+    assert (found["model"]["fusion"]["blocks"], found["loss"]) == (1, 1)
+    np.testing.assert_array_equal(of_vision["blocks"]["block"]["bias"], [[1 / 4], [1 / 2], [1]])
+    assert of_vision["blocks"]["block"]["kernel"].shape == (3, 1, 1)
+    settings = SETTINGS | {"layer_decay": 0.5, "weight_decay": 0.0}
+    optimizer = make_optimizer(params, **settings)
+    state = optimizer.init(params)
+    for _ in range(2):
+        changes, state = optimizer.update(params, state, params)
+    kernel, head = changes["model"]["vision"]["blocks"]["block"]["kernel"], changes["loss"]
+    np.testing.assert_allclose(kernel[:, 0, 0] / head, [1 / 4, 1 / 2, 1], rtol=1e-5)
