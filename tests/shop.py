@@ -119,7 +119,7 @@ def shop_item(domain: str, product: int) -> Item:
 class ShopEmbedder:
     """Embeds a text like "kind 3" or, without one, the color of the first picture. "wait 2" takes two seconds."""
 
-    config = SimpleNamespace(data=SimpleNamespace(image_size=8))
+    config = SimpleNamespace(data=SimpleNamespace(image_size=8, resize="stretch"))
 
     def embed(self, domain: str, *, frames: Sequence[Sequence], texts: Sequence[str]) -> np.ndarray:
         (clip,), (text,) = frames, texts

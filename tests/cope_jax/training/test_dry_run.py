@@ -160,7 +160,7 @@ def test_the_report_as_json(run_sh, make_tiny_config, tmp_path):
     assert done.returncode == 0, done.stderr
     plan = json.loads(out.read_text())
     assert plan.keys() == {
-        *("target", "fits", "bytes_per_device", "launches", "bytes_moved", "flops_per_example"),
+        *("target", "fits", "bytes_per_device", "launches", "bytes_moved", "trained", "flops_per_example"),
         *("collectives", "permuted_types", "custom_calls"),
     }
     assert (plan["target"], plan["fits"]) == ("cpu:4", None)
@@ -168,6 +168,7 @@ def test_the_report_as_json(run_sh, make_tiny_config, tmp_path):
     assert "data 4 × fsdp 1 × tensor 1 = 4 devices" in done.stdout
     assert plan["collectives"]["all-reduce"]["bytes"] > 0
     assert plan["flops_per_example"] > 1e6
+    assert plan["trained"] == 1
 
 
 def test_without_its_compiler_a_target_is_planned_on_cpus(tiny_config, monkeypatch):
