@@ -109,7 +109,8 @@ class Linear(nnx.LinearGeneral):
     to 15% of a step on a CPU.
 
     Attributes:
-        lora_a, lora_b: Low-rank matrices of `models.lora` whose product, times `lora_scale`, is added to the kernel.
+        lora_a: First low-rank matrix of `models.lora`, if there is one.
+        lora_b: The second; the product of both, times `lora_scale`, is added to the kernel.
     """
 
     lora_a: nnx.LoRAParam | None = None
