@@ -66,15 +66,16 @@ CREATE TABLE images
 _ANCHORS = """
 CREATE TABLE anchors AS
 WITH shared AS (
-    SELECT domain, item, sha256(domain || ' ' || item) AS hash FROM rows
-    GROUP BY ALL HAVING count(DISTINCT product) > 1 AND bool_or(drawn)
+    SELECT domain, item FROM rows GROUP BY ALL HAVING count(DISTINCT product) > 1 AND bool_or(drawn)
+), hashed AS (
+    SELECT *, sha256(domain || ' ' || item) AS hash FROM shared
 )
 SELECT product, arg_min(domain, hash) AS domain, arg_min(item, hash) AS item,
     CASE WHEN ('0x' || right(min(hash), 16))::UBIGINT / 18446744073709551616.0 < {test_fraction}
     THEN 'test' ELSE 'train' END AS split
-FROM rows JOIN shared USING (domain, item) WHERE drawn GROUP BY product;
+FROM rows JOIN hashed USING (domain, item) WHERE drawn GROUP BY product;
 UPDATE rows SET split = anchors.split FROM anchors WHERE rows.product = anchors.product AND drawn;
-UPDATE images SET split = rows.split FROM rows WHERE rows.line = images.line;
+UPDATE images SET split = rows.split FROM rows JOIN anchors USING (product) WHERE rows.line = images.line AND drawn;
 """
 _OTHER_SPLIT = """
 WITH parts AS (
