@@ -185,6 +185,7 @@ def _write_shards(
                 rows = np.arange(shard.start, shard.stop)
                 new = [row for row in rows.tolist() if not known or content_hash(source[row]) not in known]
                 vectors: dict[int, np.ndarray] = {}
+                progress.update(len(rows) - len(new))
                 if new:
                     items = load().embed_rows(domain, new, progress.update)
                     if items.rows.tolist() != new:

@@ -148,7 +148,7 @@ class Library:
                 for name in among
                 for score, row in self.table.match(name, text, MAX_TOP, masks.get(name))
             ]
-            found.append(sorted(matches, key=lambda hit: -hit[0])[:MAX_TOP])
+            found.insert(0, sorted(matches, key=lambda hit: -hit[0])[:MAX_TOP])  # first of equal ranks, for ids
         query = Card(domain, None, (), text, tuple(thumbnails), len(pictures))
         return self._result(query, among, fuse(*found) if mode == "hybrid" else found[0], top, mode)
 

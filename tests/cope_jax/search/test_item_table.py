@@ -85,6 +85,8 @@ def test_words_find_texts_and_fusion_adds_reciprocal_ranks(shop):
     fused = dict(search("hybrid"))
     assert fused[103] == pytest.approx(1 / 61 + 1 / (60 + 1 + [item for item, _ in search("dense")].index(103)))
     assert search(None) == search("hybrid")
+    by_id = shop.search_own(Wrong(), "page", [], "102", among=["page"], top=2).hits
+    assert [hit.card.item_id for hit in by_id] == [102, 104]
     with pytest.raises(ValueError, match=r"mode is 'words': choose one of .*without a text, only dense is possible"):
         shop.search_own(None, "page", [], "", mode="words")
 
