@@ -88,7 +88,7 @@ def _explain(name: str, found: str, folders: Sequence[Path]) -> Hint:
         if not found and (encoding := _other_encoding(folder / name)):
             return Hint(f"have a file name in {encoding} instead of UTF-8, which convmv can change", "")
     if not found and re.match("https?://", name):
-        return Hint("are URLs; fetch them, for example with img2dataset, and name the folder of its shards", "")
+        return Hint("are URLs; fetch them with ./run.sh download, and name its folder", "")
     if not found:
         return Hint("", "")
     if _SEPARATORS.search(name) and not _SEPARATORS.search(found):
