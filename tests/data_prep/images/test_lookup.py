@@ -59,7 +59,7 @@ def test_hints(tmp_path, name, file, cause):
 
 def test_urls_that_are_not_fetched_are_hinted_at(tmp_path):
     (hint,) = find_missing(["https://h/a.jpg"], [tmp_path]).values()
-    assert "fetch them, for example with img2dataset" in hint.cause
+    assert "fetch them with ./run.sh download" in hint.cause
 
 
 def test_a_folder_under_two_names_is_hinted_at(tmp_path):
