@@ -21,7 +21,7 @@ PARAMETER_RULES = (
     (r"/down/kernel$", PartitionSpec("tensor", "fsdp")),
     (r"/(message_fc|project|pooler)/kernel$", PartitionSpec("fsdp", None)),
     (r"fusion/\w+/\w+/linear/kernel$", PartitionSpec("fsdp", None)),
-    (r"fusion/\w+/(frames|words)/kernel$", PartitionSpec("fsdp", None)),
+    (r"fusion/\w+/(frames|words|vision|text)/kernel$", PartitionSpec("fsdp", None)),
     (r"/words/embedding$", PartitionSpec(None, "fsdp")),
     (r"/stem/.*kernel$", PartitionSpec(None, None, None, "fsdp")),
     (r"^loss/classifier/table$", PartitionSpec(("data", "fsdp", "tensor"), None)),

@@ -36,6 +36,7 @@ def start_from_weights(config: RunConfig, keep: Collection[str] = ()) -> RunConf
     """
     if not (name := config.model.init_from):
         return config
+    keep = {*keep} - {"model.init_from"}  # itself is often a flag
     if is_run_or_export(name):
         fields = _own_fields(config, name)
         return replace_fields(config, {key: value for key, value in fields.items() if key not in keep})
@@ -51,7 +52,7 @@ def start_from_weights(config: RunConfig, keep: Collection[str] = ()) -> RunConf
         fields |= {sections.get(key, f"model.{encoder}.{key}"): value for key, value in settings.items()}
         if encoder == "vision" or config.model.text_domains:
             fields[f"model.{encoder}.init_from"] = name
-    if len(set(widths)) == 1 and not {"model.fusion.kind", "model.embedding"} & set(keep):
+    if len(set(widths)) == 1 and not {"model.fusion.kind", "model.embedding"} & keep:
         fields |= {"model.fusion.kind": "aligned", "model.embedding": widths[0], "model.head_norm": "none"}
     return replace_fields(config, {key: value for key, value in fields.items() if key not in keep})
 
@@ -60,10 +61,12 @@ def _own_fields(config: RunConfig, name: str) -> dict[str, Any]:
     """Returns the fields that a run or an export stands for."""
     source = open_model(name)
     theirs = flatten(source.config)
-    skipped = ("model.init_from", "model.text_domains", "model.vision.init_", "model.text.init_")
+    skipped = ("model.init_from", "model.vision.init_", "model.text.init_")
     fields = {key: value for key, value in theirs.items() if key.startswith("model.") and not key.startswith(skipped)}
     fields |= {key: theirs[key] for key in (f"data.{field}" for field in DATA_FIELDS.values())}
-    used = ("vision", "text") if config.model.text_domains and source.config.model.text_domains else ("vision",)
+    if source.config.data.domains.keys() != config.data.domains.keys():
+        fields["model.text_domains"] = config.model.text_domains
+    used = ("vision", "text") if source.config.model.text_domains and fields["model.text_domains"] else ("vision",)
     fields |= {f"model.{encoder}.init_from": name for encoder in used}
     return fields | {"model.init_from": "", "data.tokenizer": str(source.tokenizer)}
 

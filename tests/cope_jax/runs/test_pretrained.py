@@ -64,8 +64,9 @@ def test_one_field_sets_encoders_tokenizer_sizes_and_scalars(make_tiny_config, s
         "model.vision.width": 12,
     }
     assert start_from_weights(config) == config
-    kept = start_from_weights(before, keep={"data.image_size", "losses.sigmoid.bias"})
+    kept = start_from_weights(before, keep={"data.image_size", "losses.sigmoid.bias", "model.init_from"})
     assert (kept.data.image_size, kept.losses.sigmoid.bias) == (32, before.losses.sigmoid.bias)
+    assert kept.model.init_from == ""
 
 
 def test_the_encoders_of_the_run_are_those_of_the_weights(make_tiny_config, siglip, tmp_path):
