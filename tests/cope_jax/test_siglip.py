@@ -19,6 +19,7 @@ from cope_jax.training.loop import train
 from tests.conftest import SIGLIP2_WORDS, write_siglip2
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.slow  # programs of a model of its own are compiled
 
 
 @pytest.fixture(scope="module")
