@@ -2,9 +2,9 @@
 
     ./run.sh train --config=configs/catalog.py:data/shop --workdir=runs/shop
 
-The path after the colon is the data folder, as of `./run.sh build`. The domains, the sizes of images, clips, texts and
-batches, the number of steps and the pairs of views follow from a sample of the training split and are printed with the
-reason. Flags of single fields take precedence.
+The path after the colon is the data folder that `./run.sh build` wrote. The domains, the sizes of images, clips, texts
+and batches, the number of steps and the pairs of views follow from a sample of the training split and are printed with
+the reason. Flags of single fields take precedence.
 """
 
 import io

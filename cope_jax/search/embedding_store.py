@@ -1,6 +1,6 @@
 """Embeddings of a split in Parquet files, `OUT/page/00000-of-00004.parquet` and so on, in the order of the records.
 
-Columns: domain, item_id and product_ids (int64, or text if the user's ids are no numbers), embedding (list of fixed
+Columns: domain, item_id and product_ids (int64, or text if the user's ids are not numbers), embedding (list of fixed
 size), content (hash of the item's text and frames, so that an update computes only what is new). An interrupted job
 keeps its finished shards. `manifest.json` records what they were made from, so that shards of different sources are not
 mixed.

@@ -4,7 +4,7 @@ A column map is a TOML file. Its keys are columns of the table, its values the c
 from: one, or several, of which the first that is not empty counts (of images: all). `skip` lists values of rows to
 leave out. Each image becomes an item of its own, "MH01", "MH01-2", …; only the first has the text.
 
-Parquet tables with embedded images, as of Hugging Face, are unpacked into a table and a folder.
+Parquet tables with embedded images in the layout of Hugging Face are unpacked into a table and a folder.
 """
 
 import collections
@@ -50,7 +50,7 @@ def convert_export(source: Path, name: str, target: Path) -> int:
         given = {_key(column): column for column in reader.fieldnames or ()}
         if missing := [key for key in _NEEDED if not any(column in given for column in columns[key])]:
             wanted = "; ".join(f"{key} from {' or '.join(columns[key])}" for key in missing)
-            raise ValueError(f"{source} is no export of format {name}: it lacks {wanted}; it has {', '.join(given)}")
+            raise ValueError(f"{source} is not an export of {name}: it lacks {wanted}; it has {', '.join(given)}")
         rows = ({_key(column): (value or "").strip() for column, value in row.items() if column} for row in reader)
         kept = (row for row in rows if not any(row.get(column) in values for column, values in skip.items()))
         items = [json.dumps(item, ensure_ascii=False) for item in _items(kept, columns)]
@@ -108,7 +108,7 @@ def _read_map(name: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is no TOML: {error}") from error
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
     skip = content.pop("skip", {})
     columns = {key: [value] if isinstance(value, str) else value for key, value in content.items()}
     lists = [*columns.values(), *(skip.values() if isinstance(skip, dict) else [None])]

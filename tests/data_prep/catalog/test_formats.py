@@ -106,7 +106,7 @@ def test_embedded_images_are_unpacked(tmp_path, several):
     ("name", "message"),
     [
         ("ebay", f"unknown format 'ebay': choose {', '.join(FORMATS)}, or name a TOML file"),
-        ("google", "is no export of format google: it lacks product from item group id or id; .* it has sku, name"),
+        ("google", "is not an export of google: it lacks product from item group id or id; .* it has sku, name"),
     ],
 )
 def test_unknown_formats_and_other_exports_are_errors(tmp_path, name, message):
