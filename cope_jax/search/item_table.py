@@ -22,6 +22,7 @@ from data_prep.common.files import atomic_folder
 from data_prep.common.payload import OWN_ITEM, OWN_PRODUCTS
 
 DATABASE = "items.db"
+ROW = '"row "'  # no column of a user's table, whose names do not end with a space
 OWN_COLUMNS = ("item", "product", "text")
 INDEXED_WORDS = 200  # of a text; the rest of a long transcript is not searched
 MAX_SECONDS = 10.0  # of a filter
@@ -44,7 +45,7 @@ class ItemTable:
         for domain in self.sizes:
             with closing(self._connect()) as database:
                 description = database.execute(f'SELECT * FROM "{domain}" LIMIT 0').description
-            names |= dict.fromkeys(name for name, *_ in description)
+            names |= dict.fromkeys(name for name, *_ in description[1:])  # without ROW
         return tuple(names)
 
     def select(self, domain: str, where: str) -> np.ndarray:
@@ -57,7 +58,7 @@ class ItemTable:
             ValueError: The expression is invalid.
         """
         # Within CASE … END, nothing but an expression is valid.
-        query = f'SELECT rowid FROM "{domain}" WHERE CASE WHEN (\n{where}\n) THEN 1 END'
+        query = f'SELECT {ROW} FROM "{domain}" WHERE CASE WHEN (\n{where}\n) THEN 1 END'
         mask = np.zeros(self.sizes[domain], bool)
         try:
             with closing(self._connect()) as database:
@@ -118,18 +119,23 @@ def open_item_table(folder: Path, records: Records) -> ItemTable:
 def _insert(database: sqlite3.Connection, domain: str, row: int, item: Item) -> list[str]:
     """Inserts an item and returns its words."""
     if row == 0:
-        database.execute(f'CREATE TABLE "{domain}" ({", ".join(OWN_COLUMNS)})')
+        database.execute(f'CREATE TABLE "{domain}" ({", ".join((f"{ROW} INTEGER PRIMARY KEY", *OWN_COLUMNS))})')
     columns = item.columns | {"item": item.own_id, "product": "|".join(map(str, item.own_products)), "text": item.text}
-    names = ", ".join(f'"{name}"' for name in columns)
-    insert = f'INSERT INTO "{domain}" (rowid, {names}) VALUES (?{", ?" * len(columns)})'
     known = {name for name, *_ in database.execute(f'SELECT * FROM "{domain}" LIMIT 0').description}
-    for name in [
-        name for name in columns if name not in known
-    ]:  # numeric: "52.00" is a number, and other texts stay texts
-        database.execute(f'ALTER TABLE "{domain}" ADD COLUMN "{name}" NUMERIC')
-    database.execute(insert, (row, *columns.values()))
+    for name in columns:
+        if name not in known:  # numeric: "52.00" is a number, and other texts stay texts
+            database.execute(f'ALTER TABLE "{domain}" ADD COLUMN {_quote(name)} NUMERIC')
+    names = ", ".join(map(_quote, columns))
+    database.execute(
+        f'INSERT INTO "{domain}" ({ROW}, {names}) VALUES (?{", ?" * len(columns)})', (row, *columns.values())
+    )
     titles = dict.fromkeys(str(columns.get(name, "")) for name in ("title", "text", "category", OWN_ITEM, OWN_PRODUCTS))
     return split_words(" ".join(titles))[:INDEXED_WORDS]
+
+
+def _quote(name: str) -> str:
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
 
 
 def split_words(text: str) -> list[str]:

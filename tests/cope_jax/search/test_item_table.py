@@ -1,9 +1,11 @@
 """Filters and search by words."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from cope_jax.search.item_table import split_words
+from cope_jax.search.item_table import open_item_table, split_words
 from tests.shop import ShopEmbedder, make_shop
 
 
@@ -26,6 +28,19 @@ def shop(tmp_path_factory):
 def test_filters_select_items(shop, where, rows):
     assert np.flatnonzero(shop.table.select("page", where)).tolist() == rows
     assert shop.table.columns == ("item", "product", "text", "category", "price", "url")
+
+
+def test_columns_may_have_any_name(tmp_path):
+    names = ['a"b', "", "rowid", "select", "größe", "x) VALUES (1); --"]
+    items = [
+        SimpleNamespace(own_id=row, own_products=[7], text="", columns={name: str(row) for name in names})
+        for row in range(3)
+    ]
+    table = open_item_table(tmp_path / "items", SimpleNamespace(items={"page": items}))
+    assert table.columns == ("item", "product", "text", *names)
+    for name in names:
+        quoted = name.replace('"', '""')
+        assert np.flatnonzero(table.select("page", f'"{quoted}" = 1')).tolist() == [1]
 
 
 @pytest.mark.parametrize(
