@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -59,6 +60,12 @@ def pytest_sessionstart(session):
     for (path, _), size in zip(entries, sizes, strict=True):
         if size > CACHE_SIZE:
             path.unlink(missing_ok=True)
+
+
+def pytest_collection_modifyitems(items):
+    """Moves the files with the most slow tests to the front, so that none is left for a single worker at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -344,3 +344,15 @@ def test_ctrl_c_ends_a_command_with_one_line(start_run_sh, tmp_path, words, has_
     assert "Traceback" not in errors
     assert errors.strip().endswith(": interrupted")
     assert process.returncode in (130, -signal.SIGINT)  # both are 130 to a shell
+
+
+def test_kill_ends_the_program(start_run_sh, tmp_path):
+    """Even if the signal reaches run.sh alone, as from a service manager."""
+    process = start_run_sh("synthetic", "--train_products=3000", f"--out={tmp_path / 'release'}")
+    while not any(tmp_path.rglob("*.jpg")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    process.communicate(timeout=60)  # until no process has its output open
+    assert process.returncode == -signal.SIGTERM
+    assert not (tmp_path / "release").exists()  # as it would if the program had gone on to its end

@@ -107,4 +107,4 @@ def _is_excessive(count: int, total: int, max_missing: float) -> bool:
 
 def _remedy(counts: Iterable[tuple[int, int]]) -> str:
     share = max(math.ceil(100 * count / total) / 100 for count, total in counts)
-    return f"to build without them, use --max_missing={share} or more"
+    return f"to build without them, call build with --max_missing={share} or more"  # `tfds build` has no such flag

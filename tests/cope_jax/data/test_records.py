@@ -62,6 +62,11 @@ def test_records_equal_those_read_by_tfds(records, data_dir):
         np.testing.assert_array_equal(item.product_ids, reference["product_ids"])
 
 
+def test_a_split_given_twice_is_an_error(data_dir):
+    with pytest.raises(ValueError, match=r"split 'train\+test\+train' names train more than once"):
+        open_records(data_dir, "train+test+train")
+
+
 def test_the_fingerprint_depends_on_the_records_but_not_on_their_folder(data_dir, tmp_path):
     shutil.copytree(data_dir / "rope", tmp_path / "rope")
     own = fingerprint(data_dir, "train")

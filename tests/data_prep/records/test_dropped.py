@@ -48,7 +48,7 @@ def test_missing_images_are_an_error_with_examples_and_hints_before_any_is_read(
     assert str(error.value) == (
         f"279 of 279 train video images, 2 of 2 test video images are missing in {images}: 281 of 281 differ only in "
         f"lower and upper case, such as 'train_video0_0.img' ('TRAIN_VIDEO0_0.IMG' exists). {path} lists all of them; "
-        "to build without them, use --max_missing=1.0 or more"
+        "to build without them, call build with --max_missing=1.0 or more"
     )
     listed = read_list(tmp_path / "data")
     assert {line["image"] for line in listed} == {name for name in names if "video" in name}

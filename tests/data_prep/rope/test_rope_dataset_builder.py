@@ -79,6 +79,17 @@ def test_tfds_build_makes_the_same_records_from_the_release_without_tensorflow(r
     assert (tmp_path / name).read_bytes() == (built / name).read_bytes()
 
 
+def test_the_limit_of_missing_images_holds_for_tfds(release, tmp_path):
+    for file in release.glob("*.txt"):
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "other.jpg").touch()
+    builder = Builder(config="page", data_dir=tmp_path / "data")
+    with pytest.raises(ValueError, match=r"train page images, .* are missing in .* call build with --max_missing=1.0"):
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=tmp_path))
+    assert not list((tmp_path / "data").rglob("*array_record*"))
+
+
 def test_errors_name_the_remedy(inputs, release, tmp_path):
     def prepare(config: str, manual_dir: Path, **options):
         download_config = tfds.download.DownloadConfig(manual_dir=manual_dir, **options)
