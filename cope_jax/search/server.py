@@ -118,6 +118,10 @@ class SearchPages:
             raise HTTPException(422, f"{error}") from error
 
     def _search_item(self, query: Query, item: str) -> SearchResult:
+        try:
+            self.library.row(query.domain, item)
+        except ValueError as error:
+            raise HTTPException(404, f"{error}") from error
         return self.library.search_item(query.domain, item, among=query.search, top=self.top)
 
     def _search_own(self, query: Query, pictures: Sequence[np.ndarray], thumbnails: Sequence[str]) -> SearchResult:

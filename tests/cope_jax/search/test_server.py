@@ -194,7 +194,7 @@ def test_decoded_picture_is_that_of_the_embedder(kind):
 
 
 def test_unknown_items(client):
-    for item, status, message in (("999", 422, "no page item 999"), ("x1", 422, "no page item x1 among 6")):
+    for item, status, message in (("999", 404, "no page item 999"), ("x1", 404, "no page item x1 among 6")):
         response = client.get("/", params={"item": item})
         assert response.status_code == status
         assert message in problem_of(response)
