@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from absl import app
 from ml_collections import ConfigDict
 
 from configs import default
@@ -76,7 +77,11 @@ def plan(size: str, method: str, target: str) -> dict[str, float]:
     return {"bytes": result["bytes_per_device"], "trained": result["trained"]}
 
 
-def main() -> None:
+def define_flags() -> None:
+    """Defines no flags."""
+
+
+def main(_: list[str]) -> None:
     """Compiles the plans that are missing, and prints the table."""
     plans = json.loads(PLANS.read_text(encoding="utf-8")) if PLANS.exists() else {}
     for size in SIZES:
@@ -97,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    app.run(main)

@@ -75,7 +75,13 @@ def test_every_benchmark_accepts_its_quick_flags(name, own_flags):
 
 
 def test_all_runs_every_benchmark_except_those_that_need_data_compilers_or_devices():
-    assert set(all_benchmarks.BENCHMARKS) == set(COMMANDS) - {"all", "loss_terms", "hardware", "device"}
+    assert set(all_benchmarks.BENCHMARKS) == set(COMMANDS) - {
+        "all",
+        "loss_terms",
+        "hardware",
+        "finetune_plans",
+        "device",
+    }
 
 
 def test_the_largest_batch_is_read_off_the_line_through_two_plans():
