@@ -58,16 +58,31 @@ def cached_gradients(
     each microbatch again, with the same random draws, and backpropagates the gradients of its embeddings. The model
     must treat examples independently: batch normalization would see microbatches. The number of microbatches, `parts`,
     divides each device's share of the batch.
+
+    On a mesh of `data` alone, each device embeds its own examples and sums their gradients, which are summed over
+    devices once, not for each microbatch; its random draws depend on its place on that axis. On other meshes, XLA
+    decides: cuDNN's attention cannot be partitioned along some axes by hand.
     """
     embed_key, loss_key = jax.random.split(key)
     split, join = (partial(function, mesh=mesh) for function in (split_batch, join_parts))
-    numbered = jnp.arange(parts), split(batch, parts=parts)
+    is_shared = 1 < mesh.shape["data"] == mesh.size
+    on_device = partial(jax.shard_map, mesh=mesh, check_vma=False)
+    each_device = on_device if is_shared else lambda function, **_: function
+    share = PartitionSpec(None, "data")
+    batch_parts = split(batch, parts=parts)
 
     def embed_part(model: PyTree, number: jax.Array, part: Any) -> tuple[PyTree, PyTree]:
-        embeddings, _ = embed(model, statistics, part, jax.random.fold_in(embed_key, number))
+        part_key = jax.random.fold_in(embed_key, number)
+        if is_shared:
+            part_key = jax.random.fold_in(part_key, jax.lax.axis_index("data"))
+        embeddings, _ = embed(model, statistics, part, part_key)
         return _split_masks(embeddings)
 
-    vectors, masks = jax.tree.map(join, jax.lax.map(lambda part: embed_part(params["model"], *part), numbered))
+    @partial(each_device, in_specs=(PartitionSpec(), share), out_specs=share)
+    def embed_parts(model: PyTree, batch_parts: Any) -> tuple[PyTree, PyTree]:
+        return jax.lax.map(lambda part: embed_part(model, *part), (jnp.arange(parts), batch_parts))
+
+    vectors, masks = jax.tree.map(join, embed_parts(params["model"], batch_parts))
 
     def loss(params: PyTree, vectors: PyTree) -> Any:
         return loss_of(params, _join_masks(vectors, masks), batch, loss_key)
@@ -76,13 +91,18 @@ def cached_gradients(
         params["loss"], vectors
     )
 
-    def add_part(gradients: PyTree, part: Any) -> tuple[PyTree, None]:
-        numbered, vector_gradients = part
-        _, backward, _ = jax.vjp(lambda model: embed_part(model, *numbered), params["model"], has_aux=True)
-        return jax.tree.map(jnp.add, gradients, *backward(vector_gradients)), None
+    @partial(each_device, in_specs=(PartitionSpec(), share, share), out_specs=PartitionSpec())
+    def backpropagate(model: PyTree, batch_parts: Any, vector_gradients: PyTree) -> PyTree:
+        def add_part(gradients: PyTree, part: Any) -> tuple[PyTree, None]:
+            number, batch_part, vector_gradients = part
+            _, backward, _ = jax.vjp(lambda model: embed_part(model, number, batch_part), model, has_aux=True)
+            return jax.tree.map(jnp.add, gradients, *backward(vector_gradients)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, params["model"])
-    model_gradients, _ = jax.lax.scan(add_part, zeros, (numbered, split(vector_gradients, parts=parts)))
+        zeros = jax.tree.map(jnp.zeros_like, model)
+        gradients, _ = jax.lax.scan(add_part, zeros, (jnp.arange(parts), batch_parts, vector_gradients))
+        return jax.lax.psum(gradients, "data") if is_shared else gradients
+
+    model_gradients = backpropagate(params["model"], batch_parts, split(vector_gradients, parts=parts))
     return Gradients(value, metrics, statistics, {"model": model_gradients, "loss": loss_gradients})
 
 

@@ -1,13 +1,18 @@
 """Gradients of a batch in microbatches against those of the whole batch."""
 
+import itertools
 from contextlib import closing
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from cope_jax.parallel.mesh import make_mesh, to_devices
+from cope_jax.models.fusion import Embeddings
+from cope_jax.parallel.mesh import make_mesh, replicated, to_devices
+from cope_jax.parallel.program import analyze
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import run_tokenizer, training_batches
 from cope_jax.runs.model import split_model
@@ -21,6 +26,7 @@ def setting(make_tiny_config, tmp_path_factory):
     config = make_tiny_config(
         {
             "model.head_norm": "none",
+            "model.vision.depth": 2,
             "model.vision.drop_path": 0.0,
             "model.text.dropout": 0.0,
             "train.batch_size": 16,
@@ -84,24 +90,59 @@ def test_microbatches_give_the_gradients_of_the_whole_batch(setting, whole, size
     np.testing.assert_allclose(cached.loss, whole.loss, rtol=1e-5)
 
 
+def chain(model, statistics, batch, key):
+    """Embeds by three layers, whose parameters are stacked."""
+    x, _ = jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), batch["x"], model["kernels"])
+    present = jnp.ones(len(x), bool)
+    return {"page": Embeddings(x, x, x, present, present)}, statistics
+
+
+def loss_of_chain(params, embeddings, batch, key):
+    x = embeddings["page"].fused
+    return params["scale"] * ((x @ x.T) ** 2).sum(), {}
+
+
+def test_gradients_of_microbatches_are_summed_over_devices_once():
+    rng = np.random.default_rng(0)
+    batch = {"x": rng.normal(size=(64, 16)).astype(np.float32)}
+    kernels = rng.normal(size=(3, 16, 16)).astype(np.float32) / 4
+    params = {"model": {"kernels": kernels}, "loss": {"scale": np.float32(0.1)}}
+    key, mesh = jax.random.key(0), make_mesh(data=8, fsdp=1, tensor=1)
+    expected = batch_gradients(chain, loss_of_chain, params, {}, batch, key).params
+
+    @partial(jax.jit, out_shardings=replicated(mesh))
+    def compute(params, batch):
+        return cached_gradients(chain, loss_of_chain, params, {}, batch, key, parts=4, mesh=mesh).params
+
+    arguments = jax.device_put(params, replicated(mesh)), to_devices(batch, mesh)
+    program = compute.lower(*arguments).compile()
+    assert_close(program(*arguments), expected)
+    # Gradients of parameters, those of embeddings, and the loss.
+    assert analyze(program.as_text()).collectives["all-reduce"].bytes <= kernels.nbytes + batch["x"].nbytes + 4
+
+
 @pytest.mark.slow
-def test_both_passes_use_the_same_random_draws(setting):
+@pytest.mark.parametrize("devices", [1, 2])
+def test_both_passes_use_the_same_random_draws(setting, devices):
     """Against automatic differentiation of a loss whose microbatches have dropout with those draws."""
     config, tokenizer, batch = setting
     config = replace_fields(config, {"model.text.dropout": 0.5})
     drawn = config, tokenizer, batch
-    cached = gradients(drawn, one_device(), parts=2)
+    cached = gradients(drawn, make_mesh(data=devices, fsdp=1, tensor=1, devices=jax.devices()[:devices]), parts=2)
     embed, statistics, params = make_embed(config, len(tokenizer))
     embed_key, loss_key = jax.random.split(jax.random.key(0))
-    batch = jax.tree.map(jax.numpy.asarray, batch)
-    halves = [jax.tree.map(lambda leaf: leaf[:8], batch), jax.tree.map(lambda leaf: leaf[8:], batch)]
+    batch = jax.tree.map(jnp.asarray, batch)
+    size = 8 // devices
+
+    def embed_part(model, device, number):
+        start = size * (2 * device + number)
+        key = jax.random.fold_in(embed_key, number)
+        key = key if devices == 1 else jax.random.fold_in(key, device)
+        return embed(model, statistics, jax.tree.map(lambda leaf: leaf[start : start + size], batch), key)[0]
 
     def loss(params):
-        parts = [
-            embed(params["model"], statistics, half, jax.random.fold_in(embed_key, i))[0]
-            for i, half in enumerate(halves)
-        ]
-        joined = jax.tree.map(lambda *leaves: jax.numpy.concatenate(leaves), *parts)
+        parts = [embed_part(params["model"], *part) for part in itertools.product(range(devices), range(2))]
+        joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         return make_loss(config, one_device())(params["loss"], joined, batch, loss_key)[0]
 
     value, expected = jax.jit(jax.value_and_grad(loss))(params)

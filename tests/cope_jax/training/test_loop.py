@@ -364,7 +364,9 @@ def test_a_finished_run_can_be_extended(finished, tiny_config, tmp_path, capsys)
     shutil.copytree(finished, tmp_path / "run")
     longer = replace_fields(tiny_config, {"train.steps": 8})
     train(longer, tmp_path / "run")
-    assert "changed since the last start: config.train.steps: 6 before, 8 now" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "training on 2 × cpu" in printed
+    assert "changed since the last start: config.train.steps: 6 before, 8 now" in printed
     assert [step for step, _ in losses(tmp_path / "run")] == [2, 4, 6, 8]
     assert load_config(tmp_path / "run").train.steps == 8
     tokenizer, mesh = run_tokenizer(longer, finished), make_mesh(**asdict(longer.mesh))
