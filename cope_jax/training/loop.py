@@ -20,6 +20,7 @@ from cope_jax.runs.checkpoints import Checkpoints, ModelState, TrainState, Windo
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import save_config
 from cope_jax.runs.config_validation import replace_fields
+from cope_jax.runs.feature_cache import cached_features
 from cope_jax.runs.inputs import (
     batch_bytes,
     check_batch_sizes,
@@ -30,7 +31,6 @@ from cope_jax.runs.inputs import (
 )
 from cope_jax.runs.provenance import provenance, record_start
 from cope_jax.training.evaluations import Evaluations, evaluate_in_full, evaluate_state
-from cope_jax.training.feature_cache import cached_features
 from cope_jax.training.plan import Plan, make_plan, restore_or_initialize, step_flops
 from cope_jax.training.progress import TrainingProgress, peak_flops
 from cope_jax.training.reporting import MetricsLog, Reporter

@@ -15,12 +15,12 @@ from cope_jax.models.lora import merge_lora
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.parallel.path_rules import leaf_paths
 from cope_jax.parallel.sharding_rules import parameter_shardings
+from cope_jax.runs import feature_cache
 from cope_jax.runs.checkpoints import Checkpoints, ModelState
 from cope_jax.runs.inputs import run_tokenizer, training_batch_shapes, training_batches
 from cope_jax.runs.log_files import read_json_lines
 from cope_jax.runs.model import load_model, split_model
 from cope_jax.runs.pretrained import start_from_weights
-from cope_jax.training import feature_cache
 from cope_jax.training.loop import train
 from cope_jax.training.objective import embedding_distance
 

@@ -83,10 +83,8 @@ def _encode(
         out_shardings=replicated(mesh),
     )
     config = replace_fields(config, {"data.eval_split": config.data.train_split})
-    count, shares = (
-        len(open_records(config.data.data_dir, config.data.train_split).items[domain]),
-        mesh.shape["data"] * mesh.shape["fsdp"],
-    )
+    count = len(open_records(config.data.data_dir, config.data.eval_split).items[domain])
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
     size = -(-config.eval.batch_size // shares) * shares
     parts = []
     with Progress(desc=f"encoding {domain}", total=count, unit="items") as progress:
