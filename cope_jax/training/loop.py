@@ -109,11 +109,7 @@ def train(
     mesh = make_mesh(**asdict(config.mesh))
     check_batch_sizes(config, mesh)
     share = batch_share(mesh)
-    if jax.process_index() == 0:
-        kinds = Counter(device.device_kind for device in mesh.devices.flat)
-        print("training on " + ", ".join(f"{count} × {kind}" for kind, count in kinds.items()))
-    if mesh.size < jax.device_count():
-        print(f"config.mesh uses {mesh.size} of {jax.device_count()} devices")
+    _print_devices(mesh)
     with Watchdog(config.train.stall_seconds) as watchdog, locked_workdir(workdir), StopSignal() as stop:
         check_domains(config)
         class_ids = training_classes(config)
@@ -176,6 +172,15 @@ def locked_workdir(workdir: Path) -> Iterator[None]:
     with lock:
         check_shared_storage(workdir)
         yield
+
+
+def _print_devices(mesh: Mesh) -> None:
+    """Prints which devices train, and whether some do not."""
+    if jax.process_index() == 0:
+        kinds = Counter(device.device_kind for device in mesh.devices.flat)
+        print("training on " + ", ".join(f"{count} × {kind}" for kind, count in kinds.items()))
+    if mesh.size < jax.device_count():
+        print(f"config.mesh uses {mesh.size} of {jax.device_count()} devices")
 
 
 def _make_reporter(
