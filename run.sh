@@ -144,7 +144,7 @@ case $command in
     if [ "${1:-}" = --quick ]; then shift; set -- -m 'not slow' "$@"; fi
     cd "$ROOT"
     # Each of two workers runs whole files, whose tests share fixtures.
-    exec "$PYTHON" -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder "$@" ;;
+    exec "$PYTHON" -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@" ;;
   docs) setup docs; cd "$ROOT"; exec "$PYTHON" -m mkdocs build --strict "$@" ;;
   help | --help | -h) help; exit ;;
   *) help >&2; fail "unknown command '$command'" ;;

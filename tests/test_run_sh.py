@@ -314,7 +314,7 @@ def test_a_command_installs_its_optional_requirements(start_fresh, tmp_path):
 def test_quick_tests_skip_the_slow_ones(start_fresh, tmp_path):
     start_fresh("test", "--quick", "tests/x.py").communicate(timeout=60)
     call = recorded_calls(tmp_path)[-1]
-    assert call == "-m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder -m not slow tests/x.py"
+    assert call == "-m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder -m not slow tests/x.py"
 
 
 @pytest.mark.parametrize("command", ["demo", "grocery", "lint"])
