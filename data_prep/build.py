@@ -47,7 +47,7 @@ def build(
     max_missing: float = MAX_MISSING,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Builds what is not built yet, and writes build_summary.json and dropped.jsonl to <data_dir>/<name>.
+    """Builds what is missing, and writes build_summary.json and dropped.jsonl to <data_dir>/<name>.
 
     Args:
         inputs: Inputs of the build.

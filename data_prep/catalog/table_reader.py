@@ -156,10 +156,23 @@ def _decode_rows(columns: Mapping[str, pa.Array], sizes: np.ndarray) -> Iterator
         for size, *values in zip(sizes.tolist(), *decoded, strict=True):
             yield Reason.LONG_LINE if size > MAX_LINE_BYTES else dict(zip(columns, values, strict=True))
     elif rows == 1:
-        yield Reason.LONG_LINE if sizes[0] > MAX_LINE_BYTES else Reason.NOT_UTF8
+        yield Reason.LONG_LINE if sizes[0] > MAX_LINE_BYTES else _decode_row(columns)
     else:
         for part in (slice(0, rows // 2), slice(rows // 2, rows)):
             yield from _decode_rows({name: column[part] for name, column in columns.items()}, sizes[part])
+
+
+def _decode_row(columns: Mapping[str, pa.Array]) -> Values | Reason:
+    """Decodes a single row; a text that is not UTF-8 makes it invalid only in one of COLUMNS."""
+    values = {}
+    for name, column in columns.items():
+        try:
+            (values[name],) = _without_dictionary(column).to_pylist()
+        except UnicodeDecodeError:
+            if name in COLUMNS:
+                return Reason.NOT_UTF8
+            values[name] = None
+    return values
 
 
 def _without_dictionary(column: pa.Array) -> pa.Array:

@@ -151,6 +151,12 @@ def test_invalid_text_in_parquet_is_an_invalid_row(tmp_path):
     assert read(path) == ["not UTF-8", (*ITEMS[1][:3], "a", ("z.jpg",))]
 
 
+def test_invalid_text_in_another_column_of_parquet_is_left_out(tmp_path):
+    path = write_parquet(tmp_path / "items.parquet", brand=invalid_text(b"\xe9a"))
+    assert read(path) == ITEMS
+    assert [values["brand"] for _, _, values in table_reader.read_rows(path)] == [None, "a"]
+
+
 @pytest.mark.parametrize(
     "types",
     [
