@@ -21,7 +21,8 @@ LOCK=$ROOT/.cache/install.lock
 
 help() {
   cat <<'TEXT'
-./run.sh demo [--root=DIR] [OPTION…]   write a synthetic release, build it, train on it and evaluate
+./run.sh demo [--root=DIR] [OPTION…]   write a synthetic release, build it, train on it and evaluate;
+                                       with --videos: the same with its clips as video files
 ./run.sh grocery PATH [OPTION…]        the same on a checkout of GroceryStoreDataset, a data set of real photos
 ./run.sh synthetic --out=DIR …         write a synthetic release
 ./run.sh catalog --release=DIR …       check, join and order the text files of a release; invalid lines are listed

@@ -1,7 +1,7 @@
 """Runs the whole pipeline in a checkout: from a release to the tables of results.
 
-    cope demo [--root=DIR] [OPTION…]           on a synthetic release
-    cope grocery PATH [--root=DIR] [OPTION…]   on a checkout of GroceryStoreDataset
+    cope demo [--videos] [--root=DIR] [OPTION…]   on a synthetic release, with --videos of video files
+    cope grocery PATH [--root=DIR] [OPTION…]      on a checkout of GroceryStoreDataset
 
 Data go to DIR/data, the run to DIR/runs; DIR is the current folder by default. Options go to training, for example
 --config.train.steps=200, except --train_products=N, --test_products=N, --image_side=PIXELS and --seed=N of the demo,
@@ -47,13 +47,15 @@ def run(module: str, *arguments: str) -> None:
         sys.exit(code if code > 0 else 128 - code)
 
 
-def run_pipeline(name: str, release: Path, root: Path, training_options: Sequence[str]) -> None:
-    """Builds, trains and evaluates, with the config configs/<name>.py."""
+def run_pipeline(
+    name: str, config_name: str, source: Sequence[str], root: Path, training_options: Sequence[str]
+) -> None:
+    """Builds from the options in `source`, trains with a config and evaluates."""
     data, workdir = root / "data" / name, root / "runs" / name
     announce(f"building array records in {data}")
-    run("cope_jax", "build", f"--release={release}", f"--data_dir={data}")
-    announce(f"training configs/{name}.py in {workdir}")
-    config = [f"--config={config_file(name)}", f"--workdir={workdir}", f"--config.data.data_dir={data}"]
+    run("cope_jax", "build", *source, f"--data_dir={data}")
+    announce(f"training configs/{config_name}.py in {workdir}")
+    config = [f"--config={config_file(config_name)}", f"--workdir={workdir}", f"--config.data.data_dir={data}"]
     run("cope_jax", "train", *config, *training_options)
     announce("evaluating: trained / untrained")
     run("cope_jax", "eval", f"--workdir={workdir}", "--reuse")
@@ -65,7 +67,16 @@ def demo(root: Path, options: Sequence[str]) -> None:
     release = root / "data/demo/release"
     announce(f"writing a synthetic release to {release}")
     run("cope_jax", "synthetic", f"--out={release}", *(word for word in options if word.startswith(RELEASE_OPTIONS)))
-    run_pipeline("demo", release, root, [word for word in options if not word.startswith(RELEASE_OPTIONS)])
+    training_options = [word for word in options if not word.startswith((*RELEASE_OPTIONS, "--videos"))]
+    if "--videos" not in options:
+        run_pipeline("demo", "demo", [f"--release={release}"], root, training_options)
+        return
+    announce(f"writing its clips as videos to {release}/videos")
+    run("data_prep.synthetic.videos", f"--release={release}")
+    catalog = root / "data/demo_videos/catalog"
+    run("cope_jax", "table", f"--table={release}/videos/items.csv", f"--images={release}", f"--out={catalog}")
+    source = [f"--catalog={catalog}", f"--images={release}"]
+    run_pipeline("demo_videos", "demo", source, root, training_options)
 
 
 def grocery(checkout: Path, root: Path, options: Sequence[str]) -> None:
@@ -75,7 +86,7 @@ def grocery(checkout: Path, root: Path, options: Sequence[str]) -> None:
     release = root / "data/grocery/release"
     announce(f"converting {checkout} into a release in {release}")
     run("data_prep.sources.grocery", f"--checkout={checkout}", f"--out={release}", "--test_list=val")
-    run_pipeline("grocery", release, root, options)
+    run_pipeline("grocery", "grocery", [f"--release={release}"], root, options)
 
 
 def main(name: str, *words: str) -> None:

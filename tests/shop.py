@@ -3,6 +3,7 @@
 python -m tests.shop FOLDER SECONDS     serve it with this deadline; prints the port
 """
 
+import dataclasses
 import io
 import json
 import re
@@ -85,10 +86,11 @@ def embedding(product: int, tilt: float = 0.0) -> np.ndarray:
     return vector
 
 
-def make_shop(folder: Path) -> Library:
+def make_shop(folder: Path, *, recording: str = "") -> Library:
     """Builds a library with a page, a video, and a live item of each product; the text of page 102 is HOSTILE.
 
-    Each domain is tilted from its products' directions by its angle in TILTS.
+    Each domain is tilted from its products' directions by its angle in TILTS. If a recording is named, the live items
+    are segments of it: 700 to 708 seconds, 704 to 712 seconds, and so on.
     """
     vectors = {
         domain: np.stack([embedding(product, TILTS[domain]) for product in range(PRODUCTS)]) for domain in DOMAINS
@@ -96,6 +98,9 @@ def make_shop(folder: Path) -> Library:
     embeddings = write_embeddings(folder / "embeddings", vectors, rows=4)
     build_index(embeddings, folder / "index", report=lambda line: None)
     items = {domain: ShopItems(domain) for domain in DOMAINS}
+    for product, item in enumerate(items["live"] if recording else ()):
+        part = {"video": recording, "start": str(700 + 4 * product), "end": f"{708 + 4 * product}.0"}
+        items["live"][product] = dataclasses.replace(item, payload=json.dumps(part))
     ids = {domain: 100 + np.arange(PRODUCTS) for domain in DOMAINS}
     return Library(embeddings, open_index(folder / "index", embeddings), Records(items, ()), ids)
 
@@ -134,9 +139,12 @@ class ShopEmbedder:
 
 
 @contextmanager
-def serve_shop(folder: Path, *, top: int = 6) -> Iterator[tuple[server.uvicorn.Server, int]]:
+def serve_shop(
+    folder: Path, *, top: int = 6, recording: str = "", videos: Path | None = None
+) -> Iterator[tuple[server.uvicorn.Server, int]]:
     """Serves a shop from a thread; yields the server and its port."""
-    app = make_app(make_shop(folder), ShopEmbedder(), about="a shop", top=top)
+    shop = make_shop(folder, recording=recording)
+    app = make_app(shop, ShopEmbedder(), about="a shop", top=top, videos=videos)
     with listen("127.0.0.1", 0) as socket:
         running = make_server(app)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [socket]})

@@ -3,9 +3,9 @@
 import base64
 import functools
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -17,6 +17,7 @@ from data_prep.images.decoding import open_image, upright_pixels
 if TYPE_CHECKING:  # it imports TFDS, and `cope_jax.search.upload_decoder` should start quickly
     from cope_jax.data.records import Records
 
+T = TypeVar("T")
 SIDE = 160  # pixels; such an image has 3 to 6 kB
 QUALITY = 80
 
@@ -34,16 +35,21 @@ class Card:
     columns: Mapping[str, Any] = field(default_factory=dict)  # other columns of the table, such as title and price
 
 
+def shown_frames(frames: Sequence[T], *, limit: int = 4, kind: str = "clip") -> list[T]:
+    """Returns at most `limit` frames of an item of a domain of some kind."""
+    return [frames[i] for i in choose_frames(len(frames), limit, kind=kind, short_clips="mask", rng=None)]
+
+
 def read_card(records: "Records", domain: str, row: int, *, frames: int = 4, side: int = SIDE) -> Card:
     """Reads an item, with at most `frames` frames whose longest side is `side` pixels."""
     item = records.items[domain][row]
-    shown = choose_frames(len(item.frames), frames, kind=records.items[domain].kind, short_clips="mask", rng=None)
+    shown = shown_frames(item.frames, limit=frames, kind=records.items[domain].kind)
     return Card(
         domain=domain,
         item_id=item.own_id,
         product_ids=item.own_products,
         text=item.text,
-        frames=tuple(data_uri(item.frames[position], side) for position in shown),
+        frames=tuple(data_uri(frame, side) for frame in shown),
         frame_count=len(item.frames),
         columns={name: value for name, value in item.columns.items() if name not in (OWN_ITEM, OWN_PRODUCTS)},
     )

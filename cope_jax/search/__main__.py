@@ -4,27 +4,32 @@
     python -m cope_jax.search --workdir=runs/demo --domain=page --item=MH01
     python -m cope_jax.search --workdir=runs/demo --text="red hoodie" --where="category = 'tops' and price < 50"
     python -m cope_jax.search --workdir=runs/demo --domain=video --images=0.jpg,1.jpg --text="red dress" --among=page
+    python -m cope_jax.search --workdir=runs/demo --video=clip.mp4
+    python -m cope_jax.search moments --workdir=runs/demo --item=MH01   search in the recordings, for moments
     python -m cope_jax.search serve --workdir=runs/demo               serve a search page on this machine
     python -m cope_jax.search build --workdir=runs/demo --kind=hnsw   rebuild the index
 
 Results are printed and written as an HTML page with pictures. Embeddings and index are created if they do not exist.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from cope_jax import Embedder, cli
-from cope_jax.data.thumbnails import data_uri
+from cope_jax.data.thumbnails import data_uri, shown_frames
+from cope_jax.search.embedder import Picture
 from cope_jax.search.embedding_store import read_manifest
 from cope_jax.search.index import KINDS
 from cope_jax.search.library import MODES, Library, SearchResult, open_library
 from cope_jax.search.result_views import results_page, results_table
 from data_prep.common.files import atomic_write
+from data_prep.videos.reader import VideoReader
 
 FLAGS = flags.FLAGS
-ACTIONS = ("query", "serve", "build")
+ACTIONS = ("query", "moments", "serve", "build")
 
 
 def define_flags() -> None:
@@ -45,6 +50,7 @@ def define_flags() -> None:
     flags.DEFINE_string("domain", None, "Domain of the query. By default, the first one.")
     flags.DEFINE_string("item", None, "Query: id of an item.")
     flags.DEFINE_list("images", [], "Query: image files, separated by commas, in time order.")
+    flags.DEFINE_string("video", None, "Query: a video file, instead of images.")
     flags.DEFINE_string("text", "", "Query: a title or transcript, alone or with images.")
     flags.DEFINE_list("among", None, "Domains to search, separated by commas; by default, all but an item's own.")
     flags.DEFINE_enum(
@@ -53,6 +59,7 @@ def define_flags() -> None:
     flags.DEFINE_string("where", "", "Filter, in SQL: \"category = 'shoes' and price < 50\".")
     flags.DEFINE_integer("top", 10, "Number of items to find.")
     flags.DEFINE_string("html", None, "Page to write. By default, search.html next to the embeddings.")
+    flags.DEFINE_string("videos", None, "Folder with the videos, to play them. Their names are paths in it, or URLs.")
     flags.DEFINE_bool("serve", False, "The same as the action serve.")
     flags.DEFINE_string("host", "127.0.0.1", "Address to serve on, IPv4 or IPv6. Anyone who can reach it can search.")
     flags.DEFINE_list(
@@ -71,7 +78,9 @@ def main(*words: str) -> None:
         serve()
         return
     library = open_run(rebuild=action == "build")
-    if action == "query":
+    if action == "moments":
+        restrict_to_recordings(library)
+    if action in ("query", "moments"):
         query(library)
 
 
@@ -98,27 +107,55 @@ def query(library: Library) -> None:
     page = Path(FLAGS.html) if FLAGS.html else library.embeddings / "search.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(page, "w") as file:
-        file.write(results_page(results, f"Search among {FLAGS.workdir}"))
+        file.write(results_page(results, f"Search among {FLAGS.workdir}", video_folder()))
     print(f"\nwritten to {page}")
+
+
+def restrict_to_recordings(library: Library) -> None:
+    """Sets the flags so that only segments of recordings are found."""
+    if not (recorded := library.recorded_domains()):
+        raise ValueError("no item has a start and an end: cut recordings with `python -m data_prep.segment`")
+    FLAGS.among = [domain for domain in FLAGS.among or recorded if domain in recorded] or recorded
+    FLAGS.where = "start IS NOT NULL" + (f" AND ({FLAGS.where})" if FLAGS.where.strip() else "")
+
+
+def video_folder() -> Path | None:
+    """Returns the folder with the videos in the flags."""
+    if FLAGS.videos and not Path(FLAGS.videos).is_dir():
+        raise ValueError(f"--videos={FLAGS.videos} is not a folder")
+    return Path(FLAGS.videos) if FLAGS.videos else None
 
 
 def search(library: Library) -> list[SearchResult]:
     """Searches for the query in the flags or, without one, for some items of the library."""
-    domain, options = FLAGS.domain or library.domains[0], {"top": FLAGS.top, "where": FLAGS.where}
-    if FLAGS.item is not None and (FLAGS.images or FLAGS.text):
-        raise ValueError("--item is one query, --images and --text are another: give one of them")
+    clips = [name for name, items in library.records.items.items() if items.kind == "clip"]
+    domain = FLAGS.domain or next(iter(clips if FLAGS.video else ()), library.domains[0])
+    options = {"top": FLAGS.top, "where": FLAGS.where}
+    if FLAGS.item is not None and (FLAGS.images or FLAGS.text or FLAGS.video):
+        raise ValueError("--item is one query, --images or --video and --text are another: give one of them")
+    if FLAGS.images and FLAGS.video:
+        raise ValueError("--images and --video are both given: choose one of them")
     if FLAGS.item is not None:
         among = FLAGS.among or library.other_domains(domain)
         return [library.search_item(domain, FLAGS.item, among=among, **options)]
-    if FLAGS.images or FLAGS.text:
-        thumbnails = [data_uri(Path(image).read_bytes()) for image in FLAGS.images]
-        own = (None if FLAGS.mode == "words" else load_embedder(library), domain, FLAGS.images, FLAGS.text)
+    if FLAGS.images or FLAGS.text or FLAGS.video:
+        pictures, thumbnails = query_pictures()
+        own = (None if FLAGS.mode == "words" else load_embedder(library), domain, pictures, FLAGS.text)
         options |= {"thumbnails": thumbnails, "among": FLAGS.among, "mode": FLAGS.mode}
         return [library.search_own(*own, **options)]
     return [
         library.search_item(domain, item, among=FLAGS.among or library.other_domains(domain), **options)
         for domain, item in library.samples()
     ]
+
+
+def query_pictures() -> tuple[Sequence[Picture], list[str]]:
+    """Returns the pictures of the query in the flags, or the frames of its video, and thumbnails of them."""
+    if not FLAGS.video:
+        return FLAGS.images, [data_uri(Path(image).read_bytes()) for image in FLAGS.images]
+    with VideoReader(processes=1) as reader:
+        frames = reader.read(FLAGS.video).frames
+    return frames, [data_uri(frame) for frame in shown_frames(frames)]
 
 
 def load_embedder(library: Library) -> Embedder:
@@ -141,7 +178,7 @@ def serve() -> None:
         embedder = load_embedder(library)
         for domain in library.domains:  # compiles, which would delay the first query
             embedder.embed(domain, images=[np.zeros((8, 8, 3), np.uint8)])
-        app = make_app(library, embedder, about=about, top=FLAGS.top, hosts=hosts)
+        app = make_app(library, embedder, about=about, top=FLAGS.top, hosts=hosts, videos=video_folder())
         print(f"\nsearch at http://{hosts[0]}:{socket.getsockname()[1]} (stop with Ctrl-C)", flush=True)
         make_server(app).run(sockets=[socket])
 

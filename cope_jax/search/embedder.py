@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,32 @@ from cope_jax.parallel.mesh import make_mesh, to_devices
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import add_missing_fields, resolve_config
+from data_prep.common.process_pool import usable_cores
+from data_prep.videos.reader import FrameChoice, VideoError, VideoProblem, VideoReader
+from data_prep.videos.segments import find_segments
+from data_prep.videos.transcripts import clip_text, read_transcript
 
 Picture = str | Path | bytes | np.ndarray | Image.Image
+Video = str | Path | bytes  # a file, or its contents
 Program = Callable[[str, Mapping[str, np.ndarray]], jax.Array]  # domain, inputs → float32[B, E]
+
+
+@dataclass(frozen=True)
+class VideoPart:
+    """The part of a video from `start` to `end`, in seconds; None is its start or its end."""
+
+    video: Video
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Embedded segments of a recording, in time order."""
+
+    vectors: np.ndarray  # float32[N, E] of unit length
+    starts: np.ndarray  # float64[N], seconds
+    ends: np.ndarray  # float64[N], seconds
 
 
 @dataclass(frozen=True)
@@ -36,6 +60,7 @@ class Embedder:
         pages = embedder.embed("page", images=["dress.jpg", photo], texts=["a red dress", ""])
         videos = embedder.embed("video", frames=[["0.jpg", "1.jpg"], clip])    # float32[2, E]
         scores = pages @ videos.T
+        clips = embedder.embed("video", frames=["clip.mp4", VideoPart("show.mp4", start=724, end=732)])
 
     A picture is a path, encoded bytes, uint8[H, W, 3] in RGB, or a PIL image. Files and bytes are decoded as in
     evaluation. They and PIL images are turned upright according to their EXIF orientation.
@@ -89,7 +114,7 @@ class Embedder:
         domain: str,
         *,
         images: Sequence[Picture | None] | None = None,
-        frames: Sequence[Sequence[Picture]] | None = None,
+        frames: Sequence[Sequence[Picture] | Video | VideoPart] | None = None,
         texts: Sequence[str | None] | None = None,
     ) -> np.ndarray:
         """Embeds items of a domain.
@@ -97,8 +122,9 @@ class Embedder:
         Args:
             domain: One of the run's domains, such as "page".
             images: One picture per item, or None.
-            frames: Instead of images, all pictures of each item in time order. As in evaluation, those in the middles
-                of equal segments are used. Empty if an item has none.
+            frames: Instead of images, all pictures of each item in time order, or its video: a path, the bytes of a
+                file, or a `VideoPart`. As in evaluation, the pictures in the middles of equal segments are used, and
+                a video has those that a build would choose. Empty if an item has none.
             texts: One text per item, "" or None if it has none. Without texts or without pictures, the model embeds
                 the other modality alone.
 
@@ -107,7 +133,7 @@ class Embedder:
 
         Raises:
             ValueError: The domain is unknown, both images and frames or nothing at all are given, the counts differ,
-                an item has nothing that the model reads, or a picture cannot be read.
+                an item has nothing that the model reads, or a picture or video cannot be read.
         """
         clips, all_texts = self._clips_and_texts(domain, images, frames, texts)
         parts = [np.asarray(vectors)[:count] for count, vectors in lookahead(self._dispatch(domain, clips, all_texts))]
@@ -115,21 +141,55 @@ class Embedder:
         check_unit_length(vectors, domain, np.arange(len(vectors)))
         return vectors
 
+    def embed_segments(
+        self,
+        video: Video,
+        *,
+        domain: str | None = None,
+        length: float = 8.0,
+        stride: float = 4.0,
+        transcript: str | Path | None = None,
+    ) -> Segments:
+        """Embeds overlapping segments of a recording.
+
+        Args:
+            video: Path or bytes of the recording.
+            domain: Domain that the segments are embedded as; by default the last one of clips, as ROPE's "live".
+            length: Seconds of a segment.
+            stride: Seconds from the start of a segment to that of the next one.
+            transcript: File with subtitles (.srt, .vtt) or a transcript (Whisper's .json), the segments' texts.
+
+        Raises:
+            ValueError: As for `embed`, or there are no domains of clips.
+        """
+        clips = [name for name, kind in self.config.data.domains.items() if kind == "clip"]
+        if not (domain := domain or (clips[-1] if clips else None)):
+            raise ValueError("the model has no domain of clips: give the domain to embed the segments as")
+        cues = read_transcript(Path(transcript)) if transcript else []
+        with VideoReader(processes=1) as reader:
+            parts = find_segments(reader, video, length=length, stride=stride)
+        vectors = self.embed(
+            domain,
+            frames=[VideoPart(video, part.start, part.end) for part in parts],
+            texts=[clip_text(cues, part.start, part.end) for part in parts] if cues else None,
+        )
+        return Segments(vectors, np.array([part.start for part in parts]), np.array([part.end for part in parts]))
+
     def _clips_and_texts(
         self,
         domain: str,
         images: Sequence[Picture | None] | None,
-        frames: Sequence[Sequence[Picture]] | None,
+        frames: Sequence[Sequence[Picture] | Video | VideoPart] | None,
         texts: Sequence[str | None] | None,
-    ) -> tuple[list[list[Picture]], list[str]]:
-        """Checks the arguments of `embed` and returns the pictures and the text of each item."""
+    ) -> tuple[list[list[Picture] | VideoPart], list[str]]:
+        """Checks the arguments of `embed` and returns the pictures or the video, and the text of each item."""
         if domain not in (domains := self.config.data.domains):
             raise ValueError(f"unknown domain {domain!r}: choose one of {', '.join(domains)}")
         if images is not None and frames is not None:
             raise ValueError("both images and frames are given; frames are for items with several pictures")
         given = {
             "images": None if images is None else _to_list(images, "images", "one picture per item"),
-            "frames": None if frames is None else _to_list(frames, "frames", "a list of pictures per item"),
+            "frames": None if frames is None else _to_list(frames, "frames", "a list of pictures or a video per item"),
             "texts": None if texts is None else _to_list(texts, "texts", "one text per item"),
         }
         counts = {name: len(column) for name, column in given.items() if column is not None}
@@ -138,13 +198,11 @@ class Embedder:
         if len(set(counts.values())) > 1:
             raise ValueError("counts differ: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
         count = min(counts.values())
-        clips: list[list[Picture]] = [[] for _ in range(count)]
+        clips: list[list[Picture] | VideoPart] = [[] for _ in range(count)]
         if given["images"] is not None:
             clips = [[] if image is None else [image] for image in given["images"]]
         elif given["frames"] is not None:
-            clips = [
-                _to_list(clip, f"frames[{i}]", "the pictures of the item") for i, clip in enumerate(given["frames"])
-            ]
+            clips = [_to_clip(clip, f"frames[{i}]") for i, clip in enumerate(given["frames"])]
         all_texts = [""] * count if given["texts"] is None else [text or "" for text in given["texts"]]
         if wrong := [text for text in all_texts if not isinstance(text, str)]:
             raise ValueError(
@@ -157,43 +215,65 @@ class Embedder:
                 raise ValueError(f"{domain} item {number} has nothing to embed{reason}")
         return clips, all_texts
 
-    def _dispatch(self, domain: str, clips: list[list[Picture]], texts: list[str]) -> Iterator[tuple[int, jax.Array]]:
+    def _dispatch(
+        self, domain: str, clips: list[list[Picture] | VideoPart], texts: list[str]
+    ) -> Iterator[tuple[int, jax.Array]]:
         """Starts the computation of each batch; yields its size and its embeddings, padded."""
         T, side, limit = self.config.eval.frames[domain], self.config.data.image_size, self.config.eval.batch_size
         limit_opencv_threads()
-        with ThreadPoolExecutor(self.config.data.threads or 1) as pool:
+        processes = min(usable_cores(), sum(isinstance(clip, VideoPart) for clip in clips))
+        reader = VideoReader(processes=processes) if processes else nullcontext()
+        with reader, ThreadPoolExecutor(max(processes, self.config.data.threads or 1)) as pool:
             for start in range(0, len(clips), limit):
                 numbers = range(start, min(start + limit, len(clips)))
                 padding = min(1 << (len(numbers) - 1).bit_length(), limit) - len(numbers)
                 frames = np.zeros((len(numbers) + padding, T, side, side, 3), np.uint8)
                 frame_mask = np.zeros(frames.shape[:2], bool)
-                squares = pool.map(lambda number: self._squares(domain, number, clips[number]), numbers)
+                squares = pool.map(lambda number: self._squares(domain, number, clips[number], reader), numbers)
                 for row, own in enumerate(squares):
                     frames[row, : len(own)], frame_mask[row, : len(own)] = own, True
                 batch_texts = [*texts[start : start + limit], *[""] * padding]
                 text = encode(self.tokenizer, batch_texts, self.config.data.text_length)
                 yield len(numbers), self.program(domain, {"frames": frames, "frame_mask": frame_mask, "text": text})
 
-    def _squares(self, domain: str, number: int, clip: Sequence[Picture]) -> np.ndarray:
+    def _squares(self, domain: str, number: int, clip: Sequence[Picture] | VideoPart, reader: Any) -> np.ndarray:
         """The frames of an item that the model reads: uint8[n, H, W, 3]."""
-        T, side = self.config.eval.frames[domain], self.config.data.image_size
-        choice = choose_frames(
-            len(clip), T, kind=self.config.data.domains[domain], short_clips=self.config.data.short_clips, rng=None
-        )
-        positions, box = choice.tolist(), RESIZES[self.config.data.resize]
+        T, side, box = self.config.eval.frames[domain], self.config.data.image_size, RESIZES[self.config.data.resize]
         try:
+            if isinstance(clip, VideoPart):
+                clip = _read_frames(reader, clip)
+            choice = choose_frames(
+                len(clip), T, kind=self.config.data.domains[domain], short_clips=self.config.data.short_clips, rng=None
+            )
+            positions = choice.tolist()
             squares = {position: resize_picture(clip[position], side, position, box) for position in set(positions)}
         except ValueError as error:
             raise ValueError(f"{domain} item {number}: {error}") from error
         return np.array([squares[position] for position in positions], np.uint8).reshape(-1, side, side, 3)
 
 
+def _read_frames(reader: VideoReader, part: VideoPart) -> tuple[bytes, ...]:
+    """Reads the frames that a build would choose, or black ones if there are no others."""
+    try:
+        return reader.read(part.video, start=part.start, end=part.end).frames
+    except VideoError as error:
+        if error.problem != VideoProblem.BLACK:
+            raise
+        return reader.read(part.video, FrameChoice(skip_black=False), part.start, part.end).frames
+
+
+def _to_clip(clip: Any, name: str) -> list[Picture] | VideoPart:
+    """Returns an element of `frames`: a list of pictures or a video."""
+    if isinstance(clip, str | bytes | os.PathLike):
+        clip = VideoPart(clip)
+    return clip if isinstance(clip, VideoPart) else _to_list(clip, name, "the pictures of the item, or a video")
+
+
 def _to_list(values: Any, name: str, contents: str) -> list[Any]:
     """Returns the elements of an iterable. Raises ValueError for a single text or picture, and for other types."""
     single = isinstance(values, str | bytes | os.PathLike | Image.Image | Mapping | Set) or hasattr(values, "read")
     if single or getattr(values, "ndim", 4) == 3 or not isinstance(values, Iterable):
-        hint = "; of a video file, extract the frames first" if name.startswith("frames") else ""
-        raise ValueError(f"{name} is of type {type(values).__name__}; it must be a list with {contents}{hint}")
+        raise ValueError(f"{name} is of type {type(values).__name__}; it must be a list with {contents}")
     return list(values)
 
 

@@ -20,6 +20,7 @@ from cope_jax.search.embedder import Embedder, Picture
 from cope_jax.search.embedding_store import MANIFEST, embed_to_parquet, read_item_ids, read_manifest, read_rows
 from cope_jax.search.index import Index, build_index, open_index
 from cope_jax.search.item_table import ItemTable, open_item_table
+from cope_jax.search.moments import read_moment
 
 MAX_TOP = 100  # an HNSW index considers 256 candidates
 MODES = ("hybrid", "dense", "words")
@@ -41,7 +42,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A query and the items found for it, best first."""
+    """A query and the items found for it, best first; of segments of a recording that overlap, only the best."""
 
     query: Card
     searched: tuple[str, ...]
@@ -90,7 +91,7 @@ class Library:
         among = self._check_domains(domain, among)
         row = self.row(domain, item_id)
         vector = read_rows(self.embeddings, domain, np.array([row]))
-        found = self._nearest(vector, among, top + 1, self._masks(among, where))  # the query itself may be among them
+        found = self._nearest(vector, among, MAX_TOP, self._masks(among, where))  # the query itself may be among them
         found = [hit for hit in found if hit[1:] != (domain, row)]
         return self._result(read_card(self.records, domain, row), among, found, top, "dense")
 
@@ -167,10 +168,16 @@ class Library:
     def _result(self, query: Card, among: Sequence[str], found: Found, top: int, mode: str) -> SearchResult:
         if not 1 <= top <= MAX_TOP:
             raise ValueError(f"{top} items requested; it must be 1 to {MAX_TOP}")
-        hits = []
-        for score, domain, row in found[:top]:
+        hits, moments = [], [read_moment(query.columns)]
+        for score, domain, row in found:
+            if len(hits) == top:
+                break
+            moment = read_moment(self.records.items[domain][row].columns)
+            if moment and any(shown and moment.overlaps(shown) for shown in moments):
+                continue
             card = read_card(self.records, domain, row)
             hits.append(Hit(card, score, bool(set(card.product_ids) & set(query.product_ids))))
+            moments.append(moment)
         return SearchResult(query, tuple(among), tuple(hits), mode)
 
     def _check_domains(self, domain: str, among: Sequence[str] | None) -> tuple[str, ...]:
@@ -180,6 +187,11 @@ class Library:
             choices = ", ".join(self.domains)
             raise ValueError(f"unknown domain {', '.join(map(repr, unknown))}: choose among {choices}")
         return tuple(name for name in self.domains if name in searched)
+
+    def recorded_domains(self) -> tuple[str, ...]:
+        """Returns the domains whose items are segments of recordings, as the first of each shows."""
+        items = {name: own for name, own in self.records.items.items() if len(own)}
+        return tuple(name for name, own in items.items() if (moment := read_moment(own[0].columns)) and moment.span)
 
     def samples(self, per_domain: int = 2) -> list[tuple[str, int | str]]:
         """Returns (domain, item id) of some items of every domain, evenly spaced."""

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -20,7 +21,7 @@ import anyio
 import numpy as np
 import uvicorn
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -34,16 +35,27 @@ from cope_jax.data.thumbnails import Card, read_card
 from cope_jax.search.embedder import Embedder
 from cope_jax.search.item_table import OWN_COLUMNS
 from cope_jax.search.library import Library, SearchResult
+from cope_jax.search.moments import VIDEO_TYPES, find_video, read_moment
 from cope_jax.search.result_views import PAGES, search_page
-from cope_jax.search.uploads import MAX_FILE, MAX_FILES, MAX_TEXT, decode_pictures, limited_form, uploaded_pictures
+from cope_jax.search.uploads import (
+    MAX_FILE,
+    MAX_FILES,
+    MAX_TEXT,
+    MAX_VIDEO,
+    decode_pictures,
+    limited_form,
+    uploaded_pictures,
+)
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 DEADLINE = 30.0  # seconds for a request, for the delivery of its response, and for an idle connection
 MAX_CONNECTIONS = 100  # further ones get status 503
 CONCURRENT_UPLOADS = 4  # forms on disk; others wait
 CONCURRENT_SEARCHES = 2  # threads
+MAX_RANGE = 2_000_000  # bytes of a video per response, so that slow clients can read it before the deadline
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; "
+    "media-src 'self' blob:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",  # with no-referrer, browsers would send our own form with the origin "null"
@@ -67,9 +79,9 @@ class Query:
 class SearchPages:
     """Request handlers for a library."""
 
-    def __init__(self, library: Library, embedder: Embedder, *, about: str, top: int):
-        """`about` is the line under the title, `top` the number of items to show."""
-        self.library, self.embedder, self.about, self.top = library, embedder, about, top
+    def __init__(self, library: Library, embedder: Embedder, *, about: str, top: int, videos: Path | None):
+        """`about` is the line under the title, `top` the number of items to show, `videos` a folder to play from."""
+        self.library, self.embedder, self.about, self.top, self.videos = library, embedder, about, top, videos
         self.upload_slots = anyio.CapacityLimiter(CONCURRENT_UPLOADS)
         self.decoder_slot = anyio.CapacityLimiter(1)  # decoding the largest pictures takes 1.1 GB
         self.threads = ThreadPoolExecutor(CONCURRENT_SEARCHES, thread_name_prefix="search")
@@ -101,6 +113,30 @@ class SearchPages:
                     data = self.embedder.config.data
                     pictures, thumbnails = await decode_pictures(uploads, data.image_size, data.resize)
         return self._page(query, result=await self._compute(self._search_own, query, pictures, thumbnails))
+
+    async def video(self, request: Request) -> Response:
+        """Sends at most MAX_RANGE bytes of the video of the item in the address, or all without a range.
+
+        The path of the file comes from the data set; the request names only the item.
+        """
+        query = self._parse_query(request.query_params.get("domain", ""), self.domains)
+        item = request.query_params.get("item", "")[:MAX_TEXT]
+        path = await asyncio.get_running_loop().run_in_executor(self.threads, self._find_video, query.domain, item)
+        headers = MutableHeaders(scope=request.scope)
+        if found := re.fullmatch(r"bytes=([0-9]{1,18})-([0-9]{0,18})", headers.get("range", "")):
+            last = int(found[1]) + MAX_RANGE - 1
+            headers["range"] = f"bytes={found[1]}-{min(int(found[2] or last), last)}"
+        return FileResponse(path, media_type=VIDEO_TYPES[path.suffix.lower()])
+
+    def _find_video(self, domain: str, item: str) -> Path:
+        try:
+            row = self.library.row(domain, item)
+        except ValueError as error:
+            raise HTTPException(404, f"{error}") from error
+        moment = read_moment(self.library.records.items[domain][row].columns)
+        if not (moment and (path := find_video(self.videos, moment.video))):
+            raise HTTPException(404, f"The video of {domain} {item} is not here.")
+        return path
 
     async def show_error(self, request: Request, error: Exception) -> Response:
         """Shows the form with an error message."""
@@ -143,11 +179,12 @@ class SearchPages:
 
     def _page(self, query: Query, *, status: int = 200, **parts: Any) -> Response:
         """Renders the page with a result, samples, or a problem."""
-        limits = {"file": MAX_FILE, "files": MAX_FILES, "text": MAX_TEXT}
+        limits = {"file": MAX_FILE, "files": MAX_FILES, "text": MAX_TEXT, "video": MAX_VIDEO}
+        kinds = {name: items.kind for name, items in self.library.records.items.items()}
         parts = {"result": None, "samples": None, "problem": None} | parts
         own = [name for name in self.library.table.columns if name not in OWN_COLUMNS]
-        shared = {"about": self.about, "domains": self.domains, "columns": own, "limits": limits}
-        page = search_page(query=query, **shared, **parts)
+        shared = {"about": self.about, "domains": self.domains, "columns": own, "limits": limits, "kinds": kinds}
+        page = search_page(self.videos, query=query, video_types=VIDEO_TYPES, **shared, **parts)
         return HTMLResponse(page, status)
 
     def _empty_query(self) -> Query:
@@ -195,6 +232,7 @@ class DeadlineMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         messages, own_messages = anyio.create_memory_object_stream[Message]()
+        started = False
 
         async def forward() -> NoReturn:
             while True:
@@ -203,19 +241,32 @@ class DeadlineMiddleware:
                     group.cancel_scope.cancel()
                 await messages.send(message)
 
+        async def note_start(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
         with messages, own_messages, anyio.move_on_after(DEADLINE) as deadline:
             async with anyio.create_task_group() as group:
                 group.start_soon(forward)
-                await self.app(scope, own_messages.receive, send)
+                await self.app(scope, own_messages.receive, note_start)
                 group.cancel_scope.cancel()
-        if deadline.cancelled_caught:
+        if deadline.cancelled_caught and not started:  # otherwise, uvicorn closes the connection
             message = f"The request took longer than {DEADLINE:.0f} seconds: try again, or with fewer pictures."
             raise HTTPException(503, message)
 
 
-def make_app(library: Library, embedder: Embedder, *, about: str, top: int, hosts: Sequence[str] = LOCAL) -> Starlette:
-    """Builds the application, which answers to the names in `hosts`. `about` is the line under the title."""
-    pages = SearchPages(library, embedder, about=about, top=top)
+def make_app(
+    library: Library,
+    embedder: Embedder,
+    *,
+    about: str,
+    top: int,
+    hosts: Sequence[str] = LOCAL,
+    videos: Path | None = None,
+) -> Starlette:
+    """Builds the application, which answers to the names in `hosts`; see `SearchPages`."""
+    pages = SearchPages(library, embedder, about=about, top=top, videos=videos)
     limited = [Middleware(DeadlineMiddleware)]
 
     def static_file(name: str) -> Route:
@@ -226,6 +277,7 @@ def make_app(library: Library, embedder: Embedder, *, about: str, top: int, host
             Route("/", pages.home, middleware=limited),
             Route("/search", pages.search, methods=["POST"], middleware=limited),
             Route("/search", lambda request: RedirectResponse("/"), methods=["GET"]),  # a reload after a search
+            Route("/video", pages.video, middleware=limited),
             static_file("search.css"),
             static_file("search.js"),
         ],

@@ -1,12 +1,14 @@
-"""Program that decodes uploaded pictures.
+"""Program that decodes uploaded pictures, or a video.
 
-Pictures from untrusted users are decoded in a process of their own, which can be stopped at any time and returns all of
+Files from untrusted users are decoded in a process of their own, which can be stopped at any time and returns all of
 its memory; if a decoder crashes, the server goes on.
 """
 
 import json
+import resource
 import signal
 import sys
+from dataclasses import asdict
 
 import numpy as np
 from PIL import Image
@@ -25,25 +27,31 @@ from cope_jax.data.images import (
     resize,
     upright_pixels,
 )
-from cope_jax.data.thumbnails import data_uri, thumbnail_uri
+from cope_jax.data.thumbnails import data_uri, shown_frames, thumbnail_uri
+from data_prep.videos.decode import reply
+from data_prep.videos.reader import FrameChoice
 
 TOO_LARGE = f"has too many pixels: at most {MAX_PIXELS // 1_000_000} million, and {MAX_SIDE:,} on a side."
+VIDEO_MEMORY = 1_500_000_000  # bytes of address space, of which libraries take 600 million
 UNREADABLE = "cannot be read as a picture: choose a JPEG, PNG, or WebP."
 
 
-def main(side: str, rule: str, *descriptors: str) -> None:
+def main(form: str, side: str, rule: str, *descriptors: str) -> None:
     """Decodes files and writes the result to standard output.
 
     The first line is JSON: "thumbnails", a list of data URIs, which the pixels u8[N, side, side, 3] follow; or
     "problem", with an HTTP status, the number of the invalid file, and a message.
 
     Args:
+        form: "pictures", or "video" for a single file.
         side: Side of the squares that the model reads, in pixels.
         rule: How they become squares, a key of RESIZES.
         *descriptors: Descriptors of the open files.
     """
     for signal_number in (signal.SIGINT, signal.SIGTERM):  # may be sent to all processes of a server that stops
         signal.signal(signal_number, signal.SIG_IGN)  # it lets requests finish
+    if form == "video":
+        return write_video(int(descriptors[0]), int(side), RESIZES[rule])
     squares, thumbnails = [], []
     for number, descriptor in enumerate(descriptors):
         try:
@@ -57,6 +65,17 @@ def main(side: str, rule: str, *descriptors: str) -> None:
         thumbnails.append(thumbnail)
     write_header(thumbnails=thumbnails)
     sys.stdout.buffer.write(np.stack(squares).tobytes())
+
+
+def write_video(descriptor: int, side: int, box: Box | None) -> None:
+    """Decodes a video in limited memory and writes its frames, with thumbnails of some of them."""
+    resource.setrlimit(resource.RLIMIT_AS, (VIDEO_MEMORY, VIDEO_MEMORY))
+    with open(descriptor, "rb") as file:
+        header, frames = reply(file, {"choice": asdict(FrameChoice()), "start": None, "end": None})
+    if problem := header.get("problem"):
+        return write_header(problem=(415, 0, f"cannot be read as a video: {problem}."))
+    write_header(thumbnails=[data_uri(frame) for frame in shown_frames(frames)])
+    sys.stdout.buffer.write(np.stack([crop_resize(frame, box, side) for frame in frames]).tobytes())
 
 
 def write_header(**values: object) -> None:

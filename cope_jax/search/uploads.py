@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import anyio
 import numpy as np
@@ -16,8 +16,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message
 
+from cope_jax.search.moments import VIDEO_TYPES
+
 MAX_FILE = 10_000_000  # bytes
 MAX_FILES = 16
+MAX_VIDEO = 50_000_000  # bytes
 MAX_REQUEST = 60_000_000  # bytes
 MAX_TEXT = 2_000  # characters
 MAX_FIELDS = 40
@@ -55,10 +58,11 @@ async def limited_form(request: Request) -> AsyncIterator[FormData]:
 
 
 def uploaded_pictures(form: FormData) -> list[UploadFile]:
-    """Returns the uploaded pictures.
+    """Returns the uploaded pictures, or a video.
 
     Raises:
-        HTTPException: 400 if a picture is not a file or another field is one, 413 if it is too large.
+        HTTPException: 400 if a picture is not a file or another field is one, 413 if it is too large, 422 if there is
+            a video and another file.
     """
     uploads = []
     for name, upload in form.multi_items():
@@ -66,17 +70,23 @@ def uploaded_pictures(form: FormData) -> list[UploadFile]:
             raise HTTPException(400, "pictures must be files, and nothing else can be one.")
         if not isinstance(upload, UploadFile):
             continue
-        size = upload.size or 0
-        if size > MAX_FILE:
-            limit = megabytes(MAX_FILE)
-            raise HTTPException(413, f"{upload.filename} has {megabytes(size)}: at most {limit} per picture.")
+        size, kind, limit = upload.size or 0, *(("video", MAX_VIDEO) if is_video(upload) else ("picture", MAX_FILE))
+        if size > limit:
+            raise HTTPException(413, f"{upload.filename} has {megabytes(size)}: at most {megabytes(limit)} per {kind}.")
         if upload.filename:  # otherwise the field was left empty
             uploads.append(upload)
+    if len(uploads) > 1 and any(map(is_video, uploads)):
+        raise HTTPException(422, "A video is searched for alone: choose one file.")
     return uploads
 
 
+def is_video(upload: UploadFile) -> bool:
+    """Returns whether a file is to be read as a video, which follows from its name."""
+    return PurePath(upload.filename or "").suffix.lower() in VIDEO_TYPES
+
+
 async def decode_pictures(uploads: Sequence[UploadFile], side: int, rule: str) -> tuple[list[np.ndarray], list[str]]:
-    """Returns pictures as the model reads them, u8[side, side, 3], and thumbnails as data URIs.
+    """Returns pictures, or frames of a video, as the model reads them, u8[side, side, 3], and thumbnails as data URIs.
 
     `rule` is a key of RESIZES. The decoding process is killed if the caller is canceled.
 
@@ -84,14 +94,15 @@ async def decode_pictures(uploads: Sequence[UploadFile], side: int, rule: str) -
         HTTPException: 415 if a picture has an unknown format or is damaged, 413 if it has too many pixels.
     """
     descriptors = [upload.file.fileno() for upload in uploads]
-    command = [sys.executable, "-W", "ignore", "-m", "cope_jax.search.upload_decoder", str(side), rule]
+    form = "video" if any(map(is_video, uploads)) else "pictures"
+    command = [sys.executable, "-W", "ignore", "-m", "cope_jax.search.upload_decoder", form, str(side), rule]
     paths = [str(ROOT), *filter(None, sys.path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
     process = await anyio.run_process(
         [*command, *map(str, descriptors)], pass_fds=descriptors, check=False, stderr=None, env=environment
     )
     if process.returncode:
-        raise HTTPException(415, "A picture cannot be decoded.")
+        raise HTTPException(415, f"The {form} cannot be decoded.")
     header, _, pixels = process.stdout.partition(b"\n")
     values = json.loads(header)
     if "problem" in values:

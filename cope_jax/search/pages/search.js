@@ -9,6 +9,8 @@ const clear = document.getElementById("clear");
 const go = document.getElementById("go");
 const maxFile = Number(form.dataset.maxFile);
 const maxFiles = Number(form.dataset.maxFiles);
+const maxVideo = Number(form.dataset.maxVideo);
+const isVideo = (file) => file.type.startsWith("video/") || file.name.toLowerCase().endsWith(".mkv");
 const megabytes = (bytes) => (bytes / 1e6).toFixed(1) + " MB";
 
 function results() {
@@ -26,8 +28,10 @@ function showProblem(text) {
 // Returns what is wrong with the selected files, or "".
 function findProblem(files) {
   if (files.length > maxFiles) return `${files.length} pictures are too many: ${maxFiles} at most.`;
-  const large = files.find((file) => file.size > maxFile);
-  return large ? `${large.name} has ${megabytes(large.size)}: ${megabytes(maxFile)} at most.` : "";
+  if (files.length > 1 && files.some(isVideo)) return "A video is searched for alone: choose one file.";
+  const limit = (file) => (isVideo(file) ? maxVideo : maxFile);
+  const large = files.find((file) => file.size > limit(file));
+  return large ? `${large.name} has ${megabytes(large.size)}: ${megabytes(limit(large))} at most.` : "";
 }
 
 function showChosen() {
@@ -40,12 +44,16 @@ function showChosen() {
   }
   previews.replaceChildren(
     ...(wrong ? [] : files).map((file) => {
-      const image = document.createElement("img");
-      image.src = URL.createObjectURL(file);
-      image.alt = file.name;
-      return image;
+      const preview = document.createElement(isVideo(file) ? "video" : "img");
+      preview.src = URL.createObjectURL(file);
+      preview.alt = file.name;
+      preview.muted = true;
+      return preview;
     }),
   );
+  if (!wrong && files.some(isVideo) && !form.querySelector("[name=domain][data-kind=clip]:checked")) {
+    form.querySelector("[name=domain][data-kind=clip]")?.click();
+  }
   clear.hidden = !input.files.length;
 }
 
@@ -75,6 +83,16 @@ clear.addEventListener("click", () => {
 });
 for (const name of ["dragenter", "dragover"]) drop.addEventListener(name, () => drop.classList.add("over"));
 for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
+// Plays a video from its moment on, in place of its pictures.
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a.play");
+  if (!link || link.origin !== location.origin || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  const video = Object.assign(document.createElement("video"), { src: link.href, controls: true, autoplay: true });
+  const pictures = link.closest(".hit, .query").querySelector(".pictures");
+  pictures.classList.remove("several");
+  pictures.replaceChildren(video);
+});
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   search();

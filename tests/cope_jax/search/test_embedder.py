@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image, ImageOps
 
 from cope_jax import Embedder
@@ -15,8 +16,10 @@ from cope_jax.evaluation.embed_items import load_run
 from cope_jax.export import export_run
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
-from cope_jax.search.embedder import resize_picture
+from cope_jax.search.embedder import VideoPart, resize_picture
 from data_prep.common.domains import DOMAINS
+from data_prep.synthetic.videos import encode
+from data_prep.videos.reader import VideoReader
 
 ROOT = Path(__file__).parents[3]
 ROWS = 13  # more than a batch of eight, and not a multiple
@@ -124,12 +127,13 @@ PIXELS = np.zeros((8, 8, 3), np.uint8)
             "picture 0 is of type BytesIO; it must be a path, the bytes of a file",
         ),
         ("page", {"images": [["a.jpg"]]}, "picture 0 is of type list; it must be a path"),
-        ("video", {"frames": "clip.mp4"}, "frames is of type str; it must be a list with a list of pictures per item"),
         (
             "video",
-            {"frames": ["clip.mp4"]},
-            r"frames\[0\] is of type str; .*; of a video file",
+            {"frames": "clip.mp4"},
+            "frames is of type str; it must be a list with a list of pictures or a video",
         ),
+        ("video", {"frames": ["/no/clip.mp4"]}, "video item 0: /no/clip.mp4: missing file; check its path"),
+        ("video", {"frames": ["https://a.b/c.mp4"]}, "https://a.b/c.mp4: is a URL; download the file first"),
         (
             "video",
             {"frames": [[PIXELS], PIXELS]},
@@ -143,6 +147,39 @@ PIXELS = np.zeros((8, 8, 3), np.uint8)
 def test_invalid_arguments(embedder, domain, items, message):
     with pytest.raises(ValueError, match=message):
         embedder.embed(domain, **items)
+
+
+@pytest.fixture(scope="module")
+def show(tmp_path_factory):
+    """A video of five seconds with another picture in each."""
+    colors = np.random.default_rng(5).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
+    path = tmp_path_factory.mktemp("show") / "show.mp4"
+    encode(path, (simplejpeg.encode_jpeg(picture) for picture in colors))
+    return path
+
+
+def test_a_video_is_embedded_as_its_frames(embedder, show):
+    """In any form, alone or with pictures of other items; a part of it has other frames."""
+    with VideoReader(processes=1) as reader:
+        frames = reader.read(show).frames
+    assert len(frames) == 5
+    forms = [list(frames), show, str(show), show.read_bytes(), VideoPart(show), VideoPart(show, 0, 2)]
+    vectors = embedder.embed("video", frames=forms, texts=["red"] * len(forms))
+    np.testing.assert_allclose(vectors[1:5], vectors[:1].repeat(4, 0), atol=1e-6)
+    np.testing.assert_allclose(vectors[5], embedder.embed("video", frames=[frames[:2]], texts=["red"])[0], atol=1e-6)
+    assert np.abs(vectors[5] - vectors[0]).max() > 1e-3
+
+
+def test_segments_of_a_recording(embedder, show, tmp_path):
+    (tmp_path / "show.srt").write_text("1\n00:00:03,200 --> 00:00:03,800\nred dress\n")
+    found = embedder.embed_segments(show, length=2, stride=1.5, transcript=tmp_path / "show.srt")
+    assert found.starts.tolist() == [0, 1.5, 3]
+    assert found.ends.tolist() == [2, 3.5, 5]
+    parts = [VideoPart(show, start, end) for start, end in zip(found.starts, found.ends, strict=True)]
+    wanted = embedder.embed("live", frames=parts, texts=["", "red dress", "red dress"])
+    np.testing.assert_allclose(found.vectors, wanted, atol=1e-6)
+    silent = embedder.embed_segments(str(show), domain="video", length=2, stride=1.5)
+    np.testing.assert_allclose(silent.vectors, embedder.embed("video", frames=parts), atol=1e-6)
 
 
 def test_generators_are_lists(embedder):

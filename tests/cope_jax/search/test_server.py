@@ -17,6 +17,7 @@ from cope_jax.search.embedder import resize_picture
 from cope_jax.search.server import allowed_hosts, listen, make_app
 from cope_jax.search.upload_decoder import decode
 from cope_jax.search.uploads import MAX_FILE, MAX_FILES
+from data_prep.synthetic.videos import encode
 from tests.shop import HOSTILE, ShopEmbedder, blank_png, make_shop, picture
 
 JPEG, PNG = picture(3, kind="JPEG"), picture(3)
@@ -191,6 +192,45 @@ def test_decoded_picture_is_that_of_the_embedder(kind):
     square, thumbnail = decode(buffer.getvalue(), 16)
     np.testing.assert_array_equal(square, resize_picture(buffer.getvalue(), 16, 0))
     assert thumbnail == data_uri(buffer.getvalue())
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A video of 20 seconds in the color of product 4."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    encode(path, [picture(4, size=(64, 48), kind="JPEG")] * 20)
+    return path.read_bytes()
+
+
+def test_video_finds_its_product(client, clip):
+    response = send(client, ("My clip.MP4", clip), domain="video")
+    assert response.status_code == 200
+    assert re.findall(r'<li class="hit.*?alt="(\w+ \d+)', response.text, re.S) == ["page 104", "video 104", "live 104"]
+    assert response.text.partition('<ol class="hits">')[0].count("data:image/jpeg") == 1  # duplicates are skipped
+
+
+@pytest.mark.parametrize(
+    ("files", "status", "message"),
+    [
+        (["clip.mp4"] * 2, 422, "A video is searched for alone: choose one file."),
+        (["clip.mp4", "a.jpg"], 422, "A video is searched for alone"),
+        (["clip.jpg"], 415, "clip.jpg cannot be read as a picture"),
+        (["noise.mp4"], 415, "noise.mp4 cannot be read as a video: not a video."),
+        (["cut.mp4"], 415, "cut.mp4 cannot be read as a video: "),
+        (["large.mp4"], 413, "large.mp4 has 2.0 MB: at most 1.0 MB per video."),
+    ],
+)
+def test_invalid_videos_show_an_error_message(client, clip, monkeypatch, files, status, message):
+    monkeypatch.setattr(uploads, "MAX_VIDEO", 1_000_000)
+    contents = {
+        "a.jpg": JPEG,
+        "noise.mp4": b"noise" * 99,
+        "cut.mp4": clip[: len(clip) // 2],
+        "large.mp4": bytes(2_000_000),
+    }
+    response = send(client, *((name, contents.get(name, clip)) for name in files), domain="video")
+    assert response.status_code == status
+    assert problem_of(response).startswith(message)
 
 
 def test_unknown_items(client):
