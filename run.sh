@@ -127,9 +127,10 @@ case $command in
     case ${1:-} in "" | --*) fail "grocery needs the path of a checkout of GroceryStoreDataset: ./run.sh grocery PATH" ;; esac
     [ -d "$1" ] || fail "no folder $1: give the path of a checkout of GroceryStoreDataset"
     setup ;;
-  demo | synthetic | catalog | table | verify | inspect | train | eval | compare | checkpoints | embed | export) setup ;;
+  demo) case " $* " in *" --videos "*) setup video ;; *) setup ;; esac ;;
+  synthetic | catalog | table | verify | inspect | train | eval | compare | checkpoints | embed | export) setup ;;
   download) setup download ;;
-  search) setup search serve ;;
+  search) setup search serve video ;;
   build) case "$*" in *--beam_pipeline_options*) setup video beam ;; *) setup video ;; esac ;;
   segment) setup video ;;
   tfds)

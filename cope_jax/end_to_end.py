@@ -47,16 +47,14 @@ def run(module: str, *arguments: str) -> None:
         sys.exit(code if code > 0 else 128 - code)
 
 
-def run_pipeline(
-    name: str, config_name: str, source: Sequence[str], root: Path, training_options: Sequence[str]
-) -> None:
-    """Builds from the options in `source`, trains with a config and evaluates."""
+def run_pipeline(name: str, config_name: str, source: Sequence[str], root: Path, options: Sequence[str]) -> None:
+    """Builds with the flags in `source`, trains with those in `options` and evaluates."""
     data, workdir = root / "data" / name, root / "runs" / name
     announce(f"building array records in {data}")
     run("cope_jax", "build", *source, f"--data_dir={data}")
     announce(f"training configs/{config_name}.py in {workdir}")
     config = [f"--config={config_file(config_name)}", f"--workdir={workdir}", f"--config.data.data_dir={data}"]
-    run("cope_jax", "train", *config, *training_options)
+    run("cope_jax", "train", *config, *options)
     announce("evaluating: trained / untrained")
     run("cope_jax", "eval", f"--workdir={workdir}", "--reuse")
     print(f"\nwork directory: {workdir}")

@@ -265,7 +265,7 @@ def _read_frames(reader: VideoReader, part: VideoPart) -> tuple[bytes, ...]:
 def _to_clip(clip: Any, name: str) -> list[Picture] | VideoPart:
     """Returns an element of `frames`: a list of pictures or a video."""
     if isinstance(clip, str | bytes | os.PathLike):
-        clip = VideoPart(clip)
+        clip = VideoPart(clip if isinstance(clip, str | bytes) else Path(clip))
     return clip if isinstance(clip, VideoPart) else _to_list(clip, name, "the pictures of the item, or a video")
 
 

@@ -40,9 +40,9 @@ class Moment:
 
     def overlaps(self, other: "Moment") -> bool:
         """Returns whether both are parts of the same video with a time in common."""
-        if self.video != other.video or None in (self.start, self.end, other.start, other.end):
+        if self.video != other.video or not (self.end and other.end):
             return False
-        return max(self.start, other.start) < min(self.end, other.end)
+        return max(self.start or 0, other.start or 0) < min(self.end, other.end)
 
 
 def read_moment(columns: Mapping[str, Any]) -> Moment | None:

@@ -51,7 +51,7 @@ def write_videos(release: Path) -> Path:
             for _ in apply(partial(_write_file, release / "images", folder), list(files.items())):
                 progress.update(1)
         with (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
-            rows = csv.DictWriter(file, COLUMNS)
+            rows: csv.DictWriter[str] = csv.DictWriter(file, COLUMNS)
             rows.writeheader()
             rows.writerows(row for item in plan.items if item.domain == "page" for row in _rows(item))
             for name, items in files.items():
@@ -101,7 +101,7 @@ def encode(path: Path, images: Iterable[bytes]) -> None:
             height, width = (size - size % 2 for size in pixels.shape[:2])  # the format has only even ones
             if number == 0:
                 stream.width, stream.height = width, height
-            shot = np.ascontiguousarray(cv2.resize(pixels, (width, height)))
+            shot = cv2.resize(pixels, (width, height)).astype(np.uint8)
             for _ in range(RATE):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(shot, "rgb24")))
         container.mux(stream.encode())

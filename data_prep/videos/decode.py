@@ -43,13 +43,13 @@ def serve(descriptor: int, memory_bytes: int) -> None:
         except EOFError:
             return
         with io.BytesIO(content) if content is not None else Path(request["path"]).open("rb") as file:
-            header, frames = _answer(file, request)
+            header, frames = reply(file, request)
         pipe.send_bytes(json.dumps(header).encode())
         for frame in frames:
             pipe.send_bytes(frame)
 
 
-def _answer(file: IO[bytes], request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
+def reply(file: IO[bytes], request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
     """Returns the header and frames of an answer; any exception is a fault of the file."""
     try:
         try:
