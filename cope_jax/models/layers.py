@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Float32, PyTree
 
 ATTENTIONS = ("auto", "xla", "cudnn")
@@ -40,12 +41,15 @@ class ComputeOptions:
             and may run a little slower.
         remat: What the backward pass recomputes: "none", "dots" (all but matrix products with parameters), "narrow"
             (all but those no wider than their input) or "block" (all but the inputs of blocks: least memory).
+        batch_sharding: How the batch is sharded if parameters are sharded over the same devices (FSDP): the input of
+            each block is. Otherwise XLA may gather activations instead of parameters and sum them over devices.
     """
 
     dtype: jnp.dtype
     attention: str = "xla"
     scan_layers: bool = True
     remat: str = "none"
+    batch_sharding: NamedSharding | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (("attention", ATTENTIONS), ("remat", REMATS)):
@@ -384,6 +388,8 @@ def run_stack(
 
     def run_block(x: Array, layer: PyTree) -> Array:
         params, options, index = layer
+        if compute.batch_sharding is not None:
+            x = jax.lax.with_sharding_constraint(x, compute.batch_sharding)
         block_rngs = None if dropout_key is None else nnx.Rngs(dropout=jax.random.fold_in(dropout_key, index))
         return nnx.merge(graphdef, params)(x, *context, **options, rngs=block_rngs)
 

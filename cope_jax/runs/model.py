@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from cope_jax.models.cope import CopeModel
 from cope_jax.models.layers import ComputeOptions
 from cope_jax.models.lora import add_lora, merge_lora
-from cope_jax.parallel.mesh import replicated, with_shardings
+from cope_jax.parallel.mesh import batch_sharding, replicated, with_shardings
 from cope_jax.parallel.sharding_rules import parameter_shardings
 from cope_jax.parallel.targets import cudnn_problem
 from cope_jax.runs.checkpoints import UNTRAINED, Checkpoints, ModelState
@@ -72,6 +72,7 @@ def split_model(
                 attention=attention,
                 scan_layers=model.scan_layers,
                 remat=model.remat,
+                batch_sharding=batch_sharding(mesh) if mesh is not None and mesh.shape["fsdp"] > 1 else None,
             ),
             rngs=rngs,
         )
