@@ -50,114 +50,11 @@ FLAGS = flags.FLAGS
 IDS_FILE = "ids.parquet"
 RULES = 3  # raise when the same table gives another catalog
 TEST_FRACTION = 0.1
+SQL = Path(__file__).with_suffix(".sql")
 _BATCH_ROWS = 16384
 _BATCH_CHARACTERS = 16 << 20
 _SAMPLED_IMAGES = 100_000  # names that are looked for in the images folder
 _MANY_ITEMS = _FAR_MORE = 10  # a product with so many items, and so many times those of others, is suspicious
-
-_TABLES = """
-CREATE TABLE rows (split VARCHAR, drawn BOOLEAN, domain VARCHAR, product VARCHAR, item VARCHAR, text VARCHAR,
-    payload VARCHAR, line BIGINT);
-CREATE TABLE images
-    (split VARCHAR, domain VARCHAR, item VARCHAR, name VARCHAR, time BIGINT, position BIGINT, line BIGINT);
-"""
-# Products without a split that are shown with others, and the item that they are drawn with. The order and the draw of
-# items use different digits of their hashes.
-_ANCHORS = """
-CREATE TABLE anchors AS
-WITH shared AS (
-    SELECT domain, item FROM rows GROUP BY ALL HAVING count(DISTINCT product) > 1 AND bool_or(drawn)
-), hashed AS (
-    SELECT *, sha256(domain || ' ' || item) AS hash FROM shared
-)
-SELECT product, arg_min(domain, hash) AS domain, arg_min(item, hash) AS item,
-    CASE WHEN ('0x' || right(min(hash), 16))::UBIGINT / 18446744073709551616.0 < {test_fraction}
-    THEN 'test' ELSE 'train' END AS split
-FROM rows JOIN hashed USING (domain, item) WHERE drawn GROUP BY product;
-UPDATE rows SET split = anchors.split FROM anchors WHERE rows.product = anchors.product AND drawn;
-UPDATE images SET split = rows.split FROM rows JOIN anchors USING (product) WHERE rows.line = images.line AND drawn;
-"""
-_OTHER_SPLIT = """
-WITH parts AS (
-    SELECT domain, item, rows.split AS split, bool_or(drawn) AS drawn,
-        bool_or(anchors.product IS NOT NULL) AS anchored, count(DISTINCT product) AS products
-    FROM rows LEFT JOIN anchors USING (domain, item, product) GROUP BY ALL
-), kept AS (
-    SELECT domain, item, split FROM parts WINDOW item AS (PARTITION BY domain, item)
-    QUALIFY bool_or(drawn) OVER item AND count(*) OVER item > 1
-        AND row_number() OVER (PARTITION BY domain, item ORDER BY anchored DESC, products DESC, split) = 1
-)
-SELECT line FROM rows JOIN kept USING (domain, item) WHERE rows.split <> kept.split
-"""
-_LARGEST_PRODUCT = """
-WITH counts AS (SELECT product, count(DISTINCT (domain, item)) AS items FROM rows GROUP BY ALL),
-    ordered AS (SELECT *, row_number() OVER (ORDER BY items DESC, product) AS place FROM counts)
-SELECT product, items, sum(items) OVER (), coalesce((SELECT median(items) FROM ordered WHERE place > 1), 0)
-FROM ordered ORDER BY place LIMIT 1
-"""
-# Ids are kept if all of a kind are canonical whole numbers, and numbered otherwise. Product ids are also numbered if
-# one of them is too large, like bar codes.
-_IDS = f"""
-CREATE TABLE ids AS
-WITH every AS (
-    SELECT DISTINCT 'product' AS kind, product AS original FROM rows UNION ALL SELECT DISTINCT domain, item FROM rows
-), kinds AS (
-    SELECT kind, bool_and(
-        regexp_full_match(original, '0|[1-9][0-9]{{0,17}}')
-        AND (kind <> 'product' OR TRY_CAST(original AS BIGINT) <= {MAX_PRODUCT_ID})
-    ) AS whole FROM every GROUP BY kind
-)
-SELECT kind, original, whole,
-    CASE WHEN whole THEN TRY_CAST(original AS BIGINT)
-    ELSE row_number() OVER (PARTITION BY kind ORDER BY original) - 1 END AS id
-FROM every JOIN kinds USING (kind)
-"""
-# An image named by several rows counts once. Without times, images keep the order of the table.
-_FRAMES = """
-SELECT id AS item_id, name, line, position,
-    coalesce(time, row_number() OVER (PARTITION BY id ORDER BY line, position) - 1) AS time
-FROM (
-    SELECT domain, item, name, time, min(line) AS line, arg_min(position, (line, position)) AS position
-    FROM images WHERE split = '{split}' AND domain = '{domain}' GROUP BY ALL
-) JOIN ids ON kind = domain AND original = item
-"""
-_DOMAINS = """
-SELECT domain, coalesce(max(count), 0) > 1
-FROM (SELECT DISTINCT domain FROM rows)
-LEFT JOIN (SELECT domain, count(DISTINCT name) AS count FROM images GROUP BY domain, item) USING (domain)
-GROUP BY domain
-"""
-_PAIRS = """
-SELECT products.id AS product_id, items.id AS item_id, min(line) AS line FROM rows
-JOIN ids AS products ON products.kind = 'product' AND products.original = product
-JOIN ids AS items ON items.kind = domain AND items.original = item
-WHERE split = '{split}' AND domain = '{domain}' GROUP BY ALL
-"""
-_TEXTS = """
-SELECT id AS item_id, text, min(line) AS line FROM rows JOIN ids ON kind = domain AND original = item
-WHERE split = '{split}' AND domain = '{domain}' AND text <> '' GROUP BY ALL
-"""
-# An item has the columns of its first row that has any, and otherwise those of its product's; null deletes a key.
-_PAYLOADS = """
-WITH shared AS (
-    SELECT product, arg_min(payload, line) AS payload FROM rows WHERE payload <> '' GROUP BY product
-)
-SELECT items.id AS item_id, min(line) AS line, json_merge_patch(
-    coalesce(arg_min(shared.payload, line), '{{}}'),
-    coalesce(arg_min(rows.payload, line) FILTER (rows.payload <> ''), '{{}}'),
-    json_object(
-        'item', CASE WHEN NOT bool_and(items.whole) THEN any_value(item) END,
-        'product', CASE WHEN NOT bool_and(products.whole) THEN list(DISTINCT product ORDER BY product) END
-    )
-)::VARCHAR AS text
-FROM rows LEFT JOIN shared USING (product)
-JOIN ids AS products ON products.kind = 'product' AND products.original = product
-JOIN ids AS items ON items.kind = domain AND items.original = item
-WHERE split = '{split}' AND domain = '{domain}' GROUP BY items.id
-"""
-_HAS_PAYLOADS = (
-    "SELECT (SELECT count(*) FROM ids WHERE NOT whole) + (SELECT count(*) FROM rows WHERE payload <> '') > 0"
-)
 
 
 def build_table_catalog(
@@ -201,7 +98,7 @@ def build_table_catalog(
         if images:
             _check_images(con, images, report)
         _check_largest_product(con, report)
-        con.execute(_IDS)
+        con.execute(f"INSERT INTO ids FROM number_ids({MAX_PRODUCT_ID})")
         numbered = "SELECT kind, id, original FROM ids WHERE NOT whole ORDER BY kind, id"
         write_query(con, numbered, folder / IDS_FILE)
         report(f"{table.name}: {rejected.lines:,} rows; domains: {format_domains(kinds)}")
@@ -222,8 +119,8 @@ def _load_table(
     domains: Mapping[str, str] | None,
     rejected: RejectedLines,
 ) -> None:
-    """Creates the tables `rows` and `images` of the given or all domains."""
-    con.execute(_TABLES)
+    """Creates the tables of `SQL`, and fills `rows` and `images` with those of the given or all domains."""
+    con.execute(SQL.read_text(encoding="utf-8"))
     split_by_hash = False
     for batch in _batches(table):
         rows, images, invalid = [], [], collections.defaultdict(list)
@@ -275,8 +172,13 @@ def _insert(con: duckdb.DuckDBPyConnection, name: str, rows: list[tuple]) -> Non
 
 def _keep_items_together(con: duckdb.DuckDBPyConnection, test_fraction: float, rejected: RejectedLines) -> None:
     """Draws products that share items together, and removes items from all splits but one, so that none leaks."""
-    con.execute(_ANCHORS.format(test_fraction=test_fraction))
-    lines = np.array(con.execute(_OTHER_SPLIT).fetchall(), np.int64).reshape(-1)
+    con.execute(f"INSERT INTO anchors FROM draw_anchors({test_fraction})")
+    con.execute("UPDATE rows SET split = anchors.split FROM anchors WHERE rows.product = anchors.product AND drawn")
+    con.execute(
+        "UPDATE images SET split = rows.split FROM rows JOIN anchors USING (product) "
+        "WHERE rows.line = images.line AND drawn"
+    )
+    lines = np.array(con.execute("FROM lines_of_other_splits").fetchall(), np.int64).reshape(-1)
     rejected.add(Reason.OTHER_SPLIT, lines)
     con.register("left_out", pa.table({"line": lines}))
     for table in ("rows", "images"):
@@ -297,7 +199,7 @@ def _check_images(con: duckdb.DuckDBPyConnection, images: Path, report: Callable
 
 def _check_largest_product(con: duckdb.DuckDBPyConnection, report: Callable[[str], None]) -> None:
     """Warns if one product has far more items than the others, as if ids had been merged."""
-    for product, items, total, median_of_others in con.execute(_LARGEST_PRODUCT).fetchall():
+    for product, items, total, median_of_others in con.execute("FROM largest_product").fetchall():
         if items >= _MANY_ITEMS and items > _FAR_MORE * median_of_others:
             report(
                 f"warning: product {product!r} has {items:,} of {total:,} items, far more than the others: "
@@ -307,7 +209,7 @@ def _check_largest_product(con: duckdb.DuckDBPyConnection, report: Callable[[str
 
 def _domain_kinds(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
     """Returns the domains of the table and their kinds: "clip" if some item has several images."""
-    several = dict(con.execute(_DOMAINS).fetchall())
+    several = dict(con.execute("FROM domains").fetchall())
     return {name: ROPE_DOMAINS.get(name) or ("clip" if several[name] else "image") for name in sort_domains(several)}
 
 
@@ -317,15 +219,16 @@ def _sources(
     """Returns domain → rows of a split, empty if it has none."""
     [(rejected.lines,)] = con.execute(f"SELECT count(*) FROM rows WHERE split = '{split}'").fetchall()
 
-    def source(query: str, domain: str) -> RowSource:
-        view = f"CREATE TEMP VIEW source AS {query.format(split=split, domain=domain)}"
+    def source(macro: str, domain: str) -> RowSource:
+        view = f"CREATE TEMP VIEW source AS FROM {macro}('{split}', '{domain}')"
         return RowSource(lambda con: con.execute(view), rejected)
 
     if not rejected.lines:
         return {}
-    [(has_payloads,)] = con.execute(_HAS_PAYLOADS).fetchall()
-    queries = (_PAIRS, _TEXTS, _FRAMES, *([_PAYLOADS] if has_payloads else []))
-    return {domain: DomainRows(*(source(query, domain) for query in queries)) for domain in domains}
+    numbered, extended = "SELECT 1 FROM ids WHERE NOT whole", "SELECT 1 FROM rows WHERE payload <> ''"
+    has_payloads = con.execute(f"{numbered} UNION ALL {extended} LIMIT 1").fetchone()
+    macros = ("pairs", "texts", "frames", *(["payloads"] if has_payloads else []))
+    return {domain: DomainRows(*(source(macro, domain) for macro in macros)) for domain in domains}
 
 
 def _read_lines(table: Path, numbers: np.ndarray) -> dict[int, str]:
