@@ -1,8 +1,10 @@
 """Outlines of the product categories, and frontal pictures of products, which the scenes turn, scale and cover."""
 
 import functools
+import json
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -36,127 +38,26 @@ def oval(x: float, y: float, rx: float, ry: float, start: float = 0.0, end: floa
     return tuple((float(x + rx * np.cos(a)), float(y + ry * np.sin(a))) for a in angles)
 
 
-def _box(left: float, top: float, right: float, bottom: float) -> Points:
-    return ((left, top), (right, top), (right, bottom), (left, bottom))
-
-
 def _rays(radii: tuple[float, ...]) -> Points:
     """Returns points at equal angles and the given radii, the first one at the top."""
     angles = [2 * math.pi * i / len(radii) for i in range(len(radii))]
     return tuple((r * math.sin(a), -r * math.cos(a)) for r, a in zip(radii, angles, strict=True))
 
 
-_CUFF = ((0.94, 0.30), (0.84, 0.47), (0.77, 0.43), (0.87, 0.25))
-_CANOPY = (
-    *oval(0.5, 0.52, 0.47, 0.42, 180, 360),
-    *oval(0.81, 0.52, 0.16, 0.06, 0, -180),
-    *oval(0.5, 0.52, 0.155, 0.06, 0, -180),
-    *oval(0.19, 0.52, 0.16, 0.06, 0, -180),
-)
+def _outline(entries: list[list[float]]) -> Points:
+    """Returns the points of an outline; entries of two numbers are points, those of four or six ellipses (`oval`)."""
+    parts = (oval(*entry) if len(entry) > 2 else [(entry[0], entry[1])] for entry in entries)
+    return tuple(point for part in parts for point in part)
 
-# fmt: off
+
 SILHOUETTES = {
-    "bag": Silhouette((0.5, 0.60), (
-        ("trim", oval(0.5, 0.32, 0.21, 0.24)),
-        ("cut", oval(0.5, 0.32, 0.14, 0.17)),
-        ("body", ((0.14, 0.34), (0.86, 0.34), (0.95, 0.92), (0.05, 0.92))),
-        ("trim", ((0.06, 0.83), (0.94, 0.83), (0.95, 0.92), (0.05, 0.92))),
-    )),
-    "mug": Silhouette((0.41, 0.56), (
-        ("trim", oval(0.74, 0.52, 0.21, 0.23)),
-        ("cut", oval(0.74, 0.52, 0.13, 0.15)),
-        ("body", _box(0.10, 0.14, 0.72, 0.90)),
-        ("trim", _box(0.10, 0.14, 0.72, 0.22)),
-    )),
-    "shoe": Silhouette((0.25, 0.56), (
-        ("body", ((0.06, 0.28), (0.20, 0.24), (0.36, 0.26), (0.54, 0.45), (0.80, 0.52), (0.93, 0.62), (0.95, 0.74),
-                  (0.05, 0.74))),
-        ("trim", ((0.03, 0.73), (0.96, 0.73), (0.95, 0.84), (0.05, 0.84))),
-        ("trim", ((0.36, 0.26), (0.42, 0.33), (0.32, 0.40), (0.28, 0.33))),
-        ("dark", ((0.46, 0.37), (0.50, 0.41), (0.42, 0.49), (0.39, 0.46))),
-        ("dark", ((0.55, 0.45), (0.60, 0.47), (0.54, 0.55), (0.50, 0.53))),
-    )),
-    "shirt": Silhouette((0.5, 0.52), (
-        ("body", ((0.32, 0.10), (0.41, 0.18), (0.59, 0.18), (0.68, 0.10), (0.94, 0.30), (0.84, 0.47), (0.74, 0.41),
-                  (0.74, 0.92), (0.26, 0.92), (0.26, 0.41), (0.16, 0.47), (0.06, 0.30))),
-        ("trim", _CUFF),
-        ("trim", tuple((1 - x, y) for x, y in _CUFF)),
-        ("trim", ((0.32, 0.10), (0.41, 0.18), (0.59, 0.18), (0.68, 0.10), (0.62, 0.24), (0.38, 0.24))),
-    )),
-    "bottle": Silhouette((0.5, 0.62), (
-        ("body", ((0.42, 0.20), (0.58, 0.20), (0.72, 0.40), (0.72, 0.97), (0.28, 0.97), (0.28, 0.40))),
-        ("trim", _box(0.42, 0.10, 0.58, 0.23)),
-        ("dark", _box(0.40, 0.03, 0.60, 0.11)),
-    )),
-    "lamp": Silhouette((0.5, 0.32), (
-        ("trim", _box(0.46, 0.50, 0.54, 0.88)),
-        ("trim", oval(0.5, 0.89, 0.24, 0.07)),
-        ("body", ((0.32, 0.05), (0.68, 0.05), (0.90, 0.54), (0.10, 0.54))),
-    )),
-    "chair": Silhouette((0.5, 0.29), (
-        ("trim", _box(0.14, 0.62, 0.21, 0.96)),
-        ("trim", _box(0.79, 0.62, 0.86, 0.96)),
-        ("trim", _box(0.34, 0.62, 0.40, 0.86)),
-        ("trim", _box(0.60, 0.62, 0.66, 0.86)),
-        ("body", _box(0.22, 0.04, 0.78, 0.56)),
-        ("body", ((0.18, 0.54), (0.82, 0.54), (0.92, 0.70), (0.08, 0.70))),
-    )),
-    "hat": Silhouette((0.5, 0.38), (
-        ("body", oval(0.5, 0.72, 0.48, 0.12)),
-        ("body", (*oval(0.5, 0.56, 0.31, 0.42, 180, 360), (0.81, 0.72), (0.19, 0.72))),
-        ("trim", _box(0.19, 0.59, 0.81, 0.70)),
-    )),
-    "phone": Silhouette((0.5, 0.57), (
-        ("dark", _box(0.24, 0.02, 0.76, 0.98)),
-        ("body", _box(0.26, 0.04, 0.74, 0.96)),
-        ("trim", _box(0.30, 0.08, 0.52, 0.27)),
-        ("dark", oval(0.36, 0.14, 0.04, 0.04)),
-        ("dark", oval(0.46, 0.20, 0.04, 0.04)),
-    )),
-    "watch": Silhouette((0.5, 0.5), (
-        ("trim", ((0.37, 0.01), (0.63, 0.01), (0.70, 0.30), (0.70, 0.70), (0.63, 0.99), (0.37, 0.99), (0.30, 0.70),
-                  (0.30, 0.30))),
-        ("trim", _box(0.80, 0.46, 0.88, 0.54)),
-        ("dark", oval(0.5, 0.5, 0.34, 0.34)),
-        ("body", oval(0.5, 0.5, 0.29, 0.29)),
-    )),
-    "umbrella": Silhouette((0.5, 0.30), (
-        ("trim", oval(0.42, 0.88, 0.11, 0.09, 0, 180)),
-        ("cut", oval(0.42, 0.88, 0.05, 0.04)),
-        ("trim", _box(0.475, 0.04, 0.53, 0.89)),
-        ("body", _CANOPY),
-    )),
-    "teapot": Silhouette((0.48, 0.61), (
-        ("trim", oval(0.20, 0.56, 0.17, 0.20)),
-        ("cut", oval(0.20, 0.56, 0.10, 0.13)),
-        ("trim", ((0.66, 0.62), (0.84, 0.34), (0.97, 0.32), (0.90, 0.42), (0.76, 0.80))),
-        ("trim", oval(0.48, 0.26, 0.05, 0.05)),
-        ("body", oval(0.48, 0.60, 0.31, 0.30)),
-        ("trim", oval(0.48, 0.33, 0.17, 0.05)),
-    )),
-    "trousers": Silhouette((0.5, 0.27), (
-        ("body", ((0.24, 0.04), (0.76, 0.04), (0.86, 0.96), (0.59, 0.96), (0.5, 0.44), (0.41, 0.96), (0.14, 0.96))),
-        ("trim", _box(0.24, 0.04, 0.76, 0.12)),
-    )),
-    "dress": Silhouette((0.5, 0.67), (
-        ("body", ((0.33, 0.04), (0.42, 0.16), (0.58, 0.16), (0.67, 0.04), (0.72, 0.08), (0.65, 0.42), (0.92, 0.96),
-                  (0.08, 0.96), (0.35, 0.42), (0.28, 0.08))),
-        ("trim", _box(0.34, 0.37, 0.66, 0.45)),
-    )),
-    "guitar": Silhouette((0.5, 0.70), (
-        ("body", oval(0.5, 0.50, 0.22, 0.18)),
-        ("body", oval(0.5, 0.76, 0.31, 0.22)),
-        ("trim", _box(0.46, 0.08, 0.54, 0.52)),
-        ("dark", _box(0.42, 0.01, 0.58, 0.12)),
-        ("trim", _box(0.38, 0.90, 0.62, 0.94)),
-    )),
-    "cushion": Silhouette((0.5, 0.5), (
-        *(("trim", oval(x, y, 0.08, 0.08)) for x in (0.1, 0.9) for y in (0.14, 0.86)),
-        ("body", ((0.08, 0.12), (0.5, 0.18), (0.92, 0.12), (0.87, 0.5), (0.92, 0.88), (0.5, 0.82), (0.08, 0.88),
-                  (0.13, 0.5))),
-    )),
+    category: Silhouette(
+        tuple(silhouette["mark_at"]), tuple((role, _outline(entries)) for role, entries in silhouette["parts"])
+    )
+    for category, silhouette in json.loads(Path(__file__).with_name("silhouettes.json").read_text()).items()
 }
 # Polygons around the origin with a radius of about 1; a second polygon is a hole in the first.
+# fmt: off
 MARKS: dict[str, tuple[Points, ...]] = {
     "none": (),
     "disc": (oval(0, 0, 0.85, 0.85),),
