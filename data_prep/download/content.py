@@ -5,17 +5,10 @@ import hashlib
 from collections.abc import Set
 
 from data_prep.download.failures import Failure, FetchError
-from data_prep.images.decoding import ImageProblem, find_problem, open_image
+from data_prep.images.decoding import find_problem, open_image
 from data_prep.images.shrinking import shrink
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # of the others: their name
-_FAILURES = {
-    ImageProblem.TOO_LARGE: Failure.TOO_LARGE,
-    ImageProblem.TOO_SLOW: Failure.TOO_SLOW,
-    ImageProblem.NOT_AN_IMAGE: Failure.NOT_AN_IMAGE,
-    ImageProblem.UNSUPPORTED: Failure.UNSUPPORTED,
-    ImageProblem.CORRUPT: Failure.CORRUPT,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +39,10 @@ def check_image(body: bytes, *, image_size: int | None, placeholders: Set[str]) 
     """
     sha256 = _hash(body, placeholders)
     if problem := find_problem(body):
-        raise FetchError(_FAILURES[problem], f"{problem}: {len(body)} bytes that start with {body[:16]!r}")
-    extension, width, height = _read_header(body)
+        raise FetchError(Failure[problem.name], f"{problem}: {len(body)} bytes that start with {body[:16]!r}")
+    with open_image(body) as image:
+        kind, width, height = str(image.format), image.width, image.height
+    extension = _EXTENSIONS.get(kind, kind.lower())
     if image_size is None or min(width, height) <= image_size:
         return Picture(body, extension, sha256, width, height, width, height)
     small, (small_width, small_height) = shrink(body, image_size / min(width, height))
@@ -59,9 +54,3 @@ def _hash(data: bytes, placeholders: Set[str]) -> str:
     if sha256 in placeholders:
         raise FetchError(Failure.PLACEHOLDER, f"the placeholder with sha256 {sha256}")
     return sha256
-
-
-def _read_header(body: bytes) -> tuple[str, int, int]:
-    with open_image(body) as image:
-        kind = str(image.format)
-        return _EXTENSIONS.get(kind, kind.lower()), image.width, image.height

@@ -24,53 +24,42 @@ SUCCESS, FAILED = "success", "failed_to_download"  # as in img2dataset
 ITEM_STATES = ("complete", "partial", "missing", "without_frames")
 _FOOTER = b"cope_download"
 
-SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("url", pa.string(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("error_message", pa.string()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("original_width", pa.int32()),
-        pa.field("original_height", pa.int32()),
-        pa.field("sha256", pa.string()),  # like the next two, of the bytes in the tar
-        pa.field("bytes", pa.int64()),
-        pa.field("start", pa.int64()),  # offset in the tar, so that a build need not walk over it
-        pa.field("extension", pa.string()),
-        pa.field("name", pa.string(), nullable=False),  # as in the catalog
-        pa.field("failure", pa.string()),  # one of `Failure`
-        pa.field("http_status", pa.int32()),
-        pa.field("tries", pa.int32(), nullable=False),  # in all runs
-    ]
-)
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """The answer for a URL; see `SCHEMA`. Either the fields of an image are None or those of a failure."""
+    """The answer for a URL: either the fields of an image are None or those of a failure."""
 
     key: str
     url: str
     status: str
-    name: str
-    tries: int
-    http_status: int | None = None
     error_message: str | None = None
-    failure: str | None = None
     width: int | None = None
     height: int | None = None
     original_width: int | None = None
     original_height: int | None = None
-    sha256: str | None = None
+    sha256: str | None = None  # like the next two, of the bytes in the tar
     bytes: int | None = None
-    start: int | None = None
+    start: int | None = None  # offset in the tar, so that a build need not walk over it
     extension: str | None = None
+    name: str  # as in the catalog
+    failure: str | None = None  # one of `Failure`
+    http_status: int | None = None
+    tries: int  # in all runs
 
     @property
     def ok(self) -> bool:
         """Whether the image arrived."""
         return self.status == SUCCESS
+
+
+_TYPES = {str: pa.string(), str | None: pa.string(), int: pa.int32(), int | None: pa.int32()}
+_LARGE = dict.fromkeys(("bytes", "start"), pa.int64())
+SCHEMA = pa.schema(
+    [
+        pa.field(field.name, _LARGE.get(field.name, _TYPES[field.type]), nullable=field.default is None)
+        for field in dataclasses.fields(Row)
+    ]
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from data_prep.common.parquet import open_parquet
 from data_prep.download import ledger
 from data_prep.download.failures import Failure
 from data_prep.download.rate_limit import Limits
-from data_prep.download.shard import ShardTask, image_names, shard_path
+from data_prep.download.shard import Shard, image_names, shard_path
 
 URL_PREFIX = "https://js-ad.a.yximgs.com/bs2/ad-material-video/"
 SHARD_FRAMES = 2000
@@ -79,7 +79,7 @@ def take_items(items: Iterator[Item], frames: int) -> list[Item]:
 
 def plan_shards(
     catalog: Catalog, out: Path, split: str, domain: str, options: Options, on_finished: Callable[[int], object]
-) -> Iterator[ShardTask]:
+) -> Iterator[Shard]:
     """Yields the shards of a domain that have something to fetch or to write, in row order.
 
     The last item of a shard may exceed `options.shard_frames`. `on_finished` is called with the number of frames of
@@ -97,7 +97,7 @@ def plan_shards(
             if items_row != start:
                 items = catalog.items(split, domain, start)
             taken = take_items(items, options.shard_frames)
-            yield ShardTask(folder, number, options.url_prefix, start, taken, {}, range(len(image_names(taken))))
+            yield Shard(folder, number, options.url_prefix, start, taken, {}, range(len(image_names(taken))))
             start = items_row = start + len(taken)
             continue
         footer = ledger.read_footer(path)
@@ -111,7 +111,7 @@ def plan_shards(
         if requested or resumed or lost:
             taken = list(catalog.items(split, domain, start, footer.stop))
             requested = range(len(image_names(taken))) if lost else requested
-            yield ShardTask(folder, number, options.url_prefix, start, taken, rows, requested)
+            yield Shard(folder, number, options.url_prefix, start, taken, rows, requested)
         else:
             on_finished(footer.coverage["frames"]["in"])
         start = footer.stop

@@ -142,14 +142,15 @@ class _Run:
         loop = asyncio.get_running_loop()
         for split, domain in domains:
             on_finished = functools.partial(loop.call_soon_threadsafe, self._progress.skip)
-            tasks = plan_shards(self._catalog, self._out, split, domain, self._options, on_finished)
+            shards = plan_shards(self._catalog, self._out, split, domain, self._options, on_finished)
             # In a thread, because it takes a while to pass finished shards and to read a row group.
-            while task := await asyncio.to_thread(next, tasks, None):
+            while shard := await asyncio.to_thread(next, shards, None):
                 await self._slots.acquire()
                 (self._out / SUMMARY_FILE).unlink(missing_ok=True)  # it is about to become outdated
-                await self._start(Shard(task))
+                await self._start(shard)
 
     async def _start(self, shard: Shard) -> None:
+        shard.open()
         self._open.add(shard)
         self._progress.skip(shard.frames - len(shard.todo))
         if shard.todo and not self._preflight_done:

@@ -1,9 +1,9 @@
 """A shard: some items of a domain and the tar of their images, whose bytes depend only on the images."""
 
+import contextlib
 import dataclasses
 import io
 import json
-import math
 import tarfile
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -32,9 +32,9 @@ def image_names(items: Sequence[Item]) -> list[str]:
     return list(dict.fromkeys(frame.name for item in items for frame in item.frames))
 
 
-@dataclasses.dataclass(frozen=True)
-class ShardTask:
-    """A shard to fetch."""
+@dataclasses.dataclass(eq=False)
+class Shard:
+    """Collects the answers of a shard in any order after `open`, and writes it after the last one."""
 
     folder: Path  # of its files
     number: int  # in its domain, from 0
@@ -44,17 +44,12 @@ class ShardTask:
     rows: Mapping[int, Row]  # position → row of the ledger of an earlier run; empty if there is none
     requested: Sequence[int]  # positions to fetch, in addition to those of a journal
 
-
-class Shard:
-    """Collects the answers of a shard in any order, and writes it after the last one."""
-
-    def __init__(self, task: ShardTask) -> None:
-        """Starts or resumes a shard."""
-        self._task = task
-        self._names = image_names(task.items)
-        self._journal = Journal(shard_path(task.folder, task.number, ".journal"), task.requested)
-        self.path = shard_path(task.folder, task.number, ".tar")
-        self.frames = sum(len(item.frames) for item in task.items)
+    def open(self) -> None:
+        """Starts or resumes the shard."""
+        self._names = image_names(self.items)
+        self._journal = Journal(shard_path(self.folder, self.number, ".journal"), self.requested)
+        self.path = shard_path(self.folder, self.number, ".tar")
+        self.frames = sum(len(item.frames) for item in self.items)
         self.todo = sorted(self._journal.requested - self._journal.rows.keys())  # positions without an answer
         self._left = len(self.todo)
 
@@ -65,18 +60,18 @@ class Shard:
 
     def url(self, position: int) -> str:
         """Returns the URL of the image at a position."""
-        return make_url(self._task.url_prefix, self._names[position])
+        return make_url(self.url_prefix, self._names[position])
 
     def arrived(self) -> list[int]:
         """Returns the positions of images that have arrived, in order."""
-        rows = {**self._task.rows, **self._journal.rows}
+        rows = {**self.rows, **self._journal.rows}
         return sorted(position for position, row in rows.items() if row.ok)
 
     def add(self, position: int, answer: "Answer") -> None:
         """Records the answer for a position."""
-        earlier = self._task.rows.get(position)
+        earlier = self.rows.get(position)
         row = Row(
-            key=f"{self._task.number:05d}{position:05d}",
+            key=f"{self.number:05d}{position:05d}",
             url=self.url(position),
             status=ledger.SUCCESS if answer.picture else ledger.FAILED,
             name=self._names[position],
@@ -99,14 +94,15 @@ class Shard:
         Returns:
             The rows of the ledger.
         """
-        rows = {**self._task.rows, **self._journal.rows}
+        rows = {**self.rows, **self._journal.rows}
         in_order = [rows[position] for position in range(len(self._names))]
-        changed = [position for position in self._journal.rows if rows[position].ok or self._was_ok(position)]
+        before = {position for position, row in self.rows.items() if row.ok}
+        changed = any(row.ok or position in before for position, row in self._journal.rows.items())
         if changed or not self.path.exists() or any(row.ok and row.start is None for row in in_order):
             in_order = self._write_tar(in_order)
-        items, start = self._task.items, self._task.start
-        footer = ledger.Footer(start, start + len(items), ledger.count_coverage(items, in_order))
-        ledger.write_ledger(shard_path(self._task.folder, self._task.number, ".parquet"), in_order, footer)
+        coverage = ledger.count_coverage(self.items, in_order)
+        footer = ledger.Footer(self.start, self.start + len(self.items), coverage)
+        ledger.write_ledger(shard_path(self.folder, self.number, ".parquet"), in_order, footer)
         self._journal.remove()
         return in_order
 
@@ -114,23 +110,22 @@ class Shard:
         """Leaves an unfinished shard to a later run."""
         self._journal.close()
 
-    def _was_ok(self, position: int) -> bool:
-        return position in self._task.rows and self._task.rows[position].ok
-
     def _write_tar(self, rows: Sequence[Row]) -> list[Row]:
         """Writes the images and returns the rows with their offsets."""
         written = []
-        offsets = _member_offsets(self.path) if self._task.rows else {}
-        with (
-            atomic_write(self.path, durable=True) as file,
-            tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-        ):
+        with contextlib.ExitStack() as stack:
+            earlier = stack.enter_context(tarfile.open(self.path)) if self.rows else None
+            members = {member.name: member for member in earlier or ()}
+            file = stack.enter_context(atomic_write(self.path, durable=True))
+            tar = stack.enter_context(tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT))
             for position, row in enumerate(rows):
                 if row.ok:
-                    if position in self._journal.rows:
+                    if position in self._journal.rows or earlier is None:
                         body = self._journal.body(position)
                     else:
-                        body = _read_part(self.path, offsets[_member_name(row)], row.bytes or 0)
+                        image = earlier.extractfile(members[_member_name(row)])
+                        assert image is not None  # as for folders
+                        body = image.read()
                     row = dataclasses.replace(row, start=add_image(tar, row, body))
                 written.append(row)
         return written
@@ -152,20 +147,10 @@ def add_image(tar: tarfile.TarFile, row: Row, body: bytes) -> int:
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     info = tarfile.TarInfo(name)  # owner, time and mode are constants, so that the same images give the same bytes
     info.size = len(data)
+    start = tar.offset + tarfile.BLOCKSIZE  # after the header, which has one block in this format
     tar.addfile(info, io.BytesIO(data))
-    return tar.offset - tarfile.BLOCKSIZE * math.ceil(len(data) / tarfile.BLOCKSIZE)
+    return start
 
 
 def _member_name(row: Row) -> str:
     return f"{row.key}.{row.extension}"
-
-
-def _member_offsets(path: Path) -> dict[str, int]:
-    with tarfile.open(path) as tar:
-        return {member.name: member.offset_data for member in tar}
-
-
-def _read_part(path: Path, start: int, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read(size)
