@@ -92,9 +92,14 @@ class Target:
 
     def fits(self, size: float) -> bool | None:
         """Returns whether a device has this many bytes for a program by default; None for CPUs."""
+        return None if self.usable_memory is None else size <= self.usable_memory
+
+    @property
+    def usable_memory(self) -> float | None:
+        """Bytes that programs get on a device by default; None for CPUs."""
         if self.hardware is None:
             return None
-        return size <= self.hardware.memory * (GPU_PREALLOCATION if self.kind == "h100" else 1)
+        return self.hardware.memory * (GPU_PREALLOCATION if self.kind == "h100" else 1)
 
     @property
     def missing_package(self) -> str | None:

@@ -9,9 +9,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from math import prod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jinja2
 from jax.sharding import PartitionSpec
 from jaxtyping import PyTree
 
@@ -19,7 +21,7 @@ from cope_jax.data.tokenizer import load_tokenizer
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.parallel.path_rules import apply_rules, leaf_paths
 from cope_jax.parallel.program import Program, analyze
-from cope_jax.parallel.targets import GIB, GPU_PREALLOCATION, Target, without_cudnn_checks
+from cope_jax.parallel.targets import GIB, Target, without_cudnn_checks
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import check_batch_sizes, describe_text_tokens, training_batch_shapes
@@ -27,6 +29,7 @@ from cope_jax.training.optimizer import matches, rate_factors
 from cope_jax.training.plan import Plan, make_plan, step_flops
 from data_prep.common.text_table import text_table
 
+TEMPLATE = Path(__file__).with_name("dry_run.txt.jinja")
 REMATS = ("none", "dots", "narrow", "block")  # from most to least memory
 
 
@@ -105,20 +108,46 @@ def dry_run(config: RunConfig, target: Target | None = None) -> DryRun:
         "trained": trained_share(rows, config),
         "flops_per_example": flops / config.train.batch_size,
     }
-    parts = [
-        _parameter_table(rows),
-        _group_table(rows, config),
-        _summary(config, mesh_sizes(config, compiled_for.size), vocab_size, source),
-        *_describe_texts(config),
-        _cost_table(memory, flops, config),
-        _target_report(config, compiled_for, program, total, flops / compiled_for.size),
-    ]
-    if missing:
-        parts.append(
-            f"compiled for CPUs instead of {target}, since the package {missing} is not installed; install "
-            "requirements-accelerators.txt for the plan of the real devices"
+    memory_rows = [[name, f"{size / GIB:.2f}"] for name, size in {**memory, "total": total}.items()]
+    report = render(
+        config,
+        compiled_for,
+        program,
+        parameters=_parameter_table(rows),
+        groups=_group_table(rows, config),
+        vocab_size=vocab_size,
+        vocab_source=source,
+        texts=_describe_texts(config),
+        memory=text_table([["memory per device", "GiB"], *memory_rows]),
+        total=total,
+        flops=flops,
+        wanted=target,
+        missing=missing,
+    )
+    return DryRun(report, summary)
+
+
+def render(config: RunConfig, target: Target, program: Program, **values: Any) -> str:
+    """Returns the report of a program that was compiled for a target; `values` are those of the template."""
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    mesh = mesh_sizes(config, target.size)
+    return (
+        environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+        .render(
+            values,
+            config=config,
+            target=target,
+            program=program,
+            mesh=mesh,
+            devices=prod(mesh.values()),
+            open_axis=mesh == mesh_sizes(config) and -1 in asdict(config.mesh).values(),
+            shares=mesh["data"] * mesh["fsdp"],
+            frames=" + ".join(str(config.data.frames[domain]) for domain in config.batch_entries.values()),
+            remedies=_remedies(config),
+            gib=GIB,
         )
-    return DryRun("\n\n".join(parts), summary)
+        .rstrip("\n")
+    )
 
 
 def compile_step(config: RunConfig, plan: Plan, target: Target) -> jax.stages.Compiled:
@@ -164,15 +193,12 @@ def vocabulary(config: RunConfig) -> tuple[int, str]:
         return config.data.vocab_size, f"{key}, since {name} is not on this machine"
 
 
-def _describe_texts(config: RunConfig) -> list[str]:
-    """Describes how the tokenizer suits the training texts, if this machine has both."""
-    if not config.data.tokenizer:
-        return []
-    try:
-        report = describe_text_tokens(config, load_tokenizer(config.data.tokenizer, download=False))
-    except FileNotFoundError:
-        return []
-    return [report] if report else []
+def _describe_texts(config: RunConfig) -> str:
+    """Describes how the tokenizer suits the training texts, if this machine has both; "" otherwise."""
+    if config.data.tokenizer:
+        with contextlib.suppress(FileNotFoundError):
+            return describe_text_tokens(config, load_tokenizer(config.data.tokenizer, download=False))
+    return ""
 
 
 def list_parameters(params: PyTree, config: RunConfig) -> Iterator[Parameter]:
@@ -219,44 +245,6 @@ def trained_share(rows: list[Parameter], config: RunConfig) -> float:
     return sum(row.size for row in rows if config.groups[row.group][1]) / sum(row.size for row in rows)
 
 
-def _summary(config: RunConfig, sizes: dict[str, int], vocab_size: int, source: str) -> str:
-    """Lists the settings that the costs depend on."""
-    data, model, B = config.data, config.model, config.train.batch_size
-    axes = " × ".join(f"{axis} {size}" for axis, size in sizes.items())
-    open_axis = (
-        " (the open axis counts as 1)" if sizes == mesh_sizes(config) and -1 in asdict(config.mesh).values() else ""
-    )
-    frames = " + ".join(str(data.frames[domain]) for domain in config.batch_entries.values())
-    part = f"; {config.train.microbatch} products embedded at a time" if config.train.microbatch else ""
-    return "\n".join(
-        [
-            f"mesh        {axes} = {prod(sizes.values())} devices{open_axis}",
-            f"batch       {B} products, {B // (sizes['data'] * sizes['fsdp'])} per device; each with {frames} frames "
-            f"of {data.image_size}×{data.image_size} and texts of {data.text_length} tokens{part}",
-            f"losses      {', '.join(f'{name} × {weight:g}' for name, weight in config.losses.active.items())}",
-            f"vocabulary  {vocab_size:,} (from {source})",
-            f"computed    in {model.dtype}, layers {'scanned' if model.scan_layers else 'unrolled'}, "
-            f"remat {model.remat!r}",
-        ]
-    )
-
-
-def _cost_table(memory: dict[str, int], flops: float, config: RunConfig) -> str:
-    """Lists memory per device, and operations of a step on all devices without rematerialization."""
-    memory = memory | {"total": sum(memory.values())}
-    rows = [["memory per device", "GiB"], *([name, f"{size / GIB:.2f}"] for name, size in memory.items())]
-    train = config.train
-    return "\n".join(
-        [
-            text_table(rows),
-            "",
-            f"operations  {flops / train.batch_size / 1e9:,.1f} GFLOP per example, {flops / 1e12:,.2f} TFLOP per step, "
-            f"{flops * train.steps / 1e18:,.3f} EFLOP in {train.steps:,} steps",
-            "            forward and backward, without rematerialization",
-        ]
-    )
-
-
 def _remedies(config: RunConfig) -> str:
     """Names the settings that reduce the memory of a step."""
     remats = " or ".join(map(repr, REMATS[REMATS.index(config.model.remat) + 1 :]))
@@ -265,39 +253,3 @@ def _remedies(config: RunConfig) -> str:
         f"use {f'config.model.remat={remats}, ' if remats else ''}config.train.microbatch={microbatch // 2} or less, "
         "or config.mesh.fsdp, which shards parameters"
     )
-
-
-def _target_report(config: RunConfig, target: Target, program: Program, total: int, flops: float) -> str:
-    """Reports what compiling for a target showed; `flops` are the operations of a step on one device."""
-    lines = [
-        f"target      {target.size} × {target.kind}: the step compiled for these devices",
-        f"kernels     {program.launches:,} launches per step, which move {program.bytes_moved / 1e9:,.1f} GB",
-        *(
-            f"            {kind}: {found.number} per step, {found.bytes / 1e6:,.1f} MB"
-            for kind, found in sorted(program.collectives.items())
-        ),
-    ]
-    hardware = target.hardware
-    if hardware is None:
-        return "\n".join(
-            [
-                *lines,
-                "Activations are planned for a CPU, which keeps bfloat16 products in float32, without flash attention:",
-                "an accelerator needs less.",
-            ]
-        )
-    usable = hardware.memory * (GPU_PREALLOCATION if target.kind == "h100" else 1)
-    verdict = "fits" if target.fits(total) else "DOES NOT FIT"
-    lines.append(f"memory      {verdict}: {total / GIB:.1f} of {usable / GIB:.1f} GiB that programs get by default")
-    if not target.fits(total):
-        if total <= 0.95 * hardware.memory:
-            lines.append(
-                "            set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95, since JAX allocates 75% of a GPU by default"
-            )
-        lines.append(f"            {_remedies(config)}")
-    compute, traffic = flops / hardware.flops, program.bytes_moved / hardware.bandwidth
-    lines.append(
-        f"estimate    at least {1e3 * max(compute, traffic):,.0f} ms per step: {1e3 * compute:,.0f} ms of arithmetic, "
-        f"{1e3 * traffic:,.0f} ms of memory traffic (a roofline of published peaks, not a measurement)"
-    )
-    return "\n".join(lines)
