@@ -11,16 +11,8 @@ from cope_jax import cli
 from cope_jax.search.embedding_store import TYPES, embed_to_parquet
 
 FLAGS = flags.FLAGS
-SHARED_FLAGS = (
-    "workdir",
-    "out",
-    "split",
-    "data_dir",
-    "step",
-    "average",
-    "dtype",
-    "update",
-)  # must be the same in all processes
+# They must be the same in all processes.
+SHARED_FLAGS = ("workdir", "out", "split", "data_dir", "step", "average", "dtype", "update")
 
 
 def define_flags() -> None:

@@ -24,15 +24,8 @@ from cope_jax.runs.pretrained import start_from_weights
 FLAGS = flags.FLAGS
 CHECKOUT = Path(__file__).parents[1]
 CATALOG_CONFIG = "configs/catalog.py"
-SHARED_FLAGS = (
-    "workdir",
-    "zero_shot",
-    "step",
-    "data_dir",
-    "out",
-    "subset",
-    "average",
-)  # must be the same in all processes
+# They must be the same in all processes.
+SHARED_FLAGS = ("workdir", "zero_shot", "step", "data_dir", "out", "subset", "average")
 
 
 def define_flags() -> None:

@@ -18,14 +18,8 @@ from data_prep.common.hub import find_folder
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUED = "##"
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
-HUB_FILES = (
-    *VOCABULARY_FILES,
-    "config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-)
+SETTING_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+HUB_FILES = (*VOCABULARY_FILES, *SETTING_FILES)
 MAX_UNKNOWN, MAX_CUT = 0.05, 0.2  # shares of unknown tokens and of truncated texts beyond which there is a warning
 CASED = 0.01  # share of entries with capitals from which a vocabulary is cased; uncased ones have a few by mistake
 

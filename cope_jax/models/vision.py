@@ -243,11 +243,7 @@ class VisionEncoder(nnx.Module):
         )
 
     def __call__(
-        self,
-        frames_BTHWC: UInt8[Array, "B T H W 3"],
-        mask_BT: Bool[Array, "B T"],
-        *,
-        rngs: nnx.Rngs | None = None,
+        self, frames_BTHWC: UInt8[Array, "B T H W 3"], mask_BT: Bool[Array, "B T"], *, rngs: nnx.Rngs | None = None
     ) -> VisionFeatures:
         """Encodes one clip per example.
 

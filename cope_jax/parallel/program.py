@@ -11,16 +11,8 @@ from typing import NamedTuple
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 _KERNELS = {
     *("fusion", "custom-call", "convolution", "dot", "reduce", "sort", "scatter", "rng-bit-generator"),
-    *(
-        "copy",
-        "copy-start",
-        "transpose",
-        "broadcast",
-        "concatenate",
-        "convert",
-        "dynamic-slice",
-        "dynamic-update-slice",
-    ),
+    *("copy", "copy-start", "transpose", "broadcast", "concatenate", "convert"),
+    *("dynamic-slice", "dynamic-update-slice"),
     *(kind + suffix for kind in _COLLECTIVES for suffix in ("", "-start")),
 }
 _SIZES = {"pred": 1, "s4": 1, "u4": 1}  # bytes; the first number in the names of other types is their bits
@@ -145,11 +137,8 @@ def _bytes_moved(row: _Instruction, computations: dict[str, list[_Instruction]],
             readers.setdefault(operand, []).append(inner)
     reads = sum(_bytes_read(name, shape, readers) for name, shape in inputs.items())
     updates = [inner for inner in kernel if inner.operation == "dynamic-update-slice"]  # in place
-    return (
-        reads
-        + _bytes(row.shape)
-        - sum(_bytes(update.shape) - _bytes(shapes[_operands(update)[1]]) for update in updates)
-    )
+    unchanged = sum(_bytes(update.shape) - _bytes(shapes[_operands(update)[1]]) for update in updates)
+    return reads + _bytes(row.shape) - unchanged
 
 
 def _bytes_read(name: str, shape: str, readers: dict[str, list[_Instruction]]) -> int:

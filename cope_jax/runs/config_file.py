@@ -17,22 +17,15 @@ FOLDER_OR_HUB = ("data.tokenizer", "model.vision.init_from", "model.text.init_fr
 # Fields that may change when a run resumes: those that affect neither the parameters nor what is compared, and those
 # with which to go on: after a divergence with another optimizer, or for more steps.
 MAY_CHANGE = {
-    "data": ("data_dir", "threads", "worker_processes", "max_bad_fraction", "eval_split"),
-    "model": ("attention", "scan_layers", "remat"),
-    "losses": ("precision",),
-    "finetune": ("layer_decay",),
-    "optimizer": (
-        *("rate", "groups", "warmup_steps", "cosine_steps", "b1", "b2"),
-        *("weight_decay", "decayed", "clip_norm", "clipped"),
-    ),
-    "train": (
-        "steps",
-        *("log_every", "checkpoint_every", "keep_checkpoints", "max_skipped", "stall_seconds"),
-        *("microbatch", "shard_optimizer"),
-        *("evaluate_every", "evaluate_products", "best_by"),
-    ),
-    "mesh": ("data", "fsdp", "tensor"),
-    "eval": ("batch_size", "ways", "shots", "queries", "episodes"),
+    "data": "data_dir threads worker_processes max_bad_fraction eval_split",
+    "model": "attention scan_layers remat",
+    "losses": "precision",
+    "finetune": "layer_decay",
+    "optimizer": "rate groups warmup_steps cosine_steps b1 b2 weight_decay decayed clip_norm clipped",
+    "train": "steps log_every checkpoint_every keep_checkpoints max_skipped stall_seconds microbatch shard_optimizer "
+    "evaluate_every evaluate_products best_by",
+    "mesh": "data fsdp tensor",
+    "eval": "batch_size ways shots queries episodes",
 }
 
 
@@ -65,7 +58,7 @@ def save_config(config: RunConfig, workdir: Path) -> None:
     path = workdir / FILE
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     if path.exists():
-        may_change = {f"config.{section}.{name}" for section, names in MAY_CHANGE.items() for name in names}
+        may_change = {f"config.{section}.{name}" for section, names in MAY_CHANGE.items() for name in names.split()}
         fixed = (
             {key: value for key, value in flatten_keys({"config": fields}).items() if key not in may_change}
             for fields in (_read(path), json.loads(text))

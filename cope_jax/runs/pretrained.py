@@ -11,12 +11,8 @@ from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.initial_weights import is_run_or_export, open_model
 
 KEY = "config.model.init_from"
-DATA_FIELDS = {
-    "image_size": "image_size",
-    "max_length": "text_length",
-    "lowercase": "lowercase",
-    "resize": "resize",
-}  # by setting
+# Setting of an encoder → field of config.data.
+DATA_FIELDS = {"image_size": "image_size", "max_length": "text_length", "lowercase": "lowercase", "resize": "resize"}
 
 
 def start_from_weights(config: RunConfig, keep: Collection[str] = ()) -> RunConfig:

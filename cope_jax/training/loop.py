@@ -85,11 +85,7 @@ class LoopServices(NamedTuple):
 
 
 def train(
-    config: RunConfig,
-    workdir: Path,
-    *,
-    accept_other_data: bool = False,
-    profile_steps: tuple[int, int] | None = None,
+    config: RunConfig, workdir: Path, *, accept_other_data: bool = False, profile_steps: tuple[int, int] | None = None
 ) -> None:
     """Trains until config.train.steps, starting or resuming from the newest valid checkpoint.
 

@@ -15,14 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.catalog.files import (
-    GROUP_ROWS,
-    ITEM_SCHEMA,
-    PAYLOAD_SCHEMA,
-    Catalog,
-    product_schema,
-    write_batches,
-)
+from data_prep.catalog.files import GROUP_ROWS, ITEM_SCHEMA, PAYLOAD_SCHEMA, Catalog, product_schema, write_batches
 from data_prep.catalog.rejected_lines import Reason, RejectedLines
 from data_prep.common.files import plain_links
 
