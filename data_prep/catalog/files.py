@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from data_prep.common.domains import ROPE_DOMAINS, check_domains
 from data_prep.common.files import atomic_write, file_sha256, read_json
-from data_prep.common.parquet import open_parquet
+from data_prep.common.parquet import open_parquet, read_range
 from data_prep.common.payload import OWN_ITEM, parse_payload
 
 VERSION = 1  # raise when the files change in form or meaning
@@ -170,41 +170,33 @@ class Catalog:
 
     def items(self, split: str, domain: str, start: int = 0, stop: int | None = None) -> Iterator[Item]:
         """Yields the items of rows [start, stop), by default to the end, with one row group in memory at a time."""
-        for batch in self._batches(split, domain, start, stop):
-            scalars = (batch.column(name).to_pylist() for name in ("item_id", "text"))
-            has_payload = "payload" in batch.schema.names
-            payloads = batch.column("payload").to_pylist() if has_payload else [""] * batch.num_rows
-            lists = (_tuples(batch, name) for name in ("product_ids", "frame_times", "frame_names"))
-            for item_id, text, products, times, names, payload in zip(*scalars, *lists, payloads, strict=True):
-                yield Item(item_id, text, products, tuple(map(Frame, times, names)), payload)
+        with self._open(split, domain) as file:
+            for batch in read_range(file, start, stop, batch_rows=_READ_ROWS):
+                scalars = (batch.column(name).to_pylist() for name in ("item_id", "text"))
+                has_payload = "payload" in batch.schema.names
+                payloads = batch.column("payload").to_pylist() if has_payload else [""] * batch.num_rows
+                lists = (_tuples(batch, name) for name in ("product_ids", "frame_times", "frame_names"))
+                for item_id, text, products, times, names, payload in zip(*scalars, *lists, payloads, strict=True):
+                    yield Item(item_id, text, products, tuple(map(Frame, times, names)), payload)
+
+    def frame_counts(self, split: str, domain: str) -> Iterator[int]:
+        """Yields the number of frames of each item of a domain."""
+        with self._open(split, domain) as file:
+            for batch in file.iter_batches(columns=["frame_times"]):  # as many as names, but faster to read
+                yield from batch.column(0).value_lengths().to_pylist()
 
     def products(self, split: str) -> Iterator[Product]:
         """Yields the products in the order of their ids."""
-        for batch in self._batches(split, "product", 0, None):
-            columns = [batch.column(0).to_pylist(), *(_tuples(batch, f"{domain}_rows") for domain in self.domains)]
-            for product_id, *rows in zip(*columns, strict=True):
-                yield Product(product_id, dict(zip(self.domains, rows, strict=True)))
+        with self._open(split, "product") as file:
+            for batch in file.iter_batches(_READ_ROWS):
+                columns = [batch.column(0).to_pylist(), *(_tuples(batch, f"{domain}_rows") for domain in self.domains)]
+                for product_id, *rows in zip(*columns, strict=True):
+                    yield Product(product_id, dict(zip(self.domains, rows, strict=True)))
 
     def _open(self, split: str, name: str) -> AbstractContextManager[pq.ParquetFile]:
         if split not in self.splits:
             raise ValueError(f"{self.folder} has no split {split!r}: it has {', '.join(self.splits)}")
         return open_parquet(self.path(split, name))
-
-    def _batches(self, split: str, name: str, start: int, stop: int | None) -> Iterator[pa.RecordBatch]:
-        with self._open(split, name) as file:
-            stop = file.metadata.num_rows if stop is None else stop
-            groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            bounds = list(itertools.accumulate(groups, initial=0))
-            # One iterator over all groups: opening one per group would cost more than a batch.
-            wanted = [i for i in range(len(groups)) if bounds[i] < stop and bounds[i + 1] > start]
-            if not wanted:
-                return
-            row = bounds[wanted[0]]
-            for batch in file.iter_batches(_READ_ROWS, row_groups=wanted):
-                first, last = max(start - row, 0), min(stop - row, batch.num_rows)
-                if first < last:
-                    yield batch.slice(first, last - first)
-                row += batch.num_rows
 
 
 def _tuples(batch: pa.RecordBatch, name: str) -> Iterator[tuple]:

@@ -1,6 +1,7 @@
 """Reads Parquet files at any path: unlike DuckDB and pyarrow, no part of it counts as a pattern, a column or a URL."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +23,23 @@ def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
             raise ValueError(f"{path} is not a whole Parquet file: {error}") from error
         with parquet:
             yield parquet
+
+
+def read_range(
+    file: pq.ParquetFile, start: int = 0, stop: int | None = None, *, batch_rows: int = BATCH_ROWS
+) -> Iterator[pa.RecordBatch]:
+    """Yields the rows [start, stop) of a file, by default to the end, with one row group in memory at a time."""
+    stop = file.metadata.num_rows if stop is None else stop
+    sizes = (file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
+    bounds = list(itertools.accumulate(sizes, initial=0))
+    # One iterator over all groups: opening one per group would cost more than a batch.
+    wanted = [i for i, (first, end) in enumerate(itertools.pairwise(bounds)) if first < stop and end > start]
+    row = bounds[wanted[0]] if wanted else 0
+    for batch in file.iter_batches(batch_rows, row_groups=wanted):
+        first, last = max(start - row, 0), min(stop - row, batch.num_rows)
+        if first < last:
+            yield batch.slice(first, last - first)
+        row += batch.num_rows
 
 
 def stream_parquet(path: Path, columns: Sequence[str]) -> pa.RecordBatchReader:

@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from data_prep.catalog.files import Catalog, Item
-from data_prep.common.parquet import open_parquet
 from data_prep.download import ledger
 from data_prep.download.failures import Failure
 from data_prep.download.rate_limit import Limits
@@ -59,8 +58,7 @@ def check_choices(name: str, values: Sequence[str], choices: Sequence[str]) -> N
 
 def count_frames(catalog: Catalog, split: str, domain: str) -> int:
     """Returns the number of frames of a domain."""
-    with open_parquet(catalog.path(split, domain)) as file:  # times are faster to read than names
-        return sum(len(batch.column(0).flatten()) for batch in file.iter_batches(columns=["frame_times"]))
+    return sum(catalog.frame_counts(split, domain))
 
 
 def take_items(items: Iterator[Item], frames: int) -> list[Item]:

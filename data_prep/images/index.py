@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from data_prep.catalog.files import Catalog
 from data_prep.common.files import TEMPORARY, atomic_write, plain_links
-from data_prep.common.parquet import open_parquet, stream_parquet
+from data_prep.common.parquet import open_parquet, read_range, stream_parquet
 from data_prep.images import decoding, lookup, sources
 from data_prep.images.decoding import ImageProblem
 from data_prep.images.lookup import Hint
@@ -126,11 +126,8 @@ def places_path(index: Path, split: str, domain: str) -> Path:
 def read_places(path: Path, start: int, stop: int) -> Iterator[Place]:
     """Yields the places of the frames [start, stop) of a domain."""
     with open_parquet(path) as file:
-        sizes = (file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
-        for group, (first, end) in enumerate(itertools.pairwise(itertools.accumulate(sizes, initial=0))):
-            if first < stop and end > start:
-                rows = file.read_row_group(group).slice(max(start - first, 0), min(stop, end) - max(start, first))
-                yield from map(Place, *(column.to_pylist() for column in rows.columns))
+        for batch in read_range(file, start, stop):
+            yield from map(Place, *(column.to_pylist() for column in batch.columns))
 
 
 def count_missing(path: Path) -> tuple[int, int]:

@@ -14,19 +14,12 @@ from data_prep.records.schema import Example, parse_example
 Histogram = collections.Counter[int]  # value → number of occurrences
 
 
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """Every `step`-th record of a file."""
-
-    path: Path
-    step: int = 1
-
-    def records(self) -> Iterator[Example]:
-        """Yields the records."""
-        reader = ArrayRecordReader(str(self.path))
-        for number in range(0, reader.num_records(), self.step):
-            yield parse_example(reader.read([number])[0])
-        reader.close()
+def read_sample(path: Path, step: int = 1) -> Iterator[Example]:
+    """Yields every `step`-th record of a file."""
+    reader = ArrayRecordReader(str(path))
+    for number in range(0, reader.num_records(), step):
+        yield parse_example(reader.read([number])[0])
+    reader.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +33,10 @@ class Distribution:
     maximum: int = 0
 
 
-def item_histograms(sample: Sample) -> dict[str, Histogram]:
+def item_histograms(path: Path, *, step: int) -> dict[str, Histogram]:
     """Counts frames, characters (0 without text) and products per item, and width, height and kB per image."""
     counts = {name: Histogram() for name in ("frames", "characters", "products", "width", "height", "kB")}
-    for item in sample.records():
+    for item in read_sample(path, step):
         frames = item.byte_strings("frames")
         counts["frames"][len(frames)] += 1
         counts["characters"][len(item.byte_strings("text")[0].decode())] += 1
@@ -56,10 +49,10 @@ def item_histograms(sample: Sample) -> dict[str, Histogram]:
     return counts
 
 
-def product_histograms(sample: Sample, domains: Sequence[str]) -> dict[str, Histogram]:
+def product_histograms(path: Path, *, domains: Sequence[str]) -> dict[str, Histogram]:
     """Counts items per product in each domain."""
     counts = {domain: Histogram() for domain in domains}
-    for product in sample.records():
+    for product in read_sample(path):
         for domain in domains:
             counts[domain][len(product.integers(f"{domain}_rows"))] += 1
     return counts

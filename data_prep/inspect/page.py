@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import functools
 import hashlib
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,14 +12,13 @@ from typing import Any
 import jinja2
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
 from data_prep.common.payload import OWN_ITEM, OWN_PRODUCTS, parse_payload
 from data_prep.common.process_pool import ProcessMap, process_map
 from data_prep.common.text_table import text_table
-from data_prep.images.decoding import open_image, upright_pixels
+from data_prep.images.shrinking import thumbnail
 from data_prep.inspect import distributions
-from data_prep.inspect.distributions import Histogram, Sample, describe
+from data_prep.inspect.distributions import Histogram, describe
 from data_prep.records.schema import Example, open_files, parse_example
 from data_prep.rope.rope_dataset_builder import find_record_files
 
@@ -28,13 +26,7 @@ HEADER = ("domain", "value", "5%", "median", "mean", "95%", "max")
 ITEMS_SHOWN, FRAMES_SHOWN = 2, 8
 THUMBNAIL = 96  # pixels
 BARS = 24
-STYLE = """
-body { font: 14px system-ui, sans-serif; margin: 2em; max-width: 80em }
-table { border-collapse: collapse } td, th { padding: .2em .8em; text-align: right; vertical-align: top }
-th:first-child, td:first-child, .text td, .text th { text-align: left }
-.plots { display: flex; flex-wrap: wrap; gap: 1em; margin: 2em 0 } figure { margin: 0 } rect { fill: #4678b4 }
-.product { border-top: 1px solid #ccc; padding: 1em 0 } .item { max-width: 28em } img { margin: 1px }
-"""
+STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +75,13 @@ def _inspect_split(
     for domain in domains:
         total = sum(files[domain].values())
         step = max(1, total // items) if items else 1
-        samples = [Sample(path, step) for path in files[domain]]
-        counts = distributions.add_up(dict(apply(distributions.item_histograms, samples)).values())
+        count = functools.partial(distributions.item_histograms, step=step)
+        counts = distributions.add_up(dict(apply(count, list(files[domain]))).values())
         read = counts["frames"].total()
         rows.append((domain, "items", *[""] * 4, f"{total:,}" + (f" ({read:,} read)" if step > 1 else "")))
         histograms |= {(domain, name): histogram for name, histogram in counts.items()}
-    samples = [Sample(path) for path in files["product"]]
-    of_products = functools.partial(distributions.product_histograms, domains=domains)
-    per_product = distributions.add_up(dict(apply(of_products, samples)).values())
+    count = functools.partial(distributions.product_histograms, domains=domains)
+    per_product = distributions.add_up(dict(apply(count, list(files["product"]))).values())
     rows.append(("product", "products", *[""] * 4, f"{sum(files['product'].values()):,}"))
     histograms |= {("product", f"{domain}s"): histogram for domain, histogram in per_product.items()}
     for (domain, name), histogram in histograms.items():
@@ -128,7 +119,7 @@ def _show_item(item: Example) -> dict[str, Any]:
     return {
         "item_id": _payload(item).get(OWN_ITEM, item.integers("item_id")[0]),
         "text": item.byte_strings("text")[0].decode(),
-        "images": [thumbnail(data) for data in item.byte_strings("frames")[:FRAMES_SHOWN]],
+        "images": [thumbnail(data, THUMBNAIL) for data in item.byte_strings("frames")[:FRAMES_SHOWN]],
     }
 
 
@@ -154,14 +145,3 @@ def plot(title: str, histogram: Histogram) -> dict[str, Any]:
     ]
     high = f"{found.high} or more, up to {found.maximum}" if found.maximum > found.high else str(found.high)
     return {"title": title, "bars": bars, "low": low, "high": high}
-
-
-def thumbnail(data: bytes) -> str:
-    """Returns a small upright JPEG of an encoded image as a data URI."""
-    with open_image(data) as image:
-        image.draft("RGB", (THUMBNAIL, THUMBNAIL))
-        small = Image.fromarray(upright_pixels(image))
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from data_prep.common.files import plain_links
 from data_prep.common.payload import OWN_ITEM, parse_payload
 from data_prep.common.process_pool import process_map
-from data_prep.inspect.distributions import Sample
+from data_prep.inspect.distributions import read_sample
 from data_prep.rope.rope_dataset_builder import find_record_files
 
 MEMORY_LIMIT = "2GB"
@@ -71,7 +71,7 @@ def check_split(data_dir: Path, *, processes: int | None = None) -> Overlap:
 def extract_hashes(file: RecordFile) -> None:
     """Writes the ids and image hashes of a file of records."""
     rows: list[tuple[str, str, str, bytes | None]] = []
-    for record in Sample(file.path).records():
+    for record in read_sample(file.path):
         if file.kind == "product":
             rows.append((file.split, file.kind, str(record.integers("product_id")[0]), None))
             continue

@@ -200,10 +200,8 @@ def kept_rows(rows: Sequence[int], dropped: np.ndarray) -> tuple[int, ...]:
 
 def summarize(reports: Sequence[ShardReport]) -> dict[str, Any]:
     """Returns the counts of a domain's shards for the build summary: items, frames and bytes."""
-    dropped_items, dropped_frames = collections.Counter(), collections.Counter()
-    for report in reports:
-        dropped_items.update(report.dropped_items)
-        dropped_frames.update(report.dropped_frames)
+    dropped_items = sum((collections.Counter(report.dropped_items) for report in reports), collections.Counter())
+    dropped_frames = sum((collections.Counter(report.dropped_frames) for report in reports), collections.Counter())
     return {
         "items": {
             "in": sum(report.span.stop - report.span.start for report in reports),

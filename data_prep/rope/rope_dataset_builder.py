@@ -5,6 +5,7 @@ TFDS's own writer keeps a split in memory and needs TensorFlow beyond 1 GB. This
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -21,10 +22,8 @@ from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME, INCOMPLETE
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from tensorflow_datasets.core.splits import SplitDict
 
-from data_prep.catalog.files import Catalog
 from data_prep.common.domains import DOMAINS, find_data_set, read_domains, write_domains
 from data_prep.common.files import atomic_write, lock_file, read_json
-from data_prep.common.parquet import open_parquet
 from data_prep.common.progress import Progress
 from data_prep.images import index as image_index
 from data_prep.records import schema, shards
@@ -206,7 +205,8 @@ class Builder(FileReaderBuilder):
     def _write_items(self, folder: Path, inputs: Inputs, split: str) -> tfds.core.SplitInfo:
         domain = self.builder_config_name
         assert domain is not None
-        spans = _plan(inputs.opened_catalog, split, domain)
+        frame_counts = functools.partial(inputs.opened_catalog.frame_counts, split, domain)
+        spans = shards.plan_shards(frame_counts(), max_frames=shards.frames_per_shard(sum(frame_counts())))
         index = self._index_folder(inputs)
         index.mkdir(parents=True, exist_ok=True)
         with lock_file(index / "lock", f"is writing {index}", wait=True):  # builds of other domains use it, too
@@ -301,18 +301,6 @@ def _describe_changes(built: dict[str, str], wanted: dict[str, str]) -> str:
     names = {"catalog": "text files", "images": "names or sizes of images", "version": "another version of this code"}
     changed = [key for key in {**wanted, **built} if built.get(key) != wanted.get(key)]
     return ", ".join(names.get(key, f"{key} {built.get(key)!r} then, {wanted.get(key)!r} now") for key in changed)
-
-
-def _plan(catalog: Catalog, split: str, domain: str) -> list[shards.Span]:
-    """Returns the spans of a domain's shards."""
-    frames = sum(_frame_counts(catalog, split, domain))
-    return shards.plan_shards(_frame_counts(catalog, split, domain), max_frames=shards.frames_per_shard(frames))
-
-
-def _frame_counts(catalog: Catalog, split: str, domain: str) -> Iterator[int]:
-    with open_parquet(catalog.path(split, domain)) as file:
-        for batch in file.iter_batches(columns=["frame_times"]):  # as many as names, but faster to read
-            yield from batch.column(0).value_lengths().to_pylist()
 
 
 @contextlib.contextmanager
