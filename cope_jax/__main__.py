@@ -17,17 +17,11 @@ from data_prep.common.interrupts import exit_on_interrupt
 
 
 class Command(NamedTuple):
-    """A command of `cope`.
+    """A command of `cope`."""
 
-    Attributes:
-        target: Module to run as a program, followed by its first arguments, if any.
-        summary: One line for the list of commands.
-        extra: Optional dependencies that the command needs, as in `pip install cope-jax[EXTRA]`.
-    """
-
-    target: str
-    summary: str
-    extra: str = ""
+    target: str  # module to run as a program, followed by its first arguments, if any
+    summary: str  # line for the list of commands
+    extra: str = ""  # optional dependencies that the command needs, as in `pip install cope-jax[EXTRA]`
 
 
 COMMANDS = {

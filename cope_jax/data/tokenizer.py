@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from cope_jax.exported import check_regexes
+from cope_jax.exported import check_regexes, encode_texts
 from data_prep.common.files import atomic_folder, read_json
 from data_prep.common.hub import find_folder
 
@@ -171,22 +171,9 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int) -> np.ndarray:
-    """Returns the token ids of texts, i32[N, length], padded with 0.
-
-    The last token of a text that is too long is still the separator. A missing text ("") is a row of zeros. With length
-    5, "", "红裙" and "红色连衣裙" give [0, 0, 0, 0, 0], [CLS, 红, 裙, SEP, 0] and [CLS, 红, 色, 连, SEP].
-    """
-    ids = np.zeros((len(texts), length), np.int32)
-    separator = np.asarray(separator_id(tokenizer), np.int32)
-    present = [row for row, text in enumerate(texts) if text]
+    """Returns the token ids of texts, i32[N, length], see `encode_texts`."""
     # Use the backend, because the tokenizer's own call sets truncation on an object that threads share.
-    encodings = tokenizer.backend_tokenizer.encode_batch_fast([texts[row] for row in present])
-    for row, encoding in zip(present, encodings, strict=True):
-        own = encoding.ids  # a new list on each access
-        ids[row, : len(own)] = own[:length]
-        if len(own) > length:
-            ids[row, -1] = separator
-    return ids
+    return encode_texts(tokenizer.backend_tokenizer, texts, length, separator_id(tokenizer))
 
 
 def describe_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int) -> str:

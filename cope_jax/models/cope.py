@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cope_jax.models.fusion import FUSIONS, AlignedFusion, Embeddings, Features, LinearFusion, TransformerFusion
-from cope_jax.models.layers import ComputeOptions
+from cope_jax.models.layers import ComputeOptions, check_choice
 from cope_jax.models.text import PAD_ID, TextEncoder, TextFeatures
 from cope_jax.models.vision import VisionEncoder
 from data_prep.common.domains import batch_entries, sort_domains
@@ -46,8 +46,8 @@ class CopeModel(nnx.Module):
     ):
         if unknown := set(text_domains) - set(domains):
             raise ValueError(f"unknown text domains {sorted(unknown)}: choose from {', '.join(domains)}")
-        if (kind := fusion["kind"]) not in FUSIONS:
-            raise ValueError(f"unknown fusion {kind!r}: choose one of {', '.join(FUSIONS)}")
+        kind = fusion["kind"]
+        check_choice("fusion", kind, FUSIONS)
         sizes = {key: fusion[key] for key in ("width", "depth", "heads")}
         heads = {"linear": LinearFusion, "aligned": AlignedFusion, "transformer": partial(TransformerFusion, **sizes)}
 

@@ -13,6 +13,7 @@ from cope_jax.models.layers import (
     ComputeOptions,
     Linear,
     PreNormBlock,
+    check_choice,
     layer_norm,
     make_stack,
     run_stack,
@@ -74,8 +75,7 @@ class HeadNorm(nnx.Module):
     """
 
     def __init__(self, norm: str, width: int, *, momentum: float = 0.9):
-        if norm not in HEAD_NORMS:
-            raise ValueError(f"unknown head norm {norm!r}: choose one of {', '.join(HEAD_NORMS)}")
+        check_choice("head norm", norm, HEAD_NORMS)
         self.norm, self.momentum = norm, momentum
         if norm == "batch":
             self.mean = nnx.BatchStat(jnp.zeros(width, jnp.float32))

@@ -1,7 +1,7 @@
 """Building blocks of the encoders: attention, MLP, transformer blocks, and stacks of equal blocks."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -29,6 +29,12 @@ SHORT, SHORT_ON_GPU = 24, 32
 EMBEDDING_INIT = nnx.initializers.normal(0.02)  # as in BERT and CLIP
 
 
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raises ValueError if a setting has none of its possible values."""
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
+
+
 @dataclass(frozen=True)
 class ComputeOptions:
     """How a model is computed. No option changes its parameters or, up to rounding, its results.
@@ -52,9 +58,8 @@ class ComputeOptions:
     batch_sharding: NamedSharding | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (("attention", ATTENTIONS), ("remat", REMATS)):
-            if (value := getattr(self, name)) not in choices:
-                raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
+        check_choice("attention", self.attention, ATTENTIONS)
+        check_choice("remat", self.remat, REMATS)
 
     def attention_implementation(self, head_size: int, *, masked: bool) -> Literal["xla", "cudnn"]:
         """Returns the `implementation` for `jax.nn.dot_product_attention`.
@@ -283,8 +288,7 @@ class Mlp(nnx.Module):
     """Two linear layers with an activation in between."""
 
     def __init__(self, width: int, hidden: int, activation: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+        check_choice("activation", activation, ACTIVATIONS)
         self.up = Linear(width, hidden, dtype=dtype, rngs=rngs)
         self.down = Linear(hidden, width, dtype=dtype, rngs=rngs)
         self.activation = ACTIVATIONS[activation]

@@ -15,6 +15,7 @@ from cope_jax.models.layers import (
     Linear,
     Mlp,
     PreNormBlock,
+    check_choice,
     dropout,
     layer_norm,
     make_stack,
@@ -104,10 +105,8 @@ class TextEncoder(nnx.Module):
         compute: ComputeOptions,
         rngs: nnx.Rngs,
     ):
-        if pooling not in POOLINGS:
-            raise ValueError(f"unknown pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
-        if family not in FAMILIES:
-            raise ValueError(f"unknown family {family!r}: choose one of {', '.join(FAMILIES)}")
+        check_choice("pooling", pooling, POOLINGS)
+        check_choice("family", family, FAMILIES)
         self.family, self.pooling, self.dropout, self.compute = family, pooling, dropout, compute
         epsilon, is_bert, dtype = FAMILIES[family], family == "bert", compute.dtype
         self.words = nnx.Embed(vocab_size, width, embedding_init=EMBEDDING_INIT, rngs=rngs)

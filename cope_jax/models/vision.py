@@ -16,6 +16,7 @@ from cope_jax.models.layers import (
     ComputeOptions,
     Linear,
     PreNormBlock,
+    check_choice,
     dropout,
     layer_norm,
     make_stack,
@@ -31,6 +32,7 @@ NORMALISATIONS = {
     "clip": ((122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305)),
     "siglip": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
 }
+STEMS = ("patch", "conv")
 POOLINGS = ("class", "mean", "attention")
 # Families of ViTs and the epsilon of their norms. CLIP's has a class token, a norm before the blocks, and a projection;
 # SigLIP's has none of these, and a bias in the stem.
@@ -201,14 +203,11 @@ class VisionEncoder(nnx.Module):
         compute: ComputeOptions,
         rngs: nnx.Rngs,
     ):
-        if pooling not in POOLINGS:
-            raise ValueError(f"unknown pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
-        if normalisation not in NORMALISATIONS:
-            raise ValueError(f"unknown normalisation {normalisation!r}: choose one of {', '.join(NORMALISATIONS)}")
-        if family not in FAMILIES:
-            raise ValueError(f"unknown family {family!r}: choose one of {', '.join(FAMILIES)}")
-        if across_frames not in ACROSS_FRAMES:
-            raise ValueError(f"unknown across_frames {across_frames!r}: choose one of {', '.join(ACROSS_FRAMES)}")
+        check_choice("stem", stem, STEMS)
+        check_choice("pooling", pooling, POOLINGS)
+        check_choice("normalisation", normalisation, NORMALISATIONS)
+        check_choice("family", family, FAMILIES)
+        check_choice("across_frames", across_frames, ACROSS_FRAMES)
         has_class_token, gated, epsilon = family == "clip", across_frames == "gated", FAMILIES[family]
         if not has_class_token and (pooling == "class" or (cross_frame and not gated)):
             raise ValueError(f"family {family!r} has no class token, which pooling and messages need; change these")
@@ -218,10 +217,8 @@ class VisionEncoder(nnx.Module):
         sizes = {"activation": activation, "mlp_width": mlp_width, "epsilon": epsilon}
         if stem == "patch":
             self.stem = PatchStem(width, patch_size, use_bias=not has_class_token, dtype=dtype, rngs=rngs)
-        elif stem == "conv":
-            self.stem = ConvStem(width, stem_widths, stem_blocks, dtype=dtype, rngs=rngs)
         else:
-            raise ValueError(f"unknown stem {stem!r}: choose 'patch' or 'conv'")
+            self.stem = ConvStem(width, stem_widths, stem_blocks, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(EMBEDDING_INIT(rngs.params(), (width,))) if has_class_token else None
         rows = (image_size // patch_size) ** 2 + has_class_token
         self.position = nnx.Param(EMBEDDING_INIT(rngs.params(), (rows, width)))

@@ -38,21 +38,13 @@ class Collective(NamedTuple):
 
 @dataclass
 class Program:
-    """Statistics of one run of a program on one of its devices.
+    """Statistics of one run of a program on one of its devices."""
 
-    Attributes:
-        launches: Kernels and copies, those in loops as often as they run.
-        bytes_moved: Bytes that they read and write.
-        collectives: By kind: "all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all".
-        permuted_types: Element types that travel by all-to-all or collective-permute.
-        custom_calls: Targets of custom calls, with their number in the text.
-    """
-
-    launches: int = 0
-    bytes_moved: int = 0
-    collectives: dict[str, Collective] = field(default_factory=dict)
-    permuted_types: set[str] = field(default_factory=set)
-    custom_calls: Counter = field(default_factory=Counter)
+    launches: int = 0  # kernels and copies, those in loops as often as they run
+    bytes_moved: int = 0  # bytes that they read and write
+    collectives: dict[str, Collective] = field(default_factory=dict)  # by kind, see `_COLLECTIVES`
+    permuted_types: set[str] = field(default_factory=set)  # element types in all-to-all or collective-permute
+    custom_calls: Counter = field(default_factory=Counter)  # targets of custom calls, with their number in the text
 
 
 class _Instruction(NamedTuple):

@@ -27,17 +27,11 @@ H100_DESCRIPTION = Path(__file__).parent / "h100.txtpb"  # what XLA's compiler h
 
 @dataclass(frozen=True)
 class Hardware:
-    """Published properties of one device.
+    """Published properties of one device."""
 
-    Attributes:
-        memory: Bytes that programs can use.
-        flops: Peak bfloat16 operations per second, without sparsity.
-        bandwidth: Bytes per second between the device and its memory.
-    """
-
-    memory: float
-    flops: float
-    bandwidth: float
+    memory: float  # bytes that programs can use
+    flops: float  # peak bfloat16 operations per second, without sparsity
+    bandwidth: float  # bytes per second between the device and its memory
 
 
 # The memory of TPUs is what XLA reports as available; that of GPUs is before JAX's preallocation.
@@ -53,15 +47,10 @@ _TPU_PLATFORMS = {"v5e": "v5litepod", "v6e": "v6e"}
 
 @dataclass(frozen=True)
 class Target:
-    """Devices to compile for: `h100:8`, `v5e:2x4`, `v6e:2x4` or `cpu:8`.
+    """Devices to compile for: `h100:8`, `v5e:2x4`, `v6e:2x4` or `cpu:8`."""
 
-    Attributes:
-        kind: A key of `HARDWARE`, or "cpu".
-        shape: Arrangement of the devices.
-    """
-
-    kind: str
-    shape: tuple[int, ...]
+    kind: str  # a key of `HARDWARE`, or "cpu"
+    shape: tuple[int, ...]  # arrangement of the devices
 
     @classmethod
     def parse(cls, text: str) -> "Target":

@@ -87,21 +87,13 @@ def _check_published_vision(config: RunConfig) -> None:
 
 @dataclass(frozen=True)
 class OwnModel:
-    """A model of this project: a checkpoint of a run, or an export.
+    """A model of this project: a checkpoint of a run, or an export."""
 
-    Attributes:
-        name: Its name in messages.
-        config: Config of its run.
-        tokenizer: Folder of its tokenizer.
-        shapes: dtype and shape of parameters and statistics by path: {"text/words/embedding": "float32[8000, 96]", …}.
-        read: Reads some of its parts, with the layout of the argument.
-    """
-
-    name: str
-    config: RunConfig
-    tokenizer: Path
-    shapes: dict[str, str]
-    read: Callable[[ModelState], ModelState]
+    name: str  # in messages
+    config: RunConfig  # of its run
+    tokenizer: Path  # folder of its tokenizer
+    shapes: dict[str, str]  # of parameters and statistics: {"text/words/embedding": "float32[8000, 96]", …}
+    read: Callable[[ModelState], ModelState]  # reads some of its parts, with the layout of the argument
 
 
 def is_run_or_export(name: str) -> bool:

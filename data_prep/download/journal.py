@@ -14,20 +14,15 @@ from data_prep.download.ledger import Row
 
 
 class Journal:
-    """Answers by position, stored in a file.
-
-    Attributes:
-        rows: Position → answer.
-        requested: Positions to fetch.
-    """
+    """Answers by position, stored in a file."""
 
     def __init__(self, path: Path, requested: Sequence[int]) -> None:
         """Resumes the journal at `path`, or starts one, and adds to the requested positions."""
         self._path = path
         self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
         self._starts: dict[int, int] = {}  # position → offset of the image's bytes
-        self.rows: dict[int, Row] = {}
-        self.requested = frozenset(requested)
+        self.rows: dict[int, Row] = {}  # position → answer
+        self.requested = frozenset(requested)  # positions to fetch
         self._end = self._read()
         self._file.truncate(self._end)
         self._file.seek(self._end)

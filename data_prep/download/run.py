@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import dataclasses
 import functools
 import hashlib
 import json
@@ -89,28 +90,24 @@ def _check_settings(out: Path, catalog: Catalog, options: Options) -> None:
         raise ValueError(f"{out} has other settings ({'; '.join(changed)}): use the same or another --out")
 
 
+@dataclasses.dataclass(eq=False)
 class _Run:
     """One call of `download`."""
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        out: Path,
-        options: Options,
-        progress: Progress,
-        report: Callable[[str], None],
-        session: aiohttp.ClientSession,
-    ) -> None:
-        self._catalog = catalog
-        self._out = out
-        self._options = options
+    catalog: Catalog
+    out: Path
+    options: Options
+    progress: Progress
+    report: Callable[[str], None]
+    session: aiohttp.ClientSession
+
+    def __post_init__(self) -> None:
+        options = self.options
         self._prefix = options.url_prefix
-        self._progress = progress
-        self._report = report
         self._placeholders = set(options.placeholders)
         check = functools.partial(check_image, image_size=options.image_size, placeholders=self._placeholders)
         headers = {name: value.strip() for name, _, value in (text.partition(":") for text in options.headers)}
-        self._fetcher = Fetcher(session, options.limits, check, headers)
+        self._fetcher = Fetcher(self.session, options.limits, check, headers)
         self._queue: asyncio.Queue[tuple[Shard, int] | None] = asyncio.Queue(maxsize=2 * options.limits.concurrency)
         self._slots = asyncio.Semaphore(OPEN_SHARDS)
         self._open: set[Shard] = set()
@@ -123,7 +120,7 @@ class _Run:
         try:
             async with asyncio.TaskGroup() as self._group:
                 progress = self._group.create_task(self._show_progress())
-                workers = [self._group.create_task(self._work()) for _ in range(self._options.limits.concurrency)]
+                workers = [self._group.create_task(self._work()) for _ in range(self.options.limits.concurrency)]
                 await self._queue_shards(domains)
                 for _ in workers:
                     await self._queue.put(None)
@@ -141,18 +138,18 @@ class _Run:
         """Opens one shard after the other and queues the positions to fetch."""
         loop = asyncio.get_running_loop()
         for split, domain in domains:
-            on_finished = functools.partial(loop.call_soon_threadsafe, self._progress.skip)
-            shards = plan_shards(self._catalog, self._out, split, domain, self._options, on_finished)
+            on_finished = functools.partial(loop.call_soon_threadsafe, self.progress.skip)
+            shards = plan_shards(self.catalog, self.out, split, domain, self.options, on_finished)
             # In a thread, because it takes a while to pass finished shards and to read a row group.
             while shard := await asyncio.to_thread(next, shards, None):
                 await self._slots.acquire()
-                (self._out / SUMMARY_FILE).unlink(missing_ok=True)  # it is about to become outdated
+                (self.out / SUMMARY_FILE).unlink(missing_ok=True)  # it is about to become outdated
                 await self._start(shard)
 
     async def _start(self, shard: Shard) -> None:
         shard.open()
         self._open.add(shard)
-        self._progress.skip(shard.frames - len(shard.todo))
+        self.progress.skip(shard.frames - len(shard.todo))
         if shard.todo and not self._preflight_done:
             self._preflight_done = True
             await self._check_server(shard)
@@ -162,13 +159,13 @@ class _Run:
             self._group.create_task(self._write(shard))
 
     async def _check_server(self, shard: Shard) -> None:
-        if self._options.preflight:
+        if self.options.preflight:
             urls = [shard.url(position) for position in (*shard.arrived(), *shard.todo)]
             await _find_image(self._fetcher, urls)
         if not (first := shard.url(0)).startswith(self._prefix):  # the images' names are URLs
             self._prefix = first.rpartition("/")[0] + "/"
         if placeholder := await _find_placeholder(self._fetcher, self._prefix):
-            self._report(
+            self.report(
                 f"the server sends an image for any name; images with its SHA-256 {placeholder} count as missing"
             )
             self._placeholders.add(placeholder)
@@ -178,7 +175,7 @@ class _Run:
             shard, position = job
             answer = await self._fetcher.fetch(shard.url(position))
             shard.add(position, answer)
-            self._progress.update()
+            self.progress.update()
             if answer.failure:
                 self._failed[answer.failure] += 1
             if shard.complete:
@@ -191,7 +188,7 @@ class _Run:
         counts = collections.Counter(row.sha256 for row in rows if row.ok)
         for sha256, count in counts.most_common(1):
             if count >= max(_REPEATED, _REPEATED_SHARE * len(rows)):
-                self._report(
+                self.report(
                     f"{shard.path}: {count} of {len(rows)} images have SHA-256 {sha256}; look at one, "
                     f"and if it is a placeholder, run again with --placeholder={sha256}"
                 )
@@ -200,11 +197,11 @@ class _Run:
         while True:
             await asyncio.sleep(1)
             self._update_status()
-            self._progress.update(0)
+            self.progress.update(0)
 
     def _update_status(self) -> None:
         rate = self._fetcher.rate(self._prefix)
-        self._progress.set_postfix_str(format_status(self._failed, rate, self._fetcher.pause), refresh=False)
+        self.progress.set_postfix_str(format_status(self._failed, rate, self._fetcher.pause), refresh=False)
 
 
 def format_status(failed: Mapping[Failure, int], rate: float, pause: float) -> str:

@@ -29,17 +29,8 @@ from data_prep.common.domains import DOMAINS, directions
 from data_prep.common.files import atomic_write
 
 PAGES = Path(__file__).parent / "pages"
-# SVG paths of the marks of domains around a point, in their order; their colors are in the style sheet.
-SHAPES = {
-    "page": "m-3.2 0a3.2 3.2 0 1 0 6.4 0a3.2 3.2 0 1 0-6.4 0z",
-    "video": "m0-4l3.8 6.6h-7.6z",
-    "live": "m-3-3h6v6h-6z",
-    "fourth": "m0-4l4 4l-4 4l-4-4z",
-    "fifth": "m0 4l3.8-6.6h-7.6z",
-    "sixth": "m-1.3-4h2.6v2.7h2.7v2.6h-2.7v2.7h-2.6v-2.7h-2.7v-2.6h2.7z",
-    "seventh": "m-4-2h8v4h-8z",
-    "other": "m-2-4h4v8h-4z",
-}
+# Classes of the marks of domains, in their order; the template has their shapes, the style sheet their colors.
+MARKS = ("page", "video", "live", "fourth", "fifth", "sixth", "seventh")
 CURVE_LENGTH = 100  # largest k of the curves of R@k
 TICKS = (1, 2, 5, 10, 20, 50, 100)
 
@@ -121,8 +112,7 @@ def contents(
         "episodes": config.eval.episodes,
         "domains": tuple(items),
         "is_rope": tuple(items) == DOMAINS,
-        "marks": dict(zip(items, chain(SHAPES, repeat("other")), strict=False)),
-        "shapes": SHAPES,
+        "marks": dict(zip(items, chain(MARKS, repeat("other")), strict=False)),
         "items": {domain: len(own.vectors) for domain, own in items.items()},
         "products": len(np.unique(np.concatenate([first_product(own.products) for own in items.values()]))),
         "frame_parts": parts(metrics["by_frames"]),

@@ -32,19 +32,12 @@ CONVERT = (
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint of which only the headers have been read.
+    """A checkpoint of which only the headers have been read."""
 
-    Attributes:
-        name: Folder or hub repository, as given by the user.
-        config: Content of config.json.
-        tensors: Tensors by current name.
-        pooling: How sentence-transformers pools its vectors, as our settings name it; None if it does not say.
-    """
-
-    name: str
-    config: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-    pooling: str | None = None
+    name: str  # folder or hub repository, as given by the user
+    config: Mapping[str, Any]  # content of config.json
+    tensors: Mapping[str, Tensor]  # by current name
+    pooling: str | None = None  # how sentence-transformers pools its vectors, as our settings name it, if it says so
 
     def read(self, name: str) -> np.ndarray:
         """Reads a tensor as float32."""

@@ -11,15 +11,10 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a parameter, or one layer of a stacked parameter, is made from tensors.
+    """How a parameter, or one layer of a stacked parameter, is made from tensors."""
 
-    Attributes:
-        source_shape: Shape of the parameter → required shape of each tensor.
-        convert: (float32 tensors, shape of the parameter) → its value.
-    """
-
-    source_shape: Callable[[Shape], Shape]
-    convert: Callable[[Sequence[np.ndarray], Shape], np.ndarray]
+    source_shape: Callable[[Shape], Shape]  # shape of the parameter → required shape of each tensor
+    convert: Callable[[Sequence[np.ndarray], Shape], np.ndarray]  # (float32 tensors, shape of the parameter) → value
 
 
 COPY = Layout(lambda shape: shape, lambda tensors, shape: tensors[0])
@@ -37,8 +32,6 @@ QKV_BIAS = Layout(  # [heads·d] each → [3, heads, d]
 OUT_KERNEL = Layout(  # [D, heads·d] → [heads, d, D]
     lambda shape: (shape[2], shape[0] * shape[1]), lambda tensors, shape: tensors[0].T.reshape(shape)
 )
-
-
 PROBE = Layout(lambda shape: (1, 1, *shape), lambda tensors, shape: tensors[0][0, 0])  # of attention pooling
 
 

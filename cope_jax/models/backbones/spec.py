@@ -17,23 +17,14 @@ Requirements = Mapping[str, tuple[str, Any]]  # setting of the model → the fie
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor, or a part of one, in a safetensors file.
-
-    Attributes:
-        file: The file.
-        name: Its name there.
-        shape: Shape of the part.
-        dtype: As there: "F32", "BF16", "I64", ….
-        index: Index of the part along the first axis.
-        followed_by: Name of a tensor that is appended along the first axis before.
-    """
+    """A tensor, or a part of one, in a safetensors file."""
 
     file: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    index: Any = ...
-    followed_by: str = ""
+    name: str  # in the file
+    shape: tuple[int, ...]  # of the part
+    dtype: str  # as in the file: "F32", "BF16", "I64", …
+    index: Any = ...  # of the part along the first axis
+    followed_by: str = ""  # name of a tensor that is appended along the first axis before
 
 
 @dataclass(frozen=True)
@@ -58,24 +49,15 @@ Sources = dict[str, Source]  # by path of the parameter
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Description of one encoder in a checkpoint.
+    """Description of one encoder in a checkpoint."""
 
-    Attributes:
-        sources: Tensors of each parameter.
-        depths: Number of layers in the checkpoint by path of the stack.
-        requirements: Settings that the model must share.
-        own: Regexes of the tensors of this encoder. All of them must be known; others, such as heads, are not used.
-        unsupported: Properties of the checkpoint that our blocks do not support, as messages.
-        optional: Regexes of parameters that are initialized randomly if the checkpoint lacks them.
-        defaults: Settings that a run takes over with `config.model.init_from`, and may change.
-    """
-
-    sources: Sources
-    depths: Mapping[str, int]
-    requirements: Requirements
-    own: tuple[str, ...]
-    unsupported: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
+    sources: Sources  # tensors of each parameter
+    depths: Mapping[str, int]  # number of layers in the checkpoint by path of the stack
+    requirements: Requirements  # settings that the model must share
+    own: tuple[str, ...]  # regexes of its tensors: all of them must be known; others, such as heads, are not used
+    unsupported: tuple[str, ...] = ()  # properties of the checkpoint that our blocks do not support, as messages
+    optional: tuple[str, ...] = ()  # regexes of parameters that are initialized randomly if the checkpoint lacks them
+    # Settings that a run takes over with `config.model.init_from`, and may change.
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:

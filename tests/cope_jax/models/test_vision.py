@@ -170,7 +170,7 @@ def test_a_clip_that_is_too_long_is_reported(cope, random_items):
 
 
 def test_an_unknown_stem_is_reported(make_cope):
-    with pytest.raises(ValueError, match="unknown stem 'resnet': choose 'patch' or 'conv'"):
+    with pytest.raises(ValueError, match="unknown stem 'resnet': choose one of patch, conv"):
         make_cope(vision={"stem": "resnet"})
 
 
