@@ -2,8 +2,10 @@
 
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -13,30 +15,7 @@ from data_prep.common.progress import Progress
 
 DATA_WAIT_WARNING = 0.2  # share of the time spent waiting for batches that is worth a warning
 WARNING_DELAY = 60.0  # seconds of training before that share is judged
-# Peak dense bfloat16 FLOP/s with float32 sums of a device, by JAX's name for it, from the vendors' data sheets.
-PEAK_FLOPS = {
-    "NVIDIA A10": 125e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA GeForce RTX 4090": 165.2e12,
-    "NVIDIA H100 80GB HBM3": 989e12,  # SXM
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA L40S": 362e12,
-    "TPU v4": 275e12,
-    "TPU v5": 459e12,  # v5p
-    "TPU v5p": 459e12,
-    "TPU v5 lite": 197e12,  # v5e
-    "TPU v5e": 197e12,
-    "TPU v6 lite": 918e12,  # v6e
-    "TPU v6e": 918e12,
-    "TPU7x": 1153.5e12,  # half a chip, which JAX sees as two devices
-}
+PEAK_FLOPS: dict[str, float] = tomllib.loads(Path(__file__).with_name("peak_flops.toml").read_text(encoding="utf-8"))
 
 
 def peak_flops() -> float:
