@@ -53,7 +53,7 @@ class CopeModel(nnx.Module):
 
         def make_head(domain: str) -> LinearFusion | AlignedFusion | TransformerFusion:
             text_width = (word if kind == "transformer" else text_vector) if domain in self.text_domains else None
-            return heads[kind](vision["output_width"], text_width, embedding, head_norm, compute=compute, rngs=rngs)
+            return heads[kind]((vision["output_width"], text_width), embedding, head_norm, compute=compute, rngs=rngs)
 
         word, text_vector = text["width"], text["output_width"] or text["width"]
         self.domains, self.text_domains = sort_domains(domains), sort_domains(text_domains)

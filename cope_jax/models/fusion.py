@@ -111,20 +111,14 @@ class Projection(nnx.Module):
 class LinearFusion(nnx.Module):
     """The authors' fusion: a linear layer per modality, concatenation, one more linear layer.
 
-    A missing modality enters as 0. A domain without text (`text_width` None) uses its vision path alone.
+    `widths` are those of vision and text vectors. A missing modality enters as 0; a domain without text, whose width is
+    None, uses its vision path alone.
     """
 
     def __init__(
-        self,
-        vision_width: int,
-        text_width: int | None,
-        embedding: int,
-        norm: str,
-        *,
-        compute: ComputeOptions,
-        rngs: nnx.Rngs,
+        self, widths: tuple[int, int | None], embedding: int, norm: str, *, compute: ComputeOptions, rngs: nnx.Rngs
     ):
-        dtype = compute.dtype
+        (vision_width, text_width), dtype = widths, compute.dtype
         self.vision = Projection(vision_width, embedding, norm, dtype=dtype, rngs=rngs)
         if text_width is None:
             self.text = self.merge = None
@@ -149,14 +143,7 @@ class AlignedFusion(nnx.Module):
     """
 
     def __init__(
-        self,
-        vision_width: int,
-        text_width: int | None,
-        embedding: int,
-        norm: str,
-        *,
-        compute: ComputeOptions,
-        rngs: nnx.Rngs,
+        self, widths: tuple[int, int | None], embedding: int, norm: str, *, compute: ComputeOptions, rngs: nnx.Rngs
     ):
         def make_layer(width: int) -> Linear:
             layer = Linear(width, embedding, dtype=compute.dtype, rngs=rngs)
@@ -164,6 +151,7 @@ class AlignedFusion(nnx.Module):
             return layer
 
         assert norm == "none"  # configs have no other
+        vision_width, text_width = widths
         self.vision = make_layer(vision_width)
         self.text = None if text_width is None else make_layer(text_width)
 
@@ -183,8 +171,7 @@ class TransformerFusion(nnx.Module):
     without them. Each kind of embedding has its own running statistics.
 
     Args:
-        vision_width: Size of frame vectors.
-        text_width: Size of word vectors; None for a domain without text.
+        widths: Sizes of frame vectors and of word vectors; the latter is None for a domain without text.
         embedding: Width E of the shared space.
         norm: Normalization of embeddings, one of HEAD_NORMS.
         width: Width of the tokens.
@@ -195,8 +182,7 @@ class TransformerFusion(nnx.Module):
 
     def __init__(
         self,
-        vision_width: int,
-        text_width: int | None,
+        widths: tuple[int, int | None],
         embedding: int,
         norm: str,
         *,
@@ -207,6 +193,7 @@ class TransformerFusion(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.compute, dtype = compute, compute.dtype
+        vision_width, text_width = widths
         self.query = nnx.Param(EMBEDDING_INIT(rngs.params(), (width,)))
         self.modality = nnx.Param(EMBEDDING_INIT(rngs.params(), (2, width)))  # frames, words
         self.frames = Linear(vision_width, width, dtype=dtype, rngs=rngs)

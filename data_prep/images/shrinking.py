@@ -1,15 +1,14 @@
-"""Shrinks images: those of a download, those of a build with --max_side, and thumbnails for HTML pages."""
+"""Shrinks encoded images: those of a download, and those of a build with --max_side."""
 
-import base64
 import io
 
 import numpy as np
 from PIL import Image
 
-from data_prep.images.decoding import open_image, to_rgb, turn_upright, upright_pixels
+from data_prep.images.decoding import open_image, to_rgb, turn_upright
 from data_prep.images.jpeg import exif_orientation
 
-JPEG_QUALITY, THUMBNAIL_QUALITY = 90, 80
+JPEG_QUALITY = 90
 
 
 def shrink(data: bytes, scale: float) -> tuple[bytes, tuple[int, int]]:
@@ -26,23 +25,3 @@ def shrink(data: bytes, scale: float) -> tuple[bytes, tuple[int, int]]:
     encoded = io.BytesIO()
     small.save(encoded, "JPEG", quality=JPEG_QUALITY)
     return encoded.getvalue(), small.size
-
-
-def thumbnail(data: bytes, side: int) -> str:
-    """Returns an encoded image as the data URI of an upright JPEG whose longest side is at most `side` pixels.
-
-    Raises:
-        InvalidImageError: The image does not decode.
-    """
-    with open_image(data) as image:
-        image.draft("RGB", (side, side))  # a JPEG decodes at a reduced scale, four times as fast
-        small = Image.fromarray(upright_pixels(image))
-    small.thumbnail((side, side))
-    return data_uri(small)
-
-
-def data_uri(image: Image.Image) -> str:
-    """Returns an image as the data URI of a JPEG."""
-    encoded = io.BytesIO()
-    image.save(encoded, "JPEG", quality=THUMBNAIL_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import functools
 import hashlib
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 import jinja2
 import numpy as np
 from markupsafe import Markup
+from PIL import Image
 
 from data_prep.common.payload import OWN_ITEM, OWN_PRODUCTS, parse_payload
 from data_prep.common.process_pool import ProcessMap, process_map
 from data_prep.common.text_table import text_table
-from data_prep.images.shrinking import thumbnail
+from data_prep.images.decoding import open_image, upright_pixels
 from data_prep.inspect import distributions
 from data_prep.inspect.distributions import Histogram, describe
 from data_prep.records.schema import Example, open_files, parse_example
@@ -119,7 +121,7 @@ def _show_item(item: Example) -> dict[str, Any]:
     return {
         "item_id": _payload(item).get(OWN_ITEM, item.integers("item_id")[0]),
         "text": item.byte_strings("text")[0].decode(),
-        "images": [thumbnail(data, THUMBNAIL) for data in item.byte_strings("frames")[:FRAMES_SHOWN]],
+        "images": [thumbnail(data) for data in item.byte_strings("frames")[:FRAMES_SHOWN]],
     }
 
 
@@ -145,3 +147,14 @@ def plot(title: str, histogram: Histogram) -> dict[str, Any]:
     ]
     high = f"{found.high} or more, up to {found.maximum}" if found.maximum > found.high else str(found.high)
     return {"title": title, "bars": bars, "low": low, "high": high}
+
+
+def thumbnail(data: bytes) -> str:
+    """Returns a small upright JPEG of an encoded image as a data URI."""
+    with open_image(data) as image:
+        image.draft("RGB", (THUMBNAIL, THUMBNAIL))
+        small = Image.fromarray(upright_pixels(image))
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

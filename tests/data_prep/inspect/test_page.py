@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.images.shrinking import thumbnail
 from data_prep.inspect.distributions import Histogram
-from data_prep.inspect.page import THUMBNAIL, format_table, inspect, plot, render
+from data_prep.inspect.page import format_table, inspect, plot, render, thumbnail
 
 ROOT = Path(__file__).parents[3]
 
@@ -91,7 +90,7 @@ def test_photos_are_shown_upright():
     exif[0x0112] = 6
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", exif=exif)
-    uri = thumbnail(buffer.getvalue(), THUMBNAIL)
+    uri = thumbnail(buffer.getvalue())
     small = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))).astype(int)
     assert small.shape == (96, 48, 3)
     assert small[5, 20, 0] > 150  # the left half is now on top
@@ -105,7 +104,7 @@ def test_thumbnails_show_what_training_sees():
     for image, shown in ((gray, 128), (clear, 255)):
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        small = Image.open(io.BytesIO(base64.b64decode(thumbnail(buffer.getvalue(), THUMBNAIL).split(",")[1])))
+        small = Image.open(io.BytesIO(base64.b64decode(thumbnail(buffer.getvalue()).split(",")[1])))
         np.testing.assert_allclose(np.asarray(small).astype(int), np.full((9, 11, 3), shown), atol=2)
 
 
