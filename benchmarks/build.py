@@ -94,9 +94,8 @@ def write_shards(folder: Path, names: list[str], images: list[bytes]) -> None:
         with tarfile.open(shard_path(folder, number, ".tar"), "w", format=tarfile.USTAR_FORMAT) as tar:
             for i in range(start, min(start + SHARD_FRAMES, len(names))):
                 body, url = images[i % DISTINCT], f"https://host/{names[i]}"
-                row = Row(
-                    f"{i:09}", url, SUCCESS, names[i], 1, bytes=len(body), extension="jpg", sha256=sums[i % DISTINCT]
-                )
+                common = {"key": f"{i:09}", "url": url, "status": SUCCESS, "name": names[i], "tries": 1}
+                row = Row(**common, bytes=len(body), extension="jpg", sha256=sums[i % DISTINCT])
                 rows.append(dataclasses.replace(row, start=add_image(tar, row, body)))
         write_ledger(shard_path(folder, number, ".parquet"), rows, Footer(0, 0, {}))
 

@@ -179,6 +179,6 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], length: int, separa
     for row, encoding in zip(present, encodings, strict=True):
         own = encoding.ids  # a new list on each access
         ids[row, : len(own)] = own[:length]
-        if len(own) > length:
+        if len(own) > length and separator is not None:
             ids[row, -1] = separator
     return ids

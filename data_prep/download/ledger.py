@@ -53,7 +53,7 @@ class Row:
 
 
 _TYPES = {str: pa.string(), str | None: pa.string(), int: pa.int32(), int | None: pa.int32()}
-_LARGE = dict.fromkeys(("bytes", "start"), pa.int64())
+_LARGE: dict[str, pa.DataType] = {"bytes": pa.int64(), "start": pa.int64()}
 SCHEMA = pa.schema(
     [
         pa.field(field.name, _LARGE.get(field.name, _TYPES[field.type]), nullable=field.default is None)

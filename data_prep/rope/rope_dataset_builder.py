@@ -171,9 +171,12 @@ class Builder(FileReaderBuilder):
         wanted = inputs.fingerprint  # raises ValueError for invalid images before anything is written
         if not self.is_prepared():
             return False
-        if changes := _describe_changes(read_fingerprint(Path(self.data_dir)), wanted):
+        built = read_fingerprint(Path(self.data_dir))
+        names = {"catalog": "text files", "images": "names or sizes of images", "version": "the version of this code"}
+        changed = [key for key in {**wanted, **built} if built.get(key) != wanted.get(key)]
+        if changes := [names.get(key, f"{key} {built.get(key)!r} then, {wanted.get(key)!r} now") for key in changed]:
             raise ValueError(
-                f"{self.data_dir} was built from other inputs ({changes}): "
+                f"{self.data_dir} was built from other inputs ({', '.join(changes)}): "
                 f"remove {self._dataset_folder} or choose another data folder"
             )
         return True
@@ -294,13 +297,6 @@ def read_fingerprint(folder: Path) -> dict[str, str]:
     """Returns the fingerprint of the inputs that a folder, finished or not, was built from; {} if it has none."""
     path = folder / FINGERPRINT_FILE
     return read_json(path, remedy=f"remove {folder} and build it again") if path.exists() else {}
-
-
-def _describe_changes(built: dict[str, str], wanted: dict[str, str]) -> str:
-    """Lists the differences between two fingerprints; "" if there are none."""
-    names = {"catalog": "text files", "images": "names or sizes of images", "version": "another version of this code"}
-    changed = [key for key in {**wanted, **built} if built.get(key) != wanted.get(key)]
-    return ", ".join(names.get(key, f"{key} {built.get(key)!r} then, {wanted.get(key)!r} now") for key in changed)
 
 
 @contextlib.contextmanager
