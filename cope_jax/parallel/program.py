@@ -152,11 +152,8 @@ def _operands(row: _Instruction) -> list[str]:
 
 def _bytes(shape: str) -> int:
     """Returns the bytes of an array such as `bf16[8,197,768]{2,1,0}`, or of a tuple of arrays."""
-    return sum(
-        _element_bytes(kind) * prod(int(size) for size in sizes.split(",") if size)
-        for kind, sizes in _ARRAY.findall(shape)
-    )
-
-
-def _element_bytes(kind: str) -> int:
-    return _SIZES.get(kind) or int(re.findall(r"\d+", kind)[0]) // 8
+    total = 0
+    for kind, sizes in _ARRAY.findall(shape):
+        element = _SIZES.get(kind) or int(re.findall(r"\d+", kind)[0]) // 8
+        total += element * prod(int(size) for size in sizes.split(",") if size)
+    return total

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.catalog.files import Catalog
+from data_prep.common.differences import flatten_keys
 from data_prep.common.files import atomic_write
 from data_prep.common.text_table import text_table
 from data_prep.download.failures import TRANSIENT, Failure
@@ -34,27 +35,21 @@ def write_summary(catalog: Catalog, out: Path) -> dict[str, Any]:
 
 
 def _count_domain(catalog: Catalog, out: Path, split: str, domain: str) -> dict[str, Any]:
-    items: collections.Counter[str] = collections.Counter()
-    frames: collections.Counter[str] = collections.Counter()
-    failed: collections.Counter[str] = collections.Counter()
-    size = 0
+    counts: collections.Counter[str] = collections.Counter()
     for path in (out / split / domain).glob("*.parquet"):
-        shard = read_footer(path).coverage
-        items.update(shard["items"])
-        failed.update(shard["frames"]["failed"])
-        frames.update({key: shard["frames"][key] for key in ("in", "ok")})
-        size += shard["bytes"]
+        counts.update(flatten_keys(read_footer(path).coverage))
+    failed = {name: counts[f"frames.failed.{name}"] for name in sorted(Failure) if counts[f"frames.failed.{name}"]}
     all_items, all_frames = catalog.count(split, domain), count_frames(catalog, split, domain)
-    states = {state: items[state] for state in ITEM_STATES}
+    states = {state: counts[f"items.{state}"] for state in ITEM_STATES}
     return {
-        "items": {"in": all_items, **states, "pending": all_items - items["in"]},
+        "items": {"in": all_items, **states, "pending": all_items - counts["items.in"]},
         "frames": {
             "in": all_frames,
-            "ok": frames["ok"],
-            "failed": dict(sorted(failed.items())),
-            "pending": all_frames - frames["in"],
+            "ok": counts["frames.ok"],
+            "failed": failed,
+            "pending": all_frames - counts["frames.in"],
         },
-        "bytes": size,
+        "bytes": counts["bytes"],
     }
 
 

@@ -100,7 +100,9 @@ def plan_shards(
             continue
         footer = ledger.read_footer(path)
         resumed = shard_path(folder, number, ".journal").exists()  # an interrupted retry
-        lost = _has_lost_images(shard_path(folder, number, ".tar"), path, resumed)
+        tar = shard_path(folder, number, ".tar")
+        # A tar may be missing, or shorter than its ledger says, unless an interrupted retry shortened it.
+        lost = not tar.exists() or (not resumed and tar.stat().st_size < ledger.min_tar_bytes(path))
         rows = {}
         if not lost and (options.retry or options.placeholders or resumed):
             rows = dict(enumerate(ledger.read_rows(path)))
@@ -113,8 +115,3 @@ def plan_shards(
         else:
             on_finished(footer.coverage["frames"]["in"])
         start = footer.stop
-
-
-def _has_lost_images(tar: Path, path: Path, resumed: bool) -> bool:
-    """Returns whether a tar is missing or shorter than its ledger says, unless an interrupted retry shortened it."""
-    return not tar.exists() or (not resumed and tar.stat().st_size < ledger.min_tar_bytes(path))
