@@ -84,6 +84,14 @@ def test_frozen_parameters_have_no_optimizer_state_and_no_decay(frozen_config):
     assert not rows["model/vision/position"].decays
 
 
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_the_batch_of_blocks_is_constrained_if_parameters_are_sharded_like_it(tiny_config, fsdp):
+    config = replace_fields(tiny_config, {"mesh.fsdp": fsdp})
+    plan = make_plan(config, make_mesh(**asdict(config.mesh)), vocab_size=50)
+    program = plan.step.trace(plan.state, training_batch_shapes(config)).jaxpr
+    assert ("sharding_constraint" in str(program)) == (fsdp == 2)
+
+
 @pytest.mark.slow
 def test_the_report_has_every_part(frozen_config):
     """Also for cuDNN attention, which fake devices do not have."""
