@@ -27,6 +27,7 @@ help() {
 ./run.sh synthetic --out=DIR …         write a synthetic release
 ./run.sh catalog --release=DIR …       check, join and order the text files of a release; invalid lines are listed
 ./run.sh table --table=FILE …          make the same kind of catalog from a table of your own products
+./run.sh segment --video=FILE …        cut a long recording into the clips of a table
 ./run.sh download --catalog=DIR …      fetch the images of a catalog into tar shards
 ./run.sh build --release=DIR …         build array records from a release, or from a --catalog
 ./run.sh tfds build …                  the same with the options of TFDS's own command

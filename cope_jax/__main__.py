@@ -30,6 +30,7 @@ COMMANDS = {
     "synthetic": Command("data_prep.synthetic", "write a synthetic release"),
     "catalog": Command("data_prep.catalog", "check, join and order the text files of a release"),
     "table": Command("data_prep.table", "make the same kind of catalog from a table of your own products"),
+    "segment": Command("data_prep.segment", "cut a long recording into the clips of a table", "video"),
     "download": Command("data_prep.download", "fetch the images of a catalog into tar shards", "download"),
     "build": Command("data_prep.build", "build array records from a release or a catalog", "beam"),
     "tfds build": Command("data_prep.tfds_build", "the same with the options of TFDS's own command"),
@@ -89,6 +90,7 @@ def main() -> None:
         if not command.extra or find_spec((error.name or module).partition(".")[0]):
             raise
         extra = "serve" if {"serve", "--serve"} & {*arguments} else command.extra
+        extra = "video" if error.name == "av" else extra
         sys.exit(f"cope: {name} needs the package {error.name}: pip install 'cope-jax[{extra}]'")
 
 

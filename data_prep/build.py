@@ -7,11 +7,16 @@
 The second form first makes the catalog of the release in <data_dir>/catalog. Images may be stored in folders of any
 depth, in the shards of a download, or in both. Missing and invalid images are dropped and listed in
 <data_dir>/<name>/dropped.jsonl; more than --max_missing of them are an error. With --max_side=256, larger images are
-shrunk once, here, so that training need not decode whole photos at every step. If a build is interrupted, run the same
+shrunk once, here, so that training need not decode whole photos at every step.
+
+Of each video, --frames_per_clip frames are stored as JPEGs, evenly spaced, or --fps frames per second, or with --scenes
+the middle of each scene; their longer side has --max_side pixels, by default 384. Black frames and those that equal the
+one before are skipped, and counted in the summary (see `FrameChoice`). If a build is interrupted, run the same
 command again: it resumes. If the data sets are finished, it does nothing.
 """
 
 import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -32,6 +37,7 @@ from data_prep.records.dropped import DROPPED_FILE, MAX_MISSING, copy_lists
 from data_prep.records.inputs import Inputs, inputs_from_release
 from data_prep.records.runners import Runner, beam_runner, local_runner
 from data_prep.rope.rope_dataset_builder import NAME, Builder
+from data_prep.videos.reader import MAX_FRAMES, FrameChoice
 
 FLAGS = flags.FLAGS
 SUMMARY_FILE = "build_summary.json"
@@ -123,6 +129,8 @@ def format_summary(summary: dict[str, Any]) -> str:
             dropped = [f"{count} items: {reason}" for reason, count in items["dropped"].items()]
             dropped += [f"{count} frames: {reason}" for reason, count in frames["dropped"].items()]
             counts = (items["in"], items["kept"], frames["in"], frames["kept"])
+            clips = parts[domain].get("clips", {})
+            dropped += [f"{clips[key]} frames: {key}" for key in ("black", "duplicate") if clips.get(key)]
             rows.append((split, domain, *map(str, counts), f"{size / 1e6:.1f}", ", ".join(dropped) or "none"))
         products = parts["product"]["products"]
         rows.append((split, "product", str(products["in"]), str(products["kept"]), "", "", "", ""))
@@ -139,6 +147,10 @@ def define_flags() -> None:
     flags.DEFINE_string("data_dir", None, "Folder for the data set, which is written to <data_dir>/<name>.")
     flags.DEFINE_string("name", NAME, "Name of the data set.")
     flags.DEFINE_integer("max_side", None, "Shrink images whose longer side is larger, in pixels.", lower_bound=1)
+    flags.DEFINE_integer("frames_per_clip", FrameChoice.frames_per_clip, "Frames of each video.", 1, MAX_FRAMES)
+    flags.DEFINE_float("fps", None, "Frames per second of each video, instead of --frames_per_clip.", 0.001, 1000)
+    flags.DEFINE_bool("scenes", False, "Take the middle of the longest --frames_per_clip scenes of each video.")
+    flags.DEFINE_integer("quality", FrameChoice.quality, "JPEG quality of the frames of videos.", 1, 100)
     flags.DEFINE_list("splits", None, "Splits to build. Default: train, test and all others of a catalog.")
     for split, prefix in PREFIXES.items():
         flags.DEFINE_string(f"{split}_prefix", prefix, f"Prefix of the file names of split {split} in a release.")
@@ -175,7 +187,11 @@ def _inputs(data_dir: Path, report: Callable[[str], None]) -> Inputs:
     images = split_folders(FLAGS.images or ())
     if FLAGS.catalog:
         splits = FLAGS.splits or dict.fromkeys((*Catalog(Path(FLAGS.catalog)).splits, *PREFIXES))
-        return Inputs(Path(FLAGS.catalog), tuple(images), tuple(splits), FLAGS.max_side)
+        names = ("frames_per_clip", "fps", "scenes", "quality")
+        choice = FrameChoice(**{name: getattr(FLAGS, name) for name in names})
+        if FLAGS.max_side:
+            choice = dataclasses.replace(choice, max_side=FLAGS.max_side)
+        return Inputs(Path(FLAGS.catalog), tuple(images), tuple(splits), FLAGS.max_side, choice)
     prefixes = {split: getattr(FLAGS, f"{split}_prefix") for split in PREFIXES}
     return inputs_from_release(
         Path(FLAGS.release),

@@ -6,17 +6,18 @@
 
 The table has the columns `product`, `item`, optionally `domain` (any names; without it, all rows are of the domain
 page), `text` and `split` (train, val or test), and either `images` (one row per item; a list, or names separated by
-"|") or `image` (one row per image) and optionally `time`. An item of several products has one row for each.
+"|") or `image` (one row per image) and optionally `time`. An item of several products has one row for each. A row
+without images may name a `video` (mp4, mov, webm, mkv or gif), of which `start` and `end`, in seconds, bound a clip.
 
 Without a split, products are split at random, but always alike. Products that are shown together stay together: of the
 items that show several products, the one with the smallest hash is drawn for all products that it is the smallest of.
 An item is left with the products of one split: those that were drawn with it, or the larger part.
 
 The domains page, video and live are of the kinds image, clip and clip. Another domain is of kind clip if one of its
-items has several images. --domains states the kinds instead, and leaves out rows of other domains.
+items has several images or a video. --domains states the kinds instead, and leaves out rows of other domains.
 
-Other columns, such as title, category, price and url, are carried along for search. --images may be left out if all
-images are URLs, which `download` fetches. --format reads an export of a shop, see `data_prep.catalog.formats`; its
+Other columns, such as title, category, price, url and video, are carried along for search. --images may be left out if
+all images are URLs, which `download` fetches. --format reads an export of a shop, see `data_prep.catalog.formats`; its
 items are also written to OUT.jsonl.
 """
 
@@ -44,6 +45,7 @@ from data_prep.common import cli
 from data_prep.common.domains import ROPE_DOMAINS, format_domains, parse_domains, sort_domains
 from data_prep.common.files import file_sha256
 from data_prep.images.lookup import find_missing, format_hints
+from data_prep.videos.clip_names import strip_fragment
 
 FLAGS = flags.FLAGS
 
@@ -188,7 +190,7 @@ def _keep_items_together(con: duckdb.DuckDBPyConnection, test_fraction: float, r
 def _check_images(con: duckdb.DuckDBPyConnection, images: Path, report: Callable[[str], None]) -> None:
     """Reports missing images among the first names; raises ValueError if all are missing."""
     rows = con.execute(f"SELECT name FROM images ORDER BY line LIMIT {_SAMPLED_IMAGES}").fetchall()
-    names = dict.fromkeys(name for (name,) in rows)
+    names = dict.fromkeys(strip_fragment(name) for (name,) in rows)
     if not (missing := find_missing(names, [images])):
         return
     hints = format_hints(missing) or f"names must be paths inside --images, and there is no {min(missing)!r}"
@@ -208,7 +210,7 @@ def _check_largest_product(con: duckdb.DuckDBPyConnection, report: Callable[[str
 
 
 def _domain_kinds(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
-    """Returns the domains of the table and their kinds: "clip" if some item has several images."""
+    """Returns the domains of the table and their kinds: "clip" if some item has several images or a video."""
     several = dict(con.execute("FROM domains").fetchall())
     return {name: ROPE_DOMAINS.get(name) or ("clip" if several[name] else "image") for name in sort_domains(several)}
 
@@ -246,7 +248,7 @@ def define_flags() -> None:
     """Defines the flags of the command."""
     formats = "*.parquet, *.csv, *.tsv, *.jsonl, *.ndjson; the last four also as *.gz"
     flags.DEFINE_string("table", None, f"The table ({formats}), or a folder of such files.", required=True)
-    flags.DEFINE_string("images", None, "Folder with the images. Their names are paths in it, or URLs.")
+    flags.DEFINE_string("images", None, "Folder with the images and videos. Their names are paths in it, or URLs.")
     flags.DEFINE_string("format", None, f"Export of a shop: {', '.join(FORMATS)}, or a file with a column map.")
     flags.DEFINE_string("out", None, "Folder of the catalog.", required=True)
     flags.DEFINE_float("test_fraction", TEST_FRACTION, "Fraction of products to test, for rows without a split.", 0, 1)

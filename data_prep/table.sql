@@ -61,11 +61,14 @@ SELECT kind, original, whole,
     ELSE row_number() OVER (PARTITION BY kind ORDER BY original) - 1 END
 FROM every JOIN kinds USING (kind);
 
--- Domains, and whether some item has several images.
+-- Domains, and whether some item has several images or a clip of a video.
 CREATE VIEW domains AS
-SELECT domain, coalesce(max(count), 0) > 1
+SELECT domain, coalesce(max(count), 0) > 1 OR coalesce(bool_or(has_clip), false)
 FROM (SELECT DISTINCT domain FROM rows)
-LEFT JOIN (SELECT domain, count(DISTINCT name) AS count FROM images GROUP BY domain, item) USING (domain)
+LEFT JOIN (
+    SELECT domain, count(DISTINCT name) AS count, bool_or(regexp_matches(name, '#t=[0-9.,]+$')) AS has_clip
+    FROM images GROUP BY domain, item
+) USING (domain)
 GROUP BY domain;
 
 -- Sources of a split and domain, see `split_writer.RowSource`.

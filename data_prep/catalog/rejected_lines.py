@@ -36,6 +36,7 @@ class Reason(enum.StrEnum):
     REPEATED = "column given twice"
     DOMAIN = "unknown domain"
     SPLIT = "unknown split"
+    TIMES = "start and end that are no ascending seconds"
     CONFLICT = "another text for the same item"
     DUPLICATE = "row said before"
     NO_PAIR = "item in no product pair"

@@ -10,6 +10,7 @@ from data_prep.catalog.rejected_lines import Reason
 from data_prep.catalog.release_parser import INT64_MAX, check_path
 from data_prep.catalog.table_reader import COLUMNS, Values, read_rows
 from data_prep.common.domains import is_domain_name
+from data_prep.videos.clip_names import ClipName
 
 SPLITS = ("train", "val", "test")
 DEFAULT_DOMAIN = "page"  # of all rows of a table without a column `domain`
@@ -19,12 +20,13 @@ _NO_ID = frozenset({"", "nan", "none", "null", "<na>", "nat", "#n/a"})  # how pr
 _MAX_EXACT_FLOAT = 2**53  # larger whole numbers have no float of their own
 _SCIENTIFIC = re.compile(r"[+-]?\d+([.,]\d+e[+-]?|e[+-])\d+", re.IGNORECASE)  # 6.97E+12, but not the code 12E3
 _URL = re.compile(r"https?://[^\s\\]{1,4000}")
+_SECONDS = re.compile(r"\d{1,9}(\.\d*)?")
 _FLOAT = re.compile(r"[+-]?(\d+)\.0*")
 
 
 @dataclasses.dataclass(frozen=True)
 class TableRow:
-    """A row of a table: ids as written there, "" for missing values, and (name, time or None) of each image.
+    """A row of a table: ids as written there, "" for missing values, and (name, time or None) of each image or clip.
 
     `payload` is a JSON object of the other columns, all as text, under names like "variant_price"; "" without any.
     """
@@ -52,6 +54,9 @@ def parse_row(values: Values) -> TableRow | Reason:
     """
     fields = [values.get(name) for name in ("split", "domain", "product", "item", "text", "time")]
     images = _images(values)
+    is_clip = images == [] and not _is_missing(values.get("video"))
+    if is_clip:
+        images = [values["video"]]
     if images is None or any(isinstance(value, (list, dict, bytes)) for value in (*fields, *images)):
         return Reason.TYPE
     split, domain, product, item, text, time = map(_string, fields)
@@ -76,6 +81,10 @@ def parse_row(values: Values) -> TableRow | Reason:
         return Reason.NUMBER
     if reason := next(filter(None, map(_check_name, names)), None):
         return reason
+    if is_clip:
+        if not (span := _clip_span(values)):
+            return Reason.TIMES
+        names = [str(ClipName(names[0], *span))]
     frames = tuple((name, int(time) if time else None) for name in names)
     return TableRow(split, domain, product, item, text, frames, json.dumps(payload, ensure_ascii=False) * bool(payload))
 
@@ -85,6 +94,15 @@ def _payload(values: Values) -> dict[str, str]:
     fields = {re.sub(r"\W+", "_", name).strip("_"): value for name, value in values.items() if name not in COLUMNS}
     texts = {name: _string(value) for name, value in fields.items() if not isinstance(value, (list, dict, bytes))}
     return {name: text for name, text in texts.items() if name and name not in COLUMNS and text}
+
+
+def _clip_span(values: Values) -> tuple[float, float | None] | None:
+    """Returns start and end of a clip in seconds, or None if they are not valid; a missing end is that of the video."""
+    start, end = _string(values.get("start")) or "0", _string(values.get("end"))
+    if not all(_SECONDS.fullmatch(time) for time in (start, end or "0")):
+        return None
+    span = float(start), float(end) if end else None
+    return span if span[1] is None or span[0] < span[1] else None
 
 
 def _check_name(name: str) -> Reason | None:

@@ -115,8 +115,8 @@ def _column_name(name: object) -> str:
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
     problems = [f"no column {column}" for column in REQUIRED_COLUMNS if column not in columns]
     problems += [f"column {column} is given twice" for column in COLUMNS if columns.count(column) > 1]
-    if ("images" in columns) == ("image" in columns):
-        problems.append("needs either a column images (one row per item) or a column image (one row per image)")
+    if {"images", "image"} <= {*columns} or not {"images", "image", "video"} & {*columns}:
+        problems.append("needs either a column images (one row per item) or image (one row per image), or a video")
     if problems:
         raise ValueError(f"{path}: {'; '.join(problems)}; its columns are {', '.join(columns)}")
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.catalog.files import Catalog
@@ -28,6 +29,7 @@ from data_prep.images.decoding import ImageProblem
 from data_prep.images.lookup import Hint
 from data_prep.images.shrinking import shrink
 from data_prep.images.sources import WHOLE_FILE, Location
+from data_prep.videos.clip_names import FRAGMENT
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -267,6 +269,8 @@ def _frame_names(items: Path) -> pa.RecordBatchReader:
         position = 0
         for batch in stream_parquet(items, ["frame_names"]):
             names = batch.column(0).flatten()
+            if pc.any(pc.match_substring(names, "#t=")).as_py():  # of clips
+                names = pc.replace_substring_regex(names, FRAGMENT, "")
             positions = np.arange(position, position := position + len(names))
             yield pa.RecordBatch.from_arrays([pa.array(positions), names], schema=schema)
 

@@ -25,6 +25,7 @@ from data_prep.common.parquet import open_parquet
 from data_prep.images.decoding import RULES_KEY
 
 MEMBER_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "avif", "tif", "tiff", "heic", "heif", "jxl", "jp2")
+MEMBER_SUFFIXES += ("mp4", "mov", "webm", "mkv")
 COMPANION_SUFFIXES = (".tar", ".parquet", ".json", ".journal", TEMPORARY)  # of a download: no images, and some change
 WHOLE_FILE = -1
 ALIAS = 1 << 56  # added to the preference of names that are only the last part

@@ -51,12 +51,12 @@ def check_dropped(name: str, frames: Mapping, max_missing: float, target: Path, 
 
     Args:
         name: Split and domain.
-        frames: Counts of the frames: "in", "kept" and "dropped", by reason.
+        frames: Counts of the frames: "in" and "dropped", by reason.
         max_missing: Largest fraction of images to drop.
         target: File for the list.
         folder: Folder of the finished shards.
     """
-    count = frames["in"] - frames["kept"]
+    count = sum(frames["dropped"].values())
     if not _is_excessive(count, frames["in"], max_missing):
         return
     copy_lists(target, [folder])

@@ -11,6 +11,7 @@ from data_prep.catalog.files import Catalog
 from data_prep.catalog.release_catalog import build_release_catalog
 from data_prep.catalog.release_parser import PREFIXES
 from data_prep.images import sources as image_sources
+from data_prep.videos.reader import ALL_DEFAULTS, FrameChoice
 
 VERSION = 1  # increment when the same inputs give other records
 
@@ -23,6 +24,7 @@ class Inputs:
     images: tuple[Path, ...]  # folders, or shards of a download; if several contain a name, the first wins
     splits: tuple[str, ...] = ("train", "test")
     max_side: int | None = None  # longer side of images in pixels, to which larger ones are shrunk; None keeps all
+    choice: FrameChoice = ALL_DEFAULTS  # of the frames of clips
 
     def __post_init__(self) -> None:
         if not self.splits or len(set(self.splits)) < len(self.splits):
@@ -62,6 +64,7 @@ class Inputs:
             "splits": ", ".join(self.splits),
             "version": str(VERSION),
             **({"max_side": str(self.max_side)} if self.max_side else {}),
+            **({"clips": str(self.choice)} if self.choice != ALL_DEFAULTS else {}),
         }
 
     @property

@@ -17,7 +17,10 @@ from data_prep.catalog.files import Catalog
 from data_prep.common.files import atomic_write
 from data_prep.images import index as image_index
 from data_prep.records import schema
+from data_prep.records.clips import ClipReader
 from data_prep.records.dropped import dropped_image, list_path, write_lines
+from data_prep.videos.clip_names import parse_clip
+from data_prep.videos.reader import ALL_DEFAULTS, FrameChoice
 
 # Frames per shard. The maximum keeps shards below 1 GB at 50 kB per image, and ROPE at 4,000 files, all of which are
 # open during training. The minimum spares small data sets files of a few images. In between, 16 shards keep a pool busy
@@ -47,6 +50,7 @@ class Shard:
     places: Path  # file of the image index with the places of the domain's frames
     sources: tuple[Path, ...]  # sources of images that the places refer to
     max_side: int | None = None  # see `Inputs`
+    choice: FrameChoice = ALL_DEFAULTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,7 @@ class ShardReport:
     crc32: int  # of the records, see `schema.Tally`
     dropped_items: Mapping[str, int]  # counts by reason
     dropped_frames: Mapping[str, int]
+    clips: Mapping[str, int] = dataclasses.field(default_factory=dict)  # see `ClipReader.counts`; {} without any
 
     @property
     def rows(self) -> int:
@@ -121,24 +126,29 @@ def write_shard(shard: Shard) -> ShardReport:
     dropped_items: collections.Counter[str] = collections.Counter()
     dropped_images: list[dict[str, object]] = []
     kept_frames = 0
+    clips = ClipReader(shard.sources, shard.choice)
 
     def examples() -> Iterator[dict[str, Any]]:
         nonlocal kept_frames
         span = shard.span
         items = Catalog(shard.catalog).items(shard.split, shard.domain, span.start, span.stop)
         places = image_index.read_places(shard.places, span.first_frame, span.last_frame)
-        with image_index.ImageReader(shard.sources, shard.max_side) as reader:
+        with image_index.ImageReader(shard.sources, shard.max_side) as reader, clips:
             for row, item in enumerate(items, start=span.start):
                 times, frames = [], []
                 for frame, place in zip(item.frames, places, strict=False):  # the rest are of the next items
-                    data, problem = reader.read(place)
-                    if problem is not None:
-                        dropped_images.append(
-                            dropped_image(shard.split, shard.domain, item.own_id, frame.name, problem.value)
-                        )
+                    if clip := parse_clip(frame.name):
+                        found, found_times, problem = clips.read(clip, place)
                     else:
-                        times.append(frame.time)
-                        frames.append(data)
+                        data, problem = reader.read(place)
+                        found, found_times = [data], [frame.time]
+                    if problem is not None:
+                        line = dropped_image(shard.split, shard.domain, item.own_id, frame.name, str(problem))
+                        dropped_images.append(line)
+                        continue
+                    frames += found
+                    # The frames of a further clip follow those of the first one.
+                    times += [time if not clip or not times else max(time, times[-1]) for time in found_times]
                 if not frames:
                     dropped_rows.append(row)
                     dropped_items["no frames left" if item.frames else "no frames listed"] += 1
@@ -157,6 +167,7 @@ def write_shard(shard: Shard) -> ShardReport:
         crc32=tally.crc32,
         dropped_items=dict(sorted(dropped_items.items())),
         dropped_frames=dict(sorted(collections.Counter(str(line["reason"]) for line in dropped_images).items())),
+        clips=dict(clips.counts),
     )
     report_path(shard.path).parent.mkdir(exist_ok=True)
     if dropped_images:
@@ -199,9 +210,15 @@ def kept_rows(rows: Sequence[int], dropped: np.ndarray) -> tuple[int, ...]:
 
 
 def summarize(reports: Sequence[ShardReport]) -> dict[str, Any]:
-    """Returns the counts of a domain's shards for the build summary: items, frames and bytes."""
+    """Returns the counts of a domain's shards for the build summary: items, frames, bytes and, if any, clips.
+
+    A clip counts as one frame "in", while those that are kept are counted as frames.
+    """
     dropped_items = sum((collections.Counter(report.dropped_items) for report in reports), collections.Counter())
     dropped_frames = sum((collections.Counter(report.dropped_frames) for report in reports), collections.Counter())
+    clips = collections.Counter()
+    for report in reports:
+        clips.update(report.clips)
     return {
         "items": {
             "in": sum(report.span.stop - report.span.start for report in reports),
@@ -214,4 +231,5 @@ def summarize(reports: Sequence[ShardReport]) -> dict[str, Any]:
             "dropped": dict(sorted(dropped_frames.items())),
         },
         "bytes": sum(report.num_bytes for report in reports),
+        **({"clips": dict(clips)} if clips else {}),
     }

@@ -30,6 +30,7 @@ from data_prep.records import schema, shards
 from data_prep.records.dropped import DROPPED_FILE, MAX_MISSING, check_dropped, check_missing
 from data_prep.records.inputs import Inputs, inputs_from_release
 from data_prep.records.runners import Runner, local_runner
+from data_prep.videos.clip_names import parse_clip
 
 NAME = "rope"  # of data sets without a name of their own
 PRODUCTS_PER_SHARD = 16384
@@ -208,8 +209,7 @@ class Builder(FileReaderBuilder):
     def _write_items(self, folder: Path, inputs: Inputs, split: str) -> tfds.core.SplitInfo:
         domain = self.builder_config_name
         assert domain is not None
-        frame_counts = functools.partial(inputs.opened_catalog.frame_counts, split, domain)
-        spans = shards.plan_shards(frame_counts(), max_frames=shards.frames_per_shard(sum(frame_counts())))
+        spans = _plan(inputs, split, domain)
         index = self._index_folder(inputs)
         index.mkdir(parents=True, exist_ok=True)
         with lock_file(index / "lock", f"is writing {index}", wait=True):  # builds of other domains use it, too
@@ -218,7 +218,9 @@ class Builder(FileReaderBuilder):
         check_missing(index, inputs, self._max_missing, dropped_path)
         places = image_index.places_path(index, split, domain)
         jobs = [
-            shards.Shard(path, inputs.catalog, split, domain, span, places, inputs.images, inputs.max_side)
+            shards.Shard(
+                path, inputs.catalog, split, domain, span, places, inputs.images, inputs.max_side, inputs.choice
+            )
             for path, span in zip(self._shard_paths(folder, split, len(spans)), spans, strict=True)
         ]
         reports: dict[int, shards.ShardReport] = {}
@@ -297,6 +299,17 @@ def read_fingerprint(folder: Path) -> dict[str, str]:
     """Returns the fingerprint of the inputs that a folder, finished or not, was built from; {} if it has none."""
     path = folder / FINGERPRINT_FILE
     return read_json(path, remedy=f"remove {folder} and build it again") if path.exists() else {}
+
+
+def _plan(inputs: Inputs, split: str, domain: str) -> list[shards.Span]:
+    """Returns the spans of a domain's shards; if it begins with clips, each listed frame counts as many."""
+    catalog = inputs.opened_catalog
+    first = itertools.islice(catalog.items(split, domain), 100)
+    has_clips = any(parse_clip(frame.name) for item in first for frame in item.frames)
+    factor = inputs.choice.frames_per_clip if has_clips else 1
+    frames = factor * sum(catalog.frame_counts(split, domain))
+    max_frames = max(1, shards.frames_per_shard(frames) // factor)
+    return shards.plan_shards(catalog.frame_counts(split, domain), max_frames=max_frames)
 
 
 @contextlib.contextmanager

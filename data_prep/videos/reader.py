@@ -103,6 +103,9 @@ class FrameChoice:
             raise ValueError(f"quality is {self.quality}; it must be from 1 to 100")
 
 
+ALL_DEFAULTS = FrameChoice()
+
+
 @dataclasses.dataclass(frozen=True)
 class VideoFrames:
     """Frames of a clip, in order.
@@ -218,7 +221,7 @@ class VideoReader:
             self._idle.put(None)
 
     def read(
-        self, source: Source, choice: FrameChoice | None = None, start: float | None = None, end: float | None = None
+        self, source: Source, choice: FrameChoice = ALL_DEFAULTS, start: float | None = None, end: float | None = None
     ) -> VideoFrames:
         """Reads the chosen frames of a video, or of its part from `start` to `end` in seconds.
 
@@ -232,7 +235,7 @@ class VideoReader:
             VideoError: The file is missing, invalid, or more than the limits allow.
             OSError: The file exists but cannot be read, which is a problem of the machine.
         """
-        request = {"choice": dataclasses.asdict(choice or FrameChoice()), "start": start, "end": end}
+        request = {"choice": dataclasses.asdict(choice), "start": start, "end": end}
         header, frames = self._ask(source, request)
         return VideoFrames(frames, tuple(header["times"]), header["duration"], header["black"], header["duplicates"])
 
@@ -244,7 +247,7 @@ class VideoReader:
         """Returns when the scenes of a video begin, in seconds, except for the first one; raises like `read`."""
         return tuple(self._ask(source, {"scenes": True, "start": start, "end": end})[0]["scenes"])
 
-    def map(self, clips: Iterable[Clip], choice: FrameChoice | None = None) -> Iterator[VideoFrames | VideoError]:
+    def map(self, clips: Iterable[Clip], choice: FrameChoice = ALL_DEFAULTS) -> Iterator[VideoFrames | VideoError]:
         """Yields the frames of each clip in order, or the error of a clip, while the pool reads the next ones."""
 
         def read(clip: Clip) -> VideoFrames | VideoError:
