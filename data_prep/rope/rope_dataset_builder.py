@@ -5,7 +5,6 @@ TFDS's own writer keeps a split in memory and needs TensorFlow beyond 1 GB. This
 """
 
 import contextlib
-import functools
 import itertools
 import json
 import os
