@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Float32
 
 from cope_jax.models.layers import (
     EMBEDDING_INIT,
+    BlockSettings,
     ComputeOptions,
     Linear,
     PreNormBlock,
@@ -198,7 +199,7 @@ class TransformerFusion(nnx.Module):
         self.modality = nnx.Param(EMBEDDING_INIT(rngs.params(), (2, width)))  # frames, words
         self.frames = Linear(vision_width, width, dtype=dtype, rngs=rngs)
         self.words = None if text_width is None else Linear(text_width, width, dtype=dtype, rngs=rngs)
-        block = partial(PreNormBlock, width, heads, activation="gelu", compute=compute)
+        block = partial(PreNormBlock, BlockSettings(width, heads, "gelu"), compute=compute)
         self.blocks = make_stack(block, depth, rngs=rngs)
         self.post_norm = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.project = Linear(width, embedding, dtype=dtype, rngs=rngs)

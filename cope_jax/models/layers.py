@@ -297,24 +297,30 @@ class Mlp(nnx.Module):
         return self.down(self.activation(self.up(x)))
 
 
-class PreNormBlock(nnx.Module):
-    """The transformer block of ViT, CLIP and SigLIP: normalize, transform, add; `mlp_width` 0 is 4 times the width."""
+@dataclass(frozen=True)
+class BlockSettings:
+    """What the transformer blocks of an encoder have in common."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        activation: str,
-        mlp_width: int = 0,
-        epsilon: float = 1e-5,
-        compute: ComputeOptions,
-        rngs: nnx.Rngs,
-    ):
-        self.norm1 = layer_norm(width, epsilon=epsilon, dtype=compute.dtype, rngs=rngs)
-        self.attention = Attention(width, heads, compute=compute, rngs=rngs)
-        self.norm2 = layer_norm(width, epsilon=epsilon, dtype=compute.dtype, rngs=rngs)
-        self.mlp = Mlp(width, mlp_width or 4 * width, activation, dtype=compute.dtype, rngs=rngs)
+    width: int  # of the tokens
+    heads: int  # number of attention heads
+    activation: str  # a key of ACTIVATIONS
+    mlp_width: int = 0  # of the hidden layers; 0 is 4 times the width
+    epsilon: float = 1e-5  # of the norms
+
+    def mlp(self, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> Mlp:
+        """Makes the MLP of a block."""
+        return Mlp(self.width, self.mlp_width or 4 * self.width, self.activation, dtype=dtype, rngs=rngs)
+
+
+class PreNormBlock(nnx.Module):
+    """The transformer block of ViT, CLIP and SigLIP: normalize, transform, add."""
+
+    def __init__(self, settings: BlockSettings, *, compute: ComputeOptions, rngs: nnx.Rngs):
+        make_norm = partial(layer_norm, settings.width, epsilon=settings.epsilon, dtype=compute.dtype, rngs=rngs)
+        self.norm1 = make_norm()
+        self.attention = Attention(settings.width, settings.heads, compute=compute, rngs=rngs)
+        self.norm2 = make_norm()
+        self.mlp = settings.mlp(dtype=compute.dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -332,24 +338,15 @@ class PreNormBlock(nnx.Module):
 class AttentionPool(nnx.Module):
     """SigLIP's pooling: a learned probe attends to all tokens, followed by a norm and an MLP."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        activation: str,
-        mlp_width: int = 0,
-        epsilon: float,
-        compute: ComputeOptions,
-        rngs: nnx.Rngs,
-    ):
-        sizes, dtype = (heads, width // heads), compute.dtype
+    def __init__(self, settings: BlockSettings, *, compute: ComputeOptions, rngs: nnx.Rngs):
+        width, dtype = settings.width, compute.dtype
+        sizes = settings.heads, width // settings.heads
         self.probe = nnx.Param(EMBEDDING_INIT(rngs.params(), (width,)))
         self.query = Linear(width, sizes, dtype=dtype, rngs=rngs)
         self.kv = Linear(width, (2, *sizes), dtype=dtype, rngs=rngs)
         self.out = Linear(sizes, width, dtype=dtype, rngs=rngs)
-        self.norm = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(width, mlp_width or 4 * width, activation, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(width, epsilon=settings.epsilon, dtype=dtype, rngs=rngs)
+        self.mlp = settings.mlp(dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BND: Float[Array, "B N D"]) -> Float[Array, "B D"]:
         B, _, D = x_BND.shape

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 from cope_jax.models.layers import (
     EMBEDDING_INIT,
     Attention,
+    BlockSettings,
     ComputeOptions,
     Linear,
     Mlp,
@@ -118,8 +119,8 @@ class TextEncoder(nnx.Module):
             rates = {"dropout": dropout, "attention_dropout": attention_dropout}
             block = partial(PostNormBlock, width, heads, **rates, compute=compute)
         else:
-            sizes = {"activation": activation, "mlp_width": mlp_width, "epsilon": epsilon}
-            block = partial(PreNormBlock, width, heads, **sizes, compute=compute)
+            settings = BlockSettings(width, heads, activation, mlp_width, epsilon)
+            block = partial(PreNormBlock, settings, compute=compute)
         self.blocks = make_stack(block, depth, rngs=rngs)
         self.pooler = Linear(width, width, dtype=dtype, rngs=rngs) if pooling == "pooler" else None
         self.post_norm = None if is_bert else layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)

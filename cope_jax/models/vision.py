@@ -13,6 +13,7 @@ from cope_jax.models.layers import (
     EMBEDDING_INIT,
     Attention,
     AttentionPool,
+    BlockSettings,
     ComputeOptions,
     Linear,
     PreNormBlock,
@@ -63,26 +64,16 @@ class ClipBlock(nnx.Module):
     """
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        messages: bool,
-        gated: bool,
-        activation: str,
-        mlp_width: int,
-        epsilon: float,
-        compute: ComputeOptions,
-        rngs: nnx.Rngs,
+        self, settings: BlockSettings, *, messages: bool, gated: bool, compute: ComputeOptions, rngs: nnx.Rngs
     ):
         self.messages, self.gated = messages, gated
         if messages:
+            width = settings.width
             self.message_fc = Linear(width, width, dtype=compute.dtype, rngs=rngs)
             self.message_norm = layer_norm(width, epsilon=1e-5, dtype=compute.dtype, rngs=rngs)
-            self.message_attention = Attention(width, heads, compute=compute, rngs=rngs)
+            self.message_attention = Attention(width, settings.heads, compute=compute, rngs=rngs)
             self.message_gate = nnx.Param(jnp.zeros(width, jnp.float32)) if gated else None
-        sizes = {"activation": activation, "mlp_width": mlp_width, "epsilon": epsilon}
-        self.block = PreNormBlock(width, heads, **sizes, compute=compute, rngs=rngs)
+        self.block = PreNormBlock(settings, compute=compute, rngs=rngs)
 
     def __call__(
         self,
@@ -122,21 +113,12 @@ class FrameIntegration(nnx.Module):
     """
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        depth: int,
-        max_frames: int,
-        activation: str,
-        gated: bool,
-        compute: ComputeOptions,
-        rngs: nnx.Rngs,
+        self, settings: BlockSettings, depth: int, frames: int, *, gated: bool, compute: ComputeOptions, rngs: nnx.Rngs
     ):
-        self.compute = compute
+        self.compute, width = compute, settings.width
         self.gate = nnx.Param(jnp.zeros(width, jnp.float32)) if gated else None
-        self.position = nnx.Param(EMBEDDING_INIT(rngs.params(), (max_frames, width)))
-        block = partial(PreNormBlock, width, heads, activation=activation, compute=compute)
+        self.position = nnx.Param(EMBEDDING_INIT(rngs.params(), (frames, width)))
+        block = partial(PreNormBlock, settings, compute=compute)
         self.blocks = make_stack(block, depth, rngs=rngs)
 
     def __call__(self, frames_BTD: Float[Array, "B T D"], mask_BT: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -214,7 +196,7 @@ class VisionEncoder(nnx.Module):
         self.normalisation, self.pooling, self.max_frames = normalisation, pooling, max_frames
         self.compute, dtype = compute, compute.dtype
         self.cross_frame, self.gated, self.broadcast_single_frame = cross_frame, gated, broadcast_single_frame
-        sizes = {"activation": activation, "mlp_width": mlp_width, "epsilon": epsilon}
+        settings = BlockSettings(width, heads, activation, mlp_width, epsilon)
         if stem == "patch":
             self.stem = PatchStem(width, patch_size, use_bias=not has_class_token, dtype=dtype, rngs=rngs)
         else:
@@ -223,21 +205,18 @@ class VisionEncoder(nnx.Module):
         rows = (image_size // patch_size) ** 2 + has_class_token
         self.position = nnx.Param(EMBEDDING_INIT(rngs.params(), (rows, width)))
         self.pre_norm = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs) if has_class_token else None
-        block = partial(ClipBlock, width, heads, messages=cross_frame, gated=gated, **sizes, compute=compute)
+        block = partial(ClipBlock, settings, messages=cross_frame, gated=gated, compute=compute)
         self.blocks = make_stack(block, depth, rngs=rngs)
         # None if all rates are 0, so that no masks are drawn.
         rates = tuple(drop_path * (1 - i / max(depth - 1, 1)) for i in reversed(range(depth)))
         self.drop_path_rates = rates if any(rates) else None
         self.post_norm = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
-        self.head = AttentionPool(width, heads, **sizes, compute=compute, rngs=rngs) if pooling == "attention" else None
+        self.head = AttentionPool(settings, compute=compute, rngs=rngs) if pooling == "attention" else None
         project = partial(Linear, width, output_width, use_bias=False, dtype=dtype, rngs=rngs)
         self.project = project() if has_class_token or output_width != width else None
-        integrate = partial(
-            FrameIntegration, depth=integration_depth, max_frames=max_frames, activation=activation, gated=gated
-        )
-        self.integration = (
-            integrate(output_width, integration_heads, compute=compute, rngs=rngs) if integration_depth else None
-        )
+        vectors = BlockSettings(output_width, integration_heads, activation)
+        integrate = partial(FrameIntegration, vectors, integration_depth, max_frames, gated=gated, compute=compute)
+        self.integration = integrate(rngs=rngs) if integration_depth else None
 
     def __call__(
         self, frames_BTHWC: UInt8[Array, "B T H W 3"], mask_BT: Bool[Array, "B T"], *, rngs: nnx.Rngs | None = None

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import default
-from cope_jax.models.layers import ComputeOptions, PreNormBlock, make_stack, run_stack
+from cope_jax.models.layers import BlockSettings, ComputeOptions, PreNormBlock, make_stack, run_stack
 from cope_jax.parallel.mesh import batch_sharding, make_mesh
 from cope_jax.parallel.path_rules import apply_rules
 from cope_jax.parallel.program import analyze
@@ -106,7 +106,7 @@ def test_moments_are_sharded_over_data_as_well():
 def loss_of_blocks(compute):
     """Returns the parameters of a stack of two blocks, and a loss of them and their inputs, f32[B, N, 16]."""
     graphdef, params = nnx.split(
-        make_stack(partial(PreNormBlock, 16, 2, activation="gelu", compute=compute), 2, rngs=nnx.Rngs(params=0))
+        make_stack(partial(PreNormBlock, BlockSettings(16, 2, "gelu"), compute=compute), 2, rngs=nnx.Rngs(params=0))
     )
 
     def loss(params, x):
