@@ -71,9 +71,7 @@ def by_path(tree: Any) -> dict[str, jax.Array]:
 
 def load_parameters(reference: Reference, folder: Path, fresh: Any) -> Any:
     """Loads the parameters of the encoder from a folder, with the code under test."""
-    weights = prepare(
-        str(folder), reference.encoder, fresh, settings=reference.settings, cut=False, section="reference"
-    )
+    weights = prepare(str(folder), reference.encoder, fresh, settings=reference.settings, cut=False)
     assert not weights.fresh, f"the reference does not fill {', '.join(weights.fresh)}"
     return weights.load(fresh)
 

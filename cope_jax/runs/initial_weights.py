@@ -60,7 +60,6 @@ def _prepare_published(config: RunConfig, encoder: str, shapes: PyTree, settings
         shapes,
         settings=settings,
         cut=section.init_cut,
-        section=f"config.model.{encoder}",
         own_tokenizer=section.init_from == config.data.tokenizer,
     )
 

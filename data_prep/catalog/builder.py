@@ -62,7 +62,13 @@ def build_catalog(
                     file.check()
             if not splits:
                 raise ValueError("no rows: every split is empty")
-            summaries = {split: _build_split(con, folder, split, splits[split], kinds, report) for split in splits}
+            summaries: dict[str, SplitSummary] = {}
+            for split, rows in splits.items():
+                # Rows may share a file.
+                inputs = tuple(dict.fromkeys(source.rejected for own in rows.values() for source in own if source))
+                with _recorded(folder, inputs):
+                    counts = write_split(con, folder, split, rows, kinds, report)
+                summaries[split] = {"domains": counts, "files": {file.file: file.summary() for file in inputs}}
         shutil.rmtree(folder / _SPILL, ignore_errors=True)
         files = {file.file: file.summary() for file in shared}
         write_summary(folder, summaries, domains=dict(kinds), source=source, files=files)
@@ -81,21 +87,6 @@ def _finished_catalog(out: Path, source: Mapping[str, str | float]) -> Catalog |
     if changed := sorted(key for key in {*found, *source} if found.get(key) != source.get(key)):
         raise ValueError(f"{out} is a catalog of another source ({', '.join(changed)} differ): {remedy}")
     return catalog
-
-
-def _build_split(
-    con: duckdb.DuckDBPyConnection,
-    folder: Path,
-    split: str,
-    sources: Mapping[str, DomainRows],
-    domains: Mapping[str, str],
-    report: Callable[[str], None],
-) -> SplitSummary:
-    # CatalogRows may share a file.
-    files = tuple(dict.fromkeys(source.rejected for rows in sources.values() for source in rows if source))
-    with _recorded(folder, files):
-        counts = write_split(con, folder, split, sources, domains, report)
-    return {"domains": counts, "files": {file.file: file.summary() for file in files}}
 
 
 @contextlib.contextmanager

@@ -125,14 +125,7 @@ def _overwrite(fresh: Array, value: np.ndarray) -> Array:
 
 
 def prepare(
-    name: str,
-    encoder: str,
-    shapes: PyTree,
-    *,
-    settings: Mapping[str, Any],
-    cut: bool,
-    section: str,
-    own_tokenizer: bool = False,
+    name: str, encoder: str, shapes: PyTree, *, settings: Mapping[str, Any], cut: bool, own_tokenizer: bool = False
 ) -> Pretrained:
     """Finds weights and checks that they fit an encoder.
 
@@ -142,13 +135,13 @@ def prepare(
         shapes: Parameters of the encoder, as arrays or shapes.
         settings: Arguments of `VisionEncoder` or `TextEncoder`.
         cut: Take the first layers of a deeper checkpoint.
-        section: Config section of `settings`, `init_from` and `init_cut`, for error messages.
         own_tokenizer: Whether the tokenizer is that of the weights, so that rows beyond its vocabulary are padding.
 
     Raises:
         FileNotFoundError: The weights are not available; the message says what to do.
         ValueError: The weights do not fit; the message lists all reasons.
     """
+    section = f"config.model.{encoder}"
     key = f"{section}.init_from"
     weights = open_weights(name, key=key)
     spec = find_spec(encoder, weights, what=f"{key} is {name!r}")

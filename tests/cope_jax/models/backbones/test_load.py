@@ -35,8 +35,7 @@ def start(tmp_path, write_checkpoint, encoder_settings):
             lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32),
             nnx.to_pure_dict(nnx.state(shapes, nnx.Param)),
         )
-        section = f"config.model.{encoder}"
-        given = {"settings": settings, "cut": cut, "section": section, "own_tokenizer": own_tokenizer}
+        given = {"settings": settings, "cut": cut, "own_tokenizer": own_tokenizer}
         weights = prepare(str(tmp_path), encoder, params, **given)
         return weights, tensors, params
 
