@@ -284,6 +284,13 @@ def build_csv(folder: Path, content: str, **options) -> tuple[Catalog, list[str]
     return catalog, lines
 
 
+def test_images_of_several_rows_follow_those_of_earlier_rows(tmp_path, images):
+    rows = "1,2,x/1.jpg|b.jpg,train\n1,2,a.jpg|x/1.jpg,train\n"
+    catalog, _ = build_csv(tmp_path, f"product,item,images,split\n{rows}")
+    (item,) = catalog.items("train", "page")
+    assert [frame.name for frame in item.frames] == ["x/1.jpg", "b.jpg", "a.jpg"]
+
+
 def test_images_of_pages_keep_the_order_of_the_table_or_its_times(tmp_path, images):
     shown = {"split": "train", "product": "a"}
     names = ["9_main.jpg", "1_care.jpg", "2_size.jpg", "x/1.jpg"]
