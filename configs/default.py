@@ -36,8 +36,12 @@ def get_config() -> ConfigDict:
     data.vocab_size = 8000  # size of the trained vocabulary
     data.text_length = 32  # tokens per text, including [CLS] and [SEP]
     data.text_noise = 0.0  # probability that a training text of 10 or more characters gets noise
+    data.text_templates = ()  # ((domain, template), …), such as (("page", "a photo of {}"),); also used in search
+    data.clean_texts = False  # use the column text_clean of the table in place of text, for items that have it
     data.max_products = 4  # products considered per item that belongs to several
     data.max_bad_fraction = 0.001  # invalid items allowed per log window, as a fraction; others replace them
+    data.hard_batches = 0.0  # share of a batch, such as 0.5, that is drawn from products similar to others of it
+    data.hard_every = 1000  # steps after which all training products are embedded, to find which are similar
     data.threads = 16  # reading and decoding threads per host
     data.worker_processes = 0  # processes per host that make training batches in place of the training process
 

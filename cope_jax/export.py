@@ -96,7 +96,10 @@ def export_run(
             "interpolate": interpolate,
             "embedding": config.model.embedding,
             "separator": separator_id(tokenizer),
-            "domains": {domain: {"frames": config.eval.frames[domain], **sizes} for domain in config.data.domains},
+            "domains": {
+                domain: {"frames": config.eval.frames[domain], "template": config.data.template(domain), **sizes}
+                for domain in config.data.domains
+            },
             "run": asdict(config),
         }
         (folder / exported.CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

@@ -159,7 +159,8 @@ class Exported:
             raise ValueError(
                 f"frame_mask is {frame_mask.dtype}{list(frame_mask.shape)}; it must be bool{list(wanted[:2])}"
             )
-        tokens = self.tokens(texts, sizes["text_length"])
+        template = sizes.get("template", "{}")  # earlier exports have none
+        tokens = self.tokens([text and template.replace("{}", text) for text in texts], sizes["text_length"])
         return np.asarray(self.programs[domain](self.weights, frames, frame_mask, tokens))
 
     def tokens(self, texts: Sequence[str], length: int) -> np.ndarray:

@@ -5,6 +5,7 @@ images      encoded images → square frames, with crop, flip and color jitter
 frames      which frames of a clip are used
 tokenizer   texts → token ids; trains WordPiece vocabularies
 collate     items → the arrays of a domain; product ids → classes
+groups      groups of similar products, for hard batches
 pipeline    Grain pipelines of training batches, which depend on (seed, step) only, and of evaluation batches
 thumbnails  items for HTML pages
 

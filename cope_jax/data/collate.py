@@ -81,6 +81,8 @@ class Collator:
     frame_choice: str = "random"  # or "center", in training
     kind: str = "clip"  # of the domain, or "image"
     entry: str = ""  # name in the batch; by default the domain, or `second_item` of it
+    template: str = "{}"  # of texts
+    clean_texts: bool = False  # see `Item.clean_text`
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -121,7 +123,8 @@ class Collator:
                     continue
                 kept = kept_products(example.item.product_ids, example.product, self.max_products)
                 products[b, : len(kept)] = kept
-                present[b], texts[b] = True, example.item.text
+                present[b] = True
+                texts[b] = example.item.clean_text if self.clean_texts else example.item.text
                 if self.augment and example.rng:
                     texts[b] = self.augment(texts[b], example.rng)
                 break
@@ -132,7 +135,7 @@ class Collator:
         return {
             "frames": frames,
             "frame_mask": frame_mask,
-            "text": encode(self.tokenizer, texts, self.text_length),
+            "text": encode(self.tokenizer, texts, self.text_length, self.template),
             "present": present,
             "products": products,
         }

@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from cope_jax.data.collate import Collator, Example, FeatureCollator, Threads, check_id, to_classes
+from cope_jax.data.groups import Groups
 from cope_jax.data.images import limit_opencv_threads
 from cope_jax.data.records import InvalidItemError, InvalidItems, Product, Records, open_records
 from data_prep.common.domains import DOMAINS, second_item
@@ -72,6 +73,7 @@ def train_batches(
     worker_processes: int = 0,
     start_step: int = 0,
     class_ids: np.ndarray | None = None,
+    groups: Groups | None = None,
     invalid_items: InvalidItems | None = None,
 ) -> Batches:
     """Yields training batches without end.
@@ -92,6 +94,7 @@ def train_batches(
         worker_processes: Processes that make batches in turns and share `threads` among them; 0 makes them in this one.
         start_step: Step of the first batch.
         class_ids: From `collate.class_ids`, to add the classes of products.
+        groups: Groups of products to mix into each global batch, which then also is a function of them.
         invalid_items: Collects records and images that cannot be read.
 
     Returns an iterator of batches as described in `cope_jax.data`.
@@ -110,7 +113,7 @@ def train_batches(
         .repeat(EPOCHS)
         .map_with_index(lambda number, row: (number, row))  # after repeat: numbers of examples are unique
         .batch(batch_size)  # only of indices, so it costs nothing to take the host's slice afterwards
-        .map(lambda indices: tuple(column[share] for column in indices))
+        .map(lambda indices: (indices[0][share], (groups.mix(indices[1]) if groups else indices[1])[share]))
     )
     loader = _TrainLoader(records, collators, seed, class_ids, shared)
     pipeline = indices[start_step:].map(loader).to_iter_dataset(_read_options(0 if worker_processes else threads))

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from data_prep.common.domains import find_data_set, read_domains
-from data_prep.common.payload import OWN_ITEM, OWN_PRODUCTS, parse_payload
+from data_prep.common.payload import CLEAN_TEXT, OWN_ITEM, OWN_PRODUCTS, parse_payload
 from data_prep.records.schema import open_files, parse_example, read_splits
 
 # Raised for an invalid record: by array_record (wrong hash), for a feature without values, by parsing and decoding.
@@ -65,6 +65,11 @@ class Item:
     def columns(self) -> dict[str, Any]:
         """The payload: ids as in the user's table, and its other columns."""
         return parse_payload(self.payload)
+
+    @property
+    def clean_text(self) -> str:
+        """The text of the column text_clean, or `text` if the item has none."""
+        return self.columns.get(CLEAN_TEXT) or self.text
 
     @property
     def own_id(self) -> int | str:
@@ -210,11 +215,13 @@ def add_file(digest: "hashlib._Hash", path: Path, kind: str) -> None:
         digest.update(file.read(SAMPLE))
 
 
-def sample_texts(records: Records, *, limit: int, domains: Sequence[str] | None = None) -> list[str]:
+def sample_texts(
+    records: Records, *, limit: int, domains: Sequence[str] | None = None, clean: bool = False
+) -> list[str]:
     """Returns at most `limit` texts per domain, by default of all domains, from evenly spaced rows.
 
     Items that cannot be read or have no text are skipped. The result is deterministic: for 10 rows and a limit of 4,
-    rows 0, 2, 5 and 7 are read.
+    rows 0, 2, 5 and 7 are read. With `clean`, these are the clean texts.
     """
     texts = []
     for domain in domains or records.items:
@@ -222,7 +229,8 @@ def sample_texts(records: Records, *, limit: int, domains: Sequence[str] | None 
         count = min(limit, len(items))
         for i in range(count):
             with suppress(InvalidItemError):
-                texts.append(items[i * len(items) // count].text)
+                item = items[i * len(items) // count]
+                texts.append(item.clean_text if clean else item.text)
     return [text for text in texts if text]
 
 

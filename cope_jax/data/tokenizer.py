@@ -170,10 +170,11 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int) -> np.ndarray:
-    """Returns the token ids of texts, i32[N, length], see `encode_texts`."""
+def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int, template: str = "{}") -> np.ndarray:
+    """Returns the token ids of texts in a template such as "a photo of {}", i32[N, length], see `encode_texts`."""
     # Use the backend, because the tokenizer's own call sets truncation on an object that threads share.
-    return encode_texts(tokenizer.backend_tokenizer, texts, length, separator_id(tokenizer))
+    filled = [text and template.replace("{}", text) for text in texts]
+    return encode_texts(tokenizer.backend_tokenizer, filled, length, separator_id(tokenizer))
 
 
 def describe_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int) -> str:

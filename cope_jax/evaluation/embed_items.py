@@ -109,6 +109,15 @@ def load_run(
     return LoadedRun(config, tokenizer, mesh, embed_function(graphdef, model, mesh), model)
 
 
+def check_whole_processes(mesh: Mesh, remedy: str) -> None:
+    """Raises ValueError, with a remedy, if processes of a mesh have shares of the same items."""
+    if batch_share(mesh) != (jax.process_index(), jax.process_count()):
+        raise ValueError(
+            f"config.mesh.tensor={mesh.shape['tensor']} spans processes, which evaluation does not support; lower it, "
+            f"or {remedy}"
+        )
+
+
 def evaluation_mesh(config: RunConfig) -> Mesh:
     """Returns the mesh of training or, if it does not fit these devices, one in which each has all parameters."""
     with suppress(ValueError):

@@ -3,17 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data.records import InvalidItems, open_records
-from cope_jax.evaluation.embed_items import LoadedRun, embed_function
+from cope_jax.evaluation.embed_items import LoadedRun, check_whole_processes, embed_function
 from cope_jax.evaluation.evaluate_run import draw_products, rows_by_domain
 from cope_jax.evaluation.metrics import retrieval
-from cope_jax.parallel.mesh import batch_share
 from cope_jax.runs.checkpoints import ModelState
 from cope_jax.runs.config import RunConfig
 from data_prep.common.domains import domain_pairs
@@ -48,11 +46,7 @@ class Probe:
             ValueError: The data lack the split, no product has items in two domains, or the mesh axis "tensor" spans
                 processes.
         """
-        if batch_share(mesh) != (jax.process_index(), jax.process_count()):
-            raise ValueError(
-                f"config.mesh.tensor={config.mesh.tensor} spans processes, which evaluation does not support; lower "
-                "it, or set config.train.evaluate_every to 0"
-            )
+        check_whole_processes(mesh, "set config.train.evaluate_every to 0")
         products = open_records(config.data.data_dir, config.data.eval_split).products
         self.invalid_items = InvalidItems()
         drawn = draw_products(config, min(config.train.evaluate_products, len(products)), self.invalid_items)

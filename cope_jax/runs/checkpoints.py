@@ -28,7 +28,8 @@ from data_prep.common.differences import describe_differences
 from data_prep.common.files import plain_links
 
 UNTRAINED = 0  # step of the initial parameters, which have no checkpoint: seed and published weights determine them
-STATE, WINDOW = "state", "window"  # parts of a checkpoint: the training state and the open report window (JSON)
+# Parts of a checkpoint: the training state, the open report window, and the order of products of hard batches (JSON).
+STATE, WINDOW, GROUPS = "state", "window", "groups"
 UNFINISHED = ".orbax-checkpoint-tmp*"  # follows the step in names of unfinished checkpoints
 SAVE_SECONDS = 600  # time limit of a save; processes also wait that long for one whose part failed
 # Errors of a full or failing disk, which tensorstore reports as ValueError, and of another process whose part failed.
@@ -116,7 +117,11 @@ class Checkpoints:
         policies = [checkpoint_managers.LatestN(keep), self.best]
         self.manager = ocp.CheckpointManager(
             self._plain_folder,
-            item_handlers={STATE: ocp.StandardCheckpointHandler(), WINDOW: ocp.JsonCheckpointHandler()},
+            item_handlers={
+                STATE: ocp.StandardCheckpointHandler(),
+                WINDOW: ocp.JsonCheckpointHandler(),
+                GROUPS: ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 enable_async_checkpointing=True,
@@ -175,7 +180,14 @@ class Checkpoints:
             self.complete = self.pending
         return self.complete
 
-    def save(self, step: int, state: TrainState, window: Window, sync_log: Callable[[], None] = lambda: None) -> None:
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        window: Window,
+        sync_log: Callable[[], None] = lambda: None,
+        order: np.ndarray | None = None,
+    ) -> None:
         """Saves in the background; returns when the arrays are copied to the host.
 
         If a save fails, for example because the disk is full, the next save or the end of the context reports it; the
@@ -184,12 +196,15 @@ class Checkpoints:
         Args:
             sync_log: Waits until the log up to the step is on disk, since a resumed run does not write it again.
                 Raises OSError if the disk does not accept it; then the save fails.
+            order: Order of the products of hard batches.
         """
         self.wait()
         with suppress(*FAILURES):  # a failed save may leave several errors, each of which would fail a later save
             self.manager.check_for_errors()
         self.pending, self.failed, self.sync_log = SavedStep(step, time.monotonic()), False, sync_log
         items = {STATE: ocp.args.StandardSave(_as_dict(state)), WINDOW: ocp.args.JsonSave(dict(window))}
+        if order is not None:
+            items[GROUPS] = ocp.args.JsonSave({"order": order.tolist()})
         try:
             self.manager.save(step, args=ocp.args.Composite(**items))
         except FAILURES as error:
@@ -240,6 +255,13 @@ class Checkpoints:
         age = time.time() - (self.folder / str(step)).stat().st_mtime
         self.complete = SavedStep(step, time.monotonic() - age)
         return TrainState(**restored[STATE]), {name: tuple(pair) for name, pair in restored[WINDOW].items()}
+
+    def read_order(self, step: int) -> np.ndarray | None:
+        """Returns the order int32[P] of the products of hard batches that a step was saved with, or None."""
+        if not (self.folder / str(step) / GROUPS).exists():
+            return None
+        restored = self.manager.restore(step, args=ocp.args.Composite(**{GROUPS: ocp.args.JsonRestore()}))
+        return np.array(restored[GROUPS]["order"], np.int32)
 
     def shapes(self, step: int) -> dict[str, str]:
         """Returns dtypes and shapes in a checkpoint: "float32[3, 4]" for each leaf "params/model/…"."""

@@ -54,6 +54,7 @@ FractionBelowOne = Annotated[float, Limit(">= 0 and < 1", lambda x: 0 <= x < 1)]
 Regex = Annotated[str, Limit("that is a regular expression", is_regex)]
 DomainName = Annotated[str, Limit("that names a domain, such as 'page'", is_domain_name)]
 ViewName = Annotated[str, Limit("that names a view, such as 'page', 'page.text' or 'page.vision'", is_view_name)]
+Template = Annotated[str, Limit("that has {} once, for the text", lambda x: x.count("{}") == 1)]
 ViewPairs = tuple[tuple[ViewName, ViewName, Positive], ...]  # (view, view, weight)
 FrameCounts = dict[DomainName, FrameCount]  # number of frames chosen from each item, by domain
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
@@ -80,10 +81,18 @@ class DataConfig:
     vocab_size: Annotated[int, between(1, 10_000_000)]
     text_length: Annotated[int, between(3, 65_536)]  # [CLS], one token, [SEP]
     text_noise: Fraction
+    text_templates: tuple[tuple[DomainName, Template], ...]
+    clean_texts: bool
     max_products: Annotated[int, between(1, 65_536)]
     max_bad_fraction: Fraction
+    hard_batches: FractionBelowOne
+    hard_every: PositiveInt
     threads: Annotated[int, between(1, 4_096)]
     worker_processes: Annotated[int, between(0, 1_024)]
+
+    def template(self, domain: str) -> str:
+        """Template of a domain's texts, "{}" by default."""
+        return dict(self.text_templates).get(domain, "{}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,10 @@ ADDED_FIELDS = {
     "data.frame_choice": "random",
     "data.worker_processes": 0,
     "data.lowercase": False,
+    "data.text_templates": (),
+    "data.clean_texts": False,
+    "data.hard_batches": 0.0,
+    "data.hard_every": 1000,
     "model.init_from": "",
     "model.vision.family": "clip",
     "model.vision.mlp_width": 0,
@@ -204,6 +208,9 @@ def _domain_problems(config: RunConfig, invalid: Sequence[str]) -> Iterator[str]
     texts = config.model and config.model.text_domains
     if texts and None not in texts and not set(texts) <= set(domains):
         yield f"config.model.text_domains is {texts!r}; {expected}"
+    named = [pair[0] for pair in config.data.text_templates or () if pair]
+    if None not in named and (not set(named) <= set(domains) or len(set(named)) < len(named)):
+        yield f"config.data.text_templates is {config.data.text_templates!r}; {expected}, each at most once"
     for name in ("sigmoid", "infonce"):
         term, key = config.losses and getattr(config.losses, name), f"config.losses.{name}.pairs"
         if not term or not term.weight or any(problem.startswith(key) for problem in invalid):

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data import collate
+from cope_jax.data.groups import Groups
 from cope_jax.data.images import RESIZES, EvalTransform, TrainTransform
 from cope_jax.data.pipeline import Batches, eval_batches, train_batches
 from cope_jax.data.records import InvalidItems, open_records, sample_texts
@@ -64,8 +65,7 @@ def run_tokenizer(config: RunConfig, workdir: Path) -> PreTrainedTokenizerFast:
             tokenizer = load_tokenizer(config.data.tokenizer)
             tokenizer = lowercase(tokenizer) if config.data.lowercase else tokenizer
         else:
-            records = open_records(config.data.data_dir, config.data.train_split)
-            texts = list(sample_texts(records, limit=VOCABULARY_TEXTS)) if config.model.text_domains else []
+            texts = training_texts(config, VOCABULARY_TEXTS) if config.model.text_domains else []
             if config.model.text_domains and not texts:
                 print(f"no item in split {config.data.train_split!r} has a text: the model learns from images alone")
             tokenizer = train_wordpiece(texts, config.data.vocab_size)
@@ -77,10 +77,19 @@ def run_tokenizer(config: RunConfig, workdir: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def training_texts(config: RunConfig, limit: int, domains: Sequence[str] | None = None) -> list[str]:
+    """Returns at most `limit` texts of each of some or all domains of the training split, in their templates."""
+    records, data = open_records(config.data.data_dir, config.data.train_split), config.data
+    return [
+        data.template(domain).replace("{}", text)
+        for domain in domains or records.items
+        for text in sample_texts(records, limit=limit, domains=(domain,), clean=data.clean_texts)
+    ]
+
+
 def describe_text_tokens(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> str:
     """Returns `describe_texts` for the training texts; "" without any."""
-    records = open_records(config.data.data_dir, config.data.train_split)
-    texts = sample_texts(records, limit=DESCRIBED_TEXTS, domains=config.model.text_domains)
+    texts = training_texts(config, DESCRIBED_TEXTS, config.model.text_domains)
     return describe_texts(tokenizer, texts, config.data.text_length) if texts else ""
 
 
@@ -109,11 +118,13 @@ def training_batches(
     share: tuple[int, int] = (0, 1),
     class_ids: np.ndarray | None = None,
     features: Mapping[str, collate.ItemFeatures] | None = None,
+    groups: Groups | None = None,
     invalid_items: InvalidItems | None = None,
 ) -> Batches:
     """Returns an endless iterator over the training batches from `start_step`.
 
-    `share` is this process's share of each batch, from `batch_share`, and `class_ids` the result of `training_classes`.
+    `share` is this process's share of each batch, from `batch_share`, `class_ids` the result of `training_classes`, and
+    `groups` those of hard batches.
     With the outputs of frozen encoders for all items, `features`, these take the place of frames and texts.
     """
     data = config.data
@@ -137,6 +148,7 @@ def training_batches(
         worker_processes=data.worker_processes,
         start_step=start_step,
         class_ids=class_ids,
+        groups=groups,
         invalid_items=invalid_items,
     )
 
@@ -234,4 +246,6 @@ def _collator(
         frame_choice=data.frame_choice,
         kind=data.domains[domain],
         entry=entry,
+        template=data.template(domain),
+        clean_texts=data.clean_texts,
     )

@@ -233,7 +233,8 @@ class Embedder:
                 for row, own in enumerate(squares):
                     frames[row, : len(own)], frame_mask[row, : len(own)] = own, True
                 batch_texts = [*texts[start : start + limit], *[""] * padding]
-                text = encode(self.tokenizer, batch_texts, self.config.data.text_length)
+                data = self.config.data
+                text = encode(self.tokenizer, batch_texts, data.text_length, data.template(domain))
                 yield len(numbers), self.program(domain, {"frames": frames, "frame_mask": frame_mask, "text": text})
 
     def _squares(self, domain: str, number: int, clip: Sequence[Picture] | VideoPart, reader: Any) -> np.ndarray:

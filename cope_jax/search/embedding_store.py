@@ -205,7 +205,8 @@ def _write_shards(
 
 def content_hash(item: Item) -> bytes:
     """Identifies what a model may read of an item."""
-    digest = hashlib.blake2b(item.text.encode(), digest_size=16)
+    clean = "" if item.clean_text == item.text else f"\0{item.clean_text}"
+    digest = hashlib.blake2b(f"{item.text}{clean}".encode(), digest_size=16)
     for frame in item.frames:
         digest.update(hashlib.blake2b(frame).digest())
     return digest.digest()

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from cope_jax.data.records import InvalidItems
+from cope_jax.evaluation.embed_items import LoadedRun, embed_function
 from cope_jax.evaluation.probe import Probe
 from cope_jax.parallel.mesh import batch_share, make_mesh, to_devices
 from cope_jax.parallel.processes import check_shared_storage
@@ -31,6 +33,7 @@ from cope_jax.runs.inputs import (
 )
 from cope_jax.runs.provenance import provenance, record_start
 from cope_jax.training.evaluations import Evaluations, evaluate_in_full, evaluate_state
+from cope_jax.training.hard_batches import HardBatches
 from cope_jax.training.plan import Plan, make_plan, restore_or_initialize, step_flops
 from cope_jax.training.progress import TrainingProgress, peak_flops
 from cope_jax.training.reporting import MetricsLog, Reporter
@@ -136,15 +139,21 @@ def train(
                 if config.finetune.method == "frozen":
                     model = ModelState(state.params["model"], state.statistics)
                     features = cached_features(config, tokenizer, mesh, plan.graphdef, model, workdir)
-                batches = training_batches(
+                make_batches = partial(
+                    training_batches,
                     config,
                     tokenizer,
-                    start_step=newest,
                     share=share,
                     class_ids=class_ids,
                     features=features,
                     invalid_items=invalid_items,
                 )
+                if config.data.hard_batches:
+                    seen = replace_fields(config, {"data.eval_split": config.data.train_split})
+                    run = LoadedRun(seen, tokenizer, mesh, embed_function(plan.graphdef, shapes, mesh), shapes)
+                    batches = HardBatches(make_batches, run, checkpoints.read_order(newest), newest)
+                else:
+                    batches = make_batches(start_step=newest)
                 if jax.process_index() == 0:
                     size = tqdm.format_sizeof(batch_bytes(config) / share[1], "B")
                     print(f"reading ahead up to {batches.read_ahead} batches of {size}")
@@ -222,11 +231,16 @@ def run_steps(
         watchdog.finished = step - 1
         watchdog.reset(f"the other processes at step {step}")
         stopped, due = stop.agreed(step), evaluations.due(step)
+        order = None
+        if isinstance(batches, HardBatches):  # before the step is saved, so that its checkpoint has the new groups
+            model = ModelState(state.params["model"], state.statistics)
+            batches.regroup(step, model, partial(watchdog.reset, f"the groups of hard batches of step {step}"))
+            order = batches.order
         if step == steps or step % config.train.checkpoint_every == 0 or stopped or due:
             reporter.flush()
             watchdog.reset(f"the saving of step {step}")
             if not reporter.skipped:
-                checkpoints.save(step, state, reporter.open_window(), reporter.sync)
+                checkpoints.save(step, state, reporter.open_window(), reporter.sync, order)
         if due and not stopped and not reporter.skipped:
             stopped = not _evaluate_step(step, state, services)
         if (stopped or step == steps) and not checkpoints.wait():

@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 OWN_ITEM, OWN_PRODUCTS = "item", "product"
+CLEAN_TEXT = "text_clean"  # a summary or correction of the text, which training may prefer
 
 
 def parse_payload(text: str) -> dict[str, Any]:

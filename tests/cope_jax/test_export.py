@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
-from cope_jax import export, exported
+from cope_jax import Embedder, export, exported
+from cope_jax.data.records import open_records
 from cope_jax.data.tokenizer import encode, load_tokenizer
 from cope_jax.evaluation.embed_items import load_run
 from cope_jax.evaluation.evaluate_run import embed_split
@@ -32,7 +33,8 @@ ROOT = Path(__file__).parents[2]
 def workdir(make_tiny_config, tmp_path_factory):
     """A tiny run whose videos use no text, so that domains differ, and whose layers are unrolled, as in the demo."""
     folder = tmp_path_factory.mktemp("run")
-    train(make_tiny_config({"model.text_domains": ("page", "live"), "model.scan_layers": False}), folder)
+    changes = {"model.text_domains": ("page", "live"), "data.text_templates": (("page", "a {}!"),)}
+    train(make_tiny_config(changes | {"model.scan_layers": False}), folder)
     return folder
 
 
@@ -61,6 +63,19 @@ def test_weights_are_named_by_path(workdir, folder):
     assert weights["vision/project/kernel"].shape == (16, 16)
     assert weights["fusion/video/vision/norm/mean"].any()  # running statistics
     assert not any(name.startswith(("params", "model", "fusion/video/text")) for name in weights)
+
+
+def test_texts_are_put_into_the_template_of_their_domain(workdir, folder):
+    config, tokenizer = load_config(workdir), load_tokenizer(workdir / "tokenizer")
+    items = [open_records(config.data.data_dir, "test").items["page"][row] for row in range(3)]
+    batch = next(iter(evaluation_batches(config, tokenizer, domain="page", batch_size=3)))["page"]
+    filled = encode(tokenizer, [f"a {item.text}!" for item in items], config.data.text_length)
+    np.testing.assert_array_equal(batch["text"], filled)
+    texts, frames = [item.text for item in items], [item.frames for item in items]
+    expected = Embedder.from_workdir(workdir).embed("page", frames=frames, texts=texts)
+    found = exported.load(folder).embed("page", batch["frames"], texts, batch["frame_mask"])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found - exported.load(folder).embed("page", batch["frames"], [""] * 3)).max() > 1e-3
 
 
 def test_loader_embeds_texts_and_frames(folder):

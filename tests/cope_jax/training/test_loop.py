@@ -19,6 +19,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import cope_rope
+from cope_jax.data.groups import Groups
+from cope_jax.data.records import open_records
 from cope_jax.parallel.mesh import make_mesh, to_devices
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import flatten
@@ -110,6 +112,37 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(finished, tiny_co
     train(tiny_config, tmp_path)
     assert_equal_trees(stored(tmp_path, 6), stored(finished, 6))
     assert losses(tmp_path) == losses(finished)
+
+
+@pytest.mark.slow
+def test_a_run_with_hard_batches_resumes_with_the_groups_of_its_checkpoint(finished, tiny_config, tmp_path):
+    """Groups are made after steps 3 and 6, and step 4 is saved."""
+    config = replace_fields(tiny_config, {"data.hard_batches": 0.5, "data.hard_every": 3})
+    train(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed/checkpoints/6")
+    train(config, tmp_path / "resumed")
+    assert_equal_trees(stored(tmp_path / "resumed", 6), stored(tmp_path / "whole", 6))
+    assert losses(tmp_path / "whole")[0] == losses(finished)[0]  # before there are groups
+    assert losses(tmp_path / "whole")[1] != losses(finished)[1]
+    with Checkpoints(tmp_path / "whole") as checkpoints:
+        order, later = checkpoints.read_order(4), checkpoints.read_order(6)
+    with Checkpoints(finished) as checkpoints:
+        assert checkpoints.read_order(6) is None
+    assert sorted(order.tolist()) == sorted(later.tolist()) == list(range(24))
+    assert order.tolist() != later.tolist()
+    tokenizer = run_tokenizer(config, tmp_path / "whole")
+    mixed, plain = (
+        next(training_batches(config, tokenizer, start_step=4, groups=groups))["product_id"]
+        for groups in (Groups(order, 0.5), None)
+    )
+    products = open_records(config.data.data_dir, "train").products
+    rows = {products[row].product_id: row for row in range(24)}
+    kept, added = mixed[:4].tolist(), mixed[4:].tolist()
+    assert kept == plain[:4].tolist()
+    places = np.argsort(order)
+    assert {places[rows[p]] // 8 for p in added} <= {places[rows[p]] // 8 for p in kept}
+    assert len(set(mixed.tolist())) == 8
 
 
 @pytest.mark.slow
