@@ -14,17 +14,19 @@ from threading import Thread
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from cope_jax.__main__ import COMMANDS as COPE_COMMANDS
 from data_prep.synthetic.release import write_release
+from data_prep.synthetic.videos import encode
 from tests.conftest import write_siglip2
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
     "quickstart", "rope", "catalog", "training", "losses", "pretrained", "hardware", "evaluation", "search",
     "reliability", "troubleshooting", "formats", "concepts", "architecture", "benchmarks", "experiments", "index",
-    "scale", "finetuning",
+    "scale", "finetuning", "videos",
 ))]  # fmt: skip
 
 
@@ -71,6 +73,14 @@ TINY_RUN = [
 
 SIGLIP2 = "google/siglip2-base-patch16-224"
 SHORT_RUN = [word for word in TINY_RUN if ".train." in word or ".eval." in word or "warmup" in word]
+
+
+def recording(folder: Path) -> None:
+    """Writes a recording of twelve seconds, with a new picture in each, and its subtitles."""
+    colors = np.random.default_rng(2).integers(0, 256, (12, 4, 4, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    folder.mkdir()
+    encode(folder / "show.mp4", (simplejpeg.encode_jpeg(picture) for picture in colors))
+    put(folder / "show.srt", "1\n00:00:01,000 --> 00:00:04,000\n红色连衣裙\n")
 
 
 def put(path: Path, content: str) -> None:
@@ -130,6 +140,7 @@ def places(tmp_path_factory):
     release = write_release(folder / "rope", train_products=12, test_products=8, image_side=32, seed=0)
     grocery_checkout(folder / "GroceryStoreDataset")
     shop(folder)
+    recording(folder / "videos")
     write_siglip2(folder / "siglip2")
     (folder / "runs").mkdir()
     (folder / "runs/rope_sigmoid").symlink_to("rope")
@@ -140,7 +151,7 @@ def places(tmp_path_factory):
 
 
 PATHS = re.compile(
-    r"^((?:--[a-z._]+=(?:configs/\w+\.py:)?)?)(\.\./)?((?:data|runs|exports|embeddings)/\w+|rope|photos|\w+\.csv|Grocery\w+)$"
+    r"^((?:--[a-z._]+=(?:configs/\w+\.py:)?)?)(\.\./)?((?:data|runs|exports|embeddings)/\w+|rope|photos|videos|data/demo/release|(?:videos/)?\w+\.(?:csv|mp4|srt)|Grocery\w+)$"
 )
 
 
@@ -199,6 +210,7 @@ CHECKS = {
         "print(scores.shape == (len(pages), len(videos)), abs(scores).max() < 1.001, len(counts.fetchall()))",
         "True True 3",
     ),
+    "embed_segments": ("print(segments.vectors.shape, clips.shape)", "0 to 8 s\n(2, 128) (1, 128)"),
     "microsoft/xclip": ("print(config.model.text.init_from)", "hfl/rbt6"),
 }
 
