@@ -8,6 +8,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from cope_jax.search.result_views import results_page
 from cope_jax.search.uploads import MAX_FILE
+from data_prep.synthetic.videos import encode
 from tests.browser import DESKTOP, PHONE, chromium, console_messages, needs_chromium, resize
 from tests.shop import HOSTILE, make_shop, picture, serve_shop
 
@@ -61,6 +62,24 @@ def test_selected_picture_is_previewed_and_found(page, tmp_path):
     assert hits(page)[0] == "page 104"
     page.find_element(By.ID, "clear").click()
     assert not page.find_elements(By.CSS_SELECTOR, "#previews img")
+
+
+def test_video_is_previewed_and_its_hits_play_from_their_time(browser, tmp_path):
+    encode(tmp_path / "show.mp4", [picture(3, size=(64, 48), kind="JPEG")] * 730)
+    encode(tmp_path / "clip.mp4", [picture(3, size=(64, 48), kind="JPEG")] * 2)
+    (tmp_path / "shop").mkdir()
+    with serve_shop(tmp_path / "shop", recording="show.mp4", videos=tmp_path) as (_, port):
+        browser.get(f"http://127.0.0.1:{port}")
+        browser.find_element(By.ID, "pictures").send_keys(str(tmp_path / "clip.mp4"))
+        until(browser, "#previews video")
+        assert browser.find_element(By.CSS_SELECTOR, "[name=domain]:checked").get_attribute("value") == "video"
+        browser.find_element(By.ID, "go").click()
+        link = until(browser, ".hit a.play")
+        assert link.text == "▶ 11:52–12:00"
+        link.click()
+        video = until(browser, ".hit .pictures video")
+        WebDriverWait(browser, 20).until(lambda _: video.get_property("currentTime") > 712)
+        assert console_messages(browser) == []
 
 
 def test_damaged_file_shows_an_error(browser, address, tmp_path):
