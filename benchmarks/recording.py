@@ -8,6 +8,7 @@ release in data/demo/release and the run in runs/demo_videos.
 """
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ def write_recording(folder: Path, plan: Plan, products: Sequence[Product], side:
         rng = generator(seed, "recording", number)
         images += draw_item("live", (product.attributes,), plan.shelves["test"], frames=SECONDS, side=side, rng=rng)
         said = texts.transcript((product,), rng)
-        sentences = [] if said == NO_TEXT else [said]
+        sentences = [] if said == NO_TEXT else re.split("[,，] ?", said)
         for i, sentence in enumerate(sentences):
             start = number * SECONDS + i * SECONDS / len(sentences)
             cues.append((start, start + SECONDS / len(sentences), sentence))
