@@ -24,6 +24,7 @@ help() {
 ./run.sh demo [--root=DIR] [OPTION…]   write a synthetic release, build it, train on it and evaluate;
                                        with --videos: the same with its clips as video files
 ./run.sh grocery PATH [OPTION…]        the same on a checkout of GroceryStoreDataset, a data set of real photos
+./run.sh abo PATH --out=DIR            make a catalog of a download of Amazon Berkeley Objects
 ./run.sh synthetic --out=DIR …         write a synthetic release
 ./run.sh catalog --release=DIR …       check, join and order the text files of a release; invalid lines are listed
 ./run.sh table --table=FILE …          make the same kind of catalog from a table of your own products
@@ -129,7 +130,7 @@ case $command in
     [ -d "$1" ] || fail "no folder $1: give the path of a checkout of GroceryStoreDataset"
     setup ;;
   demo) case " $* " in *" --videos "*) setup video ;; *) setup ;; esac ;;
-  synthetic | catalog | table | verify | inspect | train | eval | compare | checkpoints | embed | export) setup ;;
+  abo | synthetic | catalog | table | verify | inspect | train | eval | compare | checkpoints | embed | export) setup ;;
   download) setup download ;;
   search) setup search serve video ;;
   build) case "$*" in *--beam_pipeline_options*) setup video beam ;; *) setup video ;; esac ;;

@@ -27,6 +27,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "demo": Command("cope_jax.end_to_end demo", "write a synthetic release, build it, train on it and evaluate"),
     "grocery": Command("cope_jax.end_to_end grocery", "the same on GroceryStoreDataset, a data set of real photos"),
+    "abo": Command("data_prep.sources.abo", "make a catalog of a download of Amazon Berkeley Objects"),
     "synthetic": Command("data_prep.synthetic", "write a synthetic release"),
     "catalog": Command("data_prep.catalog", "check, join and order the text files of a release"),
     "table": Command("data_prep.table", "make the same kind of catalog from a table of your own products"),

@@ -1,4 +1,6 @@
-"""Public data sets turned into releases.
+"""Public data sets turned into releases or catalogs.
 
-grocery  GroceryStoreDataset: photos of groceries in shops
+abo             Amazon Berkeley Objects: product pages, turntable sequences and other photos
+download_files  files of a download, unpacked or in tar files
+grocery         GroceryStoreDataset: photos of groceries in shops
 """
