@@ -21,8 +21,8 @@ os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"
 os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # pytest's workers share a GPU
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
-    # For models this small, compiling takes longer than running: compile quickly. XLA's newer code generator for fusions
-    # (fusion emitters) doubles the time.
+    # For models this small, compiling takes longer than running: compile quickly. XLA's newer code generator for
+    # fusions doubles the time.
     + " --xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=0"
     + " --xla_cpu_use_fusion_emitters=false"
     + " --xla_force_host_platform_device_count=8"
