@@ -61,7 +61,7 @@ def reply(file: IO[bytes], request: dict[str, Any]) -> tuple[dict[str, Any], lis
     except MemoryError as error:
         problem, detail = VideoProblem.MEMORY, str(error)
     except Exception as error:  # of PyAV, which raises many kinds
-        problem, detail = VideoProblem.CORRUPT, f"{type(error).__name__}: {error}"
+        problem, detail = VideoProblem.CORRUPT, getattr(error, "strerror", "") or f"{type(error).__name__}: {error}"
     return {"problem": problem, "detail": detail}, []
 
 

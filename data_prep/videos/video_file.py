@@ -77,8 +77,8 @@ class VideoFile:
                 buffer_size=_BUFFER_BYTES,
                 io_open=_refuse,
             )
-        except (InvalidDataError, ArgumentError, EOFError) as error:
-            raise InvalidVideoError(VideoProblem.NOT_A_VIDEO, str(error)) from error
+        except (InvalidDataError, ArgumentError, EOFError, OSError) as error:
+            raise InvalidVideoError(VideoProblem.NOT_A_VIDEO, getattr(error, "strerror", "") or str(error)) from error
         streams = [stream for stream in self._container.streams.video if not stream.disposition & _NO_VIDEO]
         if not streams:
             raise InvalidVideoError(VideoProblem.NO_PICTURES, "only sound, pictures or texts")
