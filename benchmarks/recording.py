@@ -27,6 +27,7 @@ from data_prep.synthetic.videos import encode
 
 FLAGS = flags.FLAGS
 SECONDS = 20  # that a product is shown
+TURNS = 3  # transcripts of a product: lives of the release last 6.5 seconds on average, and have one each
 
 
 def write_recording(folder: Path, plan: Plan, products: Sequence[Product], side: int, seed: int) -> tuple[Path, Path]:
@@ -35,11 +36,11 @@ def write_recording(folder: Path, plan: Plan, products: Sequence[Product], side:
     for number, product in enumerate(products):
         rng = generator(seed, "recording", number)
         images += draw_item("live", (product.attributes,), plan.shelves["test"], frames=SECONDS, side=side, rng=rng)
-        said = texts.transcript((product,), rng)
-        sentences = [] if said == NO_TEXT else re.split("[,，] ?", said)
-        for i, sentence in enumerate(sentences):
-            start = number * SECONDS + i * SECONDS / len(sentences)
-            cues.append((start, start + SECONDS / len(sentences), sentence))
+        for turn in range(TURNS):
+            said = texts.transcript((product,), rng)
+            sentences = [] if said == NO_TEXT else re.split("[,，] ?", said)
+            begin, seconds = (number + turn / TURNS) * SECONDS, SECONDS / TURNS / max(1, len(sentences))
+            cues += [(begin + i * seconds, begin + (i + 1) * seconds, words) for i, words in enumerate(sentences)]
     encode(folder / "show.mp4", images)
     lines = [f"{i}\n{srt_time(start)} --> {srt_time(end)}\n{said}\n" for i, (start, end, said) in enumerate(cues, 1)]
     (folder / "show.srt").write_text("\n".join(lines), encoding="utf-8")

@@ -210,7 +210,7 @@ CHECKS = {
         "print(scores.shape == (len(pages), len(videos)), abs(scores).max() < 1.001, len(counts.fetchall()))",
         "True True 3",
     ),
-    "embed_segments": ("print(segments.vectors.shape, clips.shape)", "0 to 8 s\n(2, 128) (1, 128)"),
+    "embed_segments": ("print(segments.vectors.shape, clips.shape)", "(2, 128) (1, 128)"),
     "microsoft/xclip": ("print(config.model.text.init_from)", "hfl/rbt6"),
 }
 
