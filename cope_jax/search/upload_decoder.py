@@ -28,7 +28,6 @@ from cope_jax.data.images import (
     upright_pixels,
 )
 from cope_jax.data.thumbnails import data_uri, shown_frames, thumbnail_uri
-from data_prep.videos.decode import reply
 from data_prep.videos.reader import FrameChoice
 
 TOO_LARGE = f"has too many pixels: at most {MAX_PIXELS // 1_000_000} million, and {MAX_SIDE:,} on a side."
@@ -69,6 +68,8 @@ def main(form: str, side: str, rule: str, *descriptors: str) -> None:
 
 def write_video(descriptor: int, side: int, box: Box | None) -> None:
     """Decodes a video in limited memory and writes its frames, with thumbnails of some of them."""
+    from data_prep.videos.decode import reply  # needs the extra "video"
+
     resource.setrlimit(resource.RLIMIT_AS, (VIDEO_MEMORY, VIDEO_MEMORY))
     with open(descriptor, "rb") as file:
         header, frames = reply(file, {"choice": asdict(FrameChoice()), "start": None, "end": None})
