@@ -74,6 +74,7 @@ def main(*words: str) -> None:
     action = "serve" if FLAGS.serve and not words else (words or ACTIONS)[0]
     if len(words) > 1 or action not in ACTIONS:
         raise ValueError(f"unknown action {' '.join(words)!r}: choose one of {', '.join(ACTIONS)}")
+    video_folder()  # fails before the work starts
     if action == "serve":
         serve()
         return

@@ -176,9 +176,14 @@ def test_existing_embeddings_of_another_precision_are_used(workdir, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["find"], "unknown action 'find': choose one of query, serve, build"),
+        (["find"], "unknown action 'find': choose one of query, moments, serve, build"),
         (["query", "build"], "unknown action 'query build'"),
-        (["--item=1", "--text=a"], "--item is one query, --images and --text are another: give one of them"),
+        (["--item=1", "--text=a"], "--item is one query, --images or --video and --text are another: give one of them"),
+        (["--item=1", "--video=a.mp4"], "--item is one query"),
+        (["--images=a.jpg", "--video=a.mp4"], "--images and --video are both given: choose one of them"),
+        (["--video=/no/a.mp4"], "/no/a.mp4: missing file"),
+        (["moments", "--text=a"], "no item has a start and an end: cut recordings with"),
+        (["--videos=/no/folder"], "--videos=/no/folder is not a folder"),
         (["--step=newest"], "--step is 'newest'; expected"),
     ],
 )
