@@ -1,11 +1,14 @@
 """Every command and Python example of the README and the docs runs: as written, but on tiny data with tiny models."""
 
+import gzip
+import io
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
@@ -26,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
     "quickstart", "rope", "catalog", "training", "losses", "pretrained", "hardware", "evaluation", "search",
     "reliability", "troubleshooting", "formats", "concepts", "architecture", "benchmarks", "experiments", "index",
-    "scale", "finetuning", "videos",
+    "scale", "finetuning", "videos", "datasets",
 ))]  # fmt: skip
 
 
@@ -126,6 +129,33 @@ def shop(folder: Path) -> None:
     put(folder / "items.csv", "\n".join(rows) + "\n")
 
 
+def abo(folder: Path) -> None:
+    """A packed download of Amazon Berkeley Objects: 40 products, each with a page, a photo and a spin of two frames."""
+    rng = np.random.default_rng(3)
+    files = {
+        "listings/metadata/listings_0.json.gz": "",
+        "images/metadata/images.csv.gz": "image_id,height,width,path\n",
+    }
+    files["spins/metadata/spins.csv.gz"] = "spin_id,azimuth,image_id,height,width,path\n"
+    for i in range(40):
+        listing = {"item_id": f"B{i:02}", "main_image_id": f"m{i}", "other_image_id": [f"o{i}"], "spin_id": f"s{i}"}
+        listing["item_name"] = [{"language_tag": "en_US", "value": f"walnut table {i}"}]
+        files["listings/metadata/listings_0.json.gz"] += json.dumps(listing) + "\n"
+        files["images/metadata/images.csv.gz"] += f"m{i},32,32,m{i}.jpg\no{i},32,32,o{i}.jpg\n"
+        files["spins/metadata/spins.csv.gz"] += f"s{i},36,a{i},32,32,s{i}_1.jpg\ns{i},0,b{i},32,32,s{i}_0.jpg\n"
+        for name in (f"images/small/m{i}", f"images/small/o{i}", f"spins/original/s{i}_0", f"spins/original/s{i}_1"):
+            files[f"{name}.jpg"] = simplejpeg.encode_jpeg(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    folder.mkdir()
+    for part, name in (("listings", "listings"), ("images", "images-small"), ("spins", "spins")):
+        with tarfile.open(folder / f"abo-{name}.tar", "w") as tar:
+            for path, content in files.items():
+                if path.startswith(part):
+                    data = gzip.compress(content.encode()) if isinstance(content, str) else content
+                    member = tarfile.TarInfo(path)
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+
+
 class QuietHandler(SimpleHTTPRequestHandler):
     """Serves files without logging requests."""
 
@@ -141,6 +171,7 @@ def places(tmp_path_factory):
     grocery_checkout(folder / "GroceryStoreDataset")
     shop(folder)
     recording(folder / "videos")
+    abo(folder / "ABO")
     write_siglip2(folder / "siglip2")
     (folder / "runs").mkdir()
     (folder / "runs/rope_sigmoid").symlink_to("rope")
@@ -151,7 +182,7 @@ def places(tmp_path_factory):
 
 
 PATHS = re.compile(
-    r"^((?:--[a-z._]+=(?:configs/\w+\.py:)?)?)(\.\./)?((?:data|runs|exports|embeddings)/\w+|rope|photos|videos|data/demo/release|(?:videos/)?\w+\.(?:csv|mp4|srt)|Grocery\w+)$"
+    r"^((?:--[a-z._]+=(?:configs/\w+\.py:)?)?)(\.\./)?((?:data|runs|exports|embeddings)/\w+|rope|ABO|photos|videos|data/demo/release|(?:videos/)?\w+\.(?:csv|mp4|srt)|Grocery\w+)$"
 )
 
 
@@ -175,8 +206,8 @@ def words_of(command: str, places: dict[str, str]) -> list[str]:
     if "--dry_run" in words:
         nothing = ["--config.data.data_dir=/nowhere", "--config.data.tokenizer=nobody/nothing"]
         return [*words, *TINY_RUN, "--config.train.batch_size=16", *nothing]
-    only_pages = any("example" in word for word in words)
-    tiny = [flag for flag in TINY_RUN if not (only_pages and ".frames." in flag)]
+    other_domains = any("example" in word or "abo" in word for word in words)
+    tiny = [flag for flag in TINY_RUN if not (other_domains and ".frames." in flag)]
     return [*words, *tiny] if words[0] == "train" else words
 
 
