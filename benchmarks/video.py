@@ -1,9 +1,10 @@
 """Measures how fast frames of videos are read, next to plain PyAV and to OpenCV: `python -m benchmarks.video`.
 
 All three decode the same frames of the same clips, shrunk to the same size, in as many processes of one thread each, in
-turns. PyAV and OpenCV decode 15-second clips from start to end, and seek to each frame of the recording; OpenCV does not
-convert the frames it skips. Only ours also encodes JPEGs. The videos are H.264 of x264's defaults. Per workload, the JSON has frames and clips per second, ratio_to_pyav,
-ratio_to_opencv (above 1, ours is faster) and peak_rss_bytes, the most memory that a worker has held.
+turns. PyAV and OpenCV decode short clips from start to end, and seek to each frame of the recording; OpenCV does not
+convert the frames that it skips. Only ours also encodes JPEGs. The videos are H.264 with the defaults of x264. Per
+workload, the JSON has frames and clips per second, ratio_to_pyav and ratio_to_opencv (above 1, ours is faster), and
+peak_rss_bytes, the most memory that a worker has held.
 """
 
 import contextlib

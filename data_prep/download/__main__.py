@@ -1,4 +1,4 @@
-"""Downloads the images of a catalog, in row order, into tar shards with a ledger each.
+"""Downloads the images and videos of a catalog, in row order, into tar shards with a ledger each.
 
     python -m data_prep.download --catalog=DIR --out=DIR [--rate=200] [--concurrency=64] [--contact=you@example.org]
 
@@ -47,7 +47,7 @@ def define_flags() -> None:
     flags.DEFINE_float("rate", limits.rate, "Largest number of requests per second to a host.", lower_bound=0.01)
     flags.DEFINE_integer("concurrency", limits.concurrency, "Simultaneous requests to a host.", lower_bound=1)
     flags.DEFINE_float("deadline", limits.deadline, "Seconds per try, including the whole body.", lower_bound=0)
-    flags.DEFINE_integer("max_bytes", limits.max_bytes, "Largest image.", lower_bound=1)
+    flags.DEFINE_integer("max_bytes", limits.max_bytes, "Largest image or video.", lower_bound=1)
     flags.DEFINE_integer("tries", limits.tries, "Tries of a URL in one run.", lower_bound=1)
 
 

@@ -1,19 +1,30 @@
-"""Checks the body of a response: an image that decodes, shrunk if it is too large, or a failure."""
+"""Checks the body of a response: an image that decodes, shrunk if it is too large, a video, or a failure.
+
+Only the start of a video is looked at: the build decodes it, in a process of its own.
+"""
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Set
 
 from data_prep.download.failures import Failure, FetchError
-from data_prep.images.decoding import find_problem, open_image
+from data_prep.images.decoding import ImageProblem, find_problem, open_image
 from data_prep.images.shrinking import shrink
 
+_VIDEO_STARTS = {
+    "mp4": re.compile(rb"....(?:ftyp|moov|mdat|wide|free)", re.DOTALL),
+    "mkv": re.compile(rb"\x1aE\xdf\xa3"),
+}
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # of the others: their name
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An image that decodes. `sha256` is the hash of `data`; the original sizes are those before shrinking."""
+    """An image that decodes, or a video, whose sizes are 0.
+
+    `sha256` is the hash of `data`; the original sizes are those before shrinking.
+    """
 
     data: bytes
     extension: str
@@ -35,10 +46,15 @@ def check_image(body: bytes, *, image_size: int | None, placeholders: Set[str]) 
         placeholders: Hex SHA-256 of placeholders, before or after shrinking.
 
     Raises:
-        FetchError: The body is not an image, or a placeholder.
+        FetchError: The body is neither an image nor a video, or a placeholder.
     """
     sha256 = _hash(body, placeholders)
-    if problem := find_problem(body):
+    problem = find_problem(body)
+    if problem == ImageProblem.NOT_AN_IMAGE:
+        for extension, start in _VIDEO_STARTS.items():
+            if start.match(body):
+                return Picture(body, extension, sha256, 0, 0, 0, 0)
+    if problem:
         raise FetchError(Failure[problem.name], f"{problem}: {len(body)} bytes that start with {body[:16]!r}")
     with open_image(body) as image:
         kind, width, height = str(image.format), image.width, image.height

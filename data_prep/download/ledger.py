@@ -19,6 +19,7 @@ from data_prep.catalog.files import Item
 from data_prep.common.files import atomic_write
 from data_prep.common.parquet import open_parquet
 from data_prep.images.decoding import RULES, RULES_KEY
+from data_prep.videos.clip_names import strip_fragment
 
 SUCCESS, FAILED = "success", "failed_to_download"  # as in img2dataset
 ITEM_STATES = ("complete", "partial", "missing", "without_frames")
@@ -124,7 +125,7 @@ def count_coverage(items: Sequence[Item], rows: Sequence[Row]) -> dict[str, Any]
     failed: collections.Counter[str] = collections.Counter()
     frames = 0
     for item in items:
-        missing = [failure for frame in item.frames if (failure := failures[frame.name])]
+        missing = [failure for frame in item.frames if (failure := failures[strip_fragment(frame.name)])]
         frames += len(item.frames)
         failed.update(missing)
         if not item.frames:

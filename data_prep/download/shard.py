@@ -15,6 +15,7 @@ from data_prep.common.files import atomic_write
 from data_prep.download import ledger
 from data_prep.download.journal import Journal
 from data_prep.download.ledger import Row
+from data_prep.videos.clip_names import strip_fragment
 
 if TYPE_CHECKING:
     from data_prep.download.fetch import Answer
@@ -28,8 +29,8 @@ def shard_path(folder: Path, number: int, suffix: str) -> Path:
 
 
 def image_names(items: Sequence[Item]) -> list[str]:
-    """Returns the distinct names of the items' frames in row order, which are the positions of a shard."""
-    return list(dict.fromkeys(frame.name for item in items for frame in item.frames))
+    """Returns the distinct names of the items' images and videos in row order, which are the positions of a shard."""
+    return list(dict.fromkeys(strip_fragment(frame.name) for item in items for frame in item.frames))
 
 
 @dataclasses.dataclass(eq=False)

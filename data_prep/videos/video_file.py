@@ -252,7 +252,7 @@ class _Group:
     def finish(self) -> Iterator[VideoFrame]:
         """Yields the chosen frames that the decoder still has, and forgets all packets."""
         if self._sent:
-            self._frames += self._decoder.decode(None)
+            self._keep(self._decoder.decode(None))
             self._decoder.flush_buffers()
         yield from self._take()
         self.packets, self._sent, self._frames = [], [], []
@@ -274,11 +274,17 @@ class _Group:
             time = _pts(packet)
             is_needed = time >= self._chosen or time in self.missing
             self._decoder.skip_frame = "DEFAULT" if is_needed else "NONREF"
-            self._frames += packet.decode()
+            self._keep(packet.decode())
             self._sent.append(time)
         self.packets = self.packets[numbers[-1] + 1 :] if numbers else self.packets
         self._sent = [time for time in self._sent if time >= self._chosen] or self._sent[-1:]
         yield from self._take()
+
+    def _keep(self, frames: Sequence[VideoFrame]) -> None:
+        """Keeps the frames that are or may be chosen; all frames of a group would take hundreds of MB."""
+        times = [-math.inf if frame.pts is None else frame.pts for frame in frames]
+        pairs = zip(frames, times, strict=True)
+        self._frames += [frame for frame, time in pairs if time in self.missing or time > self._chosen]
 
     def _take(self) -> Iterator[VideoFrame]:
         frames, self._frames = self._frames, []
@@ -286,7 +292,7 @@ class _Group:
             if frame.pts in self.missing:
                 self.missing.remove(frame.pts)
                 yield frame
-            elif frame.pts is not None and frame.pts > self._chosen:
+            elif (frame.pts or 0) > self._chosen:
                 self._frames.append(frame)
 
 
