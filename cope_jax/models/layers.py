@@ -28,6 +28,12 @@ REMAT_POLICIES: dict[str, Callable[..., bool]] = {
 SHORT, SHORT_ON_GPU = 24, 32
 EMBEDDING_INIT = nnx.initializers.normal(0.02)  # as in BERT and CLIP
 
+Tokens = Float[Array, "B N D"]
+Heads = Float[Array, "B N H K"]  # H attention heads of width K
+# False for tokens that no one attends to; with two axes of tokens, that those along the first do not attend to.
+TokenMask = Bool[Array, "B N"] | Bool[Array, "B N N"]
+Rate = float | Float[Array, ""]  # a probability in [0, 1); an array if it differs between scanned layers
+
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raises ValueError if a setting has none of its possible values."""
@@ -181,13 +187,13 @@ def layer_norm(width: int, *, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs) 
 
 
 def dropout(
-    x: Float[Array, "*shape"], rate: float | Float[Array, ""], rngs: nnx.Rngs | None, *, per_example: bool = False
+    x: Float[Array, "*shape"], rate: Rate, rngs: nnx.Rngs | None, *, per_example: bool = False
 ) -> Float[Array, "*shape"]:
     """Zeroes entries with probability `rate` and rescales the others.
 
     Args:
         x: Activations.
-        rate: Probability in [0, 1); an array if it differs between scanned layers.
+        rate: Probability.
         rngs: Random stream `dropout`; None for evaluation, which returns `x`.
         per_example: Draw one value per example of the leading axis instead of one per entry. In residual branches,
             this is stochastic depth (arXiv 1603.09382).
@@ -199,7 +205,7 @@ def dropout(
     return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), 0.0)
 
 
-def masked_mean(x_BND: Float[Array, "B N D"], mask_BN: Bool[Array, "B N"]) -> Float[Array, "B D"]:
+def masked_mean(x_BND: Tokens, mask_BN: Bool[Array, "B N"]) -> Float[Array, "B D"]:
     """Returns the mean over N of the unmasked entries in float32, 0 if there are none."""
     # `where` and not a product, so that not even an infinity passes the mask.
     total = jnp.where(mask_BN[..., None], x_BND.astype(jnp.float32), 0.0).sum(axis=-2)
@@ -219,19 +225,13 @@ class Attention(nnx.Module):
         self.out = Linear((heads, width // heads), width, dtype=compute.dtype, rngs=rngs)
         self.dropout, self.compute = dropout, compute
 
-    def __call__(
-        self,
-        x_BND: Float[Array, "B N D"],
-        mask: Bool[Array, "B N"] | Bool[Array, "B N N"] | None = None,
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "B N D"]:
+    def __call__(self, x_BND: Tokens, mask: TokenMask | None = None, *, rngs: nnx.Rngs | None = None) -> Tokens:
         """Attends over N.
 
         Args:
             x_BND: Tokens.
-            mask: False for tokens that no one attends to; with two axes of tokens, that those along the first do not
-                attend to. If a row is all False, its result is finite but arbitrary; the caller must mask it.
+            mask: Which tokens are attended to. If a row is all False, its result is finite but arbitrary; the caller
+                must mask it.
             rngs: Random stream `dropout` for training; None for evaluation.
         """
         drop = partial(dropout, rate=self.dropout, rngs=rngs)
@@ -249,13 +249,8 @@ class Attention(nnx.Module):
 
 
 def short_attention(
-    q_BNHK: Float[Array, "B N H K"],
-    k_BNHK: Float[Array, "B N H K"],
-    v_BNHK: Float[Array, "B N H K"],
-    mask: Bool[Array, "B _ N"],
-    *,
-    drop: Callable[[Array], Array],
-) -> Float[Array, "B N H K"]:
+    q_BNHK: Heads, k_BNHK: Heads, v_BNHK: Heads, mask: Bool[Array, "B _ N"], *, drop: Callable[[Array], Array]
+) -> Heads:
     """Attends over a few tokens, such as the frames of a clip, in float32 and without matrix products.
 
     Products for each head take copies with other orders of axes, which take longer than the little arithmetic: a third
@@ -268,13 +263,8 @@ def short_attention(
 
 
 def dropout_attention(
-    q_BNHK: Float[Array, "B N H K"],
-    k_BNHK: Float[Array, "B N H K"],
-    v_BNHK: Float[Array, "B N H K"],
-    mask: Bool[Array, "B _ _ N"] | None,
-    *,
-    drop: Callable[[Array], Array],
-) -> Float[Array, "B N H K"]:
+    q_BNHK: Heads, k_BNHK: Heads, v_BNHK: Heads, mask: Bool[Array, "B _ _ N"] | None, *, drop: Callable[[Array], Array]
+) -> Heads:
     """Attends with dropout of the weights, which `jax.nn.dot_product_attention` lacks."""
     logits_BHNN = jnp.einsum("bnhk,bmhk->bhnm", q_BNHK, k_BNHK, preferred_element_type=jnp.float32)
     logits_BHNN /= math.sqrt(q_BNHK.shape[-1])
@@ -323,13 +313,8 @@ class PreNormBlock(nnx.Module):
         self.mlp = settings.mlp(dtype=compute.dtype, rngs=rngs)
 
     def __call__(
-        self,
-        x_BND: Float[Array, "B N D"],
-        mask: Bool[Array, "B N"] | Bool[Array, "B N N"] | None = None,
-        *,
-        drop_path_rate: float | Float[Array, ""] = 0.0,
-        rngs: nnx.Rngs | None,
-    ) -> Float[Array, "B N D"]:
+        self, x_BND: Tokens, mask: TokenMask | None = None, *, drop_path_rate: Rate = 0.0, rngs: nnx.Rngs | None
+    ) -> Tokens:
         drop_path = partial(dropout, rate=drop_path_rate, rngs=rngs, per_example=True)
         x_BND = x_BND + drop_path(self.attention(self.norm1(x_BND), mask))
         return x_BND + drop_path(self.mlp(self.norm2(x_BND)))
@@ -348,7 +333,7 @@ class AttentionPool(nnx.Module):
         self.norm = layer_norm(width, epsilon=settings.epsilon, dtype=dtype, rngs=rngs)
         self.mlp = settings.mlp(dtype=dtype, rngs=rngs)
 
-    def __call__(self, x_BND: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+    def __call__(self, x_BND: Tokens) -> Float[Array, "B D"]:
         B, _, D = x_BND.shape
         query = self.query(jnp.broadcast_to(self.probe[...].astype(x_BND.dtype), (1, 1, D)))
         queries = jnp.broadcast_to(query, (B, *query.shape[1:]))

@@ -17,6 +17,8 @@ from cope_jax.models.layers import (
     ComputeOptions,
     Linear,
     PreNormBlock,
+    Rate,
+    TokenMask,
     check_choice,
     dropout,
     layer_norm,
@@ -39,6 +41,9 @@ POOLINGS = ("class", "mean", "attention")
 # SigLIP's has none of these, and a bias in the stem.
 FAMILIES = {"clip": 1e-5, "siglip": 1e-6}
 ACROSS_FRAMES = ("xclip", "gated")
+
+Pixels = Float[Array, "B T H W 3"]
+FrameTokens = Float[Array, "B T N D"]
 
 
 class VisionFeatures(NamedTuple):
@@ -76,18 +81,13 @@ class ClipBlock(nnx.Module):
         self.block = PreNormBlock(settings, compute=compute, rngs=rngs)
 
     def __call__(
-        self,
-        x_BTND: Float[Array, "B T N D"],
-        visible: Bool[Array, "B T"] | Bool[Array, "B T T"],
-        *,
-        drop_path_rate: float | Float[Array, ""] = 0.0,
-        rngs: nnx.Rngs | None,
-    ) -> Float[Array, "B T N D"]:
+        self, x_BTND: FrameTokens, visible: TokenMask, *, drop_path_rate: Rate = 0.0, rngs: nnx.Rngs | None
+    ) -> FrameTokens:
         """Updates the tokens of all frames: class token, patches and, for messages without gates, one for the message.
 
         Args:
             x_BTND: Tokens.
-            visible: Frames that receive no attention are False; with two axes of frames, attention from the first one.
+            visible: Which frames of the clips are attended to.
             drop_path_rate: Rate of stochastic depth.
             rngs: Random stream `dropout` for training.
         """
@@ -266,12 +266,7 @@ class VisionEncoder(nnx.Module):
         return [VisionFeatures(masked_mean(x, mask), x) for x, mask in clips]
 
     def encode_pixels(
-        self,
-        pixels_BTHWC: Float[Array, "B T H W 3"],
-        mask_BT: Bool[Array, "B T"],
-        *,
-        lengths: Sequence[int],
-        rngs: nnx.Rngs | None = None,
+        self, pixels_BTHWC: Pixels, mask_BT: Bool[Array, "B T"], *, lengths: Sequence[int], rngs: nnx.Rngs | None = None
     ) -> Float[Array, "B T D"]:
         """Returns the vectors of normalized frames, before integration."""
         if self.max_frames < max(lengths):
@@ -280,7 +275,7 @@ class VisionEncoder(nnx.Module):
         vectors = self.pool(x)
         return vectors if self.project is None else self.project(vectors)
 
-    def pool(self, x_BTND: Float[Array, "B T N D"]) -> Float[Array, "B T D"]:
+    def pool(self, x_BTND: FrameTokens) -> Float[Array, "B T D"]:
         """Returns the vectors of frames, before the projection."""
         if self.head is not None:
             B, T, N, D = x_BTND.shape
@@ -289,13 +284,8 @@ class VisionEncoder(nnx.Module):
         return self.post_norm(x_BTND[:, :, 0] if self.pooling == "class" else patches.mean(axis=-2))
 
     def frame_tokens(
-        self,
-        pixels_BTHWC: Float[Array, "B T H W 3"],
-        mask_BT: Bool[Array, "B T"],
-        *,
-        lengths: Sequence[int],
-        rngs: nnx.Rngs | None,
-    ) -> Float[Array, "B T N D"]:
+        self, pixels_BTHWC: Pixels, mask_BT: Bool[Array, "B T"], *, lengths: Sequence[int], rngs: nnx.Rngs | None
+    ) -> FrameTokens:
         """Returns the tokens of the last block: the class token, if there is one, and the patches."""
         B, T, *image = pixels_BTHWC.shape
         x = self.stem(pixels_BTHWC.reshape(B * T, *image).astype(self.compute.dtype))
@@ -315,7 +305,7 @@ class VisionEncoder(nnx.Module):
         return x[:, :, :N]
 
 
-def within_clips(mask_BT: Bool[Array, "B T"], lengths: Sequence[int]) -> Bool[Array, "B T"] | Bool[Array, "B T T"]:
+def within_clips(mask_BT: Bool[Array, "B T"], lengths: Sequence[int]) -> TokenMask:
     """Returns which frames a frame sees: the unmasked ones of its clip. One clip needs no second axis."""
     if len(lengths) == 1:
         return mask_BT
