@@ -12,6 +12,7 @@ import optax
 from jaxtyping import PyTree
 
 from cope_jax.parallel.path_rules import apply_rules, leaf_paths
+from cope_jax.runs.config import OptimizerConfig
 from cope_jax.runs.learning_rate import make_schedule
 
 STACK = r"^model/(vision|text)/blocks/"  # parameters of the layers of an encoder, stacked
@@ -63,33 +64,16 @@ def stop_frozen_gradients(params: PyTree, groups: Groups) -> PyTree:
 
 
 def make_optimizer(
-    params: PyTree,
-    *,
-    rate: float,
-    groups: Groups,
-    layer_decay: float = 1.0,
-    warmup_steps: int,
-    cosine_steps: int,
-    steps: int,
-    b1: float,
-    b2: float,
-    weight_decay: float,
-    decayed: str,
-    clip_norm: float,
-    clipped: str,
+    params: PyTree, settings: OptimizerConfig, *, groups: Groups, steps: int, layer_decay: float = 1.0
 ) -> optax.GradientTransformation:
-    """Returns the optimizer of parameters (arrays or shapes) with the settings of config.optimizer.
+    """Returns the optimizer of parameters (arrays or shapes).
 
     Args:
+        params: Parameters.
+        settings: Settings, except for the groups.
         groups: Parameter groups.
+        steps: Number of steps of the run.
         layer_decay: See `layer_factors`; 1 has no effect.
-        rate: Peak of the learning rate, see `make_schedule`.
-        warmup_steps: Of the learning rate.
-        cosine_steps: Of the learning rate.
-        steps: Number of steps.
-        decayed: Regex over paths of the parameters that weight decay applies to.
-        clip_norm: Bound on the global norm of the gradient of some parameters; 0 means no bound.
-        clipped: Regex over the paths of these parameters. Frozen ones do not count.
 
     Raises:
         ValueError: Groups do not fit the parameters, see `rate_factors`.
@@ -97,12 +81,18 @@ def make_optimizer(
     factors = trained = rate_factors(groups, params)
     if layer_decay != 1:
         factors = jax.tree.map(operator.mul, factors, layer_factors(layer_decay, params))
-    schedule = make_schedule(rate=rate, warmup_steps=warmup_steps, cosine_steps=cosine_steps, steps=steps)
     # A part in any case, so that the state does not depend on it: a run may resume with another bound.
-    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
     parts = (
-        optax.masked(clip, partial(matches, clipped)) if clipped else clip,
-        optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=matches(decayed, params)),
+        # Frozen parameters do not count.
+        optax.masked(clip, partial(matches, settings.clipped)) if settings.clipped else clip,
+        optax.adamw(
+            make_schedule(settings, steps),
+            b1=settings.b1,
+            b2=settings.b2,
+            weight_decay=settings.weight_decay,
+            mask=matches(settings.decayed, params),
+        ),
     )
 
     def scale(updates: PyTree, _: PyTree) -> PyTree:

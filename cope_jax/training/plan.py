@@ -1,7 +1,6 @@
 """The computation of a run, known before anything is allocated."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from typing import NamedTuple
 
@@ -42,8 +41,8 @@ def make_plan(config: RunConfig, mesh: Mesh, *, vocab_size: int) -> Plan:
     """Returns the computation of a config on a mesh."""
     graphdef, initialize = split_model(config, vocab_size=vocab_size, mesh=mesh)
     shapes = {"model": jax.eval_shape(initialize).params, "loss": jax.eval_shape(partial(init_losses, config))}
-    settings = asdict(config.optimizer) | {"groups": config.groups, "layer_decay": config.finetune.layer_decay}
-    optimizer = make_optimizer(shapes, steps=config.train.steps, **settings)
+    options = {"groups": config.groups, "steps": config.train.steps, "layer_decay": config.finetune.layer_decay}
+    optimizer = make_optimizer(shapes, config.optimizer, **options)
 
     def initial_state() -> TrainState:
         model = initialize()

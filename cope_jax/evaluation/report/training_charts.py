@@ -89,13 +89,7 @@ def throughput(workdir: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def rates(config: RunConfig, last: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the configured learning rate at up to 200 steps."""
-    optimizer = config.optimizer
-    schedule = make_schedule(
-        rate=optimizer.rate,
-        warmup_steps=optimizer.warmup_steps,
-        cosine_steps=optimizer.cosine_steps,
-        steps=config.train.steps,
-    )
+    schedule = make_schedule(config.optimizer, config.train.steps)
     steps = np.unique(np.linspace(0, last, 200).astype(int))
     return steps.astype(float), np.asarray(schedule(steps), float)
 

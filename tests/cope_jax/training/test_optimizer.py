@@ -10,6 +10,7 @@ import pytest
 
 from configs import cope_rope, cope_rope_sigmoid, default
 from cope_jax.parallel.path_rules import leaf_paths
+from cope_jax.runs.config import OptimizerConfig
 from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.model import split_model
 from cope_jax.training.objective import init_losses
@@ -37,9 +38,14 @@ SETTINGS = {
 FROZEN_BIAS = (("a/bias", 0.0), ("", 1.0))
 
 
+def optimizer_of(params, **settings):
+    run = {name: settings.pop(name) for name in ("steps", "layer_decay") if name in settings}
+    return make_optimizer(params, OptimizerConfig(**settings), groups=settings["groups"], **run)
+
+
 def updates(gradients, **changed):
     """The second update, since the first one has rate 0."""
-    optimizer = make_optimizer(PARAMS, **(SETTINGS | changed))
+    optimizer = optimizer_of(PARAMS, **(SETTINGS | changed))
     state = optimizer.init(PARAMS)
     _, state = optimizer.update(gradients, state, PARAMS)
     return optimizer.update(gradients, state, PARAMS)[0]
@@ -53,7 +59,7 @@ def gradients():
 
 
 def test_the_rate_rises_linearly_and_falls_like_a_cosine():
-    optimizer = make_optimizer(PARAMS, **(SETTINGS | {"warmup_steps": 4, "steps": 12, "weight_decay": 0.0}))
+    optimizer = optimizer_of(PARAMS, **(SETTINGS | {"warmup_steps": 4, "steps": 12, "weight_decay": 0.0}))
     state, rates = optimizer.init(PARAMS), []
     for _ in range(13):  # a constant gradient g makes Adam's step sign(g)
         found, state = optimizer.update(gradients(), state, PARAMS)
@@ -71,7 +77,7 @@ def test_matrices_decay_and_biases_do_not():
 
 def test_the_rate_rises_again_after_the_cosine():
     changed = {"warmup_steps": 2, "cosine_steps": 6, "steps": 12, "weight_decay": 0.0}
-    optimizer = make_optimizer(PARAMS, **(SETTINGS | changed))
+    optimizer = optimizer_of(PARAMS, **(SETTINGS | changed))
     state, rates = optimizer.init(PARAMS), []
     for _ in range(12):  # a constant gradient g makes Adam's step sign(g)
         found, state = optimizer.update(gradients(), state, PARAMS)
@@ -94,7 +100,7 @@ def test_group_factors_scale_the_whole_step():
 
 def test_clipping_bounds_the_gradient_before_its_moments():
     """Adam ignores a constant scale, so only the first gradient is too large."""
-    optimizer = make_optimizer(PARAMS, **(SETTINGS | {"clip_norm": 1.0, "weight_decay": 0.0}))
+    optimizer = optimizer_of(PARAMS, **(SETTINGS | {"clip_norm": 1.0, "weight_decay": 0.0}))
     state = optimizer.init(PARAMS)
     _, state = optimizer.update({k: {n: 1000 * g for n, g in v.items()} for k, v in gradients().items()}, state, PARAMS)
     found = optimizer.update(gradients(), state, PARAMS)[0]
@@ -103,7 +109,7 @@ def test_clipping_bounds_the_gradient_before_its_moments():
 
 def test_clipping_can_spare_some_parameters():
     """The others are clipped to a norm of their own. As before, only the first gradient is too large."""
-    optimizer = make_optimizer(PARAMS, **(SETTINGS | {"clip_norm": 5.0, "clipped": "^a/", "weight_decay": 0.0}))
+    optimizer = optimizer_of(PARAMS, **(SETTINGS | {"clip_norm": 5.0, "clipped": "^a/", "weight_decay": 0.0}))
     large = {"a": {"kernel": jnp.full((2, 3), 30.0), "bias": jnp.full((3,), -40.0)}, "b": {"kernel": jnp.full(4, 5e3)}}
     norm = np.sqrt(6 * 30.0**2 + 3 * 40.0**2)
     state = optimizer.update(large, optimizer.init(PARAMS), PARAMS)[1]
@@ -118,7 +124,7 @@ def test_a_frozen_group_has_no_update_no_decay_and_no_moments():
     found = updates(gradients(), groups=frozen)
     assert not any(leaf.any() for leaf in found["a"].values())
     np.testing.assert_allclose(found["b"]["kernel"], updates(gradients())["b"]["kernel"], rtol=1e-5)
-    state = make_optimizer(PARAMS, **(SETTINGS | {"groups": frozen})).init(PARAMS)
+    state = optimizer_of(PARAMS, **(SETTINGS | {"groups": frozen})).init(PARAMS)
     assert sorted(leaf.shape for leaf in jax.tree.leaves(state)) == [
         (),
         (),
@@ -209,7 +215,7 @@ def test_rates_decay_by_layer_below_the_last_one():
     np.testing.assert_array_equal(of_vision["blocks"]["block"]["bias"], [[1 / 4], [1 / 2], [1]])
     assert of_vision["blocks"]["block"]["kernel"].shape == (3, 1, 1)
     settings = SETTINGS | {"layer_decay": 0.5, "weight_decay": 0.0}
-    optimizer = make_optimizer(params, **settings)
+    optimizer = optimizer_of(params, **settings)
     state = optimizer.init(params)
     for _ in range(2):
         changes, state = optimizer.update(params, state, params)
