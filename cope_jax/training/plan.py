@@ -18,7 +18,7 @@ from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.initial_weights import prepare_weights
 from cope_jax.runs.inputs import training_batch_shapes
 from cope_jax.runs.model import encoder_settings, split_model
-from cope_jax.training.objective import init_losses, make_loss
+from cope_jax.training.objective import init_losses
 from cope_jax.training.operations import count_operations
 from cope_jax.training.optimizer import make_optimizer
 from cope_jax.training.step import make_train_step
@@ -54,18 +54,8 @@ def make_plan(config: RunConfig, mesh: Mesh, *, vocab_size: int) -> Plan:
 
     state = jax.eval_shape(initial_state)
     shardings = _state_shardings(state, optimizer, mesh, shard_optimizer=config.train.shard_optimizer)
-    step = make_train_step(
-        graphdef=graphdef,
-        loss_of=make_loss(config, mesh),
-        optimizer=optimizer,
-        groups=config.groups,
-        seed=config.seed,
-        parts=config.train.batch_size // (config.train.microbatch or config.train.batch_size),
-        average_decay=config.train.average_decay,
-        mesh=mesh,
-    )
     step = jax.jit(
-        step,
+        make_train_step(config, graphdef, optimizer, mesh),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,

@@ -12,41 +12,32 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from cope_jax.runs.checkpoints import ModelState, TrainState
+from cope_jax.runs.config import RunConfig
 from cope_jax.training.gradients import batch_gradients, cached_gradients, embed_in_parts
-from cope_jax.training.objective import LossFunction, Mean
-from cope_jax.training.optimizer import Groups, stop_frozen_gradients
+from cope_jax.training.objective import Mean, make_loss
+from cope_jax.training.optimizer import stop_frozen_gradients
 from data_prep.common.domains import sort_domains
 
 StepFunction = Callable[[TrainState, Any], tuple[TrainState, dict[str, Mean]]]
 
 
 def make_train_step(
-    *,
-    graphdef: nnx.GraphDef,
-    loss_of: LossFunction,
-    optimizer: optax.GradientTransformation,
-    groups: Groups,
-    seed: int,
-    parts: int,
-    average_decay: float,
-    mesh: Mesh,
+    config: RunConfig, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> StepFunction:
-    """Returns the training step, to be jitted.
+    """Returns the training step of a config, to be jitted.
 
     A step whose loss or gradient is not finite is skipped: only the number of steps changes. The metric `update_norm`
     of the others says whether the new parameters are finite: float32 holds the sum of a finite parameter and any update
     whose square it holds. The state must not depend on it, or XLA would compile other roundings for the whole update.
 
     Args:
+        config: Config of the run. Gradients of parameters in frozen groups are not computed.
         graphdef: Static structure of the model, from `nnx.split`.
-        loss_of: Loss to minimize.
         optimizer: Optimizer of all parameters.
-        groups: Its parameter groups; gradients of frozen parameters are not computed.
-        seed: Seed of dropout, stochastic depth and sampled classes.
-        parts: Number of microbatches that a batch is embedded in; 1 embeds it at once.
-        average_decay: Decay of the moving average, if the state has one.
         mesh: Mesh that batches are sharded over.
     """
+    train, groups, loss_of = config.train, config.groups, make_loss(config, mesh)
+    parts = train.batch_size // (train.microbatch or train.batch_size)  # 1 embeds a batch at once
 
     def embed(model: PyTree, statistics: PyTree, batch: Any, key: jax.Array) -> Any:
         params = stop_frozen_gradients({"model": model}, groups)["model"]
@@ -57,7 +48,7 @@ def make_train_step(
     gradients_of = batch_gradients if parts == 1 else partial(cached_gradients, parts=parts, mesh=mesh)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Mean]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         inputs = batch
         if state.teacher is not None:
             inputs = {
@@ -77,7 +68,7 @@ def make_train_step(
         changed = state.replace(params=params, statistics=found.statistics, opt_state=opt_state)
         if state.average is not None:
             model = ModelState(changed.params["model"], found.statistics)
-            average = update_average(state.average, model, step=state.step, decay=average_decay)
+            average = update_average(state.average, model, step=state.step, decay=train.average_decay)
             changed = changed.replace(average=average)
         # One such batch would turn every parameter into NaN. The loss is global, so all devices skip the step or none.
         finite = jnp.isfinite(found.loss) & jnp.isfinite(gradient_norm)
