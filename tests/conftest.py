@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 
@@ -22,9 +23,9 @@ os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # pytest's workers share 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     # For models this small, compiling takes longer than running: compile quickly. XLA's newer code generator for
-    # fusions doubles the time.
+    # fusions doubles the time; jaxlib 0.11 has no other and ends with an error about this flag.
     + " --xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=0"
-    + " --xla_cpu_use_fusion_emitters=false"
+    + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10.")
     + " --xla_force_host_platform_device_count=8"
 )
 # All compiled programs are shared by pytest's workers, the commands that they start, and later runs. Without a limit,
