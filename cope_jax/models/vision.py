@@ -18,7 +18,6 @@ from cope_jax.models.layers import (
     Linear,
     PreNormBlock,
     Rate,
-    TokenMask,
     check_choice,
     dropout,
     layer_norm,
@@ -44,6 +43,8 @@ ACROSS_FRAMES = ("xclip", "gated")
 
 Pixels = Float[Array, "B T H W 3"]
 FrameTokens = Float[Array, "B T N D"]
+# False for frames that receive no attention; with two axes of frames, from those along the first.
+FrameMask = Bool[Array, "B T"] | Bool[Array, "B T T"]
 
 
 class VisionFeatures(NamedTuple):
@@ -81,7 +82,7 @@ class ClipBlock(nnx.Module):
         self.block = PreNormBlock(settings, compute=compute, rngs=rngs)
 
     def __call__(
-        self, x_BTND: FrameTokens, visible: TokenMask, *, drop_path_rate: Rate = 0.0, rngs: nnx.Rngs | None
+        self, x_BTND: FrameTokens, visible: FrameMask, *, drop_path_rate: Rate = 0.0, rngs: nnx.Rngs | None
     ) -> FrameTokens:
         """Updates the tokens of all frames: class token, patches and, for messages without gates, one for the message.
 
@@ -305,7 +306,7 @@ class VisionEncoder(nnx.Module):
         return x[:, :, :N]
 
 
-def within_clips(mask_BT: Bool[Array, "B T"], lengths: Sequence[int]) -> TokenMask:
+def within_clips(mask_BT: Bool[Array, "B T"], lengths: Sequence[int]) -> FrameMask:
     """Returns which frames a frame sees: the unmasked ones of its clip. One clip needs no second axis."""
     if len(lengths) == 1:
         return mask_BT
