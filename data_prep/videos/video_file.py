@@ -67,6 +67,7 @@ class VideoFile:
             raise InvalidVideoError(VideoProblem.TOO_LARGE, f"it lasts {self.duration:g} s, and at most a day is read")
 
     def _open(self) -> None:
+        self._is_read = False  # opening decodes some frames, which takes a few percent of reading a short clip
         self._file.seek(0)
         try:
             self._container = av.open(
@@ -139,7 +140,9 @@ class VideoFile:
             UnsteadyError: The file must be read thoroughly.
             InvalidVideoError: The file is damaged or cut off.
         """
-        self._open()
+        if self._is_read:
+            self._open()
+        self._is_read = True
         find = self._all_frames_at if self._thorough or self._container.format.name == "gif" else self._some_frames_at
         for frame in find(times):
             if frame.is_corrupt:
