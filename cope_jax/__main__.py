@@ -6,6 +6,7 @@
 quick and a command loads no more than it needs.
 """
 
+import gc
 import os
 import runpy
 import sys
@@ -85,6 +86,8 @@ def main() -> None:
         sys.path.append(os.getcwd())  # for configs that import each other, as under `python -m`
     sys.argv = [sys.argv[0], *first, *arguments]
     exit_on_interrupt(name)  # until the command is imported and handles interrupts itself
+    # Imports and tracing create millions of objects that stay: collecting rarely saves a fifth of the start.
+    gc.set_threshold(100_000, 50, 100)
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except ModuleNotFoundError as error:
