@@ -306,7 +306,8 @@ def test_a_command_installs_its_optional_requirements(start_fresh, tmp_path):
         assert call.returncode == 0
     assert installed(tmp_path) == [
         "-r requirements.txt -r requirements-download.txt jax[cuda13]",
-        "-r requirements.txt -r requirements-search.txt -r requirements-serve.txt -r requirements-video.txt jax[cuda13]",
+        "-r requirements.txt -r requirements-search.txt -r requirements-serve.txt "
+        "-r requirements-video.txt jax[cuda13]",
         "-r requirements.txt jax[cuda13]",
     ]
 
