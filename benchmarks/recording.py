@@ -27,7 +27,6 @@ from data_prep.synthetic.videos import encode
 
 FLAGS = flags.FLAGS
 SECONDS = 20  # that a product is shown
-TURNS = 3  # transcripts of a product: lives of the release last 6.5 seconds on average, and have one each
 
 
 def write_recording(folder: Path, plan: Plan, products: Sequence[Product], side: int, seed: int) -> tuple[Path, Path]:
@@ -36,10 +35,10 @@ def write_recording(folder: Path, plan: Plan, products: Sequence[Product], side:
     for number, product in enumerate(products):
         rng = generator(seed, "recording", number)
         images += draw_item("live", (product.attributes,), plan.shelves["test"], frames=SECONDS, side=side, rng=rng)
-        for turn in range(TURNS):
+        for turn in range(FLAGS.turns):
             said = texts.transcript((product,), rng)
             sentences = [] if said == NO_TEXT else re.split("[,，] ?", said)
-            begin, seconds = (number + turn / TURNS) * SECONDS, SECONDS / TURNS / max(1, len(sentences))
+            begin, seconds = (number + turn / FLAGS.turns) * SECONDS, SECONDS / FLAGS.turns / max(1, len(sentences))
             cues += [(begin + i * seconds, begin + (i + 1) * seconds, words) for i, words in enumerate(sentences)]
     encode(folder / "show.mp4", images)
     lines = [f"{i}\n{srt_time(start)} --> {srt_time(end)}\n{said}\n" for i, (start, end, said) in enumerate(cues, 1)]
@@ -87,6 +86,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("products", 30, "Number of products in the recording.", lower_bound=2)
     flags.DEFINE_float("length", 8.0, "Seconds of a segment.")
     flags.DEFINE_float("stride", 4.0, "Seconds from the start of a segment to that of the next one.")
+    turns = "Transcripts per product. With 3, as many words per second as in lives, which last 6.5 seconds on average."
+    flags.DEFINE_integer("turns", 3, turns, lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Seed of the recording.")
 
 

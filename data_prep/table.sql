@@ -91,14 +91,15 @@ FROM (
     FROM images WHERE split = of_split AND domain = of_domain GROUP BY ALL
 ) JOIN ids ON kind = domain AND original = item;
 
--- An item has the columns of its first row that has any, and otherwise those of its product, except text_clean; null deletes a key.
+-- An item has the columns of its first row that has any, and otherwise those of its product, except its text and
+-- its video; null deletes a key.
 CREATE MACRO payloads(of_split, of_domain) AS TABLE
 WITH shared AS (
     SELECT product, arg_min(payload, line) AS payload FROM rows WHERE payload <> '' GROUP BY product
 )
 SELECT items.id AS item_id, min(line) AS line, json_merge_patch(
     coalesce(arg_min(shared.payload, line), '{}'),
-    '{"text_clean": null}',
+    '{"text_clean": null, "video": null, "start": null, "end": null}',
     coalesce(arg_min(rows.payload, line) FILTER (rows.payload <> ''), '{}'),
     json_object(
         'item', CASE WHEN NOT bool_and(items.whole) THEN any_value(item) END,

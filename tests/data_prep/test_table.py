@@ -153,6 +153,21 @@ def test_other_columns_are_carried_along_and_shared_by_the_items_of_a_product(tm
     }
 
 
+def test_the_video_of_an_item_is_not_that_of_others_of_its_product(tmp_path, images):
+    rows = [
+        {"product": 5, "domain": "live", "item": 1, "title": "Bag", "video": "x/1.jpg", "start": 3, "end": 5},
+        {"product": 5, "domain": "video", "item": 2, "video": "x/1.jpg"},
+        {"product": 5, "domain": "page", "item": 3, "images": ["x/1.jpg"]},
+    ]
+    catalog = build(tmp_path, rows, test_fraction=0)
+    found = {name: json.loads(next(catalog.items("train", name)).payload) for name in catalog.domains}
+    assert found == {
+        "page": {"title": "Bag"},
+        "video": {"title": "Bag", "video": "x/1.jpg"},
+        "live": {"title": "Bag", "video": "x/1.jpg", "start": "3", "end": "5"},
+    }
+
+
 def read_ids(catalog):
     table = pq.read_table(catalog.folder / "ids.parquet").to_pylist()
     return {(row["kind"], row["id"]): row["original"] for row in table}
