@@ -38,17 +38,25 @@ class Items:
     item_ids: np.ndarray  # int64[N]
     frames: np.ndarray  # int32[N] number of frames of each item
     has_text: np.ndarray  # bool[N]
+    masked: np.ndarray | None = None  # float32[N, 2, E], of the frames alone and of the text alone, 0 if missing
 
     def select(self, mask: np.ndarray) -> "Items":
         """Returns the items where a mask is true."""
-        return Items(**{field.name: getattr(self, field.name)[mask] for field in fields(self)})
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Items(**{name: None if column is None else column[mask] for name, column in columns.items()})
 
 
-def no_items(width: int) -> Items:
+def no_items(width: int, *, masked: bool) -> Items:
     """Returns zero items with embeddings of a width."""
     numbers, flags = np.zeros(0, np.int64), np.zeros(0, bool)
     return Items(
-        np.zeros((0, width), np.float32), np.zeros((0, 1), np.int32), numbers, numbers, numbers.astype(np.int32), flags
+        np.zeros((0, width), np.float32),
+        np.zeros((0, 1), np.int32),
+        numbers,
+        numbers,
+        numbers.astype(np.int32),
+        flags,
+        np.zeros((0, 2, width), np.float32) if masked else None,
     )
 
 
@@ -61,6 +69,7 @@ class LoadedRun:
     mesh: Mesh
     embed: EmbedFunction
     model: ModelState
+    masked: bool = False  # whether `embed` also embeds frames and texts alone
 
     def embed_rows(
         self,
@@ -75,7 +84,7 @@ class LoadedRun:
         skipped and added to `invalid_items`. Without it, they are errors.
         """
         if not len(rows):
-            return no_items(self.config.model.embedding)
+            return no_items(self.config.model.embedding, masked=self.masked)
         numbers, remaining = np.asarray(rows).tolist(), len(rows)
         shares = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         size = -(-self.config.eval.batch_size // shares) * shares
@@ -92,9 +101,17 @@ class LoadedRun:
 
 
 def load_run(
-    config: RunConfig, workdir: Path, step: int, *, average: bool = False, mesh: Mesh | None = None
+    config: RunConfig,
+    workdir: Path,
+    step: int,
+    *,
+    average: bool = False,
+    mesh: Mesh | None = None,
+    masked: bool = False,
 ) -> LoadedRun:
     """Loads a checkpoint, or the moving average of its parameters, on a mesh; by default, on `evaluation_mesh`.
+
+    With `masked`, the run also embeds the frames and the texts of items alone.
 
     Raises:
         FileNotFoundError: There is no such checkpoint, or no initial weights for step 0.
@@ -106,7 +123,7 @@ def load_run(
     tokenizer = load_tokenizer(workdir / "tokenizer")
     with Checkpoints(workdir) as checkpoints:
         graphdef, model = load_model(config, checkpoints, step, mesh, vocab_size=len(tokenizer), average=average)
-    return LoadedRun(config, tokenizer, mesh, embed_function(graphdef, model, mesh), model)
+    return LoadedRun(config, tokenizer, mesh, embed_function(graphdef, model, mesh, masked=masked), model, masked)
 
 
 def check_whole_processes(mesh: Mesh, remedy: str) -> None:
@@ -127,15 +144,20 @@ def evaluation_mesh(config: RunConfig) -> Mesh:
     return make_mesh(data=-1, fsdp=1, tensor=1)
 
 
-def embed_function(graphdef: nnx.GraphDef, model: ModelState, mesh: Mesh) -> EmbedFunction:
+def embed_function(graphdef: nnx.GraphDef, model: ModelState, mesh: Mesh, *, masked: bool = False) -> EmbedFunction:
     """Returns the compiled function (model, {domain: inputs}) → float32[B, E], the fused embeddings, replicated.
+
+    With `masked`, it returns float32[B, 3, E], see `CopeModel.embed_masked`.
 
     `model` has the shardings of the function's argument, which is not donated, because all calls use it.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, model)
 
     def embed(model: ModelState, batch: Batch) -> jax.Array:
-        (embeddings,) = nnx.merge(graphdef, *model)(batch).values()
+        merged = nnx.merge(graphdef, *model)
+        if masked:
+            return merged.embed_masked(batch)
+        (embeddings,) = merged(batch).values()
         return embeddings.fused
 
     return jax.jit(embed, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=replicated(mesh))
@@ -168,7 +190,9 @@ def embed_items(
         vectors.append(np.asarray(vector))
         columns.append([products, batch["row"], batch["item_id"], batch["frame_count"], has_text])
         on_batch(len(vector))
-    items = Items(np.concatenate(vectors), *(gather_shares(np.stack(column)) for column in zip(*columns, strict=True)))
+    found = np.concatenate(vectors)
+    found, masked = (found[:, 0], found[:, 1:]) if found.ndim == 3 else (found, None)
+    items = Items(found, *(gather_shares(np.stack(column)) for column in zip(*columns, strict=True)), masked)
     items = items.select(items.rows >= 0)
     valid = _have_unit_length(items.vectors)
     if invalid_items is not None and valid.any():

@@ -11,7 +11,7 @@ import numpy as np
 from cope_jax.data.records import InvalidItemError, InvalidItems, Product, open_records
 from cope_jax.evaluation import results
 from cope_jax.evaluation.embed_items import Items, LoadedRun, load_run
-from cope_jax.evaluation.metrics import bootstrap, few_shot, retrieval
+from cope_jax.evaluation.metrics import bootstrap, embedding_space, few_shot, retrieval
 from cope_jax.evaluation.metrics.ranks import Ranks
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
@@ -88,9 +88,9 @@ def evaluate(
             return Evaluation(config, step, files, stored)
     files.create_folder()
     rows = None if subset is None else rows_by_domain(draw_products(config, subset), config.data.domains)
-    run = load_run(config, workdir, step, average=average)
+    run = load_run(config, workdir, step, average=average, masked=True)
     items = embed_split(run, step=step, rows=rows, on_batch=on_batch)
-    embedded = EmbeddedSplit(items, retrieval.direction_ranks(_embeddings(items)))
+    embedded = EmbeddedSplit(items, retrieval.direction_ranks(embeddings_of(items)))
     metrics = compute_metrics(embedded, config, step=step) | {"evaluated": settings}
     if jax.process_index() == 0:
         files.write(metrics)
@@ -143,7 +143,8 @@ def embed_split(
     return items
 
 
-def _embeddings(items: Mapping[str, Items]) -> retrieval.Embeddings:
+def embeddings_of(items: Mapping[str, Items]) -> retrieval.Embeddings:
+    """Returns the embeddings and product ids of items."""
     return {domain: (own.vectors, own.products) for domain, own in items.items()}
 
 
@@ -157,7 +158,10 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
         "intervals": bootstrap intervals; "chance": R@1 of a random order; "macro": means over products;
         "same_domain" and "all_domains": retrieval with other galleries, without the query itself;
         "by_frames" and "by_text": retrieval by the query's number of frames, and with and without text;
-        "few_shot_all": few-shot classification with all products as classes, by shots.
+        "few_shot_all": few-shot classification with all products as classes, by shots;
+        "modalities": {"both": …, "frames": …, "text": …}, retrieval with items that have both as queries, and with the
+        frames or the text of queries alone; "prefixes": means of the first values of embeddings; "spectrum": their
+        principal components; "domain_mixing": how far they separate domains.
     """
     items = embedded.items
     ranks = {name: own for name, own in embedded.ranks.items() if own.has_positive.any()}
@@ -166,7 +170,7 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
         for name, (source, target) in directions(items).items()
         if name not in ranks
     }
-    embeddings = _embeddings(items)
+    embeddings = embeddings_of(items)
     queries = {name: items[source] for name, (source, _) in directions(items).items()}
     products = {name: bootstrap.first_product(own.products) for name, own in queries.items()}
     frames = {name: np.array(list(map(retrieval.frame_range, own.frames.tolist()))) for name, own in queries.items()}
@@ -188,5 +192,23 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
         "all_domains": retrieval.all_domains(embeddings),
         "by_frames": {name: retrieval.by_part(own, frames[name]) for name, own in ranks.items()},
         "by_text": {name: retrieval.by_part(own, texts[name]) for name, own in ranks.items()},
+        "modalities": _modalities(items),
+        "prefixes": embedding_space.prefix_retrieval(embeddings),
+        "spectrum": embedding_space.spectrum(embeddings),
+        "domain_mixing": embedding_space.domain_mixing(embeddings, seed=seed),
         "few_shot_all": few_shot.few_shot_all_products(embeddings, queries=config.eval.queries, seed=seed),
     }
+
+
+def _modalities(items: Mapping[str, Items]) -> dict[str, dict[str, Any]]:
+    """Retrieval with other embeddings of the queries; see `compute_metrics`."""
+    queries: dict[str, dict[str, np.ndarray]] = {"both": {}, "frames": {}, "text": {}}
+    for domain, own in items.items():
+        if own.masked is None:
+            return {}
+        frames, text = own.masked[:, 0], own.masked[:, 1]
+        complete = frames.any(axis=-1) & text.any(axis=-1)
+        queries["both"][domain] = np.where(complete[:, None], own.vectors, 0)
+        queries["frames"][domain], queries["text"][domain] = frames, text
+    embeddings = embeddings_of(items)
+    return {name: embedding_space.masked_retrieval(own, embeddings) for name, own in queries.items()}

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float32
 
 from cope_jax.models.fusion import FUSIONS, AlignedFusion, Embeddings, Features, LinearFusion, TransformerFusion
 from cope_jax.models.layers import ComputeOptions, check_choice
@@ -49,7 +50,12 @@ class CopeModel(nnx.Module):
         kind = fusion["kind"]
         check_choice("fusion", kind, FUSIONS)
         sizes = {key: fusion[key] for key in ("width", "depth", "heads")}
-        heads = {"linear": LinearFusion, "aligned": AlignedFusion, "transformer": partial(TransformerFusion, **sizes)}
+        heads = {
+            "linear": LinearFusion,
+            "mean": partial(LinearFusion, has_merge=False),
+            "aligned": AlignedFusion,
+            "transformer": partial(TransformerFusion, **sizes),
+        }
 
         def make_head(domain: str) -> LinearFusion | AlignedFusion | TransformerFusion:
             text_width = (word if kind == "transformer" else text_vector) if domain in self.text_domains else None
@@ -73,6 +79,15 @@ class CopeModel(nnx.Module):
         features = self.features(batch, rngs=rngs)
         heads = batch_entries(self.domains, self.domains)
         return {name: self.fusion[heads[name]](own, train=rngs is not None) for name, own in features.items()}
+
+    def embed_masked(self, batch: Batch) -> Float32[Array, "B 3 E"]:
+        """Embeds the items of one domain: as they are, their frames alone, and their texts alone, 0 if missing.
+
+        Each encoder runs once; see `__call__` for the batch.
+        """
+        ((domain, features),) = self.features(batch).items()
+        parts = [features, features.masked(vision=True, text=False), features.masked(vision=False, text=True)]
+        return jnp.stack([self.fusion[domain](part, train=False).fused for part in parts], axis=1)
 
     def features(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> dict[str, Features]:
         """Returns the encoder outputs for the domains of a batch; arguments as in `__call__`."""

@@ -22,7 +22,7 @@ from cope_jax.models.layers import (
 from cope_jax.models.text import TextFeatures
 from cope_jax.models.vision import VisionFeatures
 
-FUSIONS = ("linear", "transformer", "aligned")
+FUSIONS = ("linear", "mean", "transformer", "aligned")
 HEAD_NORMS = ("none", "batch")
 EMBEDDING_KINDS = ("fused", "vision", "text")
 
@@ -34,6 +34,10 @@ class Features(NamedTuple):
     frame_mask: Bool[Array, "B T"]  # which frames exist
     text: TextFeatures | None  # text features; None if the domain uses no text
     word_mask: Bool[Array, "B L"]  # which words exist, whether the domain uses them or not
+
+    def masked(self, *, vision: bool, text: bool) -> "Features":
+        """Returns the features of the same items without their frames or texts, where these are False."""
+        return self._replace(frame_mask=self.frame_mask & vision, word_mask=self.word_mask & text)
 
     @classmethod
     def from_vectors(
@@ -113,26 +117,35 @@ class LinearFusion(nnx.Module):
     """The authors' fusion: a linear layer per modality, concatenation, one more linear layer.
 
     `widths` are those of vision and text vectors. A missing modality enters as 0; a domain without text, whose width is
-    None, uses its vision path alone.
+    None, uses its vision path alone. Without `has_merge`, the mean of the unit vectors of both modalities takes the place
+    of concatenation and last layer.
     """
 
     def __init__(
-        self, widths: tuple[int, int | None], embedding: int, norm: str, *, compute: ComputeOptions, rngs: nnx.Rngs
+        self,
+        widths: tuple[int, int | None],
+        embedding: int,
+        norm: str,
+        *,
+        has_merge: bool = True,
+        compute: ComputeOptions,
+        rngs: nnx.Rngs,
     ):
         (vision_width, text_width), dtype = widths, compute.dtype
         self.vision = Projection(vision_width, embedding, norm, dtype=dtype, rngs=rngs)
-        if text_width is None:
-            self.text = self.merge = None
-        else:
-            self.text = Projection(text_width, embedding, norm, dtype=dtype, rngs=rngs)
-            self.merge = Projection(2 * embedding, embedding, norm, dtype=dtype, rngs=rngs)
+        project = partial(Projection, embedding=embedding, norm=norm, dtype=dtype, rngs=rngs)
+        self.text = None if text_width is None else project(text_width)
+        self.merge = None if text_width is None or not has_merge else project(2 * embedding)
 
     def __call__(self, features: Features, *, train: bool) -> Embeddings:
         has_vision, has_text = features.frame_mask.any(-1), features.word_mask.any(-1)
         vision = self.vision(features.vision.vector, has_vision, train=train)
-        if self.text is None or self.merge is None or features.text is None:
+        if self.text is None or features.text is None:
             return Embeddings.from_vision(l2_normalize(vision), has_vision)
         text = self.text(features.text.vector, has_text, train=train)
+        if self.merge is None:
+            vision, text = l2_normalize(vision), l2_normalize(text)
+            return Embeddings(l2_normalize(vision + text), vision, text, has_vision, has_text)
         fused = self.merge(jnp.concatenate([vision, text], axis=-1), has_vision | has_text, train=train)
         return Embeddings(l2_normalize(fused), l2_normalize(vision), l2_normalize(text), has_vision, has_text)
 

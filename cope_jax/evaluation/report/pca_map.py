@@ -1,6 +1,6 @@
-"""A map of the embeddings, to see whether domains mix, and neighbor statistics for what a plane cannot show."""
+"""A map of the embeddings, to see whether domains mix."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +9,9 @@ import numpy as np
 from cope_jax.data.records import Records
 from cope_jax.evaluation.embed_items import Items
 from cope_jax.evaluation.metrics.bootstrap import first_product
-from cope_jax.evaluation.metrics.ranks import nearest_neighbors
 from cope_jax.evaluation.report.query_gallery import item_key, shorten
 
 POINTS = 1500  # maximum number of points; more would hide each other
-QUERIES = 300  # items of each domain whose neighbors are counted
-NEIGHBORS = 10
 SIDE, MARGIN = 400, 14  # pixels of a map
 TEXT = 80  # characters shown of a text
 
@@ -92,29 +89,3 @@ def _describe(items: Mapping[str, Items], records: Records, domain: str, positio
     item = records.items[domain][int(items[domain].rows[position])]
     products = list(map(str, item.own_products))
     return [item_key(domain, position), domain, str(item.own_id), products, shorten(item.text, TEXT)]
-
-
-def neighbor_shares(items: Mapping[str, Items], *, seed: int) -> dict[str, dict[str, float]]:
-    """Computes which domains the nearest items of each domain's items belong to, among the items of all domains.
-
-    Returns {"page": {"page": 0.4, "video": 0.3, "live": 0.3}, …}, means over random items. "all" has the shares of the
-    domains among all items, which is what to expect if the domain did not matter.
-    """
-    rng = np.random.default_rng(seed)
-    vectors = np.concatenate([own.vectors for own in items.values()])
-    sizes = np.array([len(own.vectors) for own in items.values()])
-    starts, owners = np.cumsum(sizes) - sizes, np.repeat(np.arange(len(items)), sizes)
-    shares = {}
-    for domain, start, size in zip(items, starts, sizes, strict=True):
-        queries = start + rng.choice(size, min(QUERIES, size), replace=False)
-        no_positives = [np.zeros(0, np.int64)] * len(queries)
-        rows, _ = nearest_neighbors(vectors[queries], vectors, no_positives, k=NEIGHBORS + 1)
-        shares[domain] = _shares(
-            owners[rows[rows != queries[:, None]]], items
-        )  # an item is nearly always its own nearest
-    return shares | {"all": _shares(owners, items)}
-
-
-def _shares(owners: np.ndarray, domains: Collection[str]) -> dict[str, float]:
-    counts = np.bincount(owners, minlength=len(domains))
-    return dict(zip(domains, (counts / max(counts.sum(), 1)).tolist(), strict=True))

@@ -13,11 +13,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cope_jax.data.records import open_records
-from cope_jax.evaluation.evaluate_run import EmbeddedSplit, Evaluation
+from cope_jax.evaluation.evaluate_run import EmbeddedSplit, Evaluation, embeddings_of
 from cope_jax.evaluation.metrics.bootstrap import first_product
+from cope_jax.evaluation.metrics.embedding_space import NEIGHBORS, neighbor_shares
 from cope_jax.evaluation.metrics.ranks import Ranks
 from cope_jax.evaluation.metrics.retrieval import Histograms, chance_curve, recall_curve, similarity_histograms
-from cope_jax.evaluation.report.pca_map import NEIGHBORS, map_data, neighbor_shares
+from cope_jax.evaluation.report.pca_map import map_data
 from cope_jax.evaluation.report.query_gallery import CLOSE, PER_OUTCOME, choose_queries, gallery
 from cope_jax.evaluation.report.svg_charts import Axis, Chart, Curve, chart
 from cope_jax.evaluation.report.training_charts import training_charts
@@ -122,7 +123,7 @@ def contents(
         "similarity": {name: _similarity_chart(own) for name, own in histograms.items()},
         "overlap": {name: own.overlap for name, own in histograms.items()},
         "training": training_charts(workdir, config),
-        "neighbors": neighbor_shares(items, seed=config.seed),
+        "neighbors": neighbor_shares(embeddings_of(items), seed=config.seed),
         "neighbor_count": NEIGHBORS,
         "per_outcome": PER_OUTCOME,
         "close": CLOSE,

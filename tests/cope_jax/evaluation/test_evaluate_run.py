@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -90,6 +91,13 @@ def test_breakdowns_and_other_galleries_are_consistent(workdir):
     sizes["video"] = metrics["retrieval"]["p2v"]["gallery"]
     assert {domain: part["gallery"] + 1 for domain, part in metrics["same_domain"].items()} == sizes
     assert {part["gallery"] + 1 for part in metrics["all_domains"].values()} == {sum(sizes.values())}
+    modalities, queries = metrics["modalities"], {name: own["queries"] for name, own in metrics["retrieval"].items()}
+    assert {name: modalities["frames"][name]["queries"] for name in DIRECTIONS} == queries  # all items have frames
+    for name, parts in metrics["by_text"].items():
+        assert modalities["both"][name] == modalities["both"][name] | parts["with"] | {"left_out": mock.ANY}
+        assert modalities["text"][name]["queries"] == parts["with"]["queries"]
+    assert 0 < modalities["text"]["mean_r1"] <= 1
+    assert list(metrics["prefixes"].values())[-1] == metrics["retrieval_mean"]
     assert metrics["macro"].keys() == metrics["few_shot_all"]["1"].keys() == DIRECTIONS
     assert metrics["few_shot_all"]["1"]["p2v"]["ways"] > metrics["few_shot"]["p2v"]["ways"] == 3
 

@@ -88,6 +88,27 @@ def test_a_missing_text_is_zero_and_changes_the_fused_embedding(call, cope, rand
     assert np.abs(embeddings.fused[1] - full.fused[1]).max() > 1e-3
 
 
+def test_masked_embeddings_equal_those_of_items_without_frames_or_texts(cope, random_items):
+    items = random_items(4, 3)
+    items["text"][1], items["frame_mask"][2] = 0, False
+    items["frame_mask"][3, 1:] = False
+    found = nnx.jit(lambda model, item: model.embed_masked({"video": item}))(cope, items)
+    no_text, no_frames = items | {"text": 0 * items["text"]}, items | {"frame_mask": 0 * items["frame_mask"] > 0}
+    embed = nnx.jit(lambda model, item: model({"video": item})["video"].fused)
+    for part, changed in enumerate((items, no_text, no_frames)):
+        np.testing.assert_allclose(found[:, part], embed(cope, changed), rtol=2e-4, atol=1e-5)
+    np.testing.assert_array_equal(np.linalg.norm(found, axis=-1).round(5)[1:3], [[1, 1, 0], [1, 0, 1]])
+
+
+def test_mean_fusion_is_the_mean_of_the_unit_vectors_there_are(call, make_cope, random_items):
+    items = random_items(3, 2)
+    items["text"][1] = 0
+    found = call(make_cope(fusion="mean"), {"live": items})["live"]
+    mean = (found.vision + found.text) / np.linalg.norm(found.vision + found.text, axis=-1, keepdims=True)
+    np.testing.assert_allclose(found.fused, mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.fused[1], found.vision[1], rtol=1e-5, atol=1e-6)
+
+
 def test_padding_tokens_do_not_change_a_text(call, cope, random_items):
     items = random_items(3, 1)
     items["text"][:, 4:] = 0

@@ -1,4 +1,4 @@
-"""The map compared with a singular value decomposition, and neighbors compared with sorting."""
+"""The map compared with a singular value decomposition."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cope_jax.evaluation.embed_items import Items
-from cope_jax.evaluation.report.pca_map import neighbor_shares, pca_map
+from cope_jax.evaluation.report.pca_map import pca_map
 from data_prep.common.domains import DOMAINS
 
 
@@ -59,18 +59,3 @@ def test_product_with_too_many_items_is_thinned_out(items):
         sum((own.products == product).sum() for own in items.values()),
     )
     assert 1 <= shown <= 4 < every
-
-
-def test_neighbors_are_counted_without_the_item_itself(items):
-    shares = neighbor_shares(items, seed=0)
-    every = [(domain, vector) for domain in DOMAINS for vector in items[domain].vectors.astype(np.float64)]
-    for domain in DOMAINS:
-        counted = Counter()
-        for i, (own, vector) in enumerate(every):
-            if own == domain:
-                others = [(float(vector @ other), whose) for j, (whose, other) in enumerate(every) if j != i]
-                counted.update(whose for _, whose in sorted(others, reverse=True)[:10])
-        expected = {other: counted[other] / counted.total() for other in DOMAINS}
-        assert shares[domain] == pytest.approx(expected)
-    assert shares["all"] == pytest.approx({"page": 20 / 69, "video": 23 / 69, "live": 26 / 69})
-    assert shares["page"]["page"] > 0.9

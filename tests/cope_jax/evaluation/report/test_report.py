@@ -70,7 +70,10 @@ def evaluation(make_tiny_config):
         vectors = centers[products] + 1.1 * rng.normal(size=(size, 16))
         vectors = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
         rows = np.arange(size)
-        items[domain] = Items(vectors, products[:, None], rows, rows + 1000 * number, rows % 6 + 1, rows % 5 > 0)
+        has_text = rows % 5 > 0
+        masked = np.stack([vectors[::-1], np.where(has_text[:, None], vectors, 0)], axis=1)
+        columns = rows, rows + 1000 * number, rows % 6 + 1, has_text, masked
+        items[domain] = Items(vectors, products[:, None], *columns)
     ranks = direction_ranks({domain: (own.vectors, own.products) for domain, own in items.items()})
     config, embedded = make_tiny_config(), EmbeddedSplit(items, ranks)
     metrics = compute_metrics(embedded, config, step=1234)
@@ -173,6 +176,11 @@ def test_numbers_match_the_metrics(page, evaluation):
     for cell, key in zip(rows["mean"][2:6], ("r1", "r5", "r10", "map"), strict=True):
         low, high = metrics["intervals"]["retrieval_mean"][f"mean_{key}"]
         assert cell.split()[:2] == [f"{metrics['retrieval_mean'][f'mean_{key}']:.3f}", f"{low:.3f}–{high:.3f}"]
+    for row, name in zip(tables["modalities"][1:], metrics["retrieval"], strict=False):
+        found = [metrics["modalities"][kind][name] for kind in ("both", "frames", "text")]
+        assert [cell.split() for cell in row[1:]] == [[f"{own['r1']:.3f}", str(own["queries"])] for own in found]
+    assert tables["modalities"][-1][1:] == [f"{own['mean_r1']:.3f}" for own in metrics["modalities"].values()]
+    assert tables["width"][1][1:] == [f"{own['mean_r1']:.3f}" for own in metrics["prefixes"].values()]
     for row in tables["galleries"][1:]:
         expected = [metrics[kind][row[0]][key] for kind in ("same_domain", "all_domains") for key in ("r1", "map")]
         assert [cell.split()[0] for cell in row[1:]] == [f"{value:.3f}" for value in expected]
