@@ -35,6 +35,8 @@ def get_config() -> ConfigDict:
     data.lowercase = False  # make texts lower-case before they are split into tokens, as SigLIP 2 needs
     data.vocab_size = 8000  # size of the trained vocabulary
     data.text_length = 32  # tokens per text, including [CLS] and [SEP]
+    # An item with frames and text loses its frames, or its text, with these probabilities: (("page", 0.1, 0.2), …).
+    data.modality_dropout = ()  # ((domain, probability for frames, probability for text), …)
     data.text_noise = 0.0  # probability that a training text of 10 or more characters gets noise
     data.text_templates = ()  # ((domain, template), …), such as (("page", "a photo of {}"),); also used in search
     data.clean_texts = False  # use the column text_clean of the table in place of text, for items that have it
@@ -96,14 +98,16 @@ def get_config() -> ConfigDict:
     text.attention_dropout = 0.0  # of attention weights; BERT's and the authors': 0.1
 
     model.fusion = fusion = ConfigDict()
-    # "linear" (the release's), "transformer" over a query, frame and word vectors, or "aligned": for encoders of one
-    # space, the mean of both vectors after linear layers that start as the identity.
-    fusion.kind = "linear"  # "linear", "transformer" or "aligned"
+    # "linear" (the release's), "mean" of both unit vectors after a linear layer each, "transformer" over a query, frame
+    # and word vectors, or "aligned": "mean" for encoders of one space, with layers that start as the identity.
+    fusion.kind = "linear"  # "linear", "mean", "transformer" or "aligned"
     fusion.width = 256  # transformer: width of the tokens
     fusion.depth = 2  # transformer: blocks
     fusion.heads = 4  # transformer: attention heads; divides width
 
     config.losses = losses = ConfigDict()  # terms of the loss; weight 0 turns a term off
+    # Contrastive terms are means over embeddings cut to these lengths and whole ones, so that first values suffice.
+    losses.nested = ()  # lengths, such as (16, 32, 64)
     losses.precision = "highest"  # matrix products of losses: "highest" (float32) or "bfloat16", added up in float32
     # A view is a domain, or its texts or images alone: "page", "page.text", "page.vision". Pairing a view with itself,
     # as in ("page", "page", 1.0), compares two different items of each product.
@@ -112,6 +116,7 @@ def get_config() -> ConfigDict:
     sigmoid.temperature = 10.0  # initial t (learned)
     sigmoid.bias = -10.0  # initial β (learned)
     sigmoid.pairs = ()  # ((view, view, weight), …); () is all pairs of domains with weight 1
+    sigmoid.within = ()  # ((view, weight), …): views whose own items are compared with each other as well
     losses.infonce = infonce = ConfigDict()  # symmetric InfoNCE (the authors')
     infonce.weight = 0.0  # weight of the term
     infonce.temperature = 0.05  # divides similarities

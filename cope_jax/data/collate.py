@@ -166,6 +166,26 @@ class Collator:
         return len(wanted)
 
 
+def drop_modalities(arrays: dict[str, Any], probabilities: tuple[float, float], seeds: Sequence[Sequence[int]]) -> None:
+    """Masks the frames or the text of random items of a domain that have both (modality dropout), in place.
+
+    Args:
+        arrays: Arrays of the domain, from a collator.
+        probabilities: Of losing the frames, and of losing the text.
+        seeds: Seed of each item's draw.
+    """
+    features = arrays.get("features")
+    has = features.has_inputs if features else np.stack([arrays["frame_mask"].any(-1), arrays["text"].any(-1)], axis=-1)
+    draws = np.array([np.random.default_rng(seed).random() for seed in seeds])
+    drawn = np.stack([draws < probabilities[0], draws >= 1 - probabilities[1]], axis=-1)
+    lost = drawn & has.all(axis=-1, keepdims=True)
+    if features:
+        arrays["features"] = features._replace(has_inputs=has & ~lost)
+    else:
+        arrays["frame_mask"] &= ~lost[:, :1]
+        arrays["text"][lost[:, 1]] = 0
+
+
 class ItemFeatures(NamedTuple):
     """Outputs of frozen encoders for the rows of a domain, or for the items of a batch.
 

@@ -6,19 +6,28 @@ work on the rows of one batch, and on those of the next when they run out of row
 
 import signal
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
-from cope_jax.data.collate import Collator, Example, FeatureCollator, Threads, check_id, to_classes
+from cope_jax.data.collate import (
+    Collator,
+    Example,
+    FeatureCollator,
+    Threads,
+    check_id,
+    drop_modalities,
+    to_classes,
+)
 from cope_jax.data.groups import Groups
 from cope_jax.data.images import limit_opencv_threads
 from cope_jax.data.records import InvalidItemError, InvalidItems, Product, Records, open_records
@@ -74,6 +83,7 @@ def train_batches(
     start_step: int = 0,
     class_ids: np.ndarray | None = None,
     groups: Groups | None = None,
+    modality_dropout: Mapping[str, tuple[float, float]] = MappingProxyType({}),
     invalid_items: InvalidItems | None = None,
 ) -> Batches:
     """Yields training batches without end.
@@ -95,6 +105,7 @@ def train_batches(
         start_step: Step of the first batch.
         class_ids: From `collate.class_ids`, to add the classes of products.
         groups: Groups of products to mix into each global batch, which then also is a function of them.
+        modality_dropout: Probabilities by domain, see `drop_modalities`.
         invalid_items: Collects records and images that cannot be read.
 
     Returns an iterator of batches as described in `cope_jax.data`.
@@ -115,7 +126,7 @@ def train_batches(
         .batch(batch_size)  # only of indices, so it costs nothing to take the host's slice afterwards
         .map(lambda indices: (indices[0][share], (groups.mix(indices[1]) if groups else indices[1])[share]))
     )
-    loader = _TrainLoader(records, collators, seed, class_ids, shared)
+    loader = _TrainLoader(records, collators, seed, class_ids, shared, modality_dropout)
     pipeline = indices[start_step:].map(loader).to_iter_dataset(_read_options(0 if worker_processes else threads))
     if worker_processes:
         if not flags.FLAGS.is_parsed():
@@ -186,6 +197,7 @@ class _TrainLoader:
     seed: int
     class_ids: np.ndarray | None
     threads: Threads
+    modality_dropout: Mapping[str, tuple[float, float]]
 
     def __call__(self, indices: tuple[np.ndarray, np.ndarray]) -> tuple[Batch, list[InvalidItemError]]:
         numbers, rows = indices
@@ -204,6 +216,9 @@ class _TrainLoader:
                 for b, (number, product) in enumerate(zip(numbers, products, strict=True))
             ]
             batch[collate.entry or collate.domain] = arrays = collate(candidates, on_invalid, self.threads)
+            if probabilities := self.modality_dropout.get(collate.domain):
+                purpose = zlib.crc32(f"{collate.entry or collate.domain}.dropout".encode())
+                drop_modalities(arrays, probabilities, [[self.seed, int(number), purpose] for number in numbers])
             if self.class_ids is not None:
                 arrays["classes"] = to_classes(arrays["products"], self.class_ids)
         if self.class_ids is not None:

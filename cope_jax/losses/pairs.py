@@ -48,7 +48,7 @@ def join_vectors(vectors: Mapping[str, Array], labels: Mapping[str, ViewLabels])
 
 
 class Pair(NamedTuple):
-    """Names of two views to compare, and the weight of their loss."""
+    """Names of two views to compare, and the weight of their loss. A view with itself: its items with each other."""
 
     a: str
     b: str
@@ -57,7 +57,7 @@ class Pair(NamedTuple):
     @property
     def name(self) -> str:
         """Name in metrics: "page_video", or "page_text_video" of the views page.text and video."""
-        return f"{self.a}_{self.b}".replace(".", "_")
+        return (f"{self.a}_within" if self.a == self.b else f"{self.a}_{self.b}").replace(".", "_")
 
     @property
     def reverse(self) -> "Pair":
@@ -73,10 +73,15 @@ class Comparison(NamedTuple):
     negative: Bool[Array, "A B"]  # whether both are present and share none
 
 
-def compare(a: View, b: View, *, precision: str) -> Comparison:
-    """Compares all items of two views; `precision` as of `einsum`, here and below."""
+def compare(a: View, b: View, *, within: bool = False, precision: str) -> Comparison:
+    """Compares all items of two views; `precision` as of `einsum`, here and below.
+
+    With `within`, both are the same view, and no item is compared with itself.
+    """
     same = share_product(a.products, b.products)
     both = a.present[:, None] & b.present[None, :]
+    if within:
+        both &= a.example[:, None] != b.example[None, :]
     cosine = einsum("ae,be->ab", a.vectors, b.vectors, precision=precision)
     return Comparison(cosine, both & same, both & ~same)
 

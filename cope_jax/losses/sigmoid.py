@@ -37,8 +37,8 @@ def sigmoid_loss(
 ) -> tuple[Float32[Array, ""], Statistics]:
     """Σ over pairs of weight · (1/B) Σ_ij softplus(−z_ij (t·a_i·b_j + bias)), z_ij = +1 for a shared product, else −1.
 
-    Items that are not present add nothing, but B counts them: the value is a sum over disjoint blocks of pairs for any
-    sharding of the batch. See `losses.ring` for how it is computed.
+    In a pair of a view with itself, i ≠ j. Items that are not present add nothing, but B counts them: the value is a
+    sum over disjoint blocks of pairs for any sharding of the batch. See `losses.ring` for how it is computed.
 
     Args:
         views: Views of the whole batch by name, sharded over `losses.ring.BATCH_AXES`.
@@ -86,7 +86,8 @@ def _chunk_loss(
     chunk = join_vectors(vectors, labels)
 
     def visit(i: int, visitor: dict[str, View], own: _Local, its: _ForVisitor) -> tuple[_Local, _ForVisitor]:
-        return _add_block(chunk[pairs[i].a], visitor[pairs[i].b], scalars, own, its, precision=precision)
+        a, b = pairs[i].a, pairs[i].b
+        return _add_block(chunk[a], visitor[b], scalars, own, its, within=a == b, precision=precision)
 
     B = len(next(iter(vectors.values())))
     start = _ForVisitor(jnp.zeros_like(next(iter(vectors.values()))), Nearest.empty(B))
@@ -110,14 +111,14 @@ def _chunk_loss(
 
 
 def _add_block(
-    a: View, b: View, scalars: Scalars, own: _Local, its: _ForVisitor, *, precision: str
+    a: View, b: View, scalars: Scalars, own: _Local, its: _ForVisitor, *, within: bool, precision: str
 ) -> tuple[_Local, _ForVisitor]:
     """Adds all pairs of items of a local chunk and a visiting one."""
     t, bias = jnp.exp(scalars["log_t"]), scalars["bias"]
 
     def tile(carry: PyTree, rows: View) -> tuple[PyTree, PyTree]:
         terms, sums, b_gradient, b_nearest = carry
-        items = compare(rows, b, precision=precision)
+        items = compare(rows, b, within=within, precision=precision)
         logits = t * items.cosine + bias
         sign = items.negative.astype(jnp.float32) - items.positive  # −z; 0 if one of the two is missing
         loss = jnp.abs(sign) * jax.nn.softplus(sign * logits)

@@ -80,6 +80,7 @@ class DataConfig:
     lowercase: bool
     vocab_size: Annotated[int, between(1, 10_000_000)]
     text_length: Annotated[int, between(3, 65_536)]  # [CLS], one token, [SEP]
+    modality_dropout: tuple[tuple[DomainName, Fraction, Fraction], ...]
     text_noise: Fraction
     text_templates: tuple[tuple[DomainName, Template], ...]
     clean_texts: bool
@@ -138,7 +139,7 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
-    kind: Literal["linear", "transformer", "aligned"]
+    kind: Literal["linear", "mean", "transformer", "aligned"]
     width: Width
     depth: Depth
     heads: PositiveInt
@@ -165,6 +166,7 @@ class SigmoidConfig:
     temperature: Positive
     bias: float
     pairs: ViewPairs
+    within: tuple[tuple[ViewName, Positive], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +188,7 @@ class ClassifierConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossesConfig:
+    nested: tuple[Width, ...]
     precision: Literal["highest", "bfloat16"]
     sigmoid: SigmoidConfig
     infonce: InfoNCEConfig

@@ -20,6 +20,7 @@ ADDED_FIELDS = {
     "data.resize": "stretch",
     "data.frame_choice": "random",
     "data.worker_processes": 0,
+    "data.modality_dropout": (),
     "data.lowercase": False,
     "data.text_templates": (),
     "data.clean_texts": False,
@@ -36,6 +37,8 @@ ADDED_FIELDS = {
     "model.vision.broadcast_single_frame": False,
     "model.text.attention_dropout": 0.0,
     "losses.precision": "highest",
+    "losses.nested": (),
+    "losses.sigmoid.within": (),
     "finetune": {
         "method": "full",
         "layer_decay": 1.0,
@@ -205,6 +208,12 @@ def _domain_problems(config: RunConfig, invalid: Sequence[str]) -> Iterator[str]
     for key, value in fields.items():
         if value and value.keys() != domains.keys():
             yield f"config.{key} has the domains {', '.join(value)}; {expected}"
+    dropout = config.data.modality_dropout or ()
+    dropped = [row[0] for row in dropout if row and None not in row]
+    if set(dropped) - set(domains) or len(set(dropped)) < len(dropped):
+        yield f"config.data.modality_dropout is {dropout!r}; {expected}, each at most once"
+    if high := [row for row in dropout if row and None not in row and row[1] + row[2] > 1]:
+        yield f"config.data.modality_dropout has {high}; expected probabilities that add up to at most 1"
     texts = config.model and config.model.text_domains
     if texts and None not in texts and not set(texts) <= set(domains):
         yield f"config.model.text_domains is {texts!r}; {expected}"
@@ -216,6 +225,7 @@ def _domain_problems(config: RunConfig, invalid: Sequence[str]) -> Iterator[str]
         if not term or not term.weight or any(problem.startswith(key) for problem in invalid):
             continue
         views = {view for pair in term.pairs for view in pair[:2]}
+        views |= {view for view, _ in getattr(term, "within", None) or ()}
         if unknown := sorted(view for view in views if view.partition(".")[0] not in domains):
             yield f"{key} has the views {', '.join(unknown)}; {expected}"
         if missing := sorted(view for view in views if view.endswith(".text") and view[:-5] not in (texts or ())):
@@ -341,6 +351,11 @@ RELATIONS = (
         ("model.text_domains", "model.text.init_from"),
         lambda domains, source: domains or not source,
         "at least one domain because config.model.text.init_from is set",
+    ),
+    Relation(
+        ("losses.nested", "model.embedding"),
+        lambda lengths, size: all(length < size for length in lengths),
+        "lengths less than config.model.embedding ({1})",
     ),
     Relation(
         ("losses.sigmoid.weight", "losses.infonce.weight", "losses.classifier.weight"),

@@ -149,6 +149,7 @@ def training_batches(
         start_step=start_step,
         class_ids=class_ids,
         groups=groups,
+        modality_dropout={domain: (frames, text) for domain, frames, text in data.modality_dropout},
         invalid_items=invalid_items,
     )
 

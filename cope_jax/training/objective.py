@@ -1,6 +1,7 @@
 """The loss of a run: a weighted sum of terms."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from cope_jax.losses.classifier import classifier_loss, init_table
 from cope_jax.losses.infonce import infonce_loss
 from cope_jax.losses.pairs import Pair, Statistics, View
 from cope_jax.losses.sigmoid import init_scalars, sigmoid_loss
-from cope_jax.models.fusion import Embeddings
+from cope_jax.models.fusion import Embeddings, l2_normalize
 from cope_jax.runs.config import RunConfig, ViewPairs
 from data_prep.common.domains import second_item
 
@@ -64,21 +65,17 @@ def make_loss(config: RunConfig, mesh: Mesh) -> LossFunction:
 
     def sigmoid(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Statistics]:
         scalars, pairs = params["sigmoid"], make_pairs(config.view_pairs(losses.sigmoid))
-        views = make_views(embeddings, batch, pairs)
-        loss, statistics = sigmoid_loss(views, scalars, pairs=pairs, mesh=mesh, precision=losses.precision)
+        pairs += [Pair(view, view, weight) for view, weight in losses.sigmoid.within]
+        compute = partial(sigmoid_loss, scalars=scalars, pairs=pairs, mesh=mesh, precision=losses.precision)
+        loss, statistics = nested_loss(compute, make_views(embeddings, batch, pairs), losses.nested)
         learned = {"t": jnp.exp(scalars["log_t"]), "bias": scalars["bias"]}
         return loss, statistics | {name: (value, jnp.ones(())) for name, value in learned.items()}
 
     def infonce(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Statistics]:
         term, pairs = losses.infonce, make_pairs(config.view_pairs(losses.infonce))
-        return infonce_loss(
-            make_views(embeddings, batch, pairs),
-            pairs=pairs,
-            temperature=term.temperature,
-            smoothing=term.smoothing,
-            mesh=mesh,
-            precision=losses.precision,
-        )
+        settings = {"temperature": term.temperature, "smoothing": term.smoothing, "precision": losses.precision}
+        compute = partial(infonce_loss, pairs=pairs, mesh=mesh, **settings)
+        return nested_loss(compute, make_views(embeddings, batch, pairs), losses.nested)
 
     def classifier(params: Any, embeddings: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Statistics]:
         term = losses.classifier
@@ -113,6 +110,31 @@ def make_loss(config: RunConfig, mesh: Mesh) -> LossFunction:
         return total, metrics
 
     return loss_and_metrics
+
+
+def nested_loss(
+    compute: Callable[[Mapping[str, View]], tuple[jax.Array, Statistics]],
+    views: Mapping[str, View],
+    lengths: Sequence[int],
+) -> tuple[jax.Array, Statistics]:
+    """Returns the mean of a loss over whole vectors and their first values, scaled to length 1 (arXiv 2205.13147).
+
+    Args:
+        compute: Function from views to the loss and its statistics; those returned are of whole vectors.
+        views: Views of the batch.
+        lengths: Numbers of first values.
+    """
+    loss, statistics = compute(views)
+    if not lengths:
+        return loss, statistics
+    losses = [loss]
+    for length in lengths:
+        shortened = {
+            name: view._replace(vectors=l2_normalize(view.vectors[:, :length])) for name, view in views.items()
+        }
+        losses.append(compute(shortened)[0])
+        statistics = statistics | {f"loss/first_{length}": (losses[-1], jnp.ones(()))}
+    return sum(losses) / len(losses), statistics
 
 
 def embedding_distance(

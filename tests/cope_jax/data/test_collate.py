@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from cope_jax.data.collate import Collator, Example, class_ids, kept_products, to_classes
+from cope_jax.data.collate import (
+    Collator,
+    Example,
+    ItemFeatures,
+    class_ids,
+    drop_modalities,
+    kept_products,
+    to_classes,
+)
 from cope_jax.data.images import EvalTransform
 from cope_jax.data.records import Item, ProductRecords, Records, open_records
 from cope_jax.data.tokenizer import TextAugment, encode
@@ -175,3 +183,26 @@ def test_classes_equal_positions_in_the_list_of_ids():
     expected = [[known.tolist().index(number) if number in known else -1 for number in row] for row in ids]
     assert to_classes(ids, known).tolist() == expected
     assert to_classes(known, known).tolist() == list(range(700))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_modality_dropout_masks_one_modality_of_complete_items(cached):
+    seeds = [[3, number] for number in range(2000)]
+    frame_mask, text = np.ones((2000, 2), bool), np.full((2000, 3), 7, np.int32)
+    frame_mask[:200], text[200:500] = False, 0
+    arrays = {"frame_mask": frame_mask.copy(), "text": text.copy()}
+    if cached:
+        has = np.stack([frame_mask.any(-1), text.any(-1)], axis=-1)
+        arrays = {"features": ItemFeatures(np.zeros((2000, 4)), np.zeros((2000, 5)), has)}
+    drop_modalities(arrays, (0.2, 0.5), seeds)
+    if cached:
+        frames, texts = arrays["features"].has_inputs.T
+    else:
+        frames, texts = arrays["frame_mask"].all(-1), (arrays["text"] == 7).all(-1)
+    kept = np.stack([frames, texts], axis=-1)
+    np.testing.assert_array_equal(kept[:200], [[False, True]] * 200)
+    np.testing.assert_array_equal(kept[200:500], [[True, False]] * 300)
+    assert kept[500:].any(axis=-1).all()
+    assert [1 - frames[500:].mean(), 1 - texts[500:].mean()] == pytest.approx([0.2, 0.5], abs=0.04)
+    draws = [np.random.default_rng([3, number]).random() for number in range(500, 510)]
+    assert frames[500:510].tolist() == [draw >= 0.2 for draw in draws]

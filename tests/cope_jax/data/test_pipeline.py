@@ -549,3 +549,16 @@ def test_the_slices_of_hosts_are_the_global_evaluation_batches(evaluate):
 def test_invalid_arguments_are_reported(train, changes, message):
     with pytest.raises(ValueError, match=message):
         train(1, **changes)
+
+
+def test_modality_dropout_is_a_pure_function_of_seed_and_step(train):
+    plain, dropped = train(4), train(4, modality_dropout={"video": (0.3, 0.4)})
+    assert_equal(dropped[2:], train(2, start_step=2, threads=0, modality_dropout={"video": (0.3, 0.4)}))
+    lost = [(one["video"]["text"] != two["video"]["text"]).any() for one, two in zip(plain, dropped, strict=True)]
+    assert any(lost)
+    for one, two in zip(plain, dropped, strict=True):
+        np.testing.assert_array_equal(one["video"]["frames"], two["video"]["frames"])
+        for batch in (one, two):
+            for key in ("text", "frame_mask"):
+                del batch["video"][key]
+    assert_equal(plain, dropped)

@@ -13,6 +13,7 @@ from cope_jax.parallel.mesh import batch_sharding, make_mesh
 from .conftest import PAIRS, PRECISIONS, as_float64, check_rounding, shared
 
 T, BETA = 7.0, -2.5
+ALL_PAIRS = (*PAIRS, Pair("video", "video", 0.75), Pair("page", "page"))
 
 
 def formula(views):
@@ -20,11 +21,12 @@ def formula(views):
     views = as_float64(views)
     gradients = {name: np.zeros_like(view.vectors) for name, view in views.items()}
     total, log_t, bias = 0.0, 0.0, 0.0
-    for pair in PAIRS:
+    for pair in ALL_PAIRS:
         a, b = views[pair.a], views[pair.b]
         z = np.where(shared(a, b), 1.0, -1.0)
         s = a.vectors @ b.vectors.T
-        factor = pair.weight / len(s) * np.outer(a.present, b.present)
+        compared = np.outer(a.present, b.present) & ~(np.eye(len(s), dtype=bool) & (pair.a == pair.b))
+        factor = pair.weight / len(s) * compared
         exponent = -z * (T * s + BETA)
         total += (factor * np.log1p(np.exp(exponent))).sum()
         slope = factor * -z / (1 + np.exp(-exponent))
@@ -35,7 +37,7 @@ def formula(views):
     return total, gradients, {"log_t": log_t, "bias": bias}
 
 
-def loss_and_gradients(views, mesh, *, factor=1.0, pairs=PAIRS, precision="highest"):
+def loss_and_gradients(views, mesh, *, factor=1.0, pairs=ALL_PAIRS, precision="highest"):
     vectors, rest = split_vectors(views)
 
     def loss(vectors, scalars):

@@ -152,5 +152,43 @@ def test_missing_items_do_not_change_the_loss(evaluate, items):
     assert evaluate(weights)[0] == evaluate(weights, changed)[0]
 
 
+def test_a_nested_loss_is_the_mean_over_lengths_in_float64(tiny_config, items, one_device):
+    embeddings, batch = items
+    changes = {"losses.nested": [3, 7], "losses.sigmoid.within": [["live", 0.5]], "losses.sigmoid.weight": 1.0}
+    config = replace_fields(tiny_config, changes | {"losses.sigmoid.pairs": [["page", "video", 2.0]]})
+    params = init_losses(config)
+
+    def loss_of(page):
+        changed = embeddings | {"page": embeddings["page"].replace(fused=page)}
+        return make_loss(config, one_device)(params, changed, batch, jax.random.key(0))[0]
+
+    t, bias = config.losses.sigmoid.temperature, config.losses.sigmoid.bias
+
+    def reference(page):
+        total = 0.0
+        for length in (3, 7, E):
+            short = {name: np.asarray(embeddings[name].fused, np.float64)[:, :length] for name in ("video", "live")}
+            short["page"] = page[:, :length]
+            if length < E:  # whole vectors are compared as they are
+                short = {name: x / np.linalg.norm(x, axis=1)[:, None] for name, x in short.items()}
+            for a, b, weight in (("page", "video", 2.0), ("live", "live", 0.5)):
+                for i in range(B):
+                    for j in range(B):
+                        if (b == "video" and j == 1) or (a == b and (i == j or 3 in (i, j))):
+                            continue
+                        sign = 1 if i == j else -1
+                        total += weight / B * np.log1p(np.exp(-sign * (t * short[a][i] @ short[b][j] + bias))) / 3
+        return total
+
+    page = np.asarray(embeddings["page"].fused, np.float64)
+    value, gradient = jax.jit(jax.value_and_grad(loss_of))(embeddings["page"].fused)
+    assert value == pytest.approx(reference(page), rel=1e-5)
+    for place in ((0, 2), (4, 6), (5, 9)):
+        step = np.zeros_like(page)
+        step[place] = 1e-5
+        expected = (reference(page + step) - reference(page - step)) / 2e-5
+        assert gradient[place] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
 def test_a_mean_over_nothing_is_nan():
     assert np.isnan(Mean(np.float32(0), np.float32(0)).compute())
