@@ -117,8 +117,8 @@ class LinearFusion(nnx.Module):
     """The authors' fusion: a linear layer per modality, concatenation, one more linear layer.
 
     `widths` are those of vision and text vectors. A missing modality enters as 0; a domain without text, whose width is
-    None, uses its vision path alone. Without `has_merge`, the mean of the unit vectors of both modalities takes the place
-    of concatenation and last layer.
+    None, uses its vision path alone. Without `has_merge`, the mean of both modalities' unit vectors takes the place of
+    concatenation and last layer.
     """
 
     def __init__(

@@ -208,30 +208,29 @@ def _domain_problems(config: RunConfig, invalid: Sequence[str]) -> Iterator[str]
     for key, value in fields.items():
         if value and value.keys() != domains.keys():
             yield f"config.{key} has the domains {', '.join(value)}; {expected}"
-    dropout = config.data.modality_dropout or ()
-    dropped = [row[0] for row in dropout if row and None not in row]
-    if set(dropped) - set(domains) or len(set(dropped)) < len(dropped):
-        yield f"config.data.modality_dropout is {dropout!r}; {expected}, each at most once"
-    if high := [row for row in dropout if row and None not in row and row[1] + row[2] > 1]:
-        yield f"config.data.modality_dropout has {high}; expected probabilities that add up to at most 1"
     texts = config.model and config.model.text_domains
     if texts and None not in texts and not set(texts) <= set(domains):
         yield f"config.model.text_domains is {texts!r}; {expected}"
-    named = [pair[0] for pair in config.data.text_templates or () if pair]
-    if None not in named and (not set(named) <= set(domains) or len(set(named)) < len(named)):
-        yield f"config.data.text_templates is {config.data.text_templates!r}; {expected}, each at most once"
-    for name in ("sigmoid", "infonce"):
-        term, key = config.losses and getattr(config.losses, name), f"config.losses.{name}.pairs"
+    for name in ("text_templates", "modality_dropout"):
+        rows = getattr(config.data, name) or ()
+        named = [row[0] for row in rows if row]
+        if None not in named and (not set(named) <= set(domains) or len(set(named)) < len(named)):
+            yield f"config.data.{name} is {rows!r}; {expected}, each at most once"
+    dropout = config.data.modality_dropout or ()
+    if high := [row for row in dropout if row and None not in row and sum(row[1:]) > 1]:
+        yield f"config.data.modality_dropout has {high}; expected probabilities that add up to at most 1"
+    for name, field in (("sigmoid", "pairs"), ("sigmoid", "within"), ("infonce", "pairs")):
+        term, key = config.losses and getattr(config.losses, name), f"config.losses.{name}.{field}"
         if not term or not term.weight or any(problem.startswith(key) for problem in invalid):
             continue
-        views = {view for pair in term.pairs for view in pair[:2]}
-        views |= {view for view, _ in getattr(term, "within", None) or ()}
+        rows = [row[:-1] for row in getattr(term, field)]
+        views = {view for row in rows for view in row}
         if unknown := sorted(view for view in views if view.partition(".")[0] not in domains):
             yield f"{key} has the views {', '.join(unknown)}; {expected}"
         if missing := sorted(view for view in views if view.endswith(".text") and view[:-5] not in (texts or ())):
             yield f"{key} has the views {', '.join(missing)}; expected those of config.model.text_domains {texts!r}"
-        if len({frozenset(pair[:2]) for pair in term.pairs}) < len(term.pairs):
-            yield f"{key} is {term.pairs!r}; expected each pair once"
+        if len(set(map(frozenset, rows))) < len(rows):
+            yield f"{key} is {getattr(term, field)!r}; expected each {'pair' if field == 'pairs' else 'view'} once"
 
 
 def _relation_problems(config: RunConfig, invalid: Sequence[str]) -> Iterator[str]:

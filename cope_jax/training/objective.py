@@ -124,17 +124,20 @@ def nested_loss(
         views: Views of the batch.
         lengths: Numbers of first values.
     """
-    loss, statistics = compute(views)
     if not lengths:
-        return loss, statistics
-    losses = [loss]
-    for length in lengths:
-        shortened = {
-            name: view._replace(vectors=l2_normalize(view.vectors[:, :length])) for name, view in views.items()
-        }
-        losses.append(compute(shortened)[0])
-        statistics = statistics | {f"loss/first_{length}": (losses[-1], jnp.ones(()))}
-    return sum(losses) / len(losses), statistics
+        return compute(views)
+
+    def shortened(length: jax.Array) -> tuple[jax.Array, Statistics]:
+        def first_values(vectors: jax.Array) -> jax.Array:
+            return l2_normalize(jnp.where(jnp.arange(vectors.shape[-1]) < length, vectors, 0.0))
+
+        return compute({name: view._replace(vectors=first_values(view.vectors)) for name, view in views.items()})
+
+    width = next(iter(views.values())).vectors.shape[-1]
+    # A loop: many pairs of views would take minutes to compile once for each length.
+    losses, statistics = jax.lax.map(shortened, jnp.array([width, *lengths]))
+    own = {f"loss/first_{length}": (loss, jnp.ones(())) for length, loss in zip(lengths, losses[1:], strict=True)}
+    return losses.mean(), jax.tree.map(lambda values: values[0], statistics) | own
 
 
 def embedding_distance(

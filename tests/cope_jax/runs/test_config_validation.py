@@ -180,6 +180,16 @@ def test_pairs_of_views_fit_the_domains():
         replace_fields(config, {"losses.sigmoid.pairs": (("shop", "shop.text", 1), ("shop.text", "shop", 2))})
     with pytest.raises(ValueError, match=r"pairs\[0\]\[1\] is 'shop.image'; expected a string that names a view"):
         replace_fields(config, {"losses.sigmoid.pairs": (("shop", "shop.image", 1),)})
+    with pytest.raises(ValueError, match=r"sigmoid.within has the views page; expected those of .*domains, shop"):
+        replace_fields(config, {"losses.sigmoid.within": (("page", 0.5),)})
+    with pytest.raises(ValueError, match=r"sigmoid.within is .*; expected each view once"):
+        replace_fields(config, {"losses.sigmoid.within": (("shop", 0.5), ("shop", 1.0))})
+    with pytest.raises(ValueError, match=r"modality_dropout is .*domains, shop, each at most once"):
+        replace_fields(config, {"data.modality_dropout": (("page", 0.1, 0.1),)})
+    with pytest.raises(ValueError, match=r"modality_dropout has .*; expected probabilities that add up to at most 1"):
+        replace_fields(config, {"data.modality_dropout": (("shop", 0.6, 0.5),)})
+    with pytest.raises(ValueError, match=r"nested is \(128,\); expected lengths less than config.model.embedding"):
+        replace_fields(config, {"losses.nested": (128,)})
 
 
 def test_an_initialized_text_encoder_needs_texts():
