@@ -10,7 +10,7 @@ from configs import abo, demo
 
 def get_config() -> ConfigDict:
     """Returns the demo's model at 64 px, with two frames of a turntable sequence in training and four in evaluation."""
-    fields = demo.get_config().to_dict()
+    fields = demo.small_model().to_dict()
     fields["data"] |= {"data_dir": "data/abo", "domains": abo.DOMAINS, "frames": {"page": 1, "photos": 1, "spin": 2}}
     fields["eval"]["frames"] = {"page": 1, "photos": 1, "spin": 4}
     fields["losses"]["sigmoid"]["pairs"] = abo.PAIRS

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import demo, scratch
+from configs import demo
 from cope_jax.data.records import InvalidItemError, ItemRecords, Product, Records, open_records
 from data_prep.common.domains import domain_pairs, find_data_set, read_domains
 
@@ -42,10 +42,8 @@ class Statistics:
 
 
 def get_config(data_dir: str = "data") -> ConfigDict:
-    """Returns the settings of the demo, with the domains of a data set and sizes that fit it."""
-    fields, base = demo.get_config().to_dict(), scratch.get_config().to_dict()
-    # The demo's losses compare views of its own three domains.
-    fields["losses"], fields["model"]["fusion"] = base["losses"], base["model"]["fusion"]
+    """Returns the model of the demo, with the domains of a data set and sizes that fit it."""
+    fields = demo.small_model().to_dict()
     fields["data"]["data_dir"] = data_dir
     folder = find_data_set(Path(data_dir))
     if (folder / "product").is_dir():  # a missing data set is reported when the run opens it

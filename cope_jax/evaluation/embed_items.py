@@ -42,8 +42,11 @@ class Items:
 
     def select(self, mask: np.ndarray) -> "Items":
         """Returns the items where a mask is true."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Items(**{name: None if column is None else column[mask] for name, column in columns.items()})
+
+        def chosen(column: Any) -> Any:
+            return None if column is None else column[mask]
+
+        return Items(**{field.name: chosen(getattr(self, field.name)) for field in fields(self)})
 
 
 def no_items(width: int, *, masked: bool) -> Items:
@@ -192,7 +195,7 @@ def embed_items(
         on_batch(len(vector))
     found = np.concatenate(vectors)
     found, masked = (found[:, 0], found[:, 1:]) if found.ndim == 3 else (found, None)
-    items = Items(found, *(gather_shares(np.stack(column)) for column in zip(*columns, strict=True)), masked)
+    items = Items(found, *(gather_shares(np.stack(column)) for column in zip(*columns, strict=True)), masked=masked)
     items = items.select(items.rows >= 0)
     valid = _have_unit_length(items.vectors)
     if invalid_items is not None and valid.any():

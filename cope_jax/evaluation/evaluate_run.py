@@ -207,7 +207,7 @@ def _modalities(items: Mapping[str, Items]) -> dict[str, dict[str, Any]]:
         if own.masked is None:
             return {}
         frames, text = own.masked[:, 0], own.masked[:, 1]
-        complete = frames.any(axis=-1) & text.any(axis=-1)
+        complete = np.logical_and(frames.any(axis=-1), text.any(axis=-1))
         queries["both"][domain] = np.where(complete[:, None], own.vectors, 0)
         queries["frames"][domain], queries["text"][domain] = frames, text
     embeddings = embeddings_of(items)
