@@ -150,7 +150,7 @@ def test_an_unknown_text_domain_is_reported(make_cope):
 
 
 def test_an_unknown_fusion_is_reported(make_cope):
-    with pytest.raises(ValueError, match="unknown fusion 'sum': choose one of linear, transformer"):
+    with pytest.raises(ValueError, match="unknown fusion 'sum': choose one of linear, mean, transformer"):
         make_cope(fusion="sum")
 
 
