@@ -19,12 +19,11 @@ from absl import app, flags
 
 from benchmarks.measuring import time_call
 
+FLAGS = flags.FLAGS
 LISTINGS, IMAGES, SPINS, FRAMES = 147_702, 398_212, 8_209, 586_584
 SHARED = 20  # files
 LANGUAGES = ("en_US", "en_GB", "de_DE", "ja_JP", "zh_CN", "es_MX")
 WORDS = ("sofa", "lamp", "case", "walnut", "leather", "modern", "Stuhl", "cotton", "Amazon", "Basics", "ケース", "with")
-
-SCALE = flags.DEFINE_float("scale", 1.0, "Fraction of the real size.", lower_bound=0.001)
 
 
 def write_download(folder: Path, scale: float) -> None:
@@ -76,18 +75,25 @@ def _listing(rng: np.random.Generator, i: int, images: range, spins: int) -> dic
     return fields
 
 
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_float("scale", 1.0, "Fraction of the real size.", lower_bound=0.001)
+
+
 def main(_: list[str]) -> None:
+    """Measures and prints the result."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_download(folder / "abo", SCALE.value)
+        write_download(folder / "abo", FLAGS.scale)
         command = [sys.executable, "-m", "data_prep.sources.abo", str(folder / "abo"), f"--out={folder / 'catalog'}"]
         seconds = time_call(partial(subprocess.run, command, check=True))
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         with (folder / "catalog.jsonl").open(encoding="utf-8") as rows:
             frames = sum(1 for _ in rows)
-    listings = round(SCALE.value * LISTINGS)
+    listings = round(FLAGS.scale * LISTINGS)
     print(json.dumps({"listings": listings, "frames": frames, "seconds": round(seconds, 1), "peak_rss_bytes": peak}))
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

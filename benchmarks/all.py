@@ -34,6 +34,7 @@ class Benchmark(NamedTuple):
 
 BENCHMARKS = {
     "catalog": Benchmark(("--scale=0.002",), ("rows_per_s", "peak_rss_bytes")),
+    "abo": Benchmark(("--scale=0.002",), ("seconds", "peak_rss_bytes")),
     "build": Benchmark(("--mb=10", "--rounds=1"), ("ratio", "rss_growth")),
     "download": Benchmark(("--images=400", "--rounds=1"), ("images_per_s", "ratio")),
     "video": Benchmark(("--seconds=3", "--minutes=1", "--clips=2", "--frames=4", "--rounds=1"), ("short_720p_4",)),
