@@ -1,10 +1,12 @@
-"""Trains a small model from scratch on your own catalog, with any domains.
+"""Trains a model on your own catalog, with any domains.
 
     ./run.sh train --config=configs/catalog.py:data/shop --workdir=runs/shop
 
-The path after the colon is the data folder that `./run.sh build` wrote. The domains, the sizes of images, clips, texts
-and batches, the number of steps and the pairs of views follow from a sample of the training split and are printed with
-the reason. Flags of single fields take precedence.
+The path after the colon is the data folder that `./run.sh build` wrote. Training starts from SigLIP 2 if its weights
+are in the cache of the Hugging Face hub or can be downloaded, and otherwise, or with `:data/shop,scratch`, from scratch
+with a small model. The domains, the sizes of images, clips, texts and batches, the number of steps and the pairs of
+views follow from a sample of the training split and are printed with the reason. Flags of single fields take
+precedence.
 """
 
 import io
@@ -20,8 +22,12 @@ from PIL import Image
 
 from configs import demo
 from cope_jax.data.records import InvalidItemError, ItemRecords, Product, Records, open_records
+from cope_jax.parallel.local_devices import computes_on_cpu
 from data_prep.common.domains import domain_pairs, find_data_set, read_domains
+from data_prep.common.hub import is_available
 
+WEIGHTS = "google/siglip2-base-patch16-224"
+SCRATCH = ",scratch"  # at the end of the argument
 SAMPLED_PRODUCTS, SAMPLED_ITEMS = 1000, 200  # the latter in each domain
 IMAGE_SIZE, PATCH = 64, 16  # pixels
 BATCH_SIZE = 64
@@ -42,8 +48,11 @@ class Statistics:
 
 
 def get_config(data_dir: str = "data") -> ConfigDict:
-    """Returns the model of the demo, with the domains of a data set and sizes that fit it."""
+    """Returns the model of the demo, or settings for SigLIP 2, with the domains of a data set and sizes that fit it."""
     fields = demo.small_model().to_dict()
+    if not data_dir.endswith(SCRATCH):
+        choose_weights(fields)
+    data_dir = data_dir.removesuffix(SCRATCH)
     fields["data"]["data_dir"] = data_dir
     folder = find_data_set(Path(data_dir))
     if (folder / "product").is_dir():  # a missing data set is reported when the run opens it
@@ -52,6 +61,19 @@ def get_config(data_dir: str = "data") -> ConfigDict:
     else:
         fields["data"]["domains"] = read_domains(folder)
     return ConfigDict(fields).lock()
+
+
+def choose_weights(fields: dict[str, Any]) -> None:
+    """Changes the settings to those for fine-tuning WEIGHTS if they are available, and prints the choice."""
+    if not is_available(WEIGHTS, "model.safetensors"):
+        print(f"training from scratch: {WEIGHTS} is not in the cache, and the Hugging Face hub does not answer")
+        return
+    cpu = computes_on_cpu()
+    method, rate = ("frozen", 1e-3) if cpu else ("lora", 1e-4)
+    print(f"starting from {WEIGHTS} with config.finetune.method={method} on {'CPUs' if cpu else 'accelerators'}")
+    fields["model"] |= {"init_from": WEIGHTS, "dtype": "float32" if cpu else "bfloat16", "remat": "block"}
+    fields["model"]["scan_layers"] = True
+    fields["finetune"]["method"], fields["optimizer"]["rate"] = method, rate
 
 
 def fit(fields: dict[str, Any], domains: dict[str, Statistics], products: int) -> None:
@@ -66,7 +88,9 @@ def fit(fields: dict[str, Any], domains: dict[str, Statistics], products: int) -
     side = min(own.side for own in domains.values())
     data["image_size"] = max(min(IMAGE_SIZE, side // PATCH * PATCH), 2 * PATCH)
     reason = f"images have {side} pixels or more, and the time per step grows with the square of their size"
-    report("data.image_size", data["image_size"], reason)
+    weights = fields["model"]["init_from"]  # they determine the sizes of images and texts
+    if not weights:
+        report("data.image_size", data["image_size"], reason)
 
     for section, most in (("data", 2), ("eval", 4)):
         counts = {domain: min(own.frames, most) if own.kind == "clip" else 1 for domain, own in domains.items()}
@@ -79,7 +103,8 @@ def fit(fields: dict[str, Any], domains: dict[str, Statistics], products: int) -
     report("model.text_domains", texts, ", ".join(f"{own.texts:.0%} of {name}" for name, own in domains.items()))
     tokens = max((domains[domain].tokens for domain in texts), default=0)
     data["text_length"] = min(max(-(-tokens // 8) * 8, 16), 128)
-    report("data.text_length", data["text_length"], f"19 of 20 texts have at most about {tokens} tokens")
+    if not weights:
+        report("data.text_length", data["text_length"], f"19 of 20 texts have at most about {tokens} tokens")
 
     batch = fields["train"]["batch_size"] = max(min(BATCH_SIZE, 1 << (products // 2).bit_length() - 1), 8)
     report("train.batch_size", batch, f"at most {BATCH_SIZE} and half of the products, so that most negatives are new")

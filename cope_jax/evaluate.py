@@ -25,12 +25,13 @@ FLAGS = flags.FLAGS
 CHECKOUT = Path(__file__).parents[1]
 CATALOG_CONFIG = "configs/catalog.py"
 # They must be the same in all processes.
-SHARED_FLAGS = ("workdir", "zero_shot", "step", "data_dir", "out", "subset", "average")
+SHARED_FLAGS = ("workdir", "zero_shot", "step", "data_dir", "split", "out", "subset", "average")
 
 
 def define_flags() -> None:
     """Defines the flags of the command."""
     cli.define_checkpoint_flags()
+    flags.DEFINE_string("split", None, "Split to evaluate, or several: train+test. By default, config.data.eval_split.")
     flags.DEFINE_integer(
         "subset", None, "Evaluate only this many random products. Faster, but an easier task.", lower_bound=1
     )
@@ -56,7 +57,7 @@ def main() -> None:
     if not FLAGS.zero_shot and not FLAGS.workdir:
         raise ValueError("--workdir is missing; expected the folder of a run, or --zero_shot with weights to evaluate")
     workdir = Path(FLAGS.workdir or f"runs/{Path(FLAGS.zero_shot).name}")
-    options = {"data_dir": data_dir, "out": out, "subset": FLAGS.subset, "reuse": FLAGS.reuse}
+    options = {"data_dir": data_dir, "split": FLAGS.split, "out": out, "subset": FLAGS.subset, "reuse": FLAGS.reuse}
     with cli.join_cluster({f"--{name}": FLAGS[name].value for name in SHARED_FLAGS}):
         if FLAGS.zero_shot and data_dir:
             make_zero_shot_run(FLAGS.zero_shot, data_dir, workdir)
@@ -84,7 +85,7 @@ def make_zero_shot_run(weights: str, data_dir: Path, workdir: Path) -> None:
     file = next((path for path in (Path(CATALOG_CONFIG), CHECKOUT / CATALOG_CONFIG) if path.exists()), None)
     if file is None:
         raise FileNotFoundError(f"no {CATALOG_CONFIG} here: run this in a checkout of cope-jax")
-    fields = runpy.run_path(str(file))["get_config"](str(data_dir))
+    fields = runpy.run_path(str(file))["get_config"](f"{data_dir},scratch")
     config = start_from_weights(resolve_config(fields, {"model.init_from": weights}))
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+# No hub: some settings depend on what is in its cache or can be downloaded.
+os.environ |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": os.path.abspath(".cache/hub")}
+
 import jax
 import pytest
 from absl import flags

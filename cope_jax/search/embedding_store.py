@@ -123,18 +123,18 @@ def _prepare_folder(out: Path, manifest: Mapping[str, Any], previous: Path | Non
     Raises:
         ValueError: The folder exists with other contents.
     """
-    path = out / MANIFEST
+    path, wanted = out / MANIFEST, {key: value for key, value in manifest.items() if key != "run"}  # it may be renamed
     if previous and path.exists():
         stored = read_json(path, remedy="choose another folder, or remove it")
-        if {key for key in manifest if stored.get(key) != manifest[key]} in ({"data"}, {"data", "items"}):
+        if {key for key in wanted if stored.get(key) != wanted[key]} in ({"data"}, {"data", "items"}):
             barrier("compared")
             if jax.process_index() == 0:  # if an update was interrupted, `previous` has more than `out`
                 _ = shutil.rmtree(out) if previous.exists() else out.rename(previous)
             barrier("moved")
     if path.exists():
         stored = read_json(path, remedy="choose another folder, or remove it")
-        stored = {key: stored[key] for key in manifest if key in stored}
-        if differences := describe_differences(stored, manifest, labels=("stored", "requested")):
+        stored = {key: stored[key] for key in wanted if key in stored}
+        if differences := describe_differences(stored, wanted, labels=("stored", "requested")):
             lines = "".join(f"\n  {difference}" for difference in differences)
             raise ValueError(f"{out} has other embeddings; choose another folder, remove it, or see --update:{lines}")
     elif out.exists() and any(not (child.name.startswith(".") or _is_temporary(child)) for child in out.iterdir()):

@@ -1,7 +1,7 @@
 """Searches embedded and indexed items, by an item or by pictures and text.
 
-A search is by vectors (`dense`), by the words of texts (`words`), or by both: `hybrid` adds 1 / (60 + rank) of an item
-in each of the two results (reciprocal rank fusion).
+A search is by vectors (`dense`), by the words of texts (`words`), or by both: `hybrid` adds the scores of an item in
+both results, each relative to the best one.
 """
 
 import functools
@@ -19,12 +19,15 @@ from cope_jax.runs.config_file import load_config
 from cope_jax.search.embedder import Embedder, Picture
 from cope_jax.search.embedding_store import MANIFEST, embed_to_parquet, read_item_ids, read_manifest, read_rows
 from cope_jax.search.index import Index, build_index, open_index
-from cope_jax.search.item_table import ItemTable, open_item_table
+from cope_jax.search.item_table import ItemTable, open_item_table, split_words
 from cope_jax.search.moments import read_moment
 
 MAX_TOP = 100  # an HNSW index considers 256 candidates
 MODES = ("hybrid", "dense", "words")
-FUSION = 60  # as in the paper on reciprocal rank fusion
+# Weight of words in hybrid search, and what is added for a text of n words, divided by n: a few words are meant as they
+# are, but long texts share many words by chance. The first is chosen on half of the demo's products; on the others, R@1
+# of texts is 0.65 with it, 0.57 with reciprocal ranks, and 0.60 without words.
+LONG_TEXT, SHORT_TEXT = 0.3, 2.0
 Found = list[tuple[float, str, int]]  # score, domain and row, best first
 
 
@@ -32,7 +35,7 @@ Found = list[tuple[float, str, int]]  # score, domain and row, best first
 class Hit:
     """An item found: its card, its score, and whether it shares a product with the query.
 
-    The score is a cosine similarity (dense), a BM25 score (words) or a sum of reciprocal ranks (hybrid).
+    The score is a cosine similarity (dense), a BM25 score (words) or a sum of both relative to the best (hybrid).
     """
 
     card: Card
@@ -151,7 +154,7 @@ class Library:
             ]
             found.insert(0, sorted(matches, key=lambda hit: -hit[0])[:MAX_TOP])  # first of equal ranks, for ids
         query = Card(domain, None, (), text, tuple(thumbnails), len(pictures))
-        return self._result(query, among, fuse(*found) if mode == "hybrid" else found[0], top, mode)
+        return self._result(query, among, fuse(*found, word_weight(text)) if mode == "hybrid" else found[0], top, mode)
 
     def _masks(self, among: Sequence[str], where: str) -> dict[str, np.ndarray]:
         return {domain: self.table.select(domain, where) for domain in among} if where.strip() else {}
@@ -202,13 +205,21 @@ class Library:
         ]
 
 
-def fuse(*results: Found) -> Found:
-    """Returns the items of several results, ordered by the sums of 1 / (FUSION + rank)."""
+def fuse(words: Found, dense: Found, weight: float) -> Found:
+    """Returns the items of both results, ordered by the sum of their scores relative to the best of each result.
+
+    Those of words are multiplied by a weight. Unlike ranks, scores show whether words distinguish the items.
+    """
     scores: dict[tuple[str, int], float] = defaultdict(float)
-    for found in results:
-        for rank, (_, domain, row) in enumerate(found, 1):
-            scores[domain, row] += 1 / (FUSION + rank)
+    for found, factor in ((words, weight), (dense, 1.0)):
+        for score, domain, row in found:
+            scores[domain, row] += factor * score / max(abs(found[0][0]), 1e-9)
     return sorted(((score, *place) for place, score in scores.items()), key=lambda hit: -hit[0])
+
+
+def word_weight(text: str) -> float:
+    """Returns the weight of words in the hybrid search for a text."""
+    return LONG_TEXT + SHORT_TEXT / max(len(set(split_words(text))), 1)
 
 
 def open_library(

@@ -46,3 +46,18 @@ def find_folder(name: str, files: Sequence[str], *, key: str, download: bool = T
         f"({type(failure).__name__}). Without network access, run `hf download {repository} --local-dir FOLDER` on "
         f"another machine, copy the folder here and set {key} to it"
     ) from failure
+
+
+def is_available(repository: str, file: str) -> bool:
+    """Returns whether a repository of the hub can be loaded: its `file` is in the cache, or the hub answers soon."""
+    # Not at the top: it takes long to import.
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  (httpx's or httpx2's)
+
+    if isinstance(try_to_load_from_cache(repository, file), str):
+        return True
+    try:
+        HfApi().repo_info(repository, timeout=TIMEOUT)
+    except (OSError, HTTPError):
+        return False
+    return True

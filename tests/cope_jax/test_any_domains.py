@@ -67,6 +67,22 @@ def test_configs_have_the_domains_of_the_data_set(config):
         check_domains(replace_fields(config, {"data.domains": kinds, "data.frames": frames, "eval.frames": frames}))
 
 
+def test_weights_are_used_if_they_are_available(monkeypatch, capsys):
+    scratch = resolve_config(catalog.get_config("/nowhere"))
+    assert capsys.readouterr().out.startswith(
+        "training from scratch: google/siglip2-base-patch16-224 is not in the cach"
+    )
+    assert (scratch.model.init_from, scratch.finetune.method) == ("", "full")
+    monkeypatch.setattr(catalog, "is_available", lambda *_: True)
+    for cpu, method in ((True, "frozen"), (False, "lora")):
+        monkeypatch.setattr(catalog, "computes_on_cpu", lambda cpu=cpu: cpu)
+        config = resolve_config(catalog.get_config("/nowhere"))
+        assert f"starting from {config.model.init_from} with config.finetune.method={method}" in capsys.readouterr().out
+        assert config.finetune.method == method
+    assert resolve_config(catalog.get_config("/nowhere,scratch")) == scratch
+    assert capsys.readouterr().out == ""
+
+
 def test_settings_follow_from_the_statistics(capsys):
     """Few products, small images, and products with a second item in one of two domains only."""
     photo = catalog.Statistics(kind="image", frames=3, side=50, texts=0.05, tokens=9, several=0.4)

@@ -183,6 +183,16 @@ def test_results_on_other_data_leave_those_of_the_run(workdir, other_data_dir):
     assert again.files == own.files
 
 
+def test_another_split_has_results_of_its_own(workdir):
+    own = evaluate_run.evaluate(workdir, step=6)
+    other = evaluate_run.evaluate(workdir, step=6, split="train")
+    assert other.files.metrics == workdir / "eval/6/train/metrics.json"
+    assert other.metrics["evaluated"]["split"] == "train"
+    assert other.metrics["retrieval"]["p2v"]["gallery"] > own.metrics["retrieval"]["p2v"]["gallery"]
+    assert read_metrics(workdir, 6) == own.metrics
+    assert evaluate_run.evaluate(workdir, step=6, split="test", reuse=True).files == own.files
+
+
 def test_results_can_be_written_elsewhere(workdir, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     found = evaluate_run.evaluate(workdir, step=4, out=tmp_path / "results")

@@ -1,6 +1,7 @@
 """Embeddings in Parquet files: complete and in order, resumed after interruptions, never of mixed sources."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -146,6 +147,13 @@ def test_update_computes_only_what_is_new(workdir, written, data_dir, tmp_path, 
     monkeypatch.setattr(embedding_store, "load_run", lambda *_, **__: pytest.fail("the model was loaded"))
     sizes = embed_to_parquet(workdir, out, split="test", rows=7, data_dir=half, update=True)
     assert sizes["page"] == -(-len(embedding_store.read_item_ids(written[0], "page")) // 2)
+
+
+def test_the_work_directory_may_be_renamed(workdir, written, tmp_path, monkeypatch):
+    out, sizes = written
+    renamed = shutil.copytree(workdir, tmp_path / "renamed")
+    monkeypatch.setattr(embedding_store, "load_run", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert embed_to_parquet(renamed, out, split="test", rows=7) == sizes
 
 
 def test_half_precision(workdir, tmp_path, written):

@@ -84,7 +84,7 @@ def test_all_kinds_of_search_keep_to_the_filter(shop):
         assert {hit.card.item_id for hit in result.hits} == {103, 104, 105}
 
 
-def test_words_find_texts_and_fusion_adds_reciprocal_ranks(shop):
+def test_words_find_texts_and_fusion_adds_relative_scores(shop):
     """The vector of "kind 4" finds product 4, and the words "kind 3" product 3."""
 
     class Wrong(ShopEmbedder):
@@ -97,8 +97,8 @@ def test_words_find_texts_and_fusion_adds_reciprocal_ranks(shop):
 
     assert search("dense")[0][0] == 104
     assert search("words")[0][0] == 103
-    fused = dict(search("hybrid"))
-    assert fused[103] == pytest.approx(1 / 61 + 1 / (60 + 1 + [item for item, _ in search("dense")].index(103)))
+    fused, dense = dict(search("hybrid")), dict(search("dense"))
+    assert fused[103] == pytest.approx(0.3 + 2 / 2 + dense[103] / dense[104])  # a text of two words
     assert search(None) == search("hybrid")
     by_id = shop.search_own(Wrong(), "page", [], "102", among=["page"], top=2).hits
     assert [hit.card.item_id for hit in by_id] == [102, 104]

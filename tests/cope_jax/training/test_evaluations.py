@@ -21,11 +21,12 @@ from tensorboardX.proto.event_pb2 import Event
 from benchmarks import chaos
 from benchmarks.chaos import Kill
 from cope_jax import Embedder
-from cope_jax.data.records import InvalidItemError, ItemRecords
+from cope_jax.data.records import InvalidItemError, ItemRecords, Product
 from cope_jax.evaluation import evaluate_run as run
 from cope_jax.evaluation.evaluate_run import evaluate
 from cope_jax.evaluation.probe import Probe
 from cope_jax.evaluation.results import read_metrics
+from cope_jax.parallel.mesh import make_mesh
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import run_tokenizer, training_batches
@@ -275,12 +276,20 @@ def test_the_best_step_comes_from_the_file(make_config, tmp_path):
     assert not any(Evaluations(config, tmp_path, step=0).due(step) for step in range(8))
 
 
-def test_products_that_cannot_be_searched_are_an_error(make_config, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr("cope_jax.evaluation.probe.batch_share", lambda mesh: (0, 2))
-        with pytest.raises(ValueError, match=r"config.mesh.tensor=1 spans processes, .*evaluate_every to 0"):
-            train(make_config(), tmp_path)
-    monkeypatch.setattr("cope_jax.evaluation.probe.draw_products", lambda *_: [])
-    monkeypatch.setattr("cope_jax.evaluation.probe.rows_by_domain", lambda *_: {})
-    with pytest.raises(ValueError, match=r"none of 0 random products of the split 'test' has items in two domains"):
+def test_shares_of_the_same_items_are_an_error(make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("cope_jax.evaluation.embed_items.batch_share", lambda mesh: (0, 2))
+    with pytest.raises(ValueError, match=r"config.mesh.tensor=1 spans processes, .*evaluate_every to 0"):
         train(make_config(), tmp_path)
+
+
+def test_directions_without_a_common_product_are_named(make_config, monkeypatch, capsys):
+    """Of one product with a video, but neither a page nor a live."""
+    config = make_config()
+    rows = {"page": np.array([], int), "video": np.array([0]), "live": np.array([], int)}
+    monkeypatch.setattr("cope_jax.evaluation.probe.draw_products", lambda *_: [Product(1, rows)])
+    monkeypatch.setattr("cope_jax.evaluation.probe.embed_function", lambda *_: None)
+    Probe(config, None, make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1]), None, None)
+    assert capsys.readouterr().out.splitlines() == [
+        f"no R@1 of {a} and {b} during training: none of 1 products has both {a} and {b} items"
+        for a, b in (("page", "video"), ("page", "live"), ("video", "live"))
+    ]

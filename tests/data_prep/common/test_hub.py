@@ -42,6 +42,8 @@ def test_a_hub_that_cannot_be_reached_is_reported_soon(endpoint, cache, monkeypa
         hub.find_folder("no-one/none", ["config.json"], key="key")
     assert time.monotonic() - start < 3
     assert hub.find_folder("someone/cached", ["config.json"], key="key") == cache
+    assert hub.is_available("someone/cached", "config.json")
+    assert not hub.is_available("someone/cached", "model.safetensors")
 
 
 def test_the_cache_alone_is_used_without_downloads(cache):
