@@ -1,7 +1,7 @@
 """Evaluates a checkpoint of a work directory."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class EmbeddedSplit:
 
     items: dict[str, Items]
     ranks: dict[str, Ranks]
+    categories: dict[str, np.ndarray] = field(default_factory=dict)  # by domain, the category of each item or ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def evaluate(
     *,
     step: int | str = results.LATEST,
     data_dir: Path | None = None,
+    split: str | None = None,
     out: Path | None = None,
     subset: int | None = None,
     average: bool = False,
@@ -61,6 +63,7 @@ def evaluate(
         step: Step of the checkpoint; 0 is the untrained model, "latest" the newest, "best" the one with the highest
             mean R@1 on the run's own data.
         data_dir: Array records to use instead of those in the run's config.
+        split: Split to evaluate, by default config.data.eval_split. Other splits have folders of their own as well.
         out: Folder to write to instead of `eval` in the work directory.
         subset: Evaluate only this many random products, always the same ones. This is easier than evaluating all of
             them, and written to `metrics-of-<subset>.json`.
@@ -78,9 +81,13 @@ def evaluate(
     step = results.find_step(workdir, step, own, subset)
     if data_dir is not None:
         config = replace_fields(config, {"data.data_dir": str(data_dir.absolute())})
+    if split is not None:
+        config = replace_fields(config, {"data.eval_split": split})
     check_domains(config)
     settings = results.evaluation_settings(config, subset)
-    other = results.other_data(own, data_dir, own.data.eval_split)
+    other = results.other_data(own, data_dir, config.data.eval_split)
+    if not other and config.data.eval_split != own.data.eval_split:
+        other = config.data.eval_split
     files = results.ResultFiles((out or workdir / "eval") / str(step) / other, subset, average)
     if reuse and (files.report.exists() or not needs_report):
         stored = files.read()
@@ -90,7 +97,7 @@ def evaluate(
     rows = None if subset is None else rows_by_domain(draw_products(config, subset), config.data.domains)
     run = load_run(config, workdir, step, average=average, masked=True)
     items = embed_split(run, step=step, rows=rows, on_batch=on_batch)
-    embedded = EmbeddedSplit(items, retrieval.direction_ranks(embeddings_of(items)))
+    embedded = EmbeddedSplit(items, retrieval.direction_ranks(embeddings_of(items)), read_categories(config, items))
     metrics = compute_metrics(embedded, config, step=step) | {"evaluated": settings}
     if jax.process_index() == 0:
         files.write(metrics)
@@ -148,6 +155,18 @@ def embeddings_of(items: Mapping[str, Items]) -> retrieval.Embeddings:
     return {domain: (own.vectors, own.products) for domain, own in items.items()}
 
 
+def read_categories(config: RunConfig, items: Mapping[str, Items]) -> dict[str, np.ndarray]:
+    """Returns the column `category` of the table for the items of each domain; {} if the first items have none."""
+    records = open_records(config.data.data_dir, config.data.eval_split).items
+
+    def category(domain: str, row: int) -> str:
+        return records[domain][row].columns.get("category", "")
+
+    if not any(category(domain, int(row)) for domain, own in items.items() for row in own.rows[:1]):
+        return {}
+    return {domain: np.array([category(domain, row) for row in own.rows.tolist()]) for domain, own in items.items()}
+
+
 def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) -> dict[str, Any]:
     """Computes all metrics of embedded items.
 
@@ -158,6 +177,7 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
         "intervals": bootstrap intervals; "chance": R@1 of a random order; "macro": means over products;
         "same_domain" and "all_domains": retrieval with other galleries, without the query itself;
         "by_frames" and "by_text": retrieval by the query's number of frames, and with and without text;
+        "by_category": likewise by the query's category, {} if the data have none;
         "few_shot_all": few-shot classification with all products as classes, by shots;
         "modalities": {"both": …, "frames": …, "text": …}, retrieval with items that have both as queries, and with the
         frames or the text of queries alone; "prefixes": means of the first values of embeddings; "spectrum": their
@@ -192,6 +212,10 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
         "all_domains": retrieval.all_domains(embeddings),
         "by_frames": {name: retrieval.by_part(own, frames[name]) for name, own in ranks.items()},
         "by_text": {name: retrieval.by_part(own, texts[name]) for name, own in ranks.items()},
+        "by_category": {
+            name: retrieval.by_part(own, embedded.categories[directions(items)[name][0]])
+            for name, own in (ranks if embedded.categories else {}).items()
+        },
         "modalities": _modalities(items),
         "prefixes": embedding_space.prefix_retrieval(embeddings),
         "spectrum": embedding_space.spectrum(embeddings),

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,6 +18,7 @@ from data_prep.common.text_table import text_table
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of cells that spreadsheets compute
 METRICS = (("R@1", "r1"), ("R@5", "r5"), ("R@10", "r10"), ("mAP", "map"))  # titles and keys
+CATEGORIES = 20  # in the table; the metrics have all
 FEW_PRODUCTS = 100  # with fewer, the interval matters more than the mean
 UNKNOWN = 0.0005  # half widths below are printed as unknown
 _RETRIEVAL_TITLES = ("queries", "gallery", *(title for title, _ in METRICS), "median rank")
@@ -39,6 +41,7 @@ def format_tables(
     }
     note = describe_few_products(metrics)
     few_shot, within = text_table(_few_shot_rows(results)), _within_rows(results)
+    categories = _category_rows(metrics)
     return "\n".join(
         [
             *([note, ""] if note else []),
@@ -51,6 +54,7 @@ def format_tables(
             *(["± ?: all episodes have the same accuracy, so their spread says nothing"] if "± ?" in few_shot else []),
             *empty["few_shot"],
             *(["", f"Retrieval among the other items of the domain{suffix}", text_table(within)] if within else []),
+            *(["", "R@1 by category of the query (number of queries)", text_table(categories)] if categories else []),
         ]
     )
 
@@ -89,6 +93,24 @@ def _within_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         if len(found[0]) > 1 and all(own := [result.get(domain) for result in found])
     ]
     return [["domain", *_RETRIEVAL_TITLES], *rows] if rows else []
+
+
+def largest_categories(metrics: Mapping[str, Any]) -> list[str]:
+    """Returns the categories with the most queries, at most CATEGORIES; none if the data have none."""
+    queries: Counter[str] = Counter()
+    for parts in metrics.get("by_category", {}).values():
+        queries.update({category: own["queries"] for category, own in parts.items()})
+    return [category for category, _ in queries.most_common(CATEGORIES)]
+
+
+def _category_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """R@1 and numbers of queries of categories, by direction; none without categories."""
+    found = metrics.get("by_category", {})
+    rows = [["category", *map(arrow, found)]]
+    for category in largest_categories(metrics):
+        parts = [own.get(category) for own in found.values()]
+        rows.append([category or "(none)", *(f"{own['r1']:.3f} ({own['queries']})" if own else "–" for own in parts)])
+    return rows if found else []
 
 
 def _retrieval_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -38,17 +38,14 @@ class Inputs:
         return Catalog(self.catalog)
 
     def check(self) -> None:
-        """Raises ValueError if a split or all items of a domain are missing, before hours are spent on the others."""
-        missing = [
-            f"no {domain} items in split {split!r}"
-            for split in self.splits
-            for domain in self.opened_catalog.domains
-            if not self.opened_catalog.count(split, domain)
-        ]
-        if missing:
+        """Raises ValueError if a split is missing or empty, or a domain is, before hours are spent on the others."""
+        count, domains = self.opened_catalog.count, self.opened_catalog.domains
+        empty = [f"split {split!r}" for split in self.splits if not any(count(split, domain) for domain in domains)]
+        empty += [f"domain {domain}" for domain in domains if not any(count(split, domain) for split in self.splits)]
+        if empty:
             raise ValueError(
-                f"{self.catalog} has {', '.join(missing)}; every split needs items of all domains: build other "
-                "--splits, or make another catalog; for a table, with a larger --test_fraction or a split column"
+                f"{self.catalog} has no items in {', '.join(empty)}: build other --splits, or make another catalog; "
+                "for a table, with a larger --test_fraction or a split column"
             )
 
     @functools.cached_property

@@ -235,7 +235,7 @@ class Builder(FileReaderBuilder):
             self._report(f"{split} {domain}: {resumed} of {spans[-1].stop} items were written by an earlier run")
         ordered = [reports[number] for number in range(len(jobs))]
         summary = shards.summarize(ordered)
-        if not summary["items"]["kept"]:
+        if spans[-1].stop and not summary["items"]["kept"]:
             raise ValueError(
                 f"split {split!r} has no {domain} item with an image that decodes in "
                 f"{', '.join(map(str, inputs.images))}: {summary['items']['dropped']}, {summary['frames']['dropped']}"
@@ -308,7 +308,8 @@ def _plan(inputs: Inputs, split: str, domain: str) -> list[shards.Span]:
     factor = inputs.choice.frames_per_clip if has_clips else 1
     frames = factor * sum(catalog.frame_counts(split, domain))
     max_frames = max(1, shards.frames_per_shard(frames) // factor)
-    return shards.plan_shards(catalog.frame_counts(split, domain), max_frames=max_frames)
+    spans = shards.plan_shards(catalog.frame_counts(split, domain), max_frames=max_frames)
+    return spans or [shards.Span(0, 0, 0, 0)]  # a file without records, if the split lacks the domain
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from cope_jax.evaluation.report.pca_map import map_data
 from cope_jax.evaluation.report.query_gallery import CLOSE, PER_OUTCOME, choose_queries, gallery
 from cope_jax.evaluation.report.svg_charts import Axis, Chart, Curve, chart
 from cope_jax.evaluation.report.training_charts import training_charts
-from cope_jax.evaluation.result_tables import METRICS, describe_few_products, format_half
+from cope_jax.evaluation.result_tables import METRICS, describe_few_products, format_half, largest_categories
 from cope_jax.evaluation.results import baseline_name
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
@@ -117,6 +117,7 @@ def contents(
         "items": {domain: len(own.vectors) for domain, own in items.items()},
         "products": len(np.unique(np.concatenate([first_product(own.products) for own in items.values()]))),
         "frame_parts": parts(metrics["by_frames"]),
+        "category_parts": largest_categories(metrics),
         "text_parts": parts(metrics["by_text"])[::-1],
         "chance": {name: float(curve[0]) for name, curve in chance.items()},
         "recall": {name: _recall_chart(own, chance[name]) for name, own in ranks.items()},

@@ -47,6 +47,16 @@ def test_means_over_directions():
     assert result(1)["retrieval_mean"] == pytest.approx(expected)
 
 
+def test_categories_are_listed_by_their_number_of_queries():
+    parts = {"hat": {"r1": 0.5, "queries": 2}, "": {"r1": 1.0, "queries": 1}}
+    metrics = result(1) | {"by_category": {"p2v": parts, "v2p": {"bag": {"r1": 0.25, "queries": 4}}}}
+    *_, title, header, _, bag, hat, none = format_tables(metrics).splitlines()
+    assert title == "R@1 by category of the query (number of queries)"
+    assert words(header) == "category P → V V → P"
+    assert [words(line) for line in (bag, hat, none)] == ["bag – 0.250 (4)", "hat 0.500 (2) –", "(none) 1.000 (1) –"]
+    assert "category" not in format_tables(result(1))
+
+
 def test_tables():
     lines = format_tables(result(1)).splitlines()
     assert lines[0] == "Cross-domain retrieval"
