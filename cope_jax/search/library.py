@@ -154,7 +154,9 @@ class Library:
             ]
             found.insert(0, sorted(matches, key=lambda hit: -hit[0])[:MAX_TOP])  # first of equal ranks, for ids
         query = Card(domain, None, (), text, tuple(thumbnails), len(pictures))
-        return self._result(query, among, fuse(*found, word_weight(text)) if mode == "hybrid" else found[0], top, mode)
+        return self._result(
+            query, among, fuse(found[0], found[1], word_weight(text)) if mode == "hybrid" else found[0], top, mode
+        )
 
     def _masks(self, among: Sequence[str], where: str) -> dict[str, np.ndarray]:
         return {domain: self.table.select(domain, where) for domain in among} if where.strip() else {}
