@@ -1,7 +1,6 @@
 """Evaluation of a work directory."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from cope_jax.evaluation.result_tables import format_tables
 from cope_jax.evaluation.results import read_metrics
 from cope_jax.runs.config_file import load_config
 from cope_jax.search.embedding_store import embed_to_parquet
+from tests.conftest import ENVIRONMENT
 
 ROOT = Path(__file__).parents[3]
 DIRECTIONS = {"p2v", "v2p", "p2l", "l2p", "v2l", "l2v"}
@@ -230,14 +230,13 @@ def test_two_processes_evaluate_and_embed_as_one(workdir, tmp_path):
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     words = [sys.executable, "-c", TWO, port]
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     processes = [
         subprocess.Popen(
             [*words, str(i), tmp_path / "copy", tmp_path / "two"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=environment,
+            env=ENVIRONMENT,
             cwd=ROOT,
         )
         for i in range(2)

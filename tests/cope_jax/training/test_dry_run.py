@@ -115,10 +115,12 @@ def test_the_report_has_every_part(frozen_config):
 
 
 @pytest.mark.slow
-def test_ten_million_classes_are_sharded_over_all_devices(frozen_config):
+def test_ten_million_classes_are_sharded_over_all_devices(make_quick_config):
     """Each device has an eighth of the table and its moments, and the step computes a fraction of all logits."""
     classifier = {"weight": 1.0, "classes": 10_000_000, "rate": 0.1}
-    config = replace_fields(frozen_config, {f"losses.classifier.{name}": x for name, x in classifier.items()})
+    config = make_quick_config(
+        **{"mesh.fsdp": 2, "mesh.tensor": 2}, **{f"losses.classifier.{name}": x for name, x in classifier.items()}
+    )
     run = make_plan(config, make_mesh(**asdict(config.mesh)), vocab_size=50)
     table = 10_002_432 * config.model.embedding * 4 // 8
     assert device_bytes(run.state.params["loss"]["classifier"]) == table
@@ -145,9 +147,10 @@ def test_an_open_axis_is_one_device(tiny_config):
 
 
 @pytest.mark.slow
-def test_the_size_of_the_vocabulary_is_that_of_an_available_tokenizer(tiny_config, tmp_path):
-    run_tokenizer(tiny_config, tmp_path)
-    config = replace_fields(tiny_config, {"data.tokenizer": str(tmp_path / "tokenizer"), "data.vocab_size": 77})
+def test_the_size_of_the_vocabulary_is_that_of_an_available_tokenizer(make_quick_config, tmp_path):
+    quick_config = make_quick_config()
+    run_tokenizer(quick_config, tmp_path)
+    config = replace_fields(quick_config, {"data.tokenizer": str(tmp_path / "tokenizer"), "data.vocab_size": 77})
     words = len(load_tokenizer(tmp_path / "tokenizer"))
     assert vocabulary(config) == (words, str(tmp_path / "tokenizer"))
     assert words != 77
@@ -179,9 +182,9 @@ def test_the_report_as_json(run_sh, make_tiny_config, tmp_path):
     assert plan["trained"] == 1
 
 
-def test_without_its_compiler_a_target_is_planned_on_cpus(tiny_config, monkeypatch):
+def test_without_its_compiler_a_target_is_planned_on_cpus(make_quick_config, monkeypatch):
     monkeypatch.setattr(targets, "find_spec", lambda name: None)
-    report, summary = dry_run(replace_fields(tiny_config, {"mesh.data": -1}), Target.parse("v5e:2x1"))
+    report, summary = dry_run(make_quick_config(**{"mesh.data": -1}), Target.parse("v5e:2x1"))
     assert summary["target"] == "cpu:2"
     assert report.endswith(
         "compiled for CPUs instead of v5e:2x1, since the package libtpu is not installed; install "

@@ -72,14 +72,20 @@ def first_state(config, mesh, workdir, *, vocab_size):
 
 
 @pytest.fixture(scope="module")
-def finished(make_tiny_config, tmp_path_factory):
+def quick_config(make_quick_config):
+    """The config of a run of six steps with little to compile."""
+    return make_quick_config(**{"train.steps": 6, "train.log_every": 2})
+
+
+@pytest.fixture(scope="module")
+def finished(quick_config, tmp_path_factory):
     """A work directory trained without interruption."""
     workdir = tmp_path_factory.mktemp("finished")
-    train(make_tiny_config(), workdir)
+    train(quick_config, workdir)
     return workdir
 
 
-def test_a_run_writes_a_complete_work_directory(finished, tiny_config):
+def test_a_run_writes_a_complete_work_directory(finished, quick_config):
     assert {path.name for path in finished.iterdir()} == {
         ".lock",
         "config.json",
@@ -96,7 +102,7 @@ def test_a_run_writes_a_complete_work_directory(finished, tiny_config):
 
 
 @pytest.mark.slow
-def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(finished, tiny_config, tmp_path, monkeypatch):
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(finished, quick_config, tmp_path, monkeypatch):
     report = TrainingProgress.update
 
     def stop_at_two(self, step, loss):
@@ -106,18 +112,18 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(finished, tiny_co
 
     monkeypatch.setattr(TrainingProgress, "update", stop_at_two)
     with pytest.raises(Stopped, match="stopped at step 3 of 6, which is saved"):  # inside a report window
-        train(tiny_config, tmp_path)
+        train(quick_config, tmp_path)
     monkeypatch.setattr(TrainingProgress, "update", report)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    train(tiny_config, tmp_path)
+    train(quick_config, tmp_path)
     assert_equal_trees(stored(tmp_path, 6), stored(finished, 6))
     assert losses(tmp_path) == losses(finished)
 
 
 @pytest.mark.slow
-def test_a_run_with_hard_batches_resumes_with_the_groups_of_its_checkpoint(finished, tiny_config, tmp_path):
+def test_a_run_with_hard_batches_resumes_with_the_groups_of_its_checkpoint(finished, quick_config, tmp_path):
     """Groups are made after steps 3 and 6, and step 4 is saved."""
-    config = replace_fields(tiny_config, {"data.hard_batches": 0.5, "data.hard_every": 3})
+    config = replace_fields(quick_config, {"data.hard_batches": 0.5, "data.hard_every": 3})
     train(config, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed/checkpoints/6")
@@ -146,15 +152,15 @@ def test_a_run_with_hard_batches_resumes_with_the_groups_of_its_checkpoint(finis
 
 
 @pytest.mark.slow
-def test_a_run_resumes_with_and_without_sharded_moments(finished, tiny_config, tmp_path):
+def test_a_run_resumes_with_and_without_sharded_moments(finished, quick_config, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(run / "checkpoints/6")
-    sharded_config = replace_fields(tiny_config, {"train.shard_optimizer": True})
+    sharded_config = replace_fields(quick_config, {"train.shard_optimizer": True})
     train(sharded_config, run)  # from step 4, saved without
     expected, found = (optax.tree.get(stored(folder, 6)["opt_state"], "mu") for folder in (finished, run))
     jax.tree.map(assert_close_to_largest, expected, found)
-    mesh, vocab_size = make_mesh(**asdict(tiny_config.mesh)), len(run_tokenizer(tiny_config, run))
-    plain, sharded = (make_plan(c, mesh, vocab_size=vocab_size).state for c in (tiny_config, sharded_config))
+    mesh, vocab_size = make_mesh(**asdict(quick_config.mesh)), len(run_tokenizer(quick_config, run))
+    plain, sharded = (make_plan(c, mesh, vocab_size=vocab_size).state for c in (quick_config, sharded_config))
     assert device_bytes(plain.params) == device_bytes(sharded.params)
     assert 0.5 <= device_bytes(sharded.opt_state) / device_bytes(plain.opt_state) < 0.52  # on two devices
     with Checkpoints(run) as checkpoints:
@@ -165,17 +171,17 @@ def test_a_run_resumes_with_and_without_sharded_moments(finished, tiny_config, t
 
 
 @pytest.mark.slow
-def test_a_frozen_encoder_keeps_its_values_after_a_restart(tiny_config, tmp_path):
+def test_a_frozen_encoder_keeps_its_values_after_a_restart(quick_config, tmp_path):
     groups = (("^model/text/", 0.0), ("", 1.0))
     changes = {"optimizer.groups": groups, "train.steps": 3, "train.checkpoint_every": 1}
-    tiny_config = replace_fields(tiny_config, changes)
-    train(tiny_config, tmp_path)
+    quick_config = replace_fields(quick_config, changes)
+    train(quick_config, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints/3")
-    train(tiny_config, tmp_path)
+    train(quick_config, tmp_path)
     first, last = (stored(tmp_path, step)["params"]["model"] for step in (2, 3))
-    mesh = make_mesh(**asdict(tiny_config.mesh))
-    vocab_size = len(run_tokenizer(tiny_config, tmp_path))
-    fresh = first_state(tiny_config, mesh, tmp_path / "fresh", vocab_size=vocab_size)[0].params["model"]
+    mesh = make_mesh(**asdict(quick_config.mesh))
+    vocab_size = len(run_tokenizer(quick_config, tmp_path))
+    fresh = first_state(quick_config, mesh, tmp_path / "fresh", vocab_size=vocab_size)[0].params["model"]
     jax.tree.map(np.testing.assert_array_equal, *map(jax.tree.leaves, (last["text"], fresh["text"])))
     for before, after in ((fresh, first), (first, last)):
         equal = jax.tree.map(np.array_equal, *(tree["vision"]["project"] for tree in (before, after)))
@@ -183,7 +189,7 @@ def test_a_frozen_encoder_keeps_its_values_after_a_restart(tiny_config, tmp_path
 
 
 @pytest.mark.slow
-def test_a_lost_checkpoint_is_trained_again(finished, tiny_config, tmp_path, capsys, monkeypatch):
+def test_a_lost_checkpoint_is_trained_again(finished, quick_config, tmp_path, capsys, monkeypatch):
     """The log already has lines of these steps, as after a kill between two checkpoints.
 
     The watchdog is notified of each phase, and a trace of the steps is written.
@@ -197,7 +203,7 @@ def test_a_lost_checkpoint_is_trained_again(finished, tiny_config, tmp_path, cap
     monkeypatch.setattr(Watchdog, "reset", note)
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
-    train(tiny_config, tmp_path / "run", profile_steps=(6, 9))
+    train(quick_config, tmp_path / "run", profile_steps=(6, 9))
     assert begun == [
         "the start",
         *("the batch of step 5", "the compiling of step 5", "the other processes at step 5"),
@@ -213,10 +219,10 @@ def test_a_lost_checkpoint_is_trained_again(finished, tiny_config, tmp_path, cap
 
 
 @pytest.mark.slow
-def test_an_invalid_checkpoint_costs_the_steps_since_the_previous_one(finished, tiny_config, tmp_path, capsys):
+def test_an_invalid_checkpoint_costs_the_steps_since_the_previous_one(finished, quick_config, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run/checkpoints/6/state/manifest.ocdbt").write_bytes(b"")
-    train(tiny_config, tmp_path / "run")
+    train(quick_config, tmp_path / "run")
     assert "the checkpoint of step 6 is invalid" in capsys.readouterr().out
     assert_equal_trees(stored(tmp_path / "run", 6), stored(finished, 6))
     assert losses(tmp_path / "run") == losses(finished)
@@ -224,7 +230,7 @@ def test_an_invalid_checkpoint_costs_the_steps_since_the_previous_one(finished, 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # from an event loop of Orbax
-def test_a_full_disk_costs_one_save_but_not_the_run(finished, tiny_config, tmp_path, capsys, monkeypatch, full_disk):
+def test_a_full_disk_costs_one_save_but_not_the_run(finished, quick_config, tmp_path, capsys, monkeypatch, full_disk):
     """The disk is full from step 1 to step 4, while the save of step 2 is due."""
     report, sync, syncs = TrainingProgress.update, MetricsLog.sync, []
 
@@ -239,7 +245,7 @@ def test_a_full_disk_costs_one_save_but_not_the_run(finished, tiny_config, tmp_p
 
     monkeypatch.setattr(TrainingProgress, "update", fill_and_clear)
     monkeypatch.setattr(MetricsLog, "sync", note)
-    train(tiny_config, tmp_path)
+    train(quick_config, tmp_path)
     assert len(syncs) == 2
     errors = capsys.readouterr().err
     assert f"{tmp_path / 'metrics.jsonl'} cannot be written (File too large)" in errors
@@ -251,7 +257,7 @@ def test_a_full_disk_costs_one_save_but_not_the_run(finished, tiny_config, tmp_p
     assert losses(tmp_path) == losses(finished)
 
 
-def test_only_one_run_can_use_a_work_directory(finished, tiny_config, monkeypatch):
+def test_only_one_run_can_use_a_work_directory(finished, quick_config, monkeypatch):
     """The watchdog also covers a lock that does not answer."""
     watched = []
 
@@ -262,12 +268,12 @@ def test_only_one_run_can_use_a_work_directory(finished, tiny_config, monkeypatc
     monkeypatch.setattr(loop, "lock_file", lock_and_note_watchdog)
     message = rf"process {os.getpid()} on .* is training in {finished}; wait for it or stop it"
     with lock_file(finished / ".lock", "is training"), pytest.raises(ValueError, match=message):
-        train(tiny_config, finished)
+        train(quick_config, finished)
     assert watched == ["watchdog"]
 
 
 @pytest.mark.slow
-def test_a_failed_last_save_is_an_error(finished, tiny_config, tmp_path, monkeypatch):
+def test_a_failed_last_save_is_an_error(finished, quick_config, tmp_path, monkeypatch):
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
 
@@ -276,16 +282,16 @@ def test_a_failed_last_save_is_an_error(finished, tiny_config, tmp_path, monkeyp
 
     monkeypatch.setattr(Checkpoints, "_seal", fail)
     with pytest.raises(OSError, match=r"could not be written .* it resumes from step 4"):
-        train(tiny_config, tmp_path / "run")
+        train(quick_config, tmp_path / "run")
 
 
-def test_a_step_that_is_not_finite_is_skipped(finished, tiny_config, tmp_path):
-    tokenizer = run_tokenizer(tiny_config, finished)
-    mesh = make_mesh(**asdict(tiny_config.mesh))
-    state, plan = first_state(tiny_config, mesh, tmp_path, vocab_size=len(tokenizer))
+def test_a_step_that_is_not_finite_is_skipped(finished, quick_config, tmp_path):
+    tokenizer = run_tokenizer(quick_config, finished)
+    mesh = make_mesh(**asdict(quick_config.mesh))
+    state, plan = first_state(quick_config, mesh, tmp_path, vocab_size=len(tokenizer))
     state.params["loss"]["sigmoid"]["bias"] *= np.nan
     before = jax.device_get(state)
-    with closing(training_batches(tiny_config, tokenizer, start_step=0)) as batches:
+    with closing(training_batches(quick_config, tokenizer, start_step=0)) as batches:
         state, metrics = plan.step(state, to_devices(next(batches), mesh))
     assert_equal_trees(jax.device_get(state), before.replace(step=np.int32(1)))
     assert float(metrics["skipped"].compute()) == 1
@@ -295,15 +301,15 @@ def test_a_step_that_is_not_finite_is_skipped(finished, tiny_config, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", [3e38, 1e25])
-def test_a_step_whose_update_or_parameters_overflow_ends_the_run(finished, tiny_config, tmp_path, rate):
+def test_a_step_whose_update_or_parameters_overflow_ends_the_run(finished, quick_config, tmp_path, rate):
     """Loss and gradients are still finite. Nothing is saved, and a lower rate resumes."""
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
     fields = {"optimizer.rate": rate, "optimizer.weight_decay": 1e3, "train.checkpoint_every": 1}
     with pytest.raises(ValueError, match=r"the update of step 5 is not finite, .*; nothing is saved. Lower "):
-        train(replace_fields(tiny_config, fields), tmp_path / "run")
+        train(replace_fields(quick_config, fields), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["4"]
-    train(tiny_config, tmp_path / "run")
+    train(quick_config, tmp_path / "run")
     assert_equal_trees(stored(tmp_path / "run", 6), stored(finished, 6))
 
 
@@ -327,16 +333,16 @@ def unsound(monkeypatch):
 
 @pytest.mark.slow
 def test_too_many_skipped_steps_end_the_run_and_another_rate_resumes_it(
-    finished, tiny_config, tmp_path, capsys, unsound
+    finished, quick_config, tmp_path, capsys, unsound
 ):
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
-    high = replace_fields(tiny_config, {"optimizer.rate": 1e3, "train.max_skipped": 0, "train.checkpoint_every": 1})
+    high = replace_fields(quick_config, {"optimizer.rate": 1e3, "train.max_skipped": 0, "train.checkpoint_every": 1})
     with unsound(), pytest.raises(ValueError, match=r"step 5 was skipped .*at most 0 in a row may be"):
         train(high, tmp_path / "run")
     assert "step 5 skipped: loss or gradients not finite; products" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["4"]
-    train(replace_fields(tiny_config, {"optimizer.clip_norm": 0.0}), tmp_path / "run")
+    train(replace_fields(quick_config, {"optimizer.clip_norm": 0.0}), tmp_path / "run")
     output = capsys.readouterr().out
     assert "changed since the last start: config.optimizer.rate: 1000.0 before, 0.001 now" in output
     assert "resuming from step 4" in output
@@ -344,58 +350,58 @@ def test_too_many_skipped_steps_end_the_run_and_another_rate_resumes_it(
 
 
 @pytest.mark.slow
-def test_a_run_must_not_end_with_a_skipped_step(finished, tiny_config, tmp_path, unsound):
+def test_a_run_must_not_end_with_a_skipped_step(finished, quick_config, tmp_path, unsound):
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
     with unsound(), pytest.raises(ValueError, match=r"steps 5 to 6 were skipped .* last step of a run must not be"):
-        train(tiny_config, tmp_path / "run")
+        train(quick_config, tmp_path / "run")
     assert not (tmp_path / "run/checkpoints/6").exists()
-    train(tiny_config, tmp_path / "run")
+    train(quick_config, tmp_path / "run")
     assert_equal_trees(stored(tmp_path / "run", 6), stored(finished, 6))
     assert losses(tmp_path / "run") == losses(finished)
 
 
 @pytest.mark.slow
 def test_a_run_that_is_stopped_after_a_skipped_step_saves_nothing(
-    finished, tiny_config, tmp_path, monkeypatch, unsound
+    finished, quick_config, tmp_path, monkeypatch, unsound
 ):
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
     monkeypatch.setattr(StopSignal, "agreed", lambda self, step: step == 5)
     match = "stopped at step 5 of 6, which was skipped; the last checkpoint is of step 4;"
     with unsound(), pytest.raises(Stopped, match=match):
-        train(tiny_config, tmp_path / "run")
+        train(quick_config, tmp_path / "run")
 
 
 @pytest.mark.slow
-def test_the_last_sound_checkpoint_outlives_one_that_may_be_unsound(finished, tiny_config, tmp_path):
+def test_the_last_sound_checkpoint_outlives_one_that_may_be_unsound(finished, quick_config, tmp_path):
     """Whether the parameters of a checkpoint are sound is known after the next step."""
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
-    train(replace_fields(tiny_config, {"train.keep_checkpoints": 1}), tmp_path / "run")
+    train(replace_fields(quick_config, {"train.keep_checkpoints": 1}), tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["4", "6"]
 
 
 @pytest.mark.slow
-def test_a_run_stored_without_a_part_for_clipping_resumes(finished, tiny_config, tmp_path):
+def test_a_run_stored_without_a_part_for_clipping_resumes(finished, quick_config, tmp_path):
     """As earlier versions stored runs with clip_norm=0. The part has no values."""
     run = shutil.copytree(finished, tmp_path / "run")
-    mesh = make_mesh(**asdict(tiny_config.mesh))
-    plan = make_plan(tiny_config, mesh, vocab_size=len(run_tokenizer(tiny_config, run)))
+    mesh = make_mesh(**asdict(quick_config.mesh))
+    plan = make_plan(quick_config, mesh, vocab_size=len(run_tokenizer(quick_config, run)))
     with Checkpoints(run, keep=2) as checkpoints:
         state, window = checkpoints.restore(4, plan.state)
     shutil.rmtree(run / "checkpoints")
     with Checkpoints(run, keep=2) as checkpoints:
         checkpoints.save(4, change_parts(state, lambda parts: parts[1:]), window)
-    train(tiny_config, run)
+    train(quick_config, run)
     assert_equal_trees(stored(run, 6), stored(finished, 6))
 
 
 @pytest.mark.slow
-def test_a_finished_run_can_be_extended(finished, tiny_config, tmp_path, capsys):
+def test_a_finished_run_can_be_extended(finished, quick_config, tmp_path, capsys):
     """It goes on with the schedule of the new number of steps, as a run that had that number all along."""
     shutil.copytree(finished, tmp_path / "run")
-    longer = replace_fields(tiny_config, {"train.steps": 8})
+    longer = replace_fields(quick_config, {"train.steps": 8})
     train(longer, tmp_path / "run")
     printed = capsys.readouterr().out
     assert "training on 2 × cpu" in printed
@@ -410,9 +416,9 @@ def test_a_finished_run_can_be_extended(finished, tiny_config, tmp_path, capsys)
     assert_equal_trees(stored(tmp_path / "run", 8)["params"], jax.device_get(state.params))
 
 
-def test_a_finished_run_is_not_changed(finished, tiny_config, capsys):
+def test_a_finished_run_is_not_changed(finished, quick_config, capsys):
     before = (finished / "metrics.jsonl").stat().st_mtime_ns
-    train(tiny_config, finished)
+    train(quick_config, finished)
     assert "already has all 6 steps" in capsys.readouterr().out
     assert (finished / "metrics.jsonl").stat().st_mtime_ns == before
 
@@ -516,12 +522,12 @@ def test_a_wrong_number_of_classes_is_an_error(small_authors, tmp_path):
 
 
 @pytest.mark.slow
-def test_random_draws_depend_on_the_step(finished, tiny_config, tmp_path):
+def test_random_draws_depend_on_the_step(finished, quick_config, tmp_path):
     """With one batch and one state, dropout depends on the number of the step only."""
-    tokenizer = run_tokenizer(tiny_config, finished)
+    tokenizer = run_tokenizer(quick_config, finished)
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
-    state, plan = first_state(tiny_config, mesh, tmp_path, vocab_size=len(tokenizer))
-    with closing(training_batches(tiny_config, tokenizer, start_step=0)) as batches:
+    state, plan = first_state(quick_config, mesh, tmp_path, vocab_size=len(tokenizer))
+    with closing(training_batches(quick_config, tokenizer, start_step=0)) as batches:
         batch = to_devices(next(batches), mesh)
 
     def loss_at(step):
