@@ -24,6 +24,8 @@ REDUCED = {
 def compile_for(target, recipe, tmp_path):
     """Returns the JSON of a dry run without the flags of the tests, with which XLA would optimize less."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    if target.startswith("v"):  # less effort for a fast program of a TPU, with the same collectives, in half the time
+        environment["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] = "-1.0"
     flags = [f"--config.{key}={value}" for key, value in REDUCED.items()]
     command = [sys.executable, "-m", "cope_jax", "train", f"--config={recipe.__file__}", "--dry_run", *flags]
     command += [f"--target={target}", f"--json={tmp_path / 'plan.json'}", "--config.data.tokenizer=nobody/nothing"]

@@ -21,10 +21,18 @@ from cope_jax.training.objective import init_losses, make_loss
 
 
 @pytest.fixture(scope="module")
-def setting(make_quick_config, tmp_path_factory):
+def setting(make_tiny_config, tmp_path_factory):
     """A config without batch normalization, its tokenizer and a batch of 16 products."""
-    changes = {"model.head_norm": "none", "model.vision.depth": 2, "model.text.dropout": 0.0, "train.batch_size": 16}
-    config = make_quick_config(**changes, **{"losses.infonce.weight": 0.5})
+    config = make_tiny_config(
+        {
+            "model.head_norm": "none",
+            "model.vision.depth": 2,
+            "model.vision.drop_path": 0.0,
+            "model.text.dropout": 0.0,
+            "train.batch_size": 16,
+            "losses.infonce.weight": 0.5,
+        }
+    )
     tokenizer = run_tokenizer(config, tmp_path_factory.mktemp("run"))
     with closing(training_batches(config, tokenizer, start_step=0)) as batches:
         return config, tokenizer, next(batches)
