@@ -55,7 +55,9 @@ def write_download(folder: Path, scale: float) -> None:
                 )
 
 
-def _listing(rng: np.random.Generator, i: int, images: range, spins: int) -> dict[str, str | list[str] | list[dict[str, str]]]:
+def _listing(
+    rng: np.random.Generator, i: int, images: range, spins: int
+) -> dict[str, str | list[str] | list[dict[str, str]]]:
     """Returns a listing: one in ten in another marketplace, with 2.7 images on average."""
 
     def texts(words: int) -> list[dict[str, str]]:
