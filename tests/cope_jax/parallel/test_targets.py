@@ -80,7 +80,7 @@ def test_a_gpu_without_cudnn_does_not(monkeypatch):
 @pytest.mark.parametrize(("problem", "said"), [(problem, "TPU" not in problem) for problem in DEVICES])
 def test_automatic_attention_falls_back_and_says_so_once(problem, said, tiny_config, capsys):
     config = replace_fields(tiny_config, {"model.dtype": "bfloat16"})
-    mesh = SimpleNamespace(devices=SimpleNamespace(flat=[DEVICES[problem]]))
+    mesh = SimpleNamespace(devices=SimpleNamespace(flat=[DEVICES[problem]]), shape={"fsdp": 1})
     model._report_once.cache_clear()
     graphdefs = [model.split_model(config, vocab_size=10, mesh=mesh)[0] for _ in range(2)]
     assert "attention='xla'" in str(graphdefs[0])
