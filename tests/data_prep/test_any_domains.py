@@ -96,6 +96,7 @@ def test_all_splits_of_a_catalog_are_built(tmp_path, images, monkeypatch):
     (tmp_path / "items.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     catalog = build_table_catalog(tmp_path / "items.jsonl", images, tmp_path / "catalog", report=lambda line: None)
     flags = {"catalog": str(catalog.folder), "images": [str(images)], "splits": None, "max_side": None}
+    flags |= {"frames_per_clip": 16, "fps": None, "scenes": False, "quality": 90}
     monkeypatch.setattr(build_command, "FLAGS", SimpleNamespace(**flags))
     inputs = build_command._inputs(tmp_path / "data", print)
     summary = build(inputs, tmp_path / "data", name="shop", processes=1, report=lambda line: None)

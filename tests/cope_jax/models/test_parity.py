@@ -60,7 +60,7 @@ def test_real_weights_and_their_tokenizer_give_the_vectors_of_transformers():
     model = nnx.eval_shape(lambda: TextEncoder(**settings, compute=compute, rngs=nnx.Rngs(params=0)))
     graphdef, shapes = nnx.split(model)
     fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nnx.to_pure_dict(shapes))
-    weights = prepare(str(folder), "text", fresh, settings=settings, cut=False, section="config.model.text")
+    weights = prepare(str(folder), "text", fresh, settings=settings, cut=False)
     found = jax.jit(lambda params: nnx.merge(graphdef, params)(jnp.asarray(tokens)))(weights.load(fresh))
     with torch.no_grad():
         words = transformers.AutoModel.from_pretrained(folder).eval()(**inputs).last_hidden_state.numpy()
