@@ -235,9 +235,13 @@ class Checkpoints:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def _seal(self) -> None:
-        """Writes the manifest of the pending save, which Orbax then commits."""
+        """Writes the manifest of the pending save, which Orbax then commits.
+
+        Raises OSError if the save has failed, for example for its metadata, before its arrays were written.
+        """
         if jax.process_index() == 0:
-            assert self.pending is not None
+            if self.pending is None:
+                raise OSError("the save has failed already")
             self.sync_log()
             (unfinished,) = self.folder.glob(f"{self.pending.step}{UNFINISHED}")
             write_manifest(unfinished)

@@ -211,6 +211,19 @@ def test_errors_of_a_failed_save_do_not_fail_the_next_one(tmp_path, capsys, full
     assert capsys.readouterr().err.count("saving step ") == 2
 
 
+def test_arrays_that_arrive_after_their_save_has_failed_do_not_fail_the_next_one(tmp_path):
+    """The disk is full for the metadata, and has space again for the arrays."""
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, make_state(1), {})
+        checkpoints.pending = None  # as `wait` leaves it after an error of the metadata
+        for thread in threading.enumerate():
+            if thread.name == "async_save":
+                thread.join()
+        checkpoints.save(2, make_state(2), {})
+        assert checkpoints.wait()
+        assert checkpoints.latest() == 2
+
+
 def test_a_save_that_does_not_begin_has_failed(tmp_path, capsys, monkeypatch):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, make_state(1), {})
