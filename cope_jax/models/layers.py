@@ -289,7 +289,7 @@ class Mlp(nnx.Module):
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """What the transformer blocks of an encoder have in common."""
+    """Settings that all transformer blocks of an encoder share."""
 
     width: int  # of the tokens
     heads: int  # number of attention heads

@@ -35,22 +35,23 @@ class Picture:
     original_height: int
 
 
-def check_image(body: bytes, *, image_size: int | None, placeholders: Set[str]) -> Picture:
+def check_image(body: bytes, video: bool = False, *, image_size: int | None, placeholders: Set[str]) -> Picture:
     """Returns the image in `body`, shrunk so that its shorter side is at most `image_size`.
 
     A shrunk image becomes an upright JPEG; all others keep their bytes.
 
     Args:
         body: Body of the response.
+        video: Whether it may be a video instead.
         image_size: Longest shorter side in pixels; None keeps every size.
         placeholders: Hex SHA-256 of placeholders, before or after shrinking.
 
     Raises:
-        FetchError: The body is neither an image nor a video, or a placeholder.
+        FetchError: The body is no image, and no video if that is expected, or it is a placeholder.
     """
     sha256 = _hash(body, placeholders)
     problem = find_problem(body)
-    if problem == ImageProblem.NOT_AN_IMAGE:
+    if problem == ImageProblem.NOT_AN_IMAGE and video:
         for extension, start in _VIDEO_STARTS.items():
             if start.match(body):
                 return Picture(body, extension, sha256, 0, 0, 0, 0)

@@ -64,7 +64,7 @@ class Fetcher:
         self,
         session: aiohttp.ClientSession,
         limits: Limits,
-        check: Callable[[bytes], Picture],
+        check: Callable[[bytes, bool], Picture],
         headers: Mapping[str, str],
     ) -> None:
         """Configures the fetcher.
@@ -72,7 +72,7 @@ class Fetcher:
         Args:
             session: Session from `open_session`.
             limits: Limits of requests.
-            check: Turns a body into an image or raises FetchError; it is called in threads.
+            check: Turns a body, which may be a video or not, into an image or raises FetchError; called in threads.
             headers: Additional headers. Other hosts, to which a URL is redirected, do not get them: they may be secret.
         """
         self._session = session
@@ -102,8 +102,8 @@ class Fetcher:
             return None
         return proxy if "://" in proxy else f"http://{proxy}"
 
-    async def fetch(self, url: str) -> Answer:
-        """Fetches a URL.
+    async def fetch(self, url: str, *, video: bool = False) -> Answer:
+        """Fetches an image or, with `video`, also a video.
 
         Raises:
             UnavailableError: The server does not work, so other URLs need not be tried.
@@ -115,7 +115,7 @@ class Fetcher:
             reraise=True,
         )
         try:
-            picture = await retrying(self._try, url)
+            picture = await retrying(self._try, url, video)
         except FetchError as error:
             return Answer(
                 tries=retrying.statistics["attempt_number"],
@@ -129,7 +129,7 @@ class Fetcher:
         error = state.outcome.exception() if state.outcome else None
         return max(self._backoff(state), error.retry_after if isinstance(error, FetchError) else 0.0)
 
-    async def _try(self, url: str) -> Picture:
+    async def _try(self, url: str, video: bool) -> Picture:
         start, left = URL(url, encoded=True), self._limits.deadline
         here = start
         for _ in range(MAX_REDIRECTS + 1):
@@ -139,7 +139,7 @@ class Fetcher:
                 headers = self._headers if here.origin() == start.origin() else {}
                 body = await self._request(here, headers, limiter, sent, left)
                 if isinstance(body, bytes):
-                    picture = await asyncio.get_running_loop().run_in_executor(None, self._check, body)
+                    picture = await asyncio.get_running_loop().run_in_executor(None, self._check, body, video)
                     self._record(False, sent)
                     return picture
             except FetchError as error:

@@ -173,7 +173,7 @@ class _Run:
     async def _work(self) -> None:
         while job := await self._queue.get():
             shard, position = job
-            answer = await self._fetcher.fetch(shard.url(position))
+            answer = await self._fetcher.fetch(shard.url(position), video=shard.is_video(position))
             shard.add(position, answer)
             self.progress.update()
             if answer.failure:
@@ -230,7 +230,7 @@ async def _find_image(fetcher: Fetcher, urls: Sequence[str]) -> None:
         raise PreflightError(f"the host {host} of --url_prefix does not resolve: {error}") from error
     failures, server_failures = [], 0
     for url in urls[:: -(-len(urls) // PREFLIGHT_SAMPLES)]:
-        answer = await fetcher.fetch(url)
+        answer = await fetcher.fetch(url, video=True)
         if answer.picture:
             return
         failures.append(f"  {url}: {answer.failure}, {answer.error_message}")

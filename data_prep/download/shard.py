@@ -15,7 +15,7 @@ from data_prep.common.files import atomic_write
 from data_prep.download import ledger
 from data_prep.download.journal import Journal
 from data_prep.download.ledger import Row
-from data_prep.videos.clip_names import strip_fragment
+from data_prep.videos.clip_names import parse_clip, strip_fragment
 
 if TYPE_CHECKING:
     from data_prep.download.fetch import Answer
@@ -48,6 +48,8 @@ class Shard:
     def open(self) -> None:
         """Starts or resumes the shard."""
         self._names = image_names(self.items)
+        clips = (parse_clip(frame.name) for item in self.items for frame in item.frames)
+        self._videos = {clip.video for clip in clips if clip}
         self._journal = Journal(shard_path(self.folder, self.number, ".journal"), self.requested)
         self.path = shard_path(self.folder, self.number, ".tar")
         self.frames = sum(len(item.frames) for item in self.items)
@@ -62,6 +64,10 @@ class Shard:
     def url(self, position: int) -> str:
         """Returns the URL of the image at a position."""
         return make_url(self.url_prefix, self._names[position])
+
+    def is_video(self, position: int) -> bool:
+        """Returns whether the file at a position is a video, of which items are clips."""
+        return self._names[position] in self._videos
 
     def arrived(self) -> list[int]:
         """Returns the positions of images that have arrived, in order."""

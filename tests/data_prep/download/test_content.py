@@ -96,5 +96,7 @@ def test_shrinking_turns_a_photo_upright(kind, mode):
     ("start", "extension"), [(b"\0\0\0\x20ftypisom\0\0\2\0", "mp4"), (b"\x1aE\xdf\xa3\x01\0", "mkv")]
 )
 def test_videos_are_kept_as_they_are(start, extension):
-    picture = check_image(start + bytes(100), image_size=20, placeholders=frozenset())
+    picture = check_image(start + bytes(100), True, image_size=20, placeholders=frozenset())
     assert (picture.data, picture.extension, picture.width) == (start + bytes(100), extension, 0)
+    with pytest.raises(FetchError, match="not an image"):
+        check_image(start + bytes(100), image_size=20, placeholders=frozenset())
