@@ -46,6 +46,17 @@ def test_padding_is_removed_and_the_order_kept():
     assert items.has_text.all()
 
 
+def test_whole_items_come_before_their_frames_and_their_texts():
+    def turned(model, batch):
+        return jnp.stack([circle(turn, batch) for turn in (1.0, -1.0, 0.0)], axis=1)
+
+    items = embed_items(batches([list(range(8))]), "page", turned, 1.0, make_mesh(data=-1, fsdp=1, tensor=1))
+    angles = np.arange(8) / 10
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    np.testing.assert_allclose(items.vectors, vectors, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(items.masked, np.stack([-vectors, 0 * vectors], axis=1), rtol=1e-5, atol=1e-6)
+
+
 def test_shares_of_hosts_are_joined_in_order(monkeypatch):
     """Two hosts with two batches of two rows each: batch 0 is rows 0, 1 | 2, 3."""
     shares = np.array([[[0, 1], [4, 5]], [[2, 3], [6, 7]]])

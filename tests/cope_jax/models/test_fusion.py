@@ -103,6 +103,15 @@ def test_linear_fusion_is_a_layer_per_modality_and_one_for_both(make_cope, featu
             )
 
 
+def test_mean_fusion_is_the_direction_between_the_modalities_that_exist(make_cope, features, fuse):
+    head = make_cope(fusion="mean").fusion["live"]
+    found, w = fuse(head, features), weights(head)
+    for b in range(B):
+        vision = unit(linear(features.vision.vector[b], w["vision"]["linear"])) * FRAME_MASK[b].any()
+        text = unit(linear(features.text.vector[b], w["text"]["linear"])) * WORD_MASK[b].any()
+        np.testing.assert_allclose(found.fused[b], unit(vision + text), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("fusion", ["linear", "transformer"])
 def test_each_kind_of_embedding_has_its_own_batch_statistics(make_cope, features, fusion):
     head = make_cope(fusion=fusion, head_norm="batch").fusion["page"]
