@@ -42,8 +42,8 @@ def get_config() -> ConfigDict:
     data.clean_texts = False  # use the column text_clean of the table in place of text, for items that have it
     data.max_products = 4  # products considered per item that belongs to several
     data.max_bad_fraction = 0.001  # invalid items allowed per log window, as a fraction; others replace them
-    data.hard_batches = 0.0  # share of a batch, such as 0.5, that is drawn from products similar to others of it
-    data.hard_every = 1000  # steps after which all training products are embedded, to find which are similar
+    data.hard_batches = 0.0  # share of each batch, such as 0.5, that is drawn from products similar to its other products
+    data.hard_every = 1000  # embed all training products after this many steps to find similar ones
     data.threads = 16  # reading and decoding threads per host
     data.worker_processes = 0  # processes per host that make training batches in place of the training process
 
@@ -106,8 +106,8 @@ def get_config() -> ConfigDict:
     fusion.heads = 4  # transformer: attention heads; divides width
 
     config.losses = losses = ConfigDict()  # terms of the loss; weight 0 turns a term off
-    # Contrastive terms are means over embeddings cut to these lengths and whole ones, so that first values suffice.
-    losses.nested = ()  # lengths, such as (16, 32, 64)
+    # Contrastive terms are averaged over whole embeddings and their first values, which then work alone.
+    losses.nested = ()  # numbers of first values, such as (16, 32, 64)
     losses.precision = "highest"  # matrix products of losses: "highest" (float32) or "bfloat16", added up in float32
     # A view is a domain, or its texts or images alone: "page", "page.text", "page.vision". Pairing a view with itself,
     # as in ("page", "page", 1.0), compares two different items of each product.
