@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     data.clean_texts = False  # use the column text_clean of the table in place of text, for items that have it
     data.max_products = 4  # products considered per item that belongs to several
     data.max_bad_fraction = 0.001  # invalid items allowed per log window, as a fraction; others replace them
-    data.hard_batches = 0.0  # share of each batch, such as 0.5, that is drawn from products similar to its other products
+    data.hard_batches = 0.0  # share of each batch, such as 0.5, drawn from products similar to its other products
     data.hard_every = 1000  # embed all training products after this many steps to find similar ones
     data.threads = 16  # reading and decoding threads per host
     data.worker_processes = 0  # processes per host that make training batches in place of the training process
