@@ -5,12 +5,13 @@ work on the rows of one batch, and on those of the next when they run out of row
 """
 
 import signal
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -353,6 +354,17 @@ def _blocked_signals() -> Iterator[None]:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Makes a process that makes batches end with the training process, even if that is killed."""
-    follow_parent()
+    """Makes a process that makes batches end with the training process, even if that is killed.
+
+    Shared memory is registered for removal just after its creation; the process must not end in between.
+    """
+    creation = threading.Lock()
+
+    class SharedMemory(shared_memory.SharedMemory):
+        def __init__(self, *args, **kwargs) -> None:
+            with creation:
+                super().__init__(*args, **kwargs)
+
+    shared_memory.SharedMemory = SharedMemory
+    follow_parent(creation)
     limit_opencv_threads()

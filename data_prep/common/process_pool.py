@@ -90,14 +90,19 @@ def _ignored_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def follow_parent() -> None:
-    """Makes a worker ignore Ctrl-C, which its parent handles, and exit when its parent is killed."""
+def follow_parent(lock: contextlib.AbstractContextManager | None = None) -> None:
+    """Makes a worker ignore Ctrl-C, which its parent handles, and exit when its parent is killed.
+
+    Args:
+        lock: A lock that the worker holds while it must not end.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         parent = multiprocessing.parent_process()
         assert parent is not None
         parent.join()
-        os._exit(1)
+        with lock or contextlib.nullcontext():
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -217,9 +217,16 @@ def test_worker_processes_make_the_same_batches(train, damaged):
 
 
 READ_FOREVER = """
-import pickle, signal, sys
+import pickle, signal, sys, time
+from multiprocessing import resource_tracker
 from pathlib import Path
 from cope_jax.data.pipeline import train_batches
+
+def register_late(name, kind, register=resource_tracker.register):
+    time.sleep(0.003)  # most of the time, shared memory is there and not yet registered
+    register(name, kind)
+
+resource_tracker.register = register_late
 
 def main():
     signal.signal(signal.SIGINT, lambda *_: None)
@@ -264,7 +271,10 @@ def test_worker_processes_ignore_interrupts_and_end_with_the_process(data_dir, t
         if killed == "process":
             process.kill()
         else:
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(2)  # until both wait for it: one killed while it creates shared memory would leave it
             os.kill(workers[0], signal.SIGKILL)
+            process.send_signal(signal.SIGCONT)
             assert "a process that makes batches was killed" in process.communicate(timeout=60)[0].splitlines()[-1]
             assert process.returncode == 0
     deadline = time.monotonic() + 30
