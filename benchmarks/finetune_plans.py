@@ -1,14 +1,16 @@
 """Plans the memory of fine-tuning SigLIP 2 on devices that need not be there: `python -m benchmarks.finetune_plans`.
 
 Compiles a training step for each size and method, on one H100 and on eight TPUs v5e, of 32 products per device with a
-page of one image and a video of eight frames, in bfloat16 and with `remat=narrow`. Weights are not needed, only sizes.
-Each compilation takes a minute or two of a core. Plans are kept in `benchmarks/results/finetune_plans.json`.
+page of one image and a video of eight frames, in bfloat16 and with `remat=block`, which `configs/catalog.py` sets.
+Weights are not needed, only sizes. Each compilation takes a minute or two of a core; those for TPUs have JAX's lowest
+optimization effort, which halves the time. Plans are kept in `benchmarks/results/finetune_plans.json`.
 Prints the table in docs/hardware.md; the last line is JSON.
 
 This file is also the config of a plan: `--config=benchmarks/finetune_plans.py:B/16`.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -50,7 +52,7 @@ def get_config(size: str) -> ConfigDict:
             "data.vocab_size": 256_000,
             "model.embedding": width,
             "model.dtype": "bfloat16",
-            "model.remat": "narrow",
+            "model.remat": "block",
             "model.text_domains": ("page", "video"),
             "model.fusion.kind": "aligned",
             "optimizer.rate": 1e-5,
@@ -62,12 +64,16 @@ def get_config(size: str) -> ConfigDict:
 def plan(size: str, method: str, target: str) -> dict[str, float]:
     """Returns the bytes per device, and the share of trained parameters, of a plan."""
     devices = 1 if target.endswith(":1") else 8
+    effort = {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"} if target.startswith("v") else {}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "plan.json"
         command = [sys.executable, "-m", "cope_jax", "train", f"--config={__file__}:{size}", "--dry_run"]
         command += [f"--target={target}", f"--json={out}", f"--config.finetune.method={method}"]
         done = subprocess.run(
-            [*command, f"--config.train.batch_size={PRODUCTS * devices}"], capture_output=True, text=True
+            [*command, f"--config.train.batch_size={PRODUCTS * devices}"],
+            capture_output=True,
+            text=True,
+            env=os.environ | effort,
         )
         if done.returncode:
             raise RuntimeError(f"{size} {method} on {target}: {done.stderr}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from cope_jax.exported import check_regexes, encode_texts
@@ -19,7 +19,8 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUED = "##"
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 SETTING_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
-HUB_FILES = (*VOCABULARY_FILES, *SETTING_FILES)
+OPEN_CLIP = "open_clip_config.json"
+HUB_FILES = (*VOCABULARY_FILES, *SETTING_FILES, OPEN_CLIP)
 MAX_UNKNOWN, MAX_CUT = 0.05, 0.2  # shares of unknown tokens and of truncated texts beyond which there is a warning
 CASED = 0.01  # share of entries with capitals from which a vocabulary is cased; uncased ones have a few by mistake
 
@@ -67,7 +68,7 @@ def load_tokenizer(name_or_folder: str | Path, *, download: bool = True) -> PreT
             f"{folder} has no tokenizer: copy one there, that is tokenizer.json, or vocab.txt with config.json, and "
             "tokenizer_config.json if there is one"
         )
-    paths = [folder / name for name in ("config.json", "tokenizer_config.json", "tokenizer.json")]
+    paths = [folder / name for name in ("config.json", "tokenizer_config.json", "tokenizer.json", OPEN_CLIP)]
     settings = {path.name: read_json(path, remedy="copy it again") if path.exists() else {} for path in paths}
     check_regexes(settings["tokenizer.json"], folder / "tokenizer.json")
     # A vocab.txt alone does not say whether texts are lower-cased.
@@ -76,11 +77,15 @@ def load_tokenizer(name_or_folder: str | Path, *, download: bool = True) -> PreT
         vocabulary = folder / "vocab.txt"
         if vocabulary.exists() and is_cased(vocabulary.read_text(encoding="utf-8").split("\n")):
             options = {"do_lower_case": False}
+    open_clip = settings[OPEN_CLIP].get("model_cfg", {}).get("text_cfg", {}).get("tokenizer_kwargs", {})
+    canonical = open_clip.get("clean") == "canonicalize"  # T5's class, which these files name, has other rules
+    plain = canonical or settings["tokenizer_config.json"].get("tokenizer_class") == "SiglipTokenizer"  # a slow one
     # Not at the top: it imports torch if that is installed, which takes seconds.
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+        make = PreTrainedTokenizerFast if plain and settings["tokenizer.json"] else AutoTokenizer
+        tokenizer = make.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:  # the class that the tokenizers package raises for an invalid file
         raise ValueError(
             f"{folder} has no valid tokenizer ({str(error).strip().partition(chr(10))[0]}); save it again with "
@@ -88,6 +93,8 @@ def load_tokenizer(name_or_folder: str | Path, *, download: bool = True) -> PreT
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"tokenizer {name!r} is a {type(tokenizer).__name__}, not a fast tokenizer")
+    if plain:
+        tokenizer = normalize(tokenizer, *canonical_text(" " if canonical else ""))
     # CLIP and SigLIP pad with their last token, which their text towers do not tell from 0 after the end of a text.
     if tokenizer.pad_token_id not in (0, tokenizer.eos_token_id):
         raise ValueError(
@@ -111,14 +118,19 @@ def separator_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def lowercase(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Returns a tokenizer that makes texts lower-case first.
+def canonical_text(underscore: str) -> list[normalizers.Normalizer]:
+    """Returns the steps of SigLIP's rules for texts: lower-case, no ASCII punctuation, single spaces."""
+    replaced = (("_", underscore), (Regex(r"[!-/:-@\[-`{-~]"), ""), (Regex(r"\s+"), " "))
+    return [normalizers.Lowercase(), *(normalizers.Replace(*pair) for pair in replaced), normalizers.Strip()]
+
+
+def normalize(tokenizer: PreTrainedTokenizerFast, *steps: normalizers.Normalizer) -> PreTrainedTokenizerFast:
+    """Returns a tokenizer that changes texts by some steps first, such as `normalizers.Lowercase()`.
 
     It is of a general class: that of SigLIP 2's tokenizer (Gemma's) would be loaded again without the change.
     """
     backend = tokenizer.backend_tokenizer
-    steps = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else [])]
-    backend.normalizer = normalizers.Sequence(steps)
+    backend.normalizer = normalizers.Sequence([*steps, *([backend.normalizer] if backend.normalizer else [])])
     return PreTrainedTokenizerFast(tokenizer_object=backend, **tokenizer.special_tokens_map)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from tokenizers.normalizers import Lowercase
 from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data import collate
@@ -19,7 +20,7 @@ from cope_jax.data.tokenizer import (
     TextAugment,
     describe_texts,
     load_tokenizer,
-    lowercase,
+    normalize,
     save_tokenizer,
     train_wordpiece,
 )
@@ -63,7 +64,7 @@ def run_tokenizer(config: RunConfig, workdir: Path) -> PreTrainedTokenizerFast:
             )
         if config.data.tokenizer:
             tokenizer = load_tokenizer(config.data.tokenizer)
-            tokenizer = lowercase(tokenizer) if config.data.lowercase else tokenizer
+            tokenizer = normalize(tokenizer, Lowercase()) if config.data.lowercase else tokenizer
         else:
             texts = training_texts(config, VOCABULARY_TEXTS) if config.model.text_domains else []
             if config.model.text_domains and not texts:

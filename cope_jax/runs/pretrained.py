@@ -20,7 +20,8 @@ def start_from_weights(config: RunConfig, keep: Collection[str] = ()) -> RunConf
 
     These fields are the settings of both encoders, their `init_from`, the tokenizer, the sizes of images and texts, the
     initial t and β of the sigmoid loss and, if both encoders have vectors of the same width, aligned fusion. From a run
-    or an export, they are all settings of its model, the tokenizer, and the sizes.
+    or an export, they are all settings of its model, the tokenizer, and the sizes. `finetune.method=lora` also sets
+    `model.remat`: low-rank matrices save memory only if activations are recomputed.
 
     Args:
         config: Config of the run.
@@ -33,11 +34,12 @@ def start_from_weights(config: RunConfig, keep: Collection[str] = ()) -> RunConf
     if not (name := config.model.init_from):
         return config
     keep = {*keep} - {"model.init_from"}  # itself is often a flag
+    remat = {"model.remat": "block"} if config.finetune.method == "lora" else {}
     if is_run_or_export(name):
-        fields = _own_fields(config, name)
+        fields = _own_fields(config, name) | remat
         return replace_fields(config, {key: value for key, value in fields.items() if key not in keep})
     weights = open_weights(name, key=KEY)
-    fields = {"model.init_from": "", "data.tokenizer": name} | _loss_scalars(weights)
+    fields = {"model.init_from": "", "data.tokenizer": name} | remat | _loss_scalars(weights)
     if config.finetune.method != "full":  # the gates of what connects frames would stay closed
         fields |= {"model.vision.cross_frame": False, "model.vision.integration_depth": 0}
     widths = []

