@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -72,7 +73,7 @@ def load_tokenizer(name_or_folder: str | Path, *, download: bool = True) -> PreT
     settings = {path.name: read_json(path, remedy="copy it again") if path.exists() else {} for path in paths}
     check_regexes(settings["tokenizer.json"], folder / "tokenizer.json")
     # A vocab.txt alone does not say whether texts are lower-cased.
-    options = {}
+    options: dict[str, Any] = {}
     if not settings["tokenizer.json"] and "do_lower_case" not in settings["tokenizer_config.json"]:
         vocabulary = folder / "vocab.txt"
         if vocabulary.exists() and is_cased(vocabulary.read_text(encoding="utf-8").split("\n")):
