@@ -217,6 +217,49 @@ TINY = {
 }
 
 
+# Flags of a run of three steps by command.
+TINY_RUN = [
+    "--config.data.image_size=32",
+    "--config.data.vocab_size=60",  # of all data sets, so that runs share compiled programs
+    "--config.data.tokenizer=",
+    "--config.model.dtype=float32",  # for a close comparison of runs; bfloat16 rounds at the third digit
+    "--config.model.vision.init_from=",
+    "--config.model.text.init_from=",
+    "--config.model.vision.width=32",
+    "--config.model.vision.depth=1",
+    "--config.model.vision.heads=2",
+    "--config.model.vision.output_width=32",
+    "--config.model.vision.integration_heads=2",
+    "--config.model.vision.integration_depth=1",
+    "--config.model.vision.stem_widths=(8,16,32)",
+    "--config.data.frames.video=2",
+    "--config.data.frames.live=2",
+    "--config.eval.frames.video=2",
+    "--config.eval.frames.live=2",
+    "--config.model.text.width=24",
+    "--config.model.text.depth=1",
+    "--config.model.text.heads=2",
+    "--config.train.batch_size=4",
+    "--config.train.microbatch=0",
+    "--config.train.steps=3",
+    "--config.optimizer.warmup_steps=1",
+    "--config.eval.batch_size=16",
+    "--config.eval.ways=3",
+    "--config.eval.episodes=10",
+]
+# A demo of twelve steps; those of all tests share compiled programs.
+TINY_DEMO = [
+    "--train_products=24",
+    "--test_products=12",
+    "--image_side=32",
+    *TINY_RUN,
+    "--config.train.steps=12",
+    "--config.train.checkpoint_every=3",
+    "--config.train.log_every=3",
+    "--config.optimizer.warmup_steps=2",
+]
+
+
 ROOT = Path(__file__).parents[1]
 # The environment of commands: one device, as on users' machines.
 ENVIRONMENT = os.environ | {

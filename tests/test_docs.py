@@ -23,7 +23,7 @@ from PIL import Image
 from cope_jax.__main__ import COMMANDS as COPE_COMMANDS
 from data_prep.synthetic.release import write_release
 from data_prep.synthetic.videos import encode
-from tests.conftest import write_siglip2
+from tests.conftest import TINY_DEMO, TINY_RUN, write_siglip2
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
@@ -43,37 +43,6 @@ COMMANDS = list(
     dict.fromkeys(line.split("  #")[0].strip() for block in code_blocks("bash") for line in block.splitlines())
 )
 EXAMPLES = code_blocks("python")
-TINY_RUN = [
-    "--config.data.image_size=32",
-    "--config.data.vocab_size=60",  # of all data sets, so that runs share compiled programs
-    "--config.data.tokenizer=",
-    "--config.model.dtype=float32",  # for a close comparison of runs; bfloat16 rounds at the third digit
-    "--config.model.vision.init_from=",
-    "--config.model.text.init_from=",
-    "--config.model.vision.width=32",
-    "--config.model.vision.depth=1",
-    "--config.model.vision.heads=2",
-    "--config.model.vision.output_width=32",
-    "--config.model.vision.integration_heads=2",
-    "--config.model.vision.integration_depth=1",
-    "--config.model.vision.stem_widths=(8,16,32)",
-    "--config.data.frames.video=2",
-    "--config.data.frames.live=2",
-    "--config.eval.frames.video=2",
-    "--config.eval.frames.live=2",
-    "--config.model.text.width=24",
-    "--config.model.text.depth=1",
-    "--config.model.text.heads=2",
-    "--config.train.batch_size=4",
-    "--config.train.microbatch=0",
-    "--config.train.steps=3",
-    "--config.optimizer.warmup_steps=1",
-    "--config.eval.batch_size=16",
-    "--config.eval.ways=3",
-    "--config.eval.episodes=10",
-]
-
-
 SIGLIP2 = "google/siglip2-base-patch16-224"
 SHORT_RUN = [word for word in TINY_RUN if ".train." in word or ".eval." in word or "warmup" in word]
 
@@ -195,8 +164,7 @@ def words_of(command: str, places: dict[str, str]) -> list[str]:
         words = [word.replace(SIGLIP2, f"{places['folder']}/siglip2") for word in words]
         return [*words, *SHORT_RUN] if words[0] == "train" else words
     if words[0] == "demo":
-        sizes = ["--train_products=12", "--test_products=8", "--image_side=32"]
-        return [*words, f"--root={places['folder']}", *sizes, *TINY_RUN]
+        return [*words, f"--root={places['folder']}", *TINY_DEMO]
     if words[0] == "grocery":
         return [*words, f"--root={places['folder']}", *TINY_RUN]
     if words[0] == "download":

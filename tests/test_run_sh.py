@@ -11,33 +11,9 @@ from pathlib import Path
 import pytest
 
 from cope_jax.__main__ import COMMANDS
+from tests.conftest import TINY_DEMO
 
 ROOT = Path(__file__).parents[1]
-
-TINY = [
-    "--train_products=24",
-    "--test_products=12",
-    "--image_side=32",
-    "--config.data.image_size=32",
-    "--config.model.vision.width=32",
-    "--config.model.vision.heads=2",
-    "--config.model.vision.output_width=32",
-    "--config.model.vision.integration_heads=2",
-    "--config.model.vision.stem_widths=(8,16,32)",
-    "--config.model.text.width=32",
-    "--config.data.vocab_size=300",
-    "--config.train.batch_size=8",
-    "--config.train.steps=12",
-    "--config.train.checkpoint_every=3",
-    "--config.train.log_every=3",
-    "--config.optimizer.warmup_steps=2",
-    "--config.eval.batch_size=16",
-    "--config.eval.frames.video=2",
-    "--config.eval.frames.live=2",
-    "--config.eval.ways=3",
-    "--config.eval.episodes=10",
-]
-
 
 # When each run of the demo is interrupted, by what it has written and printed by then.
 MOMENTS = {
@@ -56,7 +32,7 @@ def run_until(moment, start_run_sh, root, log, *, gently: bool) -> int | None:
         gently: Send SIGTERM to the process of run.sh alone, rather than SIGKILL to all processes.
     """
     with log.open("w") as file:
-        process = start_run_sh("demo", f"--root={root}", *TINY, stdout=file, stderr=subprocess.STDOUT)
+        process = start_run_sh("demo", f"--root={root}", *TINY_DEMO, stdout=file, stderr=subprocess.STDOUT)
     while process.poll() is None and not moment(root, log.read_text()):
         time.sleep(0.005)
     if process.poll() is not None:
@@ -77,7 +53,7 @@ def demo(start_run_sh, run_sh, tmp_path_factory):
         name: run_until(moment, start_run_sh, root, log, gently=name == "after a checkpoint")
         for name, moment in MOMENTS.items()
     }
-    done = run_sh("demo", f"--root={root}", *TINY)
+    done = run_sh("demo", f"--root={root}", *TINY_DEMO)
     assert done.returncode == 0, done.stdout + done.stderr
     return root, codes, done.stdout
 
@@ -86,7 +62,7 @@ def demo(start_run_sh, run_sh, tmp_path_factory):
 def test_an_interrupted_demo_resumes_to_the_same_results(demo, run_sh, tmp_path):
     root, codes, _ = demo
     assert list(codes.values()) == [-signal.SIGKILL, -signal.SIGKILL, STOPPED, -signal.SIGKILL]
-    uninterrupted = run_sh("demo", f"--root={tmp_path}", *TINY)
+    uninterrupted = run_sh("demo", f"--root={tmp_path}", *TINY_DEMO)
     assert uninterrupted.returncode == 0, uninterrupted.stdout + uninterrupted.stderr
     lines, others = (
         [json.loads(line) for line in (place / "runs/demo/metrics.jsonl").read_text().splitlines()]
@@ -136,7 +112,7 @@ def test_metrics_have_the_promised_keys(demo):
 def test_a_second_demo_recomputes_nothing(run_sh, demo):
     root, _, first = demo
     files = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
-    done = run_sh("demo", f"--root={root}", *TINY)
+    done = run_sh("demo", f"--root={root}", *TINY_DEMO)
     assert done.returncode == 0, done.stderr
     assert "already has all 12 steps" in done.stdout
     changed = [path for path in root.rglob("*") if path.is_file() and files.get(path) != path.stat().st_mtime_ns]
