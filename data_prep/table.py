@@ -50,7 +50,7 @@ from data_prep.videos.clip_names import strip_fragment
 FLAGS = flags.FLAGS
 
 IDS_FILE = "ids.parquet"
-RULES = 3  # raise when the same table gives another catalog
+RULES = 4  # raise when the same table gives another catalog
 TEST_FRACTION = 0.1
 SQL = Path(__file__).with_suffix(".sql")
 _BATCH_ROWS = 16384
