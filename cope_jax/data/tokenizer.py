@@ -82,8 +82,9 @@ def load_tokenizer(name_or_folder: str | Path, *, download: bool = True) -> PreT
     canonical = open_clip.get("clean") == "canonicalize"  # T5's class, which these files name, has other rules
     plain = canonical or settings["tokenizer_config.json"].get("tokenizer_class") == "SiglipTokenizer"  # a slow one
     # Not at the top: it imports torch if that is installed, which takes seconds.
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, logging
 
+    logging.set_verbosity_error()  # it warns about its own default values for SigLIP
     try:
         make = PreTrainedTokenizerFast if plain and settings["tokenizer.json"] else AutoTokenizer
         tokenizer = make.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
