@@ -59,6 +59,7 @@ def get_config() -> ConfigDict:
     model.remat = "none"  # what to recompute in the backward pass: "none", "dots", "narrow" or "block"
     model.text_domains = ("page", "video", "live")  # domains whose texts are used; the authors' release: ("page",)
     model.head_norm = "none"  # norm of the fusion heads: "none" (the authors') or "batch", to train from scratch
+    model.principal_axes = False  # rotate embeddings of the trained model so that their first values say the most
 
     model.vision = vision = ConfigDict()
     vision.init_from = ""  # X-CLIP, CLIP, Chinese-CLIP, SigLIP weights (folder, hub name), a run, an export; "" random

@@ -82,6 +82,8 @@ def export_run(
         graphdef, model = load_model(config, checkpoints, step, mesh, vocab_size=len(tokenizer), average=average)
         if interpolate < 1:
             _, initial = load_model(config, checkpoints, UNTRAINED, mesh, vocab_size=len(tokenizer))
+            axes = {name: value for name, value in model.statistics.items() if name == "axes"}  # remain orthogonal
+            initial = ModelState(initial.params, initial.statistics | axes)
             model = jax.tree.map(lambda new, old: interpolate * new + (1 - interpolate) * old, model, initial)
     with atomic_folder(out) as folder:
         with atomic_write(folder / exported.WEIGHTS) as file:  # `save_file` would make it readable by its owner only

@@ -192,6 +192,7 @@ TINY = {
     "data.threads": 1,
     "model.embedding": 16,
     "model.head_norm": "batch",
+    "model.principal_axes": True,
     "model.vision.patch_size": 8,
     "model.vision.width": 16,
     "model.vision.depth": 1,

@@ -1,14 +1,24 @@
 """The COPE model: encoders shared by all domains and one fusion head per domain."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float32
 
-from cope_jax.models.fusion import FUSIONS, AlignedFusion, Embeddings, Features, LinearFusion, TransformerFusion
+from cope_jax.models.fusion import (
+    EMBEDDING_KINDS,
+    FUSIONS,
+    AlignedFusion,
+    Embeddings,
+    Features,
+    LinearFusion,
+    TransformerFusion,
+)
 from cope_jax.models.layers import ComputeOptions, check_choice
 from cope_jax.models.text import PAD_ID, TextEncoder, TextFeatures
 from cope_jax.models.vision import VisionEncoder
@@ -16,6 +26,8 @@ from data_prep.common.domains import batch_entries, sort_domains
 
 Batch = Mapping[str, Any]
 MODEL_INPUTS = ("frames", "frame_mask", "text")  # of a domain
+AXES = ("learned", "measured", "principal")
+MOMENTUM = 0.99  # of the second moments, which thus are of the last hundred batches
 
 
 class CopeModel(nnx.Module):
@@ -29,6 +41,8 @@ class CopeModel(nnx.Module):
         domains: Domains of the items.
         text_domains: Domains whose texts are used; of the others, only the frames.
         head_norm: Normalization in the fusion heads: "none" (as the authors) or "batch", for training from scratch.
+        axes: Axes of the embeddings: "learned" (as trained), "measured" (the same, and training keeps their second
+            moments as `moments`), or "principal" (rotated by the orthogonal matrix `axes`).
         compute: How to compute the layers.
     """
 
@@ -42,6 +56,7 @@ class CopeModel(nnx.Module):
         domains: Sequence[str],
         text_domains: Sequence[str],
         head_norm: str,
+        axes: str = "learned",
         compute: ComputeOptions,
         rngs: nnx.Rngs,
     ):
@@ -49,6 +64,7 @@ class CopeModel(nnx.Module):
             raise ValueError(f"unknown text domains {sorted(unknown)}: choose from {', '.join(domains)}")
         kind = fusion["kind"]
         check_choice("fusion", kind, FUSIONS)
+        check_choice("axes", axes, AXES)
         sizes = {key: fusion[key] for key in ("width", "depth", "heads")}
         heads = {
             "linear": LinearFusion,
@@ -66,6 +82,8 @@ class CopeModel(nnx.Module):
         self.vision = VisionEncoder(**vision, compute=compute, rngs=rngs)
         self.text = TextEncoder(**text, compute=compute, rngs=rngs) if self.text_domains else None
         self.fusion = nnx.Dict({domain: make_head(domain) for domain in self.domains})
+        self.moments = nnx.BatchStat(jnp.eye(embedding)) if axes == "measured" else None
+        self.axes = nnx.BatchStat(jnp.eye(embedding)) if axes == "principal" else None
 
     def __call__(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> dict[str, Embeddings]:
         """Embeds the domains of a batch. Each shared encoder runs once over the inputs of all domains.
@@ -78,7 +96,21 @@ class CopeModel(nnx.Module):
         """
         features = self.features(batch, rngs=rngs)
         heads = batch_entries(self.domains, self.domains)
-        return {name: self.fusion[heads[name]](own, train=rngs is not None) for name, own in features.items()}
+        train = rngs is not None
+        embeddings = {name: self.fusion[heads[name]](own, train=train) for name, own in features.items()}
+        if self.moments is not None and train:
+            vectors = [jax.lax.stop_gradient(own.fused) for own in embeddings.values()]
+            mean = sum((x.T @ x for x in vectors), jnp.zeros(())) / sum(map(len, vectors))
+            self.moments[...] += (1 - MOMENTUM) * (mean - self.moments[...])
+        return {name: self._rotate(own) for name, own in embeddings.items()}
+
+    def _rotate(self, embeddings: Embeddings) -> Embeddings:
+        """Expresses embeddings in the principal axes, if the model has them."""
+        if self.axes is None:
+            return embeddings
+        rotate = partial(jnp.matmul, b=self.axes[...], precision="highest")
+        vectors = {kind: rotate(getattr(embeddings, kind)) for kind in EMBEDDING_KINDS}
+        return replace(embeddings, **vectors)
 
     def embed_masked(self, batch: Batch) -> Float32[Array, "B 3 E"]:
         """Embeds the items of one domain: as they are, their frames alone, and their texts alone, 0 if missing.
@@ -87,7 +119,7 @@ class CopeModel(nnx.Module):
         """
         ((domain, features),) = self.features(batch).items()
         parts = [features, features.masked(vision=True, text=False), features.masked(vision=False, text=True)]
-        return jnp.stack([self.fusion[domain](part, train=False).fused for part in parts], axis=1)
+        return jnp.stack([self._rotate(self.fusion[domain](part, train=False)).fused for part in parts], axis=1)
 
     def features(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> dict[str, Features]:
         """Returns the encoder outputs for the domains of a batch; arguments as in `__call__`."""

@@ -155,6 +155,7 @@ class ModelConfig:
     remat: Literal["none", "block", "narrow", "dots"]
     text_domains: tuple[DomainName, ...]
     head_norm: Literal["none", "batch"]
+    principal_axes: bool
     vision: VisionConfig
     text: TextConfig
     fusion: FusionConfig

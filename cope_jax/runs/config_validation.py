@@ -27,6 +27,7 @@ ADDED_FIELDS = {
     "data.hard_batches": 0.0,
     "data.hard_every": 1000,
     "model.init_from": "",
+    "model.principal_axes": False,
     "model.vision.family": "clip",
     "model.vision.mlp_width": 0,
     "model.vision.across_frames": "xclip",
@@ -361,10 +362,13 @@ RELATIONS = (
         lambda *weights: any(weights),
         "a number > 0 because config.losses.infonce.weight and config.losses.classifier.weight are 0, too",
     ),
-    Relation(
-        ("model.head_norm", "train.microbatch", "train.batch_size"),
-        lambda norm, part, batch: norm == "none" or part in (0, batch),
-        "'none' because config.train.microbatch is {1}: batch normalization needs whole batches",
+    *(
+        Relation(
+            (f"model.{field}", "train.microbatch", "train.batch_size"),
+            lambda value, part, batch, off=off: value == off or part in (0, batch),
+            f"{off!r} because config.train.microbatch is {{1}}: statistics of embeddings need whole batches",
+        )
+        for field, off in (("head_norm", "none"), ("principal_axes", False))
     ),
     Relation(
         ("optimizer.warmup_steps", "train.steps"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -44,12 +45,13 @@ def _report_once(line: str) -> None:
 
 
 def split_model(
-    config: RunConfig, *, vocab_size: int, mesh: Mesh | None = None
+    config: RunConfig, *, vocab_size: int, mesh: Mesh | None = None, rotated: bool = False
 ) -> tuple[nnx.GraphDef, Callable[[], ModelState]]:
     """Returns the static structure of the model, and a function that computes its initial state.
 
     The function is pure and depends on config.seed alone: `jax.eval_shape` gives the shapes, and under `jax.jit` with
     out_shardings each device computes its own part. The devices of `mesh`, by default all, decide about attention.
+    With `rotated`, the model has principal axes instead of the moments that training measures.
     """
     model = config.model
     attention, devices = model.attention, list(jax.devices() if mesh is None else mesh.devices.flat)
@@ -67,6 +69,7 @@ def split_model(
             domains=tuple(config.data.domains),
             text_domains=model.text_domains,
             head_norm=model.head_norm,
+            axes=("principal" if rotated else "measured") if model.principal_axes else "learned",
             compute=ComputeOptions(
                 dtype=jnp.dtype(model.dtype),
                 attention=attention,
@@ -93,7 +96,7 @@ def load_model(
 ) -> tuple[nnx.GraphDef, ModelState]:
     """Returns the static structure of a run's model and its state at a step, or its moving average, on a mesh.
 
-    Low-rank matrices are merged into the kernels.
+    Low-rank matrices are merged into the kernels. With config.model.principal_axes, embeddings are rotated to them.
 
     Raises:
         FileNotFoundError: There is no such step or, for step 0, the weights it starts from are missing.
@@ -101,19 +104,33 @@ def load_model(
     """
     tuning = config.finetune
     plain = replace_fields(config, {"finetune.method": "full"})
-    if tuning.method == "lora" and step != UNTRAINED:
-        _, initialize = split_model(config, vocab_size=vocab_size, mesh=mesh)
-        shapes = _with_shardings(jax.eval_shape(initialize), mesh)
-        params, statistics = checkpoints.restore_model(step, shapes, average=average)
-        merged = jax.jit(partial(merge_lora, scale=tuning.alpha / tuning.rank))(params)
-        return split_model(plain, vocab_size=vocab_size, mesh=mesh)[0], ModelState(merged, statistics)
-    graphdef, initialize = split_model(plain, vocab_size=vocab_size, mesh=mesh)
-    shapes = jax.eval_shape(initialize)
+    graphdef, _ = split_model(plain, vocab_size=vocab_size, mesh=mesh, rotated=True)
+    trained = config if step != UNTRAINED else plain  # without low-rank matrices before the first step
+    _, initialize = split_model(trained, vocab_size=vocab_size, mesh=mesh)
+    shapes = _with_shardings(jax.eval_shape(initialize), mesh)
     if step != UNTRAINED:
-        return graphdef, checkpoints.restore_model(step, _with_shardings(shapes, mesh), average=average)
-    load = prepare_weights(config, shapes, encoder_settings(config, vocab_size=vocab_size))
-    shardings = jax.tree.map(lambda shape: shape.sharding, _with_shardings(shapes, mesh))
-    return graphdef, load(jax.jit(initialize, out_shardings=shardings)())
+        model = checkpoints.restore_model(step, shapes, average=average)
+    else:
+        load = prepare_weights(config, shapes, encoder_settings(config, vocab_size=vocab_size))
+        model = load(jax.jit(initialize, out_shardings=jax.tree.map(lambda shape: shape.sharding, shapes))())
+    if tuning.method == "lora" and step != UNTRAINED:
+        merged = jax.jit(partial(merge_lora, scale=tuning.alpha / tuning.rank))(model.params)
+        model = ModelState(merged, model.statistics)
+    return graphdef, _with_principal_axes(model)
+
+
+def _with_principal_axes(model: ModelState) -> ModelState:
+    """Replaces the second moments of embeddings, if any, with their eigenvectors, the largest eigenvalue first.
+
+    The first n values of embeddings then keep as much of their inner products as n values can (Eckart and Young).
+    """
+    if "moments" not in model.statistics:
+        return model
+    statistics = dict(model.statistics)
+    moments = statistics.pop("moments")
+    axes = np.linalg.eigh(np.asarray(moments, np.float64))[1][:, ::-1]
+    axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0))  # signs are arbitrary
+    return ModelState(model.params, statistics | {"axes": jax.device_put(axes.astype(np.float32), moments.sharding)})
 
 
 def _with_shardings(shapes: ModelState, mesh: Mesh) -> ModelState:

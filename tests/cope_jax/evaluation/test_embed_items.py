@@ -1,12 +1,18 @@
 """Every item is embedded once and in order, whatever the batches."""
 
+from dataclasses import replace
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cope_jax.data.records import InvalidItems
-from cope_jax.evaluation.embed_items import embed_items, gather_shares, lookahead
-from cope_jax.parallel.mesh import make_mesh
+from cope_jax.evaluation.embed_items import embed_function, embed_items, gather_shares, load_run, lookahead
+from cope_jax.parallel.mesh import make_mesh, replicated
+from cope_jax.runs.checkpoints import Checkpoints
+from cope_jax.runs.config_file import load_config
+from cope_jax.runs.model import split_model
 
 
 def batches(rows: list[list[int]]):
@@ -103,3 +109,18 @@ def test_lookahead_requests_the_next_item_before_yielding_one():
     seen = [(item, list(made)) for item in lookahead(make())]
     assert seen == [(0, [0, 1]), (1, [0, 1, 2]), (2, [0, 1, 2])]
     assert list(lookahead([])) == []
+
+
+def test_a_run_embeds_along_the_principal_axes_of_training(workdir):
+    run = load_run(load_config(workdir), workdir, 6)
+    graphdef, initialize = split_model(run.config, vocab_size=len(run.tokenizer), mesh=run.mesh)
+    with Checkpoints(workdir) as checkpoints:
+        model = checkpoints.restore_model(6, jax.device_put(initialize(), replicated(run.mesh)))
+    axes, moments = (np.asarray(own.statistics[name]) for own, name in ((run.model, "axes"), (model, "moments")))
+    np.testing.assert_allclose(axes.T @ axes, np.eye(16), atol=1e-6)
+    rotated = axes.T @ moments @ axes
+    np.testing.assert_allclose(rotated, np.diag(np.linalg.eigvalsh(moments)[::-1]), atol=1e-6)
+    plain = replace(run, embed=embed_function(graphdef, model, run.mesh), model=model)
+    vectors, trained = (own.embed_rows("page", range(11)).vectors for own in (run, plain))
+    np.testing.assert_allclose(vectors, trained @ axes, atol=1e-5)
+    assert np.abs(vectors - trained).max() > 0.1

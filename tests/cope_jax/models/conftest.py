@@ -66,6 +66,7 @@ def make_cope():
         fusion="linear",
         text_domains=("page", "video", "live"),
         head_norm="none",
+        axes="learned",
         noise=0.3,
         **compute,
     ) -> CopeModel:
@@ -77,6 +78,7 @@ def make_cope():
             domains=("page", "video", "live"),
             text_domains=text_domains,
             head_norm=head_norm,
+            axes=axes,
             compute=ComputeOptions(**{"dtype": jnp.dtype("float32")} | compute),
             rngs=nnx.Rngs(params=3),
         )

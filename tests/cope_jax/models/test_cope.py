@@ -45,6 +45,27 @@ def test_domains_have_different_fusion_heads(call, cope, random_items):
     assert np.abs(found["page"].fused - found["video"].fused).max() > 0.05
 
 
+def test_training_measures_the_second_moments_of_whole_embeddings(make_cope, random_items):
+    cope = make_cope(axes="measured")
+    items = {"page": random_items(3, 1), "live": random_items(3, 4, seed=1)}
+    found = nnx.jit(lambda module, batch: module(batch, rngs=nnx.Rngs(dropout=0)))(cope, items)
+    vectors = np.concatenate([found["page"].fused, found["live"].fused]).astype(np.float64)
+    expected = 0.99 * np.eye(6) + 0.01 * vectors.T @ vectors / 6
+    np.testing.assert_allclose(cope.moments[...], expected, atol=1e-6)
+
+
+def test_principal_axes_rotate_embeddings_in_evaluation(call, make_cope, random_items):
+    items, cope = random_items(4, 3), make_cope(axes="principal")
+    axes = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0].astype(np.float32)
+    plain = call(make_cope(), {"live": items})["live"]
+    cope.axes[...] = axes
+    rotated = call(cope, {"live": items})["live"]
+    for kind in ("fused", "vision", "text"):
+        np.testing.assert_allclose(getattr(rotated, kind), getattr(plain, kind) @ axes, rtol=1e-4, atol=1e-6)
+    masked = nnx.jit(lambda module, batch: module.embed_masked(batch))(cope, {"live": items})
+    np.testing.assert_allclose(masked[:, 0], rotated.fused, rtol=1e-4, atol=1e-6)
+
+
 def test_masked_frames_do_not_change_an_embedding(call, cope, random_items):
     items = random_items(3, 4)
     items["frame_mask"][:, 2:] = False

@@ -145,7 +145,7 @@ def test_missing_fields_and_sections_are_reported():
         resolve_config(fields)
     assert str(caught.value).splitlines()[1:] == [
         "  config.model is missing; expected a section with init_from, embedding, dtype, attention, scan_layers, "
-        "remat, text_domains, head_norm, vision, text, fusion",
+        "remat, text_domains, head_norm, principal_axes, vision, text, fusion",
         "  config.train.steps is missing; expected an integer >= 1",
     ]
     with pytest.raises(ValueError, match=r"config is \[\]; expected a section with seed, data"):

@@ -141,7 +141,12 @@ def test_frozen_encoders_run_once(make_config, one_device, tmp_path, monkeypatch
 
 @pytest.mark.slow  # compiles a training step
 def test_distillation_keeps_the_initial_model(make_config, one_device, tmp_path):
-    plain = {"model.head_norm": "none", "model.vision.drop_path": 0.0, "model.text.dropout": 0.0}
+    plain = {
+        "model.head_norm": "none",
+        "model.principal_axes": False,
+        "model.vision.drop_path": 0.0,
+        "model.text.dropout": 0.0,
+    }
     config = make_config(**plain, **{"finetune.distill": 1.0, "train.microbatch": 4})
     train(config, tmp_path)
     losses = [line["distill/loss"] for line in read_json_lines(tmp_path / "metrics.jsonl")]

@@ -26,6 +26,7 @@ def setting(make_tiny_config, tmp_path_factory):
     config = make_tiny_config(
         {
             "model.head_norm": "none",
+            "model.principal_axes": False,
             "model.vision.depth": 2,
             "model.vision.drop_path": 0.0,
             "model.text.dropout": 0.0,
