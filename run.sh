@@ -133,20 +133,20 @@ case $command in
   demo) case " $* " in *" --videos "*) setup video ;; *) setup ;; esac ;;
   abo | synthetic | catalog | table | verify | inspect | train | eval | compare | checkpoints | embed | export) setup ;;
   download) setup download ;;
-  search) setup search serve video ;;
+  search) case "$*" in push*) setup search serve video qdrant ;; *) setup search serve video ;; esac ;;
   build) case "$*" in *--beam_pipeline_options*) setup video beam ;; *) setup video ;; esac ;;
   segment) setup video ;;
   tfds)
     [ "${1:-}" = build ] || fail "of TFDS's commands only 'build' works without TensorFlow: ./run.sh tfds build …"
     setup ;;
   lint)
-    setup search serve download video beam dev
+    setup search serve qdrant download video beam dev
     cd "$ROOT"
     "$PYTHON" -m ruff check .
     "$PYTHON" -m ruff format --check .
     exec "$PYTHON" -m basedpyright --pythonpath "$(command -v "$PYTHON")" ;;
   test)
-    setup search serve download video beam accelerators dev
+    setup search serve qdrant download video beam accelerators dev
     if [ "${1:-}" = --quick ]; then shift; set -- -m 'not slow' "$@"; fi
     cd "$ROOT"
     # Each of two workers runs whole files, whose tests share fixtures.

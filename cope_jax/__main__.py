@@ -94,7 +94,7 @@ def main() -> None:
         if not command.extra or find_spec((error.name or module).partition(".")[0]):
             raise
         extra = "serve" if {"serve", "--serve"} & {*arguments} else command.extra
-        extra = "video" if error.name == "av" else extra
+        extra = {"av": "video", "qdrant_client": "qdrant"}.get(error.name or "", extra)
         sys.exit(f"cope: {name} needs the package {error.name}: pip install 'cope-jax[{extra}]'")
 
 

@@ -8,10 +8,12 @@
     python -m cope_jax.search moments --workdir=runs/demo --item=MH01   search in the recordings, for moments
     python -m cope_jax.search serve --workdir=runs/demo               serve a search page on this machine
     python -m cope_jax.search build --workdir=runs/demo --kind=hnsw   rebuild the index
+    python -m cope_jax.search push --workdir=runs/demo --qdrant=http://localhost:6333   copy the items to Qdrant
 
 Results are printed and written as an HTML page with pictures. Embeddings and index are created if they do not exist.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from data_prep.common.files import atomic_write
 from data_prep.videos.reader import VideoReader
 
 FLAGS = flags.FLAGS
-ACTIONS = ("query", "moments", "serve", "build")
+ACTIONS = ("query", "moments", "serve", "build", "push")
 
 
 def define_flags() -> None:
@@ -65,6 +67,8 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "allow_host", [], "Other names and addresses of this machine that users enter; required by --host=0.0.0.0."
     )
+    flags.DEFINE_string("qdrant", "http://localhost:6333", "Address of the Qdrant server to copy to.")
+    flags.DEFINE_string("collection", None, "Prefix of Qdrant's collections, which are replaced; the run's name.")
     flags.DEFINE_integer("port", 8000, "Port to serve on; 0 takes a free one.", lower_bound=0, upper_bound=65535)
     flags.mark_flag_as_required("workdir")
 
@@ -83,6 +87,8 @@ def main(*words: str) -> None:
         restrict_to_recordings(library)
     if action in ("query", "moments"):
         query(library)
+    if action == "push":
+        push(library)
 
 
 def open_run(*, rebuild: bool = False) -> Library:
@@ -163,6 +169,15 @@ def load_embedder(library: Library) -> Embedder:
     """Loads the model that made the library's embeddings."""
     manifest = read_manifest(library.embeddings)
     return Embedder.from_workdir(FLAGS.workdir, step=manifest["step"], average=manifest["average"])
+
+
+def push(library: Library) -> None:
+    """Copies the library to Qdrant and prints the names of the collections."""
+    from cope_jax.search import qdrant  # needs the extra "qdrant"
+
+    collection = FLAGS.collection or read_manifest(library.embeddings)["run"]
+    counts = qdrant.push(library, FLAGS.qdrant, collection=collection, api_key=os.environ.get("QDRANT_API_KEY"))
+    print("\n".join(f"{FLAGS.qdrant} has {count:,} points in {name}" for name, count in counts.items()))
 
 
 def serve() -> None:
