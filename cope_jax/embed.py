@@ -12,7 +12,7 @@ from cope_jax.search.embedding_store import TYPES, embed_to_parquet
 
 FLAGS = flags.FLAGS
 # They must be the same in all processes.
-SHARED_FLAGS = ("workdir", "out", "split", "data_dir", "step", "average", "dtype", "update")
+SHARED_FLAGS = ("workdir", "out", "split", "data_dir", "step", "average", "dims", "dtype", "update")
 
 
 def define_flags() -> None:
@@ -21,6 +21,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder to write.")
     flags.DEFINE_string("split", "test", "Split to embed, or several: train+test.")
     flags.DEFINE_bool("update", False, "Replace embeddings of earlier records; compute only what is new or changed.")
+    flags.DEFINE_integer("dims", None, "Number of values to keep, the first ones; all by default.", lower_bound=1)
     flags.DEFINE_enum("dtype", "float32", list(TYPES), "Type of the embeddings.")
     cli.define_cluster_flags()
     flags.mark_flags_as_required(["workdir", "out"])
@@ -36,6 +37,7 @@ def main() -> None:
             data_dir=Path(FLAGS.data_dir) if FLAGS.data_dir else None,
             step=cli.parse_step(FLAGS.step),
             average=FLAGS.average,
+            dims=FLAGS.dims,
             dtype=FLAGS.dtype,
             update=FLAGS.update,
         )

@@ -33,7 +33,8 @@ from data_prep.common.progress import Progress
 
 MANIFEST = "manifest.json"
 ROWS = 16_384  # per shard, the most that an interruption can lose: 8 MB at 128 dimensions
-TYPES = {"float32": pa.float32(), "float16": pa.float16()}
+# Types of the values: int8 scales each vector to ±127, and binary packs the signs of eight values into a byte.
+TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.uint8()}
 
 
 class Shard(NamedTuple):
@@ -53,6 +54,7 @@ def embed_to_parquet(
     data_dir: Path | None = None,
     step: int | str = LATEST,
     average: bool = False,
+    dims: int | None = None,
     dtype: str = "float32",
     rows: int = ROWS,
     update: bool = False,
@@ -66,6 +68,7 @@ def embed_to_parquet(
         data_dir: Array records to embed instead of those in the run's config.
         step: Step of the checkpoint, "latest", or "best".
         average: Embed with the moving average of the parameters.
+        dims: Number of values to keep, the first ones, scaled to length 1 again; by default, all.
         dtype: Type of the embeddings, a key of TYPES.
         rows: Rows per shard.
         update: If `out` has the embeddings of earlier records by the same checkpoint, replace them, but compute only
@@ -79,6 +82,10 @@ def embed_to_parquet(
     data_dir = (data_dir or Path(config.data.data_dir)).absolute()
     config = replace_fields(config, {"data.data_dir": str(data_dir), "data.eval_split": split})
     check_domains(config)
+    width = config.model.embedding if dims is None else dims
+    if not 1 <= width <= config.model.embedding or (dtype == "binary" and width % 8):
+        eights = ", in steps of 8" if dtype == "binary" else ""
+        raise ValueError(f"--dims is {width}; embeddings of this run have 1 to {config.model.embedding} values{eights}")
     records = open_records(config.data.data_dir, split)
     sizes = {domain: len(items) for domain, items in records.items.items()}
     manifest = {
@@ -89,7 +96,7 @@ def embed_to_parquet(
         "split": split,
         "data": fingerprint(config.data.data_dir, split),
         "frames": dict(config.eval.frames),
-        "width": config.model.embedding,
+        "width": width,
         "dtype": dtype,
         "rows": rows,
         "items": sizes,
@@ -102,7 +109,7 @@ def embed_to_parquet(
     missing = [shard for shard, exists in zip(shards, exists, strict=True) if not exists]
     if missing:
         load = functools.cache(functools.partial(load_run, config, workdir, step, average=average))
-        _write_shards(missing, load, records, dtype, previous if update else None)
+        _write_shards(missing, load, records, width, dtype, previous if update else None)
     barrier("embedded")
     check_shards(shards)
     if update and jax.process_index() == 0:
@@ -170,7 +177,12 @@ def list_shards(out: Path, manifest: Mapping[str, Any], domains: Sequence[str] |
 
 
 def _write_shards(
-    shards: list[Shard], load: Callable[[], LoadedRun], records: Records, dtype: str, previous: Path | None
+    shards: list[Shard],
+    load: Callable[[], LoadedRun],
+    records: Records,
+    width: int,
+    dtype: str,
+    previous: Path | None,
 ) -> None:
     """Embeds and writes shards. All hosts embed each shard together, and take turns writing.
 
@@ -190,7 +202,7 @@ def _write_shards(
                     items = load().embed_rows(domain, new, progress.update)
                     if items.rows.tolist() != new:
                         raise ValueError(f"{shard.path}: {len(items.rows)} of {len(new)} rows were embedded")
-                    vectors = dict(zip(new, items.vectors, strict=True))
+                    vectors = dict(zip(new, shorten(items.vectors, width), strict=True))
                 if number % jax.process_count() == jax.process_index():
                     # Read again, because embedded items have numbers for ids, and the first data.max_products.
                     read = [source[row] for row in rows.tolist()]
@@ -228,19 +240,46 @@ def write_shard(path: Path, domain: str, embeddings: np.ndarray, items: Sequence
 
     The Parquet file has no compression, because embeddings are practically random.
     """
-    vectors = pa.array(embeddings.astype(dtype).reshape(-1), TYPES[dtype])
+    encoded = _encode(embeddings, dtype)
+    vectors = pa.array(encoded.reshape(-1), TYPES[dtype])
     table = pa.table(
         {
             "domain": pa.array([domain] * len(items), pa.string()),
             "item_id": pa.array([item.own_id for item in items]),
             "product_ids": pa.array([item.own_products for item in items]),
-            "embedding": pa.FixedSizeListArray.from_arrays(vectors, embeddings.shape[1]),
+            "embedding": pa.FixedSizeListArray.from_arrays(vectors, encoded.shape[1]),
             "content": pa.array(map(content_hash, items), pa.binary(16)),
         }
     )
     with atomic_write(path, durable=True) as file:
         dictionary: Any = ["domain"]  # pyarrow declares only bool
         pq.write_table(table, file, compression="none", use_dictionary=dictionary)
+
+
+def shorten(vectors: np.ndarray, width: int) -> np.ndarray:
+    """Returns the first values of embeddings float32[N, E], scaled to length 1."""
+    return vectors if vectors.shape[1] == width else _scale(vectors[:, :width])
+
+
+def _scale(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _encode(vectors: np.ndarray, dtype: str) -> np.ndarray:
+    """Returns embeddings float32[N, E] as they are stored: [N, E], or uint8[N, E / 8]."""
+    if dtype == "binary":
+        return np.packbits(vectors > 0, axis=1)
+    if dtype == "int8":
+        vectors = np.rint(vectors * (127 / np.maximum(np.abs(vectors).max(axis=1, keepdims=True), 1e-12)))
+    return vectors.astype(dtype)
+
+
+def _decode(stored: np.ndarray) -> np.ndarray:
+    """Returns the embeddings float32[N, E] that `_encode` has stored, up to rounding."""
+    if stored.dtype == np.uint8:
+        stored = 2 * np.unpackbits(stored, axis=1).astype(np.int8) - 1
+    vectors = stored.astype(np.float32)
+    return _scale(vectors) if stored.dtype == np.int8 else vectors
 
 
 def check_shards(shards: list[Shard]) -> None:
@@ -275,8 +314,8 @@ def read_vectors(out: Path, domain: str) -> Iterator[tuple[np.ndarray, np.ndarra
 def _read_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with open_parquet(path) as file:
         table = file.read(columns=["item_id", "embedding"])
-    flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    return table["item_id"].to_numpy(), flat.reshape(len(table), -1)
+    flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return table["item_id"].to_numpy(), _decode(flat.reshape(len(table), -1))
 
 
 def read_item_ids(out: Path, domain: str) -> np.ndarray:

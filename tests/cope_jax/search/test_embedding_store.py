@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cope_jax.data.records import open_records
+from cope_jax.data.records import Item, open_records
 from cope_jax.evaluation.embed_items import LoadedRun, load_run
 from cope_jax.evaluation.evaluate_run import embed_split
 from cope_jax.runs.config_file import load_config
 from cope_jax.search import embedding_store
-from cope_jax.search.embedding_store import embed_to_parquet, read_vectors
+from cope_jax.search.embedding_store import embed_to_parquet, read_manifest, read_vectors, write_shard
 from data_prep.common.domains import DOMAINS
 from tests.conftest import rename_domains
 
@@ -80,6 +80,35 @@ def test_interrupted_job_resumes_and_writes_the_same_files(workdir, written, tmp
     assert sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file()) == names
     for name in names:
         assert (out / name).read_bytes() == (reference / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "size", "error"),
+    [("float16", "halffloat", 24, 1e-3), ("int8", "int8", 24, 0.01), ("binary", "uint8", 3, 0.9)],
+)
+def test_small_types_are_read_as_unit_vectors(tmp_path, dtype, kind, size, error):
+    vectors = np.random.default_rng(0).normal(size=(5, 24)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    (tmp_path / "page").mkdir()
+    path = tmp_path / "page/00000-of-00001.parquet"
+    write_shard(path, "page", vectors, [Item(row, "", (1,), ()) for row in range(5)], dtype)
+    assert str(pq.read_schema(path).field("embedding").type) == f"fixed_size_list<element: {kind}>[{size}]"
+    ((_, found),) = read_vectors(tmp_path, "page")
+    expected = np.sign(vectors) / np.sqrt(24) if dtype == "binary" else vectors
+    np.testing.assert_allclose(found, expected, atol=error / 4)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-3)
+
+
+def test_the_first_values_are_kept_and_scaled(workdir, written, tmp_path):
+    embed_to_parquet(workdir, tmp_path / "short", split="test", dims=8, dtype="int8")
+    (_, long), *_ = read_vectors(written[0], "live")
+    ((_, short),) = read_vectors(tmp_path / "short", "live")
+    expected = long[:, :8] / np.linalg.norm(long[:, :8], axis=-1, keepdims=True)
+    np.testing.assert_allclose(short[: len(long)], expected, atol=0.01)
+    assert read_manifest(tmp_path / "short")["width"] == 8
+    for dims, dtype, message in ((17, "int8", "1 to 16 values$"), (12, "binary", "16 values, in steps of 8")):
+        with pytest.raises(ValueError, match=rf"--dims is {dims}; embeddings of this run have .*{message}"):
+            embed_to_parquet(workdir, tmp_path / "other", split="test", dims=dims, dtype=dtype)
 
 
 def test_finished_job_computes_nothing(workdir, written, monkeypatch):
