@@ -46,6 +46,7 @@ BENCHMARKS = {
     "input_pipeline": Benchmark(("--quick",), ("ratio_to_torch", "ratio_to_decode", "resume_seconds")),
     "step": Benchmark(("--quick",), ("ratio_to_torch", "mfu", "dispatch_ms")),
     "embed": Benchmark(("--quick",), ("ratio", "both_items_per_s")),
+    "search": Benchmark(("--items=20000",), ("recall_at_10", "bytes_per_item", "rate_over_flat")),
 }
 
 

@@ -1,15 +1,15 @@
 """FAISS indexes of a folder of embeddings, one per domain, so that a filter by domain costs no recall.
 
 An index folder has page.faiss, video.faiss, live.faiss, and `index.json`, which records what they were built from and
-their recall. It is written atomically.
+their recall. Indexes of codes also have page.npy and so on, the vectors in half precision, which stay on disk and
+rescore the candidates that the codes find. The folder is written atomically.
 """
 
 import hashlib
 import json
-import math
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,16 @@ from data_prep.common.files import atomic_folder, read_json
 
 FORMAT = "cope-jax index, version 1"
 DESCRIPTION = "index.json"
-FILE_TYPES = {"flat": b"IxFI", "hnsw": b"IHNf", "ivfpq": b"IwPQ"}  # kinds of indexes, and how their files begin
+FILE_TYPES = {"flat": b"IxFI", "hnsw": b"IHNf", "codes": b"IxPT"}  # kinds of indexes, and how their files begin
 KINDS = tuple(FILE_TYPES)
 FLAT_LIMIT = 200_000  # items; exact search takes 20 ms per query at 128 dimensions on one core
-HNSW_LIMIT = 2_000_000  # items; 800 bytes of memory per item at 128 dimensions, IVF-PQ takes 72
 TOP, QUERIES = 10, 256  # recall@10 is measured with this many queries
-PQ_ITEMS = 39 * 256  # faiss wants 39 items for each of the 256 centroids of a byte
+CODES = 32  # of 4 bits each, 16 bytes per item
+CODE_ITEMS = 39 * 16  # faiss wants 39 items for each of the 16 centroids of a code
+SAMPLE = 16_384  # items that codes are learned from
+ENERGY = 0.9  # share of the squares of embeddings that coded axes keep
+RECALL, CANDIDATES = 0.99, (100, 12_800)  # rescored candidates double from the first number until the recall is met
+CHUNK = 65_536  # vectors compared at once
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Index:
 
     description: Mapping[str, Any]
     domains: Mapping[str, faiss.Index]
+    vectors: dict[str, np.ndarray]  # float16[N, E] of domains with codes, on disk
 
     def search(
         self, vectors: np.ndarray, domain: str, top: int, mask: np.ndarray | None = None
@@ -46,15 +51,45 @@ class Index:
         Returns similarities float32[Q, top], best first, and rows int64[Q, top], -1 if the domain has fewer items.
         """
         index, params = self.domains[domain], None
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        if domain in self.vectors:
+            candidates = max(top, self.description["candidates"][domain])
+            return _search_codes(index, self.vectors[domain], vectors, top, candidates, mask)
         if mask is not None:
             library: Any = faiss  # its types lack the arguments by name
             allowed = library.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
             params = library.SearchParameters(sel=allowed)
             if isinstance(index, faiss.IndexHNSW):
                 params = library.SearchParametersHNSW(sel=allowed, efSearch=index.hnsw.efSearch)
-            elif isinstance(index, faiss.IndexIVF):
-                params = library.SearchParametersIVF(sel=allowed, nprobe=index.nprobe)
-        return index.search(np.ascontiguousarray(vectors, np.float32), top, params=params)
+        return index.search(vectors, top, params=params)
+
+
+def _search_codes(
+    index: faiss.Index, full: np.ndarray, queries: np.ndarray, top: int, candidates: int, mask: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest items by their full vectors: among those with the nearest codes, or among all that a mask allows."""
+    if mask is not None:  # codes cannot be filtered
+        allowed = np.flatnonzero(mask)
+        starts = range(0, len(allowed), CHUNK)
+        return nearest(queries, ((rows := allowed[i : i + CHUNK], full[rows]) for i in starts), top)
+    found = index.search(queries, min(candidates, index.ntotal))[1]
+    best = [nearest(query[None], [(rows, full[rows])], top) for query, rows in zip(queries, found, strict=True)]
+    scores, rows = zip(*best, strict=True) if best else nearest(queries, [], top)
+    return np.concatenate(scores), np.concatenate(rows)
+
+
+def nearest(
+    queries: np.ndarray, parts: Iterable[tuple[np.ndarray, np.ndarray]], top: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the exact result of `Index.search` for parts of the items: rows int64[n] and vectors [n, E]."""
+    scores, rows = np.full((len(queries), top), -np.inf, np.float32), np.full((len(queries), top), -1, np.int64)
+    for own, vectors in parts:
+        count = min(top, len(own))
+        more, found = faiss.knn(queries, vectors.astype(np.float32), count, metric=faiss.METRIC_INNER_PRODUCT)
+        scores, rows = np.concatenate([scores, more], axis=1), np.concatenate([rows, own[found]], axis=1)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+        scores, rows = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
+    return scores, rows
 
 
 def build_index(
@@ -76,17 +111,22 @@ def build_index(
     manifest = read_manifest(embeddings)
     sizes, width = manifest["items"], manifest["width"]
     kinds = {domain: kind or default_kind(sizes[domain]) for domain in sizes}
-    if small := [f"{sizes[d]} {d} items" for d in sizes if kinds[d] == "ivfpq" and sizes[d] < PQ_ITEMS]:
+    if small := [f"{sizes[d]} {d} items" for d in sizes if kinds[d] == "codes" and sizes[d] < CODE_ITEMS]:
         raise ValueError(
-            f"an IVF-PQ index needs {PQ_ITEMS} items per domain, not {', '.join(small)}: choose flat or hnsw"
+            f"an index of codes needs {CODE_ITEMS} items per domain, not {', '.join(small)}: choose flat or hnsw"
         )
     check_shards(list_shards(embeddings, manifest))
     queries = _sample_queries(embeddings, sizes)
-    recall = {}
+    recall, candidates = {}, {}
     with atomic_folder(out, replace=True) as folder:
         for domain in sizes:
-            index = _build_domain(kinds[domain], embeddings, domain, sizes[domain], width)
-            recall[domain] = _measure_recall(index, queries, embeddings, domain)
+            index = _build_domain(kinds[domain], embeddings, domain, sizes[domain])
+            built = Index({"candidates": candidates}, {domain: index}, {})
+            if kinds[domain] == "codes":
+                candidates[domain] = CANDIDATES[0]
+                built.vectors[domain] = _write_vectors(folder, embeddings, domain, (sizes[domain], width))
+            exact = exact_search(queries, embeddings, domain, min(TOP, sizes[domain]))[1]
+            recall[domain] = measure_recall(built, domain, queries, exact)
             faiss.write_index(index, str(folder / f"{domain}.faiss"))
             report(f"{domain}: {kinds[domain]} index of {sizes[domain]} items, recall@{TOP} {recall[domain]:.3f}")
         description = {
@@ -95,6 +135,7 @@ def build_index(
             "kinds": kinds,
             "sizes": sizes,
             "width": width,
+            "candidates": candidates,
             f"recall_at_{TOP}": recall,
             "queries": len(queries),
         }
@@ -118,11 +159,35 @@ def open_index(folder: Path, embeddings: Path) -> Index:
     try:
         domains = read_manifest(embeddings)["items"]
         parts = {domain: (description["kinds"][domain], int(description["sizes"][domain])) for domain in domains}
+        _ = [int(description["candidates"][domain]) for domain in domains if parts[domain][0] == "codes"]
         width = int(description["width"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} does not describe an index, build it again: {error!r}") from error
     indexes = {domain: _read_faiss(folder / f"{domain}.faiss", *parts[domain], width) for domain in parts}
-    return Index(description, indexes)
+    coded = [domain for domain, (kind, _) in parts.items() if kind == "codes"]
+    vectors = {domain: _open_vectors(folder / f"{domain}.npy", parts[domain][1], width) for domain in coded}
+    return Index(description, indexes, vectors)
+
+
+def _open_vectors(path: Path, size: int, width: int) -> np.ndarray:
+    """Maps the vectors float16[size, width] of a file into memory."""
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is invalid, build the index again: {error}") from error
+    if (vectors.dtype, vectors.shape) != (np.float16, (size, width)):
+        raise ValueError(f"{path} has {vectors.dtype}{list(vectors.shape)}, build the index again")
+    return vectors
+
+
+def _write_vectors(folder: Path, embeddings: Path, domain: str, shape: tuple[int, int]) -> np.ndarray:
+    """Writes the embeddings of a domain in half precision, and maps them into memory."""
+    vectors = np.lib.format.open_memmap(folder / f"{domain}.npy", "w+", np.float16, shape)
+    start = 0
+    for _, part in read_vectors(embeddings, domain):
+        vectors[start : (start := start + len(part))] = part
+    vectors.flush()
+    return vectors
 
 
 def _read_faiss(path: Path, kind: str, size: int, width: int) -> faiss.Index:
@@ -156,59 +221,67 @@ def check_index_file(path: Path, kind: str, size: int, width: int) -> None:
             for step in bytes_per_item:
                 file.seek(read("<Q")[0] * step + file.tell())
 
-        def expect_index(kind: str, items: int | None = None) -> None:
+        def expect_index(wanted: bytes | None, *, coded: bool = False) -> None:
             name, dimensions, found, _, _, _, metric = read("<4siqqq?i")
-            if (name, dimensions, metric) != (FILE_TYPES.get(kind), width, faiss.METRIC_INNER_PRODUCT):
+            if (name, metric) != (wanted, faiss.METRIC_INNER_PRODUCT) or (dimensions != width and not coded):
                 raise ValueError(f"it has an index of type {name!r} and {dimensions} dimensions")
-            if items not in (None, found):
-                raise ValueError(f"it has {found} items instead of {items}")
+            if found != size:
+                raise ValueError(f"it has {found} items instead of {size}")
 
-        expect_index(kind, size)
+        expect_index(FILE_TYPES.get(kind))
         if kind == "hnsw":
             skip_vectors(8, 4, 4, 8, 4)  # probabilities, numbers of neighbors, levels, offsets, neighbors
             read("<5i")  # entry point, highest level, and search options
-            expect_index("flat", size)
-        elif kind == "ivfpq":
-            read("<QQ")  # lists, and lists to search
-            expect_index("flat")
-            skip_vectors(4)  # centroids of the lists
-            read("<c")  # type of the map from items to lists
-            skip_vectors(8)
-            read("<?4Q")  # sizes of the codes
-            skip_vectors(4)  # centroids of the codes
-            if (name := read("<4s")[0]) != b"ilar":
-                raise ValueError(f"it has lists of type {name!r}")
+            expect_index(FILE_TYPES["flat"])
+        elif kind == "codes":
+            if (name := read("<i4s?")[:2]) != (1, b"LTra"):
+                raise ValueError(f"it has the transforms {name!r}")
+            skip_vectors(4, 4)  # matrix and bias
+            read("<ii?")  # dimensions, and whether it is trained
+            expect_index(b"IPfs", coded=True)
 
 
 def default_kind(size: int) -> str:
     """Returns the kind of index for a number of items."""
-    if size <= FLAT_LIMIT:
-        return "flat"
-    return "hnsw" if size <= HNSW_LIMIT else "ivfpq"
+    return "flat" if size <= FLAT_LIMIT else "codes"
 
 
-def _empty_index(kind: str, size: int, width: int) -> faiss.Index:
-    """An index by inner product for `size` items of `width` dimensions."""
+def empty_index(kind: str, sample: np.ndarray) -> faiss.Index:
+    """An index by inner product for items like float32[n, E], trained on them if its kind needs it."""
+    width = sample.shape[1]
     if kind == "flat":
         return faiss.IndexFlatIP(width)
     if kind == "hnsw":
         index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction, index.hnsw.efSearch = 100, 256
         return index
-    lists = min(int(4 * math.sqrt(size)), size // 39)
-    codes = max(m for m in range(1, width // 2 + 1) if width % m == 0)  # bytes per item, two dimensions each
-    index = faiss.IndexIVFPQ(faiss.IndexFlatIP(width), width, lists, codes, 8, faiss.METRIC_INNER_PRODUCT)
-    index.nprobe = max(16, lists // 16)
+    rotation = _coded_axes(sample)
+    transform = faiss.LinearTransform(width, len(rotation), False)
+    faiss.copy_array_to_vector(rotation.ravel(), transform.A)
+    transform.is_trained = True
+    coded = faiss.IndexPQFastScan(len(rotation), CODES, 4, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.IndexPreTransform(transform, coded)
+    index.train(sample)
     return index
 
 
-def _build_domain(kind: str, embeddings: Path, domain: str, size: int, width: int) -> faiss.Index:
-    """The index of a domain, trained on a sample if its kind needs it."""
-    index = _empty_index(kind, size, width)
-    if isinstance(index, faiss.IndexIVF):
-        count = min(size, max(PQ_ITEMS, 64 * index.nlist))
-        rows = np.sort(np.random.default_rng(0).choice(size, count, replace=False))
-        index.train(read_rows(embeddings, domain, rows))
+def _coded_axes(sample: np.ndarray) -> np.ndarray:
+    """Matrix float32[D, E] to the D principal axes that keep most of the inner products, mixed by a random rotation.
+
+    The rotation gives all codes about the same variance. D is a multiple of the number of codes.
+    """
+    values, axes = np.linalg.eigh((sample.T @ sample).astype(np.float64))
+    kept = np.cumsum(values[::-1]) / values.sum()
+    count = CODES * -(-int(np.searchsorted(kept, ENERGY) + 1) // CODES)
+    mixed = np.linalg.qr(np.random.default_rng(0).normal(size=(count, count)))[0]
+    padded = np.pad(axes[:, ::-1], ((0, 0), (0, max(0, count - len(axes)))))  # if there are fewer axes than codes
+    return np.ascontiguousarray((padded[:, :count] @ mixed).T, np.float32)
+
+
+def _build_domain(kind: str, embeddings: Path, domain: str, size: int) -> faiss.Index:
+    """The index of a domain, trained on a sample."""
+    rows = np.sort(np.random.default_rng(0).choice(size, min(size, SAMPLE if kind == "codes" else 1), replace=False))
+    index = empty_index(kind, read_rows(embeddings, domain, rows))
     for _, vectors in read_vectors(embeddings, domain):
         index.add(vectors)
     return index
@@ -221,26 +294,31 @@ def _sample_queries(embeddings: Path, sizes: Mapping[str, int]) -> np.ndarray:
     return np.concatenate([read_rows(embeddings, domain, own) for domain, own in rows.items()])
 
 
-def _measure_recall(index: faiss.Index, queries: np.ndarray, embeddings: Path, domain: str) -> float:
-    """Share of the exact TOP nearest items that the index finds; 1 if there are no items."""
-    top = min(TOP, index.ntotal)
-    if not top or not len(queries):
+def measure_recall(index: Index, domain: str, queries: np.ndarray, exact: np.ndarray) -> float:
+    """Returns the share of the exact nearest items int64[Q, top] that the index finds; 1 if there are none.
+
+    Doubles the number of candidates of codes until RECALL is reached.
+    """
+    candidates, top = index.description["candidates"], exact.shape[1]
+    if not exact.size:
         return 1.0
-    found, (_, exact) = index.search(queries, top)[1], exact_search(queries, embeddings, domain, top)
-    return float(np.mean([len(set(a) & set(b)) / top for a, b in zip(found.tolist(), exact.tolist(), strict=True)]))
+    while True:
+        found = index.search(queries, domain, top)[1].tolist()
+        recall = float(np.mean([len(set(a) & set(b)) / top for a, b in zip(found, exact.tolist(), strict=True)]))
+        if recall >= RECALL or domain not in candidates or candidates[domain] >= CANDIDATES[1]:
+            return recall
+        candidates[domain] *= 2
 
 
 def exact_search(queries: np.ndarray, embeddings: Path, domain: str, top: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the exact result of `Index.search`, reading one file of embeddings at a time."""
-    scores, rows = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
-    start = 0
-    for _, vectors in read_vectors(embeddings, domain):
-        more, found = faiss.knn(queries, vectors, min(top, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
-        scores, rows = np.concatenate([scores, more], axis=1), np.concatenate([rows, found + start], axis=1)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-        scores, rows = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
-        start += len(vectors)
-    return scores, rows
+
+    def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        start = 0
+        for _, vectors in read_vectors(embeddings, domain):
+            yield np.arange(start, start := start + len(vectors)), vectors
+
+    return nearest(queries, parts(), top)
 
 
 def embeddings_fingerprint(folder: Path) -> str:

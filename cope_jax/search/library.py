@@ -17,7 +17,14 @@ from cope_jax.data.thumbnails import Card, read_card
 from cope_jax.evaluation.results import LATEST, find_step, other_data
 from cope_jax.runs.config_file import load_config
 from cope_jax.search.embedder import Embedder, Picture
-from cope_jax.search.embedding_store import MANIFEST, embed_to_parquet, read_item_ids, read_manifest, read_rows
+from cope_jax.search.embedding_store import (
+    MANIFEST,
+    embed_to_parquet,
+    read_item_ids,
+    read_manifest,
+    read_rows,
+    shorten,
+)
 from cope_jax.search.index import Index, build_index, open_index
 from cope_jax.search.item_table import ItemTable, open_item_table, split_words
 from cope_jax.search.moments import read_moment
@@ -165,7 +172,8 @@ class Library:
         """Finds the items nearest to an embedding float32[1, E]."""
         found = []
         for domain in among:
-            scores, rows = self.index.search(vector, domain, top, masks.get(domain))
+            short = shorten(vector, self.index.description["width"])
+            scores, rows = self.index.search(short, domain, top, masks.get(domain))
             pairs = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
             found += [(score, domain, row) for row, score in pairs if row >= 0]
         return sorted(found, key=lambda hit: -hit[0])[:top]
@@ -256,6 +264,7 @@ def open_library(
     # Existing embeddings may have another precision or shard size than the defaults.
     stored = read_manifest(folder) if (folder / MANIFEST).exists() else {}
     form = {key: stored[key] for key in ("dtype", "rows") if key in stored}
+    form["dims"] = stored.get("width")
     form["update"] = embeddings is None  # to other records of the same name
     embed_to_parquet(workdir, folder, split=split, data_dir=data_dir, step=number, average=average, **form)
     path = folder / "index"

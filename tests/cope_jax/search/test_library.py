@@ -154,8 +154,8 @@ def test_an_existing_index_of_another_kind_is_built_again(run):
     assert "page: hnsw index of" in run("--kind=hnsw")
     assert "index of" not in run("--kind=hnsw")
     assert "index of" not in run()
-    with pytest.raises(ValueError, match="an IVF-PQ index needs"):
-        run("--kind=ivfpq")
+    with pytest.raises(ValueError, match="an index of codes needs"):
+        run("--kind=codes")
     assert "page: flat index of" in run("--kind=flat")
 
 
