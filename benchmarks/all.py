@@ -38,6 +38,9 @@ BENCHMARKS = {
     "build": Benchmark(("--mb=10", "--rounds=1"), ("ratio", "rss_growth")),
     "download": Benchmark(("--images=400", "--rounds=1"), ("images_per_s", "ratio")),
     "video": Benchmark(("--seconds=3", "--minutes=1", "--clips=2", "--frames=4", "--rounds=1"), ("short_720p_4",)),
+    "near_duplicates": Benchmark(
+        ("--copies=50", "--images=5000"), ("found", "false_pairs", "seconds", "peak_rss_bytes")
+    ),
     "loss": Benchmark(("--chunk=64", "--rounds=1"), ("growth_2_to_16", "ring_over_dense_time_at_8")),
     "grad_cache": Benchmark(("--ratios=4", "--rounds=1"), ("microbatch_bytes",)),
     "parity": Benchmark(("--side=64",), ("largest_forward", "largest_gradient")),

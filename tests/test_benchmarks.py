@@ -23,7 +23,8 @@ from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.model import split_model
 
 MODULES = {path.stem for path in Path(all_benchmarks.__file__).parent.glob("*.py")}
-COMMANDS = sorted(MODULES - {"catalog_writer", "measuring", "torch_cope", "torch_pipeline", "torch_references"})
+HELPERS = {"catalog_writer", "measuring", "tables", "torch_cope", "torch_pipeline", "torch_references"}
+COMMANDS = sorted(MODULES - HELPERS)
 MICRO = {
     "data.image_size": 32,
     "data.text_length": 6,

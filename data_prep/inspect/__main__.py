@@ -5,7 +5,8 @@
 
 The first form prints a table of distributions and writes a page with plots and some products: their items in all
 domains, side by side. It reads about `items` evenly spaced items per domain; 0 reads all. The second form reads
-everything and reports products and byte-identical images that occur in more than one split.
+everything and reports products, byte-identical images and near-duplicates that occur in more than one split, and
+near-duplicates of different products.
 """
 
 from pathlib import Path
