@@ -34,11 +34,12 @@ help() {
 ./run.sh tfds build …                  the same with the options of TFDS's own command
 ./run.sh verify --data_dir=DIR         read array records in full and report damage
 ./run.sh inspect --data_dir=DIR        summarize a built data set as a table and an HTML page;
-                                       with --check_split: products and images shared by train and test
+                                       with --check_split: products, images and near-duplicates shared by splits
 ./run.sh train --config=FILE …         train a model; the same command resumes an interrupted run;
                                        with --dry_run: report parameters, memory and operations, and do not train
 ./run.sh eval --workdir=DIR …          evaluate a run: retrieval and few-shot classification
 ./run.sh compare RUN RUN…              compare the metrics of evaluated runs and mark significant differences
+./run.sh mteb --workdir=DIR …           score a run on tasks of the package mteb, such as ABOI2VRetrieval
 ./run.sh checkpoints verify DIR        verify checkpoints
 ./run.sh embed --workdir=DIR --out=…   write the embeddings of all items as Parquet
 ./run.sh search --workdir=DIR …        find similar items, by item, images or text;
@@ -47,6 +48,7 @@ help() {
 ./run.sh lint                          check style, format and types
 ./run.sh test [--quick] [OPTION…]      run the tests, with --quick without the slow ones; options go to pytest
 ./run.sh docs                          build the documentation site in site/
+./run.sh results                       write the tables of results in README and docs from benchmarks/results/tables
 
 Each command takes --help. Options of demo and grocery go to training: ./run.sh demo --config.train.steps=200
 except --train_products=N, --test_products=N, --image_side=PIXELS and --seed=N of demo, which go to the release.
@@ -131,26 +133,29 @@ case $command in
     [ -d "$1" ] || fail "no folder $1: give the path of a checkout of GroceryStoreDataset"
     setup ;;
   demo) case " $* " in *" --videos "*) setup video ;; *) setup ;; esac ;;
-  abo | synthetic | catalog | table | verify | inspect | train | eval | compare | checkpoints | embed | export) setup ;;
+  abo | synthetic | catalog | table | verify | train | eval | compare | checkpoints | embed | export) setup ;;
   download) setup download ;;
   search) case "$*" in push*) setup search serve video qdrant ;; *) setup search serve video ;; esac ;;
+  inspect) setup search ;;
+  mteb) setup video mteb ;;
   build) case "$*" in *--beam_pipeline_options*) setup video beam ;; *) setup video ;; esac ;;
   segment) setup video ;;
   tfds)
     [ "${1:-}" = build ] || fail "of TFDS's commands only 'build' works without TensorFlow: ./run.sh tfds build …"
     setup ;;
   lint)
-    setup search serve qdrant download video beam dev
+    setup search serve qdrant download video beam mteb dev
     cd "$ROOT"
     "$PYTHON" -m ruff check .
     "$PYTHON" -m ruff format --check .
     exec "$PYTHON" -m basedpyright --pythonpath "$(command -v "$PYTHON")" ;;
   test)
-    setup search serve qdrant download video beam accelerators dev
+    setup search serve qdrant download video beam mteb accelerators dev
     if [ "${1:-}" = --quick ]; then shift; set -- -m 'not slow' "$@"; fi
     cd "$ROOT"
     # Each of two workers runs whole files, whose tests share fixtures.
     exec "$PYTHON" -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@" ;;
+  results) setup; cd "$ROOT"; exec "$PYTHON" -m benchmarks.tables "$@" ;;
   docs) setup docs; cd "$ROOT"; exec "$PYTHON" -m mkdocs build --strict "$@" ;;
   help | --help | -h) help; exit ;;
   *) help >&2; fail "unknown command '$command'" ;;

@@ -168,7 +168,7 @@ def test_an_unknown_field_of_the_config_suggests_a_similar_one(run_sh, tmp_path)
 
 def test_help_lists_the_same_commands_as_cope(run_sh):
     listed = {line.split()[1] for line in run_sh("help").stdout.splitlines() if line.startswith("./run.sh ")}
-    assert listed == {name.split()[0] for name in COMMANDS} | {"lint", "test", "docs"}
+    assert listed == {name.split()[0] for name in COMMANDS} | {"lint", "test", "docs", "results"}
 
 
 # Used as Python: records its arguments, copies itself into a new environment, and takes a second to install nothing.

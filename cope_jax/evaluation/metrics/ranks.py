@@ -46,6 +46,14 @@ class Ranks:
         sums = np.add.reduceat(k / self.ranks, starts) if len(starts) else np.zeros(0)
         return sums / numbers[self.has_positive]
 
+    def ndcg(self, k: int) -> Float[np.ndarray, " q"]:
+        """Normalized discounted cumulative gain of each query: Σ 1 / log2(1 + rank) over ranks ≤ k, of the largest."""
+        numbers = np.diff(self.offsets)[self.has_positive]
+        gains = np.where(self.ranks <= k, 1 / np.log2(1 + self.ranks), 0)
+        starts = self.offsets[:-1][self.has_positive]
+        ideal = np.cumsum(1 / np.log2(np.arange(2, k + 2)))
+        return (np.add.reduceat(gains, starts) if len(starts) else np.zeros(0)) / ideal[np.minimum(numbers, k) - 1]
+
     def positives(self, query: int) -> Int64[np.ndarray, " n"]:
         """Gallery rows of a query's positives, best first."""
         return self.rows[self.offsets[query] : self.offsets[query + 1]]

@@ -10,7 +10,7 @@ from cope_jax.evaluation.metrics.ranks import Ranks, nearest_negative_scores, pa
 from data_prep.common.domains import direction_name, domain_pairs
 
 RECALLS = (1, 5, 10)
-MEAN_METRICS = (*(f"r{k}" for k in RECALLS), "map")  # means over queries
+MEAN_METRICS = (*(f"r{k}" for k in RECALLS), "map", "ndcg10")  # means over queries
 BINS = 50  # of histograms
 NEGATIVES = 100_000  # random pairs; the standard error of a bin's share is at most 0.0016
 NEAREST_NEGATIVES = 500  # queries whose nearest negative is found
@@ -23,7 +23,8 @@ Metrics = dict[str, float | int]
 def query_metrics(ranks: Ranks) -> Float[np.ndarray, "queries metrics"]:
     """Returns MEAN_METRICS of each query with a positive."""
     best = ranks.best
-    return np.stack([*(best <= k for k in RECALLS), ranks.average_precision], axis=-1).astype(np.float64)
+    columns = [*(best <= k for k in RECALLS), ranks.average_precision, ranks.ndcg(10)]
+    return np.stack(columns, axis=-1).astype(np.float64)
 
 
 def retrieval_metrics(ranks: Ranks, chosen: Bool[np.ndarray, " Q"] | None = None) -> Metrics:
@@ -31,6 +32,7 @@ def retrieval_metrics(ranks: Ranks, chosen: Bool[np.ndarray, " Q"] | None = None
 
         r1, r5, r10  = mean over queries of [rank_1 ≤ 1], [rank_1 ≤ 5], [rank_1 ≤ 10]
         map          = mean over queries of (1/P) Σ_k k / rank_k
+        ndcg10       = mean over queries of the normalized discounted cumulative gain of the first 10 items
         median_rank  = median over queries of rank_1
 
     Returns these metrics of the chosen or all queries, the number of `queries` with a positive, which they are means
@@ -86,7 +88,7 @@ def direction_metrics(ranks: Mapping[str, Ranks]) -> dict[str, Metrics]:
 
 
 def direction_means(metrics: Mapping[str, Metrics]) -> dict[str, float]:
-    """Returns means over the directions: "mean_r1", "mean_r5", "mean_r10", "mean_map"; {} without directions."""
+    """Returns means over the directions, "mean_r1", …, "mean_ndcg10"; {} without directions."""
     if not metrics:
         return {}
     return {f"mean_{key}": sum(own[key] for own in metrics.values()) / len(metrics) for key in MEAN_METRICS}

@@ -40,7 +40,7 @@ def one_direction(queries, gallery, query_products, gallery_products, block=None
 
 def by_brute_force(queries, gallery, query_products, gallery_products) -> dict[str, float]:
     """Sorts the whole gallery for each query, item by item, in Python's float64."""
-    first, precisions = [], []
+    first, precisions, gains = [], [], []
     for query, products in zip(queries.tolist(), query_products.tolist(), strict=True):
         ranking = []
         for item, others in zip(gallery.tolist(), gallery_products.tolist(), strict=True):
@@ -56,11 +56,14 @@ def by_brute_force(queries, gallery, query_products, gallery_products) -> dict[s
                     first.append(rank)
         if found:
             precisions.append(sum(precision) / found)
+            gain = sum(1 / math.log2(1 + rank) for rank, (_, positive) in enumerate(ranking[:10], 1) if positive)
+            gains.append(gain / sum(1 / math.log2(1 + rank) for rank in range(1, min(found, 10) + 1)))
     recalls = {f"r{k}": sum(rank <= k for rank in first) / len(first) for k in (1, 5, 10)}
     first.sort()
     median = (first[(len(first) - 1) // 2] + first[len(first) // 2]) / 2
     sizes = {"queries": len(first), "left_out": len(queries) - len(first), "gallery": len(gallery)}
-    return recalls | {"map": sum(precisions) / len(precisions), "median_rank": median} | sizes
+    means = {"map": sum(precisions) / len(precisions), "ndcg10": sum(gains) / len(gains)}
+    return recalls | means | {"median_rank": median} | sizes
 
 
 @st.composite
@@ -136,6 +139,7 @@ def test_hand_computed_metrics():
         "r5": 1.0,
         "r10": 1.0,
         "map": pytest.approx((5 / 6 + 1 / 3 + 7 / 12 + 1) / 4),
+        "ndcg10": pytest.approx((1.5 / 1.63093 + 0.5 + 1.13093 / 1.63093 + 1) / 4, abs=1e-5),  # 0.63093 = 1 / log2(3)
         "median_rank": 1.5,
         "queries": 4,
         "left_out": 1,
@@ -237,7 +241,8 @@ def test_own_domain_and_all_domains():
     assert (own["video"], own["live"]) == (None, None)
     # For each page of product 1, the other one ties with the page of product 2.
     counts = {"queries": 2, "left_out": 1, "gallery": 2}
-    assert own["page"] == {"r1": 0, "r5": 1, "r10": 1, "map": 0.5, "median_rank": 2} | counts
+    ndcg = pytest.approx(1 / math.log2(3))
+    assert own["page"] == {"r1": 0, "r5": 1, "r10": 1, "map": 0.5, "ndcg10": ndcg, "median_rank": 2} | counts
     every = retrieval.all_domains(embeddings)
     # Page 0: video first, page 1 last of the three others that tie. Page 1: all four tie. Page 2: its live item first.
     precisions = [(1 / 1 + 2 / 4) / 2, (1 / 3 + 2 / 4) / 2, 1]
