@@ -21,16 +21,12 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import numpy as np
 from absl import flags
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from data_prep.catalog.files import format_summary
 from data_prep.common import cli
 from data_prep.common.files import atomic_write
 from data_prep.sources.download_files import index_tar, read_csv, read_lines
-from data_prep.table import build_table_catalog
+from data_prep.sources.table_source import convert, join_names
 
 FLAGS = flags.FLAGS
 SIZES = ("small", "original")
@@ -61,6 +57,8 @@ def write_table(folder: Path, out: Path, *, size: str = "small", language: str =
         ValueError: More than 1% of the listings are invalid.
     """
     counts = Counter[str]()
+    if (folder / OLD_LICENSE).exists():
+        print(f"{folder / OLD_LICENSE} is of an earlier release; the data is under CC BY 4.0 today")
     for archive in folder.glob("*.tar"):
         index_tar(archive)
     listings = sorted(_read_listings(folder, language, counts), key=lambda listing: listing[:3])
@@ -109,21 +107,8 @@ def parse_listing(fields: Mapping[str, Any], language: str) -> Listing:
 
 def group_products(listings: Sequence[Listing]) -> list[str]:
     """Returns the product of each listing: the smallest item id of the listings that are the same product."""
-    keys: dict[tuple[str, str], int] = {}
-    pairs = [
-        (i, len(listings) + keys.setdefault(key, len(keys)))
-        for i, listing in enumerate(listings)
-        for key in (("item", listing.item), ("spin", listing.spin), ("image", listing.main))
-        if key[1]
-    ]
-    nodes = len(listings) + len(keys)
-    edges = np.array(pairs, np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(pairs), bool), (edges[0], edges[1])), shape=(nodes, nodes))
-    groups = connected_components(graph, directed=False)[1][: len(listings)].tolist()
-    smallest: dict[int, str] = {}
-    for group, listing in zip(groups, listings, strict=True):
-        smallest[group] = min(smallest.get(group, listing.item), listing.item)
-    return [smallest[group] for group in groups]
+    keys = ((("item", own.item), ("spin", own.spin), ("image", own.main)) for own in listings)
+    return join_names([own.item for own in listings], ([key for key in own if key[1]] for own in keys))
 
 
 def _rows(
@@ -222,19 +207,7 @@ def define_flags() -> None:
 
 
 def main(*folders: str) -> None:
-    if len(folders) != 1:
-        raise ValueError(f"{len(folders)} folders are given; expected one, with the download of ABO")
-    folder, out = Path(folders[0]), Path(FLAGS.out)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}")
-    table = out.with_name(f"{out.name}.jsonl")
-    table.parent.mkdir(parents=True, exist_ok=True)
-    if (folder / OLD_LICENSE).exists():
-        print(f"{folder / OLD_LICENSE} is of an earlier release; the data is under CC BY 4.0 today")
-    counts = write_table(folder, table, size=FLAGS.images, language=FLAGS.language)
-    print("\n".join(f"{count:>9,} {name}" for name, count in counts.items()))
-    catalog = build_table_catalog(table, folder, out, report=partial(print, flush=True))
-    print(format_summary(catalog.summary))
+    convert(folders, Path(FLAGS.out), partial(write_table, size=FLAGS.images, language=FLAGS.language))
 
 
 if __name__ == "__main__":
