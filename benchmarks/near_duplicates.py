@@ -5,8 +5,9 @@
 
 Plants `copies` of the photos in another split, a fifth each of JPEG quality 50, a crop to 90% of both sides, a mirror
 image, half the size, and a caption bar over the lowest 15%. `found` is the share of them that is found. `false_pairs`
-is the share of all pairs found that neither are planted nor show one scene: those in which SIFT keypoints of the
-originals (OpenCV) support no homography. Photos of one scene are near-duplicates, although nobody planted them.
+is the share of all pairs found that neither are planted nor show one scene from one place: those in which no homography
+near the identity maps SIFT keypoints (OpenCV) all over the originals. Photos of one scene from one place are
+near-duplicates, although nobody planted them.
 
 `seconds` and `peak_rss_bytes` are of finding near-duplicates among `images` generated images, mixtures of the photos'
 descriptors with noise, nine tenths in one split, in a process of its own. `hash_ms` is the time to decode and to
@@ -31,7 +32,10 @@ from data_prep.inspect import near_duplicates
 from data_prep.synthetic.release import write_release
 
 FLAGS = flags.FLAGS
-MIN_INLIERS = 12  # keypoints of one homography; unrelated photos have at most about 8
+# Keypoints that a homography maps, the share of the picture between them, and how far its corners may move, in sides.
+# Other photos of a package have as many keypoints in common, but on the package alone and at other places.
+MIN_INLIERS, MIN_AREA, MAX_MOVE = 15, 0.3, 0.2
+SIDE = 512  # pixels of the pictures that are compared
 GENERATED_AT_ONCE = 4096
 
 
@@ -109,11 +113,11 @@ def _compare_ms(thumbnails: np.ndarray) -> float:
 
 
 def shows_one_scene(one: bytes, two: bytes) -> bool:
-    """Whether a homography maps enough SIFT keypoints of a photo to those of another one or of its mirror image."""
+    """Whether a homography near the identity maps SIFT keypoints of a photo to those of another, or of its mirror."""
     sift = cv2.SIFT.create(contrastThreshold=0.02)
 
     def features(pixels: np.ndarray) -> tuple[Sequence[cv2.KeyPoint], np.ndarray]:
-        large = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (512, 512), interpolation=cv2.INTER_CUBIC)
+        large = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
         return sift.detectAndCompute(large, None)
 
     first, second = decode_rgb(one), decode_rgb(two)
@@ -128,8 +132,13 @@ def shows_one_scene(one: bytes, two: bytes) -> bool:
             continue
         a = np.array([points[match.queryIdx].pt for match in good], np.float32)
         b = np.array([others[match.trainIdx].pt for match in good], np.float32)
-        _, mask = cv2.findHomography(a, b, cv2.RANSAC, 8.0)
-        if mask is not None and mask.sum() >= MIN_INLIERS:
+        matrix, mask = cv2.findHomography(a, b, cv2.RANSAC, 8.0)
+        if mask is None or mask.sum() < MIN_INLIERS:
+            continue
+        corners = np.array([[[0, 0], [SIDE, 0], [SIDE, SIDE], [0, SIDE]]], np.float32)
+        moves = np.abs(cv2.perspectiveTransform(corners, matrix) - corners).max() / SIDE
+        area = cv2.contourArea(cv2.convexHull(a[mask.ravel() == 1])) / SIDE**2
+        if moves <= MAX_MOVE and area >= MIN_AREA:
             return True
     return False
 

@@ -14,6 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +126,33 @@ def abo(folder: Path) -> None:
                     tar.addfile(member, io.BytesIO(data))
 
 
+def mteb_data(folder: Path) -> None:
+    """The data of MTEB's task ABOI2VRetrieval, as on the hub: photos, and turntable videos, of 8 products."""
+    from datasets import Dataset, Features, Image, Value, Video  # takes a second
+
+    rng, text = np.random.default_rng(4), Value("string")
+    photos = [simplejpeg.encode_jpeg(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(24)]
+    names = [f"{number}" for number in range(8)]
+    folder.mkdir(parents=True)
+    for number in range(8):
+        encode(folder / f"{number}.mp4", photos[8 + 2 * number : 10 + 2 * number])
+    videos = [{"bytes": (folder / f"{name}.mp4").read_bytes(), "path": None} for name in names]
+    images = [{"bytes": photo, "path": None} for photo in photos[:8]]
+    parts = {
+        "queries": ({"id": names, "image": images}, {"id": text, "image": Image()}),
+        "corpus": ({"id": names, "video": videos}, {"id": text, "video": Video()}),
+        "qrels": (
+            {"query-id": names, "corpus-id": names, "score": [1] * 8},
+            {"query-id": text, "corpus-id": text, "score": Value("int32")},
+        ),
+    }
+    card = "---\nconfigs:\n"
+    for name, (columns, features) in parts.items():
+        Dataset.from_dict(columns, Features(features)).to_parquet(folder / name / "test.parquet")
+        card += f"- config_name: {name}\n  data_files:\n  - split: test\n    path: {name}/*.parquet\n"
+    put(folder / "README.md", f"{card}---\n")
+
+
 class QuietHandler(SimpleHTTPRequestHandler):
     """Serves files without logging requests."""
 
@@ -141,6 +169,7 @@ def places(tmp_path_factory):
     shop(folder)
     recording(folder / "videos")
     abo(folder / "ABO")
+    mteb_data(folder / "hubxrt/ABO-I2V")  # found there, below the current folder, in place of the hub
     write_siglip2(folder / "siglip2")
     (folder / "runs").mkdir()
     (folder / "runs/rope_sigmoid").symlink_to("rope")
@@ -189,12 +218,19 @@ def test_every_page_is_listed():
     assert pages == set(PAGES) - {"README.md"}
 
 
+def offline_hub(places: dict[str, str]) -> dict[str, Any]:
+    """Settings of a process that finds data sets of the hub in the test folder."""
+    return {"cwd": places["folder"], "env": os.environ | {"HF_DATASETS_CACHE": f"{places['folder']}/datasets"}}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "--distributed" not in command])
 def test_command_of_the_docs_runs(run_sh, places, command):
     """Runs the commands in the order of the pages: later ones use what earlier ones wrote."""
-    done = run_sh(*words_of(command, places))
+    done = run_sh(*words_of(command, places), **(offline_hub(places) if " mteb " in command else {}))
     assert done.returncode == 0, done.stdout + done.stderr
+    if " mteb " in command:
+        assert "ABOI2VRetrieval test default: hit_rate_at_1 " in done.stdout
     if "--dry_run" in command:  # without data, tokenizer, work directory or that many devices
         assert "= 16 devices\nbatch       16 products, 1 per device" in done.stdout
         assert "60 (from config.data.vocab_size, since nobody/nothing is not on this machine)" in done.stdout

@@ -96,31 +96,24 @@ def extract_hashes(file: RecordFile) -> None:
     """Writes the ids, image hashes, thumbnails and descriptors of a file of records."""
     rows: list[tuple[str, str, str, list[int] | None, bytes | None]] = []
     pictures: list[np.ndarray] = []
+    for record in read_sample(file.path):
+        if file.kind == "product":
+            rows.append((file.split, file.kind, str(record.integers("product_id")[0]), None, None))
+            continue
+        payload = parse_payload(b"".join(record.byte_strings("payload")).decode())
+        item_id = str(payload.get(OWN_ITEM, record.integers("item_id")[0]))
+        products, side = record.integers("product_ids"), near_duplicates.SIDE
+        for frame in record.byte_strings("frames"):
+            rows.append((file.split, file.kind, item_id, products, hashlib.sha256(frame).digest()))
+            pictures.append(near_duplicates.thumbnail(decode_rgb(frame, min_height=side, min_width=side)))
     with (
         file.target.with_suffix(".thumbnails").open("wb") as thumbnails,
         file.target.with_suffix(".descriptors").open("wb") as descriptors,
     ):
-
-        def flush() -> None:
-            batch = np.stack(pictures)
+        for start in range(0, len(pictures), _PICTURES):
+            batch = np.stack(pictures[start : start + _PICTURES])
             thumbnails.write(batch.tobytes())
             descriptors.write(near_duplicates.describe(batch).tobytes())
-            pictures.clear()
-
-        for record in read_sample(file.path):
-            if file.kind == "product":
-                rows.append((file.split, file.kind, str(record.integers("product_id")[0]), None, None))
-                continue
-            payload = parse_payload(b"".join(record.byte_strings("payload")).decode())
-            item_id = str(payload.get(OWN_ITEM, record.integers("item_id")[0]))
-            products, side = record.integers("product_ids"), near_duplicates.SIDE
-            for frame in record.byte_strings("frames"):
-                rows.append((file.split, file.kind, item_id, products, hashlib.sha256(frame).digest()))
-                pictures.append(near_duplicates.thumbnail(decode_rgb(frame, min_height=side, min_width=side)))
-                if len(pictures) == _PICTURES:
-                    flush()
-        if pictures:
-            flush()
     columns = zip(*rows, strict=True) if rows else [[]] * len(_SCHEMA)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
     with file.target.open("wb") as target:
@@ -136,15 +129,14 @@ def _find_near_duplicates(files: Sequence[RecordFile], scratch: Path, apply: Pro
                 with file.target.with_suffix(suffix).open("rb") as source:
                     shutil.copyfileobj(source, target)
                 file.target.with_suffix(suffix).unlink()
-    rows = pa.concat_tables(pq.read_table(file.target, columns=_SCHEMA.names[:-1]) for file in files)
+    rows = pa.concat_tables(pq.ParquetFile(file.target).read(_SCHEMA.names[:-1]) for file in files)
     if not len(rows):
         return [], []
     shape = (len(rows), len(near_duplicates.REGIONS), near_duplicates.WIDTH)
     descriptors = np.memmap(scratch / "all.descriptors", np.uint8, "r", shape=shape)
     sizes = [rows["split"].to_pylist().count(split) for split in sorted({file.split for file in files})]
     splits = [range(*bounds) for bounds in pairwise(accumulate(sizes, initial=0))]
-    first = rows["products"].combine_chunks()
-    first = pc.list_element(first, 0).to_numpy(zero_copy_only=False)
+    first = pc.list_element(rows["products"], 0).to_numpy()
     pairs = near_duplicates.find_near_duplicates(descriptors, scratch / "all.thumbnails", splits, first, apply)
     leaks, false_negatives = dict[str, None](), dict[str, None]()  # sets in order
     for a, b in pairs.tolist():
