@@ -100,6 +100,7 @@ def test_metrics_have_the_promised_keys(demo):
                 "r5",
                 "r10",
                 "map",
+                "ndcg10",
                 "median_rank",
                 "queries",
                 "left_out",
