@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # it imports TFDS, and `cope_jax.search.upload_decoder` shoul
 T = TypeVar("T")
 SIDE = 160  # pixels; such an image has 3 to 6 kB
 QUALITY = 80
+SHOWN = 4  # frames of an item
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,15 @@ class Card:
     columns: Mapping[str, Any] = field(default_factory=dict)  # other columns of the table, such as title and price
 
 
-def shown_frames(frames: Sequence[T], *, limit: int = 4, kind: str = "clip") -> list[T]:
+def shown_frames(frames: Sequence[T], *, limit: int = SHOWN, kind: str = "clip") -> list[T]:
     """Returns at most `limit` frames of an item of a domain of some kind."""
     return [frames[i] for i in choose_frames(len(frames), limit, kind=kind, short_clips="mask", rng=None)]
 
 
-def read_card(records: "Records", domain: str, row: int, *, frames: int = 4, side: int = SIDE) -> Card:
+def read_card(records: "Records", domain: str, row: int, *, frames: int = SHOWN, side: int = SIDE) -> Card:
     """Reads an item, with at most `frames` frames whose longest side is `side` pixels."""
     item = records.items[domain][row]
-    shown = shown_frames(item.frames, limit=frames, kind=records.items[domain].kind)
+    shown = shown_frames(item.frames, limit=frames, kind=records.items[domain].kind) if frames else []
     return Card(
         domain=domain,
         item_id=item.own_id,

@@ -14,6 +14,7 @@ Results are printed and written as an HTML page with pictures. Embeddings and in
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def define_flags() -> None:
     flags.DEFINE_string("qdrant", "http://localhost:6333", "Address of the Qdrant server to copy to.")
     flags.DEFINE_string("collection", None, "Prefix of Qdrant's collections, which are replaced; the run's name.")
     flags.DEFINE_integer("port", 8000, "Port to serve on; 0 takes a free one.", lower_bound=0, upper_bound=65535)
+    flags.DEFINE_string("api_key_file", None, "File with a key that requests to the API must have; without the page.")
     flags.mark_flag_as_required("workdir")
 
 
@@ -180,10 +182,18 @@ def push(library: Library) -> None:
     print("\n".join(f"{FLAGS.qdrant} has {count:,} points in {name}" for name, count in counts.items()))
 
 
+def read_api_key(path: Path) -> str:
+    """Returns the key in a file; raises ValueError if it is not one that a header can have."""
+    if not re.fullmatch(r"[!-~]{16,}", key := path.read_text(encoding="ascii", errors="replace").strip()):
+        raise ValueError(f"--api_key_file={path} must contain one key of 16 or more ASCII characters without spaces")
+    return key
+
+
 def serve() -> None:
     """Serves the search page until the process is stopped."""
     from cope_jax.search.server import allowed_hosts, listen, make_app, make_server  # needs the extra "serve"
 
+    api_key = read_api_key(Path(FLAGS.api_key_file)) if FLAGS.api_key_file else ""
     with listen(FLAGS.host, FLAGS.port) as socket:
         hosts = allowed_hosts(FLAGS.host, socket, FLAGS.allow_host)
         library = open_run()
@@ -194,8 +204,10 @@ def serve() -> None:
         embedder = load_embedder(library)
         for domain in library.domains:  # compiles, which would delay the first query
             embedder.embed(domain, images=[np.zeros((8, 8, 3), np.uint8)])
-        app = make_app(library, embedder, about=about, top=FLAGS.top, hosts=hosts, videos=video_folder())
-        print(f"\nsearch at http://{hosts[0]}:{socket.getsockname()[1]} (stop with Ctrl-C)", flush=True)
+        options = {"about": about, "top": FLAGS.top, "hosts": hosts, "videos": video_folder(), "api_key": api_key}
+        app = make_app(library, embedder, **options)
+        path = "/api/openapi.json" if api_key else ""
+        print(f"\nsearch at http://{hosts[0]}:{socket.getsockname()[1]}{path} (stop with Ctrl-C)", flush=True)
         make_server(app).run(sockets=[socket])
 
 

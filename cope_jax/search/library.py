@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cope_jax.data.records import Records, open_records
-from cope_jax.data.thumbnails import Card, read_card
+from cope_jax.data.thumbnails import SHOWN, Card, read_card
 from cope_jax.evaluation.results import LATEST, find_step, other_data
 from cope_jax.runs.config_file import load_config
 from cope_jax.search.embedder import Embedder, Picture
@@ -91,10 +91,11 @@ class Library:
         among: Sequence[str] | None = None,
         top: int = 10,
         where: str = "",
+        frames: int = SHOWN,
     ) -> SearchResult:
         """Finds the `top` items in the domains `among`, by default all, that are nearest to an item of the library.
 
-        `where` is a filter, see `ItemTable.select`. A number may be given as text.
+        `where` is a filter, see `ItemTable.select`. A number may be given as text. Cards have at most `frames` frames.
 
         Raises ValueError if there is no such item or domain or `top` is not in 1 … MAX_TOP.
         """
@@ -103,7 +104,8 @@ class Library:
         vector = read_rows(self.embeddings, domain, np.array([row]))
         found = self._nearest(vector, among, MAX_TOP, self._masks(among, where))  # the query itself may be among them
         found = [hit for hit in found if hit[1:] != (domain, row)]
-        return self._result(read_card(self.records, domain, row), among, found, top, "dense")
+        query = read_card(self.records, domain, row, frames=frames)
+        return self._result(query, among, found, top, "dense", frames)
 
     def row(self, domain: str, item_id: int | str) -> int:
         """Returns the row of an item; raises ValueError if there is none."""
@@ -125,6 +127,7 @@ class Library:
         top: int = 10,
         mode: str | None = None,
         where: str = "",
+        frames: int = SHOWN,
     ) -> SearchResult:
         """Finds the items nearest to your own pictures, text, or both, which are treated as an item of `domain`.
 
@@ -138,6 +141,7 @@ class Library:
             top: Number of items to find, 1 … MAX_TOP.
             mode: One of MODES; by default hybrid for a text, dense with pictures.
             where: Filter, see `ItemTable.select`.
+            frames: Largest number of frames on the cards of the items.
         """
         among = self._check_domains(domain, among)
         if len(pictures) > 1 and self.records.items[domain].kind == "image":
@@ -161,9 +165,8 @@ class Library:
             ]
             found.insert(0, sorted(matches, key=lambda hit: -hit[0])[:MAX_TOP])  # first of equal ranks, for ids
         query = Card(domain, None, (), text, tuple(thumbnails), len(pictures))
-        return self._result(
-            query, among, fuse(found[0], found[1], word_weight(text)) if mode == "hybrid" else found[0], top, mode
-        )
+        best = fuse(found[0], found[1], word_weight(text)) if mode == "hybrid" else found[0]
+        return self._result(query, among, best, top, mode, frames)
 
     def _masks(self, among: Sequence[str], where: str) -> dict[str, np.ndarray]:
         return {domain: self.table.select(domain, where) for domain in among} if where.strip() else {}
@@ -178,7 +181,9 @@ class Library:
             found += [(score, domain, row) for row, score in pairs if row >= 0]
         return sorted(found, key=lambda hit: -hit[0])[:top]
 
-    def _result(self, query: Card, among: Sequence[str], found: Found, top: int, mode: str) -> SearchResult:
+    def _result(
+        self, query: Card, among: Sequence[str], found: Found, top: int, mode: str, frames: int
+    ) -> SearchResult:
         if not 1 <= top <= MAX_TOP:
             raise ValueError(f"{top} items requested; it must be 1 to {MAX_TOP}")
         hits, moments = [], [read_moment(query.columns)]
@@ -188,7 +193,7 @@ class Library:
             moment = read_moment(self.records.items[domain][row].columns)
             if moment and any(shown and moment.overlaps(shown) for shown in moments):
                 continue
-            card = read_card(self.records, domain, row)
+            card = read_card(self.records, domain, row, frames=frames)
             hits.append(Hit(card, score, bool(set(card.product_ids) & set(query.product_ids))))
             moments.append(moment)
         return SearchResult(query, tuple(among), tuple(hits), mode)

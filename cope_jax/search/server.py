@@ -1,8 +1,8 @@
-"""A web page for searching, meant for a few users who trust each other.
+"""A web page and an API for searching, meant for a few users who trust each other.
 
-By default it listens only on this machine. It answers only to its own host names, so that no other site can reach it
-through a name that resolves to this address. It runs no scripts but its own and stores nothing. Memory, time and
-connections are limited, whatever clients send.
+By default, the server listens only on this machine. It answers only to its own host names, so that no other site can
+reach it through a name that resolves to this address. It runs no scripts but its own and stores nothing. Memory, time
+and connections are limited, whatever clients send.
 """
 
 import asyncio
@@ -10,15 +10,12 @@ import dataclasses
 import ipaddress
 import re
 import socket
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import anyio
-import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -31,27 +28,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cope_jax.data.thumbnails import Card, read_card
+from cope_jax.data.thumbnails import read_card
+from cope_jax.search.api import SearchApi
 from cope_jax.search.embedder import Embedder
 from cope_jax.search.item_table import OWN_COLUMNS
-from cope_jax.search.library import Library, SearchResult
+from cope_jax.search.library import Library
 from cope_jax.search.moments import VIDEO_TYPES, find_video, read_moment
+from cope_jax.search.queries import Queries, Query
 from cope_jax.search.result_views import PAGES, search_page
-from cope_jax.search.uploads import (
-    MAX_FILE,
-    MAX_FILES,
-    MAX_TEXT,
-    MAX_VIDEO,
-    decode_pictures,
-    limited_form,
-    uploaded_pictures,
-)
+from cope_jax.search.uploads import MAX_FILE, MAX_FILES, MAX_TEXT, MAX_VIDEO
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 DEADLINE = 30.0  # seconds for a request, for the delivery of its response, and for an idle connection
 MAX_CONNECTIONS = 100  # further ones get status 503
-CONCURRENT_UPLOADS = 4  # forms on disk; others wait
-CONCURRENT_SEARCHES = 2  # threads
 MAX_RANGE = 2_000_000  # bytes of a video per response, so that slow clients can read it before the deadline
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; "
@@ -65,63 +54,38 @@ HEADERS = {
 }
 
 
-@dataclass(frozen=True)
-class Query:
-    """Contents of the form: the query's domain and text, the domains to search, how, and the filter."""
-
-    domain: str
-    search: tuple[str, ...]
-    text: str = ""
-    mode: str = ""  # "" is the default
-    where: str = ""
-
-
 class SearchPages:
-    """Request handlers for a library."""
+    """Pages with the results of queries."""
 
-    def __init__(self, library: Library, embedder: Embedder, *, about: str, top: int, videos: Path | None):
-        """`about` is the line under the title, `top` the number of items to show, `videos` a folder to play from."""
-        self.library, self.embedder, self.about, self.top, self.videos = library, embedder, about, top, videos
-        self.upload_slots = anyio.CapacityLimiter(CONCURRENT_UPLOADS)
-        self.decoder_slot = anyio.CapacityLimiter(1)  # decoding the largest pictures takes 1.1 GB
-        self.threads = ThreadPoolExecutor(CONCURRENT_SEARCHES, thread_name_prefix="search")
-        self.domains = library.domains
-        self.samples = self._samples()
+    def __init__(self, queries: Queries, *, about: str, videos: Path | None):
+        """`about` is the line under the title, `videos` a folder to play from."""
+        self.queries, self.about, self.videos = queries, about, videos
+        library = queries.library
+        samples = library.samples(per_domain=2)
+        self.samples = [read_card(library.records, domain, library.row(domain, item)) for domain, item in samples]
 
     async def home(self, request: Request) -> Response:
         """Shows the form and sample items, or the items nearest to the one in the address."""
-        values = request.query_params
+        values, domains = request.query_params, self.queries.domains
         if "item" not in values:
-            return self._page(self._empty_query(), samples=self.samples)
-        query = self._parse_query(values.get("domain", self.domains[0]), values.getlist("search") or self.domains)
-        return self._page(query, result=await self._compute(self._search_item, query, values["item"][:MAX_TEXT]))
+            return self._page(Query(domains[0], domains), samples=self.samples)
+        query = self.queries.parse(values.get("domain", domains[0]), values.getlist("search") or domains)
+        result = await self.queries.search_item(dataclasses.replace(query, item=values["item"][:MAX_TEXT]))
+        return self._page(query, result=result)
 
     async def search(self, request: Request) -> Response:
         """Shows the items nearest to the uploaded pictures and text."""
-        async with self.upload_slots, limited_form(request) as form:
-            uploads = uploaded_pictures(form)
-            domain, text, mode, where = (str(form.get(name, "")) for name in ("domain", "text", "mode", "where"))
-            if (size := max(len(text), len(where))) > MAX_TEXT:
-                raise HTTPException(413, f"The text has {size} characters: at most {MAX_TEXT}.")
-            query = self._parse_query(domain, [str(value) for value in form.getlist("search")])
-            query = dataclasses.replace(query, text=text.strip(), mode=mode, where=where.strip())
-            if not uploads and not query.text:
-                raise HTTPException(422, "Nothing to search for: choose a picture or type a title.")
-            pictures, thumbnails = [], []
-            if uploads:
-                async with self.decoder_slot:
-                    data = self.embedder.config.data
-                    pictures, thumbnails = await decode_pictures(uploads, data.image_size, data.resize)
-        return self._page(query, result=await self._compute(self._search_own, query, pictures, thumbnails))
+        query, result = await self.queries.answer(request)
+        return self._page(query, result=result)
 
     async def video(self, request: Request) -> Response:
         """Sends at most MAX_RANGE bytes of the video of the item in the address, or all without a range.
 
         The path of the file comes from the data set; the request names only the item.
         """
-        query = self._parse_query(request.query_params.get("domain", ""), self.domains)
+        query = self.queries.parse(request.query_params.get("domain", ""), self.queries.domains)
         item = request.query_params.get("item", "")[:MAX_TEXT]
-        path = await asyncio.get_running_loop().run_in_executor(self.threads, self._find_video, query.domain, item)
+        path = await self.queries.compute(self._find_video, query.domain, item)
         headers = MutableHeaders(scope=request.scope)
         if found := re.fullmatch(r"bytes=([0-9]{1,18})-([0-9]{0,18})", headers.get("range", "")):
             last = int(found[1]) + MAX_RANGE - 1
@@ -129,74 +93,27 @@ class SearchPages:
         return FileResponse(path, media_type=VIDEO_TYPES[path.suffix.lower()])
 
     def _find_video(self, domain: str, item: str) -> Path:
-        try:
-            row = self.library.row(domain, item)
-        except ValueError as error:
-            raise HTTPException(404, f"{error}") from error
-        moment = read_moment(self.library.records.items[domain][row].columns)
+        row = self.queries.row(domain, item)
+        moment = read_moment(self.queries.library.records.items[domain][row].columns)
         if not (moment and (path := find_video(self.videos, moment.video))):
             raise HTTPException(404, f"The video of {domain} {item} is not here.")
         return path
 
-    async def show_error(self, request: Request, error: Exception) -> Response:
+    def show_error(self, error: HTTPException) -> Response:
         """Shows the form with an error message."""
-        assert isinstance(error, HTTPException)
-        return self._page(self._empty_query(), problem=error.detail, status=error.status_code)
-
-    async def _compute(self, search: Callable[..., SearchResult], *arguments: Any) -> SearchResult:
-        """Searches in a thread and reports a ValueError to the user.
-
-        If the request ends first, a search that is running keeps its thread until it is done: it cannot be stopped.
-        """
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.threads, search, *arguments)
-        except ValueError as error:
-            raise HTTPException(422, f"{error}") from error
-
-    def _search_item(self, query: Query, item: str) -> SearchResult:
-        try:
-            self.library.row(query.domain, item)
-        except ValueError as error:
-            raise HTTPException(404, f"{error}") from error
-        return self.library.search_item(query.domain, item, among=query.search, top=self.top)
-
-    def _search_own(self, query: Query, pictures: Sequence[np.ndarray], thumbnails: Sequence[str]) -> SearchResult:
-        return self.library.search_own(
-            self.embedder,
-            query.domain,
-            pictures,
-            query.text,
-            thumbnails=thumbnails,
-            among=query.search,
-            top=self.top,
-            mode=query.mode or None,
-            where=query.where,
-        )
-
-    def _samples(self) -> list[Card]:
-        samples = self.library.samples(per_domain=2)
-        return [read_card(self.library.records, domain, self.library.row(domain, item)) for domain, item in samples]
+        empty = Query(self.queries.domains[0], self.queries.domains)
+        return self._page(empty, problem=error.detail, status=error.status_code)
 
     def _page(self, query: Query, *, status: int = 200, **parts: Any) -> Response:
         """Renders the page with a result, samples, or a problem."""
         limits = {"file": MAX_FILE, "files": MAX_FILES, "text": MAX_TEXT, "video": MAX_VIDEO}
-        kinds = {name: items.kind for name, items in self.library.records.items.items()}
+        library, domains = self.queries.library, self.queries.domains
+        kinds = {name: items.kind for name, items in library.records.items.items()}
         parts = {"result": None, "samples": None, "problem": None} | parts
-        own = [name for name in self.library.table.columns if name not in OWN_COLUMNS]
-        shared = {"about": self.about, "domains": self.domains, "columns": own, "limits": limits, "kinds": kinds}
+        own = [name for name in library.table.columns if name not in OWN_COLUMNS]
+        shared = {"about": self.about, "domains": domains, "columns": own, "limits": limits, "kinds": kinds}
         page = search_page(self.videos, query=query, video_types=VIDEO_TYPES, **shared, **parts)
         return HTMLResponse(page, status)
-
-    def _empty_query(self) -> Query:
-        return Query(self.domains[0], self.domains)
-
-    def _parse_query(self, domain: str, search: Sequence[str]) -> Query:
-        """Checks the values of a form or an address; raises HTTPException for an unknown domain or none to search."""
-        if unknown := {domain, *search} - set(self.domains):
-            raise HTTPException(422, f"Unknown domain {min(unknown)[:50]!r}: choose among {', '.join(self.domains)}.")
-        if not search:
-            raise HTTPException(422, f"Nothing to search among: choose at least one of {', '.join(self.domains)}.")
-        return Query(domain, tuple(name for name in self.domains if name in search))
 
 
 class OriginMiddleware:
@@ -264,25 +181,52 @@ def make_app(
     top: int,
     hosts: Sequence[str] = LOCAL,
     videos: Path | None = None,
+    api_key: str = "",
 ) -> Starlette:
-    """Builds the application, which answers to the names in `hosts`; see `SearchPages`."""
-    pages = SearchPages(library, embedder, about=about, top=top, videos=videos)
-    limited = [Middleware(DeadlineMiddleware)]
+    """Builds the application, which answers to the names in `hosts`.
+
+    Args:
+        library: Items to search.
+        embedder: Model of the library's embeddings.
+        about: Line under the title.
+        top: Number of items to show.
+        hosts: Names of the server.
+        videos: Folder to play videos from.
+        api_key: Key that requests to the API must have; the page, which has none, is then not served.
+    """
+    queries = Queries(library, embedder, top=top)
+    pages, api = SearchPages(queries, about=about, videos=videos), SearchApi(queries, api_key)
+
+    def limited(path: str, handler: Callable[[Request], Awaitable[Response]], method: str = "GET") -> Route:
+        return Route(path, handler, methods=[method], middleware=[Middleware(DeadlineMiddleware)])
 
     def static_file(name: str) -> Route:
         return Route(f"/{name}", lambda request: FileResponse(PAGES / name))
 
+    async def show_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if api_key or request.url.path.startswith("/api/"):
+            return api.show_error(error)
+        return pages.show_error(error)
+
+    page_routes = [
+        limited("/", pages.home),
+        limited("/search", pages.search, "POST"),
+        Route("/search", lambda request: RedirectResponse("/"), methods=["GET"]),  # a reload after a search
+        limited("/video", pages.video),
+        static_file("search.css"),
+        static_file("search.js"),
+    ]
+    api_routes = [
+        Route("/api/health", api.health),
+        Route("/api/openapi.json", api.specification),
+        limited("/api/search", api.search, "POST"),
+        limited("/api/items/{domain}/{item:path}", api.item),
+    ]
     return Starlette(
-        routes=[
-            Route("/", pages.home, middleware=limited),
-            Route("/search", pages.search, methods=["POST"], middleware=limited),
-            Route("/search", lambda request: RedirectResponse("/"), methods=["GET"]),  # a reload after a search
-            Route("/video", pages.video, middleware=limited),
-            static_file("search.css"),
-            static_file("search.js"),
-        ],
+        routes=api_routes if api_key else [*page_routes, *api_routes],
         middleware=[Middleware(OriginMiddleware), Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
-        exception_handlers={HTTPException: pages.show_error},
+        exception_handlers={HTTPException: show_error},
     )
 
 

@@ -29,32 +29,56 @@ ROOT = Path(__file__).parents[2]
 
 
 @asynccontextmanager
-async def limited_form(request: Request) -> AsyncIterator[FormData]:
+async def limited_form(request: Request, *, json_object: bool = False) -> AsyncIterator[FormData]:
     """Parses a form; Starlette keeps files above 1 MB on disk. No more than MAX_REQUEST is stored.
+
+    Args:
+        request: Request with the form.
+        json_object: Allow a JSON object of texts, numbers and lists of texts in its place, up to MAX_FIELD.
 
     Raises:
         HTTPException: 413 if the request is larger, 400 if it is not a valid form or has too many parts.
     """
-    _, options = parse_options_header(request.headers.get("content-type"))
+    kind, options = parse_options_header(request.headers.get("content-type"))
     try:
         charset = codecs.lookup(options.get(b"charset", b"utf-8").decode("ascii")).name
     except (LookupError, ValueError):
         charset = None
     if charset != "utf-8":
         raise HTTPException(400, "The form must be encoded in UTF-8.")
-    size = 0
+    is_json, size = json_object and kind == b"application/json", 0
 
     async def receive() -> Message:
         nonlocal size
         message = await request.receive()
         size += len(message.get("body", b""))
-        if size > MAX_REQUEST:  # uvicorn drops the rest
-            raise HTTPException(413, f"The pictures are too large: at most {megabytes(MAX_REQUEST)} together.")
+        if size > (MAX_FIELD if is_json else MAX_REQUEST):  # uvicorn drops the rest
+            limit = f"at most {MAX_FIELD} bytes" if is_json else f"at most {megabytes(MAX_REQUEST)} together"
+            raise HTTPException(413, f"The {'query is' if is_json else 'pictures are'} too large: {limit}.")
         return message
 
     limited = Request(request.scope, receive)
+    if is_json:
+        yield _flatten(await limited.body())
+        return
     async with limited.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD) as form:
         yield form
+
+
+def _flatten(body: bytes) -> FormData:
+    """Returns the values of a JSON object as a form has them; raises HTTPException if they are of another kind."""
+    try:
+        values = json.loads(body.decode())
+        pairs = [(name, value) for name, own in values.items() for value in (own if isinstance(own, list) else [own])]
+        "".join(f"{name}{value}" for name, value in pairs).encode()  # fails for half a surrogate pair
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise HTTPException(400, "The query must be a JSON object in UTF-8.") from error
+    pairs = [(name, int(value) if isinstance(value, float) and value.is_integer() else value) for name, value in pairs]
+    if wrong := [name for name, value in pairs if isinstance(value, bool) or not isinstance(value, str | int)]:
+        raise HTTPException(400, f"{wrong[0]} must be a text, a number or a list of texts.")
+    if len(pairs) > MAX_FIELDS:
+        raise HTTPException(400, f"The query has {len(pairs)} values: at most {MAX_FIELDS}.")
+    return FormData([(name, str(value)) for name, value in pairs])
 
 
 def uploaded_pictures(form: FormData) -> list[UploadFile]:

@@ -1,0 +1,136 @@
+"""Queries of requests: what they contain, and the search for it."""
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import anyio
+import numpy as np
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from cope_jax.data.thumbnails import SHOWN
+from cope_jax.search.embedder import Embedder
+from cope_jax.search.library import Library, SearchResult
+from cope_jax.search.uploads import MAX_TEXT, decode_pictures, limited_form, uploaded_pictures
+
+CONCURRENT_UPLOADS = 4  # forms on disk; others wait
+CONCURRENT_SEARCHES = 2  # threads
+FIELDS = ("domain", "text", "mode", "where", "item", "top")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query's domain and text or item, the domains to search, how, the filter, and the number of items to find."""
+
+    domain: str
+    search: tuple[str, ...]
+    text: str = ""
+    mode: str = ""  # "" is the default
+    where: str = ""
+    item: str = ""
+    top: int = 0  # 0 is the default
+
+
+class Queries:
+    """Answers requests from a library."""
+
+    def __init__(self, library: Library, embedder: Embedder, *, top: int):
+        """`top` is the number of items to find by default."""
+        self.library, self.embedder, self.top = library, embedder, top
+        self.upload_slots = anyio.CapacityLimiter(CONCURRENT_UPLOADS)
+        self.decoder_slot = anyio.CapacityLimiter(1)  # decoding the largest pictures takes 1.1 GB
+        self.threads = ThreadPoolExecutor(CONCURRENT_SEARCHES, thread_name_prefix="search")
+        self.domains = library.domains
+
+    async def answer(self, request: Request, *, api: bool = False) -> tuple[Query, SearchResult]:
+        """Reads a form, for the API also a JSON object, and finds the items nearest to what it contains.
+
+        Requests to the API may leave out domains: the query is then of the first one, and all are searched. Their
+        results have no thumbnails.
+
+        Raises:
+            HTTPException: The form is invalid, or the search fails for its values.
+        """
+        async with self.upload_slots, limited_form(request, json_object=api) as form:
+            uploads, query = uploaded_pictures(form), self._read(form, api)
+            if query.item:
+                if uploads or query.text:
+                    raise HTTPException(422, "An item is one query, pictures and a text are another: send one of them.")
+                return query, await self.search_item(query, frames=0 if api else SHOWN)
+            if not uploads and not query.text:
+                raise HTTPException(422, "Nothing to search for: choose a picture or type a title.")
+            pictures, thumbnails = [], []
+            if uploads:
+                async with self.decoder_slot:
+                    data = self.embedder.config.data
+                    pictures, thumbnails = await decode_pictures(uploads, data.image_size, data.resize)
+        return query, await self.compute(self._search_own, query, pictures, thumbnails, 0 if api else SHOWN)
+
+    async def search_item(self, query: Query, *, frames: int = SHOWN) -> SearchResult:
+        """Finds the items nearest to the item of a query; raises HTTPException if there is none."""
+        return await self.compute(self._search_item, query, frames)
+
+    async def compute(self, function: Callable[..., Result], *arguments: object) -> Result:
+        """Computes in a thread and reports a ValueError to the user.
+
+        If the request ends first, a search that is running keeps its thread until it is done: it cannot be stopped.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.threads, function, *arguments)
+        except ValueError as error:
+            raise HTTPException(422, f"{error}") from error
+
+    def parse(self, domain: str, search: Sequence[str]) -> Query:
+        """Checks domains; raises HTTPException for an unknown one or none to search."""
+        if unknown := {domain, *search} - set(self.domains):
+            raise HTTPException(422, f"Unknown domain {min(unknown)[:50]!r}: choose among {', '.join(self.domains)}.")
+        if not search:
+            raise HTTPException(422, f"Nothing to search among: choose at least one of {', '.join(self.domains)}.")
+        return Query(domain, tuple(name for name in self.domains if name in search))
+
+    def row(self, domain: str, item: str) -> int:
+        """Returns the row of an item; raises HTTPException if there is none."""
+        try:
+            return self.library.row(domain, item)
+        except ValueError as error:
+            raise HTTPException(404, f"{error}") from error
+
+    def _read(self, form: FormData, api: bool) -> Query:
+        if unknown := form.keys() - {*FIELDS, "search", "pictures"}:
+            raise HTTPException(422, f"Unknown field {min(unknown)[:50]!r}: choose among {', '.join(FIELDS)}, search.")
+        values = {name: str(form.get(name, "")) for name in FIELDS}
+        if (size := max(map(len, values.values()))) > MAX_TEXT:
+            raise HTTPException(413, f"The text has {size} characters: at most {MAX_TEXT}.")
+        top, domain, search = values.pop("top"), values.pop("domain"), [str(name) for name in form.getlist("search")]
+        if not top.isdecimal() and top:
+            raise HTTPException(422, f"top is {top[:50]!r}: it must be a number.")
+        query = self.parse(domain or self.domains[0], search or self.domains) if api else self.parse(domain, search)
+        stripped = {name: value.strip() for name, value in values.items()}
+        return dataclasses.replace(query, top=int(top or 0), **stripped)
+
+    def _search_item(self, query: Query, frames: int) -> SearchResult:
+        self.row(query.domain, query.item)
+        options = {"top": query.top or self.top, "where": query.where, "frames": frames}
+        return self.library.search_item(query.domain, query.item, among=query.search, **options)
+
+    def _search_own(
+        self, query: Query, pictures: Sequence[np.ndarray], thumbnails: Sequence[str], frames: int
+    ) -> SearchResult:
+        return self.library.search_own(
+            self.embedder,
+            query.domain,
+            pictures,
+            query.text,
+            thumbnails=thumbnails,
+            among=query.search,
+            top=query.top or self.top,
+            mode=query.mode or None,
+            where=query.where,
+            frames=frames,
+        )
