@@ -128,7 +128,9 @@ def _with_principal_axes(model: ModelState) -> ModelState:
         return model
     statistics = dict(model.statistics)
     moments = statistics.pop("moments")
-    axes = np.linalg.eigh(np.asarray(moments, np.float64))[1][:, ::-1]
+    # Equal eigenvalues, as of axes that no batch has reached, have arbitrary eigenvectors, which differ by machine.
+    distinct = np.diag(np.linspace(1e-7, 0, len(moments)))
+    axes = np.linalg.eigh(np.asarray(moments, np.float64) + distinct)[1][:, ::-1]
     axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0))  # signs are arbitrary
     return ModelState(model.params, statistics | {"axes": jax.device_put(axes.astype(np.float32), moments.sharding)})
 
