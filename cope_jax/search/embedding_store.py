@@ -109,7 +109,7 @@ def embed_to_parquet(
     missing = [shard for shard, exists in zip(shards, exists, strict=True) if not exists]
     if missing:
         load = functools.cache(functools.partial(load_run, config, workdir, step, average=average))
-        _write_shards(missing, load, records, width, dtype, previous if update else None)
+        _write_shards(missing, load, records, manifest, previous if update else None)
     barrier("embedded")
     check_shards(shards)
     if update and jax.process_index() == 0:
@@ -177,16 +177,11 @@ def list_shards(out: Path, manifest: Mapping[str, Any], domains: Sequence[str] |
 
 
 def _write_shards(
-    shards: list[Shard],
-    load: Callable[[], LoadedRun],
-    records: Records,
-    width: int,
-    dtype: str,
-    previous: Path | None,
+    shards: list[Shard], load: Callable[[], LoadedRun], records: Records, form: Mapping[str, Any], previous: Path | None
 ) -> None:
     """Embeds and writes shards. All hosts embed each shard together, and take turns writing.
 
-    The model is loaded if an item is not in the embeddings of `previous`.
+    The manifest `form` has width and dtype. The model is loaded if an item is not in the embeddings of `previous`.
     """
     for domain, source in records.items.items():
         own = [shard for shard in shards if shard.domain == domain]
@@ -202,7 +197,7 @@ def _write_shards(
                     items = load().embed_rows(domain, new, progress.update)
                     if items.rows.tolist() != new:
                         raise ValueError(f"{shard.path}: {len(items.rows)} of {len(new)} rows were embedded")
-                    vectors = dict(zip(new, shorten(items.vectors, width), strict=True))
+                    vectors = dict(zip(new, shorten(items.vectors, form["width"]), strict=True))
                 if number % jax.process_count() == jax.process_index():
                     # Read again, because embedded items have numbers for ids, and the first data.max_products.
                     read = [source[row] for row in rows.tolist()]
@@ -212,7 +207,7 @@ def _write_shards(
                         if row not in vectors
                     }
                     every = np.stack([vectors[row] for row in rows.tolist()])
-                    write_shard(shard.path, domain, every, read, dtype)
+                    write_shard(shard.path, domain, every, read, form["dtype"])
 
 
 def content_hash(item: Item) -> bytes:

@@ -70,8 +70,8 @@ def _search_codes(
     """The nearest items by their full vectors: among those with the nearest codes, or among all that a mask allows."""
     if mask is not None:  # codes cannot be filtered
         allowed = np.flatnonzero(mask)
-        starts = range(0, len(allowed), CHUNK)
-        return nearest(queries, ((rows := allowed[i : i + CHUNK], full[rows]) for i in starts), top)
+        parts = (allowed[start : start + CHUNK] for start in range(0, len(allowed), CHUNK))
+        return nearest(queries, ((rows, full[rows]) for rows in parts), top)
     found = index.search(queries, min(candidates, index.ntotal))[1]
     best = [nearest(query[None], [(rows, full[rows])], top) for query, rows in zip(queries, found, strict=True)]
     scores, rows = zip(*best, strict=True) if best else nearest(queries, [], top)
@@ -221,24 +221,26 @@ def check_index_file(path: Path, kind: str, size: int, width: int) -> None:
             for step in bytes_per_item:
                 file.seek(read("<Q")[0] * step + file.tell())
 
-        def expect_index(wanted: bytes | None, *, coded: bool = False) -> None:
+        def expect_index(wanted: bytes | None, width: int) -> None:
             name, dimensions, found, _, _, _, metric = read("<4siqqq?i")
-            if (name, metric) != (wanted, faiss.METRIC_INNER_PRODUCT) or (dimensions != width and not coded):
+            if (name, dimensions, metric) != (wanted, width, faiss.METRIC_INNER_PRODUCT):
                 raise ValueError(f"it has an index of type {name!r} and {dimensions} dimensions")
             if found != size:
                 raise ValueError(f"it has {found} items instead of {size}")
 
-        expect_index(FILE_TYPES.get(kind))
+        expect_index(FILE_TYPES.get(kind), width)
         if kind == "hnsw":
             skip_vectors(8, 4, 4, 8, 4)  # probabilities, numbers of neighbors, levels, offsets, neighbors
             read("<5i")  # entry point, highest level, and search options
-            expect_index(FILE_TYPES["flat"])
+            expect_index(FILE_TYPES["flat"], width)
         elif kind == "codes":
             if (name := read("<i4s?")[:2]) != (1, b"LTra"):
                 raise ValueError(f"it has the transforms {name!r}")
             skip_vectors(4, 4)  # matrix and bias
-            read("<ii?")  # dimensions, and whether it is trained
-            expect_index(b"IPfs", coded=True)
+            before, after, _ = read("<ii?")  # dimensions, and whether it is trained
+            if before != width:
+                raise ValueError(f"it transforms vectors of {before} dimensions")
+            expect_index(b"IPfs", after)
 
 
 def default_kind(size: int) -> str:
@@ -248,19 +250,18 @@ def default_kind(size: int) -> str:
 
 def empty_index(kind: str, sample: np.ndarray) -> faiss.Index:
     """An index by inner product for items like float32[n, E], trained on them if its kind needs it."""
-    width = sample.shape[1]
     if kind == "flat":
-        return faiss.IndexFlatIP(width)
+        return faiss.IndexFlatIP(sample.shape[1])
     if kind == "hnsw":
-        index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexHNSWFlat(sample.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction, index.hnsw.efSearch = 100, 256
         return index
     rotation = _coded_axes(sample)
-    transform = faiss.LinearTransform(width, len(rotation), False)
+    transform = faiss.LinearTransform(sample.shape[1], len(rotation), False)
     faiss.copy_array_to_vector(rotation.ravel(), transform.A)
     transform.is_trained = True
-    coded = faiss.IndexPQFastScan(len(rotation), CODES, 4, faiss.METRIC_INNER_PRODUCT)
-    index = faiss.IndexPreTransform(transform, coded)
+    codes = faiss.IndexPQFastScan(len(rotation), CODES, 4, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.IndexPreTransform(transform, codes)
     index.train(sample)
     return index
 
