@@ -274,8 +274,8 @@ def start_run_sh():
     """A function that starts run.sh with arguments, in a process group of its own."""
 
     def start(*words: str, program: Path = ROOT / "run.sh", **kwargs) -> subprocess.Popen:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT} | kwargs
-        return subprocess.Popen(["bash", program, *words], env=ENVIRONMENT, text=True, start_new_session=True, **pipes)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT, "env": ENVIRONMENT} | kwargs
+        return subprocess.Popen(["bash", program, *words], text=True, start_new_session=True, **pipes)
 
     return start
 

@@ -24,7 +24,7 @@ from PIL import Image
 from cope_jax.__main__ import COMMANDS as COPE_COMMANDS
 from data_prep.synthetic.release import write_release
 from data_prep.synthetic.videos import encode
-from tests.conftest import TINY_DEMO, TINY_RUN, write_siglip2
+from tests.conftest import ENVIRONMENT, TINY_DEMO, TINY_RUN, write_siglip2
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
@@ -220,7 +220,7 @@ def test_every_page_is_listed():
 
 def offline_hub(places: dict[str, str]) -> dict[str, Any]:
     """Settings of a process that finds data sets of the hub in the test folder."""
-    return {"cwd": places["folder"], "env": os.environ | {"HF_DATASETS_CACHE": f"{places['folder']}/datasets"}}
+    return {"cwd": places["folder"], "env": ENVIRONMENT | {"HF_DATASETS_CACHE": f"{places['folder']}/datasets"}}
 
 
 @pytest.mark.slow

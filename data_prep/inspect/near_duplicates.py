@@ -2,7 +2,7 @@
 
 A picture has a descriptor of the whole and of all but its top or bottom, where captions are: orientations of gradients
 in 4×4 cells, as in SIFT, and colors. Neighbors among the descriptors, found by faiss, are candidates. They are the same
-photo if thumbnails agree in detail and in color after an affine alignment.
+photo if thumbnails agree in detail, and everywhere in color, after an affine alignment.
 """
 
 import functools
@@ -22,8 +22,11 @@ CELLS, BINS, COLOR_WEIGHT = 4, 8, 0.5
 WIDTH = CELLS**2 * (BINS + 2)  # bytes of a descriptor
 NEIGHBORS = 8  # candidates of a descriptor
 MAX_DISTANCE = 0.3 * 255  # the farthest of 600 copies was at 0.21 * 255
-MIN_AGREEMENT, MAX_COLOR_DIFFERENCE = 0.9, 12.0  # correlation of details; levels of chroma
+MIN_AGREEMENT = 0.92  # correlation of details; of crops at least 0.96
+# Levels by which means of a fifth of both sides may differ: crops by 8 and 14, packages of one design by 16 and more.
+MAX_LUMA, MAX_CHROMA, _LOCAL = 12, 18, (9, 9)
 _LISTS_VISITED, _TRAINING_ROWS, _BLOCK = 6, 40, 1 << 16  # of faiss: lists per query, rows per list; queries at once
+_COMPARED = 2000  # candidates compared by a process at once
 _WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 _STOP = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 40, 1e-4)
 
@@ -89,8 +92,8 @@ def find_candidates(descriptors: np.ndarray, start: int) -> Iterator[Candidates]
     """
     import faiss  # here, so that the processes that compare thumbnails need not import it
 
-    regions, size = len(REGIONS), _BLOCK // len(REGIONS)
-    count = (len(descriptors) - start) * regions
+    per_picture = len(REGIONS)
+    size, count = _BLOCK // per_picture, (len(descriptors) - start) * per_picture
     lists = int(np.clip(2 * count**0.5, 1, 4096))
     index = faiss.IndexIVFScalarQuantizer(
         faiss.IndexFlatL2(WIDTH), WIDTH, lists, faiss.ScalarQuantizer.QT_8bit_direct, faiss.METRIC_L2, False
@@ -108,12 +111,9 @@ def find_candidates(descriptors: np.ndarray, start: int) -> Iterator[Candidates]
             distances, found = index.search(queries, NEIGHBORS)
             query, place = np.nonzero((distances <= MAX_DISTANCE**2) & (found >= 0))
             target = found[query, place]
-            first, second = row + query // regions, start + target // regions
-            parts.append(
-                np.stack(
-                    [first, second, query % regions, target % regions, query * 0 + mirrored, distances[query, place]]
-                )
-            )
+            first, second = row + query // per_picture, start + target // per_picture
+            regions = [query % per_picture, target % per_picture]
+            parts.append(np.stack([first, second, *regions, query * 0 + mirrored, distances[query, place]]))
         pairs = np.concatenate(parts, axis=-1)
         pairs = pairs[:, pairs[0] < pairs[1]]
         pairs = pairs[:, np.argsort(pairs[-1], kind="stable")]  # the closest regions of each pair
@@ -131,16 +131,19 @@ def is_same_photo(a: np.ndarray, b: np.ndarray, regions: Sequence[int] = (0, 0),
         return False
     if np.abs(matrix - np.eye(2, 3))[:, :2].max() > 0.25 or np.abs(matrix[:, 2]).max() > SIDE / 4:
         return False
-    warped = [cv2.warpAffine(plane, matrix, (SIDE, SIDE), flags=_WARP) for plane in (_details(other[0]), *other[1:])]
+    warped = [cv2.warpAffine(plane, matrix, (SIDE, SIDE), flags=_WARP) for plane in (_details(other[0]), *other)]
     inside = cv2.warpAffine(np.ones((SIDE, SIDE), np.float32), matrix, (SIDE, SIDE), flags=_WARP) > 0.999
     inside[[0, 1, 2, -3, -2, -1]] = inside[:, [0, 1, 2, -3, -2, -1]] = False
-    if inside.mean() < 0.4:
-        return False
     x, y = _details(own[0])[inside], warped[0][inside]
-    if min(x.std(), y.std()) < 0.5:  # nothing to see
+    if inside.mean() < 0.4 or min(x.std(), y.std()) < 0.5:  # nothing to see
         return False
-    color = max(np.abs(one - two)[inside].mean() for one, two in zip(own[1:], warped[1:], strict=True))
-    return bool(np.corrcoef(x, y)[0, 1] >= MIN_AGREEMENT and color <= MAX_COLOR_DIFFERENCE)
+    known = cv2.blur(inside.astype(np.float32), _LOCAL)
+    largest = []
+    for one, two in zip(own, warped[1:], strict=True):
+        difference = np.abs(cv2.blur(np.where(inside, one - two, 0), _LOCAL)) / np.maximum(known, 0.7)
+        largest.append(difference[known > 0.7].max(initial=0))
+    agrees = np.corrcoef(x, y)[0, 1] >= MIN_AGREEMENT
+    return bool(agrees and largest[0] <= MAX_LUMA and max(largest[1:]) <= MAX_CHROMA)
 
 
 def _region_planes(row: np.ndarray, region: int, mirrored: bool) -> list[np.ndarray]:
@@ -187,16 +190,13 @@ def find_near_duplicates(
         int64[K, 2], sorted. Of a picture with many close neighbors, only the pairs with the closest are found.
     """
     pairs = [np.zeros((0, 2), np.int64)]
-    for split in splits:
+    for split in filter(len, splits):
         for found in find_candidates(descriptors[: split.stop], split.start):
             a, b = found.rows.T
             wanted = np.flatnonzero((a < split.start) | (products[a] != products[b]))
-            parts = [Candidates(*(column[part] for column in found)) for part in _chunks(wanted)]
+            chunks = [wanted[first : first + _COMPARED] for first in range(0, len(wanted), _COMPARED)]
+            parts = [Candidates(*(column[chunk] for column in found)) for chunk in chunks]
             for number, same in apply(functools.partial(compare, file), parts):
                 pairs.append(parts[number].rows[same])
     result = np.concatenate(pairs)
     return result[np.lexsort(result.T[::-1])]
-
-
-def _chunks(rows: np.ndarray, size: int = 2000) -> list[np.ndarray]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]

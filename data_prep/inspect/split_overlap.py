@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.common.files import plain_links
+from data_prep.common.parquet import open_parquet
 from data_prep.common.payload import OWN_ITEM, parse_payload
 from data_prep.common.process_pool import ProcessMap, process_map
 from data_prep.images.decoding import decode_rgb
@@ -129,7 +130,7 @@ def _find_near_duplicates(files: Sequence[RecordFile], scratch: Path, apply: Pro
                 with file.target.with_suffix(suffix).open("rb") as source:
                     shutil.copyfileobj(source, target)
                 file.target.with_suffix(suffix).unlink()
-    rows = pa.concat_tables(pq.ParquetFile(file.target).read(_SCHEMA.names[:-1]) for file in files)
+    rows = pa.concat_tables(map(_read_ids, files))
     if not len(rows):
         return [], []
     shape = (len(rows), len(near_duplicates.REGIONS), near_duplicates.WIDTH)
@@ -147,6 +148,11 @@ def _find_near_duplicates(files: Sequence[RecordFile], scratch: Path, apply: Pro
         elif not {*one["products"]} & {*two["products"]}:
             false_negatives[names] = None
     return list(leaks), list(false_negatives)
+
+
+def _read_ids(file: RecordFile) -> pa.Table:
+    with open_parquet(file.target) as parquet:
+        return parquet.read(_SCHEMA.names[:-1])
 
 
 def find_overlap(scratch: Path) -> Overlap:
