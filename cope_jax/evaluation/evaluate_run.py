@@ -156,11 +156,14 @@ def embeddings_of(items: Mapping[str, Items]) -> retrieval.Embeddings:
 
 
 def read_categories(config: RunConfig, items: Mapping[str, Items]) -> dict[str, np.ndarray]:
-    """Returns the column `category` of the table for the items of each domain; {} if the first items have none."""
+    """Returns the column `category` of the table for the items of each domain; {} if the first items have none.
+
+    Of several categories, "Women/Tops,Sale", only the first counts.
+    """
     records = open_records(config.data.data_dir, config.data.eval_split).items
 
     def category(domain: str, row: int) -> str:
-        return records[domain][row].columns.get("category", "")
+        return str(records[domain][row].columns.get("category", "")).partition(",")[0].strip()
 
     if not any(category(domain, int(row)) for domain, own in items.items() for row in own.rows[:1]):
         return {}
@@ -179,6 +182,7 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
         "by_frames" and "by_text": retrieval by the query's number of frames, and with and without text;
         "by_category": likewise by the query's category, {} if the data have none;
         "few_shot_all": few-shot classification with all products as classes, by shots;
+        "text": retrieval of the items of each domain by the texts of all items, without the query's own item;
         "modalities": {"both": …, "frames": …, "text": …}, retrieval with items that have both as queries, and with the
         frames or the text of queries alone; "prefixes": means of the first values of embeddings; "spectrum": their
         principal components; "domain_mixing": how far they separate domains.
@@ -198,6 +202,7 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
     options = {key: getattr(config.eval, key) for key in ("ways", "shots", "queries", "episodes")}
     seed = config.seed
     metrics = retrieval.direction_metrics(ranks)
+    by_text, text_products = _text_ranks(items)
     few_shots, no_few_shots = few_shot.few_shot_by_direction(embeddings, **options, seed=seed)
     return {
         "step": step,
@@ -205,7 +210,8 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
         "retrieval_mean": retrieval.direction_means(metrics),
         "few_shot": few_shots,
         "empty": {"retrieval": no_ranks, "few_shot": no_few_shots},
-        "intervals": bootstrap.bootstrap_intervals(ranks, products, seed=seed),
+        "intervals": bootstrap.bootstrap_intervals(ranks, products, seed=seed)
+        | {"text": bootstrap.bootstrap_intervals(by_text, text_products, seed=seed)["retrieval"]},
         "chance": {name: float(retrieval.chance_curve(own, 1)[0]) for name, own in ranks.items()},
         "macro": bootstrap.product_means(ranks, products),
         "same_domain": retrieval.same_domain(embeddings),
@@ -216,12 +222,22 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
             name: retrieval.by_part(own, embedded.categories[directions(items)[name][0]])
             for name, own in (ranks if embedded.categories else {}).items()
         },
+        "text": retrieval.direction_metrics(by_text),
         "modalities": _modalities(items),
         "prefixes": embedding_space.prefix_retrieval(embeddings),
         "spectrum": embedding_space.spectrum(embeddings),
         "domain_mixing": embedding_space.domain_mixing(embeddings, seed=seed),
         "few_shot_all": few_shot.few_shot_all_products(embeddings, queries=config.eval.queries, seed=seed),
     }
+
+
+def _text_ranks(items: Mapping[str, Items]) -> tuple[dict[str, Ranks], dict[str, np.ndarray]]:
+    """Ranks of the domains for texts alone in which a text has a positive, and the products of the queries."""
+    texts = {domain: own.masked[:, 1] for domain, own in items.items() if own.masked is not None}
+    if len(texts) < len(items):
+        return {}, {}
+    ranks, products = embedding_space.text_ranks(texts, embeddings_of(items))
+    return {domain: own for domain, own in ranks.items() if own.has_positive.any()}, products
 
 
 def _modalities(items: Mapping[str, Items]) -> dict[str, dict[str, Any]]:

@@ -40,8 +40,10 @@ def format_tables(
         for kind in ("retrieval", "few_shot")
     }
     note = describe_few_products(metrics)
-    few_shot, within = text_table(_few_shot_rows(results)), _within_rows(results)
-    categories = _category_rows(metrics)
+    few_shot, categories = text_table(_few_shot_rows(results)), _category_rows(metrics)
+    # A single domain is a direction of its own.
+    within = _domain_rows(results, "same_domain") if len(metrics.get("same_domain", {})) > 1 else []
+    texts = _domain_rows(results, "text", "text → ")
     return "\n".join(
         [
             *([note, ""] if note else []),
@@ -54,6 +56,7 @@ def format_tables(
             *(["± ?: all episodes have the same accuracy, so their spread says nothing"] if "± ?" in few_shot else []),
             *empty["few_shot"],
             *(["", f"Retrieval among the other items of the domain{suffix}", text_table(within)] if within else []),
+            *(["", f"Retrieval by text alone, of all domains{suffix}", text_table(texts)] if texts else []),
             *(["", "R@1 by category of the query (number of queries)", text_table(categories)] if categories else []),
         ]
     )
@@ -84,15 +87,15 @@ def _retrieval_row(label: str, own: Sequence[Mapping[str, Any]]) -> list[str]:
     return [label, str(own[0]["queries"]), str(own[0]["gallery"]), *shares, ranks]
 
 
-def _within_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Rows of the domains in which products have several items; none if there is one domain, a direction of its own."""
-    found = [result.get("same_domain", {}) for result in results]
+def _domain_rows(results: Sequence[Mapping[str, Any]], key: str, prefix: str = "") -> list[list[str]]:
+    """Rows of the domains with such metrics in all results; [] if none has them."""
+    found = [result.get(key, {}) for result in results]
     rows = [
-        _retrieval_row(domain, own)
+        _retrieval_row(prefix + domain, own)
         for domain in found[0]
-        if len(found[0]) > 1 and all(own := [result.get(domain) for result in found])
+        if all(own := [result.get(domain) for result in found])
     ]
-    return [["domain", *_RETRIEVAL_TITLES], *rows] if rows else []
+    return [["direction" if prefix else "domain", *_RETRIEVAL_TITLES], *rows] if rows else []
 
 
 def largest_categories(metrics: Mapping[str, Any]) -> list[str]:

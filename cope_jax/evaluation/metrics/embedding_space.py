@@ -3,16 +3,17 @@
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int, Int64
 
 from cope_jax.evaluation.metrics.bootstrap import first_product
-from cope_jax.evaluation.metrics.ranks import nearest_neighbors, ranks_between
+from cope_jax.evaluation.metrics.ranks import Ranks, nearest_neighbors, ranks_without
 from cope_jax.evaluation.metrics.retrieval import (
     Embeddings,
     Metrics,
     direction_means,
     direction_metrics,
     direction_ranks,
+    pad_products,
 )
 from data_prep.common.domains import directions
 
@@ -30,17 +31,38 @@ def masked_retrieval(queries: Queries, embeddings: Embeddings) -> dict[str, Metr
     Args:
         queries: Other embeddings of the items of each domain, such as those of their frames alone; 0 for items without.
         embeddings: The items.
-
-    Returns {} for a single domain.
     """
     ranks = {}
     for name, (source, target) in directions(embeddings).items():
-        if source != target:
-            (_, products), (gallery, gallery_products) = embeddings[source], embeddings[target]
-            used = queries[source].any(axis=-1)
-            ranks[name], _ = ranks_between(queries[source][used], gallery, products[used], gallery_products)
+        used = np.flatnonzero(queries[source].any(axis=-1))
+        own = used if source == target else np.full(len(used), -1)
+        (_, products), (gallery, gallery_products) = embeddings[source], embeddings[target]
+        ranks[name] = ranks_without(queries[source][used], gallery, products[used], gallery_products, own)
     metrics = direction_metrics(ranks)
     return metrics | {name: mean for name, mean in direction_means(metrics).items() if name == "mean_r1"}
+
+
+def text_ranks(texts: Queries, embeddings: Embeddings) -> tuple[dict[str, Ranks], dict[str, Int[np.ndarray, " Q"]]]:
+    """Ranks the items of each domain for the texts of all items, as if users typed them.
+
+    An item is left out of the gallery for its own text.
+
+    Args:
+        texts: Embeddings of the texts of each domain's items alone; 0 for items without.
+        embeddings: The items.
+
+    Returns:
+        The ranks in each domain that has items, and the product of each query, from `first_product`.
+    """
+    queries, products = np.concatenate(list(texts.values())), pad_products(embeddings)
+    used = queries.any(axis=-1)
+    ranks = {}
+    for domain, (items, item_products) in embeddings.items():
+        if len(items):
+            rows = [np.arange(len(own)) if name == domain else np.full(len(own), -1) for name, own in texts.items()]
+            own_rows = np.concatenate(rows)[used]
+            ranks[domain] = ranks_without(queries[used], items, products[used], item_products, own_rows)
+    return ranks, dict.fromkeys(ranks, first_product(products[used]))
 
 
 def prefix_retrieval(embeddings: Embeddings) -> dict[str, dict[str, float]]:

@@ -89,14 +89,33 @@ def ranks_within(
     items: Float[np.ndarray, "N E"], products: Int[np.ndarray, "N M"], *, block: int | None = None
 ) -> Ranks:
     """Ranks the positives of each item in a gallery of all other items; see `ranks_between`."""
-    rows, others = positive_pairs(products, products)
-    rows, others = rows[rows != others], others[rows != others]
-    positives = _sorted(rows, others, pair_scores(items, items, rows, others), len(items), len(items) - 1)
+    return ranks_without(items, items, products, products, np.arange(len(items)), block=block)
+
+
+def ranks_without(
+    queries: Float[np.ndarray, "Q E"],
+    items: Float[np.ndarray, "N E"],
+    query_products: Int[np.ndarray, "Q M"],
+    products: Int[np.ndarray, "N O"],
+    own: Int64[np.ndarray, " Q"],
+    *,
+    block: int | None = None,
+) -> Ranks:
+    """Ranks the positives of queries in a gallery; see `ranks_between`.
+
+    `own` has a gallery row for each query that is left out for it, or -1.
+    """
+    rows, others = positive_pairs(query_products, products)
+    rows, others = rows[others != own[rows]], others[others != own[rows]]
+    size = len(items) - int((own >= 0).any())
+    positives = _sorted(rows, others, pair_scores(queries, items, rows, others), len(queries), size)
     gallery = ItemThresholds(items, np.zeros(len(items) + 1, np.int64), np.zeros(0, np.float32))
-    counts, _ = count_between(_thresholds(items, positives), gallery, block=block)
-    every = np.arange(len(items))
-    own = np.repeat(pair_scores(items, items, every, every), np.diff(positives.offsets))
-    return _ranked(positives, counts - (own.astype(np.float32) >= tie_thresholds(positives.scores)))
+    counts, _ = count_between(_thresholds(queries, positives), gallery, block=block)
+    scores = np.full(len(queries), -np.inf)
+    left_out = np.flatnonzero(own >= 0)
+    scores[left_out] = pair_scores(queries, items, left_out, own[left_out])
+    counted = np.repeat(scores, np.diff(positives.offsets)).astype(np.float32) >= tie_thresholds(positives.scores)
+    return _ranked(positives, counts - counted)
 
 
 def positive_pairs(

@@ -101,14 +101,17 @@ def same_domain(embeddings: Embeddings) -> dict[str, Metrics | None]:
 
 def all_domains(embeddings: Embeddings) -> dict[str, Metrics | None]:
     """Computes retrieval among the other items of all domains, by the query's domain; None as in `same_domain`."""
-    width = max(products.shape[1] for _, products in embeddings.values())
     vectors = np.concatenate([vectors for vectors, _ in embeddings.values()])
-    products = np.concatenate(
-        [np.pad(own, ((0, 0), (0, width - own.shape[1])), constant_values=-1) for _, own in embeddings.values()]
-    )
-    ranks = ranks_within(vectors, products)
+    ranks = ranks_within(vectors, pad_products(embeddings))
     owners = np.repeat(list(embeddings), [len(own) for _, own in embeddings.values()])
     return {domain: _metrics_or_none(ranks, owners == domain) for domain in embeddings}
+
+
+def pad_products(embeddings: Embeddings) -> Int[np.ndarray, "N M"]:
+    """Returns the product ids of the items of all domains, one after the other, padded with -1 to the same width."""
+    width = max(products.shape[1] for _, products in embeddings.values())
+    every = [np.pad(own, ((0, 0), (0, width - own.shape[1])), constant_values=-1) for _, own in embeddings.values()]
+    return np.concatenate(every)
 
 
 def _metrics_or_none(ranks: Ranks, chosen: np.ndarray | None = None) -> Metrics | None:

@@ -97,6 +97,13 @@ def test_breakdowns_and_other_galleries_are_consistent(workdir):
         assert modalities["both"][name] == modalities["both"][name] | parts["with"] | {"left_out": mock.ANY}
         assert modalities["text"][name]["queries"] == parts["with"]["queries"]
     assert 0 < modalities["text"]["mean_r1"] <= 1
+    sources = [("page", "p"), ("video", "v"), ("live", "l")]
+    for domain, found in metrics["text"].items():  # texts of other domains, as in the directions, and of the domain
+        others = sum(modalities["text"][f"{short}2{domain[0]}"]["queries"] for name, short in sources if name != domain)
+        assert others <= found["queries"] <= others + sizes[domain]
+        low, high = metrics["intervals"]["text"][domain]["r1"]
+        assert low <= found["r1"] <= high
+    assert metrics["text"].keys() == sizes.keys()
     assert list(metrics["prefixes"].values())[-1] == metrics["retrieval_mean"]
     assert metrics["macro"].keys() == metrics["few_shot_all"]["1"].keys() == DIRECTIONS
     assert metrics["few_shot_all"]["1"]["p2v"]["ways"] > metrics["few_shot"]["p2v"]["ways"] == 3

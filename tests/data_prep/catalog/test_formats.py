@@ -22,7 +22,7 @@ WOOCOMMERCE = """\ufeffID,Type,SKU,Name,"Regular price",Categories,Images,Parent
 """
 MAGENTO = """sku,product_type,categories,name,visibility,price,base_image,additional_images
 MH01-XS-Black,simple,Men/Tops,Hoodie-XS-Black,"Not Visible Individually",52,/m/h/black.jpg,
-MH01,configurable,Men/Tops,Hoodie,"Catalog, Search",52,/m/h/gray.jpg,"/m/h/gray.jpg,/m/h/back.jpg"
+MH01,configurable,Men/Tops,Hoodie&trade;,"Catalog, Search",52,/m/h/gray.jpg,"/m/h/gray.jpg,/m/h/back.jpg"
 """
 GOOGLE = """id\ttitle\tlink\timage_link\tadditional_image_link\tprice\titem_group_id\tproduct_type
 R-S\tRed Hoodie S\thttps://s.example/r\thttps://s.example/r.jpg\thttps://s.example/b.jpg\t49.90 USD\tR\tTops
@@ -32,7 +32,7 @@ M\tMug\thttps://s.example/m\thttps://s.example/m.jpg\t\t9 USD\t\tKitchen
 WANTED = {
     "shopify": [
         ("hoodie", "hoodie", "https://cdn.example/h.jpg?v=1", "Red Hoodie", "Red Hoodie", "Tops", "49.90"),
-        ("hoodie", "hoodie-2", "https://cdn.example/h2.jpg", "", "", "", "49.90"),
+        ("hoodie", "hoodie-2", "https://cdn.example/h2.jpg", "", "Red Hoodie", "Tops", "49.90"),
         ("mug", "mug", "https://cdn.example/m.jpg", "Mug", "Mug", "Kitchen", "9"),
     ],
     "woocommerce": [
@@ -41,8 +41,8 @@ WANTED = {
         ("46", "46", "https://x.example/m.jpg", "Mug", "Mug", "Kitchen", "9"),
     ],
     "magento": [
-        ("MH01", "MH01", "m/h/gray.jpg", "Hoodie", "Hoodie", "Men/Tops", "52"),
-        ("MH01", "MH01-2", "m/h/back.jpg", "", "Hoodie", "Men/Tops", "52"),
+        ("MH01", "MH01", "m/h/gray.jpg", "Hoodie™", "Hoodie™", "Men/Tops", "52"),
+        ("MH01", "MH01-2", "m/h/back.jpg", "", "Hoodie™", "Men/Tops", "52"),
     ],
     "google": [
         ("R", "R-S", "https://s.example/r.jpg", "Red Hoodie S", "Red Hoodie S", "Tops", "49.90"),

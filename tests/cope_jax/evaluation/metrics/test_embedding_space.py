@@ -45,7 +45,31 @@ def test_masked_queries_are_ranked_in_the_usual_galleries(embeddings):
     found = space.masked_retrieval(queries, embeddings)
     assert found["mean_r1"] == pytest.approx(mean_r1(embeddings, queries))
     assert found["v2p"]["queries"] + found["v2p"]["left_out"] == 18
-    assert space.masked_retrieval({"page": queries["page"]}, {"page": embeddings["page"]}) == {}
+    items, products = embeddings["page"]
+    best = np.where(np.eye(len(items), dtype=bool), -np.inf, queries["page"] @ items.T).argmax(axis=-1)
+    found = space.masked_retrieval({"page": queries["page"]}, {"page": embeddings["page"]})  # the other pages
+    others = (products == products.T).sum(axis=-1) > 1
+    assert found["mean_r1"] == pytest.approx((products[best] == products)[others].mean())
+
+
+def test_texts_find_items_of_each_domain_but_their_own(embeddings):
+    rng = np.random.default_rng(2)
+    texts = {domain: own + rng.normal(size=own.shape) / 4 for domain, (own, _) in embeddings.items()}
+    texts["video"][3:20] = 0  # without text
+    ranks, products = space.text_ranks(texts, embeddings | {"empty": (np.zeros((0, 12)), np.zeros((0, 2), np.int32))})
+    for target, (gallery, owners) in embeddings.items():
+        best = []
+        for source, queries in texts.items():
+            for row in np.flatnonzero(queries.any(axis=-1)):
+                right = owners[:, 0] == embeddings[source][1][row, 0]
+                allowed = np.arange(len(gallery)) != (row if source == target else -1)
+                scores = gallery @ queries[row]
+                if (right & allowed).any():
+                    best.append(1 + np.count_nonzero(allowed & ~right & (scores > scores[right & allowed].max())))
+        assert ranks[target].best.tolist() == best
+        assert ranks[target].gallery == len(gallery) - 1
+        assert len(products[target]) == len(ranks[target].has_positive) == 69 - 17
+    assert set(ranks) == set(embeddings)
 
 
 def test_prefixes_are_normalized_and_end_with_the_whole_embedding(embeddings):

@@ -180,6 +180,12 @@ def test_numbers_match_the_metrics(page, evaluation):
         found = [metrics["modalities"][kind][name] for kind in ("both", "frames", "text")]
         assert [cell.split() for cell in row[1:]] == [[f"{own['r1']:.3f}", str(own["queries"])] for own in found]
     assert tables["modalities"][-1][1:] == [f"{own['mean_r1']:.3f}" for own in metrics["modalities"].values()]
+    for row in tables["text"][1:]:
+        found = metrics["text"][domain := row[0].removeprefix("text → ")]
+        low, high = metrics["intervals"]["text"][domain]["r1"]
+        assert row[1:3] == [str(found["queries"]), str(found["gallery"])]
+        assert row[3].split() == [f"{found['r1']:.3f}", f"{low:.3f}–{high:.3f}"]
+    assert len(tables["text"]) == 4
     assert tables["width"][1][1:] == [f"{own['mean_r1']:.3f}" for own in metrics["prefixes"].values()]
     for row in tables["galleries"][1:]:
         expected = [metrics[kind][row[0]][key] for kind in ("same_domain", "all_domains") for key in ("r1", "map")]
