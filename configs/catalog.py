@@ -114,11 +114,18 @@ def fit(fields: dict[str, Any], domains: dict[str, Statistics], products: int) -
     losses["bias"] = -float(round(math.log(batch)))  # right on average before training, see scratch.py
 
     several = [domain for domain, own in domains.items() if own.several >= SEVERAL]
-    pairs = [(a, b, 1.0) for a, b in domain_pairs(domains) if a != b] + [(domain, domain, 1.0) for domain in several]
-    pairs += [(f"{domain}.text", f"{domain}.vision", 0.5) for domain in texts]
+    whole = [(a, b, 1.0) for a, b in domain_pairs(domains) if a != b] + [(domain, domain, 1.0) for domain in several]
+    pairs = whole + [(f"{domain}.text", f"{domain}.vision", 0.5) for domain in texts]
     losses["pairs"] = tuple(pairs)
     shares = ", ".join(f"{own.several:.0%} in {domain}" for domain, own in domains.items())
     report("losses.sigmoid.pairs", losses["pairs"], f"products with two items or more: {shares}; texts find images")
+    if pairs and not weights:
+        frames = [(f"{a}.vision", f"{b}.vision", weight) for a, b, weight in whole]
+        frames += [(f"{domain}.text", f"{domain}.vision", 1.0) for domain in texts]
+        fields["losses"]["infonce"] |= demo.FRAME_LOSS | {"pairs": tuple(frames)}
+        fields["model"]["fusion"]["kind"] = "mean"
+        reason = "without pretrained weights, frames learn more slowly than texts"
+        report("losses.infonce.pairs and model.fusion.kind=mean", tuple(frames), reason)
     if not pairs:
         print("  warning: there is nothing to compare: no domain has texts, or two items of a product")
 

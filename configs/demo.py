@@ -15,6 +15,8 @@ DOMAINS = ("page", "video", "live")
 PARTS = tuple(f"{domain}.{modality}" for domain in DOMAINS for modality in ("vision", "text"))
 FRAMES = tuple(f"{domain}.vision" for domain in DOMAINS)
 TEXTS = tuple(f"{domain}.text" for domain in DOMAINS)
+# Frames learn more slowly than texts; this loss, which looks at the nearest negatives, helps them.
+FRAME_LOSS = {"weight": 1.0, "temperature": 0.1, "smoothing": 0.0}
 
 
 def small_model() -> ConfigDict:
@@ -52,10 +54,7 @@ def get_config() -> ConfigDict:
                 *((a, b, 0.5) for a, b in combinations(PARTS, 2)),
             ),
             "losses.sigmoid.within": tuple((domain, 1.0) for domain in DOMAINS),  # or items of a domain cluster
-            # Frames learn more slowly than texts; this loss, which looks at the nearest negatives, helps them.
-            "losses.infonce.weight": 1.0,
-            "losses.infonce.temperature": 0.1,
-            "losses.infonce.smoothing": 0.0,
+            **{f"losses.infonce.{name}": value for name, value in FRAME_LOSS.items()},
             "losses.infonce.pairs": (
                 *((a, b, 1.0) for a, b in combinations(FRAMES, 2)),
                 *((a, b, 0.5) for a in FRAMES for b in TEXTS),

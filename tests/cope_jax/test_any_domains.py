@@ -96,6 +96,13 @@ def test_settings_follow_from_the_statistics(capsys):
     assert (config.train.batch_size, config.train.steps, config.losses.sigmoid.bias) == (16, 1680, -3)
     pairs = (("photo", "spin", 1.0), ("photo", "photo", 1.0), ("spin.text", "spin.vision", 0.5))
     assert config.losses.sigmoid.pairs == pairs
+    views = [("photo", "spin"), ("photo", "photo")]
+    frames = (*((f"{a}.vision", f"{b}.vision", 1.0) for a, b in views), ("spin.text", "spin.vision", 1.0))
+    assert (config.losses.infonce.pairs, config.losses.infonce.weight, config.model.fusion.kind) == (
+        frames,
+        1.0,
+        "mean",
+    )
     assert "train.steps = 1,680: 26,880 products, each 597 times" in capsys.readouterr().out
     catalog.fit(fields, {"photo": dataclasses.replace(photo, several=0.0)}, products=10**6)
     assert (fields["train"]["batch_size"], fields["train"]["steps"]) == (64, 156_250)

@@ -123,14 +123,11 @@ def _read_map(name: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
 def _items(rows: Iterator[Mapping[str, str]], columns: Mapping[str, list[str]]) -> Iterator[dict[str, object]]:
     """Yields the items of rows, one per image."""
     images: dict[str, set[str]] = collections.defaultdict(set)  # of the items so far
-    firsts: dict[str, dict[str, str]] = {}  # values of their first rows, which further rows may leave empty
     for row in rows:
         values = {key: next(filter(None, (row.get(name) for name in names)), "") for key, names in columns.items()}
         names = [name.strip().lstrip("/") for column in columns["images"] for name in row.get(column, "").split(",")]
         values |= {key: html.unescape(values[key]) for key in ("text", "title") if key in values}  # "&trade;"
         item, text = values.pop("item"), values.pop("text", "")
-        first = firsts.setdefault(item, values)
-        values = {key: value or first.get(key, "") for key, value in values.items()}
         values["price"] = _PRICE.sub(r"\1", values.get("price", ""))
         for name in dict.fromkeys(names):
             if not name or name in images[item]:

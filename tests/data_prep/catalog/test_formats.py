@@ -32,7 +32,7 @@ M\tMug\thttps://s.example/m\thttps://s.example/m.jpg\t\t9 USD\t\tKitchen
 WANTED = {
     "shopify": [
         ("hoodie", "hoodie", "https://cdn.example/h.jpg?v=1", "Red Hoodie", "Red Hoodie", "Tops", "49.90"),
-        ("hoodie", "hoodie-2", "https://cdn.example/h2.jpg", "", "Red Hoodie", "Tops", "49.90"),
+        ("hoodie", "hoodie-2", "https://cdn.example/h2.jpg", "", "", "", "49.90"),
         ("mug", "mug", "https://cdn.example/m.jpg", "Mug", "Mug", "Kitchen", "9"),
     ],
     "woocommerce": [
