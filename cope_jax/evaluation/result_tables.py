@@ -56,7 +56,7 @@ def format_tables(
             *(["± ?: all episodes have the same accuracy, so their spread says nothing"] if "± ?" in few_shot else []),
             *empty["few_shot"],
             *(["", f"Retrieval among the other items of the domain{suffix}", text_table(within)] if within else []),
-            *(["", f"Retrieval by text alone, of all domains{suffix}", text_table(texts)] if texts else []),
+            *(["", f"Typed queries: retrieval by the texts of all items{suffix}", text_table(texts)] if texts else []),
             *(["", "R@1 by category of the query (number of queries)", text_table(categories)] if categories else []),
         ]
     )

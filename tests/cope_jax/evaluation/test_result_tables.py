@@ -91,7 +91,7 @@ def test_retrieval_by_text_is_shown():
     metrics = result(1)
     metrics["text"] = {"page": metrics["retrieval"]["p2v"] | {"r1": 0.123, "queries": 7}}
     lines = format_tables(metrics, metrics).splitlines()
-    assert lines[-4] == "Retrieval by text alone, of all domains (trained / untrained)"
+    assert lines[-4] == "Typed queries: retrieval by the texts of all items (trained / untrained)"
     assert words(lines[-1]).startswith("text → page 7 21 0.123 / 0.123 0.200 / 0.200")
     assert format_tables(metrics, result(1)) == format_tables(result(1), result(1))  # of an earlier version
 
