@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cope_jax.search.item_table import open_item_table, split_words
+from cope_jax.search.library import fuse
 from tests.shop import ShopEmbedder, make_shop
 
 
@@ -84,7 +85,16 @@ def test_all_kinds_of_search_keep_to_the_filter(shop):
         assert {hit.card.item_id for hit in result.hits} == {103, 104, 105}
 
 
-def test_words_find_texts_and_fusion_adds_relative_scores(shop):
+def test_fusion_scales_similarities_that_are_negative_or_alike():
+    words, dense = [(8.0, "page", 3), (2.0, "page", 1)], [(-0.01, "page", 1), (-0.03, "page", 2), (-0.05, "page", 3)]
+    found = fuse(words, dense, 0.5)
+    assert [row for _, _, row in found] == [1, 2, 3]
+    assert [score for score, _, _ in found] == pytest.approx([1 + 0.5 / 4, 0.5, 0.5])
+    assert fuse([], dense[:1], 0.5)[0][2] == 1
+    assert fuse(words, [], 0.5) == [(0.5, "page", 3), (0.125, "page", 1)]
+
+
+def test_words_find_texts_and_fusion_adds_scaled_scores(shop):
     """The vector of "kind 4" finds product 4, and the words "kind 3" product 3."""
 
     class Wrong(ShopEmbedder):
@@ -92,13 +102,14 @@ def test_words_find_texts_and_fusion_adds_relative_scores(shop):
             return super().embed(domain, frames=frames, texts=["kind 4"])
 
     def search(mode):
-        hits = shop.search_own(Wrong(), "page", [], "kind 3", among=["page"], top=3, mode=mode).hits
+        hits = shop.search_own(Wrong(), "page", [], "kind 3", among=["page"], top=20, mode=mode).hits
         return [(hit.card.item_id, hit.score) for hit in hits]
 
     assert search("dense")[0][0] == 104
     assert search("words")[0][0] == 103
     fused, dense = dict(search("hybrid")), dict(search("dense"))
-    assert fused[103] == pytest.approx(0.3 + 2 / 2 + dense[103] / dense[104])  # a text of two words
+    similarity = (dense[103] - min(dense.values())) / (dense[104] - min(dense.values()))
+    assert fused[103] == pytest.approx(0.3 + 2 / 2 + similarity)  # a text of two words
     assert search(None) == search("hybrid")
     by_id = shop.search_own(Wrong(), "page", [], "102", among=["page"], top=2).hits
     assert [hit.card.item_id for hit in by_id] == [102, 104]
