@@ -29,6 +29,7 @@ SIZES = {"B/16": (768, 12, 12, 3072, 224, 16), "So400m/14": (1152, 27, 16, 4304,
 METHODS = ("full", "lora", "frozen")
 TARGETS = ("h100:1", "v5e:2x4")
 GIB, PRODUCTS = 2**30, 32  # products per device
+SHARDED = "--config.mesh.fsdp=8"
 
 
 def get_config(size: str) -> ConfigDict:
@@ -61,26 +62,31 @@ def get_config(size: str) -> ConfigDict:
     return config.lock()
 
 
-def plan(size: str, method: str, target: str) -> dict[str, float]:
-    """Returns the bytes per device, and the share of trained parameters, of a plan."""
+def plan(size: str, method: str, target: str, *flags: str) -> dict[str, Any]:
+    """Returns the bytes per device, the share of trained parameters, and the additional flags of a plan.
+
+    If XLA refuses the program for its memory, the parameters are sharded over eight devices.
+    """
     devices = 1 if target.endswith(":1") else 8
     effort = {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"} if target.startswith("v") else {}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "plan.json"
         command = [sys.executable, "-m", "cope_jax", "train", f"--config={__file__}:{size}", "--dry_run"]
-        command += [f"--target={target}", f"--json={out}", f"--config.finetune.method={method}"]
+        command += [f"--target={target}", f"--json={out}", f"--config.finetune.method={method}", *flags]
         done = subprocess.run(
             [*command, f"--config.train.batch_size={PRODUCTS * devices}"],
             capture_output=True,
             text=True,
             env=os.environ | effort,
         )
+        if done.returncode and "does not fit" in done.stderr and SHARDED not in flags and devices > 1:
+            return plan(size, method, target, SHARDED)
         if done.returncode:
             raise RuntimeError(f"{size} {method} on {target}: {done.stderr}")
         result = json.loads(out.read_text(encoding="utf-8"))
     if result["target"] != target:
         raise ValueError(f"{target} needs requirements-accelerators.txt: {done.stdout.splitlines()[-1]}")
-    return {"bytes": result["bytes_per_device"], "trained": result["trained"]}
+    return {"bytes": result["bytes_per_device"], "trained": result["trained"], "flags": flags}
 
 
 def define_flags() -> None:
@@ -102,7 +108,7 @@ def main(_: list[str]) -> None:
     for size in SIZES:
         for method in METHODS:
             found = [plans[f"{size} {method} {target}"] for target in TARGETS]
-            cells = [f"{own['bytes'] / GIB:.1f}" for own in found]
+            cells = [" ".join([f"{own['bytes'] / GIB:.1f}", *own.get("flags", ())]) for own in found]
             print(f"| {size} | `{method}` | {found[0]['trained']:.1%} | {' | '.join(cells)} |")
     print(json.dumps(plans))
 

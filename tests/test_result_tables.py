@@ -16,7 +16,7 @@ OTHER_TABLES = {
     "target | devices",
     *("I want to …", "code", "domain", "encoder", "key", "setting", "| `cope_rope.py`"),
     # Results that are not yet in files: write them by `benchmarks.tables.record` when they change.
-    *("method | new products", "fusion", "loss"),
+    *("fusion", "loss"),
 }
 
 

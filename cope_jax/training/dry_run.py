@@ -30,6 +30,7 @@ from cope_jax.training.plan import Plan, make_plan, step_flops
 from data_prep.common.text_table import text_table
 
 TEMPLATE = Path(__file__).with_name("dry_run.txt.jinja")
+OUT_OF_MEMORY = (r"Used (\S+) of (\S+) hbm", r"temporaries \((\S+)\) exceeds available HBM \((\S+)\)")  # XLA's messages
 REMATS = ("none", "dots", "narrow", "block")  # from most to least memory
 
 
@@ -163,7 +164,7 @@ def compile_step(config: RunConfig, plan: Plan, target: Target) -> jax.stages.Co
     try:
         return lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        if match := re.search(r"Used (\S+) of (\S+) hbm", str(error)):
+        if match := re.search(OUT_OF_MEMORY[0], str(error)) or re.search(OUT_OF_MEMORY[1], str(error)):
             raise ValueError(
                 f"the step does not fit: it needs {match[1]} of the {match[2]} of a {target.kind}; {_remedies(config)}"
             ) from error

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import asdict
+from unittest.mock import Mock
 
 import jax
 import pytest
@@ -46,6 +47,21 @@ def test_the_operations_of_two_more_layers_are_those_of_their_matrices():
     assert counts[1] - counts[0] == pytest.approx(2 * 3 * 17 * 128 * layer, rel=0.03)
     rematerialized = replace_fields(configs[1], {"model.remat": "block", "model.scan_layers": True})
     assert step_flops(rematerialized, 100) == counts[1]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 23.10G of 15.75G hbm.",
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (23.10G) exceeds "
+        "available HBM (15.75G).",
+    ],
+)
+def test_a_step_that_needs_too_much_memory_is_reported_with_remedies(tiny_config, message):
+    plan = Mock()
+    plan.step.trace().lower().compile.side_effect = jax.errors.JaxRuntimeError(message)
+    with pytest.raises(ValueError, match=r"does not fit: it needs 23\.10G of the 15\.75G of a v5e; use .*microbatch"):
+        compile_step(tiny_config, plan, Target("v5e", (2, 4)))
 
 
 @pytest.mark.slow
