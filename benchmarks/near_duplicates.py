@@ -36,7 +36,7 @@ from data_prep.synthetic.release import write_release
 FLAGS = flags.FLAGS
 # Keypoints that a homography maps, the share of the picture between them, and how far its corners may move, in sides.
 # Other photos of a package have as many keypoints in common, but on the package alone and at other places.
-MIN_INLIERS, MIN_AREA, MAX_MOVE = 15, 0.3, 0.2
+MIN_INLIERS, MIN_AREA, MAX_MOVE = 50, 0.25, 0.4
 SIDE = 512  # pixels of the pictures that are compared
 GENERATED_AT_ONCE = 4096
 
@@ -116,7 +116,7 @@ def _compare_ms(thumbnails: np.ndarray) -> float:
 
 def shows_one_scene(one: bytes, two: bytes) -> bool:
     """Whether a homography near the identity maps SIFT keypoints of a photo to those of another, or of its mirror."""
-    sift = cv2.SIFT.create(contrastThreshold=0.02)
+    sift = cv2.SIFT.create(contrastThreshold=0.01)
 
     def features(pixels: np.ndarray) -> tuple[Sequence[cv2.KeyPoint], np.ndarray]:
         large = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)

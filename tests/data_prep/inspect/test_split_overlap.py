@@ -24,8 +24,7 @@ def jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
 def test_check_split_finds_planted_products_and_images(own_small, built, tmp_path):
     none = check_split(built, processes=1)
     assert (none.products, none.images, none.leaks) == (0, 0, [])
-    same_noise = ["train page 3 and train video 0", "train page 7 and train video 0"]  # the second one as PNG
-    assert none.false_negatives == same_noise
+    assert none.false_negatives == ["train page 3 and train video 0"]  # the same noise
     train, test = own_small.splits["train"], own_small.splits["test"]
     train["page"][1].frames = [(0, own_small.encode(9001))]
     test["page"].append(own_small.Wanted(6, [20, 501], "", train["page"][1].frames))  # a product and its image
@@ -45,7 +44,7 @@ def test_check_split_finds_planted_products_and_images(own_small, built, tmp_pat
         "test live 5 and train video 13",
         "test page 6 and train page 3",
     }
-    assert set(found.false_negatives) == {same_noise[1], "train page 1 and train video 15"}
+    assert found.false_negatives == ["train page 1 and train video 15"]
     assert not list((tmp_path / "data").glob("check_split-*"))
     assert "products in more than one split: 1\n  product 20\nimages whose" in format_overlap(found)
     assert "images in different splits: 4\n  test" in format_overlap(found)
