@@ -299,7 +299,9 @@ class Checkpoints:
             raise ValueError(f"{folder} has no moving average: the run has config.train.average_decay=0")
         tree: Any = {"average": like} if average else {"params": {"model": like.params}, "statistics": like.statistics}
         tree = {name: part for name, part in tree.items() if jax.tree.leaves(part)}
-        parts = [f"params/model/{part}/" for part in like.params] + [f"statistics/{part}/" for part in like.statistics]
+        wanted = {f"params/model/{part}": own for part, own in like.params.items()}
+        wanted |= {f"statistics/{part}": own for part, own in like.statistics.items()}
+        parts = [f"{path}/" if isinstance(own, dict) else path for path, own in wanted.items()]
         if not partial:
             parts = ["average/"] if average else ["params/model/", "statistics/"]
         self._check_layout(step, tree, *parts)

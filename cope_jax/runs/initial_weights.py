@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 from safetensors import safe_open
 
@@ -109,6 +110,9 @@ def open_model(name: str) -> OwnModel:
         description = json.loads((path / exported.CONFIG).read_text(encoding="utf-8"))
         with safe_open(path / exported.WEIGHTS, framework="numpy") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if "axes" in weights:  # an export has no second moments: make some with these principal axes
+            axes = weights["axes"].astype(np.float64)
+            weights["moments"] = ((axes * np.linspace(1, 0.5, len(axes))) @ axes.T).astype(np.float32)
 
         def read(like: ModelState) -> ModelState:
             def fill(key: str, leaf: jax.Array) -> jax.Array:
@@ -146,9 +150,10 @@ def _prepare_own(config: RunConfig, name: str, encoders: Sequence[str], shapes: 
     if {*encoders, "fusion"} == shapes.params.keys():
         same = source.config.model.fusion == config.model.fusion
         parts += ["fusion"] if same and not _shape_differences(source, "fusion", shapes) else []
+        parts += ["moments"] if "fusion" in parts and "moments" in source.shapes else []
 
     def load(model: ModelState) -> ModelState:
-        _print_once(f"{' and '.join(parts)} from {source.name}")
+        _print_once(f"{' and '.join(part for part in parts if part != 'moments')} from {source.name}")
         params, statistics = (drop_lora({part: tree[part] for part in parts if part in tree}) for tree in model)
         loaded = source.read(ModelState(params, statistics))
         return ModelState(*map(_overlay, model, loaded))

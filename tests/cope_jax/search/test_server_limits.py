@@ -15,7 +15,7 @@ import anyio
 import httpx2
 import pytest
 
-from cope_jax.search import server
+from cope_jax.search import queries, server
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.shop import PRODUCTS, blank_png, picture, serve_shop
 
@@ -179,7 +179,7 @@ def test_request_of_a_client_that_disconnects_is_canceled(shop, monkeypatch):
             canceled.set()
             raise
 
-    monkeypatch.setattr(server, "decode_pictures", decode)
+    monkeypatch.setattr(queries, "decode_pictures", decode)
     monkeypatch.setattr(server, "DEADLINE", 60.0)
     body = httpx2.Request("POST", "http://localhost/search", data=FORM, files={"pictures": ("a.png", picture(1))})
     head = "".join(f"{name}: {value}\r\n" for name, value in body.headers.items())

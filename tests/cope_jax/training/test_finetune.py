@@ -130,7 +130,7 @@ def test_frozen_encoders_run_once(make_config, one_device, tmp_path, monkeypatch
     seen = next(training_batches(config, tokenizer, start_step=0))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), kept)
     assert shapes == training_batch_shapes(config)
-    graphdef, _ = split_model(config, vocab_size=len(tokenizer), mesh=one_device)
+    graphdef, _ = split_model(config, vocab_size=len(tokenizer), mesh=one_device, rotated=True)
     embed = jax.jit(lambda batch: nnx.merge(graphdef, *model)(batch))
     for domain, expected in embed({domain: seen[domain] for domain in config.data.domains}).items():
         found = embed({domain: kept[domain] for domain in config.data.domains})[domain]
