@@ -113,8 +113,7 @@ install() (
   fi
   say "installing $* and $package into $VENV (takes a few minutes the first time)"
   for file in "$@"; do requirements+=(-r "$file"); done
-  # Python compiles the modules that it imports; pip would compile all, which takes half of the time.
-  "$PYTHON" -m pip install --no-compile --disable-pip-version-check "${requirements[@]}" "$package" >"$LOG" 2>&1 ||
+  "$PYTHON" -m pip install --disable-pip-version-check "${requirements[@]}" "$package" >"$LOG" 2>&1 ||
     fail "installation failed: $(grep -m1 -i error "$LOG" || echo 'unknown error'); see $LOG"
   touch "$stamp"
 )
