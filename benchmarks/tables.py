@@ -8,7 +8,7 @@ A page marks the place of a table by the comments `<!-- results: NAME -->` and `
 
 Cells are format strings of Python: numbers are written as {…}, by the names in `values` and `run`, or by position if
 `values` is a list. A column whose numbers are not results, such as goals, is listed in `labels`. `run` has the `FACTS`
-of what was run; if one is not known any more, it is null, and `source` says where the numbers are from.
+of what was run. A fact that is no longer known is null, and `source` then says where the values come from.
 """
 
 import json

@@ -79,12 +79,12 @@ def load_tokenizer(name_or_folder: str | Path, *, download: bool = True) -> PreT
         if vocabulary.exists() and is_cased(vocabulary.read_text(encoding="utf-8").split("\n")):
             options = {"do_lower_case": False}
     open_clip = settings[OPEN_CLIP].get("model_cfg", {}).get("text_cfg", {}).get("tokenizer_kwargs", {})
-    canonical = open_clip.get("clean") == "canonicalize"  # T5's class, which these files name, has other rules
-    plain = canonical or settings["tokenizer_config.json"].get("tokenizer_class") == "SiglipTokenizer"  # a slow one
+    # The classes that these files name cannot be used: T5's has other rules for texts, and SigLIP's is not a fast one.
+    canonical = open_clip.get("clean") == "canonicalize"
+    plain = canonical or settings["tokenizer_config.json"].get("tokenizer_class") == "SiglipTokenizer"
     # Not at the top: it imports torch if that is installed, which takes seconds.
-    from transformers import AutoTokenizer, logging
+    from transformers import AutoTokenizer
 
-    logging.set_verbosity_error()  # it warns about its own default values for SigLIP
     try:
         make = PreTrainedTokenizerFast if plain and settings["tokenizer.json"] else AutoTokenizer
         tokenizer = make.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)

@@ -116,10 +116,10 @@ def load_model(
     if tuning.method == "lora" and step != UNTRAINED:
         merged = jax.jit(partial(merge_lora, scale=tuning.alpha / tuning.rank))(model.params)
         model = ModelState(merged, model.statistics)
-    return graphdef, _with_principal_axes(model)
+    return graphdef, with_principal_axes(model)
 
 
-def _with_principal_axes(model: ModelState) -> ModelState:
+def with_principal_axes(model: ModelState) -> ModelState:
     """Replaces the second moments of embeddings, if any, with their eigenvectors, the largest eigenvalue first.
 
     The first n values of embeddings then keep as much of their inner products as n values can (Eckart and Young).

@@ -1,6 +1,6 @@
 """Copies a library to Qdrant, a vector database that runs on many machines: vectors, ids, texts and columns."""
 
-import math
+import re
 from typing import Any
 
 import httpx
@@ -43,13 +43,13 @@ def _fill(client: QdrantClient, name: str, library: Library, domain: str) -> int
 
 
 def _payload(item: Item) -> dict[str, Any]:
-    """Returns what a filter can use of an item; texts that are numbers become numbers."""
+    """Returns what a filter can use of an item; texts that are numbers, but not codes, become numbers."""
     columns = {name: _number(value) for name, value in item.columns.items()}
     return columns | {"item": item.own_id, "product": list(item.own_products), "text": item.text}
 
 
 def _number(value: str) -> str | float:
-    try:
-        return number if math.isfinite(number := float(value)) else value
-    except ValueError:
+    """Returns a number such as "52.00"; codes keep leading zeros ("007") and more than 15 digits."""
+    if not re.fullmatch(r"-?(0|[1-9]\d{0,14})(\.\d+)?", value, re.ASCII):
         return value
+    return float(value) if "." in value else int(value)

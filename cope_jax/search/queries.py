@@ -59,18 +59,19 @@ class Queries:
         """
         async with self.upload_slots, limited_form(request, json_object=api) as form:
             uploads, query = uploaded_pictures(form), self._read(form, api)
-            if query.item:
-                if uploads or query.text:
-                    raise HTTPException(422, "An item is one query, pictures and a text are another: send one of them.")
-                return query, await self.search_item(query, frames=0 if api else SHOWN)
-            if not uploads and not query.text:
+            if query.item and (uploads or query.text):
+                raise HTTPException(422, "An item is one query, pictures and a text are another: send one of them.")
+            if not (query.item or uploads or query.text):
                 raise HTTPException(422, "Nothing to search for: choose a picture or type a title.")
             pictures, thumbnails = [], []
             if uploads:
                 async with self.decoder_slot:
                     data = self.embedder.config.data
                     pictures, thumbnails = await decode_pictures(uploads, data.image_size, data.resize)
-        return query, await self.compute(self._search_own, query, pictures, thumbnails, 0 if api else SHOWN)
+        frames = 0 if api else SHOWN
+        if query.item:
+            return query, await self.search_item(query, frames=frames)
+        return query, await self.compute(self._search_own, query, pictures, thumbnails, frames)
 
     async def search_item(self, query: Query, *, frames: int = SHOWN) -> SearchResult:
         """Finds the items nearest to the item of a query; raises HTTPException if there is none."""

@@ -106,7 +106,11 @@ def extract_hashes(file: RecordFile) -> None:
         products, side = record.integers("product_ids"), near_duplicates.SIDE
         for frame in record.byte_strings("frames"):
             rows.append((file.split, file.kind, item_id, products, hashlib.sha256(frame).digest()))
-            pictures.append(near_duplicates.thumbnail(decode_rgb(frame, min_height=side, min_width=side)))
+            try:
+                pixels = decode_rgb(frame, min_height=side, min_width=side)
+            except ValueError:  # a blank picture has no near-duplicates
+                pixels = np.zeros((side, side, 3), np.uint8)
+            pictures.append(near_duplicates.thumbnail(pixels))
     with (
         file.target.with_suffix(".thumbnails").open("wb") as thumbnails,
         file.target.with_suffix(".descriptors").open("wb") as descriptors,
@@ -135,7 +139,7 @@ def _find_near_duplicates(files: Sequence[RecordFile], scratch: Path, apply: Pro
         return [], []
     shape = (len(rows), len(near_duplicates.REGIONS), near_duplicates.WIDTH)
     descriptors = np.memmap(scratch / "all.descriptors", np.uint8, "r", shape=shape)
-    sizes = [rows["split"].to_pylist().count(split) for split in sorted({file.split for file in files})]
+    sizes = [pc.sum(pc.equal(rows["split"], split)).as_py() for split in sorted({file.split for file in files})]
     splits = [range(*bounds) for bounds in pairwise(accumulate(sizes, initial=0))]
     first = pc.list_element(rows["products"], 0).to_numpy()
     pairs = near_duplicates.find_near_duplicates(descriptors, scratch / "all.thumbnails", splits, first, apply)

@@ -1,4 +1,4 @@
-"""What sources that become a table have in common: products joined by keys, and the steps of the command."""
+"""Shared by the sources that write a table first: products joined by common keys, and the command itself."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial

@@ -162,16 +162,20 @@ def prepare(
 def find_spec(encoder: str, weights: Weights, *, what: str) -> EncoderSpec:
     """Describes what a checkpoint has for an encoder; `what` is the subject of error messages."""
     # Not at the top: it imports torch if that is installed.
-    from transformers import AutoConfig
+    from transformers import AutoConfig, logging
 
     settings, supported = dict(weights.config), MODEL_TYPES[encoder]
     kind = settings.pop("model_type", None)
     if kind not in supported:
         raise ValueError(f"{what}, whose model_type is {kind!r}; the {encoder} encoder supports {', '.join(supported)}")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns about its own default values for SigLIP
     try:
         config = AutoConfig.for_model(kind, **settings)  # adds the values that config.json leaves out
     except StrictDataclassError as error:
         raise ValueError(f"{what}, whose config.json is invalid: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     try:
         return supported[kind](config, weights.tensors)
     except (TypeError, ArithmeticError) as error:  # sizes that are 0, or several where one is expected

@@ -10,10 +10,11 @@ import pytest
 from cope_jax.data.tokenizer import save_tokenizer, train_wordpiece
 from cope_jax.evaluation.evaluate_run import evaluate
 from cope_jax.parallel.mesh import make_mesh
-from cope_jax.runs.checkpoints import Checkpoints
+from cope_jax.runs.checkpoints import Checkpoints, ModelState
 from cope_jax.runs.config_file import save_config
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import run_tokenizer
+from cope_jax.runs.model import with_principal_axes
 from cope_jax.training.plan import make_plan, restore_or_initialize
 
 
@@ -113,3 +114,10 @@ def test_weights_for_another_vocabulary_are_an_error(config, tmp_path):
 def test_published_weights_need_a_patch_stem_and_no_more_frames_than_in_training(config, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         first_state(replace_fields(config, changes), tmp_path)
+
+
+def test_axes_with_equal_moments_keep_their_order():
+    """Otherwise, the rounding of a machine would decide."""
+    moments = np.diag([1, 1, 3, 1]).astype(np.float32)
+    found = with_principal_axes(ModelState({}, {"moments": jax.device_put(moments)}))
+    np.testing.assert_allclose(found.statistics["axes"], np.eye(4)[:, [2, 0, 1, 3]], atol=1e-6)

@@ -13,7 +13,7 @@ from cope_jax.evaluation.embed_items import LoadedRun, load_run
 from cope_jax.evaluation.evaluate_run import embed_split
 from cope_jax.runs.config_file import load_config
 from cope_jax.search import embedding_store
-from cope_jax.search.embedding_store import embed_to_parquet, read_manifest, read_vectors, write_shard
+from cope_jax.search.embedding_store import embed_to_parquet, read_manifest, read_vectors, shorten, write_shard
 from data_prep.common.domains import DOMAINS
 from tests.conftest import rename_domains
 
@@ -191,3 +191,9 @@ def test_half_precision(workdir, tmp_path, written):
     assert field.type == pa.list_(pa.float16(), 16)
     (_, half), full = next(read_vectors(tmp_path / "out", "live")), read_vectors(written[0], "live")
     np.testing.assert_allclose(half, np.concatenate([vectors for _, vectors in full]), atol=1e-3)
+
+
+def test_shortened_vectors_have_length_1():
+    vectors = np.array([[3, 4, 12], [0, 0, 1]], np.float32)
+    np.testing.assert_allclose(shorten(vectors, 2), [[0.6, 0.8], [0, 0]])
+    assert shorten(vectors, 3) is vectors

@@ -11,7 +11,7 @@ from cope_jax.runs.config_file import load_config
 from cope_jax.search import __main__ as command
 from cope_jax.search import server
 from cope_jax.search.embedding_store import read_manifest
-from cope_jax.search.library import open_library
+from cope_jax.search.library import fuse, open_library
 from cope_jax.search.result_views import results_page, results_table
 from data_prep.common.domains import DOMAINS
 from tests.shop import HOSTILE, ShopEmbedder, make_shop, picture
@@ -201,3 +201,11 @@ def test_serve(run, monkeypatch):
     assert re.search(r"search at http://127\.0\.0\.1:\d+ \(stop with Ctrl-C\)", run("serve", "--port=0"))
     with pytest.raises(ValueError, match=r"--host=0\.0\.0\.0 listens on all addresses"):
         run("serve", "--port=0", "--host=0.0.0.0")
+
+
+def test_fusion_scales_similarities_even_if_all_are_negative():
+    words = [(8.0, "page", 1), (4.0, "page", 2)]
+    dense = [(-0.1, "page", 0), (-0.2, "page", 1), (-0.5, "page", 3)]
+    expected = [(1.25, 1), (1.0, 0), (0.25, 2), (0.0, 3)]
+    assert [(pytest.approx(score), row) for score, _, row in fuse(words, dense, 0.5)] == expected
+    assert fuse([], dense[:1], 0.5) == [(-1.0, "page", 0)]

@@ -31,8 +31,11 @@ def test_items_are_found_in_qdrant_with_their_columns(shop, monkeypatch):
 
 
 def test_numbers_are_numbers_and_other_texts_are_texts():
-    values = {"52.00": 52.0, "-3": -3.0, "nan": "nan", "inf": "inf", "5 g": "5 g"}
-    assert {value: qdrant._number(value) for value in values} == values
+    values = {"52.00": 52.0, "-3": -3, "0.5": 0.5, "4006381333931": 4006381333931}
+    values |= {text: text for text in ("nan", "inf", "5 g", "007", "00.5", "1e5", "1_0", "９", "1234567890123456")}
+    for text, value in values.items():
+        found = qdrant._number(text)
+        assert (found, type(found)) == (value, type(value))
 
 
 def test_a_server_that_cannot_be_reached(shop):

@@ -50,6 +50,15 @@ def test_check_split_finds_planted_products_and_images(own_small, built, tmp_pat
     assert "images in different splits: 4\n  test" in format_overlap(found)
 
 
+def test_a_frame_that_does_not_decode_is_no_near_duplicate(built, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("damaged")
+
+    monkeypatch.setattr("data_prep.inspect.split_overlap.decode_rgb", fail)
+    found = check_split(built, processes=1)
+    assert (found.leaks, found.false_negatives) == ([], [])
+
+
 def test_too_little_memory_or_disk_is_an_error(built, monkeypatch):
     def fail(*_):
         raise duckdb.IOException("No space left on device")

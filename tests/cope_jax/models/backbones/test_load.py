@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
-from transformers import AutoConfig
+from transformers import AutoConfig, logging
 
-from cope_jax.models.backbones.load import MODEL_TYPES, OPTIONAL, prepare
+from cope_jax.models.backbones.files import Weights
+from cope_jax.models.backbones.load import MODEL_TYPES, OPTIONAL, find_spec, prepare
 from cope_jax.models.layers import ComputeOptions
 from cope_jax.models.text import TextEncoder
 from cope_jax.models.vision import VisionEncoder
@@ -458,6 +459,19 @@ def test_senseless_sizes_are_reported(start):
         start("clip", "vision", change_config=no_patches)
     with pytest.raises(ValueError, match=r"its config\.json has 1000000000 layers, but it has only"):
         start("bert", "text", cut=True, change_config=lambda config: config.update(num_hidden_layers=10**9))
+
+
+def test_reading_a_config_prints_no_warnings_and_keeps_the_verbosity_of_transformers(caplog, monkeypatch):
+    """It warns about its own default values for SigLIP."""
+    monkeypatch.setattr(logging._get_library_root_logger(), "handlers", [caplog.handler])
+    before = logging.get_verbosity()
+    logging.set_verbosity_warning()
+    try:
+        find_spec("vision", Weights("siglip", {"model_type": "siglip"}, {}), what="it is")
+        assert logging.get_verbosity() == logging.WARNING
+    finally:
+        logging.set_verbosity(before)
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(("encoder", "model_type"), CASES)
