@@ -16,7 +16,7 @@ from absl import app, flags
 from PIL import Image
 
 from benchmarks import all as all_benchmarks
-from benchmarks import chaos, hardware, input_pipeline, measuring, step, torch_pipeline
+from benchmarks import chaos, hardware, input_pipeline, loss, measuring, step, torch_pipeline
 from benchmarks.torch_cope import TorchCope, used_parameters
 from cope_jax.parallel.targets import GIB
 from cope_jax.runs.config_validation import replace_fields
@@ -73,6 +73,15 @@ def test_every_benchmark_accepts_its_quick_flags(name, own_flags):
     if name in all_benchmarks.BENCHMARKS:
         own_flags([name, *all_benchmarks.BENCHMARKS[name].quick])
     assert callable(module.main)
+
+
+def test_the_ways_to_compute_the_loss_give_the_same_value(own_flags):
+    loss.define_flags()
+    own_flags(["loss", "--chunk=8"])
+    row = loss.measure(jax.device_count(), 1)  # compares the values
+    assert row["devices"] == 8
+    assert row["ring_bytes"] > 0
+    assert row["dense_seconds"] > 0
 
 
 def test_all_runs_every_benchmark_except_those_that_need_runs_compilers_or_devices():
