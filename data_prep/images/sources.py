@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from data_prep.common.files import TEMPORARY, file_sha256
 from data_prep.common.parquet import open_parquet
-from data_prep.images.decoding import RULES_KEY
+from data_prep.images.decoding import RULES, RULES_KEY
 
 MEMBER_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "avif", "tif", "tiff", "heic", "heif", "jxl", "jp2")
 MEMBER_SUFFIXES += ("mp4", "mov", "webm", "mkv")
@@ -219,6 +219,7 @@ def _read_ledger(path: Path) -> pa.Table:
     # Other columns of img2dataset's ledgers are the user's, whatever their names, and its hashes are of bytes that it
     # may have changed since.
     ours = {"name", "start", "bytes", "sha256"} if RULES_KEY in metadata else set()
+    is_current = metadata.get(RULES_KEY) == RULES.encode()  # otherwise, the images were not checked by today's rules
     wanted = [name for name in names if name in {"key", "url"} | ours]
     if len(set(wanted)) < len(wanted):
         raise ValueError(f"{path} has columns {', '.join(wanted)}: each may occur once in the ledger of a download")
@@ -226,7 +227,8 @@ def _read_ledger(path: Path) -> pa.Table:
         table = file.read(wanted)
         for number, name in enumerate(table.column_names):
             if name not in ("start", "bytes"):
-                table = table.set_column(number, name, pa.array(_texts(table[name]), pa.string()))
+                texts = _texts(table[name]) if name != "sha256" or is_current else [""] * len(table)
+                table = table.set_column(number, name, pa.array(texts, pa.string()))
         return table
 
 

@@ -158,6 +158,9 @@ def test_the_reader_says_why_an_image_is_skipped(small, tmp_path, monkeypatch):
         assert reader.read(Place(0, "0.tar", 4, len(image), sha256)) == (image, None)
         assert reader.read(Place(0, "0.tar", 5, len(image), sha256)) == (b"", ImageProblem.CHANGED)
         assert reader.read(Place(0, "0.tar", 4 + len(image), 40, "")) == (b"", ImageProblem.CORRUPT)
+        cut = image[:-20]
+        assert reader.read(Place(0, "0.tar", 4, len(cut), "")) == (b"", ImageProblem.CORRUPT)
+        assert reader.read(Place(0, "0.tar", 4, len(cut), hashlib.sha256(cut).hexdigest())) == (cut, None)  # trusted
         html = hashlib.sha256(b"junk").hexdigest()  # a ledger may claim anything
         assert reader.read(Place(0, "0.tar", 0, 4, html)) == (b"", ImageProblem.NOT_AN_IMAGE)
         assert reader.read(Place(None, "", 0, 0, "")) == (b"", ImageProblem.MISSING)

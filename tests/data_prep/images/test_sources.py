@@ -59,6 +59,13 @@ def test_images_in_tars_are_named_by_their_ledgers(tmp_path, write_download, che
     assert [at.preference for at in found] == sorted(at.preference for at in found)
 
 
+def test_hashes_of_images_that_were_checked_by_older_rules_do_not_count(tmp_path, write_download):
+    write_download(tmp_path, {"a/1.jpg": b"1"}, checked=True)
+    ledger = tmp_path / "00000.parquet"
+    pq.write_table(pq.read_table(ledger).replace_schema_metadata({b"image_rules": b"1"}), ledger)
+    assert [(at.name, at.sha256) for at in locate(tmp_path)] == [("a/1.jpg", "")]
+
+
 def test_a_ledger_with_offsets_replaces_walking_over_the_tar(tmp_path, write_download):
     images = {"1.jpg": b"1" * 700, "2.jpg": b"22", "gone.jpg": b"", "3.jpg": b"3" * 512}
     shards = tmp_path / "shards"
