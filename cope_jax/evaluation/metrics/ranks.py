@@ -25,7 +25,7 @@ class Ranks:
     rows: Int64[np.ndarray, " K"]  # in the gallery
     scores: Float[np.ndarray, " K"]  # falling
     ranks: Int64[np.ndarray, " K"]  # from 1
-    gallery: int  # number of items that a query is compared with
+    gallery: int  # number of items that queries are compared with, one less if each is left out of its own gallery
 
     @property
     def has_positive(self) -> Bool[np.ndarray, " Q"]:
@@ -107,7 +107,7 @@ def ranks_without(
     """
     rows, others = positive_pairs(query_products, products)
     rows, others = rows[others != own[rows]], others[others != own[rows]]
-    size = len(items) - int((own >= 0).any())
+    size = len(items) - int(len(own) > 0 and (own >= 0).all())
     positives = _sorted(rows, others, pair_scores(queries, items, rows, others), len(queries), size)
     gallery = ItemThresholds(items, np.zeros(len(items) + 1, np.int64), np.zeros(0, np.float32))
     counts, _ = count_between(_thresholds(queries, positives), gallery, block=block)
