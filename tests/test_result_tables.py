@@ -15,8 +15,6 @@ OTHER_TABLES = {
     "method | trained",
     "target | devices",
     *("I want to …", "code", "domain", "encoder", "key", "setting", "| `cope_rope.py`"),
-    # Results that are not yet in a file: write it by `benchmarks.tables.record` when they change.
-    "fusion",
 }
 
 
