@@ -45,6 +45,7 @@ help() {
 ./run.sh search --workdir=DIR …        find similar items, by item, images or text;
                                        ./run.sh search serve --workdir=DIR: a search page on this machine
 ./run.sh export --workdir=DIR --out=…  export the weights and programs of a run, to serve without this code
+./run.sh push --export=DIR --repo=…    publish an export on the Hugging Face hub
 ./run.sh lint                          check style, format and types
 ./run.sh test [--quick] [OPTION…]      run the tests, with --quick without the slow ones; options go to pytest
 ./run.sh docs                          build the documentation site in site/
@@ -132,7 +133,7 @@ case $command in
     [ -d "$1" ] || fail "no folder $1: give the path of a checkout of GroceryStoreDataset"
     setup ;;
   demo) case " $* " in *" --videos "*) setup video ;; *) setup ;; esac ;;
-  abo | synthetic | catalog | table | verify | train | eval | compare | checkpoints | embed | export) setup ;;
+  abo | synthetic | catalog | table | verify | train | eval | compare | checkpoints | embed | export | push) setup ;;
   download) setup download ;;
   search) case "$*" in push*) setup search serve video qdrant ;; *) setup search serve video ;; esac ;;
   inspect) setup search ;;

@@ -79,7 +79,8 @@ def build(kind: str, data: str, items: int, folder: Path) -> tuple[Index, float]
         if kind == "codes":
             vectors["page"][rows[0] : rows[-1] + 1] = own
         seconds += time.perf_counter() - begin
-    return Index({"candidates": dict.fromkeys(vectors, CANDIDATES[0])}, {"page": index}, vectors), seconds
+    description = {"candidates": dict.fromkeys(vectors, CANDIDATES[0]), "width": WIDTH}
+    return Index(description, {"page": index}, vectors, folder), seconds
 
 
 def search_singly(index: Index, queries: np.ndarray) -> None:

@@ -8,23 +8,24 @@ Dimension letters used in docstrings and in names such as `tokens_BND`:
     P  products                  Q  queries                 G    gallery items
 
 `data` makes uint8 batches, `models` turns them into embeddings, `losses` compares these; `training` and `evaluation`
-combine the parts as a config says. `cope_jax.Embedder` embeds your own photos, clips and texts with a trained model.
-`cope --help` lists the commands.
+combine the parts as a config says. `cope_jax.Embedder` embeds your own photos, clips and texts with a trained model;
+`cope_jax.Index` finds the nearest of embedded items. `cope --help` lists the commands.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cope_jax.search.embedder import Embedder
+    from cope_jax.search.index import Index
 
 __version__ = "0.1.0"
-__all__ = ["Embedder", "__version__"]
+__all__ = ["Embedder", "Index", "__version__"]
+_MODULES = {"Embedder": "cope_jax.search.embedder", "Index": "cope_jax.search.index"}
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `Embedder` when it is used, so that commands without a model start without JAX."""
-    if name == "Embedder":
-        from cope_jax.search.embedder import Embedder
-
-        return Embedder
+    """Imports a class when it is used, so that commands without a model start without JAX."""
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

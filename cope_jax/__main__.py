@@ -46,6 +46,7 @@ COMMANDS = {
     "embed": Command("cope_jax.embed", "write the embeddings of all items as Parquet"),
     "search": Command("cope_jax.search", "find similar items, by item, images or text; serve a search page", "search"),
     "export": Command("cope_jax.export", "export the weights and programs of a run, to serve without this code"),
+    "push": Command("cope_jax.push", "publish an export on the Hugging Face hub"),
 }
 
 

@@ -1,10 +1,12 @@
 """Exports a run for serving: `python -m cope_jax.export --workdir=runs/demo --out=exports/demo`.
 
 Writes config.json, model.safetensors (named by parameter paths), tokenizer/, and one StableHLO program per domain,
-page.stablehlo and so on, whose first argument is the weights. `cope_jax.exported` loads them.
+page.stablehlo and so on, whose first argument is the weights. `cope_jax.exported` loads them. README.md is the model
+card.
 """
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ from safetensors.numpy import save
 
 from cope_jax import cli, exported
 from cope_jax.data.tokenizer import load_tokenizer, save_tokenizer, separator_id
+from cope_jax.model_card import CARD, model_card
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.parallel.path_rules import leaf_paths
 from cope_jax.runs.checkpoints import UNTRAINED, Checkpoints, ModelState
@@ -49,24 +52,33 @@ def define_flags() -> None:
         lower_bound=0.0,
         upper_bound=1.0,
     )
+    flags.DEFINE_string("license", "unknown", "License of the weights for the model card, such as apache-2.0.")
     flags.mark_flags_as_required(["workdir", "out"])
 
 
 def main() -> None:
     """Exports the run and prints how well the copies agree. If it is terminated, it leaves nothing behind."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    options = {"average": FLAGS.average, "interpolate": FLAGS.interpolate}
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", FLAGS.license):
+        raise ValueError(f"--license is {FLAGS.license!r}; expected an identifier of the hub, such as apache-2.0")
+    options = {"average": FLAGS.average, "interpolate": FLAGS.interpolate, "license": FLAGS.license}
     difference = export_run(Path(FLAGS.workdir), Path(FLAGS.out), step=FLAGS.step, **options)
     print(f"wrote {FLAGS.out}; loaded back, its embeddings differ from the run's by at most {difference:.1e}")
 
 
 def export_run(
-    workdir: Path, out: Path, *, step: int | None = None, average: bool = False, interpolate: float = 1.0
+    workdir: Path,
+    out: Path,
+    *,
+    step: int | None = None,
+    average: bool = False,
+    interpolate: float = 1.0,
+    license: str = "unknown",
 ) -> float:
     """Exports a checkpoint of a run, by default the newest, or the moving average of its parameters.
 
     With `interpolate` α less than 1, exports α times these parameters plus 1 − α times the initial ones (arXiv
-    2109.01903).
+    2109.01903). `license` is that of the weights, for the model card.
 
     The files are checked before they appear in `out`, which must not exist. Returns the largest difference between an
     entry of the run's embeddings and of the exported model's; raises ValueError if it is more than rounding.
@@ -102,9 +114,12 @@ def export_run(
                 domain: {"frames": config.eval.frames[domain], "template": config.data.template(domain), **sizes}
                 for domain in config.data.domains
             },
-            "run": asdict(config),
+            "run": asdict(replace_fields(config, {"data.data_dir": Path(config.data.data_dir).name})),
         }
         (folder / exported.CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        other = "the weights are a mean of those before and after training" if interpolate < 1 else ""
+        options = {"title": out.name, "step": step, "license": license, "average": average, "other": other}
+        (folder / CARD).write_text(model_card(config, workdir, **options), encoding="utf-8")
         return _check_export(folder, graphdef, model, config, vocab_size=len(tokenizer))
 
 

@@ -24,6 +24,8 @@ from tokenizers import Tokenizer
 
 FORMAT = "cope-jax export, version 1"
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+HUB_FILES = (CONFIG, WEIGHTS, "*.stablehlo", *(f"{TOKENIZER}/{name}" for name in TOKENIZER_FILES))
 SIZES = ("frames", "image_size", "text_length")  # of each domain in the description
 CUSTOM_CALLS = {"shape_assertion"}  # checks that all arguments have the same number of items
 INVALID_PROGRAM = (struct.error, ValueError, TypeError, LookupError, AttributeError, jax.errors.JaxRuntimeError)

@@ -92,6 +92,7 @@ def test_all_runs_every_benchmark_except_those_that_need_runs_compilers_or_devic
         "finetune_plans",
         "device",
         "recording",
+        "embedder",
     }
 
 

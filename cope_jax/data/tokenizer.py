@@ -20,6 +20,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUED = "##"
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 SETTING_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+GENERAL = ("TokenizersBackend", "PreTrainedTokenizerFast")  # names of the class of trained tokenizers
 OPEN_CLIP = "open_clip_config.json"
 HUB_FILES = (*VOCABULARY_FILES, *SETTING_FILES, OPEN_CLIP)
 MAX_UNKNOWN, MAX_CUT = 0.05, 0.2  # shares of unknown tokens and of truncated texts beyond which there is a warning
@@ -82,11 +83,14 @@ def load_tokenizer(name_or_folder: str | Path, *, download: bool = True) -> PreT
     # The classes that these files name cannot be used: T5's has other rules for texts, and SigLIP's is not a fast one.
     canonical = open_clip.get("clean") == "canonicalize"
     plain = canonical or settings["tokenizer_config.json"].get("tokenizer_class") == "SiglipTokenizer"
-    # Not at the top: it imports torch if that is installed, which takes seconds.
-    from transformers import AutoTokenizer
+    make: Any = PreTrainedTokenizerFast
+    general = settings["tokenizer_config.json"].get("tokenizer_class") in GENERAL
+    if not (settings["tokenizer.json"] and (plain or general)):
+        # Not at the top: it imports torch if that is installed, which takes seconds.
+        from transformers import AutoTokenizer
 
+        make = AutoTokenizer
     try:
-        make = PreTrainedTokenizerFast if plain and settings["tokenizer.json"] else AutoTokenizer
         tokenizer = make.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:  # the class that the tokenizers package raises for an invalid file
         raise ValueError(

@@ -45,13 +45,23 @@ def _report_once(line: str) -> None:
 
 
 def split_model(
-    config: RunConfig, *, vocab_size: int, mesh: Mesh | None = None, rotated: bool = False
+    config: RunConfig, *, vocab_size: int, mesh: Mesh | None = None
 ) -> tuple[nnx.GraphDef, Callable[[], ModelState]]:
     """Returns the static structure of the model, and a function that computes its initial state.
 
     The function is pure and depends on config.seed alone: `jax.eval_shape` gives the shapes, and under `jax.jit` with
     out_shardings each device computes its own part. The devices of `mesh`, by default all, decide about attention.
-    With `rotated`, the model has principal axes instead of the moments that training measures.
+    """
+    make = model_maker(config, vocab_size=vocab_size, mesh=mesh)
+    return nnx.graphdef(nnx.eval_shape(make)), partial(_initial_state, make)
+
+
+def model_maker(
+    config: RunConfig, *, vocab_size: int, mesh: Mesh | None = None, rotated: bool = False
+) -> Callable[[], CopeModel]:
+    """Returns a function that makes the initial model.
+
+    With `rotated`, it has principal axes instead of the moments that training measures.
     """
     model = config.model
     attention, devices = model.attention, list(jax.devices() if mesh is None else mesh.devices.flat)
@@ -84,11 +94,12 @@ def split_model(
             add_lora(made, rank=tuning.rank, alpha=tuning.alpha, targets=tuning.targets, rngs=rngs)
         return made
 
-    def initialize() -> ModelState:
-        _, params, statistics = nnx.split(make(), nnx.Param, nnx.BatchStat)
-        return ModelState(nnx.to_pure_dict(params), nnx.to_pure_dict(statistics))
+    return make
 
-    return nnx.graphdef(nnx.eval_shape(make)), initialize
+
+def _initial_state(make: Callable[[], CopeModel]) -> ModelState:
+    _, params, statistics = nnx.split(make(), nnx.Param, nnx.BatchStat)
+    return ModelState(nnx.to_pure_dict(params), nnx.to_pure_dict(statistics))
 
 
 def load_model(
@@ -104,9 +115,9 @@ def load_model(
     """
     tuning = config.finetune
     plain = replace_fields(config, {"finetune.method": "full"})
-    graphdef, _ = split_model(plain, vocab_size=vocab_size, mesh=mesh, rotated=True)
+    graphdef = nnx.graphdef(nnx.eval_shape(model_maker(plain, vocab_size=vocab_size, mesh=mesh, rotated=True)))
     trained = config if step != UNTRAINED else plain  # without low-rank matrices before the first step
-    _, initialize = split_model(trained, vocab_size=vocab_size, mesh=mesh)
+    initialize = partial(_initial_state, model_maker(trained, vocab_size=vocab_size, mesh=mesh))
     shapes = _with_shardings(jax.eval_shape(initialize), mesh)
     if step != UNTRAINED:
         model = checkpoints.restore_model(step, shapes, average=average)

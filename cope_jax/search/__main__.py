@@ -18,7 +18,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from absl import flags
 
 from cope_jax import Embedder, cli
@@ -202,8 +201,7 @@ def serve() -> None:
         model_name = f"{manifest['run']} at step {manifest['step']}" + (", averaged" if manifest["average"] else "")
         about = f"{counts} of the split {manifest['split']}, by {model_name}"
         embedder = load_embedder(library)
-        for domain in library.domains:  # compiles, which would delay the first query
-            embedder.embed(domain, images=[np.zeros((8, 8, 3), np.uint8)])
+        embedder.warm_up(batch_size=1)  # queries are single items
         options = {"about": about, "top": FLAGS.top, "hosts": hosts, "videos": video_folder(), "api_key": api_key}
         app = make_app(library, embedder, **options)
         path = "/api/openapi.json" if api_key else ""

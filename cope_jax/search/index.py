@@ -5,6 +5,7 @@ their recall. Indexes of codes also have page.npy and so on, the vectors in half
 rescore the candidates that the codes find. The folder is written atomically.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -18,11 +19,20 @@ import faiss
 import numpy as np
 
 from cope_jax.data.records import add_file
-from cope_jax.search.embedding_store import MANIFEST, check_shards, list_shards, read_manifest, read_rows, read_vectors
+from cope_jax.search.embedding_store import (
+    MANIFEST,
+    check_shards,
+    list_shards,
+    read_item_ids,
+    read_manifest,
+    read_rows,
+    read_vectors,
+    shorten,
+)
 from data_prep.common.files import atomic_folder, read_json
 
 FORMAT = "cope-jax index, version 1"
-DESCRIPTION = "index.json"
+FOLDER, DESCRIPTION = "index", "index.json"
 FILE_TYPES = {"flat": b"IxFI", "hnsw": b"IHNf", "codes": b"IxPT"}  # kinds of indexes, and how their files begin
 KINDS = tuple(FILE_TYPES)
 FLAT_LIMIT = 200_000  # items; exact search takes 20 ms per query at 128 dimensions on one core
@@ -42,16 +52,46 @@ class Index:
     description: Mapping[str, Any]
     domains: Mapping[str, faiss.Index]
     vectors: dict[str, np.ndarray]  # float16[N, E] of domains with codes, on disk
+    embeddings: Path  # folder of the embeddings
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Index":
+        """Opens the index of a folder of embeddings, `index` in it, which `./run.sh search build` wrote.
+
+            index = Index.open("embeddings/shop")
+            scores, rows = index.search(embedder.embed("page", images=["dress.jpg"]), "video", top=5)
+            index.ids["video"][rows]
+
+        Raises FileNotFoundError or ValueError if it is missing, invalid, or that of other embeddings.
+        """
+        folder = Path(path) if (Path(path) / DESCRIPTION).exists() else Path(path) / FOLDER
+        return open_index(folder, folder.parent)
+
+    @functools.cached_property
+    def ids(self) -> dict[str, np.ndarray]:
+        """Ids of the items of each domain by row, int64[N] or strings."""
+        return {domain: read_item_ids(self.embeddings, domain) for domain in self.domains}
 
     def search(
-        self, vectors: np.ndarray, domain: str, top: int, mask: np.ndarray | None = None
+        self, vectors: np.ndarray, domain: str, top: int = 10, mask: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Finds the nearest items of a domain to each of float32[Q, E], among those where bool[N] is true.
 
-        Returns similarities float32[Q, top], best first, and rows int64[Q, top], -1 if the domain has fewer items.
+        Vectors that are longer than those of the index are shortened.
+
+        Returns:
+            Similarities float32[Q, top], best first, and rows int64[Q, top], -1 if the domain has fewer items.
+
+        Raises:
+            ValueError: The domain is unknown, or the vectors have another shape.
         """
+        if domain not in self.domains:
+            raise ValueError(f"unknown domain {domain!r}: choose one of {', '.join(self.domains)}")
+        width = self.description["width"]
+        if np.ndim(vectors) != 2 or np.shape(vectors)[1] < width:
+            raise ValueError(f"vectors are {list(np.shape(vectors))}; they must be [Q, {width}] or longer")
         index, params = self.domains[domain], None
-        vectors = np.ascontiguousarray(vectors, np.float32)
+        vectors = np.ascontiguousarray(shorten(vectors, width), np.float32)
         if domain in self.vectors:
             candidates = max(top, self.description["candidates"][domain])
             return _search_codes(index, self.vectors[domain], vectors, top, candidates, mask)
@@ -121,7 +161,7 @@ def build_index(
     with atomic_folder(out, replace=True) as folder:
         for domain in sizes:
             index = _build_domain(kinds[domain], embeddings, domain, sizes[domain])
-            built = Index({"candidates": candidates}, {domain: index}, {})
+            built = Index({"candidates": candidates, "width": width}, {domain: index}, {}, embeddings)
             if kinds[domain] == "codes":
                 candidates[domain] = CANDIDATES[0]
                 built.vectors[domain] = _write_vectors(folder, embeddings, domain, (sizes[domain], width))
@@ -166,7 +206,7 @@ def open_index(folder: Path, embeddings: Path) -> Index:
     indexes = {domain: _read_faiss(folder / f"{domain}.faiss", *parts[domain], width) for domain in parts}
     coded = [domain for domain, (kind, _) in parts.items() if kind == "codes"]
     vectors = {domain: _open_vectors(folder / f"{domain}.npy", parts[domain][1], width) for domain in coded}
-    return Index(description, indexes, vectors)
+    return Index(description, indexes, vectors, embeddings)
 
 
 def _open_vectors(path: Path, size: int, width: int) -> np.ndarray:

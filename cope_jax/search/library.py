@@ -20,12 +20,10 @@ from cope_jax.search.embedder import Embedder, Picture
 from cope_jax.search.embedding_store import (
     MANIFEST,
     embed_to_parquet,
-    read_item_ids,
     read_manifest,
     read_rows,
-    shorten,
 )
-from cope_jax.search.index import Index, build_index, open_index
+from cope_jax.search.index import FOLDER, Index, build_index, open_index
 from cope_jax.search.item_table import ItemTable, open_item_table, split_words
 from cope_jax.search.moments import read_moment
 
@@ -176,8 +174,7 @@ class Library:
         """Finds the items nearest to an embedding float32[1, E]."""
         found = []
         for domain in among:
-            short = shorten(vector, self.index.description["width"])
-            scores, rows = self.index.search(short, domain, top, masks.get(domain))
+            scores, rows = self.index.search(vector, domain, top, masks.get(domain))
             pairs = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
             found += [(score, domain, row) for row, score in pairs if row >= 0]
         return sorted(found, key=lambda hit: -hit[0])[:top]
@@ -275,7 +272,7 @@ def open_library(
     form["dims"] = stored.get("width")
     form["update"] = embeddings is None  # to other records of the same name
     embed_to_parquet(workdir, folder, split=split, data_dir=data_dir, step=number, average=average, **form)
-    path = folder / "index"
+    path = folder / FOLDER
     if not rebuild and path.exists():
         index = open_index(path, folder)
         rebuild = kind is not None and set(index.description["kinds"].values()) != {kind}
@@ -283,4 +280,4 @@ def open_library(
         build_index(folder, path, kind=kind, report=report)
     index = open_index(path, folder)
     records = open_records(data_dir or config.data.data_dir, split)
-    return Library(folder, index, records, {domain: read_item_ids(folder, domain) for domain in records.items})
+    return Library(folder, index, records, index.ids)

@@ -1,6 +1,6 @@
 """Repositories of the Hugging Face hub."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 TIMEOUT = 4.0  # seconds in which the hub must answer
@@ -61,3 +61,28 @@ def is_available(repository: str, file: str) -> bool:
     except (OSError, HTTPError):
         return False
     return True
+
+
+def upload(repository: str, files: Mapping[str, Path | bytes], *, private: bool = False) -> str:
+    """Commits files to a repository of the hub, which is created if it does not exist, and returns its address.
+
+    Raises ValueError if the hub cannot be reached or does not accept them.
+    """
+    # Not at the top: it takes long to import.
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import (
+        HFValidationError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]  (httpx's or httpx2's)
+    )
+
+    try:
+        url = HfApi().create_repo(repository, private=private or None, exist_ok=True)
+        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        HfApi().create_commit(repository, operations, commit_message="Upload an export of COPE in JAX")
+    except (OSError, HTTPError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"the Hugging Face hub did not accept {repository!r}: {reason}; use a repository of yours, and log in with "
+            "`hf auth login` or set HF_TOKEN to a token that may write"
+        ) from error
+    return str(url)

@@ -8,10 +8,12 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 
 import jax
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from safetensors.numpy import load_file, save
 
 from cope_jax import Embedder, export, exported
@@ -20,11 +22,15 @@ from cope_jax.data.tokenizer import encode, load_tokenizer
 from cope_jax.evaluation.embed_items import load_run
 from cope_jax.evaluation.evaluate_run import embed_split
 from cope_jax.evaluation.results import find_step
+from cope_jax.model_card import UNKNOWN, model_card
+from cope_jax.push import push
 from cope_jax.runs.config_file import load_config
+from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import evaluation_batches
 from cope_jax.runs.model import split_model
 from cope_jax.training.loop import train
 from data_prep.common.domains import DOMAINS
+from tests.hub import TOKEN, StandInHub
 
 ROOT = Path(__file__).parents[2]
 
@@ -307,3 +313,98 @@ def test_texts_are_an_iterable_but_not_a_string(folder):
 def test_export_of_a_missing_average(workdir, tmp_path):
     with pytest.raises(ValueError, match=r"checkpoints/6 has no moving average: .*average_decay=0"):
         export.export_run(workdir, tmp_path / "out", average=True)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in for the hub, with an empty cache; the user is logged in."""
+    with StandInHub() as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
+        server.shutdown()
+
+
+def test_an_export_is_published_and_loaded_again(folder, hub):
+    assert push(folder, "someone/tiny") == f"{hub.endpoint}/someone/tiny"
+    files = hub.repositories["someone/tiny"]
+    assert {name: (folder / name).read_bytes() for name in files if name != "README.md"} == {
+        name: content for name, content in files.items() if name != "README.md"
+    }
+    assert 'Embedder.from_pretrained("someone/tiny")' in files["README.md"].decode()
+    files["modeling.py"] = files["pytorch_model.bin"] = b"\x80\x04N."
+    embedder = Embedder.from_pretrained("someone/tiny")
+    own = Embedder.from_export(folder)
+    assert embedder.config == own.config
+    photo = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    found, expected = (model.embed("page", images=[photo], texts=["red"]) for model in (embedder, own))
+    np.testing.assert_array_equal(found, expected)
+    downloaded = {path.name for path in Path(constants.HF_HUB_CACHE).rglob("snapshots/*/*")}
+    assert downloaded == {"config.json", "model.safetensors", "tokenizer", *(f"{name}.stablehlo" for name in DOMAINS)}
+    files["live.stablehlo"] = files["live.stablehlo"].replace(b"shape_assertion", b"other_functions")
+    with pytest.raises(ValueError, match=r"live.stablehlo calls functions that no export of this project calls"):
+        Embedder.from_pretrained("someone/tiny")
+    with pytest.raises(FileNotFoundError, match=r"name is 'someone/none', which is neither a local folder nor avail"):
+        Embedder.from_pretrained("someone/none")
+
+
+def test_only_whole_exports_are_published_by_users_who_are_logged_in(folder, hub, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="the repository is 'tiny'; it must be OWNER/NAME"):
+        push(folder, "tiny")
+    out = shutil.copytree(folder, tmp_path / "copy")
+    (out / "README.md").unlink()
+    with pytest.raises(FileNotFoundError, match=r"copy lacks README.md, its model card: export again"):
+        push(out, "someone/tiny")
+    (out / "page.stablehlo").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"page.stablehlo is not a valid program"):
+        push(out, "someone/tiny")
+    assert not hub.repositories
+    monkeypatch.setenv("HF_TOKEN", TOKEN[:-1])
+    with pytest.raises(ValueError, match=r"did not accept 'someone/tiny': .*401.* log in with `hf auth login`"):
+        push(folder, "someone/tiny")
+
+
+def test_published_files_do_not_name_folders_of_the_machine(workdir, folder):
+    data_dir = Path(load_config(workdir).data.data_dir)
+    assert json.loads((folder / "config.json").read_text())["run"]["data"]["data_dir"] == data_dir.name
+    texts = [(folder / name).read_text() for name in ("config.json", "README.md")]
+    assert not any(str(data_dir.parent) in text or str(workdir) in text for text in texts)
+
+
+def test_the_card_of_a_run_without_results(folder):
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: cope-jax\npipeline_tag: feature-extraction\nlicense: unknown\ntags:\n")
+    assert "None: the run was not evaluated at this step before it was exported." in card
+    assert card.count(UNKNOWN) == 2
+    assert "24 products, " in card
+
+
+def test_the_card_has_results_with_intervals_and_the_license(workdir, tmp_path):
+    shares = {"r1": 0.5, "r10": 0.75, "map": 0.625, "queries": 1416, "gallery": 425}
+    metrics = {
+        "retrieval": {"p2v": shares},
+        "retrieval_mean": {"mean_r1": 0.5, "mean_r10": 0.75, "mean_map": 0.625},
+        "intervals": {
+            "products": 220,
+            "retrieval": {"p2v": {"r1": [0.4375, 0.5625]}},
+            "retrieval_mean": {"mean_r1": [0.4375, 0.5625]},
+        },
+        "chance": {"p2v": 0.005},
+    }
+    before = {"retrieval_mean": {"mean_r1": 0.0078125}}
+    for step, results in ((6, metrics), (0, before)):
+        (tmp_path / f"eval/{step}").mkdir(parents=True)
+        (tmp_path / f"eval/{step}/metrics.json").write_text(json.dumps(results))
+    config = replace_fields(load_config(workdir), {"model.vision.init_from": "google/siglip2-base-patch16-224"})
+    options = {"title": "Shoes", "step": 6, "license": "cc-by-4.0"}
+    card = model_card(config, tmp_path, **options)
+    assert "license: cc-by-4.0\nbase_model:\n- google/siglip2-base-patch16-224\ntags:\n" in card
+    assert "| P → V | 0.500 (0.438 – 0.562) | 0.750 | 0.625 | 1,416 | 425 |\n| mean | 0.500 (0.438 – 0.562) |" in card
+    assert "at step 6 on the split `test`, 220 products:" in card
+    assert "A random order has R@1 0.005. The untrained model has a mean R@1 of 0.008." in card
+    assert "They start from google/siglip2-base-patch16-224, whose license applies as well." in card
+    assert "None: a mean" in model_card(config, tmp_path, **options, other="a mean")

@@ -139,7 +139,13 @@ PIXELS = np.zeros((8, 8, 3), np.uint8)
             {"frames": [[PIXELS], PIXELS]},
             r"frames\[1\] is of type ndarray; it must be a list with the pictures",
         ),
-        ("page", {"texts": ["a", 7]}, "a text is of type int; it must be a string, or None"),
+        ("page", {"texts": ["a", 7]}, "the text of page item 1 is of type int; it must be a string, or None"),
+        ("page", {"images": ["https://a.b/c.jpg"]}, "https://a.b/c.jpg is a URL; download it first, and give its path"),
+        ("page", {"images": [Path("https://a.b/c.jpg")]}, "https:/a.b/c.jpg is a URL; download it first"),
+        ("page", {"images": ["data:image/png;base64,iVBO"]}, "data:image/png;base64,iVBO is a URL; download it"),
+        ("page", {"images": iter([PIXELS]), "texts": iter("ab")}, "counts differ: after 1 items, there are only texts"),
+        ("page", {"texts": ["a"], "batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ("page", {"texts": ["a"], "on_error": "skip"}, "on_error is 'skip': choose 'raise' or 'none'"),
         ("page", {"texts": {"b", "a"}}, "texts is of type set; it must be a list"),
         ("page", {"texts": 5}, "texts is of type int; it must be a list"),
     ],
@@ -185,6 +191,62 @@ def test_segments_of_a_recording(embedder, show, tmp_path):
 def test_generators_are_lists(embedder):
     found = embedder.embed("video", frames=((frame for frame in [PIXELS]) for _ in range(3)), texts=iter("abc"))
     np.testing.assert_array_equal(found, embedder.embed("video", frames=[[PIXELS]] * 3, texts=["a", "b", "c"]))
+
+
+@pytest.fixture
+def calls(embedder):
+    """An embedder whose program returns the number of tokens, and the batch sizes that it is called with."""
+    sizes = []
+
+    def program(domain, inputs):
+        sizes.append(len(inputs["text"]))
+        assert {len(value) for value in inputs.values()} == {sizes[-1]}
+        return np.eye(16, dtype=np.float32)[(inputs["text"] > 0).sum(1)]
+
+    return Embedder(embedder.config, embedder.tokenizer, program), sizes
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, [1]), (2, [8]), (9, [8, 1]), (20, [20]), (21, [20, 1]), (39, [20, 8, 8, 8])]
+)
+def test_batches_have_three_sizes(calls, count, expected):
+    counting, sizes = calls
+    texts = ["a" + " a" * (i % 5) for i in range(count)]
+    found = counting.embed("page", texts=texts, batch_size=20)
+    assert sizes == expected
+    assert found.argmax(1).tolist() == [3 + i % 5 for i in range(count)]
+
+
+def test_generators_are_read_in_batches(calls):
+    counting, sizes = calls
+    batches_before = []
+    texts = (batches_before.append(len(sizes)) or "a" for _ in range(12))
+    assert len(counting.embed("page", texts=texts, batch_size=4)) == 12
+    assert batches_before == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_warming_up_compiles_all_sizes_of_all_domains(calls):
+    counting, sizes = calls
+    counting.warm_up(batch_size=20)
+    assert sizes == [1, 8, 20] * 3
+    sizes.clear()
+    counting.warm_up("live", batch_size=1)
+    assert sizes == [1]
+
+
+def test_items_that_cannot_be_embedded_are_nan_on_request(embedder):
+    images = [PIXELS, "/no/x.jpg", None, PIXELS, b"GIF89a"]
+    with pytest.warns(UserWarning, match="3 of 5 page items .* are NaN, first page item 1: /no/x.jpg cannot be read"):
+        found = embedder.embed("page", images=iter(images), on_error="none", batch_size=2)
+    assert np.isnan(found).all(1).tolist() == [False, True, True, False, True]
+    np.testing.assert_allclose(found[[0, 3]], embedder.embed("page", images=[PIXELS] * 2), atol=1e-6)
+
+
+def test_progress_and_similarity(embedder, capsys):
+    vectors = embedder.embed("page", texts=["red", "blue", "green"], show_progress_bar=True)
+    assert "page: 3/3 items" in capsys.readouterr().err
+    expected = [[a @ b for b in vectors[:2]] for a in vectors]
+    np.testing.assert_allclose(Embedder.similarity(vectors, vectors[:2]), expected, atol=1e-6)
 
 
 def test_text_alone_needs_a_model_that_reads_texts(embedder):

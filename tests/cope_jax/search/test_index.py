@@ -8,8 +8,9 @@ import faiss
 import numpy as np
 import pytest
 
+from cope_jax import Index
 from cope_jax.search import index as index_module
-from cope_jax.search.embedding_store import MANIFEST, read_rows
+from cope_jax.search.embedding_store import MANIFEST, read_item_ids, read_rows
 from cope_jax.search.index import CODE_ITEMS, build_index, default_kind, exact_search, open_index
 from data_prep.common.domains import DOMAINS
 from tests.shop import write_embeddings
@@ -148,6 +149,22 @@ def test_index_of_other_embeddings(built, embeddings, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-9] + b"x" + shard.read_bytes()[-8:])
     with pytest.raises(ValueError, match=r"is the index of other embeddings than those in .*others: build it again"):
         open_index(own, others)
+
+
+def test_an_index_is_opened_with_its_embeddings(embeddings, vectors, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(embeddings, folder)
+    build_index(folder, folder / "index", kind="flat", report=lambda line: None)
+    index, queries = Index.open(folder), vectors["video"][[5, 1999]]
+    scores, rows = index.search(np.pad(queries, ((0, 0), (0, 3))), "video", top=2)  # shortened to the first 16 values
+    assert index.ids["video"][rows[:, 0]].tolist() == read_item_ids(folder, "video")[[5, 1999]].tolist()
+    np.testing.assert_allclose(scores[:, 0], 1, atol=1e-5)
+    np.testing.assert_array_equal(Index.open(str(folder / "index")).search(queries, "video", 2)[1], rows)
+    with pytest.raises(ValueError, match="unknown domain 'shop': choose one of page, video, live"):
+        index.search(queries, "shop")
+    for wrong in (queries[0], queries[:, :8]):
+        with pytest.raises(ValueError, match=r"vectors are \[.*\]; they must be \[Q, 16\] or longer"):
+            index.search(wrong, "video")
 
 
 def test_missing_and_damaged_index_files(built, embeddings, tmp_path):

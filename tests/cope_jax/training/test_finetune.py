@@ -19,7 +19,7 @@ from cope_jax.runs import feature_cache
 from cope_jax.runs.checkpoints import Checkpoints, ModelState
 from cope_jax.runs.inputs import run_tokenizer, training_batch_shapes, training_batches
 from cope_jax.runs.log_files import read_json_lines
-from cope_jax.runs.model import load_model, split_model
+from cope_jax.runs.model import load_model, model_maker, split_model
 from cope_jax.runs.pretrained import start_from_weights
 from cope_jax.training.loop import train
 from cope_jax.training.objective import embedding_distance
@@ -130,7 +130,8 @@ def test_frozen_encoders_run_once(make_config, one_device, tmp_path, monkeypatch
     seen = next(training_batches(config, tokenizer, start_step=0))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), kept)
     assert shapes == training_batch_shapes(config)
-    graphdef, _ = split_model(config, vocab_size=len(tokenizer), mesh=one_device, rotated=True)
+    make = model_maker(config, vocab_size=len(tokenizer), mesh=one_device, rotated=True)
+    graphdef = nnx.graphdef(nnx.eval_shape(make))
     embed = jax.jit(lambda batch: nnx.merge(graphdef, *model)(batch))
     for domain, expected in embed({domain: seen[domain] for domain in config.data.domains}).items():
         found = embed({domain: kept[domain] for domain in config.data.domains})[domain]
