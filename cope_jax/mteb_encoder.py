@@ -78,7 +78,9 @@ class MtebEncoder(AbsEncoder):
         if modality is None:
             raise ValueError(f"items have {', '.join(batch)}, but a model reads {', '.join(MODALITIES)}")
         media = {"images": batch["image"]} if modality == "image" else {"frames": batch.get("video")}
-        pictures = {key: column and [_content(value) for value in column] for key, column in media.items()}
+        pictures: dict[str, Any] = {
+            key: column and [_content(value) for value in column] for key, column in media.items()
+        }
         return self.embedder.embed(self.domains[modality], texts=batch.get("text"), **pictures)
 
 
