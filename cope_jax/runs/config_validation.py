@@ -5,13 +5,14 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from ml_collections import ConfigDict
 
 from cope_jax.models.stems import conv_patch_size
-from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig, flatten
+from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig
 from data_prep.common.domains import DOMAINS, ROPE_DOMAINS, domain_pairs, is_domain_name, sort_domains
 
 # Fields that were added after the first runs, with the values that stand for what these runs did.
@@ -73,8 +74,8 @@ def resolve_config(
     config: Any = _check(_with_changes(fields, changes), RunConfig, "config", problems)
     lines = [f"{key} {problem}" for key, problem in problems.items()]
     if "config" not in problems:
-        invalid = [key.split("[")[0] for key in problems]
-        lines += [*_domain_problems(config, invalid), *_relation_problems(config, invalid)]
+        read = _reader(config, [key.split("[")[0] for key in problems])
+        lines += [*_domain_problems(read), *_relation_problems(read)]
     if lines:
         raise ValueError("invalid config:\n" + "\n".join(f"  {line}" for line in lines))
     return config
@@ -199,49 +200,58 @@ def describe_fields(kind: Any = RunConfig, prefix: str = "") -> dict[str, str]:
     return fields
 
 
-def _domain_problems(config: RunConfig, invalid: Sequence[str]) -> Iterator[str]:
+def _reader(config: RunConfig, invalid: Sequence[str]) -> Callable[[str], Any]:
+    """Returns a function from dotted keys to values; None if the field, its section or an entry is invalid."""
+
+    def read(key: str) -> Any:
+        path = f"config.{key}."
+        is_invalid = any(path.startswith(f"{other}.") or f"{other}.".startswith(path) for other in invalid)
+        return None if is_invalid else attrgetter(key)(config)
+
+    return read
+
+
+def _domain_problems(read: Callable[[str], Any]) -> Iterator[str]:
     """Yields the fields per domain that have other domains than config.data.domains."""
-    fields = {"data.frames": config.data and config.data.frames, "eval.frames": config.eval and config.eval.frames}
-    if any(key.startswith("config.data.domains") for key in invalid) or not config.data:
+    if (domains := read("data.domains")) is None:
         return
-    domains = config.data.domains
     expected = f"expected those of config.data.domains, {', '.join(domains)}"
-    for key, value in fields.items():
-        if value and value.keys() != domains.keys():
-            yield f"config.{key} has the domains {', '.join(value)}; {expected}"
-    texts = config.model and config.model.text_domains
-    if texts and None not in texts and not set(texts) <= set(domains):
+    for key in ("data.frames", "eval.frames"):
+        if (frames := read(key)) and frames.keys() != domains.keys():
+            yield f"config.{key} has the domains {', '.join(frames)}; {expected}"
+    texts = read("model.text_domains")
+    if texts and not set(texts) <= set(domains):
         yield f"config.model.text_domains is {texts!r}; {expected}"
     for name in ("text_templates", "modality_dropout"):
-        rows = getattr(config.data, name) or ()
-        named = [row[0] for row in rows if row]
-        if None not in named and (not set(named) <= set(domains) or len(set(named)) < len(named)):
+        rows = read(f"data.{name}") or ()
+        named = {row[0] for row in rows}
+        if not named <= set(domains) or len(named) < len(rows):
             yield f"config.data.{name} is {rows!r}; {expected}, each at most once"
-    dropout = config.data.modality_dropout or ()
-    if high := [row for row in dropout if row and None not in row and sum(row[1:]) > 1]:
+    if high := [row for row in read("data.modality_dropout") or () if sum(row[1:]) > 1]:
         yield f"config.data.modality_dropout has {high}; expected probabilities that add up to at most 1"
-    for name, field in (("sigmoid", "pairs"), ("sigmoid", "within"), ("infonce", "pairs")):
-        term, key = config.losses and getattr(config.losses, name), f"config.losses.{name}.{field}"
-        if not term or not term.weight or any(problem.startswith(key) for problem in invalid):
+    for key in ("sigmoid.pairs", "sigmoid.within", "infonce.pairs"):
+        given = read(f"losses.{key}")
+        if not given or not read(f"losses.{key.partition('.')[0]}.weight"):
             continue
-        rows = [row[:-1] for row in getattr(term, field)]
-        views = {view for row in rows for view in row}
-        if unknown := sorted(view for view in views if view.partition(".")[0] not in domains):
-            yield f"{key} has the views {', '.join(unknown)}; {expected}"
-        if missing := sorted(view for view in views if view.endswith(".text") and view[:-5] not in (texts or ())):
-            yield f"{key} has the views {', '.join(missing)}; expected those of config.model.text_domains {texts!r}"
+        rows = [row[:-1] for row in given]
+        views = sorted({view for row in rows for view in row})
+        if unknown := [view for view in views if view.partition(".")[0] not in domains]:
+            yield f"config.losses.{key} has the views {', '.join(unknown)}; {expected}"
+        unread = [view for view in views if view.endswith(".text") and texts is not None and view[:-5] not in texts]
+        if unread:
+            wanted = f"those of config.model.text_domains {texts!r}"
+            yield f"config.losses.{key} has the views {', '.join(unread)}; expected {wanted}"
         if len(set(map(frozenset, rows))) < len(rows):
-            yield f"{key} is {getattr(term, field)!r}; expected each {'pair' if field == 'pairs' else 'view'} once"
+            once = f"each {'pair' if key.endswith('pairs') else 'view'} once"
+            yield f"config.losses.{key} is {given!r}; expected {once}"
 
 
-def _relation_problems(config: RunConfig, invalid: Sequence[str]) -> Iterator[str]:
-    """Yields the relations that do not hold, without those of fields that are invalid or missing."""
-    fields = {f"config.{key}": value for key, value in flatten(config).items()}
-    valid = {key for key in fields if not any(f"{key}.".startswith(f"{prefix}.") for prefix in invalid)}
-    for relation in RELATIONS:
-        keys = [f"config.{key}" for key in relation.keys]
-        if valid.issuperset(keys) and not relation.holds(*(values := [fields[key] for key in keys])):
-            yield f"{keys[0]} is {values[0]!r}; expected {relation.expected.format(*values)}"
+def _relation_problems(read: Callable[[str], Any]) -> Iterator[str]:
+    """Yields the relations that do not hold."""
+    for keys, holds, expected in RELATIONS:
+        values = [read(key) for key in keys]
+        if None not in values and not holds(*values):
+            yield f"config.{keys[0]} is {values[0]!r}; expected {expected.format(*values)}"
 
 
 class Relation(NamedTuple):
@@ -252,7 +262,27 @@ class Relation(NamedTuple):
     expected: str  # what the first field should be. {0}, {1}, … stand for the values
 
 
+def _only(key: str, allowed: tuple[Any, ...], other: str, causes: tuple[Any, ...], reason: str = "") -> Relation:
+    """Returns the relation that a field has one of the allowed values if another one has one of some values."""
+    words = f"{' or '.join(map(repr, allowed))} because config.{other} is {{1!r}}{reason and f', {reason}'}"
+    return Relation((key, other), lambda value, cause: cause not in causes or value in allowed, words)
+
+
+NOT_BERT = ("clip", "siglip")
 RELATIONS = (
+    _only("model.dtype", ("bfloat16",), "model.attention", ("cudnn",)),
+    _only(
+        "model.vision.pooling", ("attention", "mean"), "model.vision.family", ("siglip",), "which has no class token"
+    ),
+    _only("model.vision.init_cut", (False,), "model.vision.init_from", ("",)),
+    _only("model.text.init_cut", (False,), "model.text.init_from", ("",)),
+    _only("model.text.pooling", ("class", "mean", "end", "last"), "model.text.family", NOT_BERT, "which has no pooler"),
+    _only("model.text.dropout", (0,), "model.text.family", NOT_BERT, "which has no dropout"),
+    _only("model.text.attention_dropout", (0,), "model.text.family", NOT_BERT, "which has no dropout"),
+    _only("model.text.mlp_width", (0,), "model.text.family", ("bert",)),
+    _only("model.text.activation", ("gelu",), "model.text.family", ("bert",)),
+    _only("model.head_norm", ("none",), "model.fusion.kind", ("aligned",)),
+    _only("finetune.method", ("full", "lora"), "model.fusion.kind", ("transformer",), "which reads frames and words"),
     *(
         Relation((multiple, divisor), lambda x, y: y == 0 or x % y == 0, f"a multiple of config.{divisor} ({{1}})")
         for multiple, divisor in (
@@ -281,40 +311,9 @@ RELATIONS = (
         "as many entries as config.model.vision.stem_widths {2}",
     ),
     Relation(
-        ("model.dtype", "model.attention"),
-        lambda dtype, attention: dtype == "bfloat16" or attention != "cudnn",
-        "'bfloat16' because config.model.attention is 'cudnn'",
-    ),
-    Relation(
-        ("model.vision.pooling", "model.vision.family"),
-        lambda pooling, family: family == "clip" or pooling != "class",
-        "'attention' or 'mean' because config.model.vision.family is {1!r}, which has no class token",
-    ),
-    Relation(
         ("model.vision.across_frames", "model.vision.family", "model.vision.cross_frame"),
         lambda kind, family, messages: family == "clip" or kind == "gated" or not messages,
         "'gated' because config.model.vision.family is {1!r}, which has no class token for X-CLIP's messages",
-    ),
-    Relation(
-        ("model.text.pooling", "model.text.family"),
-        lambda pooling, family: family == "bert" or pooling != "pooler",
-        "another one because config.model.text.family is {1!r}; only BERT has a pooler",
-    ),
-    *(
-        Relation(
-            (f"model.text.{name}", "model.text.family"),
-            lambda value, family, fixed=fixed: family != "bert" or value == fixed,
-            f"{fixed!r} because config.model.text.family is 'bert'",
-        )
-        for name, fixed in (("mlp_width", 0), ("activation", "gelu"))
-    ),
-    *(
-        Relation(
-            (f"model.text.{name}", "model.text.family"),
-            lambda rate, family: family == "bert" or not rate,
-            "0 because config.model.text.family is {1!r}; only BERT has dropout",
-        )
-        for name in ("dropout", "attention_dropout")
     ),
     *(
         Relation(
@@ -323,24 +322,6 @@ RELATIONS = (
             f"the width of {encoder} vectors because config.model.fusion.kind is 'aligned'",
         )
         for encoder, *widths in (("vision", "vision.output_width"), ("text", "text.output_width", "text.width"))
-    ),
-    Relation(
-        ("finetune.method", "model.fusion.kind"),
-        lambda method, kind: method != "frozen" or kind != "transformer",
-        "'full' or 'lora' because config.model.fusion.kind is {1!r}, which reads all frames and words",
-    ),
-    Relation(
-        ("model.head_norm", "model.fusion.kind"),
-        lambda norm, kind: norm == "none" or kind != "aligned",
-        "'none' because config.model.fusion.kind is {1!r}",
-    ),
-    *(
-        Relation(
-            (f"model.{encoder}.init_cut", f"model.{encoder}.init_from"),
-            lambda cut, source: source or not cut,
-            f"False because config.model.{encoder}.init_from is empty",
-        )
-        for encoder in ("vision", "text")
     ),
     Relation(
         ("data.tokenizer", "model.text.init_from"),

@@ -113,7 +113,7 @@ def test_all_problems_are_reported_together():
         # Fields that do not fit each other.
         ("model.fusion.heads", 5, "model.fusion.width is 256; expected a multiple of config.model.fusion.heads (5)"),
         ("model.attention", "cudnn", "config.model.dtype is 'float32'; expected 'bfloat16'"),
-        ("model.text.init_cut", True, "init_cut is True; expected False because config.model.text.init_from is empty"),
+        ("model.text.init_cut", True, "init_cut is True; expected False because config.model.text.init_from is ''"),
         (
             "model.text.init_from",
             "hfl/rbt3",
@@ -126,7 +126,11 @@ def test_all_problems_are_reported_together():
         ),
         ("model.vision.family", "siglip", "config.model.vision.pooling is 'class'; expected 'attention' or 'mean'"),
         ("model.vision.family", "siglip", "config.model.vision.across_frames is 'xclip'; expected 'gated' because"),
-        ("model.text.family", "siglip", "config.model.text.pooling is 'pooler'; expected another one because"),
+        (
+            "model.text.family",
+            "siglip",
+            "model.text.pooling is 'pooler'; expected 'class' or 'mean' or 'end' or 'last' because",
+        ),
         ("model.text.family", "clip", "config.model.text.dropout is 0.1; expected 0 because config.model.text.family"),
         ("model.text.mlp_width", 64, "config.model.text.mlp_width is 64; expected 0 because config.model.text.family"),
         ("train.microbatch", 48, "config.train.batch_size is 128; expected a multiple of config.train.microbatch (48)"),
