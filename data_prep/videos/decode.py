@@ -20,8 +20,8 @@ import numpy as np
 import simplejpeg
 from av.logging import set_level
 
-from data_prep.videos.reader import MAX_FRAMES, FrameChoice, VideoProblem
-from data_prep.videos.video_file import InvalidVideoError, UnsteadyError, VideoFile
+from data_prep.videos.reader import MAX_FRAMES, FrameChoice, InvalidVideoError, VideoProblem
+from data_prep.videos.video_file import UnsteadyError, VideoFile
 
 _SCENE_RATE = 2.0  # frames per second that are compared
 _SCENE_DISTANCE = 0.4  # fraction of the pixels that change color

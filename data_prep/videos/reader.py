@@ -108,21 +108,13 @@ ALL_DEFAULTS = FrameChoice()
 
 @dataclasses.dataclass(frozen=True)
 class VideoFrames:
-    """Frames of a clip, in order.
+    """Frames of a clip, in order."""
 
-    Attributes:
-        frames: JPEGs, upright.
-        times: When each frame begins to be shown, in seconds from the start of the video.
-        duration: Seconds of the whole video.
-        black: Number of black frames that were skipped.
-        duplicates: Number of frames that were skipped because they equal the one before.
-    """
-
-    frames: tuple[bytes, ...]
-    times: tuple[float, ...]
-    duration: float
-    black: int = 0
-    duplicates: int = 0
+    frames: tuple[bytes, ...]  # JPEGs, upright
+    times: tuple[float, ...]  # when each frame begins to be shown, in seconds from the start of the video
+    duration: float  # seconds of the whole video
+    black: int = 0  # number of black frames that were skipped
+    duplicates: int = 0  # number of frames that were skipped because they equal the one before
 
 
 Argument = TypeVar("Argument")
@@ -131,8 +123,8 @@ Source = str | Path | bytes
 Clip = tuple[Source, float | None, float | None]  # a video, start and end in seconds
 
 
-class _LostWorkerError(Exception):
-    """A worker that must be replaced."""
+class InvalidVideoError(Exception):
+    """A fault of a video, without the name of its file."""
 
     def __init__(self, problem: VideoProblem, detail: str) -> None:
         super().__init__(detail)
@@ -157,7 +149,7 @@ class _Worker:
         child.close()
         try:
             self.receive(_START_SECONDS)
-        except _LostWorkerError as error:
+        except InvalidVideoError as error:
             self.close()
             raise RuntimeError(
                 f"a process that reads videos does not start ({error.detail}); "
@@ -173,15 +165,15 @@ class _Worker:
     def receive(self, seconds: float) -> bytes:
         try:
             if not self._pipe.poll(seconds):
-                raise _LostWorkerError(VideoProblem.TOO_SLOW, f"more than {seconds:g} s")
+                raise InvalidVideoError(VideoProblem.TOO_SLOW, f"more than {seconds:g} s")
             return self._pipe.recv_bytes(_MAX_REPLY)
         except (OSError, EOFError) as error:
             raise self._crash() from error
 
-    def _crash(self) -> _LostWorkerError:
+    def _crash(self) -> InvalidVideoError:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return _LostWorkerError(VideoProblem.CRASH, f"exit code {self._process.wait(1)}")
-        return _LostWorkerError(VideoProblem.CRASH, "its answer is invalid")
+            return InvalidVideoError(VideoProblem.CRASH, f"exit code {self._process.wait(1)}")
+        return InvalidVideoError(VideoProblem.CRASH, "its answer is invalid")
 
     def close(self) -> None:
         self._process.kill()
@@ -290,7 +282,7 @@ class VideoReader:
             if worker:
                 worker.close()
             worker = None
-            if isinstance(error, _LostWorkerError):
+            if isinstance(error, InvalidVideoError):
                 raise VideoError(name, error.problem, error.detail) from error
             raise
         finally:

@@ -20,7 +20,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, Interpolation
 from av.video.stream import VideoStream
 
-from data_prep.videos.reader import VideoProblem
+from data_prep.videos.reader import InvalidVideoError, VideoProblem
 
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif"  # none of which opens other files
 MAX_PIXELS = 36_000_000  # 8K
@@ -33,14 +33,6 @@ _NO_VIDEO = Disposition.attached_pic | Disposition.still_image | Disposition.tim
 _HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)  # PQ and HLG
 _UNSPECIFIED = 2  # color space
 _ROUNDING = 1e-6  # seconds; a time may be rounded to less than that of its frame
-
-
-class InvalidVideoError(Exception):
-    """A fault of a video, without the name of its file."""
-
-    def __init__(self, problem: VideoProblem, detail: str) -> None:
-        super().__init__(detail)
-        self.problem, self.detail = problem, detail
 
 
 class UnsteadyError(Exception):
