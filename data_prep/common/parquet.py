@@ -12,17 +12,15 @@ BATCH_ROWS = 16_384
 
 
 @contextlib.contextmanager
-def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    """Opens a Parquet file; raises ValueError if it is cut off or damaged."""
-    with path.open("rb") as file:
-        try:
-            parquet = pq.ParquetFile(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            if isinstance(error, OSError) and error.errno:  # of the system; the file may be valid
-                raise
-            raise ValueError(f"{path} is not a whole Parquet file: {error}") from error
-        with parquet:
+def open_parquet(path: Path, *, remedy: str = "") -> Iterator[pq.ParquetFile]:
+    """Opens a Parquet file; raises ValueError, with a remedy, if it is cut off or damaged, also where it is read."""
+    try:
+        with path.open("rb") as file, pq.ParquetFile(file) as parquet:
             yield parquet
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the system; the file may be valid
+            raise
+        raise ValueError(f"{path} is not a whole Parquet file: {error}{remedy and f'; {remedy}'}") from error
 
 
 def read_range(

@@ -83,30 +83,29 @@ def write_ledger(path: Path, rows: Sequence[Row], footer: Footer) -> None:
 
 def read_footer(path: Path) -> Footer:
     """Reads the footer of a ledger. Raises ValueError if the ledger is invalid, like the next two functions."""
-    with _explain_errors(path), open_parquet(path) as file:
+    with _open(path) as file:
         return Footer(**json.loads(file.schema_arrow.metadata[_FOOTER]))
 
 
 def read_rows(path: Path) -> list[Row]:
     """Reads the rows of a ledger in order."""
-    with _explain_errors(path), open_parquet(path) as file:
+    with _open(path) as file:
         return [Row(**row) for row in file.read().to_pylist()]
 
 
 def min_tar_bytes(path: Path) -> int:
     """Returns the smallest size of a tar that has all images of its ledger."""
-    with _explain_errors(path), open_parquet(path) as file:
+    with _open(path) as file:
         table = file.read(["start", "bytes"])
         return pc.max(pc.add(table["start"], table["bytes"])).as_py() or 0
 
 
 @contextlib.contextmanager
-def _explain_errors(path: Path) -> Iterator[None]:
+def _open(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own errors are among them
-        if isinstance(error, OSError) and error.errno:  # of the system; the file may be valid
-            raise
+        with open_parquet(path) as file:
+            yield file
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not the ledger of a shard ({error.__cause__ or error}): remove it and run the same command "
             "again to fetch the shard's images anew"

@@ -5,7 +5,6 @@ img2dataset). Names are only looked up, never opened as paths.
 """
 
 import collections
-import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -173,7 +172,7 @@ def _check_lists_no_images(path: Path) -> None:
             if RULES_KEY not in (file.metadata.metadata or {}):
                 return  # another table, or a ledger of img2dataset, which may write no tars
             count = file.read(["status"])["status"].to_pylist().count("success")
-    except (OSError, ValueError, pa.ArrowException):
+    except (OSError, ValueError):
         return
     if count:
         raise ValueError(
@@ -211,19 +210,18 @@ def _members(source: Path, file: _File) -> Iterator[tuple[str, str, int, int, st
 
 def _read_ledger(path: Path) -> pa.Table:
     """Returns the columns of a ledger that matter; `name`, `start`, `bytes` and `sha256` only of our downloader's."""
-    with _explain_errors(path), open_parquet(path) as file:
+    with open_parquet(path, remedy=_remedy(path)) as file:
         names, metadata = file.schema_arrow.names, file.metadata.metadata or {}
-    if missing := {"key", "url"} - set(names):
-        columns = " and no ".join(sorted(missing))
-        raise ValueError(f"{path} has no column {columns}: it is not the ledger of a download")
-    # Other columns of img2dataset's ledgers are the user's, whatever their names, and its hashes are of bytes that it
-    # may have changed since.
-    ours = {"name", "start", "bytes", "sha256"} if RULES_KEY in metadata else set()
-    is_current = metadata.get(RULES_KEY) == RULES.encode()  # otherwise, the images were not checked by today's rules
-    wanted = [name for name in names if name in {"key", "url"} | ours]
-    if len(set(wanted)) < len(wanted):
-        raise ValueError(f"{path} has columns {', '.join(wanted)}: each may occur once in the ledger of a download")
-    with _explain_errors(path), open_parquet(path) as file:
+        if missing := {"key", "url"} - set(names):
+            columns = " and no ".join(sorted(missing))
+            raise ValueError(f"{path} has no column {columns}: it is not the ledger of a download")
+        # Other columns of img2dataset's ledgers are the user's, whatever their names, and its hashes are of bytes that
+        # it may have changed since.
+        ours = {"name", "start", "bytes", "sha256"} if RULES_KEY in metadata else set()
+        is_current = metadata.get(RULES_KEY) == RULES.encode()  # otherwise, images were not checked by today's rules
+        wanted = [name for name in names if name in {"key", "url"} | ours]
+        if len(set(wanted)) < len(wanted):
+            raise ValueError(f"{path} has columns {', '.join(wanted)}: each may occur once in the ledger of a download")
         table = file.read(wanted)
         for number, name in enumerate(table.column_names):
             if name not in ("start", "bytes"):
@@ -264,16 +262,6 @@ def _walk_tar(path: Path, names: Mapping[str, tuple[str, str]]) -> Iterator[tupl
                 yield member.name, name, member.offset_data, member.size, sha256
     except tarfile.TarError as error:
         raise ValueError(f"{path} is not a complete tar ({error}): {_remedy(path)}") from error
-
-
-@contextlib.contextmanager
-def _explain_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and error.errno:  # of the system; the file may be valid
-            raise
-        raise ValueError(f"{path} cannot be read ({error.__cause__ or error}): {_remedy(path)}") from error
 
 
 def _remedy(path: Path) -> str:
