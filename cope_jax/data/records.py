@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from data_prep.common.domains import find_data_set, read_domains
 from data_prep.common.payload import CLEAN_TEXT, OWN_ITEM, OWN_PRODUCTS, parse_payload
-from data_prep.records.schema import open_files, parse_example, read_splits
+from data_prep.records.schema import find_record_files, open_files, parse_example
 
 # Raised for an invalid record: by array_record (wrong hash), for a feature without values, by parsing and decoding.
 INVALID = (RuntimeError, IndexError, ValueError)
@@ -91,16 +90,30 @@ class Product:
 
 
 @dataclass(frozen=True)
-class ItemRecords:
-    """The items of a domain. `records[row]` reads one, or raises InvalidItemError, naming the file."""
+class RecordFiles:
+    """Serialized records of several files."""
 
-    domain: str
-    source: ArrayRecordDataSource  # serialized records by row
+    source: ArrayRecordDataSource  # the records by row
     files: Mapping[Path, int]  # number of records of each file, in row order
-    kind: str  # of the domain: "image" or "clip"
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def place(self, row: int) -> str:
+        """Returns "record 3 of /data/rope/page/1.0.0/rope-train.array_record-00001-of-00016"."""
+        for path, count in self.files.items():
+            if row < count:
+                return f"record {row} of {path}"
+            row -= count
+        raise IndexError(f"row {row} is beyond the last record")
+
+
+@dataclass(frozen=True)
+class ItemRecords(RecordFiles):
+    """The items of a domain. `records[row]` reads one, or raises InvalidItemError, naming the file."""
+
+    domain: str
+    kind: str  # of the domain: "image" or "clip"
 
     def __getitem__(self, row: int) -> Item:
         try:
@@ -115,21 +128,12 @@ class ItemRecords:
         except INVALID as error:
             raise InvalidItemError(f"{self.place(row)} is invalid: {error}") from error
 
-    def place(self, row: int) -> str:
-        """Returns "record 3 of /data/rope/page/1.0.0/rope-train.array_record-00001-of-00016"."""
-        return _place(self.files, row)
-
 
 @dataclass(frozen=True)
-class ProductRecords:
+class ProductRecords(RecordFiles):
     """The products. `records[number]` reads one, or raises InvalidItemError, naming the file."""
 
-    source: ArrayRecordDataSource  # serialized records by number
-    files: Mapping[Path, int]  # number of records of each file, in order
     starts: Sequence[Mapping[str, int]]  # for each split, the products and items of each domain in those before it
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __getitem__(self, index: int) -> Product:
         start = [start for start in self.starts if start["product"] <= index][-1]
@@ -142,7 +146,7 @@ class ProductRecords:
             }
             return Product(product_id=example.integers("product_id")[0], rows=rows)
         except INVALID as error:
-            raise InvalidItemError(f"{_place(self.files, index)} is invalid: {error}") from error
+            raise InvalidItemError(f"{self.place(index)} is invalid: {error}") from error
 
     def ids(self, *, chunk: int = 4096) -> np.ndarray:
         """Returns the ids of all products, i64[P], in the order of the records.
@@ -186,7 +190,7 @@ def open_records(data_dir: str | Path, split: str) -> Records:
         starts.append({config: starts[-1][config] + sum(own[number].values()) for config, own in parts.items()})
     return Records(
         items={
-            domain: ItemRecords(domain, sources[domain], files[domain], kind)
+            domain: ItemRecords(sources[domain], files[domain], domain, kind)
             for domain, kind in read_domains(find_data_set(Path(data_dir))).items()
         },
         products=ProductRecords(sources["product"], files["product"], starts),
@@ -239,48 +243,21 @@ def _find_files(data_dir: str | Path, split: str) -> dict[str, list[dict[Path, i
 
     Raises as `open_records` does.
     """
-    data_set = find_data_set(Path(data_dir))
-    folders = {config: data_set / config for config in (*read_domains(data_set), "product")}
-    versions = {config: _versions(folder) for config, folder in folders.items()}
-    if missing := [str(folder) for config, folder in folders.items() if not versions[config]]:
-        raise FileNotFoundError(
-            f"no array records in {', '.join(missing)}; build them with "
-            f"`./run.sh build --release=RELEASE --data_dir={data_dir}`, or set data_dir to the folder that has them"
-        )
-    names = split.split("+")
+    found, names = find_record_files(Path(data_dir)), split.split("+")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"split {split!r} names {', '.join(twice)} more than once; name each split once")
-    newest = {config: folder / str(max(versions[config])) for config, folder in folders.items()}
-    splits = {config: read_splits(folder) for config, folder in newest.items()}
     if lacking := [
-        f"{newest[config]} (has {', '.join(sorted(own)) or 'none'})"
-        for config, own in splits.items()
-        if set(names) - set(own)
+        f"{config} (has {', '.join(sorted(own)) or 'none'})" for config, own in found.items() if set(names) - set(own)
     ]:
         raise ValueError(
-            f"no split {split!r} in {', '.join(lacking)}; choose another, or several as in train+test, or build all "
-            "that you need into another data_dir with `./run.sh build … --splits=train,test`"
+            f"no split {split!r} in {data_dir} for {', '.join(lacking)}; choose another, or several as in train+test, "
+            "or build all that you need into another data_dir with `./run.sh build … --splits=train,test`"
         )
-    return {config: [own[name] for name in names] for config, own in splits.items()}
-
-
-def _versions(folder: Path) -> list[tfds.core.Version]:
-    """Returns the versions of a data set that are finished."""
-    names = [path.parent.name for path in folder.glob("*.*.*/dataset_info.json")]
-    return [tfds.core.Version(name) for name in names if tfds.core.Version.is_valid(name)]
+    return {config: [own[name] for name in names] for config, own in found.items()}
 
 
 def _join(parts: Sequence[Mapping[Path, int]]) -> dict[Path, int]:
     return {path: count for part in parts for path, count in part.items()}
-
-
-def _place(files: Mapping[Path, int], row: int) -> str:
-    """Returns the file of a row and its number there."""
-    for path, count in files.items():
-        if row < count:
-            return f"record {row} of {path}"
-        row -= count
-    raise IndexError(f"row {row} is beyond the last record")
 
 
 def _allow_open_files(count: int, data_dir: str | Path) -> None:

@@ -21,8 +21,7 @@ from data_prep.common.text_table import text_table
 from data_prep.images.decoding import open_image, upright_pixels
 from data_prep.inspect import distributions
 from data_prep.inspect.distributions import Histogram, describe
-from data_prep.records.schema import Example, open_files, parse_example
-from data_prep.rope.rope_dataset_builder import find_record_files
+from data_prep.records.schema import Example, find_record_files, open_files, parse_example
 
 HEADER = ("domain", "value", "5%", "median", "mean", "95%", "max")
 ITEMS_SHOWN, FRAMES_SHOWN = 2, 8

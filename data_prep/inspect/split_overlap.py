@@ -25,7 +25,7 @@ from data_prep.common.process_pool import ProcessMap, process_map
 from data_prep.images.decoding import decode_rgb
 from data_prep.inspect import near_duplicates
 from data_prep.inspect.distributions import read_sample
-from data_prep.rope.rope_dataset_builder import find_record_files
+from data_prep.records.schema import find_record_files
 
 MEMORY_LIMIT = "2GB"
 MAX_EXAMPLES = 10  # of each kind

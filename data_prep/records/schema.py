@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME
 from tensorflow_datasets.proto import tf_example_pb2
 
+from data_prep.common.domains import find_data_set, read_domains
 from data_prep.common.files import read_json, temporary_path
 
 _READ_RECORDS = 16  # records read at once; a record may have many MB
@@ -159,6 +160,26 @@ class _Instruction:
 def open_files(files: Mapping[Path, int]) -> ArrayRecordDataSource:
     """Opens record files, given with their numbers of records, for random access; files open when they are needed."""
     return ArrayRecordDataSource([_Instruction(str(path), 0, count, count) for path, count in files.items()])
+
+
+def find_record_files(data_dir: Path) -> dict[str, dict[str, dict[Path, int]]]:
+    """Returns each domain and product → split → its files and their numbers of records, of the newest versions.
+
+    Raises:
+        FileNotFoundError: Some are not built. The message lists them and the command that builds them.
+        ValueError: A file that describes them is invalid.
+    """
+    data_set = find_data_set(data_dir)
+    versions = {
+        name: [tfds.core.Version(path.parent.name) for path in (data_set / name).glob(f"*.*.*/{DATASET_INFO_FILENAME}")]
+        for name in (*read_domains(data_set), "product")
+    }
+    if missing := [str(data_set / name) for name, found in versions.items() if not found]:
+        raise FileNotFoundError(
+            f"no array records in {', '.join(missing)}; build them with "
+            f"`./run.sh build --release=RELEASE --data_dir={data_dir}`, or set data_dir to the folder that has them"
+        )
+    return {name: read_splits(data_set / name / str(max(found))) for name, found in versions.items()}
 
 
 def read_splits(folder: Path) -> dict[str, dict[Path, int]]:

@@ -21,7 +21,7 @@ from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME, INCOMPLETE
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from tensorflow_datasets.core.splits import SplitDict
 
-from data_prep.common.domains import DOMAINS, find_data_set, read_domains, write_domains
+from data_prep.common.domains import DOMAINS, read_domains, write_domains
 from data_prep.common.files import atomic_write, lock_file, read_json
 from data_prep.common.progress import Progress
 from data_prep.images import index as image_index
@@ -279,19 +279,6 @@ class Builder(FileReaderBuilder):
     def _shard_paths(self, folder: Path, split: str, count: int) -> list[Path]:
         template = self._get_filename_template(split)
         return [folder / template.sharded_filepath(shard_index=i, num_shards=count).name for i in range(count)]
-
-
-def find_record_files(data_dir: Path) -> dict[str, dict[str, dict[Path, int]]]:
-    """Returns each domain and product → split → its files and their numbers of records, see `read_splits`.
-
-    Raises:
-        ValueError: A data set is not finished.
-    """
-    data_set = find_data_set(data_dir)
-    folders = {name: data_set / name / str(Builder.VERSION) for name in (*read_domains(data_set), "product")}
-    if missing := [str(folder) for folder in folders.values() if not (folder / DATASET_INFO_FILENAME).exists()]:
-        raise ValueError(f"no finished data set in {', '.join(missing)}: build it with ./run.sh build")
-    return {name: schema.read_splits(folder) for name, folder in folders.items()}
 
 
 def read_fingerprint(folder: Path) -> dict[str, str]:

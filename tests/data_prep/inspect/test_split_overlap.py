@@ -69,5 +69,5 @@ def test_too_little_memory_or_disk_is_an_error(built, monkeypatch):
 
 
 def test_missing_data_sets_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"no finished data set in .*rope/page/1.0.0, .*: build it with"):
+    with pytest.raises(FileNotFoundError, match=r"no array records in .*rope/page, .*; build them with"):
         check_split(tmp_path)

@@ -9,8 +9,7 @@ from data_prep.catalog.rejected_lines import Reason
 from data_prep.catalog.table_parser import parse_row
 from data_prep.download.shard import image_names
 from data_prep.records.inputs import Inputs
-from data_prep.records.schema import open_files, parse_example
-from data_prep.rope.rope_dataset_builder import find_record_files
+from data_prep.records.schema import find_record_files, open_files, parse_example
 from data_prep.segment import segment
 from data_prep.table import build_table_catalog
 from data_prep.verify import verify
