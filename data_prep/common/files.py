@@ -95,10 +95,14 @@ def atomic_folder(path: Path, *, keep_on_error: bool = False, replace: bool = Fa
 def is_finished(folder: Path, record: str, options: Mapping[str, object], *, kind: str) -> bool:
     """Returns whether a folder was made with `options`, which its JSON file `record` contains; False if it is free.
 
+    Hidden files, such as locks, and files that a killed process was writing do not count.
+
     Raises:
         ValueError: The folder has no record, so it is not of this `kind` ("a synthetic release"), or has other options.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (
+        folder.is_dir() and all(path.name.startswith(".") or path.suffix == TEMPORARY for path in folder.iterdir())
+    ):
         return False
     if not (folder / record).is_file():
         raise ValueError(f"{folder} exists and is not {kind}, because it has no {record}; {OUT_REMEDY}")

@@ -57,28 +57,17 @@ def open_session(limits: Limits, contact: str) -> aiohttp.ClientSession:
     )
 
 
+@dataclasses.dataclass(eq=False)
 class Fetcher:
     """Fetches URLs, with a rate limit for each host to which they lead."""
 
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        limits: Limits,
-        check: Callable[[bytes, bool], Picture],
-        headers: Mapping[str, str],
-    ) -> None:
-        """Configures the fetcher.
+    session: aiohttp.ClientSession  # from `open_session`
+    limits: Limits
+    check: Callable[[bytes, bool], Picture]  # (body, may be a video) → image, or FetchError; called in threads
+    headers: Mapping[str, str]  # additional ones, perhaps secret; hosts to which a URL is redirected do not get them
 
-        Args:
-            session: Session from `open_session`.
-            limits: Limits of requests.
-            check: Turns a body, which may be a video or not, into an image or raises FetchError; called in threads.
-            headers: Additional headers. Other hosts, to which a URL is redirected, do not get them: they may be secret.
-        """
-        self._session = session
-        self._headers = headers
-        self._limits = limits
-        self._check = check
+    def __post_init__(self) -> None:
+        limits = self.limits
         self._limiters: dict[str, RateLimiter] = collections.defaultdict(lambda: RateLimiter(limits.rate))
         window = max(200, 4 * limits.concurrency)  # all requests in flight may fail at once in a brief outage
         self._breaker = CircuitBreaker(window=window, pause=limits.pause, pauses=limits.pauses)
@@ -109,7 +98,7 @@ class Fetcher:
             UnavailableError: The server does not work, so other URLs need not be tried.
         """
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(self._limits.tries),
+            stop=stop_after_attempt(self.limits.tries),
             wait=self._wait,
             retry=retry_if_exception(lambda error: isinstance(error, FetchError) and error.failure in TRANSIENT),
             reraise=True,
@@ -130,16 +119,16 @@ class Fetcher:
         return max(self._backoff(state), error.retry_after if isinstance(error, FetchError) else 0.0)
 
     async def _try(self, url: str, video: bool) -> Picture:
-        start, left = URL(url, encoded=True), self._limits.deadline
+        start, left = URL(url, encoded=True), self.limits.deadline
         here = start
         for _ in range(MAX_REDIRECTS + 1):
             limiter = self._limiters[here.authority]
             sent = await limiter.acquire()  # not part of the deadline: a low rate is not the server's fault
             try:
-                headers = self._headers if here.origin() == start.origin() else {}
+                headers = self.headers if here.origin() == start.origin() else {}
                 body = await self._request(here, headers, limiter, sent, left)
                 if isinstance(body, bytes):
-                    picture = await asyncio.get_running_loop().run_in_executor(None, self._check, body, video)
+                    picture = await asyncio.get_running_loop().run_in_executor(None, self.check, body, video)
                     self._record(False, sent)
                     return picture
             except FetchError as error:
@@ -158,7 +147,7 @@ class Fetcher:
         self, url: URL, headers: Mapping[str, str], limiter: RateLimiter, sent: float, deadline: float
     ) -> bytes | URL:
         """Returns the body, or the target of a redirect."""
-        get = self._session.get(url, headers=headers, proxy=self.proxy(url), allow_redirects=False)
+        get = self.session.get(url, headers=headers, proxy=self.proxy(url), allow_redirects=False)
         try:
             async with asyncio.timeout(deadline), get as response:
                 if response.status in _REDIRECTS:
@@ -167,7 +156,7 @@ class Fetcher:
                     raise _status_error(response, limiter, sent)
                 return await self._read_body(response)
         except TimeoutError as error:
-            raise FetchError(Failure.TIMEOUT, f"no complete response within {self._limits.deadline:g} s") from error
+            raise FetchError(Failure.TIMEOUT, f"no complete response within {self.limits.deadline:g} s") from error
         except aiohttp.ClientPayloadError as error:
             failure = Failure.PROTOCOL if isinstance(error.__cause__, ContentEncodingError) else Failure.TRUNCATED
             raise FetchError(failure, " ".join(str(error).split()), http_status=200) from error
@@ -179,15 +168,15 @@ class Fetcher:
 
     async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
         parts, size = [], response.content_length or 0
-        if size <= self._limits.max_bytes:
+        if size <= self.limits.max_bytes:
             size = 0
             async for part in response.content.iter_any():
                 parts.append(part)
                 size += len(part)
-                if size > self._limits.max_bytes:
+                if size > self.limits.max_bytes:
                     break
-        if size > self._limits.max_bytes:
-            message = f"{size} bytes or more, but --max_bytes is {self._limits.max_bytes}"
+        if size > self.limits.max_bytes:
+            message = f"{size} bytes or more, but --max_bytes is {self.limits.max_bytes}"
             raise FetchError(Failure.TOO_LARGE, message, http_status=200)
         return b"".join(parts)
 

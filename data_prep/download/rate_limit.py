@@ -82,22 +82,17 @@ class RateLimiter:
             self._paused_until = until
 
 
+@dataclasses.dataclass(eq=False, kw_only=True)
 class CircuitBreaker:
     """Decides from the latest requests when to pause and when to give up. It has no clock and does not wait itself."""
 
-    def __init__(self, *, window: int, pause: float, pauses: int) -> None:
-        """Configures the circuit breaker.
+    window: int  # number of latest requests of which at most half may fail
+    pause: float  # seconds of the first pause; each further one takes twice as long
+    pauses: int  # number of pauses without a recovery in between, before it gives up
 
-        Args:
-            window: Number of latest requests of which at most half may fail.
-            pause: Seconds of the first pause; each further one takes twice as long.
-            pauses: Number of pauses without a recovery in between, before it gives up.
-        """
-        self._window = window
-        self._pause = pause
-        self._pauses = pauses
-        self._size = window
-        self._outcomes: collections.deque[bool] = collections.deque(maxlen=window)
+    def __post_init__(self) -> None:
+        self._size = self.window
+        self._outcomes: collections.deque[bool] = collections.deque(maxlen=self.window)
         self._paused = 0  # number of pauses since the latest recovery
         self._resume_at = 0.0
 
@@ -113,14 +108,13 @@ class CircuitBreaker:
         if len(self._outcomes) < self._size:
             return 0.0
         if 2 * sum(self._outcomes) <= len(self._outcomes):
-            self._size, self._paused = self._window, 0
+            self._size, self._paused = self.window, 0
             return 0.0
-        if self._paused == self._pauses:
+        if self._paused == self.pauses:
             raise UnavailableError(
-                f"{sum(self._outcomes)} of the latest {len(self._outcomes)} requests failed, "
-                f"after {self._pauses} pauses"
+                f"{sum(self._outcomes)} of the latest {len(self._outcomes)} requests failed, after {self.pauses} pauses"
             )
-        seconds = self._pause * 2**self._paused
+        seconds = self.pause * 2**self._paused
         self._paused += 1
         self._resume_at = now + seconds
         self._size = TRIAL

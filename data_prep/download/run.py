@@ -17,8 +17,7 @@ import aiohttp
 from yarl import URL
 
 from data_prep.catalog.files import Catalog
-from data_prep.common.differences import describe_differences
-from data_prep.common.files import TEMPORARY, atomic_write, lock_file, read_json
+from data_prep.common.files import TEMPORARY, atomic_write, is_finished, lock_file
 from data_prep.common.progress import Progress
 from data_prep.download.content import check_image
 from data_prep.download.coverage import SUMMARY_FILE, write_summary
@@ -59,7 +58,11 @@ async def download(catalog: Catalog, out: Path, options: Options, report: Callab
     check_choices("domains", list(chosen), list(catalog.domains))
     out.mkdir(parents=True, exist_ok=True)
     with lock_file(out / LOCK_FILE, f"is downloading to {out}"):
-        _check_settings(out, catalog, options)
+        settings = {"version": VERSION, "catalog": catalog.fingerprint}
+        settings |= {"shard_frames": options.shard_frames, "image_size": options.image_size}
+        if not is_finished(out, SETTINGS_FILE, settings, kind="a download"):
+            with atomic_write(out / SETTINGS_FILE, "w", durable=True) as file:
+                file.write(json.dumps(settings, indent=2) + "\n")
         for path in (*out.glob(f"*{TEMPORARY}"), *out.glob(f"*/*/*{TEMPORARY}")):
             path.unlink()  # left by a killed process
         domains = [(split, domain) for split in splits for domain in chosen]
@@ -68,26 +71,6 @@ async def download(catalog: Catalog, out: Path, options: Options, report: Callab
             with Progress(total=frames, desc="Downloading", unit="images") as progress:
                 await _Run(catalog, out, options, progress, report, session).run(domains)
         return write_summary(catalog, out)
-
-
-def _check_settings(out: Path, catalog: Catalog, options: Options) -> None:
-    """Stores the settings on which the files in `out` depend, or raises ValueError if they were different."""
-    wanted = {
-        "version": VERSION,
-        "catalog": catalog.fingerprint,
-        "shard_frames": options.shard_frames,
-        "image_size": options.image_size,
-    }
-    path = out / SETTINGS_FILE
-    if not path.exists():
-        names = [other.name for other in out.iterdir() if other.name != LOCK_FILE and other.suffix != TEMPORARY]
-        if names:
-            raise ValueError(f"{out} has {min(names)} but no {SETTINGS_FILE}: choose another folder for --out")
-        with atomic_write(path, "w", durable=True) as file:
-            file.write(json.dumps(wanted, indent=2) + "\n")
-    found = read_json(path, remedy="choose another folder for --out")
-    if changed := describe_differences(found, wanted):
-        raise ValueError(f"{out} has other settings ({'; '.join(changed)}): use the same or another --out")
 
 
 @dataclasses.dataclass(eq=False)

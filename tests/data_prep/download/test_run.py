@@ -365,13 +365,11 @@ def test_a_folder_of_another_download_is_an_error(tmp_path):
     other = make_catalog(tmp_path / "other", {"page": 7})
     with Server(default="fine") as server:
         fetch(catalog, tmp_path / "out", server)
-        with pytest.raises(ValueError, match="image_size: None before, 9 now; shard_frames: 40 before, 41 now"):
+        with pytest.raises(ValueError, match="image_size: None there, 9 given, shard_frames: 40 there, 41 given"):
             fetch(catalog, tmp_path / "out", server, shard_frames=41, image_size=9)
-        with pytest.raises(ValueError, match=r"has other settings \(catalog: "):
+        with pytest.raises(ValueError, match=r"contains a download with other options \(catalog: "):
             fetch(other, tmp_path / "out", server)
-        with pytest.raises(
-            ValueError, match=r"has live\.parquet but no settings\.json: choose another folder for --out"
-        ):
+        with pytest.raises(ValueError, match=r"is not a download, because it has no settings\.json; choose another"):
             fetch(catalog, tmp_path / "catalog/train", server)
 
 
