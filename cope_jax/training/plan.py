@@ -1,13 +1,15 @@
 """The computation of a run, known before anything is allocated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from math import prod
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.sharding import Mesh
 
 from cope_jax.parallel.mesh import batch_sharding, make_mesh, replicated, with_shardings
@@ -19,7 +21,6 @@ from cope_jax.runs.initial_weights import prepare_weights
 from cope_jax.runs.inputs import training_batch_shapes
 from cope_jax.runs.model import encoder_settings, split_model
 from cope_jax.training.objective import init_losses
-from cope_jax.training.operations import count_operations
 from cope_jax.training.optimizer import make_optimizer
 from cope_jax.training.step import make_train_step
 
@@ -122,3 +123,44 @@ def step_flops(config: RunConfig, vocab_size: int) -> float:
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     plan = make_plan(config, mesh, vocab_size=vocab_size)
     return count_operations(plan.step.trace(plan.state, training_batch_shapes(config)).jaxpr.jaxpr)
+
+
+def count_operations(jaxpr: Jaxpr) -> float:
+    """Returns the operations of all matrix products and convolutions of a program, on all devices.
+
+    Other operations are left out, as is usual for MFU. Bodies of scans count as often as they run, those of other loops
+    once, and of several branches the largest counts.
+    """
+    return float(sum(map(_equation_operations, jaxpr.eqns)))
+
+
+def _equation_operations(equation: JaxprEqn) -> float:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        left = _shape(equation.invars[0])
+        return 2 * prod(_shape(equation.outvars[0])) * prod(left[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel = _shape(equation.invars[1])
+        products = prod(kernel) / kernel[params["dimension_numbers"].rhs_spec[0]]
+        # Zeros between the pixels of a dilated input are not multiplied.
+        return 2 * prod(_shape(equation.outvars[0])) * products / prod(params["lhs_dilation"])
+    counts = [count_operations(inner) for inner in _inner_programs(params)]
+    if name == "cond":
+        return max(counts)
+    times = params["mesh"].size if name == "shard_map" else params["length"] if name == "scan" else 1
+    return times * sum(counts)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
+def _inner_programs(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    """Yields the programs among the parameters of an operation."""
+    for value in params.values():
+        for inner in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(inner, ClosedJaxpr):
+                yield inner.jaxpr
+            elif isinstance(inner, Jaxpr):
+                yield inner

@@ -9,8 +9,7 @@ import re
 from collections.abc import Set
 
 from data_prep.download.failures import Failure, FetchError
-from data_prep.images.decoding import ImageProblem, find_problem, open_image
-from data_prep.images.shrinking import shrink
+from data_prep.images.decoding import ImageProblem, find_problem, open_image, shrink
 
 _VIDEO_STARTS = {
     "mp4": re.compile(rb"....(?:ftyp|moov|mdat|wide|free)", re.DOTALL),

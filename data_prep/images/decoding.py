@@ -1,4 +1,4 @@
-"""Rules for images: which encoded images are valid, and how they decode to upright RGB.
+"""Rules for images: which encoded images are valid, how they decode to upright RGB, and how large ones are shrunk.
 
 JPEGs are decoded by simplejpeg, the other `FORMATS` by Pillow. Photos are turned as their EXIF orientation says,
 transparent pixels lie on white, and of an animation the first frame is taken. The build checks images by these rules
@@ -28,6 +28,7 @@ MAX_PIXELS = 64_000_000  # 192 MB once decoded; a small file can claim far more
 MAX_SIDE = 65_535  # as in JPEGs; Pillow needs long and a gigabyte for an image of millions of rows
 # Limits of the decoding time; real JPEGs have up to 10 scans. Within all limits, the slowest image found takes 6 s.
 MAX_SCANS, MAX_SCANNED_PIXELS = 100, 20 * MAX_PIXELS
+JPEG_QUALITY = 90  # of shrunk images
 MAX_PARTS = 100_000  # chunks, blocks, runs or strips: Pillow's Python code reads each, 100,000 in 0.2 s
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")  # some of Pillow's other readers start programs
 
@@ -265,6 +266,22 @@ def _essential_png(data: bytes) -> bytes:
             return b"".join(parts)
         start = stop
     raise InvalidImageError(ImageProblem.TOO_SLOW, f"PNG has more than {MAX_PARTS:,} chunks")
+
+
+def shrink(data: bytes, scale: float) -> tuple[bytes, tuple[int, int]]:
+    """Returns an image as an upright JPEG of `scale` times its width and height, and its new (width, height).
+
+    Raises:
+        InvalidImageError: The image does not decode.
+    """
+    with open_image(data) as image:
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image.draft("RGB", size)  # a JPEG decodes at the next larger eighth of its size, in a fraction of the time
+        small = to_rgb(image).resize(size, Image.Resampling.LANCZOS)
+        small = Image.fromarray(turn_upright(np.asarray(small), exif_orientation(image.info.get("exif", b""))))
+    encoded = io.BytesIO()
+    small.save(encoded, "JPEG", quality=JPEG_QUALITY)
+    return encoded.getvalue(), small.size
 
 
 def upright_pixels(image: Image.Image) -> np.ndarray:

@@ -25,9 +25,8 @@ from data_prep.catalog.files import Catalog
 from data_prep.common.files import TEMPORARY, atomic_write, plain_links
 from data_prep.common.parquet import open_parquet, read_range, stream_parquet
 from data_prep.images import decoding, lookup, sources
-from data_prep.images.decoding import ImageProblem
+from data_prep.images.decoding import ImageProblem, shrink
 from data_prep.images.lookup import Hint
-from data_prep.images.shrinking import shrink
 from data_prep.images.sources import WHOLE_FILE, Location
 from data_prep.videos.clip_names import FRAGMENT
 
@@ -78,10 +77,8 @@ class ImageReader:
         self._path: Path | None = None
         self._tar = -1  # file descriptor of `_path`
 
-    def __enter__(self) -> "ImageReader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Closes the tar."""
         if self._path is not None:
             os.close(self._tar)
             self._path = None
@@ -97,7 +94,7 @@ class ImageReader:
             return data, problem
         try:
             longer_side = max(decoding.image_size(data))
-            return shrink(data, self._max_side / longer_side)[0] if longer_side > self._max_side else data, None
+            return data if longer_side <= self._max_side else shrink(data, self._max_side / longer_side)[0], None
         except decoding.InvalidImageError as error:  # Pillow reads fewer JPEGs than simplejpeg
             return b"", error.problem
 
@@ -111,7 +108,7 @@ class ImageReader:
         if place.size > decoding.MAX_BYTES:
             return b"", ImageProblem.TOO_LARGE
         if path != self._path:
-            self.__exit__()
+            self.close()
             self._tar, self._path = os.open(path, os.O_RDONLY), path
         data = os.pread(self._tar, place.size, place.start)
         if place.sha256 and hashlib.sha256(data).hexdigest() != place.sha256:

@@ -13,7 +13,7 @@ from data_prep.videos.reader import FrameChoice, VideoError, VideoReader
 
 
 class ClipReader:
-    """Reads clips of videos and counts their frames. Use it as a context manager.
+    """Reads clips of videos and counts their frames.
 
     Args:
         sources: Sources of videos and images.
@@ -28,12 +28,10 @@ class ClipReader:
         self._reader: VideoReader | None = None
         self.counts: collections.Counter[str] = collections.Counter()
 
-    def __enter__(self) -> "ClipReader":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
+        """Ends the process."""
         if self._reader:
-            self._reader.__exit__(*exception)
+            self._reader.__exit__()
 
     def read(self, clip: ClipName, place: Place) -> tuple[list[bytes], list[int], str | None]:
         """Returns the frames as JPEGs, their times in ms from the start of the video and None; or a problem.

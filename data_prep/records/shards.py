@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +127,13 @@ def write_shard(shard: Shard) -> ShardReport:
     dropped_items: collections.Counter[str] = collections.Counter()
     dropped_images: list[dict[str, object]] = []
     kept_frames = 0
-    clips = ClipReader(shard.sources, shard.choice)
 
     def examples() -> Iterator[dict[str, Any]]:
         nonlocal kept_frames
         span = shard.span
         items = Catalog(shard.catalog).items(shard.split, shard.domain, span.start, span.stop)
         places = image_index.read_places(shard.places, span.first_frame, span.last_frame)
-        with image_index.ImageReader(shard.sources, shard.max_side) as reader, clips:
+        with closing(image_index.ImageReader(shard.sources, shard.max_side)) as reader:
             for row, item in enumerate(items, start=span.start):
                 times, frames = [], []
                 for frame, place in zip(item.frames, places, strict=False):  # the rest are of the next items
@@ -158,7 +158,8 @@ def write_shard(shard: Shard) -> ShardReport:
                 fields |= {"payload": item.payload} if item.payload else {}
                 yield {**fields, "frames": frames, "frame_times": times}
 
-    tally = schema.write_records(shard.path, examples())
+    with closing(ClipReader(shard.sources, shard.choice)) as clips:
+        tally = schema.write_records(shard.path, examples())
     report = ShardReport(
         span=shard.span,
         dropped_rows=tuple(dropped_rows),

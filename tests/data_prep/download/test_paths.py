@@ -1,6 +1,7 @@
 """Downloads and image indexes work below a folder of any name."""
 
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 from hypothesis import HealthCheck, example, given, settings
@@ -42,6 +43,6 @@ def test_a_download_and_its_index_work_in_a_folder_of_any_name(name):
         assert folders == [photos, folder / "out"]
         write_index(folder / "index", catalog, ["train"], folders)
         places = list(read_places(places_path(folder / "index", "train", "video"), 0, 100))
-        with ImageReader(folders) as reader:
+        with closing(ImageReader(folders)) as reader:
             found = [reader.read(place) for place in places]
         assert found == [(data, None) for data in (image(first), *(image(quoted(name)) for name in others))]

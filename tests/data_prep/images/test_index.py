@@ -1,6 +1,7 @@
 """Places of frames, and the images read from them."""
 
 import hashlib
+from contextlib import closing
 
 import duckdb
 import numpy as np
@@ -151,7 +152,7 @@ def test_the_reader_says_why_an_image_is_skipped(small, tmp_path, monkeypatch):
     image = small.encode(1)
     write(tmp_path, {"0.tar": b"junk" + image + image[:40], "a.jpg": image})
     sha256 = hashlib.sha256(image).hexdigest()
-    with ImageReader((tmp_path,)) as reader:
+    with closing(ImageReader((tmp_path,))) as reader:
         assert reader.read(Place(0, "a.jpg", WHOLE_FILE, len(image), "")) == (image, None)
         assert reader.read(Place(0, "b.jpg", WHOLE_FILE, len(image), "")) == (b"", ImageProblem.MISSING)
         assert reader.read(Place(0, "0.tar", 4, len(image), "")) == (image, None)

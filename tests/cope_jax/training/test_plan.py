@@ -7,8 +7,7 @@ from jax.sharding import PartitionSpec
 
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.runs.config_validation import replace_fields
-from cope_jax.training.operations import count_operations
-from cope_jax.training.plan import step_flops
+from cope_jax.training.plan import count_operations, step_flops
 
 A, B, C, D = 2, 3, 5, 7
 
