@@ -7,7 +7,6 @@ counts match the summary, and products and items refer to each other. Exit code 
 """
 
 import collections
-import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from tensorflow_datasets.core.constants import DATASET_INFO_FILENAME, FEATURES_FILENAME
+from tensorflow_datasets.core.constants import FEATURES_FILENAME
 
 from data_prep.build import SUMMARY_FILE
 from data_prep.common.cli import run
@@ -47,37 +46,24 @@ def verify(data_dir: Path, *, processes: int | None = None, report: Callable[[st
 
 
 def _find_problems(folder: Path, apply: ProcessMap, report: Callable[[str], None]) -> Iterator[Problems]:
-    path = folder / SUMMARY_FILE
-    if not path.exists():
-        yield path, ["not found: no build was finished here"]
-        return
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        fingerprint, splits = summary["fingerprint"], summary["splits"]
-    except (ValueError, KeyError, TypeError) as error:
-        yield path, [f"cannot be read: {error!r}"]
-        return
+    place = path = folder / SUMMARY_FILE
+    folders: dict[str, Path] = {}
     files: dict[str, dict[str, dict[Path, int]]] = {}
     try:
-        domains = list(read_domains(folder))
-    except ValueError as error:
-        yield folder, [str(error)]
+        if not path.exists():
+            raise FileNotFoundError("not found: no build was finished here")
+        summary = read_json(path, keys=("fingerprint", "splits"), remedy="run the same build again")
+        place = folder
+        for name in (*read_domains(folder), "product"):
+            place = folders[name] = folder / name / str(Builder.VERSION)
+            files[name] = read_splits(place)
+            read_json(place / FEATURES_FILENAME, remedy=f"remove {place} and build it again")
+            if read_fingerprint(place) != summary["fingerprint"]:
+                yield place, [f"built from other inputs than {path}"]
+    except (ValueError, FileNotFoundError) as error:
+        yield place, [str(error)]
         return
-    folders = {name: folder / name / str(Builder.VERSION) for name in (*domains, "product")}
-    for name, config_folder in folders.items():
-        if not (config_folder / DATASET_INFO_FILENAME).exists():
-            yield config_folder, ["no finished data set"]
-            return
-        try:
-            built_from = read_fingerprint(config_folder)
-            read_json(config_folder / FEATURES_FILENAME, remedy=f"remove {config_folder} and build it again")
-            files[name] = read_splits(config_folder)
-        except (ValueError, FileNotFoundError) as error:
-            yield config_folder, [str(error)]
-            return
-        if built_from != fingerprint:
-            yield config_folder, [f"built from other inputs than {path}"]
-    for split, counts in splits.items():
+    for split, counts in summary["splits"].items():
         of_split = {name: own.get(split, {}) for name, own in files.items()}
         yield from _check_split(folders, of_split, split, counts, apply, report)
 

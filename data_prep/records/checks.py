@@ -31,9 +31,8 @@ def check_items(path: Path) -> Check:
     problems: list[str] = []
     report = _read_report(path, problems)
     tally, frames, links = schema.Tally(), 0, []
-    for number, record in _records(path, problems):
+    for number, record, item in _records(path, problems):
         tally.add(record)
-        item = _parse(record, problems, number)
         if item is None:
             continue
         problems += [f"record {number}: {problem}" for problem in _item_problems(item)]
@@ -51,9 +50,8 @@ def check_products(path: Path, domains: Sequence[str]) -> Check:
     problems: list[str] = []
     links: dict[str, list[tuple[int, int]]] = {domain: [] for domain in domains}
     rows, last = 0, -1
-    for number, record in _records(path, problems):
+    for number, _, product in _records(path, problems):
         rows += 1
-        product = _parse(record, problems, number)
         if product is None:
             continue
         ids = product.integers("product_id")
@@ -89,29 +87,27 @@ def _read_report(path: Path, problems: list[str]) -> shards.ShardReport | None:
         return None
 
 
-def _records(path: Path, problems: list[str]) -> Iterator[tuple[int, bytes]]:
-    """Yields the numbers and bytes of the records that can be read; array_record stores a checksum of each."""
+def _records(path: Path, problems: list[str]) -> Iterator[tuple[int, bytes, Example | None]]:
+    """Yields number, bytes and content of the records that can be read; array_record stores a checksum of each."""
     if not path.exists():
         problems.append("not found")
         return
     reader = ArrayRecordReader(str(path))
     for number in range(reader.num_records()):
+        record, example = None, None
         try:
-            yield number, reader.read([number])[0]
+            record = reader.read([number])[0]
+            example = parse_example(record)
         except RuntimeError as error:
             problems.append(f"record {number}: cannot be read: {error}")
+        except ValueError as error:
+            problems.append(f"record {number}: {error}")
+        if record is not None:
+            yield number, record, example
     try:
         reader.close()
     except RuntimeError as error:  # raised only here if the file could not be opened
         problems.append(f"cannot be read: {error}")
-
-
-def _parse(record: bytes, problems: list[str], number: int) -> Example | None:
-    try:
-        return parse_example(record)
-    except ValueError as error:
-        problems.append(f"record {number}: {error}")
-        return None
 
 
 def _item_problems(item: Example) -> Iterator[str]:
