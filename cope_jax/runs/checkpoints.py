@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,38 +46,14 @@ class ModelState(NamedTuple):
 
 
 class TrainState(struct.PyTreeNode):
-    """All that changes during training, and all that a checkpoint contains.
+    """All that changes during training, and all that a checkpoint contains."""
 
-    Attributes:
-        step: int32[], number of steps taken. Together with the seed it determines the next batch and random draws.
-        params: {"model": …, "loss": …}, trees of float32 arrays.
-        statistics: Running statistics of the model.
-        opt_state: State of the optax optimizer.
-        average: Moving average of the model over the steps; None if the config does not ask for one.
-        teacher: Initial model, for distillation; likewise.
-    """
-
-    step: jax.Array
-    params: PyTree
-    statistics: PyTree
-    opt_state: PyTree
-    average: ModelState | None = None
-    teacher: ModelState | None = None
-
-
-class KeepStep:
-    """Orbax policy that preserves the checkpoint of one step; None preserves none."""
-
-    step: int | None = None
-
-    def should_preserve(
-        self,
-        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
-        *,
-        context: checkpoint_managers.PreservationContext,
-    ) -> list[bool]:
-        """Returns for each checkpoint whether it is preserved."""
-        return [checkpoint.step == self.step for checkpoint in checkpoints]
+    step: jax.Array  # int32[], steps taken; together with the seed, it determines the next batch and random draws
+    params: PyTree  # {"model": …, "loss": …}, trees of float32 arrays
+    statistics: PyTree  # running statistics of the model
+    opt_state: PyTree  # state of the optax optimizer
+    average: ModelState | None = None  # moving average of the model over the steps, if the config asks for one
+    teacher: ModelState | None = None  # initial model, for distillation; likewise
 
 
 class SavedStep(NamedTuple):
@@ -100,7 +76,6 @@ class Checkpoints:
         pending: The save in progress, or the last one if its result is not known yet.
         complete: The last save known to be complete, or the checkpoint the run resumed from.
         failed: Whether the last save failed.
-        best: Policy that preserves the best step next to the newest ones.
     """
 
     def __init__(self, workdir: Path, *, keep: int | None = None):
@@ -111,10 +86,9 @@ class Checkpoints:
         self.pending: SavedStep | None = None
         self.complete: SavedStep | None = None
         self.failed = False
-        self.best = KeepStep()
         if keep is not None and jax.process_index() == 0:
             self._remove_unfinished()
-        policies = [checkpoint_managers.LatestN(keep), self.best]
+        self._policies = [checkpoint_managers.LatestN(keep), checkpoint_managers.CustomSteps(())]
         self.manager = ocp.CheckpointManager(
             self._plain_folder,
             item_handlers={
@@ -123,7 +97,7 @@ class Checkpoints:
                 GROUPS: ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(self._policies),
                 enable_async_checkpointing=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._seal, timeout_secs=SAVE_SECONDS),
             ),
@@ -137,6 +111,10 @@ class Checkpoints:
         with suppress(*FAILURES):  # further errors of a failed save, which is already reported
             self.manager.close()
         self._links.close()
+
+    def preserve(self, step: int | None) -> None:
+        """Keeps the checkpoint of a step, or of none, in addition to the newest ones from the next save on."""
+        self._policies[1] = checkpoint_managers.CustomSteps(() if step is None else (step,))
 
     def latest(self) -> int | None:
         """Returns the newest complete step, or None."""

@@ -121,7 +121,7 @@ def train(
         with Checkpoints(workdir, keep=max(config.train.keep_checkpoints, 2)) as checkpoints:
             newest = checkpoints.agreed_latest() or 0
             evaluations = Evaluations(config, workdir, step=newest)
-            checkpoints.best.step = evaluations.best(checkpoints.steps())
+            checkpoints.preserve(evaluations.best(checkpoints.steps()))
             if newest >= config.train.steps and not evaluations.due(newest):
                 print(f"{workdir} already has all {newest} steps")
             else:
@@ -270,5 +270,5 @@ def _evaluate_step(step: int, state: TrainState, services: LoopServices) -> bool
         return False
     services.reporter.add_evaluation(step, metrics, samples)
     services.evaluations.add(step, metrics)
-    services.checkpoints.best.step = services.evaluations.best({*services.checkpoints.steps(), step})
+    services.checkpoints.preserve(services.evaluations.best({*services.checkpoints.steps(), step}))
     return True
