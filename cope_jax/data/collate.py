@@ -187,17 +187,11 @@ def drop_modalities(arrays: dict[str, Any], probabilities: tuple[float, float], 
 
 
 class ItemFeatures(NamedTuple):
-    """Outputs of frozen encoders for the rows of a domain, or for the items of a batch.
+    """Outputs of frozen encoders for the rows of a domain, or for the items of a batch."""
 
-    Attributes:
-        vision: float32[N, D], vectors of the frames.
-        text: float32[N, D], vectors of the texts; of any width if the domain's texts are not used.
-        has_inputs: bool[N, 2], whether an item has frames and a text.
-    """
-
-    vision: Any
-    text: Any
-    has_inputs: Any
+    vision: Any  # float32[N, D], vectors of the frames
+    text: Any  # float32[N, D], vectors of the texts; of any width if the domain's texts are not used
+    has_inputs: Any  # bool[N, 2], whether an item has frames and a text
 
 
 @dataclass(frozen=True)

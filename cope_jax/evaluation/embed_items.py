@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,11 +42,8 @@ class Items:
 
     def select(self, mask: np.ndarray) -> "Items":
         """Returns the items where a mask is true."""
-
-        def chosen(column: Any) -> Any:
-            return None if column is None else column[mask]
-
-        return Items(**{field.name: chosen(getattr(self, field.name)) for field in fields(self)})
+        columns: dict[str, Any] = {name: own if own is None else own[mask] for name, own in vars(self).items()}
+        return Items(**columns)
 
 
 def no_items(width: int, *, masked: bool) -> Items:

@@ -1,7 +1,8 @@
 """Evaluates the model during training, on some products of the evaluation split."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from flax import nnx
@@ -10,24 +11,18 @@ from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data.records import InvalidItems, open_records
 from cope_jax.evaluation.embed_items import LoadedRun, check_whole_processes, embed_function
-from cope_jax.evaluation.evaluate_run import draw_products, rows_by_domain
+from cope_jax.evaluation.evaluate_run import draw_products, embeddings_of, rows_by_domain
 from cope_jax.evaluation.metrics import retrieval
 from cope_jax.runs.checkpoints import ModelState
 from cope_jax.runs.config import RunConfig
 from data_prep.common.domains import domain_pairs
 
 
-@dataclass(frozen=True)
-class ProbeResult:
-    """Result of evaluating a model during training.
+class ProbeResult(NamedTuple):
+    """Result of evaluating a model during training."""
 
-    Attributes:
-        metrics: "mean_r1", …; "p2v_r1", … of each direction with results; and "bad_items", the number of items skipped.
-        samples: Values for histograms: embedding entries of each domain and similarities of positives per direction.
-    """
-
-    metrics: dict[str, float]
-    samples: dict[str, np.ndarray]
+    metrics: dict[str, float]  # "mean_r1", …; "p2v_r1", … of directions with results; "bad_items", the number skipped
+    samples: dict[str, np.ndarray]  # for histograms: entries of embeddings, similarities of positives
 
 
 class Probe:
@@ -68,7 +63,7 @@ class Probe:
             for domain in run.config.data.domains
         }
         skipped = sum(len(self.rows[domain]) - len(own.rows) for domain, own in items.items())
-        ranks = retrieval.direction_ranks({domain: (own.vectors, own.products) for domain, own in items.items()})
+        ranks = retrieval.direction_ranks(embeddings_of(items))
         directions = retrieval.direction_metrics(ranks)
         r1 = {f"{name}_r1": float(own["r1"]) for name, own in directions.items()}
         embeddings = {f"embeddings/{domain}": own.vectors for domain, own in items.items()}

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-PyTree = Any
+from jaxtyping import PyTree
 
 AXES = ("data", "fsdp", "tensor")
 

@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-
-PyTree = Any
+from jaxtyping import PyTree
 
 
 def leaf_paths(tree: PyTree) -> PyTree:

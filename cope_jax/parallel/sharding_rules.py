@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from cope_jax.parallel.path_rules import apply_rules, leaf_paths
-
-PyTree = Any
 
 # Parameter paths → how the last axes are sharded; axes before these, which stack layers, are not. `tensor` splits heads
 # and hidden units, so that a block communicates only once after attention and once after the MLP. With `fsdp` and

@@ -9,7 +9,7 @@ from typing import Any
 from cope_jax.runs.config import RunConfig, flatten
 from cope_jax.runs.config_validation import add_missing_fields, replace_fields, resolve_config
 from data_prep.common.differences import describe_differences, flatten_keys
-from data_prep.common.files import atomic_write
+from data_prep.common.files import atomic_write, read_json
 
 FILE = "config.json"
 FOLDER_OR_HUB = ("data.tokenizer", "model.vision.init_from", "model.text.init_from")
@@ -89,7 +89,4 @@ def make_paths_absolute(config: RunConfig) -> RunConfig:
 
 def _read(path: Path) -> dict[str, Any]:
     """Reads the fields of a run."""
-    try:
-        return add_missing_fields(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    return add_missing_fields(read_json(path, remedy="copy it from a backup, or train in another --workdir"))

@@ -118,7 +118,9 @@ def load_model(
     graphdef = nnx.graphdef(nnx.eval_shape(model_maker(plain, vocab_size=vocab_size, mesh=mesh, rotated=True)))
     trained = config if step != UNTRAINED else plain  # without low-rank matrices before the first step
     initialize = partial(_initial_state, model_maker(trained, vocab_size=vocab_size, mesh=mesh))
-    shapes = _with_shardings(jax.eval_shape(initialize), mesh)
+    shapes = jax.eval_shape(initialize)
+    statistics = jax.tree.map(lambda _: replicated(mesh), shapes.statistics)
+    shapes = with_shardings(shapes, ModelState(parameter_shardings(shapes.params, mesh), statistics))
     if step != UNTRAINED:
         model = checkpoints.restore_model(step, shapes, average=average)
     else:
@@ -144,9 +146,3 @@ def with_principal_axes(model: ModelState) -> ModelState:
     axes = np.linalg.eigh(np.asarray(moments, np.float64) + distinct)[1][:, ::-1]
     axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0))  # signs are arbitrary
     return ModelState(model.params, statistics | {"axes": jax.device_put(axes.astype(np.float32), moments.sharding)})
-
-
-def _with_shardings(shapes: ModelState, mesh: Mesh) -> ModelState:
-    """Adds shardings to the shapes of a model."""
-    statistics = jax.tree.map(lambda _: replicated(mesh), shapes.statistics)
-    return with_shardings(shapes, ModelState(parameter_shardings(shapes.params, mesh), statistics))

@@ -89,12 +89,12 @@ def _write_domain(
         "ORDER BY row, product_id, line",
         folder / "pairs.staged",
     )
-    cursor, query = _ordering(con, domain, sources.texts, count, ("text",), by="line")
-    texts = _staged_rows(cursor, query, folder / "texts.staged")
-    payloads = None
-    if sources.payloads:
-        cursor, query = _ordering(con, domain, sources.payloads, count, ("text",), by="line")
-        payloads = _staged_rows(cursor, query, folder / "payloads.staged")
+
+    def stage_texts(source: RowSource, name: str) -> OrderedRows:
+        return _staged_rows(*_ordering(con, domain, source, count, ("text",), by="line"), folder / f"{name}.staged")
+
+    texts = stage_texts(sources.texts, "texts")
+    payloads = stage_texts(sources.payloads, "payloads") if sources.payloads else None
     sources.texts.rejected.check()
     frames = _streamed_rows(
         *_ordering(con, domain, sources.frames, count, ("time", "name", "position"), by="time, name, line")

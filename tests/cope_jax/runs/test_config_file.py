@@ -91,9 +91,9 @@ def test_a_folder_without_a_run_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", r"config.json is not a JSON file: Expecting"),
-        ("[" * 100_000, r"config.json is not a JSON file: maximum recursion depth"),
-        ("[]", r"config.json: invalid config:\n  config is \[\]; expected a section with seed, data"),
+        ("{", r"config.json is not valid JSON \(Expecting"),
+        ("[" * 100_000, r"config.json is not valid JSON \(maximum recursion depth"),
+        ("[]", r"config.json is not a JSON object: copy it"),
         ("{}", r"config.json: invalid config:\n  config.seed is missing; expected an integer"),
     ],
 )
