@@ -235,19 +235,7 @@ def _collator(
     augment: TextAugment | None = None,
     entry: str = "",
 ) -> collate.Collator:
-    data = config.data
-    return collate.Collator(
-        domain,
-        T,
-        transform,
-        tokenizer,
-        data.text_length,
-        max_products=data.max_products,
-        short_clips=data.short_clips,
-        augment=augment,
-        frame_choice=data.frame_choice,
-        kind=data.domains[domain],
-        entry=entry,
-        template=data.template(domain),
-        clean_texts=data.clean_texts,
-    )
+    names = ("text_length", "max_products", "short_clips", "frame_choice", "clean_texts")
+    settings: dict[str, Any] = {name: getattr(config.data, name) for name in names}
+    settings |= {"kind": config.data.domains[domain], "template": config.data.template(domain)}
+    return collate.Collator(domain, T, transform, tokenizer, augment=augment, entry=entry, **settings)
