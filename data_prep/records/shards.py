@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.catalog.files import Catalog
 from data_prep.common.files import atomic_write
 from data_prep.images import index as image_index
 from data_prep.records import schema
 from data_prep.records.clips import ClipReader
 from data_prep.records.dropped import dropped_image, list_path, write_lines
+from data_prep.records.inputs import Inputs
 from data_prep.videos.clip_names import parse_clip
-from data_prep.videos.reader import ALL_DEFAULTS, FrameChoice
 
 # Frames per shard. The maximum keeps shards below 1 GB at 50 kB per image, and ROPE at 4,000 files, all of which are
 # open during training. The minimum spares small data sets files of a few images. In between, 16 shards keep a pool busy
@@ -44,14 +43,11 @@ class Shard:
     """A shard to write: a span of the items of a domain."""
 
     path: Path
-    catalog: Path
+    inputs: Inputs
     split: str
     domain: str
     span: Span
     places: Path  # file of the image index with the places of the domain's frames
-    sources: tuple[Path, ...]  # sources of images that the places refer to
-    max_side: int | None = None  # see `Inputs`
-    choice: FrameChoice = ALL_DEFAULTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,10 +126,10 @@ def write_shard(shard: Shard) -> ShardReport:
 
     def examples() -> Iterator[dict[str, Any]]:
         nonlocal kept_frames
-        span = shard.span
-        items = Catalog(shard.catalog).items(shard.split, shard.domain, span.start, span.stop)
+        span, inputs = shard.span, shard.inputs
+        items = inputs.opened_catalog.items(shard.split, shard.domain, span.start, span.stop)
         places = image_index.read_places(shard.places, span.first_frame, span.last_frame)
-        with closing(image_index.ImageReader(shard.sources, shard.max_side)) as reader:
+        with closing(image_index.ImageReader(inputs.images, inputs.max_side)) as reader:
             for row, item in enumerate(items, start=span.start):
                 times, frames = [], []
                 for frame, place in zip(item.frames, places, strict=False):  # the rest are of the next items
@@ -158,7 +154,7 @@ def write_shard(shard: Shard) -> ShardReport:
                 fields |= {"payload": item.payload} if item.payload else {}
                 yield {**fields, "frames": frames, "frame_times": times}
 
-    with closing(ClipReader(shard.sources, shard.choice)) as clips:
+    with closing(ClipReader(shard.inputs.images, shard.inputs.choice)) as clips:
         tally = schema.write_records(shard.path, examples())
     report = ShardReport(
         span=shard.span,

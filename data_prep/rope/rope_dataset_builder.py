@@ -217,9 +217,7 @@ class Builder(FileReaderBuilder):
         check_missing(index, inputs, self._max_missing, dropped_path)
         places = image_index.places_path(index, split, domain)
         jobs = [
-            shards.Shard(
-                path, inputs.catalog, split, domain, span, places, inputs.images, inputs.max_side, inputs.choice
-            )
+            shards.Shard(path, inputs, split, domain, span, places)
             for path, span in zip(self._shard_paths(folder, split, len(spans)), spans, strict=True)
         ]
         reports: dict[int, shards.ShardReport] = {}

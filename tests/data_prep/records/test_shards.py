@@ -40,7 +40,7 @@ def test_the_number_of_shards_grows_with_the_data_set():
 def test_a_shard_is_finished_only_if_it_matches_its_report(inputs, tmp_path):
     image_index.write_index(tmp_path / "index", Catalog(inputs.catalog), ["train"], inputs.images)
     places = image_index.places_path(tmp_path / "index", "train", "live")
-    shard = shards.Shard(tmp_path / "x", inputs.catalog, "train", "live", Span(0, 1, 0, 1), places, inputs.images)
+    shard = shards.Shard(tmp_path / "x", inputs, "train", "live", Span(0, 1, 0, 1), places)
     assert shards.find_finished(shard) is None
     report = shards.write_shard(shard)
     assert shards.find_finished(shard) == report
