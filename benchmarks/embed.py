@@ -20,7 +20,7 @@ from benchmarks.measuring import summarize_ratio, time_call
 from configs import demo
 from cope_jax.data.records import open_records, sample_texts
 from cope_jax.data.tokenizer import train_wordpiece
-from cope_jax.evaluation.embed_items import LoadedRun, embed_function, embed_items
+from cope_jax.evaluation.embed_items import LoadedRun, embed_function
 from cope_jax.parallel.mesh import make_mesh, replicated
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import resolve_config
@@ -69,11 +69,11 @@ def measure(run: LoadedRun, rounds: int) -> dict[str, list[float]]:
 
     def compute() -> None:
         for domain in DOMAINS:
-            embed_items(held[domain], domain, run.embed, run.model, run.mesh)
+            run.embed_batches(held[domain], domain)
 
     def both() -> None:
         for domain in DOMAINS:
-            embed_items(batches_of(run, domain), domain, run.embed, run.model, run.mesh)
+            run.embed_batches(batches_of(run, domain), domain)
 
     seconds: dict[str, list[float]] = {"input": [], "compute": [], "both": []}
     for _ in range(rounds):
@@ -103,7 +103,7 @@ def main(_: list[str]) -> None:
         run = make_run(config)
         for domain in DOMAINS:
             first = next(batches_of(run, domain))
-            embed_items([first], domain, run.embed, run.model, run.mesh)  # compiles
+            run.embed_batches([first], domain)  # compiles
         if split_cores:
             os.sched_setaffinity(0, cores[1:2])  # this thread and those that it starts from now on
         items = open_records(config.data.data_dir, config.data.eval_split).items

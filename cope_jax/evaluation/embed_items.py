@@ -97,7 +97,47 @@ class LoadedRun:
             on_batch(min(size, remaining))  # the last batch is padded
             remaining -= min(size, remaining)
 
-        return embed_items(batches, domain, self.embed, self.model, self.mesh, count, invalid_items)
+        return self.embed_batches(batches, domain, count, invalid_items)
+
+    def embed_batches(
+        self,
+        batches: Iterable[Batch],
+        domain: str,
+        on_batch: Callable[[int], object] = lambda size: None,
+        invalid_items: InvalidItems | None = None,
+    ) -> Items:
+        """Embeds all items of some batches. Every host gets the items of all hosts.
+
+        Args:
+            batches: This host's share of each batch, from `eval_batches`; the last batch is padded.
+            domain: Domain of the items.
+            on_batch: Called after each batch with its size.
+            invalid_items: Collects items with invalid embeddings, which are skipped. Without it, or if all are invalid,
+                they are errors.
+        """
+        vectors, columns = [], []
+        for batch, vector in lookahead(self._start(batches, domain)):
+            products, has_text = batch[domain]["products"], batch[domain]["text"].any(-1)
+            vectors.append(np.asarray(vector))
+            columns.append([products, batch["row"], batch["item_id"], batch["frame_count"], has_text])
+            on_batch(len(vector))
+        found = np.concatenate(vectors)
+        found, masked = (found[:, 0], found[:, 1:]) if found.ndim == 3 else (found, None)
+        items = Items(found, *(gather_shares(np.stack(column)) for column in zip(*columns, strict=True)), masked=masked)
+        items = items.select(items.rows >= 0)
+        valid = _have_unit_length(items.vectors)
+        if invalid_items is not None and valid.any():
+            for number in items.item_ids[~valid]:
+                invalid_items.add(InvalidItemError(f"the embedding of {domain} item {number} does not have length 1"))
+            items = items.select(valid)
+        check_unit_length(items.vectors, domain, items.item_ids)
+        return items
+
+    def _start(self, batches: Iterable[Batch], domain: str) -> Iterator[tuple[Batch, jax.Array]]:
+        """Starts the computation of each batch."""
+        for batch in batches:
+            inputs = {name: batch[domain][name] for name in MODEL_INPUTS}
+            yield batch, self.embed(self.model, {domain: to_devices(inputs, self.mesh)})
 
 
 def load_run(
@@ -161,55 +201,6 @@ def embed_function(graphdef: nnx.GraphDef, model: ModelState, mesh: Mesh, *, mas
         return embeddings.fused
 
     return jax.jit(embed, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=replicated(mesh))
-
-
-def embed_items(
-    batches: Iterable[Batch],
-    domain: str,
-    embed: EmbedFunction,
-    model: ModelState,
-    mesh: Mesh,
-    on_batch: Callable[[int], object] = lambda size: None,
-    invalid_items: InvalidItems | None = None,
-) -> Items:
-    """Embeds all items of some batches. Every host gets the items of all hosts.
-
-    Args:
-        batches: This host's share of each batch, from `eval_batches`; the last batch is padded.
-        domain: Domain of the items.
-        embed: Function from `embed_function`.
-        model: Its first argument.
-        mesh: Mesh of the model.
-        on_batch: Called after each batch with its size.
-        invalid_items: Collects items with invalid embeddings, which are skipped. Without it, or if all are invalid,
-            they are errors.
-    """
-    vectors, columns = [], []
-    for batch, vector in lookahead(_dispatch(batches, domain, embed, model, mesh)):
-        products, has_text = batch[domain]["products"], batch[domain]["text"].any(-1)
-        vectors.append(np.asarray(vector))
-        columns.append([products, batch["row"], batch["item_id"], batch["frame_count"], has_text])
-        on_batch(len(vector))
-    found = np.concatenate(vectors)
-    found, masked = (found[:, 0], found[:, 1:]) if found.ndim == 3 else (found, None)
-    items = Items(found, *(gather_shares(np.stack(column)) for column in zip(*columns, strict=True)), masked=masked)
-    items = items.select(items.rows >= 0)
-    valid = _have_unit_length(items.vectors)
-    if invalid_items is not None and valid.any():
-        for number in items.item_ids[~valid]:
-            invalid_items.add(InvalidItemError(f"the embedding of {domain} item {number} does not have length 1"))
-        items = items.select(valid)
-    check_unit_length(items.vectors, domain, items.item_ids)
-    return items
-
-
-def _dispatch(
-    batches: Iterable[Batch], domain: str, embed: EmbedFunction, model: ModelState, mesh: Mesh
-) -> Iterator[tuple[Batch, jax.Array]]:
-    """Starts the computation of each batch."""
-    for batch in batches:
-        inputs = {name: batch[domain][name] for name in MODEL_INPUTS}
-        yield batch, embed(model, {domain: to_devices(inputs, mesh)})
 
 
 def lookahead(items: Iterable[T]) -> Iterator[T]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cope_jax.data.records import InvalidItems
-from cope_jax.evaluation.embed_items import embed_function, embed_items, gather_shares, load_run, lookahead
+from cope_jax.evaluation.embed_items import LoadedRun, embed_function, gather_shares, load_run, lookahead
 from cope_jax.parallel.mesh import make_mesh, replicated
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config_file import load_config
@@ -38,10 +38,15 @@ def circle(model, batch):
     return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1) * model
 
 
+def embed_pages(batches, embed, model, invalid_items=None):
+    """Embeds batches with an encoder on all devices."""
+    run = LoadedRun(None, None, make_mesh(data=-1, fsdp=1, tensor=1), embed, model)
+    return run.embed_batches(batches, "page", invalid_items=invalid_items)
+
+
 def test_padding_is_removed_and_the_order_kept():
-    mesh = make_mesh(data=-1, fsdp=1, tensor=1)
     rows = [list(range(8)), list(range(8, 13))]
-    items = embed_items(batches(rows), "page", circle, 1.0, mesh)
+    items = embed_pages(batches(rows), circle, 1.0)
     angles = np.arange(13) / 10
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     np.testing.assert_allclose(items.vectors, vectors, rtol=1e-5, atol=1e-6)
@@ -56,7 +61,7 @@ def test_whole_items_come_before_their_frames_and_their_texts():
     def turned(model, batch):
         return jnp.stack([circle(turn, batch) for turn in (1.0, -1.0, 0.0)], axis=1)
 
-    items = embed_items(batches([list(range(8))]), "page", turned, 1.0, make_mesh(data=-1, fsdp=1, tensor=1))
+    items = embed_pages(batches([list(range(8))]), turned, 1.0)
     angles = np.arange(8) / 10
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     np.testing.assert_allclose(items.vectors, vectors, rtol=1e-5, atol=1e-6)
@@ -73,29 +78,26 @@ def test_shares_of_hosts_are_joined_in_order(monkeypatch):
 def test_has_text_is_false_without_tokens():
     (batch,) = batches([[0, 1, 2]])
     batch["page"]["text"][1] = 0
-    items = embed_items(
-        [batch], "page", lambda model, batch: jnp.ones((8, 1)), 1.0, make_mesh(data=-1, fsdp=1, tensor=1)
-    )
+    items = embed_pages([batch], lambda model, batch: jnp.ones((8, 1)), 1.0)
     assert items.has_text.tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("scale", [0.0, np.nan, 2.0])
 def test_error_names_items_with_invalid_embeddings(scale):
-    mesh = make_mesh(data=-1, fsdp=1, tensor=1)
     with pytest.raises(ValueError, match=r"3 page embeddings do not have length 1, of items \[1000, 999, 998\]"):
-        embed_items(batches([[0, 1, 2]]), "page", circle, scale, mesh)
+        embed_pages(batches([[0, 1, 2]]), circle, scale)
 
 
 def test_items_with_invalid_embeddings_are_skipped_and_reported():
-    mesh, invalid = make_mesh(data=-1, fsdp=1, tensor=1), InvalidItems()
+    invalid = InvalidItems()
     scale = np.array([[1.0], [np.nan], [1.0], [0.0], *[[1.0]] * 4], np.float32)
-    items = embed_items(batches([list(range(5))]), "page", circle, scale, mesh, invalid_items=invalid)
+    items = embed_pages(batches([list(range(5))]), circle, scale, invalid)
     assert items.rows.tolist() == [0, 2, 4]
     assert list(invalid.last) == [
         f"the embedding of page item {number} does not have length 1" for number in (999, 997)
     ]
     with pytest.raises(ValueError, match="3 page embeddings do not have length 1"):
-        embed_items(batches([[0, 1, 2]]), "page", circle, np.nan, mesh, invalid_items=invalid)
+        embed_pages(batches([[0, 1, 2]]), circle, np.nan, invalid)
 
 
 def test_lookahead_requests_the_next_item_before_yielding_one():
