@@ -5,16 +5,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
-from transformers import PreTrainedTokenizerFast
 
 from cope_jax.data.records import InvalidItems, open_records
-from cope_jax.evaluation.embed_items import LoadedRun, check_whole_processes, embed_function
+from cope_jax.evaluation.embed_items import LoadedRun, check_whole_processes
 from cope_jax.evaluation.evaluate_run import draw_products, embeddings_of, rows_by_domain
 from cope_jax.evaluation.metrics import retrieval
 from cope_jax.runs.checkpoints import ModelState
-from cope_jax.runs.config import RunConfig
 from data_prep.common.domains import domain_pairs
 
 
@@ -31,16 +27,15 @@ class Probe:
     Items that cannot be read are skipped and reported: they must not end a run, nor keep it from starting.
     """
 
-    def __init__(
-        self, config: RunConfig, tokenizer: PreTrainedTokenizerFast, mesh: Mesh, graph: nnx.GraphDef, model: ModelState
-    ):
-        """Draws the products. `graph` and `model` have the model's structure and its shapes with shardings.
+    def __init__(self, run: LoadedRun):
+        """Draws the products for a run, whose model may be shapes with shardings.
 
         Raises:
             FileNotFoundError: Array records are missing.
             ValueError: The data lack the split, or the mesh axis "tensor" spans processes.
         """
-        check_whole_processes(mesh, "set config.train.evaluate_every to 0")
+        check_whole_processes(run.mesh, "set config.train.evaluate_every to 0")
+        self.run, config = run, run.config
         products = open_records(config.data.data_dir, config.data.eval_split).products
         self.invalid_items = InvalidItems()
         drawn = draw_products(config, min(config.train.evaluate_products, len(products)), self.invalid_items)
@@ -49,7 +44,6 @@ class Probe:
             if not any(len(own.rows[source]) and len(own.rows[target]) > (source == target) for own in drawn):
                 what = f"both {source} and {target} items" if source != target else f"two {source} items"
                 print(f"no R@1 of {source} and {target} during training: none of {len(drawn)} products has {what}")
-        self.run = LoadedRun(config, tokenizer, mesh, embed_function(graph, model, mesh), model)
 
     def __call__(self, model: ModelState, on_batch: Callable[[], None]) -> ProbeResult:
         """Evaluates a model, calling `on_batch` after each batch. All processes must call this and get the same result.

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,8 +132,8 @@ def train(
                 plan = make_plan(config, mesh, vocab_size=len(tokenizer))
                 state, window = restore_or_initialize(config, plan, checkpoints, vocab_size=len(tokenizer))
                 shapes = ModelState(plan.state.params["model"], plan.state.statistics)
-                evaluated = bool(config.train.evaluate_every)
-                probe = Probe(config, tokenizer, mesh, plan.graphdef, shapes) if evaluated else None
+                run = LoadedRun(config, tokenizer, mesh, embed_function(plan.graphdef, shapes, mesh), shapes)
+                probe = Probe(run) if config.train.evaluate_every else None
                 invalid_items = InvalidItems()
                 features = None
                 if config.finetune.method == "frozen":
@@ -149,8 +149,7 @@ def train(
                     invalid_items=invalid_items,
                 )
                 if config.data.hard_batches:
-                    seen = replace_fields(config, {"data.eval_split": config.data.train_split})
-                    run = LoadedRun(seen, tokenizer, mesh, embed_function(plan.graphdef, shapes, mesh), shapes)
+                    run = replace(run, config=replace_fields(config, {"data.eval_split": config.data.train_split}))
                     batches = HardBatches(make_batches, run, checkpoints.read_order(newest), newest)
                 else:
                     batches = make_batches(start_step=newest)

@@ -23,6 +23,7 @@ from benchmarks.chaos import Kill
 from cope_jax import Embedder
 from cope_jax.data.records import InvalidItemError, ItemRecords, Product
 from cope_jax.evaluation import evaluate_run as run
+from cope_jax.evaluation.embed_items import LoadedRun
 from cope_jax.evaluation.evaluate_run import evaluate
 from cope_jax.evaluation.probe import Probe
 from cope_jax.evaluation.results import read_metrics
@@ -287,8 +288,7 @@ def test_directions_without_a_common_product_are_named(make_config, monkeypatch,
     config = make_config()
     rows = {"page": np.array([], int), "video": np.array([0]), "live": np.array([], int)}
     monkeypatch.setattr("cope_jax.evaluation.probe.draw_products", lambda *_: [Product(1, rows)])
-    monkeypatch.setattr("cope_jax.evaluation.probe.embed_function", lambda *_: None)
-    Probe(config, None, make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1]), None, None)
+    Probe(LoadedRun(config, None, make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1]), None, None))
     assert capsys.readouterr().out.splitlines() == [
         f"no R@1 of {a} and {b} during training: none of 1 products has both {a} and {b} items"
         for a, b in (("page", "video"), ("page", "live"), ("video", "live"))
