@@ -85,12 +85,7 @@ class LoadedRun:
         """
         if not len(rows):
             return no_items(self.config.model.embedding, masked=self.masked)
-        numbers, remaining = np.asarray(rows).tolist(), len(rows)
-        shares = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        size = -(-self.config.eval.batch_size // shares) * shares
-        batches = evaluation_batches(
-            self.config, self.tokenizer, domain=domain, batch_size=size, rows=numbers, invalid_items=invalid_items
-        )
+        batches, remaining = self.batches(domain, np.asarray(rows).tolist(), invalid_items), len(rows)
 
         def count(size: int) -> None:
             nonlocal remaining
@@ -98,6 +93,15 @@ class LoadedRun:
             remaining -= min(size, remaining)
 
         return self.embed_batches(batches, domain, count, invalid_items)
+
+    def batches(
+        self, domain: str, rows: Sequence[int] | None = None, invalid_items: InvalidItems | None = None
+    ) -> Iterator[Batch]:
+        """Returns this host's share of the batches of some or all rows of a domain, see `evaluation_batches`."""
+        shares = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        size = -(-self.config.eval.batch_size // shares) * shares
+        options = {"batch_size": size, "rows": rows, "invalid_items": invalid_items}
+        return evaluation_batches(self.config, self.tokenizer, domain=domain, **options)
 
     def embed_batches(
         self,

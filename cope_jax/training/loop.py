@@ -22,7 +22,6 @@ from cope_jax.runs.checkpoints import Checkpoints, ModelState, TrainState, Windo
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import save_config
 from cope_jax.runs.config_validation import replace_fields
-from cope_jax.runs.feature_cache import cached_features
 from cope_jax.runs.inputs import (
     batch_bytes,
     check_batch_sizes,
@@ -33,6 +32,7 @@ from cope_jax.runs.inputs import (
 )
 from cope_jax.runs.provenance import provenance, record_start
 from cope_jax.training.evaluations import Evaluations, evaluate_in_full, evaluate_state
+from cope_jax.training.feature_cache import cached_features
 from cope_jax.training.hard_batches import HardBatches
 from cope_jax.training.plan import Plan, make_plan, restore_or_initialize, step_flops
 from cope_jax.training.progress import TrainingProgress, peak_flops
@@ -134,11 +134,13 @@ def train(
                 shapes = ModelState(plan.state.params["model"], plan.state.statistics)
                 run = LoadedRun(config, tokenizer, mesh, embed_function(plan.graphdef, shapes, mesh), shapes)
                 probe = Probe(run) if config.train.evaluate_every else None
+                seen = replace_fields(config, {"data.eval_split": config.data.train_split})
+                on_training_split = replace(run, config=seen)
                 invalid_items = InvalidItems()
                 features = None
                 if config.finetune.method == "frozen":
                     model = ModelState(state.params["model"], state.statistics)
-                    features = cached_features(config, tokenizer, mesh, plan.graphdef, model, workdir)
+                    features = cached_features(on_training_split, plan.graphdef, model, workdir)
                 make_batches = partial(
                     training_batches,
                     config,
@@ -149,8 +151,7 @@ def train(
                     invalid_items=invalid_items,
                 )
                 if config.data.hard_batches:
-                    run = replace(run, config=replace_fields(config, {"data.eval_split": config.data.train_split}))
-                    batches = HardBatches(make_batches, run, checkpoints.read_order(newest), newest)
+                    batches = HardBatches(make_batches, on_training_split, checkpoints.read_order(newest), newest)
                 else:
                     batches = make_batches(start_step=newest)
                 if jax.process_index() == 0:

@@ -1,5 +1,7 @@
 """Ways to fine-tune a model that starts from another: low-rank matrices, frozen encoders, distillation, mixtures."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,12 +17,13 @@ from cope_jax.models.lora import merge_lora
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.parallel.path_rules import leaf_paths
 from cope_jax.parallel.sharding_rules import parameter_shardings
-from cope_jax.runs import feature_cache
 from cope_jax.runs.checkpoints import Checkpoints, ModelState
+from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import run_tokenizer, training_batch_shapes, training_batches
 from cope_jax.runs.log_files import read_json_lines
 from cope_jax.runs.model import load_model, model_maker, split_model
 from cope_jax.runs.pretrained import start_from_weights
+from cope_jax.training import feature_cache
 from cope_jax.training.loop import train
 from cope_jax.training.objective import embedding_distance
 
@@ -125,7 +128,8 @@ def test_frozen_encoders_run_once(make_config, one_device, tmp_path, monkeypatch
     tokenizer = run_tokenizer(config, tmp_path)
     run = load_run(config, tmp_path, 0, mesh=one_device)
     model = ModelState(*run.model)
-    features = feature_cache.cached_features(config, tokenizer, one_device, None, model, tmp_path)
+    trained = replace(run, config=replace_fields(config, {"data.eval_split": config.data.train_split}))
+    features = feature_cache.cached_features(trained, None, model, tmp_path)
     kept = next(training_batches(config, tokenizer, start_step=0, features=features))
     seen = next(training_batches(config, tokenizer, start_step=0))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), kept)
