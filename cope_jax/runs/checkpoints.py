@@ -55,6 +55,11 @@ class TrainState(struct.PyTreeNode):
     average: ModelState | None = None  # moving average of the model over the steps, if the config asks for one
     teacher: ModelState | None = None  # initial model, for distillation; likewise
 
+    @property
+    def model(self) -> ModelState:
+        """Values of the model."""
+        return ModelState(self.params["model"], self.statistics)
+
 
 class SavedStep(NamedTuple):
     """A step whose checkpoint is complete, and when the step was finished (monotonic seconds)."""

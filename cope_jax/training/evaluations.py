@@ -5,11 +5,10 @@ from itertools import count
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from cope_jax.evaluation.evaluate_run import evaluate
-from cope_jax.evaluation.probe import Probe
-from cope_jax.runs.checkpoints import Checkpoints, ModelState, TrainState
+from cope_jax.evaluation.probe import Probe, ProbeResult
+from cope_jax.runs.checkpoints import Checkpoints, TrainState
 from cope_jax.runs.config import AVERAGE_PREFIX, RunConfig
 from cope_jax.runs.log_files import EVALUATIONS, read_json_lines, round_values
 from cope_jax.training.signals import Stopped, StopSignal
@@ -44,15 +43,13 @@ class Evaluations:
         return max(steps, key=lambda step: (self.results[step][self.best_by], step), default=None)
 
 
-def evaluate_state(
-    state: TrainState, probe: Probe, on_batch: Callable[[], None]
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Returns metrics of a state's model and, with prefix, of its moving average; and samples of the model."""
-    found = probe(ModelState(state.params["model"], state.statistics), on_batch)
+def evaluate_state(state: TrainState, probe: Probe, on_batch: Callable[[], None]) -> ProbeResult:
+    """Evaluates a state's model; the metrics of its moving average, if any, have a prefix."""
+    found = probe(state.model, on_batch)
     if state.average is None:
-        return found.metrics, found.samples
-    average = probe(state.average, on_batch).metrics
-    return found.metrics | {AVERAGE_PREFIX + name: value for name, value in average.items()}, found.samples
+        return found
+    average = {AVERAGE_PREFIX + name: value for name, value in probe(state.average, on_batch).metrics.items()}
+    return found._replace(metrics=found.metrics | average)
 
 
 def evaluate_in_full(config: RunConfig, workdir: Path, stop: StopSignal, watchdog: Watchdog) -> None:

@@ -18,7 +18,7 @@ from cope_jax.evaluation.embed_items import LoadedRun, embed_function
 from cope_jax.evaluation.probe import Probe
 from cope_jax.parallel.mesh import batch_share, make_mesh, to_devices
 from cope_jax.parallel.processes import check_shared_storage
-from cope_jax.runs.checkpoints import Checkpoints, ModelState, TrainState, Window, set_aside_invalid
+from cope_jax.runs.checkpoints import Checkpoints, TrainState, Window, set_aside_invalid
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import save_config
 from cope_jax.runs.config_validation import replace_fields
@@ -131,7 +131,7 @@ def train(
                         print(f"changed since the last start: {change}")
                 plan = make_plan(config, mesh, vocab_size=len(tokenizer))
                 state, window = restore_or_initialize(config, plan, checkpoints, vocab_size=len(tokenizer))
-                shapes = ModelState(plan.state.params["model"], plan.state.statistics)
+                shapes = plan.state.model
                 run = LoadedRun(config, tokenizer, mesh, embed_function(plan.graphdef, shapes, mesh), shapes)
                 probe = Probe(run) if config.train.evaluate_every else None
                 seen = replace_fields(config, {"data.eval_split": config.data.train_split})
@@ -139,8 +139,7 @@ def train(
                 invalid_items = InvalidItems()
                 features = None
                 if config.finetune.method == "frozen":
-                    model = ModelState(state.params["model"], state.statistics)
-                    features = cached_features(on_training_split, plan.graphdef, model, workdir)
+                    features = cached_features(on_training_split, plan.graphdef, state.model, workdir)
                 make_batches = partial(
                     training_batches,
                     config,
@@ -233,8 +232,7 @@ def run_steps(
         stopped, due = stop.agreed(step), evaluations.due(step)
         order = None
         if isinstance(batches, HardBatches):  # before the step is saved, so that its checkpoint has the new groups
-            model = ModelState(state.params["model"], state.statistics)
-            batches.regroup(step, model, partial(watchdog.reset, f"the groups of hard batches of step {step}"))
+            batches.regroup(step, state.model, partial(watchdog.reset, f"the groups of hard batches of step {step}"))
             order = batches.order
         if step == steps or step % config.train.checkpoint_every == 0 or stopped or due:
             reporter.flush()

@@ -100,11 +100,10 @@ def restore_or_initialize(
             state, window = checkpoints.restore(newest, change_parts(plan.state, lambda parts: parts[1:]))
             return change_parts(state, lambda parts: (optax.EmptyState(), *parts)), window
         return checkpoints.restore(newest, plan.state)
-    shapes = ModelState(plan.state.params["model"], plan.state.statistics)
-    load = prepare_weights(config, shapes, encoder_settings(config, vocab_size=vocab_size))
+    load = prepare_weights(config, plan.state.model, encoder_settings(config, vocab_size=vocab_size))
     shardings = jax.tree.map(lambda shape: shape.sharding, plan.state)
     state = jax.jit(plan.initial_state, out_shardings=shardings)()
-    model = load(ModelState(state.params["model"], state.statistics))
+    model = load(state.model)
     state = state.replace(params=state.params | {"model": model.params}, statistics=model.statistics)
     # Copies, since the step donates all.
     copies = {name: jax.tree.map(jnp.copy, model) for name in COPIES if getattr(state, name) is not None}

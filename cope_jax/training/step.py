@@ -67,8 +67,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         changed = state.replace(params=params, statistics=found.statistics, opt_state=opt_state)
         if state.average is not None:
-            model = ModelState(changed.params["model"], found.statistics)
-            average = update_average(state.average, model, step=state.step, decay=train.average_decay)
+            average = update_average(state.average, changed.model, step=state.step, decay=train.average_decay)
             changed = changed.replace(average=average)
         # One such batch would turn every parameter into NaN. The loss is global, so all devices skip the step or none.
         finite = jnp.isfinite(found.loss) & jnp.isfinite(gradient_norm)
