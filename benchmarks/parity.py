@@ -23,10 +23,10 @@ from jax.typing import ArrayLike
 from benchmarks.torch_references import REFERENCES, Reference
 from cope_jax.models.backbones.load import prepare
 from cope_jax.models.layers import ComputeOptions
-from cope_jax.models.text import TextEncoder
-from cope_jax.models.vision import VisionEncoder
+from cope_jax.models.text import TextEncoder, TextSettings
+from cope_jax.models.vision import VisionEncoder, VisionSettings
 
-ENCODERS = {"vision": VisionEncoder, "text": TextEncoder}
+ENCODERS = {"vision": (VisionEncoder, VisionSettings), "text": (TextEncoder, TextSettings)}
 FORWARD_BOUND, GRADIENT_BOUND = 1e-5, 1e-4
 
 Differences = dict[str, float]
@@ -39,7 +39,8 @@ def compare(reference: Reference) -> tuple[Differences, Differences]:
 
     def make(scan_layers: bool = True) -> nnx.Module:
         compute = ComputeOptions(dtype=jnp.dtype("float32"), scan_layers=scan_layers)
-        return ENCODERS[reference.encoder](**reference.settings, compute=compute, rngs=nnx.Rngs(params=0))
+        make_encoder, settings = ENCODERS[reference.encoder]
+        return make_encoder(settings(**reference.settings), compute=compute, rngs=nnx.Rngs(params=0))
 
     graphdef = nnx.graphdef(nnx.eval_shape(make))
     unrolled = nnx.graphdef(nnx.eval_shape(lambda: make(scan_layers=False)))
@@ -108,7 +109,9 @@ def block_outputs(encoder: VisionEncoder | TextEncoder, reference: Reference) ->
         shift = jnp.zeros(reference.input_gradient.shape)
         encode(encoder, jnp.asarray(reference.inputs), shift, jnp.asarray(reference.mask))
     if isinstance(encoder, VisionEncoder):
-        return [x[:, :, :-1] for x in outputs] if encoder.cross_frame else outputs  # the last token is for messages
+        return (
+            [x[:, :, :-1] for x in outputs] if encoder.settings.cross_frame else outputs
+        )  # the last token is for messages
     return [jnp.where(reference.mask[..., None], x, 0.0) for x in outputs]
 
 

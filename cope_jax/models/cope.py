@@ -20,8 +20,8 @@ from cope_jax.models.fusion import (
     TransformerFusion,
 )
 from cope_jax.models.layers import ComputeOptions, check_choice
-from cope_jax.models.text import PAD_ID, TextEncoder, TextFeatures
-from cope_jax.models.vision import VisionEncoder
+from cope_jax.models.text import PAD_ID, TextEncoder, TextFeatures, TextSettings
+from cope_jax.models.vision import VisionEncoder, VisionSettings
 from data_prep.common.domains import batch_entries, sort_domains
 
 Batch = Mapping[str, Any]
@@ -35,8 +35,8 @@ class CopeModel(nnx.Module):
 
     Args:
         embedding: Width E of the shared space.
-        vision: Arguments of `VisionEncoder`, without compute and rngs.
-        text: Arguments of `TextEncoder`, without compute and rngs.
+        vision: Fields of `VisionSettings`.
+        text: Fields of `TextSettings`.
         fusion: Fusion heads: "kind", one of FUSIONS, and "width", "depth" and "heads" of the transformer.
         domains: Domains of the items.
         text_domains: Domains whose texts are used; of the others, only the frames.
@@ -79,8 +79,8 @@ class CopeModel(nnx.Module):
 
         word, text_vector = text["width"], text["output_width"] or text["width"]
         self.domains, self.text_domains = sort_domains(domains), sort_domains(text_domains)
-        self.vision = VisionEncoder(**vision, compute=compute, rngs=rngs)
-        self.text = TextEncoder(**text, compute=compute, rngs=rngs) if self.text_domains else None
+        self.vision = VisionEncoder(VisionSettings(**vision), compute=compute, rngs=rngs)
+        self.text = TextEncoder(TextSettings(**text), compute=compute, rngs=rngs) if self.text_domains else None
         self.fusion = nnx.Dict({domain: make_head(domain) for domain in self.domains})
         self.moments = nnx.BatchStat(jnp.eye(embedding)) if axes == "measured" else None
         self.axes = nnx.BatchStat(jnp.eye(embedding)) if axes == "principal" else None

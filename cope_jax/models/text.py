@@ -1,6 +1,7 @@
 """The text encoder: BERT (arXiv 1810.04805) of any depth, or the text tower of CLIP or SigLIP."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -41,24 +42,41 @@ class TextFeatures(NamedTuple):
     words: Float[Array, "B L D"]  # output of the last layer, arbitrary at padding
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """Settings of the text encoder."""
+
+    vocab_size: int  # entries of the tokenizer; id 0 is padding
+    max_length: int  # tokens of the longest text
+    family: str  # one of FAMILIES
+    width: int  # of the tokens
+    depth: int  # number of blocks
+    heads: int  # number of attention heads
+    mlp_width: int  # of the hidden layers; 0 is 4 times the width, as always in BERT
+    activation: str  # of all blocks; "gelu" in BERT
+    output_width: int  # of the text vectors; 0 is that of the transformer, in BERT without a projection
+    # "pooler" (BERT's: dense layer and tanh on the class token), "class" (class token), "mean", "end" (the last token
+    # that is not padding, as in CLIP) or "last" (the last token, as in SigLIP).
+    pooling: str
+    dropout: float  # probability, for embeddings and every residual branch; 0 in families other than BERT
+    attention_dropout: float  # probability, for the weights of attention; likewise
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if a setting has none of its possible values."""
+        check_choice("pooling", self.pooling, POOLINGS)
+        check_choice("family", self.family, FAMILIES)
+
+
 class PostNormBlock(nnx.Module):
     """The transformer block of BERT: transform, add, normalize."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        dropout: float,
-        attention_dropout: float,
-        compute: ComputeOptions,
-        rngs: nnx.Rngs,
-    ):
-        self.attention = Attention(width, heads, dropout=attention_dropout, compute=compute, rngs=rngs)
+    def __init__(self, settings: TextSettings, *, compute: ComputeOptions, rngs: nnx.Rngs):
+        width, rate = settings.width, settings.attention_dropout
+        self.attention = Attention(width, settings.heads, dropout=rate, compute=compute, rngs=rngs)
         self.norm1 = layer_norm(width, epsilon=EPSILON, dtype=compute.dtype, rngs=rngs)
         self.mlp = Mlp(width, 4 * width, "gelu", dtype=compute.dtype, rngs=rngs)
         self.norm2 = layer_norm(width, epsilon=EPSILON, dtype=compute.dtype, rngs=rngs)
-        self.dropout = dropout
+        self.dropout = settings.dropout
 
     def __call__(
         self, x_BLD: Float[Array, "B L D"], mask_BL: Bool[Array, "B L"], *, rngs: nnx.Rngs | None
@@ -68,63 +86,27 @@ class PostNormBlock(nnx.Module):
 
 
 class TextEncoder(nnx.Module):
-    """Encodes token ids into one vector per text and one per word.
+    """Encodes token ids into one vector per text and one per word."""
 
-    Args:
-        vocab_size: Entries of the tokenizer; id 0 is padding.
-        max_length: Tokens of the longest text.
-        family: One of FAMILIES.
-        width: Width of the tokens.
-        depth: Number of blocks.
-        heads: Number of attention heads.
-        mlp_width: Width of the hidden layers; 0 is 4 times the width, as always in BERT.
-        activation: Activation of all blocks; "gelu" in BERT.
-        output_width: Width of the text vectors; 0 is that of the transformer, in BERT
-            without a projection.
-        pooling: "pooler" (BERT's: dense layer and tanh on the class token), "class" (class token), "mean", "end" (the
-            last token that is not padding, as in CLIP) or "last" (the last token, as in SigLIP).
-        dropout: Probability, for embeddings and every residual branch; 0 in families other than BERT.
-        attention_dropout: Probability, for the weights of attention; likewise.
-        compute: How to compute the layers.
-    """
-
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        max_length: int,
-        family: str,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_width: int,
-        activation: str,
-        output_width: int,
-        pooling: str,
-        dropout: float,
-        attention_dropout: float,
-        compute: ComputeOptions,
-        rngs: nnx.Rngs,
-    ):
-        check_choice("pooling", pooling, POOLINGS)
-        check_choice("family", family, FAMILIES)
-        self.family, self.pooling, self.dropout, self.compute = family, pooling, dropout, compute
-        epsilon, is_bert, dtype = FAMILIES[family], family == "bert", compute.dtype
-        self.words = nnx.Embed(vocab_size, width, embedding_init=EMBEDDING_INIT, rngs=rngs)
-        self.position = nnx.Param(EMBEDDING_INIT(rngs.params(), (max_length, width)))
+    def __init__(self, settings: TextSettings, *, compute: ComputeOptions, rngs: nnx.Rngs):
+        self.settings, self.compute = settings, compute
+        width, output_width, dtype = settings.width, settings.output_width, compute.dtype
+        epsilon, is_bert = FAMILIES[settings.family], settings.family == "bert"
+        self.words = nnx.Embed(settings.vocab_size, width, embedding_init=EMBEDDING_INIT, rngs=rngs)
+        self.position = nnx.Param(EMBEDDING_INIT(rngs.params(), (settings.max_length, width)))
         # BERT has two segments. Texts here are always the first; the second is kept for published weights.
         self.segment = nnx.Param(EMBEDDING_INIT(rngs.params(), (2, width))) if is_bert else None
         self.norm = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs) if is_bert else None
         if is_bert:
-            rates = {"dropout": dropout, "attention_dropout": attention_dropout}
-            block = partial(PostNormBlock, width, heads, **rates, compute=compute)
+            block = partial(PostNormBlock, settings, compute=compute)
         else:
-            settings = BlockSettings(width, heads, activation, mlp_width, epsilon)
-            block = partial(PreNormBlock, settings, compute=compute)
-        self.blocks = make_stack(block, depth, rngs=rngs)
-        self.pooler = Linear(width, width, dtype=dtype, rngs=rngs) if pooling == "pooler" else None
+            shared = BlockSettings(width, settings.heads, settings.activation, settings.mlp_width, epsilon)
+            block = partial(PreNormBlock, shared, compute=compute)
+        self.blocks = make_stack(block, settings.depth, rngs=rngs)
+        self.pooler = Linear(width, width, dtype=dtype, rngs=rngs) if settings.pooling == "pooler" else None
         self.post_norm = None if is_bert else layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
-        project = partial(Linear, width, output_width or width, use_bias=family == "siglip", dtype=dtype, rngs=rngs)
+        has_bias = settings.family == "siglip"
+        project = partial(Linear, width, output_width or width, use_bias=has_bias, dtype=dtype, rngs=rngs)
         self.project = None if is_bert and not output_width else project()
 
     def __call__(self, tokens_BL: Int32[Array, "B L"], *, rngs: nnx.Rngs | None = None) -> TextFeatures:
@@ -158,9 +140,9 @@ class TextEncoder(nnx.Module):
         if self.segment is not None:
             position = position + self.segment[None, :1]
         x = words_BLD + position.astype(words_BLD.dtype)
-        x = dropout(x if self.norm is None else self.norm(x), self.dropout, rngs)
-        visible = [mask_BL] if self.family == "bert" else []
-        if self.family == "clip":
+        x = dropout(x if self.norm is None else self.norm(x), self.settings.dropout, rngs)
+        visible = [mask_BL] if self.settings.family == "bert" else []
+        if self.settings.family == "clip":
             visible = [jnp.broadcast_to(jnp.tri(L, dtype=bool)[None], (B, L, L))]
         x = run_stack(self.blocks, x, *visible, compute=self.compute, rngs=rngs)
         x = x if self.post_norm is None else self.post_norm(x)
@@ -170,11 +152,11 @@ class TextEncoder(nnx.Module):
 
     def pool(self, x_BLD: Float[Array, "B L D"], mask_BL: Bool[Array, "B L"]) -> Float[Array, "B D"]:
         """Returns the vectors of texts, before the projection; arbitrary for a missing text."""
-        if self.pooling == "mean":
+        if self.settings.pooling == "mean":
             return masked_mean(x_BLD, mask_BL)
-        if self.pooling == "end":
+        if self.settings.pooling == "end":
             end_B = jnp.max(jnp.where(mask_BL, jnp.arange(mask_BL.shape[1])[None], 0), axis=1)
             return jnp.take_along_axis(x_BLD, end_B[:, None, None], axis=1)[:, 0]
-        if self.pooling == "last":
+        if self.settings.pooling == "last":
             return x_BLD[:, -1]
         return x_BLD[:, 0] if self.pooler is None else jnp.tanh(self.pooler(x_BLD[:, 0]))

@@ -1,6 +1,7 @@
 """The vision encoder: a ViT of CLIP or SigLIP, with X-CLIP's interaction of frames (arXiv 2208.02816)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -128,96 +129,85 @@ class FrameIntegration(nnx.Module):
         return frames_BTD + (x if self.gate is None else x * self.gate.astype(x.dtype)[None, None])
 
 
+@dataclass(frozen=True, kw_only=True)
+class VisionSettings:
+    """Settings of the vision encoder."""
+
+    image_size: int  # side of the square input in pixels
+    normalisation: str  # pixel normalization, a key of NORMALISATIONS
+    stem: str  # "patch" (ViT) or "conv" (a small convolutional network, whose patch size is 4·2^(stages − 1))
+    patch_size: int  # side of a patch in pixels
+    family: str  # "clip" (X-CLIP, CLIP, Chinese-CLIP) or "siglip" (SigLIP, SigLIP 2)
+    stem_widths: tuple[int, ...]  # channels of the conv stem's stages, fine to coarse
+    stem_blocks: tuple[int, ...]  # residual blocks of these stages
+    width: int  # of the tokens
+    depth: int  # number of blocks
+    heads: int  # number of attention heads
+    mlp_width: int  # of the hidden layers of its blocks; 0 is 4 times the width
+    # Frame vector: "class" (class token, as in CLIP), "mean" (of the patch tokens, which learns faster from scratch) or
+    # "attention" (a learned probe attends to the tokens, as in SigLIP).
+    pooling: str
+    activation: str  # of all blocks, "quick_gelu" (CLIP), "gelu" or "gelu_tanh" (SigLIP)
+    # Messages and integration are those of X-CLIP ("xclip"), or "gated": they start without effect, so that the model
+    # begins as the image model of its weights.
+    across_frames: str
+    cross_frame: bool  # exchange messages between frames; otherwise the model is a plain ViT
+    integration_depth: int  # blocks over frame vectors; with 0, a clip is the mean of its frames
+    integration_heads: int  # attention heads of these blocks
+    output_width: int  # size of the frame and clip vectors
+    max_frames: int  # frames of the longest clip
+    # A clip of one frame enters the integration as `max_frames` equal frames at all positions, as in X-CLIP, where the
+    # addition of the positions broadcasts it; otherwise at the first position.
+    broadcast_single_frame: bool
+    drop_path: float  # stochastic depth of the last block; it rises linearly from 0 at the first
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if settings have none of their possible values, or do not fit each other."""
+        check_choice("stem", self.stem, STEMS)
+        check_choice("pooling", self.pooling, POOLINGS)
+        check_choice("normalisation", self.normalisation, NORMALISATIONS)
+        check_choice("family", self.family, FAMILIES)
+        check_choice("across_frames", self.across_frames, ACROSS_FRAMES)
+        needs_class_token = self.pooling == "class" or (self.cross_frame and not self.gated)
+        if self.family != "clip" and needs_class_token:
+            raise ValueError(
+                f"family {self.family!r} has no class token, which pooling and messages need; change these"
+            )
+
+    @property
+    def gated(self) -> bool:
+        """Whether messages and integration have gates."""
+        return self.across_frames == "gated"
+
+
 class VisionEncoder(nnx.Module):
-    """Encodes the frames of a clip into one vector per clip and one per frame. A page is a clip of one frame.
+    """Encodes the frames of a clip into one vector per clip and one per frame. A page is a clip of one frame."""
 
-    Args:
-        image_size: Side of the square input in pixels.
-        normalisation: Pixel normalization, a key of NORMALISATIONS.
-        stem: "patch" (ViT) or "conv" (a small convolutional network, whose patch size is 4·2^(stages − 1)).
-        patch_size: Side of a patch in pixels.
-        family: "clip" (X-CLIP, CLIP, Chinese-CLIP) or "siglip" (SigLIP, SigLIP 2).
-        stem_widths: Channels of the conv stem's stages, fine to coarse.
-        stem_blocks: Residual blocks of these stages.
-        width: Width of the tokens.
-        depth: Number of blocks.
-        heads: Number of attention heads.
-        mlp_width: Width of the hidden layers of its blocks; 0 is 4 times the width.
-        pooling: Frame vector: "class" (class token, as in CLIP), "mean" (of the patch tokens, which learns faster from
-            scratch) or "attention" (a learned probe attends to the tokens, as in SigLIP).
-        activation: Activation of all blocks, "quick_gelu" (CLIP), "gelu" or "gelu_tanh" (SigLIP).
-        across_frames: Messages and integration are those of X-CLIP ("xclip"), or "gated": they start without effect, so
-            that the model begins as the image model of its weights.
-        cross_frame: Exchange messages between frames; otherwise the model is a plain ViT.
-        integration_depth: Blocks over frame vectors; with 0, a clip is the mean of its frames.
-        integration_heads: Attention heads of these blocks.
-        output_width: Size of the frame and clip vectors.
-        max_frames: Frames of the longest clip.
-        broadcast_single_frame: A clip of one frame enters the integration as `max_frames` equal frames at all
-            positions, as in X-CLIP, where the addition of the positions broadcasts it; otherwise at the first position.
-        drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
-        compute: How to compute the layers.
-    """
-
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        normalisation: str,
-        stem: str,
-        patch_size: int,
-        family: str,
-        stem_widths: tuple[int, ...],
-        stem_blocks: tuple[int, ...],
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_width: int,
-        pooling: str,
-        activation: str,
-        across_frames: str,
-        cross_frame: bool,
-        integration_depth: int,
-        integration_heads: int,
-        output_width: int,
-        max_frames: int,
-        broadcast_single_frame: bool,
-        drop_path: float,
-        compute: ComputeOptions,
-        rngs: nnx.Rngs,
-    ):
-        check_choice("stem", stem, STEMS)
-        check_choice("pooling", pooling, POOLINGS)
-        check_choice("normalisation", normalisation, NORMALISATIONS)
-        check_choice("family", family, FAMILIES)
-        check_choice("across_frames", across_frames, ACROSS_FRAMES)
-        has_class_token, gated, epsilon = family == "clip", across_frames == "gated", FAMILIES[family]
-        if not has_class_token and (pooling == "class" or (cross_frame and not gated)):
-            raise ValueError(f"family {family!r} has no class token, which pooling and messages need; change these")
-        self.normalisation, self.pooling, self.max_frames = normalisation, pooling, max_frames
-        self.compute, dtype = compute, compute.dtype
-        self.cross_frame, self.gated, self.broadcast_single_frame = cross_frame, gated, broadcast_single_frame
-        settings = BlockSettings(width, heads, activation, mlp_width, epsilon)
-        if stem == "patch":
-            self.stem = PatchStem(width, patch_size, use_bias=not has_class_token, dtype=dtype, rngs=rngs)
+    def __init__(self, settings: VisionSettings, *, compute: ComputeOptions, rngs: nnx.Rngs):
+        self.settings, self.compute = settings, compute
+        width, output_width, depth, dtype = settings.width, settings.output_width, settings.depth, compute.dtype
+        has_class_token, epsilon = settings.family == "clip", FAMILIES[settings.family]
+        shared = BlockSettings(width, settings.heads, settings.activation, settings.mlp_width, epsilon)
+        if settings.stem == "patch":
+            self.stem = PatchStem(width, settings.patch_size, use_bias=not has_class_token, dtype=dtype, rngs=rngs)
         else:
-            self.stem = ConvStem(width, stem_widths, stem_blocks, dtype=dtype, rngs=rngs)
+            self.stem = ConvStem(width, settings.stem_widths, settings.stem_blocks, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(EMBEDDING_INIT(rngs.params(), (width,))) if has_class_token else None
-        rows = (image_size // patch_size) ** 2 + has_class_token
+        rows = (settings.image_size // settings.patch_size) ** 2 + has_class_token
         self.position = nnx.Param(EMBEDDING_INIT(rngs.params(), (rows, width)))
         self.pre_norm = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs) if has_class_token else None
-        block = partial(ClipBlock, settings, messages=cross_frame, gated=gated, compute=compute)
-        self.blocks = make_stack(block, depth, rngs=rngs)
+        options = {"gated": settings.gated, "compute": compute}
+        self.blocks = make_stack(partial(ClipBlock, shared, messages=settings.cross_frame, **options), depth, rngs=rngs)
         # None if all rates are 0, so that no masks are drawn.
-        rates = tuple(drop_path * (1 - i / max(depth - 1, 1)) for i in reversed(range(depth)))
+        rates = tuple(settings.drop_path * (1 - i / max(depth - 1, 1)) for i in reversed(range(depth)))
         self.drop_path_rates = rates if any(rates) else None
         self.post_norm = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
-        self.head = AttentionPool(settings, compute=compute, rngs=rngs) if pooling == "attention" else None
+        self.head = AttentionPool(shared, compute=compute, rngs=rngs) if settings.pooling == "attention" else None
         project = partial(Linear, width, output_width, use_bias=False, dtype=dtype, rngs=rngs)
         self.project = project() if has_class_token or output_width != width else None
-        vectors = BlockSettings(output_width, integration_heads, activation)
-        integrate = partial(FrameIntegration, vectors, integration_depth, max_frames, gated=gated, compute=compute)
-        self.integration = integrate(rngs=rngs) if integration_depth else None
+        vectors = BlockSettings(output_width, settings.integration_heads, settings.activation)
+        integrate = partial(FrameIntegration, vectors, settings.integration_depth, settings.max_frames, **options)
+        self.integration = integrate(rngs=rngs) if settings.integration_depth else None
 
     def __call__(
         self, frames_BTHWC: UInt8[Array, "B T H W 3"], mask_BT: Bool[Array, "B T"], *, rngs: nnx.Rngs | None = None
@@ -241,7 +231,7 @@ class VisionEncoder(nnx.Module):
         """
         frames, masks = (jnp.concatenate(arrays, axis=1) for arrays in zip(*clips, strict=True))
         lengths = [mask.shape[1] for _, mask in clips]
-        x = self.encode_pixels(normalize(frames, self.normalisation), masks, lengths=lengths, rngs=rngs)
+        x = self.encode_pixels(normalize(frames, self.settings.normalisation), masks, lengths=lengths, rngs=rngs)
         ends = [sum(lengths[: i + 1]) for i in range(len(lengths) - 1)]
         vectors = zip(jnp.split(x, ends, axis=1), (mask for _, mask in clips), strict=True)
         return self.integrate(list(vectors))
@@ -249,7 +239,10 @@ class VisionEncoder(nnx.Module):
     def integrate(self, clips: Sequence[tuple[Float[Array, "B _ D"], Bool[Array, "B _"]]]) -> list[VisionFeatures]:
         """Returns the features of clips from the vectors of their frames, in one pass of clips of the same length."""
         if self.integration is not None:
-            copies = [self.max_frames if self.broadcast_single_frame and mask.shape[1] == 1 else 1 for _, mask in clips]
+            copies = [
+                self.settings.max_frames if self.settings.broadcast_single_frame and mask.shape[1] == 1 else 1
+                for _, mask in clips
+            ]
             sizes = [mask.shape[1] * n for (_, mask), n in zip(clips, copies, strict=True)]
 
             def pad(array: Array, n: int) -> Array:
@@ -270,8 +263,8 @@ class VisionEncoder(nnx.Module):
         self, pixels_BTHWC: Pixels, mask_BT: Bool[Array, "B T"], *, lengths: Sequence[int], rngs: nnx.Rngs | None = None
     ) -> Float[Array, "B T D"]:
         """Returns the vectors of normalized frames, before integration."""
-        if self.max_frames < max(lengths):
-            raise ValueError(f"clips of {max(lengths)} frames exceed max_frames = {self.max_frames}")
+        if self.settings.max_frames < max(lengths):
+            raise ValueError(f"clips of {max(lengths)} frames exceed max_frames = {self.settings.max_frames}")
         x = self.frame_tokens(pixels_BTHWC, mask_BT, lengths=lengths, rngs=rngs)
         vectors = self.pool(x)
         return vectors if self.project is None else self.project(vectors)
@@ -282,7 +275,7 @@ class VisionEncoder(nnx.Module):
             B, T, N, D = x_BTND.shape
             return self.head(self.post_norm(x_BTND).reshape(B * T, N, D)).reshape(B, T, D)
         patches = x_BTND if self.class_token is None else x_BTND[:, :, 1:]
-        return self.post_norm(x_BTND[:, :, 0] if self.pooling == "class" else patches.mean(axis=-2))
+        return self.post_norm(x_BTND[:, :, 0] if self.settings.pooling == "class" else patches.mean(axis=-2))
 
     def frame_tokens(
         self, pixels_BTHWC: Pixels, mask_BT: Bool[Array, "B T"], *, lengths: Sequence[int], rngs: nnx.Rngs | None
@@ -295,7 +288,7 @@ class VisionEncoder(nnx.Module):
             x = jnp.concatenate([first, x], axis=-2)
         x = x + self.position[None].astype(x.dtype)
         x, N = x if self.pre_norm is None else self.pre_norm(x), x.shape[-2]
-        if self.cross_frame and not self.gated:
+        if self.settings.cross_frame and not self.settings.gated:
             x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))  # the place of the message
         rates = self.drop_path_rates
         layerwise = {} if rates is None else {"drop_path_rate": jnp.asarray(rates, jnp.float32)}

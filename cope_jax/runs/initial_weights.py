@@ -33,7 +33,7 @@ def prepare_weights(config: RunConfig, shapes: ModelState, settings: dict[str, d
 
     Args:
         shapes: The model, as arrays or shapes.
-        settings: Arguments of the encoders, from `encoder_settings`.
+        settings: Settings of the encoders, from `encoder_settings`.
 
     Raises:
         FileNotFoundError: Weights are missing. Names the download.

@@ -24,7 +24,7 @@ from cope_jax.runs.initial_weights import prepare_weights
 
 
 def encoder_settings(config: RunConfig, *, vocab_size: int) -> dict[str, dict[str, Any]]:
-    """Returns the arguments of the encoders except compute and rngs: {"vision": …, "text": …}."""
+    """Returns the fields of `VisionSettings` and `TextSettings`: {"vision": …, "text": …}."""
     if config.model.init_from:
         raise ValueError("config.model.init_from stands for other fields: set them with `start_from_weights`")
     vision, text = (

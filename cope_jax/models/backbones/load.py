@@ -133,7 +133,7 @@ def prepare(
         name: Local folder or hub repository.
         encoder: "vision" or "text".
         shapes: Parameters of the encoder, as arrays or shapes.
-        settings: Arguments of `VisionEncoder` or `TextEncoder`.
+        settings: Fields of `VisionSettings` or `TextSettings`.
         cut: Take the first layers of a deeper checkpoint.
         own_tokenizer: Whether the tokenizer is that of the weights, so that rows beyond its vocabulary are padding.
 

@@ -20,8 +20,8 @@ from cope_jax.models.backbones.files import CONVERT, open_weights
 from cope_jax.models.backbones.layouts import resize_grid, resize_line
 from cope_jax.models.backbones.load import prepare
 from cope_jax.models.layers import ComputeOptions
-from cope_jax.models.text import TextEncoder
-from cope_jax.models.vision import VisionEncoder
+from cope_jax.models.text import TextEncoder, TextSettings
+from cope_jax.models.vision import VisionEncoder, VisionSettings
 
 if os.environ.get("CI") != "true":
     pytest.importorskip("torch")
@@ -57,7 +57,7 @@ def test_real_weights_and_their_tokenizer_give_the_vectors_of_transformers():
     settings |= {"mlp_width": 0, "activation": "gelu", "output_width": 0, "pooling": "mean"}
     settings |= {"dropout": 0.0, "attention_dropout": 0.0}
     compute = ComputeOptions(dtype=np.dtype("float32"))
-    model = nnx.eval_shape(lambda: TextEncoder(**settings, compute=compute, rngs=nnx.Rngs(params=0)))
+    model = nnx.eval_shape(lambda: TextEncoder(TextSettings(**settings), compute=compute, rngs=nnx.Rngs(params=0)))
     graphdef, shapes = nnx.split(model)
     fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nnx.to_pure_dict(shapes))
     weights = prepare(str(folder), "text", fresh, settings=settings, cut=False)
@@ -131,27 +131,29 @@ def our_vision(vision, *, projection, cross_frame, mit):
     """Returns the shapes of our encoder at a published size."""
     return nnx.eval_shape(
         lambda: VisionEncoder(
-            image_size=vision.image_size,
-            normalisation="imagenet",
-            stem="patch",
-            patch_size=vision.patch_size,
-            family="clip",
-            stem_widths=(),
-            stem_blocks=(),
-            width=vision.hidden_size,
-            depth=vision.num_hidden_layers,
-            heads=vision.num_attention_heads,
-            mlp_width=0,
-            pooling="class",
-            activation=vision.hidden_act,
-            across_frames="xclip",
-            cross_frame=cross_frame,
-            integration_depth=vision.mit_num_hidden_layers if mit else 0,
-            integration_heads=vision.mit_num_attention_heads if mit else 1,
-            output_width=projection,
-            max_frames=vision.num_frames if mit else 1,
-            broadcast_single_frame=True,
-            drop_path=0.0,
+            VisionSettings(
+                image_size=vision.image_size,
+                normalisation="imagenet",
+                stem="patch",
+                patch_size=vision.patch_size,
+                family="clip",
+                stem_widths=(),
+                stem_blocks=(),
+                width=vision.hidden_size,
+                depth=vision.num_hidden_layers,
+                heads=vision.num_attention_heads,
+                mlp_width=0,
+                pooling="class",
+                activation=vision.hidden_act,
+                across_frames="xclip",
+                cross_frame=cross_frame,
+                integration_depth=vision.mit_num_hidden_layers if mit else 0,
+                integration_heads=vision.mit_num_attention_heads if mit else 1,
+                output_width=projection,
+                max_frames=vision.num_frames if mit else 1,
+                broadcast_single_frame=True,
+                drop_path=0.0,
+            ),
             compute=ComputeOptions(dtype=np.dtype("float32")),
             rngs=nnx.Rngs(params=0),
         )
@@ -185,18 +187,20 @@ def test_full_size_bert_has_the_same_number_of_parameters(name):
         model = transformers.BertModel(config)
     ours = nnx.eval_shape(
         lambda: TextEncoder(
-            vocab_size=config.vocab_size,
-            max_length=config.max_position_embeddings,
-            width=config.hidden_size,
-            depth=config.num_hidden_layers,
-            heads=config.num_attention_heads,
-            family="bert",
-            mlp_width=0,
-            activation="gelu",
-            output_width=0,
-            pooling="pooler",
-            dropout=0.0,
-            attention_dropout=0.0,
+            TextSettings(
+                vocab_size=config.vocab_size,
+                max_length=config.max_position_embeddings,
+                width=config.hidden_size,
+                depth=config.num_hidden_layers,
+                heads=config.num_attention_heads,
+                family="bert",
+                mlp_width=0,
+                activation="gelu",
+                output_width=0,
+                pooling="pooler",
+                dropout=0.0,
+                attention_dropout=0.0,
+            ),
             compute=ComputeOptions(dtype=np.dtype("float32")),
             rngs=nnx.Rngs(params=0),
         )
