@@ -37,6 +37,7 @@ help() {
                                        with --check_split: products, images and near-duplicates shared by splits
 ./run.sh train --config=FILE …         train a model; the same command resumes an interrupted run;
                                        with --dry_run: report parameters, memory and operations, and do not train
+./run.sh tensorboard --logdir=DIR      show the curves and pictures of runs in a browser
 ./run.sh eval --workdir=DIR …          evaluate a run: retrieval and few-shot classification
 ./run.sh compare RUN RUN…              compare the metrics of evaluated runs and mark significant differences
 ./run.sh mteb --workdir=DIR …           score a run on tasks of the package mteb, such as ABOI2VRetrieval
@@ -50,11 +51,16 @@ help() {
 ./run.sh test [--quick] [OPTION…]      run the tests, with --quick without the slow ones; options go to pytest
 ./run.sh docs                          build the documentation site in site/
 ./run.sh results                       write the tables of results in README and docs from benchmarks/results/tables
+./run.sh setup [EXTRA…]                install requirements.txt and each requirements-EXTRA.txt, and run nothing
+./run.sh lock                          write requirements-lock.txt anew, with the newest versions that fit
+./run.sh wheelhouse [DIR]              download the locked packages of all commands for users, into DIR or wheelhouse
 
 Each command takes --help. Options of demo and grocery go to training: ./run.sh demo --config.train.steps=200
 except --train_products=N, --test_products=N, --image_side=PIXELS and --seed=N of demo, which go to the release.
 COPE_PYTHON=/path/to/python uses an environment of your own and installs nothing.
 COPE_JAX='jax[cuda12]' installs this build of JAX instead of the one for the device that is found.
+COPE_NEWEST=1 installs the newest versions that the requirements allow, instead of those of requirements-lock.txt.
+--offline, with any command, installs from the folder COPE_WHEELHOUSE, by default wheelhouse, and downloads nothing.
 TEXT
 }
 
@@ -86,20 +92,19 @@ setup() {
     return
   fi
   PYTHON=$VENV/bin/python
-  local package stamp extra files=(requirements.txt)
-  for extra in "$@"; do files+=("requirements-$extra.txt"); done
+  local package stamp
   package=$(jax_package)
-  stamp="$VENV/installed-$(cat "$ROOT"/requirements*.txt <(echo "$package" "$@") | cksum | tr ' ' -)"
+  stamp="$VENV/installed-$(cat "$ROOT"/requirements*.txt <(echo "$package" "$@" "${COPE_NEWEST:-}") | cksum | tr ' ' -)"
   [ -e "$stamp" ] && return
   mkdir -p "$(dirname "$LOG")"
-  install "$stamp" "$package" "${files[@]}" 9>"$LOCK"
+  install "$stamp" "$package" "$@" 9>"$LOCK"
 }
 
-# install STAMP PACKAGE FILE…: installs into .venv, one call at a time: several tasks of a job may start at once.
+# install STAMP PACKAGE EXTRA…: installs into .venv, one call at a time: several tasks of a job may start at once.
 # Descriptor 9 holds the lock and releases it when it is closed, no matter how the call ends. The subshell runs in the
 # checkout: Python imports modules from the current folder.
 install() (
-  stamp=$1 package=$2 requirements=()
+  stamp=$1 package=$2 files=(requirements.txt)
   shift 2
   cd "$ROOT"
   if command -v flock >/dev/null; then  # macOS has none
@@ -112,18 +117,52 @@ install() (
     "$finder" -m venv --clear "$VENV" >"$LOG" 2>&1 ||
       fail "could not create $VENV; the reason is in $LOG (on Debian: apt install python3-venv)"
   fi
-  say "installing $* and $package into $VENV (takes a few minutes the first time)"
-  for file in "$@"; do requirements+=(-r "$file"); done
-  "$PYTHON" -m pip install --disable-pip-version-check "${requirements[@]}" "$package" >"$LOG" 2>&1 ||
-    fail "installation failed: $(grep -m1 -i error "$LOG" || echo 'unknown error'); see $LOG"
+  for extra in "$@"; do files+=("requirements-$extra.txt"); done
+  say "installing ${files[*]} and $package into $VENV (takes a few minutes the first time)"
+  : >"$LOG"
+  [ -n "${COPE_NEWEST:-}" ] || pip_locked install "$package" "$@"
+  # What is not locked: torch, and other builds of JAX.
+  pip install "${files[@]/#/-r}" "$package"
   touch "$stamp"
 )
+
+# pip_locked COMMAND PACKAGE EXTRA…: installs or downloads the locked versions of what PACKAGE and these extras need.
+pip_locked() {
+  local command=$1 sets=base extra
+  case $2 in 'jax[cuda13]') sets+='|cuda' ;; 'jax[tpu]') sets+='|tpu' ;; esac
+  for extra in "${@:3}"; do sets+="|$extra"; done
+  grep -E "# (.* )?($sets)( |\$)" "$ROOT/requirements-lock.txt" >"$ROOT/.cache/locked.txt"
+  pip "$command" --no-deps --require-hashes -r "$ROOT/.cache/locked.txt"
+}
+
+# wheelhouse DIR: downloads into DIR what --offline needs on a machine like this one.
+wheelhouse() {
+  setup
+  mkdir -p "$1" "$(dirname "$LOG")"
+  export PIP_DEST
+  PIP_DEST=$(cd -- "$1" && pwd)
+  say "downloading into $PIP_DEST"
+  pip_locked download "$(jax_package)" search serve qdrant download video
+  pip download setuptools wheel  # which build the packages that are sources
+}
+
+pip() {
+  "$PYTHON" -m pip "$@" --disable-pip-version-check >>"$LOG" 2>&1 ||
+    fail "installation failed: $(grep -m1 -i error "$LOG" || echo 'unknown error'); see $LOG"
+}
 
 # Programs are compiled once and shared by later runs.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$ROOT/.cache/jax}" PYTHONUNBUFFERED=1
 
 command=${1:-help}
 [ $# -gt 0 ] && shift
+case " $* " in *" --offline "*)
+  wheels=${COPE_WHEELHOUSE:-$PWD/wheelhouse}
+  [ -d "$wheels" ] || fail "--offline: no folder $wheels; make it with ./run.sh wheelhouse on a machine with a network"
+  wheels=$(cd -- "$wheels" && pwd)
+  export PIP_NO_INDEX=1 PIP_FIND_LINKS="file://${wheels// /%20}" HF_HUB_OFFLINE=1
+  for word; do shift; [ "$word" = --offline ] || set -- "$@" "$word"; done ;;
+esac
 # The other commands handle --help themselves.
 case "$command: $* " in demo:*" --help "* | grocery:*" --help "* | lint:*" --help "* | docs:*" --help "*) help; exit ;; esac
 # Commands replace this shell, so that signals reach them.
@@ -133,7 +172,9 @@ case $command in
     [ -d "$1" ] || fail "no folder $1: give the path of a checkout of GroceryStoreDataset"
     setup ;;
   demo) case " $* " in *" --videos "*) setup video ;; *) setup ;; esac ;;
-  abo | synthetic | catalog | table | verify | train | eval | compare | checkpoints | embed | export | push) setup ;;
+  train) case "$*" in *train.wandb*) setup wandb ;; *) setup ;; esac ;;
+  tensorboard) setup tensorboard ;;
+  abo | synthetic | catalog | table | verify | eval | compare | checkpoints | embed | export | push) setup ;;
   download) setup download ;;
   search) case "$*" in push*) setup search serve video qdrant ;; *) setup search serve video ;; esac ;;
   inspect) setup search ;;
@@ -144,17 +185,20 @@ case $command in
     [ "${1:-}" = build ] || fail "of TFDS's commands only 'build' works without TensorFlow: ./run.sh tfds build …"
     setup ;;
   lint)
-    setup search serve qdrant download video beam mteb dev
+    setup search serve qdrant download video wandb beam mteb dev
     cd "$ROOT"
     "$PYTHON" -m ruff check .
     "$PYTHON" -m ruff format --check .
     exec "$PYTHON" -m basedpyright --pythonpath "$(command -v "$PYTHON")" ;;
   test)
-    setup search serve qdrant download video beam mteb accelerators dev
+    setup search serve qdrant download video wandb beam mteb accelerators dev
     if [ "${1:-}" = --quick ]; then shift; set -- -m 'not slow' "$@"; fi
     cd "$ROOT"
     # Each of two workers runs whole files, whose tests share fixtures.
     exec "$PYTHON" -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@" ;;
+  setup) setup "$@"; exit ;;
+  lock) setup; cd "$ROOT"; pip install uv; exec "$PYTHON" .ci/lock.py "$@" ;;
+  wheelhouse) wheelhouse "${1:-wheelhouse}"; exit ;;
   results) setup; cd "$ROOT"; exec "$PYTHON" -m benchmarks.tables "$@" ;;
   docs) setup docs; cd "$ROOT"; exec "$PYTHON" -m mkdocs build --strict "$@" ;;
   help | --help | -h) help; exit ;;

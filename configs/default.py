@@ -163,6 +163,7 @@ def get_config() -> ConfigDict:
     train.best_by = "mean_r1"  # criterion of the best step: mean_r1, mean_r5, mean_r10, mean_map, average_mean_r1, …
     train.average_decay = 0.0  # decay of a moving average of the parameters, such as 0.999, also evaluated; 0 = none
     train.shard_optimizer = False  # shard the moments of AdamW over mesh.data as well (ZeRO-1), to save memory
+    train.wandb = ""  # project of Weights & Biases to send curves and pictures to; "" is none
     train.max_skipped = 10  # consecutive steps whose loss or gradient may be non-finite before the run fails
     train.stall_seconds = 1800.0  # seconds without progress after which the run fails with a report; 0 = never
 

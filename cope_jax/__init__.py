@@ -13,15 +13,19 @@ combine the parts as a config says. `cope_jax.Embedder` embeds your own photos, 
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cope_jax.search.embedder import Embedder
     from cope_jax.search.index import Index
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Embedder", "Index", "__version__"]
 _MODULES = {"Embedder": "cope_jax.search.embedder", "Index": "cope_jax.search.index"}
+
+INSTALLED = not (Path(__file__).parents[1] / "configs/default.py").exists()  # not a checkout
+CONFIG_ROOT = Path(__file__).with_name("shipped") if INSTALLED else Path(__file__).parents[1]  # folder with `configs/`
 
 
 def __getattr__(name: str) -> Any:

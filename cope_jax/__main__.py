@@ -13,7 +13,7 @@ import sys
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from cope_jax import __version__
+from cope_jax import CONFIG_ROOT, __version__
 from data_prep.common.interrupts import exit_on_interrupt
 
 
@@ -39,6 +39,7 @@ COMMANDS = {
     "verify": Command("data_prep.verify", "read array records in full and report damage"),
     "inspect": Command("data_prep.inspect", "summarize a built data set as a table and an HTML page", "search"),
     "train": Command("cope_jax.train", "train a model, or resume its training"),
+    "tensorboard": Command("tensorboard.main", "show the curves and pictures of runs in a browser", "tensorboard"),
     "eval": Command("cope_jax.evaluate", "evaluate a run: retrieval and few-shot classification"),
     "compare": Command("cope_jax.compare", "compare the metrics of evaluated runs"),
     "mteb": Command("cope_jax.mteb_encoder", "score a run or an export on tasks of the package mteb", "mteb"),
@@ -84,8 +85,8 @@ def main() -> None:
     command = COMMANDS[name]
     module, *first = command.target.split()
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    if find_spec("configs") is None and os.path.isdir("configs"):
-        sys.path.append(os.getcwd())  # for configs that import each other, as under `python -m`
+    if find_spec("configs") is None:  # configs import each other
+        sys.path += [*([os.getcwd()] if os.path.isdir("configs") else []), str(CONFIG_ROOT)]
     sys.argv = [sys.argv[0], *first, *arguments]
     exit_on_interrupt(name)  # until the command is imported and handles interrupts itself
     # Imports and tracing create millions of objects that stay: collecting rarely saves a fifth of the start.

@@ -1,4 +1,4 @@
-"""Runs the whole pipeline in a checkout: from a release to the tables of results.
+"""Runs the whole pipeline: from a release to the tables of results.
 
     cope demo [--videos] [--root=DIR] [OPTION…]   on a synthetic release, with --videos of video files
     cope grocery PATH [--root=DIR] [OPTION…]      on a checkout of GroceryStoreDataset
@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-CHECKOUT = Path(__file__).parents[1]
+from cope_jax import CONFIG_ROOT, INSTALLED
+
 RELEASE_OPTIONS = ("--train_products=", "--test_products=", "--image_side=", "--seed=")
 
 
@@ -24,18 +25,13 @@ def announce(text: str) -> None:
     print(f"\n▸ {text}", flush=True)
 
 
-def config_file(name: str) -> Path:
-    """Returns the config of a pipeline: of the checkout or, if the package is installed, of the current folder."""
-    file = Path(f"configs/{name}.py")
-    return CHECKOUT / file if (CHECKOUT / file).exists() else file
-
-
 def run(module: str, *arguments: str) -> None:
     """Runs a step in a process of its own and exits with its code if it fails.
 
     SIGTERM is passed on to the step. An interrupt from the terminal reaches it directly.
     """
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments])
+    safe_path = ["-P"] if INSTALLED else []  # no modules, such as `configs`, from the current folder
+    process = subprocess.Popen([sys.executable, *safe_path, "-m", module, *arguments])
 
     def pass_on(number: int, _: FrameType | None) -> None:
         if number == signal.SIGTERM:
@@ -53,7 +49,11 @@ def run_pipeline(name: str, config_name: str, source: Sequence[str], root: Path,
     announce(f"building array records in {data}")
     run("cope_jax", "build", *source, f"--data_dir={data}")
     announce(f"training configs/{config_name}.py in {workdir}")
-    config = [f"--config={config_file(config_name)}", f"--workdir={workdir}", f"--config.data.data_dir={data}"]
+    config = [
+        f"--config={CONFIG_ROOT}/configs/{config_name}.py",
+        f"--workdir={workdir}",
+        f"--config.data.data_dir={data}",
+    ]
     run("cope_jax", "train", *config, *options)
     announce("evaluating: trained / untrained")
     run("cope_jax", "eval", f"--workdir={workdir}", "--reuse")
@@ -92,8 +92,6 @@ def main(name: str, *words: str) -> None:
     if any(word.startswith("--help") for word in words):
         print(__doc__)
         return
-    if not config_file(name).exists():
-        sys.exit(f"{name}: no configs/{name}.py here: run this in a checkout of cope-jax")
     roots = [word.partition("=")[2] for word in words if word.startswith("--root=")]
     root = Path(roots[-1] if roots else ".")
     options = [word for word in words if not word.startswith("--root=")]

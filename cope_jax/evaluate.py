@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from cope_jax import cli
+from cope_jax import CONFIG_ROOT, cli
 from cope_jax.evaluation.evaluate_run import evaluate
 from cope_jax.evaluation.report.report import write_report
 from cope_jax.evaluation.result_tables import format_tables
@@ -22,7 +22,6 @@ from cope_jax.runs.inputs import run_tokenizer
 from cope_jax.runs.pretrained import start_from_weights
 
 FLAGS = flags.FLAGS
-CHECKOUT = Path(__file__).parents[1]
 CATALOG_CONFIG = "configs/catalog.py"
 # They must be the same in all processes.
 SHARED_FLAGS = ("workdir", "zero_shot", "step", "data_dir", "split", "out", "subset", "average")
@@ -79,12 +78,10 @@ def make_zero_shot_run(weights: str, data_dir: Path, workdir: Path) -> None:
     """Makes the work directory of a run without any step, which starts from weights and has the data's domains.
 
     Raises:
-        FileNotFoundError: The weights or configs/catalog.py are missing.
+        FileNotFoundError: The weights are missing.
         ValueError: The weights do not fit, or the work directory is that of another run.
     """
-    file = next((path for path in (Path(CATALOG_CONFIG), CHECKOUT / CATALOG_CONFIG) if path.exists()), None)
-    if file is None:
-        raise FileNotFoundError(f"no {CATALOG_CONFIG} here: run this in a checkout of cope-jax")
+    file = next(path for path in (Path(CATALOG_CONFIG), CONFIG_ROOT / CATALOG_CONFIG) if path.exists())
     fields = runpy.run_path(str(file))["get_config"](f"{data_dir},scratch")
     config = start_from_weights(resolve_config(fields, {"model.init_from": weights}))
     if jax.process_index() == 0:

@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from cope_jax import cli
+from cope_jax import CONFIG_ROOT, cli
 from cope_jax.parallel.targets import Target
 from cope_jax.runs.config import flatten
 from cope_jax.runs.config_file import make_paths_absolute
@@ -30,7 +30,6 @@ from cope_jax.training.signals import STOPPED, Stopped
 from data_prep.common.files import atomic_write
 
 FLAGS = flags.FLAGS
-CHECKOUT = Path(__file__).parents[1]
 
 
 def define_flags() -> None:
@@ -105,14 +104,14 @@ def find_config(words: Sequence[str]) -> list[str]:
 
 
 def config_file(path: str) -> Path:
-    """Returns the file of a path relative to the current folder or, if there is none, to the checkout.
+    """Returns the file of a path relative to the current folder or, if there is none, to CONFIG_ROOT.
 
     Exits with the list of configs if it is in neither; the library that reads it has no short message.
     """
-    for file in (Path(path), CHECKOUT / path):
+    for file in (Path(path), CONFIG_ROOT / path):
         if file.is_file():
             return file
-    files = (file for folder in (Path(), CHECKOUT) for file in folder.glob("configs/*.py"))
+    files = (file for folder in (Path(), CONFIG_ROOT) for file in folder.glob("configs/*.py"))
     names = sorted({f"configs/{file.name}" for file in files if file.stem != "__init__"})
     sys.exit(f"train: no config file {path!r}; configs/ has {', '.join(names) or 'none'}")
 

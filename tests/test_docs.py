@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
     "quickstart", "rope", "catalog", "training", "losses", "pretrained", "hardware", "evaluation", "search",
     "reliability", "troubleshooting", "formats", "concepts", "architecture", "benchmarks", "experiments", "index",
-    "scale", "finetuning", "videos", "datasets",
+    "scale", "finetuning", "videos", "datasets", "installation",
 ))]  # fmt: skip
 
 
@@ -211,7 +211,7 @@ def words_of(command: str, places: dict[str, str]) -> list[str]:
 
 def test_the_pages_show_the_main_commands():
     shown = {shlex.split(command)[1] for command in COMMANDS}
-    assert shown >= {*COPE_COMMANDS} - {"synthetic", "checkpoints", "tfds build"} | {"tfds", "test"}
+    assert shown >= {*COPE_COMMANDS} - {"synthetic", "checkpoints", "tfds build", "tensorboard"} | {"tfds", "test"}
 
 
 def test_every_page_is_listed():

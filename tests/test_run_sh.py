@@ -169,15 +169,23 @@ def test_an_unknown_field_of_the_config_suggests_a_similar_one(run_sh, tmp_path)
 
 def test_help_lists_the_same_commands_as_cope(run_sh):
     listed = {line.split()[1] for line in run_sh("help").stdout.splitlines() if line.startswith("./run.sh ")}
-    assert listed == {name.split()[0] for name in COMMANDS} | {"lint", "test", "docs", "results"}
+    assert listed == {name.split()[0] for name in COMMANDS} | {
+        "lint",
+        "test",
+        "docs",
+        "results",
+        "setup",
+        "lock",
+        "wheelhouse",
+    }
 
 
 # Used as Python: records its arguments, copies itself into a new environment, and takes a second to install nothing.
 FAKE_PYTHON = """#!/bin/sh
-echo "$@" >>"$CALLS"
+echo "$@${PIP_DEST:+ to $PIP_DEST}${PIP_NO_INDEX:+ from $PIP_FIND_LINKS}" >>"$CALLS"
 case "$*" in
   *"-m venv"*) for venv; do :; done; mkdir -p "$venv/bin"; cp "$0" "$venv/bin/python" ;;
-  *"pip install"*) sleep 1 ;;
+  *"pip install -r"*) sleep 1 ;;
 esac
 """
 
@@ -208,10 +216,19 @@ def recorded_calls(checkout: Path) -> list[str]:
 
 
 def installed(checkout: Path) -> list[str]:
-    """Returns what pip was asked to install, one string per call."""
+    """Returns what pip was asked to install in addition to the locked packages, one string per call."""
     return [
-        line.partition("--disable-pip-version-check ")[2] for line in recorded_calls(checkout) if "pip install" in line
+        line.partition("pip install ")[2].removesuffix(" --disable-pip-version-check")
+        for line in recorded_calls(checkout)
+        if "pip install -r" in line
     ]
+
+
+def locked_packages(checkout: Path) -> set[str]:
+    """Returns the names of the packages that pip was last asked to install with their hashes."""
+    lines = (checkout / ".cache/locked.txt").read_text().splitlines()
+    assert all("--hash=sha256:" in line for line in lines)
+    return {line.partition("==")[0] for line in lines}
 
 
 def test_one_of_several_simultaneous_calls_installs(start_fresh, tmp_path):
@@ -221,7 +238,7 @@ def test_one_of_several_simultaneous_calls_installs(start_fresh, tmp_path):
     calls += [start_fresh("compare"), start_fresh("embed")]
     outputs = [call.communicate(timeout=60)[0] for call in calls]
     assert [call.returncode for call in calls] == [0, 0, 0], outputs
-    assert installed(tmp_path) == ["-r requirements.txt jax[cuda13]"]
+    assert installed(tmp_path) == ["-rrequirements.txt jax[cuda13]"]
     ran = sorted(line for line in recorded_calls(tmp_path) if line.startswith("-m cope_jax"))
     assert ran == ["-m cope_jax compare", "-m cope_jax embed", "-m cope_jax eval"]
 
@@ -230,7 +247,8 @@ def test_the_build_of_jax_can_be_chosen(start_fresh, tmp_path):
     call = start_fresh("eval", COPE_JAX="jax[cuda12]")
     assert f"installing requirements.txt and jax[cuda12] into {tmp_path}/.venv" in call.communicate(timeout=60)[0]
     assert call.returncode == 0
-    assert installed(tmp_path) == ["-r requirements.txt jax[cuda12]"]
+    assert installed(tmp_path) == ["-rrequirements.txt jax[cuda12]"]
+    assert not {"jax-cuda13-plugin", "libtpu"} & locked_packages(tmp_path)
 
 
 def test_the_checkout_gets_the_installation_wherever_it_is_called_from(start_fresh, tmp_path):
@@ -277,16 +295,46 @@ def test_a_config_of_the_user_that_fails_is_named_with_its_line(run_sh, user_fol
 
 
 def test_a_command_installs_its_optional_requirements(start_fresh, tmp_path):
+    found = []
     for words in (["download", "--out=images"], ["search", "serve"], ["eval"], ["download"]):
         call = start_fresh(*words)
         call.communicate(timeout=60)
         assert call.returncode == 0
+        found.append(locked_packages(tmp_path))
     assert installed(tmp_path) == [
-        "-r requirements.txt -r requirements-download.txt jax[cuda13]",
-        "-r requirements.txt -r requirements-search.txt -r requirements-serve.txt "
-        "-r requirements-video.txt jax[cuda13]",
-        "-r requirements.txt jax[cuda13]",
+        "-rrequirements.txt -rrequirements-download.txt jax[cuda13]",
+        "-rrequirements.txt -rrequirements-search.txt -rrequirements-serve.txt -rrequirements-video.txt jax[cuda13]",
+        "-rrequirements.txt jax[cuda13]",
     ]
+    download, search, evaluation, again = found
+    assert evaluation == again == download & search
+    assert evaluation >= {"jax", "flax", "transformers", "jax-cuda13-plugin"}
+    assert download >= {"aiohttp", "multidict"}  # also what aiohttp needs
+    assert search >= {"faiss-cpu", "uvicorn", "av"}
+    assert not {"torch", "pytest", "libtpu"} & (download | search)
+
+
+def test_the_newest_versions_can_be_installed(start_fresh, tmp_path):
+    start_fresh("eval", COPE_NEWEST="1").communicate(timeout=60)
+    assert [line for line in recorded_calls(tmp_path) if "pip install" in line] == [
+        "-m pip install -rrequirements.txt jax[cuda13] --disable-pip-version-check"
+    ]
+
+
+def test_a_wheelhouse_has_what_a_command_then_installs_offline(start_fresh, tmp_path):
+    wheels = tmp_path / "a wheelhouse"
+    start_fresh("wheelhouse", str(wheels)).communicate(timeout=60)
+    locked = f"--no-deps --require-hashes -r {tmp_path}/.cache/locked.txt --disable-pip-version-check"
+    assert f"-m pip download {locked} to {wheels}" in recorded_calls(tmp_path)
+    assert locked_packages(tmp_path) >= {"jax", "faiss-cpu", "uvicorn", "av", "aiohttp", "qdrant-client"}
+    call = start_fresh("compare", "--offline", "runs/a b", COPE_WHEELHOUSE=str(wheels))
+    call.communicate(timeout=60)
+    assert call.returncode == 0
+    # The wheelhouse's own call has set up the environment.
+    assert recorded_calls(tmp_path)[-1] == f"-m cope_jax compare runs/a b from file://{tmp_path}/a%20wheelhouse"
+    missing = start_fresh("compare", "--offline", COPE_WHEELHOUSE="/nowhere")
+    missing.communicate(timeout=60)
+    assert missing.returncode == 1
 
 
 def test_quick_tests_skip_the_slow_ones(start_fresh, tmp_path):

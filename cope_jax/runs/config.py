@@ -239,6 +239,7 @@ class TrainConfig:
     best_by: Literal[MeanMetric, AverageMetric]
     average_decay: FractionBelowOne
     shard_optimizer: bool
+    wandb: str
     max_skipped: Natural
     stall_seconds: NonNegative
 

@@ -23,7 +23,7 @@ MAY_CHANGE = {
     "finetune": "layer_decay",
     "optimizer": "rate groups warmup_steps cosine_steps b1 b2 weight_decay decayed clip_norm clipped",
     "train": "steps log_every checkpoint_every keep_checkpoints max_skipped stall_seconds microbatch shard_optimizer "
-    "evaluate_every evaluate_products best_by",
+    "wandb evaluate_every evaluate_products best_by",
     "mesh": "data fsdp tensor",
     "eval": "batch_size ways shots queries episodes",
 }

@@ -53,6 +53,7 @@ ADDED_FIELDS = {
     "optimizer.decayed": r"/(kernel|embedding)$",
     "optimizer.clipped": "",
     "train.shard_optimizer": False,
+    "train.wandb": "",
 }
 SCALARS = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
 

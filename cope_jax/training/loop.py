@@ -13,13 +13,14 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from tqdm import tqdm
 
+from cope_jax import INSTALLED
 from cope_jax.data.records import InvalidItems
 from cope_jax.evaluation.embed_items import LoadedRun, embed_function
 from cope_jax.evaluation.probe import Probe
 from cope_jax.parallel.mesh import batch_share, make_mesh, to_devices
 from cope_jax.parallel.processes import check_shared_storage
 from cope_jax.runs.checkpoints import Checkpoints, TrainState, Window, set_aside_invalid
-from cope_jax.runs.config import RunConfig
+from cope_jax.runs.config import RunConfig, flatten
 from cope_jax.runs.config_file import save_config
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import (
@@ -36,7 +37,7 @@ from cope_jax.training.feature_cache import cached_features
 from cope_jax.training.hard_batches import HardBatches
 from cope_jax.training.plan import Plan, make_plan, restore_or_initialize, step_flops
 from cope_jax.training.progress import TrainingProgress, peak_flops
-from cope_jax.training.reporting import MetricsLog, Reporter
+from cope_jax.training.reporting import MetricsLog, Reporter, WandbRun
 from cope_jax.training.signals import Stopped, StopSignal
 from cope_jax.training.watchdog import Watchdog
 from data_prep.common.files import lock_file
@@ -156,8 +157,11 @@ def train(
                 if jax.process_index() == 0:
                     size = tqdm.format_sizeof(batch_bytes(config) / share[1], "B")
                     print(f"reading ahead up to {batches.read_ahead} batches of {size}")
-                log = MetricsLog(workdir, step=newest) if jax.process_index() == 0 else None
-                with closing(batches), closing(Profiler(workdir / "profile", profile_steps)) as profiler:
+                with (
+                    closing(batches),
+                    closing(Profiler(workdir / "profile", profile_steps)) as profiler,
+                    _open_log(config, workdir, newest) as log,
+                ):
                     reporter = _make_reporter(config, log, invalid_items, window, vocab_size=len(tokenizer))
                     services = LoopServices(checkpoints, reporter, evaluations, probe, stop, watchdog, profiler)
                     with closing(reporter.progress.bar):
@@ -185,6 +189,20 @@ def _print_devices(mesh: Mesh) -> None:
         print("training on " + ", ".join(f"{count} × {kind}" for kind, count in kinds.items()))
     if mesh.size < jax.device_count():
         print(f"config.mesh uses {mesh.size} of {jax.device_count()} devices")
+
+
+@contextmanager
+def _open_log(config: RunConfig, workdir: Path, step: int) -> Iterator[MetricsLog | None]:
+    """Opens the logs of a run that starts or resumes after a step, in the first process; the others get None."""
+    if jax.process_index() > 0:
+        yield None
+        return
+    project = config.train.wandb
+    wandb = WandbRun(project, workdir, flatten(config)) if project else None
+    program = "cope" if INSTALLED else "./run.sh"
+    print(f"curves and pictures: {program} tensorboard --logdir={workdir}")
+    with closing(MetricsLog(workdir, step=step, wandb=wandb)) as log:
+        yield log
 
 
 def _make_reporter(

@@ -1,9 +1,10 @@
-"""Reports what a run does: to its logs, to TensorBoard and to the console."""
+"""Reports what a run does: to its logs, to TensorBoard, to Weights & Biases and to the console."""
 
 import operator
 import socket
 import struct
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,23 @@ import numpy as np
 from cope_jax.data.records import InvalidItems
 from cope_jax.runs.checkpoints import Window
 from cope_jax.runs.config import RunConfig
+from cope_jax.runs.learning_rate import make_schedule
 from cope_jax.runs.log_files import EVALUATIONS, LogFile, drop_lines_after, json_line, round_values
 from cope_jax.training.objective import Mean
 from cope_jax.training.progress import TrainingProgress
 from data_prep.common.domains import sort_domains
+from data_prep.common.files import atomic_write
 
 HISTOGRAM_BINS = 64  # in TensorBoard
 SHOWN_EXAMPLES = 4  # in TensorBoard, of the first batch
+# Groups of curves. Other metrics of training are those of losses.
+GROUPS = {
+    "loss": "losses",
+    "gradient_norm": "optimization",
+    "update_norm": "optimization",
+    "skipped": "optimization",
+    "bad_items": "data",
+}
 
 
 class EventFile:
@@ -46,58 +57,141 @@ class EventFile:
         self.file.append(b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts))
 
     def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds numbers by name, without those that are not finite, of which tensorboardX prints a warning."""
+        """Adds finite numbers by name; of others tensorboardX prints a warning."""
         from tensorboardX.summary import scalar
 
-        summaries = [scalar(name, value) for name, value in values.items() if np.isfinite(value)]
+        summaries = [scalar(name, value) for name, value in values.items()]
         self.add(step, summary={"value": [value for summary in summaries for value in summary.value]})
+
+    def add_image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Adds a picture, u8[H, W, 3]."""
+        from tensorboardX.summary import image
+
+        self.add(step, summary=image(name, pixels, dataformats="HWC"))
+
+    def add_histogram(self, step: int, name: str, sample: np.ndarray) -> None:
+        """Adds the histogram of finite numbers."""
+        from tensorboardX.summary import histogram
+
+        self.add(step, summary=histogram(name, sample, HISTOGRAM_BINS))
+
+    def close(self) -> None:
+        """Does nothing: every event is in the file."""
+
+
+class WandbRun:
+    """Writes the same as `EventFile` to a run of Weights & Biases.
+
+    Its id is kept in the work directory, so that a resumed run continues its curves. WANDB_MODE=offline writes to the
+    work directory only.
+    """
+
+    def __init__(self, project: str, workdir: Path, fields: Mapping[str, Any]):
+        """Starts or resumes the run.
+
+        Args:
+            project: Name of the project.
+            workdir: Work directory of the run, which names it.
+            fields: Fields of the config, to show.
+
+        Raises:
+            ValueError: The package is not installed, or W&B does not accept the run.
+        """
+        try:
+            import wandb
+        except ModuleNotFoundError as error:
+            message = "config.train.wandb needs the package wandb: pip install 'cope-jax[wandb]', or ./run.sh train"
+            raise ValueError(f"{message} --config.train.wandb=PROJECT") from error
+        folder = workdir / "wandb"
+        folder.mkdir(exist_ok=True)
+        if not (id_file := folder / "id").exists():
+            with atomic_write(id_file, "w") as file:
+                file.write(uuid.uuid4().hex[:8])
+        options = {"id": id_file.read_text(encoding="utf-8"), "resume": "allow", "name": workdir.name}
+        try:
+            self.run = wandb.init(project=project, dir=workdir, config=dict(fields), **options)
+        except wandb.errors.Error as error:
+            raise ValueError(
+                f"config.train.wandb={project}: {error}; run `wandb login` or set WANDB_MODE=offline"
+            ) from error
+        self.run.define_metric("*", step_metric="step")  # W&B's own step cannot go back when a run resumes
+        self.wandb = wandb
+
+    def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds numbers by name."""
+        self.run.log({"step": step, **values})
+
+    def add_image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Adds a picture, u8[H, W, 3]."""
+        self.run.log({"step": step, name: self.wandb.Image(pixels)})
+
+    def add_histogram(self, step: int, name: str, sample: np.ndarray) -> None:
+        """Adds the histogram of finite numbers."""
+        self.run.log({"step": step, name: self.wandb.Histogram(sample, num_bins=HISTOGRAM_BINS)})
+
+    def close(self) -> None:
+        """Waits until everything is sent."""
+        self.run.finish()
 
 
 class MetricsLog:
-    """The logs of a run: `metrics.jsonl`, `speed.jsonl`, `evaluations.jsonl` and TensorBoard's.
+    """The logs of a run: `metrics.jsonl`, `speed.jsonl`, `evaluations.jsonl`, TensorBoard's and, if wanted, W&B's.
 
     Lines after the step at which the run starts or resumes will be written again and are dropped.
     """
 
-    def __init__(self, workdir: Path, *, step: int):
+    def __init__(self, workdir: Path, *, step: int, wandb: WandbRun | None = None):
         paths = [workdir / name for name in ("metrics.jsonl", "speed.jsonl", EVALUATIONS)]
         for path in paths:
             drop_lines_after(path, step)
         self.metrics, self.speed, self.evaluations = map(LogFile, paths)
-        self.events = EventFile(workdir / "tensorboard", step=step)
+        self.writers = [EventFile(workdir / "tensorboard", step=step), *([wandb] if wandb else [])]
 
     def write_examples(self, step: int, batch: Mapping[str, Any]) -> None:
-        """Adds images of the first examples of a batch, as the model sees them, to TensorBoard."""
-        from tensorboardX.summary import image
-
+        """Adds pictures of the first examples of a batch, as the model sees them, to TensorBoard."""
         entries = sort_domains(name for name, own in batch.items() if isinstance(own, Mapping) and "frames" in own)
         if not entries:  # the encoders are frozen
             return
         for example in range(min(SHOWN_EXAMPLES, len(batch["product_id"]))):
             clips = [np.concatenate(list(batch[domain]["frames"][example]), axis=1) for domain in entries]
             name = f"batch/product {batch['product_id'][example]}: {', '.join(entries)}"
-            self.events.add(step, summary=image(name, np.concatenate(clips, axis=1), dataformats="HWC"))
+            for writer in self.writers:
+                writer.add_image(step, name, np.concatenate(clips, axis=1))
 
-    def write_metrics(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
+    def write_metrics(
+        self, step: int, values: Mapping[str, float], speed: Mapping[str, float], learning_rate: float
+    ) -> None:
         """Adds the means of a report window; the speed, which differs between equal runs, has its own file."""
         self.metrics.append(json_line({"step": step, **round_values(values)}))
         if speed:
             self.speed.append(json_line({"step": step, **speed}))
-        self.events.add_scalars(step, {**values, **{f"speed/{name}": value for name, value in speed.items()}})
+        shown = {f"{GROUPS.get(name, 'losses')}/{name}": value for name, value in values.items()}
+        shown |= {f"speed/{name}": value for name, value in speed.items()}
+        self._show(step, shown | {"optimization/learning_rate": learning_rate})
 
     def write_evaluation(self, step: int, values: Mapping[str, float], samples: Mapping[str, np.ndarray]) -> None:
         """Adds the metrics of an evaluation, and to TensorBoard histograms of samples."""
-        from tensorboardX.summary import histogram
-
         self.evaluations.append(json_line({"step": step, **round_values(values)}))
-        self.events.add_scalars(step, {f"eval/{name}": value for name, value in values.items()})
+        self._show(step, {f"retrieval/{name}": value for name, value in values.items()})
         for name, sample in samples.items():
-            self.events.add(step, summary=histogram(name, sample[np.isfinite(sample)], HISTOGRAM_BINS))
+            for writer in self.writers:
+                writer.add_histogram(step, name, sample[np.isfinite(sample)])
+
+    def _show(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds points to curves."""
+        finite = {name: value for name, value in values.items() if np.isfinite(value)}
+        for writer in self.writers:
+            writer.add_scalars(step, finite)
 
     def sync(self) -> None:
         """Waits until metrics and evaluations are on the disk; raises OSError, naming the file, if they are not."""
         for file in (self.metrics, self.evaluations):
             file.sync()
+
+    def close(self) -> None:
+        """Ends what shows the run."""
+        for writer in self.writers:
+            writer.close()
 
 
 class Reporter:
@@ -118,6 +212,9 @@ class Reporter:
         self.log, self.progress, self.invalid_items = log, progress, invalid_items
         self.every, self.last, self.max_skipped = config.train.log_every, config.train.steps, config.train.max_skipped
         self.max_bad_fraction = config.data.max_bad_fraction
+        # Computed here: on a device, a step that is running would have to finish first.
+        ends = np.minimum(np.arange(self.every, self.last + self.every, self.every), self.last)
+        self.rates = np.asarray(make_schedule(config.optimizer, self.last)(ends - 1)) if log else np.zeros(len(ends))
         self.skipped = 0  # steps in a row, up to the last one flushed
         self.window = {name: Mean(np.float32(total), np.float32(count)) for name, (total, count) in window.items()}
         self.late: tuple[int, dict[str, Mean], np.ndarray] | None = None
@@ -150,7 +247,8 @@ class Reporter:
             means = {name: mean.compute() for name, mean in self.window.items()}
             self.window = {}
             if self.log is not None:
-                self.log.write_metrics(step, means, self.progress.lap(step))
+                rate = float(self.rates[(step - 1) // self.every])
+                self.log.write_metrics(step, means, self.progress.lap(step), rate)
             if means["bad_items"] > self.max_bad_fraction:
                 raise ValueError(
                     f"{means['bad_items']:.2%} of the items in the {self.every} steps until {step} were unreadable; "

@@ -150,7 +150,7 @@ def test_tensorboard_shows_the_first_examples_metrics_and_histograms_of_embeddin
         event = Event.FromString(record)
         for value in event.summary.value:
             shown.setdefault(value.tag, {})[event.step] = value
-    assert shown["eval/average_mean_r1"][4].simple_value == pytest.approx(
+    assert shown["retrieval/average_mean_r1"][4].simple_value == pytest.approx(
         found_in(finished)[4]["average_mean_r1"], rel=1e-5
     )
     for name in ("embeddings/page", "embeddings/live", "positives/v2l"):

@@ -3,7 +3,11 @@
 import json
 import os
 import resource
+import struct
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ from cope_jax.runs.config_validation import resolve_config
 from cope_jax.runs.log_files import read_json_lines
 from cope_jax.training.objective import Mean
 from cope_jax.training.progress import TrainingProgress
-from cope_jax.training.reporting import EventFile, MetricsLog, Reporter
+from cope_jax.training.reporting import EventFile, MetricsLog, Reporter, WandbRun
 
 PRODUCTS = np.array([3, 5])
 
@@ -114,7 +118,7 @@ def test_a_resumed_log_drops_lines_that_will_be_written_again(tmp_path):
     metrics, speed = tmp_path / "metrics.jsonl", tmp_path / "speed.jsonl"
     metrics.write_text('{"step": 2, "loss": 1}\n{"step": 4, "loss": 2}\n', encoding="utf-8")
     speed.write_text('{"step": 2, "step_s": 1}\n{"step": 4, "step', encoding="utf-8")
-    MetricsLog(tmp_path, step=3).write_metrics(4, {"loss": 0.5, "empty": float("nan")}, {"step_s": 3.0})
+    MetricsLog(tmp_path, step=3).write_metrics(4, {"loss": 0.5, "empty": float("nan")}, {"step_s": 3.0}, 0.1)
     assert lines(metrics) == [{"step": 2, "loss": 1}, {"step": 4, "loss": 0.5, "empty": None}]
     assert lines(speed) == [{"step": 2, "step_s": 1}, {"step": 4, "step_s": 3.0}]
 
@@ -125,7 +129,7 @@ def test_a_full_disk_loses_no_line_and_no_event(tmp_path, full_disk, read_record
     (events,) = (tmp_path / "tensorboard").iterdir()
     for step in range(1, 40):
         full_disk({7: 250, 33: resource.RLIM_INFINITY}.get(step, resource.getrlimit(resource.RLIMIT_FSIZE)[0]))
-        log.write_metrics(step, {"loss": step / 2}, {"step_s": 0.5})
+        log.write_metrics(step, {"loss": step / 2}, {"step_s": 0.5}, 0.1)
         if step == 20:
             log.write_evaluation(step, {"mean_r1": 0.25} | {f"r{k}": 0.5 for k in range(20)}, {})
             with pytest.raises(OSError, match=r"metrics.jsonl cannot be written \(File too large\)"):
@@ -145,8 +149,8 @@ def test_a_full_disk_loses_no_line_and_no_event(tmp_path, full_disk, read_record
     assert [line["step"] for line in lines(tmp_path / "evaluations.jsonl")] == [20]
     found = [Event.FromString(record) for record in read_records(events)]
     shown = [(event.step, value.tag) for event in found for value in event.summary.value]
-    assert [step for step, tag in shown if tag == "loss"] == [*range(1, 40)]
-    assert (20, "eval/mean_r1") in shown
+    assert [step for step, tag in shown if tag == "losses/loss"] == [*range(1, 40)]
+    assert (20, "retrieval/mean_r1") in shown
 
 
 def test_metrics_and_evaluations_are_synced_to_the_disk(tmp_path, monkeypatch):
@@ -161,7 +165,7 @@ def test_metrics_and_evaluations_are_synced_to_the_disk(tmp_path, monkeypatch):
     log = MetricsLog(tmp_path, step=0)
     log.sync()
     assert on_disk == {}
-    log.write_metrics(1, {"loss": 0.5}, {})
+    log.write_metrics(1, {"loss": 0.5}, {}, 0.1)
     log.write_evaluation(1, {"mean_r1": 0.25}, {})
     log.sync()
     assert on_disk == {
@@ -176,6 +180,29 @@ def test_means_of_a_window_are_weighted_by_count(tmp_path):
         reporter.add(step, step_metrics(1.0) | {"x": mean(total, count)}, PRODUCTS)
     reporter.flush()
     assert lines(tmp_path / "metrics.jsonl")[0]["x"] == 2.0
+
+
+def test_curves_are_grouped_and_show_the_learning_rate_of_the_step(tmp_path, read_records):
+    """The schedule begins with 0, which is the rate of step 1, and rises to its peak, 1e-3, in step 2."""
+    log = MetricsLog(tmp_path, step=0)
+    reporter = make_reporter(log, steps=3, every=2)
+    for step in (1, 2, 3):
+        reporter.add(step, step_metrics(2.0) | {"sigmoid/t": mean(3.0, 1)}, PRODUCTS)
+    reporter.flush()
+    log.write_evaluation(3, {"mean_r1": 0.75}, {})
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    events = map(Event.FromString, read_records(path))
+    shown = {(value.tag, event.step): value.simple_value for event in events for value in event.summary.value}
+    rates = [shown.pop(("optimization/learning_rate", step)) for step in (2, 3)]
+    assert rates == pytest.approx([1e-3, 5e-4])
+    assert {tag for tag, _ in shown if not tag.startswith("speed/")} == {
+        "losses/loss",
+        "losses/sigmoid/t",
+        "optimization/skipped",
+        "optimization/update_norm",
+        "data/bad_items",
+        "retrieval/mean_r1",
+    }
 
 
 def test_events_are_records_as_tensorboardx_writes_them(tmp_path, read_records):
@@ -200,4 +227,64 @@ def test_numbers_that_are_not_finite_are_left_out_without_a_warning(tmp_path, re
     assert "NaN" not in caplog.text
     (path,) = (tmp_path / "tensorboard").iterdir()
     *_, scalars, _ = map(Event.FromString, read_records(path))
-    assert [value.tag for value in scalars.summary.value] == ["eval/rate"]
+    assert [value.tag for value in scalars.summary.value] == ["retrieval/rate"]
+
+
+def read_wandb(path):
+    """Returns names and values from the file of an offline run of W&B: a header, and a log like LevelDB's."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, position, record, logged = path.read_bytes(), 7, b"", []
+    while position < len(content):
+        if (left := 2**15 - position % 2**15) < 7:  # of a block
+            position += left
+            continue
+        if len(content) < position + 7:  # it is being written
+            break
+        _, size, part = struct.unpack_from("<IHB", content, position)
+        if len(content) < position + 7 + size:
+            break
+        record += content[position + 7 : position + 7 + size]
+        position += 7 + size
+        if part in (1, 4):  # a whole record, or the last part of one
+            items, record = Record.FromString(record).history.item, b""
+            logged += [(item.key or "/".join(item.nested_key), json.loads(item.value_json)) for item in items]
+    return logged
+
+
+def test_weights_and_biases_gets_the_same_and_continues_its_curves(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    log = MetricsLog(tmp_path, step=0, wandb=WandbRun("shop", tmp_path, {"seed": 3}))
+    log.write_examples(1, {"product_id": np.array([7]), "page": {"frames": np.zeros((1, 1, 4, 6, 3), np.uint8)}})
+    log.write_metrics(2, {"loss": 0.5, "empty": float("nan")}, {}, 0.25)
+    log.write_evaluation(2, {"mean_r1": 0.75}, {"scores": np.array([0.5, np.inf, 1.5])})
+    log.close()
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    deadline = time.monotonic() + 60
+    while sum(name == "step" for name, _ in read_wandb(path)) < 4:
+        assert time.monotonic() < deadline  # W&B writes the file in a process of its own
+        time.sleep(0.02)
+    logged = read_wandb(path)
+    assert [value for name, value in logged if name == "step"] == [1, 2, 2, 2]
+    shown = dict(logged)
+    assert {name: shown[name] for name in ("losses/loss", "optimization/learning_rate", "retrieval/mean_r1")} == {
+        "losses/loss": 0.5,
+        "optimization/learning_rate": 0.25,
+        "retrieval/mean_r1": 0.75,
+    }
+    assert "losses/empty" not in shown
+    assert (len(shown["scores/values"]), sum(shown["scores/values"])) == (64, 2)
+    assert (shown["batch/product 7: page/width"], shown["batch/product 7: page/height"]) == (6, 4)
+    started, ignore = [], lambda *_, **__: None
+    monkeypatch.setattr("wandb.init", lambda **own: started.append(own) or SimpleNamespace(define_metric=ignore))
+    WandbRun("shop", tmp_path, {"seed": 3})
+    assert (f"run-{started[0]['id']}", started[0]["resume"]) == (path.stem, "allow")
+
+
+def test_a_missing_wandb_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(
+        ValueError, match=r"config.train.wandb needs the package wandb: pip install 'cope-jax\[wandb\]'"
+    ):
+        WandbRun("shop", tmp_path, {})
