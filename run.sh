@@ -173,7 +173,7 @@ case $command in
     setup ;;
   demo) case " $* " in *" --videos "*) setup video ;; *) setup ;; esac ;;
   train) case "$*" in *train.wandb*) setup wandb ;; *) setup ;; esac ;;
-  tensorboard) setup tensorboard ;;
+  tensorboard) setup tensorboard; exec "$PYTHON" -m tensorboard.main "$@" ;;
   abo | synthetic | catalog | table | verify | eval | compare | checkpoints | embed | export | push) setup ;;
   download) setup download ;;
   search) case "$*" in push*) setup search serve video qdrant ;; *) setup search serve video ;; esac ;;

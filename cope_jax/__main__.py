@@ -39,7 +39,6 @@ COMMANDS = {
     "verify": Command("data_prep.verify", "read array records in full and report damage"),
     "inspect": Command("data_prep.inspect", "summarize a built data set as a table and an HTML page", "search"),
     "train": Command("cope_jax.train", "train a model, or resume its training"),
-    "tensorboard": Command("tensorboard.main", "show the curves and pictures of runs in a browser", "tensorboard"),
     "eval": Command("cope_jax.evaluate", "evaluate a run: retrieval and few-shot classification"),
     "compare": Command("cope_jax.compare", "compare the metrics of evaluated runs"),
     "mteb": Command("cope_jax.mteb_encoder", "score a run or an export on tasks of the package mteb", "mteb"),

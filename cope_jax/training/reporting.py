@@ -99,6 +99,7 @@ class WandbRun:
         """
         try:
             import wandb
+            from wandb.errors import Error
         except ModuleNotFoundError as error:
             message = "config.train.wandb needs the package wandb: pip install 'cope-jax[wandb]', or ./run.sh train"
             raise ValueError(f"{message} --config.train.wandb=PROJECT") from error
@@ -107,10 +108,12 @@ class WandbRun:
         if not (id_file := folder / "id").exists():
             with atomic_write(id_file, "w") as file:
                 file.write(uuid.uuid4().hex[:8])
-        options = {"id": id_file.read_text(encoding="utf-8"), "resume": "allow", "name": workdir.name}
+        run_id = id_file.read_text(encoding="utf-8")
         try:
-            self.run = wandb.init(project=project, dir=workdir, config=dict(fields), **options)
-        except wandb.errors.Error as error:
+            self.run = wandb.init(
+                project=project, dir=workdir, name=workdir.name, config=dict(fields), id=run_id, resume="allow"
+            )
+        except Error as error:
             raise ValueError(
                 f"config.train.wandb={project}: {error}; run `wandb login` or set WANDB_MODE=offline"
             ) from error
@@ -127,7 +130,7 @@ class WandbRun:
 
     def add_histogram(self, step: int, name: str, sample: np.ndarray) -> None:
         """Adds the histogram of finite numbers."""
-        self.run.log({"step": step, name: self.wandb.Histogram(sample, num_bins=HISTOGRAM_BINS)})
+        self.run.log({"step": step, name: self.wandb.Histogram(np_histogram=np.histogram(sample, HISTOGRAM_BINS))})
 
     def close(self) -> None:
         """Waits until everything is sent."""
