@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
-from cope_jax import CONFIG_ROOT, cli
+from cope_jax import CONFIG_ROOT, INSTALLED, cli
 from cope_jax.parallel.targets import Target
 from cope_jax.runs.config import flatten
 from cope_jax.runs.config_file import make_paths_absolute
@@ -78,6 +79,8 @@ def main() -> None:
     code, profile_steps = 0, parse_steps(FLAGS.profile_steps)
     fields = {f"config.{key}": value for key, value in flatten(config).items()}
     with cli.join_cluster({"--workdir": FLAGS.workdir, **fields}):
+        if jax.process_index() == 0:
+            print(f"curves and pictures: {'' if INSTALLED else './run.sh '}tensorboard --logdir={FLAGS.workdir}")
         try:
             train(
                 make_paths_absolute(config),

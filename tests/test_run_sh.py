@@ -177,6 +177,7 @@ def test_help_lists_the_same_commands_as_cope(run_sh):
         "setup",
         "lock",
         "wheelhouse",
+        "tensorboard",
     }
 
 

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from tqdm import tqdm
 
-from cope_jax import INSTALLED
 from cope_jax.data.records import InvalidItems
 from cope_jax.evaluation.embed_items import LoadedRun, embed_function
 from cope_jax.evaluation.probe import Probe
@@ -199,8 +198,6 @@ def _open_log(config: RunConfig, workdir: Path, step: int) -> Iterator[MetricsLo
         return
     project = config.train.wandb
     wandb = WandbRun(project, workdir, flatten(config)) if project else None
-    program = "cope" if INSTALLED else "./run.sh"
-    print(f"curves and pictures: {program} tensorboard --logdir={workdir}")
     with closing(MetricsLog(workdir, step=step, wandb=wandb)) as log:
         yield log
 
