@@ -26,7 +26,6 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 from absl import app, flags
 from PIL import Image
@@ -71,23 +70,25 @@ def valid_videos(folder: Path) -> Files:
     return {path.suffix[1:]: path.read_bytes() for path in sorted(folder.glob("clip.*"))}
 
 
-def valid_tables() -> Files:
+def valid_tables(folder: Path) -> Files:
     """Returns the same products as tables in the formats that `table` reads, by suffix."""
     rows = [
         {"product": f"P{i // 2}", "item": f"I{i}", "text": f"红色 dress {i}", "images": f"{i}.jpg", "price": i / 2}
         for i in range(ROWS)
     ]
-    table = pa.Table.from_pylist(rows)
-    pyarrow.csv.write_csv(table, as_csv := pa.BufferOutputStream())
-    pq.write_table(table, as_parquet := pa.BufferOutputStream())
-    content = as_csv.getvalue().to_pybytes()
+    pq.write_table(pa.Table.from_pylist(rows), folder / "table.parquet")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    content = text.getvalue().encode()
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     return {
         "csv": content,
         "csv.gz": gzip.compress(content),
         "jsonl": lines,
         "tsv": content.replace(b",", b"\t"),
-        "parquet": as_parquet.getvalue().to_pybytes(),
+        "parquet": (folder / "table.parquet").read_bytes(),
     }
 
 
@@ -170,12 +171,15 @@ def fuzz_embedder(embedder: Embedder, files: Files, argument: str) -> Counter:
     domain = "page" if argument == "images" else "video"
     contents = list(files.values())
     for start in range(0, len(contents), BATCH):
-        vectors = embedder.embed(domain, **{argument: contents[start : start + BATCH]}, on_error="none")
+        batch = contents[start : start + BATCH]
+        images, frames = (batch, None) if argument == "images" else (None, batch)
+        vectors = embedder.embed(domain, images=images, frames=frames, on_error="none")
         for vector in vectors:
-            length = 0.0 if vector is None else float(np.linalg.norm(vector))
-            used = abs(length - 1) < 1e-3
-            outcomes["Embedder: embedded" if used else "Embedder: left out"] += 1
-            outcomes["Embedder: INVALID"] += not (used or length == 0 or np.isnan(length))
+            length = float(np.linalg.norm(vector))
+            left_out = bool(np.isnan(length))
+            outcomes["Embedder: left out" if left_out else "Embedder: embedded"] += 1
+            outcomes["Embedder: INVALID"] += not (left_out or abs(length - 1) < 1e-3)
+        outcomes["Embedder: LOST"] += len(batch) - len(vectors)
     return outcomes
 
 
@@ -209,9 +213,8 @@ def fuzz_tables(folder: Path, tables: Mapping[str, bytes], keep: Path) -> Counte
     for name, content in tables.items():
         (path := folder / name).write_bytes(content)
         out = folder / "catalog"
-        quiet = {"max_rejected": 1.0, "report": lambda line: None}
         try:
-            catalog = build_table_catalog(path, None, out, **quiet)
+            catalog = build_table_catalog(path, None, out, max_rejected=1.0, report=lambda line: None)
             outcomes["table: built" if catalog.domains else "table: EMPTY"] += 1
         except (ValueError, OSError):
             outcomes["table: refused"] += 1
@@ -245,7 +248,7 @@ def main(_: Sequence[str]) -> None:
     fifth = FLAGS.files // 5
     pictures = dict(damaged(valid_pictures(), FLAGS.files - 2 * fifth, rng))
     videos = dict(damaged(valid_videos(folder), fifth, rng))
-    tables = dict(damaged(valid_tables(), fifth, rng))
+    tables = dict(damaged(valid_tables(folder), fifth, rng))
     outcomes: dict[str, Counter] = {"tables": fuzz_tables(folder, tables, keep)}
     print(outcomes, file=sys.stderr)
     embedder = Embedder.from_workdir(FLAGS.workdir)

@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 
 import aiohttp
 import numpy as np
@@ -43,7 +44,9 @@ class Load:
         rng = np.random.default_rng(0)
         self.pictures = [simplejpeg.encode_jpeg(rng.integers(0, 256, (240, 180, 3), np.uint8)) for _ in range(8)]
 
-    def request(self, session: aiohttp.ClientSession, rng: random.Random) -> "aiohttp.client._RequestContextManager":
+    def request(
+        self, session: aiohttp.ClientSession, rng: random.Random
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """Draws the next request of a client."""
         domain, item = rng.choice(self.items)
         kind = rng.choices(("text", "item", "picture", "details", "page"), (5, 3, 1, 3, 1))[0]
