@@ -152,7 +152,7 @@ def fuzz_build(folder: Path, files: Files, column: str) -> Counter:
         writer.writerows((f"P{i // 4}", i, domain, "a text", "train", name) for i, name in enumerate(files))
     catalog, data = folder / f"{column}-catalog", folder / f"{column}-data"
     run("data_prep.table", f"--table={folder}/{column}.csv", f"--images={source}", f"--out={catalog}")
-    words = [f"--catalog={catalog}", f"--images={source}", f"--data_dir={data}", "--max_missing=1"]
+    words = [f"--catalog={catalog}", f"--images={source}", f"--data_dir={data}", "--max_missing=1", "--splits=train"]
     run("data_prep.build", *words)
     run("data_prep.verify", f"--data_dir={data}")
     summary = json.loads((data / "rope/build_summary.json").read_text())["splits"]["train"][domain]
