@@ -38,7 +38,7 @@ LOCKS = (".lock",)  # name the last process that held them
 class QuietHandler(SimpleHTTPRequestHandler):
     """Serves files without logging requests."""
 
-    def log_message(self, *args: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Logs nothing."""
 
 
