@@ -1,7 +1,7 @@
 """Model cards of exports: README.md with data, results, license and intended use, as the Hugging Face hub shows it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def model_card(
         repository=REPOSITORY,
         unknown=UNKNOWN,
         data={"Training": count_items(config, config.data.train_split)},
-        rows=result_rows(metrics) if metrics else [],
+        rows=result_rows(metrics, config.data.domains) if metrics else [],
         split=config.data.eval_split,
         products=(metrics or {}).get("intervals", {}).get("products"),
         chance=f"{sum(chance) / len(chance):.3f}" if chance else "",
@@ -70,12 +70,14 @@ def count_items(config: RunConfig, split: str) -> str:
     return UNKNOWN
 
 
-def result_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+def result_rows(metrics: Mapping[str, Any], domains: Iterable[str]) -> list[list[str]]:
     """Returns the cells of each direction and of their mean."""
     intervals, rows = metrics["intervals"], []
+    initials = {domain[0].upper(): domain for domain in domains}
     for name, own in metrics["retrieval"].items():
         cells = [_share(own["r1"], intervals["retrieval"][name]["r1"]), *(f"{own[key]:.3f}" for key in ("r10", "map"))]
-        rows.append([arrow(name), *cells, f"{own['queries']:,}", f"{own['gallery']:,}"])
+        direction = " → ".join(initials.get(part, part) for part in arrow(name).split(" → "))
+        rows.append([direction, *cells, f"{own['queries']:,}", f"{own['gallery']:,}"])
     if mean := metrics["retrieval_mean"]:
         r1 = _share(mean["mean_r1"], intervals["retrieval_mean"]["mean_r1"])
         rows.append(["mean", r1, f"{mean['mean_r10']:.3f}", f"{mean['mean_map']:.3f}", "", ""])

@@ -403,8 +403,12 @@ def test_the_card_has_results_with_intervals_and_the_license(workdir, tmp_path):
     options = {"title": "Shoes", "step": 6, "license": "cc-by-4.0"}
     card = model_card(config, tmp_path, **options)
     assert "license: cc-by-4.0\nbase_model:\n- google/siglip2-base-patch16-224\ntags:\n" in card
-    assert "| P → V | 0.500 (0.438 – 0.562) | 0.750 | 0.625 | 1,416 | 425 |\n| mean | 0.500 (0.438 – 0.562) |" in card
-    assert "at step 6 on the split `test`, 220 products:" in card
+    assert (
+        "| page → video | 0.500 (0.438 – 0.562) | 0.750 | 0.625 | 1,416 | 425 |\n| mean | 0.500 (0.438 – 0.562) |"
+        in card
+    )
+    assert "(step 6, split `test`, 220 products):" in card
     assert "A random order has R@1 0.005. The untrained model has a mean R@1 of 0.008." in card
+    assert card.count("\n## ") == 5
     assert "They start from google/siglip2-base-patch16-224, whose license applies as well." in card
     assert "None: a mean" in model_card(config, tmp_path, **options, other="a mean")
