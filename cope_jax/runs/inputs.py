@@ -32,11 +32,15 @@ VOCABULARY_TEXTS = 200_000  # per domain; more would hardly change a vocabulary 
 DESCRIBED_TEXTS = 500  # per domain, to describe how the tokenizer suits the texts
 
 
-def check_domains(config: RunConfig) -> None:
-    """Raises ValueError if the domains of the config are not those of its data set, or of other kinds."""
+def check_domains(config: RunConfig, *, subset: bool = False) -> None:
+    """Raises ValueError if the domains of the config are not those of its data set, or of other kinds.
+
+    With `subset`, the data set may lack some of them.
+    """
     folder, wanted = find_data_set(Path(config.data.data_dir)), config.data.domains
     found = read_domains(folder)
-    if dict(wanted) == found or not (folder / "product").is_dir():  # a missing data set is reported when it is opened
+    fits = found.items() <= wanted.items() if subset else found == dict(wanted)
+    if fits or not (folder / "product").is_dir():  # a missing data set is reported when it is opened
         return
     missing, unknown = (sorted(set(a) - set(b)) for a, b in ((found, wanted), (wanted, found)))
     problems = [f"{', '.join(names)} {what}" for names, what in ((missing, "missing"), (unknown, "unknown")) if names]

@@ -201,7 +201,7 @@ def serve() -> None:
         model_name = f"{manifest['run']} at step {manifest['step']}" + (", averaged" if manifest["average"] else "")
         about = f"{counts} of the split {manifest['split']}, by {model_name}"
         embedder = load_embedder(library)
-        embedder.warm_up(batch_size=1)  # queries are single items
+        embedder.warm_up(*library.domains, batch_size=1)  # queries are single items
         options = {"about": about, "top": FLAGS.top, "hosts": hosts, "videos": video_folder(), "api_key": api_key}
         app = make_app(library, embedder, **options)
         path = "/api/openapi.json" if api_key else ""

@@ -81,7 +81,7 @@ def embed_to_parquet(
     step = find_step(workdir, step, config)
     data_dir = (data_dir or Path(config.data.data_dir)).absolute()
     config = replace_fields(config, {"data.data_dir": str(data_dir), "data.eval_split": split})
-    check_domains(config)
+    check_domains(config, subset=True)
     width = config.model.embedding if dims is None else dims
     if not 1 <= width <= config.model.embedding or (dtype == "binary" and width % 8):
         eights = ", in steps of 8" if dtype == "binary" else ""

@@ -151,9 +151,8 @@ def test_missing_rows_are_an_error(workdir, written, tmp_path):
 
 
 def test_update_computes_only_what_is_new(workdir, written, data_dir, tmp_path, monkeypatch):
-    """Of a data set with half of the pages, all others are added; then all but these are removed."""
-    every = {domain: (domain, 0, 1) for domain in DOMAINS}
-    half = rename_domains(data_dir, tmp_path / "half", "rope", every | {"page": ("page", 0, 2)})
+    """To half of the pages and all videos, all others are added; then all but these are removed."""
+    half = rename_domains(data_dir, tmp_path / "half", "rope", {"page": ("page", 0, 2), "video": ("video", 0, 1)})
     out, computed = tmp_path / "out", []
     embed_to_parquet(workdir, out, split="test", rows=7, data_dir=half)
     embed_rows = LoadedRun.embed_rows
@@ -166,8 +165,8 @@ def test_update_computes_only_what_is_new(workdir, written, data_dir, tmp_path, 
     with pytest.raises(ValueError, match="has other embeddings"):
         embed_to_parquet(workdir, out, split="test", rows=7)
     sizes = embed_to_parquet(workdir, out, split="test", rows=7, update=True)
-    assert {domain for domain, _ in computed} == {"page"}
-    assert sum(size for _, size in computed) == sizes["page"] // 2
+    assert {domain for domain, _ in computed} == {"page", "live"}
+    assert sum(size for _, size in computed) == sizes["page"] // 2 + sizes["live"]
     for domain in DOMAINS:
         for found, fresh in zip(read_vectors(out, domain), read_vectors(written[0], domain), strict=True):
             np.testing.assert_array_equal(found[0], fresh[0])
@@ -175,7 +174,10 @@ def test_update_computes_only_what_is_new(workdir, written, data_dir, tmp_path, 
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
     monkeypatch.setattr(embedding_store, "load_run", lambda *_, **__: pytest.fail("the model was loaded"))
     sizes = embed_to_parquet(workdir, out, split="test", rows=7, data_dir=half, update=True)
-    assert sizes["page"] == -(-len(embedding_store.read_item_ids(written[0], "page")) // 2)
+    assert sizes == {
+        "page": -(-len(embedding_store.read_item_ids(written[0], "page")) // 2),
+        "video": written[1]["video"],
+    }
 
 
 def test_the_work_directory_may_be_renamed(workdir, written, tmp_path, monkeypatch):
