@@ -1,7 +1,7 @@
 """Builds a catalog from a table of products.
 
     python -m data_prep.table --table=items.csv --images=DIR --out=DIR [--test_fraction=0.1] [--max_rejected=0.01]
-        [--domains=page:image,spin:clip]
+        [--domains=page:image,spin:clip] [--same=duplicates.csv]
     python -m data_prep.table --table=export.csv --format=shopify --out=DIR
 
 The table has the columns `product`, `item`, optionally `domain` (any names; without it, all rows are of the domain
@@ -16,12 +16,16 @@ An item is left with the products of one split: those that were drawn with it, o
 The domains page, video and live are of the kinds image, clip and clip. Another domain is of kind clip if one of its
 items has several images or a video. --domains states the kinds instead, and leaves out rows of other domains.
 
+--same names a CSV file of pairs of products that are really one, with the columns `product` and `same_as`, such as the
+one that an evaluation's report exports. All items become items of the product whose id is first in order.
+
 Other columns, such as title, category, price, url and video, are carried along for search. --images may be left out if
 all images are URLs, which `download` fetches. --format reads an export of a shop, see `data_prep.catalog.formats`; its
 items are also written to OUT.jsonl.
 """
 
 import collections
+import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -66,6 +70,7 @@ def build_table_catalog(
     *,
     test_fraction: float = TEST_FRACTION,
     domains: Mapping[str, str] | None = None,
+    same: Path | None = None,
     memory_limit: str = MEMORY_LIMIT,
     max_rejected: float = MAX_REJECTED,
     report: Callable[[str], None] = print,
@@ -81,6 +86,7 @@ def build_table_catalog(
         out: Folder of the catalog.
         test_fraction: Fraction of products in the test split, chosen by hash, for rows without a split.
         domains: Domains to include and their kinds. By default all, of kinds that follow from their numbers of images.
+        same: CSV file of pairs of products that are one, see `read_same_products`.
         memory_limit: Memory limit of DuckDB, for example "3GB".
         max_rejected: Fraction of rows that may be invalid.
         report: Called with lines of progress.
@@ -89,13 +95,20 @@ def build_table_catalog(
     if images and not images.is_dir():
         raise ValueError(f"images folder {images.absolute()} not found")
 
+    joined = read_same_products(same) if same else {}
+
     def rejected_lines(split: str) -> RejectedLines:
         # One line at least, because a small fraction of a small table is less than one.
         return RejectedLines(split, table.name, max_rejected, partial(_read_lines, table), int(max_rejected > 0))
 
     def load(con: duckdb.DuckDBPyConnection, folder: Path) -> CatalogRows:
         rejected = rejected_lines("")
-        _load_table(con, table, test_fraction, domains, rejected)
+        used = _load_table(con, table, test_fraction, domains, joined, rejected)
+        if same:
+            _check_splits(con, same, joined)
+            missing = len(joined.keys() - used)
+            note = f"; {missing:,} not in the table" if missing else ""
+            report(f"{same.name}: {len(used & joined.keys()):,} products joined with others{note}")
         kinds = domains or _domain_kinds(con)
         if images:
             _check_images(con, images, report)
@@ -111,7 +124,50 @@ def build_table_catalog(
     content = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
     source = {"table": content, "test_fraction": test_fraction, "rules": RULES}
     source |= {"domains": format_domains(domains)} if domains else {}
+    source |= {"same": file_sha256(same)} if same else {}
     return build_catalog(out, source, load, memory_limit=memory_limit, report=report)
+
+
+def read_same_products(path: Path) -> dict[str, str]:
+    """Returns product → the one that it is joined with, the first in order of all that are the same.
+
+    The file has the columns `product` and `same_as`. The pairs (B, A) and (B, C) give {"B": "A", "C": "A"}. Raises
+    ValueError if a column or a value is missing.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        if missing := {"product", "same_as"} - set(rows.fieldnames or ()):
+            raise ValueError(
+                f"{path} has no column {' or '.join(sorted(missing))}; expected the columns product,same_as"
+            )
+        pairs = [((row["product"] or "").strip(), (row["same_as"] or "").strip()) for row in rows]
+    parents: dict[str, str] = {}
+
+    def root(product: str) -> str:
+        while product in parents:
+            product = parents[product]
+        return product
+
+    for line, pair in enumerate(pairs, start=2):
+        if not all(pair):
+            raise ValueError(f"{path}, line {line}: {pair[0] or pair[1] or 'it'!r} has no other product; name two")
+        first, other = sorted(map(root, pair))
+        if first != other:
+            parents[other] = first
+    return {product: root(product) for product in parents}
+
+
+def _check_splits(con: duckdb.DuckDBPyConnection, same: Path, joined: Mapping[str, str]) -> None:
+    """Raises ValueError if products of different splits, as the table states them, are joined."""
+    query = (
+        "SELECT product, string_agg(DISTINCT split, ' and ' ORDER BY split) FROM rows WHERE product IN "
+        "(SELECT unnest(?)) GROUP BY product HAVING count(DISTINCT split) > 1 ORDER BY product LIMIT 1"
+    )
+    for product, splits in con.execute(query, [sorted(set(joined.values()))]).fetchall():
+        others = ", ".join(sorted(name for name, first in joined.items() if first == product))
+        raise ValueError(
+            f"{same} joins {product!r} with {others}, but the table has them in {splits}: give them one split"
+        )
 
 
 def _load_table(
@@ -119,11 +175,15 @@ def _load_table(
     table: Path,
     test_fraction: float,
     domains: Mapping[str, str] | None,
+    joined: Mapping[str, str],
     rejected: RejectedLines,
-) -> None:
-    """Creates the tables of `SQL`, and fills `rows` and `images` with those of the given or all domains."""
+) -> set[str]:
+    """Creates the tables of `SQL`, and fills `rows` and `images` with those of the given or all domains.
+
+    Returns the products that were joined with others.
+    """
     con.execute(SQL.read_text(encoding="utf-8"))
-    split_by_hash = False
+    split_by_hash, used = False, set()
     for batch in _batches(table):
         rows, images, invalid = [], [], collections.defaultdict(list)
         for line, row in batch:
@@ -134,8 +194,10 @@ def _load_table(
                 continue
             drawn = not row.split
             split_by_hash |= drawn
-            split = row.split or split_of(row.product, test_fraction)
-            rows.append((split, drawn, row.domain, row.product, row.item, row.text, row.payload, line))
+            product = joined.get(row.product, row.product)
+            used |= {row.product} & joined.keys()
+            split = row.split or split_of(product, test_fraction)
+            rows.append((split, drawn, row.domain, product, row.item, row.text, row.payload, line))
             images += [(split, row.domain, row.item, *image, i, line) for i, image in enumerate(row.images)]
         rejected.lines += len(batch)
         for reason, lines in invalid.items():
@@ -144,6 +206,7 @@ def _load_table(
         _insert(con, "images", images)
     if split_by_hash:
         _keep_items_together(con, test_fraction, rejected)
+    return used
 
 
 def _batches(table: Path) -> Iterator[list[tuple[int, TableRow | Reason]]]:
@@ -253,6 +316,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder of the catalog.", required=True)
     flags.DEFINE_float("test_fraction", TEST_FRACTION, "Fraction of products to test, for rows without a split.", 0, 1)
     flags.DEFINE_list("domains", None, "Domains to include, with kinds image or clip: page:image,spin:clip.")
+    flags.DEFINE_string("same", None, "CSV file of products that are one, with the columns product and same_as.")
     flags.DEFINE_string("memory_limit", MEMORY_LIMIT, "Memory for sorting. The rest takes about 1 GB more.")
     flags.DEFINE_float("max_rejected", MAX_REJECTED, "Fraction of rows that may be invalid.", 0, 1)
 
@@ -273,6 +337,7 @@ def main() -> None:
         out,
         test_fraction=FLAGS.test_fraction,
         domains=parse_domains(FLAGS.domains) if FLAGS.domains else None,
+        same=Path(FLAGS.same) if FLAGS.same else None,
         memory_limit=FLAGS.memory_limit,
         max_rejected=FLAGS.max_rejected,
         report=partial(print, flush=True),

@@ -61,25 +61,38 @@ def data_uri(image: bytes, side: int = SIDE) -> str:
 
     An image that does not decode becomes a gray square with a cross.
     """
+    return _uri(jpeg(image, side))
+
+
+def jpeg(image: bytes, side: int) -> bytes:
+    """Returns the JPEG of `data_uri`."""
     try:
         with open_image(image) as opened:
             opened.draft("RGB", (side, side))  # a JPEG decodes at a reduced scale, four times as fast
             pixels = upright_pixels(opened)
     except ValueError:
-        return placeholder(side)
-    return thumbnail_uri(pixels, side)
+        return _placeholder(side)
+    return _encode(_shrink(pixels, side))
 
 
 def thumbnail_uri(pixels: np.ndarray, side: int = SIDE) -> str:
     """Returns u8[H, W, 3] as the data URI of a JPEG whose longest side is at most `side` pixels."""
+    return _uri(_encode(_shrink(pixels, side)))
+
+
+def placeholder(side: int = SIDE) -> str:
+    """Returns the data URI shown for an image that does not decode."""
+    return _uri(_placeholder(side))
+
+
+def _shrink(pixels: np.ndarray, side: int) -> Image.Image:
     image = Image.fromarray(pixels)
     image.thumbnail((side, side))
-    return _encode(image)
+    return image
 
 
 @functools.cache
-def placeholder(side: int = SIDE) -> str:
-    """Returns the data URI shown for an image that does not decode."""
+def _placeholder(side: int) -> bytes:
     image = Image.new("RGB", (side, side), "#9a9a9a")
     last = side - 1
     for line in ((0, 0, last, last), (0, last, last, 0)):
@@ -87,7 +100,11 @@ def placeholder(side: int = SIDE) -> str:
     return _encode(image)
 
 
-def _encode(image: Image.Image) -> str:
+def _encode(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
+
+
+def _uri(data: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")

@@ -1,5 +1,6 @@
 """Evaluates a checkpoint of a work directory."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from cope_jax.evaluation import results
 from cope_jax.evaluation.embed_items import Items, LoadedRun, load_run
 from cope_jax.evaluation.metrics import bootstrap, embedding_space, few_shot, retrieval
 from cope_jax.evaluation.metrics.ranks import Ranks
+from cope_jax.evaluation.query_outcomes import Outcomes, query_outcomes, write_outcomes
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from cope_jax.runs.config_validation import replace_fields
@@ -28,6 +30,11 @@ class EmbeddedSplit:
     items: dict[str, Items]
     ranks: dict[str, Ranks]
     categories: dict[str, np.ndarray] = field(default_factory=dict)  # by domain, the category of each item or ""
+
+    @functools.cached_property
+    def outcomes(self) -> dict[str, Outcomes]:
+        """What the queries of each direction with results found."""
+        return query_outcomes(self.items, {name: own for name, own in self.ranks.items() if own.has_positive.any()})
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,7 @@ def evaluate(
     metrics = compute_metrics(embedded, config, step=step) | {"evaluated": settings}
     if jax.process_index() == 0:
         files.write(metrics)
+        write_outcomes(embedded.outcomes, files.queries)
     return Evaluation(config, step, files, metrics, embedded)
 
 
@@ -185,7 +193,9 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
         "text": retrieval of the items of each domain by the texts of all items, without the query's own item;
         "modalities": {"both": …, "frames": …, "text": …}, retrieval with items that have both as queries, and with the
         frames or the text of queries alone; "prefixes": means of the first values of embeddings; "spectrum": their
-        principal components; "domain_mixing": how far they separate domains.
+        principal components; "domain_mixing": how far they separate domains;
+        "similarity_limits": the similarities that 95% of right first items reach, by the domain of the query ("page",
+        or "page.text" for texts alone) and of the item.
     """
     items = embedded.items
     ranks = {name: own for name, own in embedded.ranks.items() if own.has_positive.any()}
@@ -227,8 +237,15 @@ def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) ->
         "prefixes": embedding_space.prefix_retrieval(embeddings),
         "spectrum": embedding_space.spectrum(embeddings),
         "domain_mixing": embedding_space.domain_mixing(embeddings, seed=seed),
+        "similarity_limits": retrieval.similarity_limits(_query_kinds(items), embeddings, seed=seed),
         "few_shot_all": few_shot.few_shot_all_products(embeddings, queries=config.eval.queries, seed=seed),
     }
+
+
+def _query_kinds(items: Mapping[str, Items]) -> dict[str, tuple[str, np.ndarray]]:
+    """Domain and vectors of whole items, and of the texts alone of each domain."""
+    texts = {f"{domain}.text": (domain, own.masked[:, 1]) for domain, own in items.items() if own.masked is not None}
+    return {domain: (domain, own.vectors) for domain, own in items.items()} | texts
 
 
 def _text_ranks(items: Mapping[str, Items]) -> tuple[dict[str, Ranks], dict[str, np.ndarray]]:

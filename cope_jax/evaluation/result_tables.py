@@ -1,22 +1,12 @@
-"""Tables of evaluation results as text, and the comparison of evaluated runs."""
+"""Tables of evaluation results as text."""
 
-import csv
-import io
-import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cope_jax.evaluation.results import BEST, LATEST, SAME_ITEMS, read_metrics
-from data_prep.common.differences import describe_differences
-from data_prep.common.files import read_json
 from data_prep.common.text_table import text_table
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of cells that spreadsheets compute
 METRICS = (("R@1", "r1"), ("R@5", "r5"), ("R@10", "r10"), ("mAP", "map"))  # titles and keys
 CATEGORIES = 20  # in the table; the metrics have all
 FEW_PRODUCTS = 100  # with fewer, the interval matters more than the mean
@@ -156,125 +146,3 @@ def _cell(values: Iterable[str]) -> str:
 def arrow(name: str) -> str:
     """Formats the name of a direction: "p2v" → "P → V", "shop_to_street" → "shop → street"."""
     return name.replace("_to_", " → ") if "_to_" in name else name.upper().replace("2", " → ")
-
-
-@dataclass(frozen=True)
-class EvaluatedStep:
-    """An evaluated step of a run and its metrics."""
-
-    name: str
-    metrics: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class ComparisonRow:
-    """One metric of one run.
-
-    Attributes:
-        half: Half the width of its 95% interval.
-        difference: Difference from the first run.
-        exceeds: Whether |difference| > √(half² + half₁²), more than two independent samples of products explain. All
-            runs are evaluated on the same products, so smaller differences can be real as well.
-    """
-
-    metric: str
-    run: str
-    value: float
-    half: float
-    difference: float
-    exceeds: bool
-
-
-def read_step(path: Path, step: int | str) -> EvaluatedStep:
-    """Reads a metrics file, or the metrics of a step of a work directory; "latest" is the newest evaluated one.
-
-    Raises FileNotFoundError if the step was not evaluated.
-    """
-    if path.is_file():
-        keys = ("step", "retrieval", "retrieval_mean", "few_shot", "intervals", "evaluated")
-        metrics = read_json(path, keys=keys, remedy="name a metrics.json that `./run.sh eval` wrote")
-        return EvaluatedStep(f"{path} ({metrics['step']})", metrics)
-    steps = [int(file.parent.name) for file in path.glob("eval/*/metrics.json") if file.parent.name.isdecimal()]
-    found = {number: metrics for number in steps if (metrics := read_metrics(path, number))}
-    if not found or (isinstance(step, int) and step not in found):
-        at_step = f" at step {step}" if isinstance(step, int) else ""
-        raise FileNotFoundError(
-            f"no evaluation of {path}{at_step}, only of {sorted(found)}; "
-            f"evaluate it with ./run.sh eval --workdir={path} --step={step}"
-        )
-    best = max(found, key=lambda number: (found[number]["retrieval_mean"].get("mean_r1", -1), number))
-    number = int({LATEST: max(found), BEST: best}.get(str(step), step))
-    return EvaluatedStep(f"{path} ({number})", found[number])
-
-
-def compare(runs: Sequence[EvaluatedStep]) -> list[ComparisonRow]:
-    """Compares the metrics that all runs have, grouped by metric. Raises ValueError if there are none."""
-    values = [dict(_metrics(run.metrics)) for run in runs]
-    common = {metric: value for metric, value in values[0].items() if all(metric in own for own in values)}
-    if not common:
-        raise ValueError("the runs have no metric in common: no direction has results in all of them")
-    rows = []
-    for metric, (first, first_half) in common.items():
-        for run, own in zip(runs, values, strict=True):
-            value, half = own[metric]
-            difference = value - first
-            exceeds = min(half, first_half) >= UNKNOWN and abs(difference) > math.hypot(half, first_half)
-            rows.append(ComparisonRow(metric, run.name, value, half, difference, exceeds))
-    return rows
-
-
-def _metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Title, value, and half the interval's width of each metric to compare."""
-    intervals = metrics["intervals"]
-    for title, key in METRICS if metrics["retrieval_mean"] else ():
-        mean = f"mean_{key}"
-        yield f"mean {title}", (metrics["retrieval_mean"][mean], half_width(intervals["retrieval_mean"][mean]))
-    for name, values in metrics["retrieval"].items():
-        yield f"R@1 {arrow(name)}", (values["r1"], half_width(intervals["retrieval"][name]["r1"]))
-    for name, values in metrics["few_shot"].items():
-        yield f"few-shot {arrow(name)}", (values["accuracy"], values["ci95"])
-
-
-def format_comparison(runs: Sequence[EvaluatedStep], rows: Sequence[ComparisonRow]) -> str:
-    """Returns the comparison as a table, with * after differences that exceed the intervals."""
-    # A, B, …, Z, A1, …
-    letters = [chr(ord("A") + i % 26) + (str(i // 26) if i >= 26 else "") for i in range(len(runs))]
-    lines = [["metric", "A", *(cell for letter in letters[1:] for cell in (letter, f"{letter} − A"))]]
-    for metric, group in groupby(rows, key=lambda row: row.metric):
-        first, *others = group
-        line = [metric, f"{first.value:.3f} {format_half(first.half)}"]
-        for row in others:
-            line += [f"{row.value:.3f} {format_half(row.half)}", f"{row.difference:+.3f}{'*' if row.exceeds else ' '}"]
-        lines.append(line)
-    names = [f"{letter}: {run.name}" for letter, run in zip(letters, runs, strict=True)]
-    legend = "* exceeds what the 95% intervals (±) of both runs explain"
-    return "\n".join([*names, *_different_items(runs, letters), "", text_table(lines), legend])
-
-
-def _different_items(runs: Sequence[EvaluatedStep], letters: Sequence[str]) -> list[str]:
-    """A warning for each run that was evaluated on other items than the first one."""
-    evaluated = [{key: run.metrics["evaluated"].get(key) for key in SAME_ITEMS} for run in runs]
-    return [
-        f"{letter} was evaluated on different items than A, so compare with care "
-        f"({'; '.join(describe_differences(evaluated[0], own, labels=('in A', f'in {letter}')))})"
-        for letter, own in zip(letters, evaluated, strict=True)
-        if own != evaluated[0]
-    ]
-
-
-def to_csv(rows: Sequence[ComparisonRow]) -> str:
-    """Formats one line per metric and run. An apostrophe keeps spreadsheets from running a name as a formula."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, vars(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(vars(row) | ({"run": f"'{row.run}"} if row.run.startswith(FORMULA_STARTS) else {}))
-    return text.getvalue()
-
-
-def to_json(rows: Sequence[ComparisonRow]) -> str:
-    """Formats a list of objects."""
-    return json.dumps([vars(row) for row in rows], indent=2, ensure_ascii=False) + "\n"
-
-
-WRITERS = {".csv": to_csv, ".json": to_json}  # by suffix

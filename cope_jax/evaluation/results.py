@@ -36,6 +36,11 @@ class ResultFiles:
         """Path of the report."""
         return self._path("report", "html")
 
+    @property
+    def queries(self) -> Path:
+        """Path of the outcomes of all queries, see `query_outcomes`."""
+        return self._path("queries", "parquet")
+
     def _path(self, stem: str, suffix: str) -> Path:
         number = "" if self.subset is None else f"-of-{self.subset}"
         return self.folder / f"{'average-' if self.average else ''}{stem}{number}.{suffix}"
@@ -55,9 +60,10 @@ class ResultFiles:
         return read_json(self.metrics, remedy="remove it and evaluate again") if self.metrics.exists() else None
 
     def write(self, metrics: Mapping[str, object]) -> None:
-        """Writes metrics as JSON, and removes the report of earlier ones. Raises ValueError for NaN."""
+        """Writes metrics as JSON, and removes report and outcomes of earlier ones. Raises ValueError for NaN."""
         text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
         self.report.unlink(missing_ok=True)
+        self.queries.unlink(missing_ok=True)
         with atomic_write(self.metrics, "w") as file:
             file.write(text)
 

@@ -112,6 +112,8 @@ def query(library: Library) -> None:
     for result in results:
         name = "of your own" if result.query.item_id is None else result.query.item_id
         print(f"\n{result.query.domain} {name}\n{results_table(result)}")
+        if not result.similar:
+            print("nothing similar: right answers are almost always more similar than these items")
     page = Path(FLAGS.html) if FLAGS.html else library.embeddings / "search.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(page, "w") as file:

@@ -71,7 +71,8 @@ def result_values(result: SearchResult) -> dict[str, Any]:
         {"score": hit.score, "same_product": hit.same_product} | card_values(hit.card)  # best first
         for hit in result.hits
     ]
-    return {"query": card_values(result.query), "search": result.searched, "mode": result.mode, "hits": hits}
+    values = {"query": card_values(result.query), "search": result.searched, "mode": result.mode}
+    return values | {"similar": result.similar, "hits": hits}
 
 
 def card_values(card: Card) -> dict[str, Any]:

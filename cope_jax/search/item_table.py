@@ -9,9 +9,10 @@ import re
 import sqlite3
 import time
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import bm25s
@@ -26,6 +27,8 @@ ROW = '"row "'  # no column of a user's table, whose names do not end with a spa
 OWN_COLUMNS = ("item", "product", "text")
 INDEXED_WORDS = 200  # of a text; the rest of a long transcript is not searched
 MAX_SECONDS = 10.0  # of a filter
+MAX_CHOICES = 40  # values of a column that users choose from; columns with more are filtered in SQL
+CHARACTER = "'"  # around texts in SQL
 LIMITS = {sqlite3.SQLITE_LIMIT_LENGTH: 1_000_000, sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 200}  # of values in it
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"  # written without spaces between words
 _WORDS = re.compile(rf"([{_CJK}]+)|([^\W_{_CJK}]+)")
@@ -41,12 +44,43 @@ class ItemTable:
     @functools.cached_property
     def columns(self) -> tuple[str, ...]:
         """The columns for filters: `item`, `product`, `text` and those of the user's table."""
-        names: dict[str, None] = {}
+        return tuple(dict.fromkeys(name for own in self._columns.values() for name in own))
+
+    @functools.cached_property
+    def choices(self) -> dict[str, dict[str, str]]:
+        """Columns of the user's table with few values, all texts, and value → the filter for it."""
+        found: dict[str, dict[str, str]] = {}
+        for name in self.columns[len(OWN_COLUMNS) :]:
+            column = _quote(name)
+            query = f"SELECT DISTINCT {column} FROM {{}} WHERE {column} <> '' LIMIT {MAX_CHOICES + 1}"
+            rows = [row for domain, own in self._columns.items() if name in own for row in self._read(query, domain)]
+            values = {value for (value,) in rows}
+            if 2 <= len(values) <= MAX_CHOICES and all(isinstance(value, str) for value in values):
+                found[name] = {value: f"{column} = {_quote(value, CHARACTER)}" for value in sorted(values)}
+        return found
+
+    def product_title(self, product: int | str) -> str:
+        """Returns the title, or else the text, of some item of a product; "" if none has one."""
+        for domain, own in self._columns.items():
+            title = "coalesce(nullif(title, ''), text)" if "title" in own else "text"
+            for (found,) in self._read(f"SELECT {title} FROM {{}} WHERE product = ?", domain, str(product)):
+                if found:
+                    return str(found)
+        return ""
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, tuple[str, ...]]:
+        """The columns of each domain."""
+        found = {}
         for domain in self.sizes:
             with closing(self._connect()) as database:
                 description = database.execute(f'SELECT * FROM "{domain}" LIMIT 0').description
-            names |= dict.fromkeys(name for name, *_ in description[1:])  # without ROW
-        return tuple(names)
+            found[domain] = tuple(name for name, *_ in description[1:])  # without ROW
+        return found
+
+    def _read(self, query: str, domain: str, *values: str) -> list[tuple[Any, ...]]:
+        with closing(self._connect()) as database:
+            return database.execute(query.format(_quote(domain)), values).fetchall()
 
     def select(self, domain: str, where: str) -> np.ndarray:
         """Returns bool[N], for which items an SQL expression such as "category = 'shoes' and price < 50" is true.
@@ -112,6 +146,9 @@ def open_item_table(folder: Path, records: Records) -> ItemTable:
                     index = bm25s.BM25()
                     index.index(words, show_progress=False)
                     index.save(unfinished / domain)
+            for domain in records.items:
+                with suppress(sqlite3.Error):  # a domain without items has no table
+                    database.execute(f'CREATE INDEX "{domain} by product" ON "{domain}" (product)')
             database.commit()
     return ItemTable(folder, {domain: len(items) for domain, items in records.items.items()})
 
@@ -133,9 +170,8 @@ def _insert(database: sqlite3.Connection, domain: str, row: int, item: Item) -> 
     return split_words(" ".join(titles))[:INDEXED_WORDS]
 
 
-def _quote(name: str) -> str:
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'
+def _quote(name: str, mark: str = '"') -> str:
+    return mark + name.replace(mark, 2 * mark) + mark
 
 
 def split_words(text: str) -> list[str]:

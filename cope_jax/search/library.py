@@ -7,14 +7,14 @@ both results, each scaled to 0 … 1.
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from cope_jax.data.records import Records, open_records
 from cope_jax.data.thumbnails import SHOWN, Card, read_card
-from cope_jax.evaluation.results import LATEST, find_step, other_data
+from cope_jax.evaluation.results import LATEST, ResultFiles, find_step, other_data
 from cope_jax.runs.config_file import load_config
 from cope_jax.search.embedder import Embedder, Picture
 from cope_jax.search.embedding_store import (
@@ -51,22 +51,31 @@ class Hit:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A query and the items found for it, best first; of segments of a recording that overlap, only the best."""
+    """A query and the items found for it, best first; of segments of a recording that overlap, only the best.
+
+    `similar` is False if all are less similar than the limits of the library, and no word of the query was found.
+    """
 
     query: Card
     searched: tuple[str, ...]
     hits: tuple[Hit, ...]
     mode: str = "dense"
+    similar: bool = True
 
 
 @dataclass(frozen=True)
 class Library:
-    """A folder of embeddings with its index, the records of the same items, and the item ids of each domain by row."""
+    """A folder of embeddings with its index, the records of the same items, and the item ids of each domain by row.
+
+    `limits` has the similarities that 95% of right answers reach, by the domain of the query ("page", or "page.text"
+    for a text alone) and of the answer; see `similarity_limits`.
+    """
 
     embeddings: Path
     index: Index
     records: Records
     ids: Mapping[str, np.ndarray]
+    limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -90,11 +99,13 @@ class Library:
         among: Sequence[str] | None = None,
         top: int = 10,
         where: str = "",
+        group: bool = False,
         frames: int = SHOWN,
     ) -> SearchResult:
         """Finds the `top` items in the domains `among`, by default all, that are nearest to an item of the library.
 
-        `where` is a filter, see `ItemTable.select`. A number may be given as text. Cards have at most `frames` frames.
+        `where` is a filter, see `ItemTable.select`. A number may be given as text. With `group`, only the best item of
+        each product is found. Cards have at most `frames` frames.
 
         Raises ValueError if there is no such item or domain or `top` is not in 1 … MAX_TOP.
         """
@@ -104,7 +115,7 @@ class Library:
         found = self._nearest(vector, among, MAX_TOP, self._masks(among, where))  # the query itself may be among them
         found = [hit for hit in found if hit[1:] != (domain, row)]
         query = read_card(self.records, domain, row, frames=frames)
-        return self._result(query, among, found, top, "dense", frames)
+        return self._result(query, among, found, top, frames, group=group, similar=self._similar(domain, found))
 
     def row(self, domain: str, item_id: int | str) -> int:
         """Returns the row of an item; raises ValueError if there is none."""
@@ -126,6 +137,7 @@ class Library:
         top: int = 10,
         mode: str | None = None,
         where: str = "",
+        group: bool = False,
         frames: int = SHOWN,
     ) -> SearchResult:
         """Finds the items nearest to your own pictures, text, or both, which are treated as an item of `domain`.
@@ -140,6 +152,7 @@ class Library:
             top: Number of items to find, 1 … MAX_TOP.
             mode: One of MODES; by default hybrid for a text, dense with pictures.
             where: Filter, see `ItemTable.select`.
+            group: Find only the best item of each product.
             frames: Largest number of frames on the cards of the items.
         """
         among = self._check_domains(domain, among)
@@ -165,7 +178,19 @@ class Library:
             found.insert(0, sorted(matches, key=lambda hit: -hit[0])[:MAX_TOP])  # first of equal ranks, for ids
         query = Card(domain, None, (), text, tuple(thumbnails), len(pictures))
         best = fuse(found[0], found[1], word_weight(text)) if mode == "hybrid" else found[0]
-        return self._result(query, among, best, top, mode, frames)
+        by_words = mode != "dense" and bool(found[0])
+        similar = by_words or self._similar(domain if pictures else f"{domain}.text", found[-1])
+        return self._result(query, among, best, top, frames, mode=mode, group=group, similar=similar)
+
+    def title(self, card: Card) -> str:
+        """Returns the title of an item, or its text, or those of another item of its product; "" if none has any."""
+        own = card.columns.get("title") or card.text
+        return own or next(filter(None, map(self.table.product_title, card.product_ids)), "")
+
+    def _similar(self, query: str, found: Found) -> bool:
+        """Returns whether an item reaches its limit of similarity; also True without a limit."""
+        limits = self.limits.get(query, {})
+        return not found or any(score >= limits.get(domain, -1) for score, domain, _ in found)
 
     def _masks(self, among: Sequence[str], where: str) -> dict[str, np.ndarray]:
         return {domain: self.table.select(domain, where) for domain in among} if where.strip() else {}
@@ -180,11 +205,20 @@ class Library:
         return sorted(found, key=lambda hit: -hit[0])[:top]
 
     def _result(
-        self, query: Card, among: Sequence[str], found: Found, top: int, mode: str, frames: int
+        self,
+        query: Card,
+        among: Sequence[str],
+        found: Found,
+        top: int,
+        frames: int,
+        *,
+        group: bool,
+        similar: bool,
+        mode: str = "dense",
     ) -> SearchResult:
         if not 1 <= top <= MAX_TOP:
             raise ValueError(f"{top} items requested; it must be 1 to {MAX_TOP}")
-        hits, moments = [], [read_moment(query.columns)]
+        hits, moments, products = [], [read_moment(query.columns)], set()
         for score, domain, row in found:
             if len(hits) == top:
                 break
@@ -192,9 +226,12 @@ class Library:
             if moment and any(shown and moment.overlaps(shown) for shown in moments):
                 continue
             card = read_card(self.records, domain, row, frames=frames)
+            if group and products.intersection(card.product_ids):
+                continue
+            products.update(card.product_ids)
             hits.append(Hit(card, score, bool(set(card.product_ids) & set(query.product_ids))))
             moments.append(moment)
-        return SearchResult(query, tuple(among), tuple(hits), mode)
+        return SearchResult(query, tuple(among), tuple(hits), mode, similar)
 
     def _check_domains(self, domain: str, among: Sequence[str] | None) -> tuple[str, ...]:
         """Returns the domains to search, in order; raises ValueError for unknown ones."""
@@ -280,4 +317,5 @@ def open_library(
         build_index(folder, path, kind=kind, report=report)
     index = open_index(path, folder)
     records = open_records(data_dir or config.data.data_dir, split)
-    return Library(folder, index, records, index.ids)
+    metrics = ResultFiles(workdir / "eval" / str(number), average=average).read() or {}  # of the run's own data
+    return Library(folder, index, records, index.ids, metrics.get("similarity_limits", {}))

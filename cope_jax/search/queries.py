@@ -20,13 +20,16 @@ from cope_jax.search.uploads import MAX_TEXT, decode_pictures, limited_form, upl
 
 CONCURRENT_UPLOADS = 4  # forms on disk; others wait
 CONCURRENT_SEARCHES = 2  # threads
-FIELDS = ("domain", "text", "mode", "where", "item", "top")
+FIELDS = ("domain", "text", "mode", "where", "item", "top", "group")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Query:
-    """A query's domain and text or item, the domains to search, how, the filter, and the number of items to find."""
+    """A query's domain and text or item, the domains to search, how, the filter, and the number of items to find.
+
+    With the group "product", only the best item of each product is found.
+    """
 
     domain: str
     search: tuple[str, ...]
@@ -35,6 +38,7 @@ class Query:
     where: str = ""
     item: str = ""
     top: int = 0  # 0 is the default
+    group: str = ""
 
 
 class Queries:
@@ -106,18 +110,21 @@ class Queries:
         if unknown := form.keys() - {*FIELDS, "search", "pictures"}:
             raise HTTPException(422, f"Unknown field {min(unknown)[:50]!r}: choose among {', '.join(FIELDS)}, search.")
         values = {name: str(form.get(name, "")) for name in FIELDS}
+        values["where"] = join_filters([str(where) for where in form.getlist("where")])
         if (size := max(map(len, values.values()))) > MAX_TEXT:
             raise HTTPException(413, f"The text has {size} characters: at most {MAX_TEXT}.")
         top, domain, search = values.pop("top"), values.pop("domain"), [str(name) for name in form.getlist("search")]
         if not top.isdecimal() and top:
             raise HTTPException(422, f"top is {top[:50]!r}: it must be a number.")
+        if values["group"] not in ("", "product"):
+            raise HTTPException(422, f"group is {values['group'][:50]!r}: it must be 'product', or missing.")
         query = self.parse(domain or self.domains[0], search or self.domains) if api else self.parse(domain, search)
         stripped = {name: value.strip() for name, value in values.items()}
         return dataclasses.replace(query, top=int(top or 0), **stripped)
 
     def _search_item(self, query: Query, frames: int) -> SearchResult:
         self.row(query.domain, query.item)
-        options = {"top": query.top or self.top, "where": query.where, "frames": frames}
+        options = {"top": query.top or self.top, "where": query.where, "group": bool(query.group), "frames": frames}
         return self.library.search_item(query.domain, query.item, among=query.search, **options)
 
     def _search_own(
@@ -133,5 +140,12 @@ class Queries:
             top=query.top or self.top,
             mode=query.mode or None,
             where=query.where,
+            group=bool(query.group),
             frames=frames,
         )
+
+
+def join_filters(filters: Sequence[str]) -> str:
+    """Returns the filter that is true if all of some filters are, of which empty ones are left out."""
+    given = list(filter(None, map(str.strip, filters)))
+    return given[0] if len(given) == 1 else " AND ".join(f"({where})" for where in given)

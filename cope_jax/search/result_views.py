@@ -6,19 +6,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from cope_jax.data.thumbnails import Card
-from cope_jax.evaluation.report.report import source_hash
 from cope_jax.search.library import SearchResult
 from cope_jax.search.moments import WEB, find_video, read_moment
+from data_prep.common.html_pages import page_environment, render_page
 from data_prep.common.text_table import text_table
 
 PAGES = Path(__file__).parent / "pages"
-TEMPLATES = Environment(
-    loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-)
+TEMPLATES = page_environment(PAGES)
 TEMPLATES.filters["moment"] = lambda card: read_moment(card.columns)
 
 
@@ -29,7 +24,7 @@ def results_table(result: SearchResult, *, width: int = 50) -> str:
     for rank, (hit, moment) in enumerate(zip(result.hits, moments, strict=True), 1):
         card = hit.card
         products = " ".join(map(str, card.product_ids)) + (" =" if hit.same_product else "")
-        texts = [card.columns.get("title") or card.text]
+        texts = [own_title(card)]
         if any(moments):
             texts = [moment.video[-width:] if moment else "", moment.span if moment else "", *texts]
         texts = ["".join(c if c.isprintable() else " " for c in text[:width]) for text in texts]
@@ -59,11 +54,13 @@ def play_url(card: Card, videos: Path | None, *, served: bool = False) -> str:
 
 def results_page(results: Sequence[SearchResult], title: str, videos: Path | None = None) -> str:
     """Renders results as one self-contained page, with links to the videos in a folder."""
-    style = (PAGES / "search.css").read_text(encoding="utf-8")
-    policy = f"default-src 'none'; img-src data:; style-src '{source_hash(style)}'; base-uri 'none'; form-action 'none'"
-    template = TEMPLATES.get_template("results.html")
-    play = partial(play_url, videos=videos)
-    return template.render(results=results, title=title, style=Markup(style), policy=policy, play=play)
+    values = {"results": results, "heading": title, "title": own_title, "play": partial(play_url, videos=videos)}
+    return render_page(TEMPLATES, "results.html", styles=[PAGES / "search.css"], **values)
+
+
+def own_title(card: Card) -> str:
+    """Returns the title of an item, or its text."""
+    return str(card.columns.get("title") or card.text)
 
 
 def search_page(videos: Path | None = None, **values: Any) -> str:

@@ -10,6 +10,7 @@ import dataclasses
 import ipaddress
 import re
 import socket
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,22 +29,24 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cope_jax.data.thumbnails import read_card
+from cope_jax.data.thumbnails import jpeg, read_card, shown_frames
 from cope_jax.search.api import SearchApi
 from cope_jax.search.embedder import Embedder
 from cope_jax.search.item_table import OWN_COLUMNS
-from cope_jax.search.library import Library
+from cope_jax.search.library import MAX_TOP, Library
 from cope_jax.search.moments import VIDEO_TYPES, find_video, read_moment
 from cope_jax.search.queries import Queries, Query
 from cope_jax.search.result_views import PAGES, search_page
 from cope_jax.search.uploads import MAX_FILE, MAX_FILES, MAX_TEXT, MAX_VIDEO
+from data_prep.common.html_pages import BASE_STYLE
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 DEADLINE = 30.0  # seconds for a request, for the delivery of its response, and for an idle connection
 MAX_CONNECTIONS = 100  # further ones get status 503
+ZOOMED = 1024  # pixels of the longest side of an enlarged picture
 MAX_RANGE = 2_000_000  # bytes of a video per response, so that slow clients can read it before the deadline
 HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; "
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "media-src 'self' blob:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
@@ -66,17 +69,33 @@ class SearchPages:
 
     async def home(self, request: Request) -> Response:
         """Shows the form and sample items, or the items nearest to the one in the address."""
-        values, domains = request.query_params, self.queries.domains
+        values, domains, start = request.query_params, self.queries.domains, time.perf_counter()
         if "item" not in values:
             return self._page(Query(domains[0], domains), samples=self.samples)
         query = self.queries.parse(values.get("domain", domains[0]), values.getlist("search") or domains)
-        result = await self.queries.search_item(dataclasses.replace(query, item=values["item"][:MAX_TEXT]))
-        return self._page(query, result=result)
+        top = int(values["top"]) if re.fullmatch("[0-9]{1,3}", values.get("top", "")) else 0
+        query = dataclasses.replace(query, item=values["item"][:MAX_TEXT], top=top)
+        return self._page(query, result=await self.queries.search_item(query), seconds=time.perf_counter() - start)
 
     async def search(self, request: Request) -> Response:
         """Shows the items nearest to the uploaded pictures and text."""
+        start = time.perf_counter()
         query, result = await self.queries.answer(request)
-        return self._page(query, result=result)
+        return self._page(query, result=result, seconds=time.perf_counter() - start)
+
+    async def picture(self, request: Request) -> Response:
+        """Sends a picture of an item, larger than on the page."""
+        query = self.queries.parse(request.query_params.get("domain", ""), self.queries.domains)
+        item, number = (request.query_params.get(name, "")[:MAX_TEXT] for name in ("item", "number"))
+        data = await self.queries.compute(self._read_picture, query.domain, item, number)
+        return Response(data, media_type="image/jpeg")
+
+    def _read_picture(self, domain: str, item: str, number: str) -> bytes:
+        items = self.queries.library.records.items[domain]
+        shown = shown_frames(items[self.queries.row(domain, item)].frames, kind=items.kind)
+        if number not in map(str, range(len(shown))):
+            raise HTTPException(404, f"{domain} {item} has no picture {number[:20]!r}.")
+        return jpeg(shown[int(number)], ZOOMED)
 
     async def video(self, request: Request) -> Response:
         """Sends at most MAX_RANGE bytes of the video of the item in the address, or all without a range.
@@ -109,10 +128,16 @@ class SearchPages:
         limits = {"file": MAX_FILE, "files": MAX_FILES, "text": MAX_TEXT, "video": MAX_VIDEO}
         library, domains = self.queries.library, self.queries.domains
         kinds = {name: items.kind for name, items in library.records.items.items()}
-        parts = {"result": None, "samples": None, "problem": None} | parts
+        parts = {"result": None, "samples": None, "problem": None, "seconds": 0.0} | parts
+        top = query.top or self.queries.top
         own = [name for name in library.table.columns if name not in OWN_COLUMNS]
         shared = {"about": self.about, "domains": domains, "columns": own, "limits": limits, "kinds": kinds}
-        page = search_page(self.videos, query=query, video_types=VIDEO_TYPES, **shared, **parts)
+        shared |= {
+            "choices": library.table.choices,
+            "title": library.title,
+            "more": min(top + self.queries.top, MAX_TOP),
+        }
+        page = search_page(self.videos, query=query, video_types=VIDEO_TYPES, top=top, **shared, **parts)
         return HTMLResponse(page, status)
 
 
@@ -200,8 +225,8 @@ def make_app(
     def limited(path: str, handler: Callable[[Request], Awaitable[Response]], method: str = "GET") -> Route:
         return Route(path, handler, methods=[method], middleware=[Middleware(DeadlineMiddleware)])
 
-    def static_file(name: str) -> Route:
-        return Route(f"/{name}", lambda request: FileResponse(PAGES / name))
+    def static_file(path: Path) -> Route:
+        return Route(f"/{path.name}", lambda request: FileResponse(path))
 
     async def show_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -214,8 +239,10 @@ def make_app(
         limited("/search", pages.search, "POST"),
         Route("/search", lambda request: RedirectResponse("/"), methods=["GET"]),  # a reload after a search
         limited("/video", pages.video),
-        static_file("search.css"),
-        static_file("search.js"),
+        limited("/picture", pages.picture),
+        static_file(BASE_STYLE),
+        static_file(PAGES / "search.css"),
+        static_file(PAGES / "search.js"),
     ]
     api_routes = [
         Route("/api/health", api.health),

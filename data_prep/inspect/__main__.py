@@ -14,7 +14,6 @@ from pathlib import Path
 from absl import flags
 
 from data_prep.common.cli import run
-from data_prep.common.domains import find_data_set
 from data_prep.common.files import atomic_write
 from data_prep.inspect.page import format_table, inspect, render
 from data_prep.inspect.split_overlap import check_split, format_overlap
@@ -40,7 +39,7 @@ def main() -> None:
     splits = inspect(data_dir, items=FLAGS.items, products=FLAGS.products, processes=FLAGS.processes)
     out = Path(FLAGS.out) if FLAGS.out else data_dir / "inspect.html"
     with atomic_write(out, "w") as file:
-        file.write(render(f"{find_data_set(data_dir).name} in {data_dir}", splits))
+        file.write(render(data_dir, splits))
     for split in splits:
         print(f"{split.name}\n{format_table(split)}\n")
     print(f"page: {out}")

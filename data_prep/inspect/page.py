@@ -3,18 +3,17 @@
 import base64
 import dataclasses
 import functools
-import hashlib
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 from PIL import Image
 
+from data_prep.common.domains import find_data_set
+from data_prep.common.html_pages import page_environment, render_page
 from data_prep.common.payload import OWN_ITEM, OWN_PRODUCTS, parse_payload
 from data_prep.common.process_pool import ProcessMap, process_map
 from data_prep.common.text_table import text_table
@@ -27,7 +26,8 @@ HEADER = ("domain", "value", "5%", "median", "mean", "95%", "max")
 ITEMS_SHOWN, FRAMES_SHOWN = 2, 8
 THUMBNAIL = 96  # pixels
 BARS = 24
-STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+BAR = 22.0  # largest width of a bar; few wide ones would look like a block
+FOLDER = Path(__file__).parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +50,17 @@ def inspect(data_dir: Path, *, items: int, products: int, processes: int | None 
         ]
 
 
-def render(title: str, splits: Sequence[Split]) -> str:
-    """Returns the page; all texts in it are escaped, and its policy lets it load and run nothing."""
-    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("page.html.jinja").render(
-        title=title, header=HEADER, splits=splits, policy=policy, style=Markup(STYLE)
+def render(data_dir: Path, splits: Sequence[Split]) -> str:
+    """Returns the page of a data folder; all texts in it are escaped, and its policy lets it load and run nothing."""
+    folder = find_data_set(data_dir).resolve()
+    return render_page(
+        page_environment(FOLDER),
+        "inspect.html.jinja",
+        styles=[FOLDER / "inspect.css"],
+        title=folder.parent.name if folder.name == "rope" else folder.name,  # the default says nothing
+        folder=str(data_dir),
+        header=HEADER,
+        splits=splits,
     )
 
 
@@ -135,11 +137,11 @@ def plot(title: str, histogram: Histogram) -> dict[str, Any]:
         heights[min((value - low) // width, count - 1)] += occurrences
     bars = [
         {
-            "x": round(220 * i / count, 1),
-            "y": round(84 - 80 * height / heights.max(), 1),
-            "width": round(220 / count - 1, 1),
+            "x": round(220 * (i + 0.5) / count - min(220 / count - 1, BAR) / 2, 1),
+            "y": round(88 - 80 * height / heights.max(), 1),
+            "width": round(min(220 / count - 1, BAR), 1),
             "height": round(80 * height / heights.max(), 1),
-            "label": f"{low + i * width} to {low + (i + 1) * width - 1}: {height:.0f}",
+            "label": f"{low + i * width}{f' to {low + (i + 1) * width - 1}' if width > 1 else ''}: {height:,.0f}",
         }
         for i, height in enumerate(heights)
         if height

@@ -8,8 +8,8 @@ import pytest
 
 from cope_jax import exported
 from cope_jax.checkpoints import checkpoint_folders
+from cope_jax.evaluation.comparison import compare, read_step
 from cope_jax.evaluation.evaluate_run import evaluate
-from cope_jax.evaluation.result_tables import compare, read_step
 from cope_jax.export import export_run
 from cope_jax.runs.manifest import find_problems
 from cope_jax.search.embedding_store import embed_to_parquet, read_item_ids, read_vectors

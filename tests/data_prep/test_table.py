@@ -196,6 +196,41 @@ def test_products_are_split_by_hash(tmp_path, images):
     }
 
 
+def test_products_that_are_one_are_joined(tmp_path, images):
+    """B = A, B = C, and an unknown product; D has a comma in its id, as the report exports it."""
+    same = tmp_path / "duplicates.csv"
+    same.write_text('product,same_as\nB,A\nB,C\nE,"D,1"\nX,A\n', encoding="utf-8")
+    rows = [
+        {"product": p, "item": f"i{p}", "images": ["x/1.jpg"], "title": p} for p in ("A", "B", "C", "D,1", "E", "F")
+    ]
+    lines = []
+    table = write_table(tmp_path / "items.csv", rows)
+    catalog = build_table_catalog(table, images, tmp_path / "catalog", same=same, report=lines.append)
+    found = products_of_items(catalog, "page")
+    joined = {item: products for own in found.values() for item, products in own.items()}
+    assert joined == {"iA": {"A"}, "iB": {"A"}, "iC": {"A"}, "iD,1": {"D,1"}, "iE": {"D,1"}, "iF": {"F"}}
+    items = [item for split in catalog.splits for item in catalog.items(split, "page")]
+    assert sorted(json.loads(item.payload)["product"] for item in items) == [["A"]] * 3 + [["D,1"]] * 2 + [["F"]]
+    assert "duplicates.csv: 3 products joined with others; 1 not in the table" in lines
+    with pytest.raises(ValueError, match="other options"):
+        build_table_catalog(table, images, tmp_path / "catalog")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("product,same\nA,B\n", "has no column same_as"),
+        ("product,same_as\nA,\n", "line 2: 'A' has no other product"),
+        ("product,same_as\nB,A\n", "joins 'A' with B, but the table has them in test and train"),
+    ],
+)
+def test_errors_of_products_that_are_one(tmp_path, images, content, message):
+    (tmp_path / "same.csv").write_text(content)
+    rows = [{"product": p, "item": p, "images": ["x/1.jpg"], "split": s} for p, s in (("A", "train"), ("B", "test"))]
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path, rows, same=tmp_path / "same.csv")
+
+
 def test_products_that_are_shown_together_stay_together(tmp_path, images):
     """Each of 200 rooms shows five products of its own, which also have pages, and one of ten that many rooms show."""
     shown = {f"r{i}": [*(f"p{i}-{k}" for k in range(5)), f"q{i % 10}"] for i in range(200)}

@@ -44,27 +44,47 @@ def bootstrap_intervals(
         {"level", "resamples", "products": their number, "retrieval": {direction: {"r1": [low, high], …}, …},
         "retrieval_mean": {"mean_r1": [low, high], …}}.
     """
-    if not ranks:
-        return {"level": LEVEL, "resamples": resamples, "products": 0, "retrieval": {}, "retrieval_mean": {}}
     owners = {name: products[name][own.has_positive] for name, own in ranks.items()}
+    found = {"level": LEVEL, "resamples": resamples, "products": 0, "retrieval": {}, "retrieval_mean": {}}
+    if not ranks:
+        return found
+    values = {name: query_metrics(own) for name, own in ranks.items()}
+    metrics = bootstrap_means(values, owners, seed=seed, resamples=resamples)
+    overall = _bounds(np.mean(list(metrics.values()), axis=0))
+    return found | {
+        "products": len(np.unique(np.concatenate(list(owners.values())))),
+        "retrieval": {name: _bounds(means) for name, means in metrics.items()},
+        "retrieval_mean": {f"mean_{key}": bounds for key, bounds in overall.items()},
+    }
+
+
+def bootstrap_means(
+    values: Mapping[str, Float[np.ndarray, "_ n"]],
+    owners: Mapping[str, Int[np.ndarray, " _"]],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> dict[str, Float[np.ndarray, "resamples n"]]:
+    """Computes means over the queries of products drawn at random, the same ones for all groups of queries.
+
+    If products are few, a resample may draw no query of a group. Its NaN does not count in `interval`.
+
+    Args:
+        values: Values of each query, by group.
+        owners: Product of each query.
+        seed: Seed of the draws.
+        resamples: Number of resamples.
+    """
     every = np.unique(np.concatenate(list(owners.values())))
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(every), np.full(len(every), 1 / len(every)), size=resamples).astype(np.float64)
-    metrics = {}
-    for name, own in ranks.items():
-        sums, queries = _sums_by_product(query_metrics(own), np.searchsorted(every, owners[name]), len(every))
+    means = {}
+    for name, own in values.items():
+        sums, queries = _sums_by_product(own, np.searchsorted(every, owners[name]), len(every))
         total = (drawn @ queries)[:, None]
-        # If products are few, a resample may draw no query. Its NaN does not count in the bounds.
-        nothing = np.full((resamples, len(MEAN_METRICS)), np.nan)
-        metrics[name] = np.divide(drawn @ sums, total, out=nothing, where=total > 0)
-    overall = _bounds(np.mean(list(metrics.values()), axis=0))
-    return {
-        "level": LEVEL,
-        "resamples": resamples,
-        "products": len(every),
-        "retrieval": {name: _bounds(values) for name, values in metrics.items()},
-        "retrieval_mean": {f"mean_{key}": bounds for key, bounds in overall.items()},
-    }
+        nothing = np.full((resamples, own.shape[1]), np.nan)
+        means[name] = np.divide(drawn @ sums, total, out=nothing, where=total > 0)
+    return means
 
 
 def product_means(ranks: Mapping[str, Ranks], products: Mapping[str, Int64[np.ndarray, " Q"]]) -> dict[str, Metrics]:
@@ -89,6 +109,10 @@ def _sums_by_product(
     return sums, np.bincount(owners, minlength=products).astype(np.float64)
 
 
-def _bounds(values: Float[np.ndarray, "resamples metrics"]) -> dict[str, list[float]]:
-    low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return {key: [float(a), float(b)] for key, a, b in zip(MEAN_METRICS, low, high, strict=True)}
+def interval(means: Float[np.ndarray, "resamples n"]) -> Float[np.ndarray, "n 2"]:
+    """Returns the bounds of the 95% percentile interval of each column."""
+    return np.nanquantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0).T
+
+
+def _bounds(means: Float[np.ndarray, "resamples metrics"]) -> dict[str, list[float]]:
+    return dict(zip(MEAN_METRICS, interval(means).tolist(), strict=True))

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from cope_jax.evaluation.metrics.ranks import Ranks, nearest_negative_scores, pair_scores, ranks_between, ranks_within
+from cope_jax.evaluation.metrics.ranks import (
+    Ranks,
+    nearest_negative_scores,
+    pair_scores,
+    positive_pairs,
+    ranks_between,
+    ranks_within,
+)
 from data_prep.common.domains import direction_name, domain_pairs
 
 RECALLS = (1, 5, 10)
@@ -14,6 +21,9 @@ MEAN_METRICS = (*(f"r{k}" for k in RECALLS), "map", "ndcg10")  # means over quer
 BINS = 50  # of histograms
 NEGATIVES = 100_000  # random pairs; the standard error of a bin's share is at most 0.0016
 NEAREST_NEGATIVES = 500  # queries whose nearest negative is found
+LIMIT_QUERIES = 500  # queries that a limit of similarities is computed from
+DISMISSED = 0.05  # share of right first items below a limit
+MIN_RIGHT = 20  # right first items that a limit needs
 
 # Embeddings and product ids (padded with -1) of the items of each domain.
 Embeddings = Mapping[str, tuple[Float[np.ndarray, "_ _"], Int[np.ndarray, "_ _"]]]
@@ -145,6 +155,35 @@ def chance_curve(ranks: Ranks, limit: int) -> Float[np.ndarray, " limit"]:
     left = np.maximum(ranks.gallery - np.arange(limit), 1)
     missed = np.maximum(left - positives[:, None], 0) / left
     return 1 - queries @ missed.cumprod(axis=-1) / queries.sum()
+
+
+def similarity_limits(
+    queries: Mapping[str, tuple[str, Float[np.ndarray, "_ _"]]], embeddings: Embeddings, *, seed: int
+) -> dict[str, dict[str, float]]:
+    """Computes the similarities that 95% of right first items reach, by query and domain of the items.
+
+    Whatever is searched for, some item is first: one that is less similar than this is probably wrong. There is no
+    limit if fewer than MIN_RIGHT of the queries drawn find a right item first.
+
+    Args:
+        queries: For each name, the domain of its items and an embedding of each of them, zeros for those left out.
+        embeddings: Embeddings and products of the items to find; an item is not found for itself.
+        seed: Seed of the draw of up to LIMIT_QUERIES queries.
+    """
+    limits: dict[str, dict[str, float]] = {}
+    for name, (source, vectors) in queries.items():
+        chosen = np.flatnonzero(vectors.any(axis=-1))
+        drawn = np.random.default_rng(seed).choice(chosen, min(LIMIT_QUERIES, len(chosen)), replace=False)
+        for target, (gallery, products) in embeddings.items():
+            rows, found = positive_pairs(embeddings[source][1][drawn], products)
+            others = found != drawn[rows] if source == target else np.ones(len(found), bool)
+            best = np.full(len(drawn), -np.inf)
+            np.maximum.at(best, rows[others], pair_scores(vectors[drawn], gallery, rows[others], found[others]))
+            wrong = nearest_negative_scores(vectors[drawn], gallery, [found[rows == i] for i in range(len(drawn))])
+            right = best[np.isfinite(best) & ~(wrong >= best)]
+            if len(right) >= MIN_RIGHT:
+                limits.setdefault(name, {})[target] = float(np.quantile(right, DISMISSED))
+    return limits
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ SIDE = 96  # pixels of a picture
 FRAMES = 3  # frames of a query; other items show only the middle one
 TEXT = 300  # characters shown of a text
 MAX_BYTES = 7_500_000  # of pictures and texts; leaves room for the rest of a 10 MB page
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,17 @@ class QueryResult:
 
 
 def choose_queries(
-    items: Mapping[str, Items], ranks: Mapping[str, Ranks], *, seed: int, per_outcome: int = PER_OUTCOME
+    items: Mapping[str, Items],
+    ranks: Mapping[str, Ranks],
+    *,
+    seed: int,
+    per_outcome: int = PER_OUTCOME,
+    wanted: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, list[QueryResult]]:
-    """Chooses up to `per_outcome` worst misses, confusions, and random correct queries of each direction, in turns."""
+    """Chooses up to `per_outcome` worst misses, confusions, and random correct queries of each direction, in turns.
+
+    Queries `wanted`, given by their rows in the records, are chosen as well.
+    """
     chosen = {}
     for name, own in ranks.items():
         queries, best = np.flatnonzero(own.has_positive), own.best
@@ -60,11 +69,15 @@ def choose_queries(
         near = search(items, own, name, missed[per_outcome:][-CANDIDATES:])
         confused = sorted((result for result in near if result.confused), key=lambda result: result.gap)[:per_outcome]
         drawn = np.random.default_rng(seed).choice(correct, min(per_outcome, len(correct)), replace=False)
-        chosen[name] = _interleave(worst, confused, search(items, own, name, drawn))
+        rows = np.unique(np.array((wanted or {}).get(name, []), np.int64))
+        more = np.searchsorted(items[directions(items)[name][0]].rows, rows)
+        more = np.setdiff1d(more, [result.query for result in (*worst, *confused)])
+        chosen[name] = interleave(worst, confused, search(items, own, name, more), search(items, own, name, drawn))
     return chosen
 
 
-def _interleave(*lists: Sequence[QueryResult]) -> list[QueryResult]:
+def interleave(*lists: Sequence[T]) -> list[T]:
+    """Returns the elements of lists in turns."""
     return [result for turn in zip_longest(*lists) for result in turn if result is not None]
 
 
@@ -105,7 +118,7 @@ def gallery(
     """
     cards: dict[str, dict[str, Any]] = {}
     shown, size = [], 0
-    for result in _interleave(*chosen.values()):
+    for result in interleave(*chosen.values()):
         more = _cards(result, items, records, known=cards)
         size += sum(_size(card) - _size(cards.get(key)) for key, card in more.items())
         if size > limit:

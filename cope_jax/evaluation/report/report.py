@@ -1,7 +1,5 @@
 """Writes the report of an evaluated checkpoint: one HTML file with tables, curves, a map, and example queries."""
 
-import base64
-import hashlib
 from collections.abc import Mapping
 from itertools import chain, repeat
 from pathlib import Path
@@ -9,8 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from cope_jax.data.records import open_records
 from cope_jax.evaluation.evaluate_run import EmbeddedSplit, Evaluation, embeddings_of
@@ -18,21 +14,25 @@ from cope_jax.evaluation.metrics.bootstrap import first_product
 from cope_jax.evaluation.metrics.embedding_space import NEIGHBORS, neighbor_shares
 from cope_jax.evaluation.metrics.ranks import Ranks
 from cope_jax.evaluation.metrics.retrieval import Histograms, chance_curve, recall_curve, similarity_histograms
+from cope_jax.evaluation.report.failures import failure_tables, find_failures, missing_text
 from cope_jax.evaluation.report.pca_map import map_data
 from cope_jax.evaluation.report.query_gallery import CLOSE, PER_OUTCOME, choose_queries, gallery
+from cope_jax.evaluation.report.right_first import right_first_rows
 from cope_jax.evaluation.report.svg_charts import Axis, Chart, Curve, chart
 from cope_jax.evaluation.report.training_charts import training_charts
-from cope_jax.evaluation.result_tables import METRICS, describe_few_products, format_half, largest_categories
+from cope_jax.evaluation.result_tables import METRICS, describe_few_products, format_half
 from cope_jax.evaluation.results import baseline_name
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_file import load_config
 from data_prep.common.domains import DOMAINS, directions
 from data_prep.common.files import atomic_write
+from data_prep.common.html_pages import page_environment, render_page
 
 PAGES = Path(__file__).parent / "pages"
 # Classes of the marks of domains, in their order; the template has their shapes, the style sheet their colors.
 MARKS = ("page", "video", "live", "fourth", "fifth", "sixth", "seventh")
 CURVE_LENGTH = 100  # largest k of the curves of R@k
+FEW_PAIRS = 30  # pairs of the same product, of which a histogram would say little
 TICKS = (1, 2, 5, 10, 20, 50, 100)
 
 
@@ -51,34 +51,11 @@ def write_report(
 
 
 def render(contents: Mapping[str, Any]) -> str:
-    """Renders the template with its style sheet and script into one page that loads nothing.
-
-    All texts are escaped: values in the template by Jinja, those in the script's data by `tojson`. The script inserts
-    them as text nodes. If one slipped through, the browser still would not run it: the page's policy allows only
-    scripts and styles with the hashes of ours, and pictures embedded in the page.
-    """
-    environment = Environment(
-        loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": True, "separators": (",", ":"), "allow_nan": False}
-    environment.filters |= {"number": "{:,}".format, "share": "{:.3f}".format, "percent": percent, "half": format_half}
-    style, script = ((PAGES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{source_hash(style)}'; script-src '{source_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    template = environment.get_template("report.html.jinja")
-    return template.render(contents, style=Markup(style), script=Markup(script), policy=policy)
-
-
-def source_hash(source: str) -> str:
-    """Returns the hash of an inline script or style sheet for a content security policy."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
-
-
-def percent(share: float) -> str:
-    """Formats a share in percent, with a decimal if it is small: 0.734 → "73%", 0.0047 → "0.5%"."""
-    return f"{share:.0%}" if share >= 0.0995 or share == 0 else f"{share:.1%}"
+    """Renders the template with its style sheet and script into one page that loads nothing."""
+    environment = page_environment(PAGES)
+    environment.filters["half"] = format_half
+    files = {"styles": [PAGES / "report.css"], "script": PAGES / "report.js"}
+    return render_page(environment, "report.html.jinja", **files, **contents)
 
 
 def contents(
@@ -97,6 +74,8 @@ def contents(
         for name, (source, target) in directions(items).items()
         if name in ranks
     }
+    failures = find_failures(embedded.outcomes, items)
+    queries = choose_queries(items, ranks, seed=config.seed, wanted=failures.wanted_queries())
     return {
         "run": workdir.resolve().name,
         "step": evaluation.step,
@@ -117,11 +96,10 @@ def contents(
         "items": {domain: len(own.vectors) for domain, own in items.items()},
         "products": len(np.unique(np.concatenate([first_product(own.products) for own in items.values()]))),
         "frame_parts": parts(metrics["by_frames"]),
-        "category_parts": largest_categories(metrics),
         "text_parts": parts(metrics["by_text"])[::-1],
         "chance": {name: float(curve[0]) for name, curve in chance.items()},
         "recall": {name: _recall_chart(own, chance[name]) for name, own in ranks.items()},
-        "similarity": {name: _similarity_chart(own) for name, own in histograms.items()},
+        "similarity": {name: _similarity_chart(own, ranks[name].scores) for name, own in histograms.items()},
         "overlap": {name: own.overlap for name, own in histograms.items()},
         "training": training_charts(workdir, config),
         "neighbors": neighbor_shares(embeddings_of(items), seed=config.seed),
@@ -129,7 +107,10 @@ def contents(
         "per_outcome": PER_OUTCOME,
         "close": CLOSE,
         **map_data(items, records, seed=config.seed),
-        "gallery": gallery(choose_queries(items, ranks, seed=config.seed), items, records),
+        "gallery": gallery(queries, items, records),
+        "right_first": right_first_rows(embedded, metrics, baseline),
+        "missing_text": missing_text(embedded.outcomes),
+        **failure_tables(failures, records),
     }
 
 
@@ -170,7 +151,8 @@ def _recall_chart(ranks: Ranks, chance: np.ndarray) -> Chart:
     return chart("R@k", curves, x, Axis("share of queries", 0, 1))
 
 
-def _similarity_chart(histograms: Histograms) -> Chart:
+def _similarity_chart(histograms: Histograms, positives: np.ndarray) -> Chart:
+    """Histograms of similarities; few pairs of the same product are points instead."""
     edges = histograms.edges
     kinds = [
         ("different products", "negative", histograms.negatives, True),
@@ -179,6 +161,10 @@ def _similarity_chart(histograms: Histograms) -> Chart:
     ]
     steps = np.repeat(edges, 2)[1:-1]
     curves = [Curve(kind, style, steps, np.repeat(shares, 2), filled) for kind, style, shares, filled in kinds]
+    if len(positives) < FEW_PAIRS:
+        heights = np.full(len(positives), 0.03 * max(own.ys.max() for own in curves))
+        curves[1] = Curve("same product", "positive", positives, heights, points=True)
+        curves = [curves[0], curves[2], curves[1]]  # on top
     means = [f"{kind} {float(shares @ (edges[:-1] + edges[1:]) / 2):.2f}" for kind, _, shares, _ in kinds]
     highest = max(float(shares.max()) for _, _, shares, _ in kinds)
     x, y = Axis("cosine similarity", *edges[[0, -1]].tolist()), Axis("share of pairs", 0, highest)

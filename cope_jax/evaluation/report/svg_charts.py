@@ -8,6 +8,8 @@ import numpy as np
 
 WIDTH, HEIGHT = 340, 210  # pixels of a chart
 LEFT, TOP, RIGHT, BOTTOM = 54, 10, WIDTH - 12, HEIGHT - 38  # pixels of the plotting area
+DOT = 3.5  # pixels, radius of a point
+_CIRCLE = f"a{DOT} {DOT} 0 1 0 {2 * DOT} 0a{DOT} {DOT} 0 1 0 {-2 * DOT} 0"
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,14 @@ class Axis:
 
 @dataclass(frozen=True)
 class Curve:
-    """A named curve; `style` is its class in the style sheet."""
+    """A named curve, or points; `style` is its class in the style sheet."""
 
     name: str
     style: str
     xs: np.ndarray
     ys: np.ndarray
     filled: bool = False
+    points: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,13 @@ def chart(title: str, curves: Sequence[Curve], x: Axis, y: Axis, *, description:
 
 
 def svg_path(curve: Curve, x: Axis, y: Axis) -> str:
-    """Returns a curve as an SVG path, closed along the x axis if it is filled."""
+    """Returns a curve as an SVG path, closed along the x axis if it is filled. A single point is a dot."""
     if not len(curve.xs):
         return ""
     points = list(zip(x.fraction(curve.xs).tolist(), y.fraction(curve.ys).tolist(), strict=True))
+    if curve.points:
+        return "".join(f"M{_x_pixel(a) - DOT} {_y_pixel(b)}{_CIRCLE}" for a, b in points)
+    points *= 2 if len(points) == 1 else 1
     if curve.filled:
         points = [(points[0][0], 0), *points, (points[-1][0], 0)]
     return "M" + "L".join(f"{_x_pixel(a)} {_y_pixel(b)}" for a, b in points) + ("Z" if curve.filled else "")

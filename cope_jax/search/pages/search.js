@@ -57,16 +57,18 @@ function showChosen() {
   clear.hidden = !input.files.length;
 }
 
-async function search() {
+async function search(submitter) {
+  const shown = submitter?.name === "top" ? document.querySelectorAll(".hit").length : 0;
   results().setAttribute("aria-busy", "true");
   go.disabled = true;
   try {
-    const response = await fetch(form.action, { method: "POST", body: new FormData(form) });
+    const response = await fetch(form.action, { method: "POST", body: new FormData(form, submitter) });
     const page = new DOMParser().parseFromString(await response.text(), "text/html");
     const found = page.getElementById("results");
     if (!found) throw new Error(`the server answered ${response.status}`);
     results().replaceWith(document.adoptNode(found));
-    results().scrollIntoView({ block: "nearest" });
+    if (shown) document.querySelectorAll(".hit .more")[shown]?.focus();
+    else results().scrollIntoView({ block: "nearest" });
   } catch (error) {
     showProblem(`No response: ${error.message}. Is the server still running?`);
   } finally {
@@ -93,9 +95,21 @@ document.addEventListener("click", (event) => {
   pictures.classList.remove("several");
   pictures.replaceChildren(video);
 });
+// Shows a picture in a dialog; without scripts, its link opens it.
+const zoom = document.getElementById("zoom");
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a.zoom");
+  if (event.target === zoom) zoom.close();
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  const image = zoom.querySelector("img");
+  image.src = link.href;
+  image.alt = link.querySelector("img").alt;
+  zoom.showModal();
+});
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  search();
+  search(event.submitter);
 });
 document.getElementById("text").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {

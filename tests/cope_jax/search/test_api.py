@@ -102,7 +102,11 @@ def test_items_and_pictures_are_queries(client):
         ({"text": "kind 1", "where": "nothing = 1"}, 422, "nothing"),
         ({"text": ["kind 1", {}]}, 400, "text must be a text, a number or a list of texts."),
         ({"text": True}, 400, "text must be"),
-        ({"txt": "kind 1"}, 422, "Unknown field 'txt': choose among domain, text, mode, where, item, top, search."),
+        (
+            {"txt": "kind 1"},
+            422,
+            "Unknown field 'txt': choose among domain, text, mode, where, item, top, group, search.",
+        ),
         ({"text": "x" * 2001}, 413, "The text has 2001 characters: at most 2000."),
         ({"text": "x" * 64_001}, 413, "The query is too large: at most 64000 bytes."),
         ({"search": ["page"] * 41}, 400, "The query has 41 values: at most 40."),

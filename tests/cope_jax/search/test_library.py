@@ -1,6 +1,7 @@
 """Search results of the library, and the search command."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,26 @@ def shop(tmp_path_factory):
 
 def found(result) -> list[tuple[str, int]]:
     return [(hit.card.domain, hit.card.item_id) for hit in result.hits]
+
+
+def test_nothing_is_similar_below_the_limits(tmp_path):
+    """The page of another product has a similarity of 0, and words are never below."""
+    shop = make_shop(tmp_path)
+    for limits, similar in (({}, True), ({"page": {"page": 0.5}}, False), ({"page": {"page": -0.5}}, True)):
+        own = replace(shop, limits=limits | {"page.text": {"page": 1.5, "video": 1.5, "live": 1.5}} if limits else {})
+        assert own.search_item("page", 103, among=["page"]).similar == similar
+        assert own.search_own(ShopEmbedder(), "page", [], "kind 3", mode="dense").similar == (not limits)
+        assert own.search_own(ShopEmbedder(), "page", [], "kind 3").similar
+
+
+def test_an_item_without_text_has_the_title_of_its_product(tmp_path):
+    shop = make_shop(tmp_path)
+    items = shop.records.items["video"]
+    items[3] = replace(items[3], text="")
+    hits = shop.search_item("page", 103, among=["video"], top=1).hits
+    assert hits[0].card.text == ""
+    assert shop.title(hits[0].card) == "page of kind 3 红裙"
+    assert shop.title(shop.search_item("page", 104, among=["video"], top=1).hits[0].card) == "video of kind 4 红裙"
 
 
 def test_item_finds_its_product_but_not_itself(shop):

@@ -43,7 +43,8 @@ def until(page, css: str):
 
 def hits(page) -> list[str]:
     until(page, ".hit")
-    return [image.get_attribute("alt") for image in page.find_elements(By.CSS_SELECTOR, ".hit img:first-child")]
+    shown = page.find_elements(By.CSS_SELECTOR, ".hit .pictures > :first-child img")
+    return [image.get_attribute("alt") for image in shown]
 
 
 def test_typed_title_shows_results_in_place(page):
@@ -137,13 +138,29 @@ def test_more_like_this(page):
     assert "domain=video&item=101" in page.current_url
 
 
+def test_pictures_are_enlarged_and_more_hits_are_shown(page):
+    """Twelve hits follow six, and the focus is on the first new one."""
+    page.find_element(By.ID, "text").send_keys("kind 3", Keys.ENTER)
+    assert len(hits(page)) >= 6
+    until(page, ".hit a.zoom").send_keys(Keys.ENTER)
+    picture = until(page, "#zoom[open] img")
+    WebDriverWait(page, 20).until(lambda _: picture.get_property("naturalWidth") == 32)
+    assert picture.get_attribute("alt") == "page 103"
+    ActionChains(page).send_keys(Keys.ESCAPE).perform()
+    assert not page.find_elements(By.CSS_SELECTOR, "#zoom[open]")
+    until(page, "button.next").send_keys(Keys.ENTER)
+    WebDriverWait(page, 20).until(lambda _: len(page.find_elements(By.CSS_SELECTOR, ".hit")) == 12)
+    assert page.execute_script("return [...document.querySelectorAll('.more')].indexOf(document.activeElement)") == 6
+
+
 def test_keyboard_reaches_everything_and_pictures_have_texts(page):
     reached = []
-    for _ in range(10):
+    for _ in range(13):
         ActionChains(page).send_keys(Keys.TAB).perform()
         element = page.switch_to.active_element
         reached.append(element.get_attribute("id") or element.get_attribute("name") or element.tag_name)
-    assert reached == ["pictures", "text", "domain", "search", "search", "search", "mode", "where", "go", "a"]
+    search = ["domain", "search", "search", "search", "mode", "group", "where", "where"]
+    assert reached == ["pictures", "text", "item", *search, "go", "a"]
     assert all(image.get_attribute("alt") for image in page.find_elements(By.TAG_NAME, "img"))
     outline = page.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
@@ -159,7 +176,7 @@ def test_page_fits_the_screen_and_follows_the_color_scheme(page, size, dark):
         "return [document.documentElement.scrollWidth, getComputedStyle(document.body).backgroundColor]"
     )
     assert width <= size[0]
-    assert (ground == "rgb(21, 22, 26)") == dark
+    assert (ground == "rgb(18, 21, 26)") == dark
 
 
 def test_results_page_obeys_its_own_policy(page, tmp_path):

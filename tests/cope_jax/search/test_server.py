@@ -77,6 +77,39 @@ def test_filter_of_the_form(client, mode):
     assert "category = &#39;C&#39; or price &lt; 5" in response.text
 
 
+def test_filters_of_the_form_are_combined(client):
+    response = send(client, text="kind 1", search=["page"], where=["\"category\" = 'C'", "", "price > 45"])
+    assert re.findall(r'<li class="hit.*?alt="page (\d+)"', response.text, re.S) == ["105"]
+    assert '<option value="&#34;category&#34; = &#39;C&#39;">C</option>' in response.text  # but no prices to choose
+
+
+def test_each_product_once(client):
+    response = send(client, text="kind 1", group="product")
+    found = re.findall(r'<li class="hit.*?product (\d+)<', response.text, re.S)
+    assert len(found) == len(set(found)) == 3
+    assert send(client, text="kind 1", group="domain").status_code == 422
+
+
+def test_an_item_is_found_by_its_id_in_the_form(client):
+    assert "page 104" in send(client, item="104").text
+    assert problem_of(send(client, item="104", text="kind 1")).startswith("An item is one query")
+
+
+def test_results_say_how_long_they_took_and_lead_to_more(client):
+    page = client.get("/", params={"domain": "page", "item": 103, "top": 4}).text
+    assert re.search(r"4 items among the pages, the videos, the lives, in \d+\.\d\d s", page)
+    assert 'href="/?domain=page&amp;item=103&amp;top=7&amp;search=page' in page
+    assert "Show more" not in client.get("/", params={"domain": "page", "item": 103, "top": 100}).text
+
+
+def test_pictures_of_items_are_sent_in_full(client):
+    response = client.get("/picture", params={"domain": "video", "item": 103, "number": 2})
+    assert response.headers["content-type"] == "image/jpeg"
+    assert Image.open(io.BytesIO(response.content)).size == (32, 24)
+    for values in ({"number": "3"}, {"number": "x"}, {"item": "99", "number": "0"}):
+        assert client.get("/picture", params={"domain": "video", "item": 103} | values).status_code == 404
+
+
 def test_search_by_item_in_the_address(client):
     response = client.get("/", params={"domain": "video", "item": 104, "search": "page"})
     assert 'alt="page 104"' in response.text

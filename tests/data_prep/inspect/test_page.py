@@ -56,14 +56,18 @@ def test_the_page_shows_products_and_escapes_all_texts(own_small, tmp_path):
     page = out.read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&amp;" in page
-    assert re.findall("<h3>product (.*)</h3>", page) == ["0", "20", "40", "501"]
-    of_each = [re.findall(rf"<th>{domain}: (\d+) of (\d+)</th>", page) for domain in ("page", "video", "live")]
+    assert re.findall("<h4>product (.*)</h4>", page) == ["0", "20", "40", "501"]
+    found = r"{}</span> <small>(\d+) of (\d+) items"
+    of_each = [re.findall(found.format(domain), page) for domain in ("page", "video", "live")]
     items = page.count('<div class="item">')
     assert items == sum(int(number) for found in of_each for number, _ in found) > 6
     shown = re.findall('base64,([^"]+)"', page)
     assert len(shown) > 20
     assert {Image.open(io.BytesIO(base64.b64decode(image))).size for image in shown} == {(11, 9)}
-    assert page.count("<svg") == page.count("</svg>") == 2 * (3 * 6 + 3)
+    constant = page.count('<p class="always">always')
+    assert page.count("<svg") + constant == 2 * (3 * 6 + 3)
+    assert '<figcaption>page: width</figcaption>\n<p class="always">always <b>11</b></p>' in page
+    assert f"<h1>{(tmp_path / 'data').name}</h1>" in page
 
 
 def test_the_page_loads_and_runs_nothing(own_small, tmp_path):
@@ -71,16 +75,18 @@ def test_the_page_loads_and_runs_nothing(own_small, tmp_path):
     for item in own_small.splits["test"]["page"]:
         item.text = hostile
     own_small.build(own_small.write(tmp_path), tmp_path / "data")
-    page = render(f"rope in {hostile}", inspect(tmp_path / "data", items=0, products=1, processes=1))
+    splits = inspect(tmp_path / "data", items=0, products=1, processes=1)
+    page = render(tmp_path / hostile.replace("/", ""), splits)
     policy, style = re.findall('Content-Security-Policy" content="(.*?)"|<style>(.*?)</style>', page, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
     assert html.unescape(policy[0]) == (
         f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
     tags = re.findall("<[a-z][^>]*>", page)
-    assert not [tag for tag in tags if re.search(r"\son\w+=|\sstyle=|\shref=|<script", tag)]
+    assert not [tag for tag in tags if re.search(r"\son\w+=|\sstyle=|\shref=\"(?!#|data:,)|<script", tag)]
     assert {tag.partition("base64,")[0] for tag in tags if tag.startswith("<img")} == {'<img src="data:image/jpeg;'}
-    assert page.count("&lt;/style&gt;&lt;img src=x onerror=alert(1)&gt;") == 3  # title, heading, text
+    assert page.count("&lt;/style&gt;&lt;img src=x onerror=alert(1)&gt;") == 1  # text
+    assert page.count("&lt;style&gt;&lt;img src=x onerror=alert(1)&gt;") == 3  # title, heading, folder
 
 
 def test_photos_are_shown_upright():
@@ -112,6 +118,7 @@ def test_bars_include_every_value():
     histogram = Histogram({3: 5, 4: 10, 900: 1})
     bars = plot("x", histogram)["bars"]
     counts = [int(bar["label"].split(": ")[1]) for bar in bars]
+    assert [bar["label"] for bar in plot("y", Histogram({7: 1200, 8: 300}))["bars"]] == ["7: 1,200", "8: 300"]
     assert sum(counts) == histogram.total()
     assert max(bar["height"] for bar in bars) == 80
     assert plot("empty", Histogram())["bars"] == []

@@ -1,5 +1,5 @@
 "use strict";
-// The gallery and the maps. Texts from the data are inserted only as text nodes and attributes, never as HTML.
+// The gallery, the tables of failures, and the maps. Texts from the data are inserted only as text nodes and attributes, never as HTML.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const PAGE = 12;
@@ -41,17 +41,58 @@
     return node;
   }
 
+  // Pairs of products that are marked as one. They stay in this browser; without storage, until the page is closed.
+  const STORE = `cope-duplicates-${data.fingerprint}`;
+  const pairKey = (a, b) => [a, b].sort().join("\t");
+  const marks = new Set();
+  try {
+    JSON.parse(localStorage.getItem(STORE) || "[]").forEach((pair) => marks.add(pair));
+  } catch { /* no storage */ }
+
+  function sameButton(a, b) {
+    const button = make("button", "same small", "Same product");
+    button.type = "button";
+    Object.assign(button.dataset, { a, b });
+    button.setAttribute("aria-label", `Products ${a} and ${b} are the same product`);
+    button.setAttribute("aria-pressed", marks.has(pairKey(a, b)));
+    return button;
+  }
+
+  function showMarks() {
+    const status = document.getElementById("marked");
+    if (!status) return;
+    status.textContent = marks.size ? `${marks.size} ${marks.size === 1 ? "pair is" : "pairs are"} marked as one product.` : "No pairs are marked.";
+    for (const id of ["export", "unmark"]) document.getElementById(id).hidden = !marks.size;
+    document.querySelectorAll("button.same").forEach((button) => button.setAttribute("aria-pressed", marks.has(pairKey(button.dataset.a, button.dataset.b))));
+    try {
+      localStorage.setItem(STORE, JSON.stringify([...marks]));
+    } catch { /* no storage */ }
+  }
+
+  function download(name, content) {
+    const link = make("a");
+    link.href = URL.createObjectURL(new Blob([content], { type: "text/csv" }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+
+  const csvCell = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+
   // A result: rank and score, whether it is right (as a word and by its border), picture, id, and text.
-  function tile(key, { tag = "li", place, score, right, best = false }) {
+  function tile(key, { tag = "li", place, score, right, best = false, product }) {
     const item = data.items[key];
     const mark = make("span", "mark", right ? "✓ right" : "✗ wrong");
     const head = make("div", "place", make("span", "", place), make("span", "", score.toFixed(3)));
-    return make(tag, `tile ${right ? "right" : "wrong"}${best ? " best" : ""}`, head, mark, middle(item), make("p", "what", describe(item)), text(item));
+    const node = make(tag, `tile ${right ? "right" : "wrong"}${best ? " best" : ""}`, head, mark, middle(item), make("p", "what", describe(item)), text(item));
+    if (!right && product !== undefined && item.products.length) node.append(sameButton(product, item.products[0]));
+    return node;
   }
 
   function hitList(answer) {
     const list = make("ol", "hits");
-    answer.hits.forEach(([key, score, right], i) => list.append(tile(key, { place: `#${i + 1}`, score, right })));
+    const [product] = data.items[answer.query].products;
+    answer.hits.forEach(([key, score, right], i) => list.append(tile(key, { place: `#${i + 1}`, score, right, product: i < answer.rank - 1 ? product : undefined })));
     const [key, score] = answer.best;
     if (answer.rank > answer.hits.length) list.append(tile(key, { place: `#${answer.rank}`, score, right: true, best: true }));
     return list;
@@ -61,7 +102,7 @@
     const [key, score, right] = answer.hits[0];
     const [bestKey, bestScore] = answer.best;
     const sides = make("ul", "hits duel",
-      tile(key, { place: "first result", score, right }),
+      tile(key, { place: "first result", score, right, product: data.items[answer.query].products[0] }),
       tile(bestKey, { place: `right answer, #${answer.rank}`, score: bestScore, right: true }));
     const all = make("details", "", make("summary", "", "All results"), hitList(answer));
     return make("div", "", sides, all);
@@ -84,7 +125,10 @@
     const pictures = make("div", "pictures", ...(item.frames.length ? item.frames.map((_, i) => picture(item, i)) : [picture(item, 0)]));
     const query = make("div", "query", pictures, make("p", "what", describe(item)), text(item));
     const found = answer.confused ? duel(answer) : hitList(answer);
-    const node = make("article", "card", make("header", "", verdict(answer), title, make("small", "", outcome(answer))), make("div", "answer", query, found));
+    const link = make("button", "small link", "Copy link");
+    link.type = "button";
+    link.dataset.id = answer.id;
+    const node = make("article", "card", make("header", "", verdict(answer), title, make("small", "", outcome(answer)), link), make("div", "answer", query, found));
     node.tabIndex = -1;
     return node;
   }
@@ -97,18 +141,39 @@
     }).join("\n").toLowerCase();
   }
 
-  const answers = data.answers.map((answer) => ({ ...answer, words: searchable(answer) }));
+  const answers = data.answers.map((answer) => ({ ...answer, id: `${answer.direction}/${answer.query}`, words: searchable(answer) }));
   const form = document.getElementById("controls");
   const cards = document.getElementById("cards");
   const more = document.getElementById("more");
   const count = document.getElementById("count");
+  const only = document.getElementById("only");
   let chosen = [];
+  let address = new URLSearchParams();  // what the part of the address after # shows alone: a query, product or pair
+
+  const productsOf = (key) => data.items[key].products;
+
+  function inAddress(answer) {
+    if (address.has("query")) return answer.id === address.get("query");
+    const own = productsOf(answer.query), found = productsOf(answer.hits[0][0]);
+    if (address.has("product")) return [...own, ...found].includes(address.get("product"));
+    if (!address.has("pair")) return true;
+    const [a, b] = address.get("pair").split("\t");
+    return (own.includes(a) && found.includes(b)) || (own.includes(b) && found.includes(a));
+  }
+
+  function describeAddress() {
+    if (address.has("query")) return "One query is shown.";
+    if (address.has("product")) return `Queries of product ${address.get("product")}, and others that find it first, are shown.`;
+    return `Queries of the pair ${address.get("pair").replace("\t", " and ")} are shown.`;
+  }
 
   function matches(answer, { direction, outcome, words }) {
+    if (!inAddress(answer)) return false;
     if (direction && answer.direction !== direction) return false;
     if (outcome === "right" && answer.rank !== 1) return false;
     if (outcome === "wrong" && answer.rank === 1) return false;
     if (outcome === "confused" && !answer.confused) return false;
+    if (outcome === "notext" && data.items[answer.query].text) return false;
     return words.toLowerCase().split(/\s+/).every((word) => answer.words.includes(word));
   }
 
@@ -125,15 +190,70 @@
   function filter() {
     const wanted = Object.fromEntries(new FormData(form));
     chosen = answers.filter((answer) => matches(answer, wanted));
-    if (wanted.outcome === "confused") chosen.sort((a, b) => a.gap - b.gap);
+    const missed = (answer) => (answer.rank > 1 ? answer.gap : Infinity);
+    if (wanted.order === "closest") chosen.sort((a, b) => missed(a) - missed(b));
+    if (wanted.order === "product") chosen.sort((a, b) => collator.compare(productsOf(a.query).join(), productsOf(b.query).join()));
     cards.replaceChildren();
     showMore();
   }
 
+  // Shows what the address names; the form's own filters start over.
+  function followAddress() {
+    address = new URLSearchParams(location.hash.slice(1));
+    const outcome = address.get("outcome"), isOnly = ["query", "product", "pair"].some((name) => address.has(name));
+    if (!outcome && !isOnly && only.hidden && cards.childElementCount) return;  // another part of the page
+    only.hidden = !isOnly;
+    if (isOnly || outcome) form.reset();
+    if (isOnly) only.firstElementChild.textContent = describeAddress();
+    if (outcome) form.elements.outcome.value = outcome;
+    filter();
+    if (isOnly || outcome) document.getElementById("gallery").scrollIntoView();
+  }
+
+  const collator = new Intl.Collator(undefined, { numeric: true });
+
+  // Titles of columns sort their tables; a cell counts by its number, or its text.
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const titles = [...table.querySelectorAll("thead th")];
+    titles.slice(0, 4).forEach((title, column) => {
+      const button = make("button", "", title.textContent);
+      button.type = "button";
+      title.replaceChildren(button);
+      button.addEventListener("click", () => {
+        const order = title.getAttribute("aria-sort") === "descending" ? "ascending" : "descending";
+        titles.forEach((other) => other.removeAttribute("aria-sort"));
+        title.setAttribute("aria-sort", order);
+        const body = table.tBodies[0], sign = order === "ascending" ? 1 : -1;
+        const value = (row) => row.cells[column].querySelector("[aria-pressed]")?.getAttribute("aria-pressed") ?? row.cells[column].textContent.trim().replace(/(\d),(?=\d{3})/g, "$1");
+        body.append(...[...body.rows].sort((a, b) => sign * collator.compare(value(a), value(b))));
+      });
+    });
+  }
+
+  document.addEventListener("click", ({ target }) => {
+    const same = target.closest("button.same"), link = target.closest("button.link");
+    if (same) {
+      const key = pairKey(same.dataset.a, same.dataset.b);
+      if (!marks.delete(key)) marks.add(key);
+      showMarks();
+    } else if (link) {
+      const url = `${location.href.split("#")[0]}#${new URLSearchParams({ query: link.dataset.id })}`;
+      navigator.clipboard?.writeText(url).catch(() => {});
+      history.replaceState(null, "", url);  // to copy it from the address bar
+      link.textContent = "Link copied";
+    }
+  });
+  document.getElementById("export")?.addEventListener("click", () => {
+    const rows = [...marks].map((pair) => pair.split("\t").map(csvCell).join(","));
+    download("duplicates.csv", ["product,same_as", ...rows, ""].join("\n"));
+  });
+  document.getElementById("unmark")?.addEventListener("click", () => { marks.clear(); showMarks(); });
+  window.addEventListener("hashchange", followAddress);
   form.addEventListener("input", filter);
   form.addEventListener("submit", (event) => event.preventDefault());
   more.addEventListener("click", () => showMore()?.focus());
-  filter();
+  followAddress();
+  showMarks();
 
   // All maps have the same items in the same order, so selecting an item on one shows it on all.
   const maps = [...document.querySelectorAll(".map")].map((svg) => ({

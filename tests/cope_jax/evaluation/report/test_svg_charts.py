@@ -29,6 +29,16 @@ def test_filled_curves_end_on_the_x_axis():
     assert drawn.lines[0][2].endswith(f"L{drawn.right:.1f} {drawn.bottom:.1f}Z")
 
 
+def test_points_and_a_single_point_are_visible():
+    x, y = Axis("x", 0, 1), Axis("y", 0, 1)
+    points = svg_path(Curve("pairs", "positive", np.array([0.0, 1]), np.array([0, 0]), points=True), x, y)
+    assert points.count("M") == 2
+    assert points.count("a3.5 3.5") == 4
+    single = svg_path(Curve("loss", "main", np.array([0.0]), np.array([1])), x, y)
+    start, end = single.removeprefix("M").split("L")
+    assert start == end
+
+
 def test_logarithmic_axes():
     assert Axis("k", 1, 100, log=True, ticks=(1, 10, 100)).labeled_ticks() == [
         (pytest.approx(0), "1"),
