@@ -77,6 +77,7 @@ async function search(submitter) {
   }
 }
 
+if (document.querySelector(".result")) results().scrollIntoView();  // the form may fill the screen
 input.addEventListener("change", showChosen);
 clear.addEventListener("click", () => {
   input.value = "";
@@ -102,9 +103,8 @@ document.addEventListener("click", (event) => {
   if (event.target === zoom) zoom.close();
   if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
-  const image = zoom.querySelector("img");
-  image.src = link.href;
-  image.alt = link.querySelector("img").alt;
+  zoom.querySelector("img")?.remove();
+  zoom.append(Object.assign(document.createElement("img"), { src: link.href, alt: link.querySelector("img").alt }));
   zoom.showModal();
 });
 form.addEventListener("submit", (event) => {
