@@ -44,7 +44,8 @@ class Outcomes:
 
 def query_outcomes(items: Mapping[str, Items], ranks: Mapping[str, Ranks]) -> dict[str, Outcomes]:
     """Finds the nearest item of each query that has a positive, by direction; `ranks` has these queries."""
-    return {name: _outcomes(*map(items.__getitem__, directions(items)[name]), own) for name, own in ranks.items()}
+    pairs = directions(items)
+    return {name: _outcomes(items[pairs[name][0]], items[pairs[name][1]], own) for name, own in ranks.items()}
 
 
 def _outcomes(source: Items, target: Items, ranks: Ranks) -> Outcomes:

@@ -175,6 +175,8 @@ def similarity_limits(
         chosen = np.flatnonzero(vectors.any(axis=-1))
         drawn = np.random.default_rng(seed).choice(chosen, min(LIMIT_QUERIES, len(chosen)), replace=False)
         for target, (gallery, products) in embeddings.items():
+            if not len(gallery):
+                continue
             rows, found = positive_pairs(embeddings[source][1][drawn], products)
             others = found != drawn[rows] if source == target else np.ones(len(found), bool)
             best = np.full(len(drawn), -np.inf)
