@@ -130,8 +130,9 @@ def plot(title: str, histogram: Histogram) -> dict[str, Any]:
     """Returns the bars of a histogram; the last one includes all values above the 95th percentile."""
     found = describe(histogram)
     low = min(histogram, default=0)
-    width = max(1, math.ceil((found.high - low + 1) / BARS))
-    count = (found.high - low) // width + 1
+    top = found.high if found.high > low else found.maximum  # nearly all values may be alike
+    width = max(1, math.ceil((top - low + 1) / BARS))
+    count = (top - low) // width + 1
     heights = np.zeros(count)
     for value, occurrences in histogram.items():
         heights[min((value - low) // width, count - 1)] += occurrences
@@ -146,7 +147,7 @@ def plot(title: str, histogram: Histogram) -> dict[str, Any]:
         for i, height in enumerate(heights)
         if height
     ]
-    high = f"{found.high} or more, up to {found.maximum}" if found.maximum > found.high else str(found.high)
+    high = f"{top} or more, up to {found.maximum}" if found.maximum > top else str(top)
     return {"title": title, "bars": bars, "low": low, "high": high}
 
 

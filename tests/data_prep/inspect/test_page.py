@@ -121,4 +121,5 @@ def test_bars_include_every_value():
     assert [bar["label"] for bar in plot("y", Histogram({7: 1200, 8: 300}))["bars"]] == ["7: 1,200", "8: 300"]
     assert sum(counts) == histogram.total()
     assert max(bar["height"] for bar in bars) == 80
+    assert len(plot("z", Histogram({77: 99, 96: 1}))["bars"]) == 2  # not "always 77"
     assert plot("empty", Histogram())["bars"] == []
