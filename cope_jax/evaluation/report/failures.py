@@ -61,13 +61,15 @@ class Failures:
 def find_failures(outcomes: Mapping[str, Outcomes], domains: Mapping[str, object]) -> Failures:
     """Collects the misses of all directions."""
     failures = Failures(defaultdict(_Queries), Counter(), defaultdict(list), {})
+    for name, own in outcomes.items():  # of the first domain, such as pages, where there is one
+        for query, product in zip(own.query.tolist(), own.product.tolist(), strict=True):
+            failures.items.setdefault(product, (directions(domains)[name][0], query))
     for name, own in outcomes.items():
-        source, target = directions(domains)[name]
+        target = directions(domains)[name][1]
         columns = (own.query, own.product, own.rank, own.nearest, own.nearest_product)
         for query, product, rank, nearest, other in zip(*(column.tolist() for column in columns), strict=True):
             queries = failures.products[product]
             queries.count += 1
-            failures.items.setdefault(product, (source, query))
             if rank == 1 or other < 0:
                 continue
             failures.items.setdefault(other, (target, nearest))
