@@ -106,9 +106,9 @@ def build_table_catalog(
         used = _load_table(con, table, test_fraction, domains, joined, rejected)
         if same:
             _check_splits(con, same, joined)
-            missing = len(joined.keys() - used)
-            note = f"; {missing:,} not in the table" if missing else ""
-            report(f"{same.name}: {len(used & joined.keys()):,} products joined with others{note}")
+            missing = len(joined) - len(used)
+            note = f"; not in the table: {missing:,}" if missing else ""
+            report(f"{same.name}: products joined with others: {len(used):,}{note}")
         kinds = domains or _domain_kinds(con)
         if images:
             _check_images(con, images, report)

@@ -211,7 +211,7 @@ def test_products_that_are_one_are_joined(tmp_path, images):
     assert joined == {"iA": {"A"}, "iB": {"A"}, "iC": {"A"}, "iD,1": {"D,1"}, "iE": {"D,1"}, "iF": {"F"}}
     items = [item for split in catalog.splits for item in catalog.items(split, "page")]
     assert sorted(json.loads(item.payload)["product"] for item in items) == [["A"]] * 3 + [["D,1"]] * 2 + [["F"]]
-    assert "duplicates.csv: 3 products joined with others; 1 not in the table" in lines
+    assert "duplicates.csv: products joined with others: 3; not in the table: 1" in lines
     with pytest.raises(ValueError, match="of another source \\(same differ\\)"):
         build_table_catalog(table, images, tmp_path / "catalog")
 
