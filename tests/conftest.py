@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -36,17 +36,22 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+# Modules are compiled once, not at each start of a process.
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
+
 # No hub: some settings depend on what is in its cache or can be downloaded.
 os.environ |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": os.path.abspath(".cache/hub")}
 
 import jax
 import pytest
 from absl import flags
+from filelock import FileLock
 from jaxtyping import install_import_hook
 
 # Check shapes and types in each call to these packages. Installed before they are imported for the first time.
 install_import_hook(["cope_jax.models", "cope_jax.losses", "cope_jax.evaluation.metrics"], "beartype.beartype")
 
+sys.dont_write_bytecode = False
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if os.environ["COPE_TEST_PLATFORM"] != "cpu":
     jax.config.update("jax_default_matmul_precision", "highest")  # otherwise products of float32 are less precise
@@ -72,6 +77,11 @@ def pytest_collection_modifyitems(items):
     """Moves the files with the most slow tests to the front, so that none is left for a single worker at the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish():
+    """Exempts what was imported until now from garbage collection."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -290,6 +300,32 @@ def run_sh(start_run_sh):
         return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory, worker_id):
+    """A function that returns a folder, not to be changed, which the first of pytest's workers to need it makes."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base if worker_id == "master" else base.parent) / "shared"
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        with FileLock(shared.with_name(f"{name}.lock")):
+            if not (shared / name).exists():
+                make(shared / name)
+        return shared / name
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def demo_root(run_sh, make_once):
+    """The folder of a tiny demo that ran to its end; it must not be changed."""
+
+    def run(root: Path) -> None:
+        done = run_sh("demo", f"--root={root}", *TINY_DEMO)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return make_once("demo", run)
 
 
 @pytest.fixture

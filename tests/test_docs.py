@@ -5,6 +5,9 @@ import io
 import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tarfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +25,7 @@ from cope_jax.__main__ import COMMANDS as COPE_COMMANDS
 from data_prep.synthetic.release import write_release
 from data_prep.synthetic.videos import encode
 from tests.conftest import ENVIRONMENT, TINY_DEMO, TINY_RUN, write_siglip2
+from tests.forks import command_runner
 from tests.hub import TOKEN, StandInHub
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +45,8 @@ def code_blocks(language: str) -> list[str]:
 COMMANDS = list(
     dict.fromkeys(line.split("  #")[0].strip() for block in code_blocks("bash") for line in block.splitlines())
 )
+# The first command line of each command is run by ./run.sh; the others skip the imports, which are the same.
+FIRST = {command.split()[1]: command for command in reversed(COMMANDS)}.values()
 EXAMPLES = code_blocks("python")
 SIGLIP2 = "google/siglip2-base-patch16-224"
 SHORT_RUN = [word for word in TINY_RUN if ".train." in word or ".eval." in word or "warmup" in word]
@@ -158,6 +164,12 @@ class QuietHandler(SimpleHTTPRequestHandler):
         """Logs nothing."""
 
 
+class ImageServer(ThreadingHTTPServer):
+    """A server that many connections can wait for."""
+
+    request_queue_size = 128
+
+
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     """The folder that stands in for the user's, with the input data, and a server of ROPE's images."""
@@ -171,7 +183,7 @@ def places(tmp_path_factory):
     write_siglip2(folder / "siglip2")
     (folder / "runs").mkdir()
     (folder / "runs/rope_sigmoid").symlink_to("rope")
-    images = ThreadingHTTPServer(("localhost", 0), partial(QuietHandler, directory=release / "images"))
+    images = ImageServer(("localhost", 0), partial(QuietHandler, directory=release / "images"))
     with images, StandInHub() as hub:
         for server in (images, hub):
             Thread(target=server.serve_forever, daemon=True).start()
@@ -200,7 +212,7 @@ def words_of(command: str, places: dict[str, str]) -> list[str]:
     if words[0] == "download":
         return [*words, f"--url_prefix={places['server']}", "--rate=2000"]
     if words[0] == "test":
-        return [*words, "tests/data_prep/common/test_domains.py"]
+        return [*words, "--numprocesses=0", "tests/data_prep/common/test_domains.py"]
     if "--dry_run" in words:
         nothing = ["--config.data.data_dir=/nowhere", "--config.data.tokenizer=nobody/nothing"]
         return [*words, *TINY_RUN, "--config.train.batch_size=16", *nothing]
@@ -225,12 +237,25 @@ def local_hub(places: dict[str, str]) -> dict[str, Any]:
     return {"cwd": places["folder"], "env": ENVIRONMENT | hub}
 
 
+@pytest.fixture(scope="module")
+def run_forked(tmp_path_factory):
+    """A function that runs a command with arguments in a fork of a process that has imported its modules."""
+    with command_runner(tmp_path_factory.mktemp("forks"), ENVIRONMENT) as run:
+        yield run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "--distributed" not in command])
-def test_command_of_the_docs_runs(run_sh, places, command):
+def test_command_of_the_docs_runs(run_sh, run_forked, demo_root, places, command):
     """Runs the commands in the order of the pages: later ones use what earlier ones wrote."""
-    uses_hub = re.search(" (mteb|push) --", command)
-    done = run_sh(*words_of(command, places), **(local_hub(places) if uses_hub else {}))
+    if command == "./run.sh demo":
+        shutil.copytree(demo_root, places["folder"], dirs_exist_ok=True)
+        return
+    words = words_of(command, places)
+    if re.search(" (mteb|push) --", command):
+        done = run_sh(*words, **local_hub(places))
+    else:
+        done = run_sh(*words) if command in FIRST else run_forked(*words)
     assert done.returncode == 0, done.stdout + done.stderr
     if " mteb " in command:
         assert "ABOI2VRetrieval test default: hit_rate_at_1 " in done.stdout

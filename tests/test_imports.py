@@ -198,6 +198,7 @@ print(json.dumps(outputs))
 """
 
 
+@pytest.mark.slow
 def test_every_command_explains_itself():
     outputs = json.loads(python(HELP_PROGRAM, **{PURGE_DELAY: "0"}))  # so that training does not restart the process
     assert outputs.keys() == COMMANDS.keys()

@@ -34,7 +34,7 @@ def run_until(moment, start_run_sh, root, log, *, gently: bool) -> int | None:
     with log.open("w") as file:
         process = start_run_sh("demo", f"--root={root}", *TINY_DEMO, stdout=file, stderr=subprocess.STDOUT)
     while process.poll() is None and not moment(root, log.read_text()):
-        time.sleep(0.005)
+        time.sleep(0.02)
     if process.poll() is not None:
         return None
     if gently:
@@ -59,20 +59,18 @@ def demo(start_run_sh, run_sh, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_an_interrupted_demo_resumes_to_the_same_results(demo, run_sh, tmp_path):
+def test_an_interrupted_demo_resumes_to_the_same_results(demo, demo_root):
     root, codes, _ = demo
     assert list(codes.values()) == [-signal.SIGKILL, -signal.SIGKILL, STOPPED, -signal.SIGKILL]
-    uninterrupted = run_sh("demo", f"--root={tmp_path}", *TINY_DEMO)
-    assert uninterrupted.returncode == 0, uninterrupted.stdout + uninterrupted.stderr
     lines, others = (
         [json.loads(line) for line in (place / "runs/demo/metrics.jsonl").read_text().splitlines()]
-        for place in (root, tmp_path)
+        for place in (root, demo_root)
     )
     assert [line["step"] for line in lines] == [3, 6, 9, 12]
     assert lines == others
     for step in (0, 12):
         metrics, other = (
-            json.loads((place / f"runs/demo/eval/{step}/metrics.json").read_text()) for place in (root, tmp_path)
+            json.loads((place / f"runs/demo/eval/{step}/metrics.json").read_text()) for place in (root, demo_root)
         )
         assert metrics["retrieval"] == other["retrieval"]
         assert metrics["few_shot"] == other["few_shot"]
@@ -160,6 +158,7 @@ def test_user_errors_are_reported_in_one_sentence(run_sh, words, message, tmp_pa
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_an_unknown_field_of_the_config_suggests_a_similar_one(run_sh, tmp_path):
     done = run_sh("train", "--config=configs/demo.py", f"--workdir={tmp_path}", "--config.train.batch_sise=3")
     assert done.returncode != 0
@@ -181,12 +180,12 @@ def test_help_lists_the_same_commands_as_cope(run_sh):
     }
 
 
-# Used as Python: records its arguments, copies itself into a new environment, and takes a second to install nothing.
+# Used as Python: records its arguments, copies itself into a new environment, and takes a while to install nothing.
 FAKE_PYTHON = """#!/bin/sh
 echo "$@${PIP_DEST:+ to $PIP_DEST}${PIP_NO_INDEX:+ from $PIP_FIND_LINKS}" >>"$CALLS"
 case "$*" in
   *"-m venv"*) for venv; do :; done; mkdir -p "$venv/bin"; cp "$0" "$venv/bin/python" ;;
-  *"pip install -r"*) sleep 1 ;;
+  *"pip install -r"*) sleep "${INSTALL_SECONDS:-0}" ;;
 esac
 """
 
@@ -233,7 +232,7 @@ def locked_packages(checkout: Path) -> set[str]:
 
 
 def test_one_of_several_simultaneous_calls_installs(start_fresh, tmp_path):
-    calls = [start_fresh("eval")]
+    calls = [start_fresh("eval", INSTALL_SECONDS="1")]
     while not installed(tmp_path):
         time.sleep(0.01)
     calls += [start_fresh("compare"), start_fresh("embed")]
@@ -273,6 +272,7 @@ def user_folder(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_paths_are_relative_to_the_folder_of_the_user(run_sh, user_folder):
     program = user_folder / "link to run.sh"
     words = ("--train_products=8", "--test_products=8", "--image_side=32")
@@ -293,6 +293,15 @@ def test_a_config_of_the_user_that_fails_is_named_with_its_line(run_sh, user_fol
     done = run_sh("train", "--config=configs/own.py", "--workdir=run", cwd=user_folder)
     assert done.returncode == 1
     assert done.stderr == "train: configs/own.py, line 4: NameError: name 'undefined' is not defined\n"
+
+
+def test_every_command_gets_its_arguments(start_fresh, tmp_path):
+    python = str(tmp_path / "bin/python3")
+    words = [[*name.split(), str(tmp_path), "--a b"] for name in COMMANDS]
+    for call in [start_fresh(*each, COPE_PYTHON=python) for each in words]:
+        call.communicate(timeout=60)
+        assert call.returncode == 0
+    assert sorted(recorded_calls(tmp_path)) == sorted(f"-m cope_jax {' '.join(each)}" for each in words)
 
 
 def test_a_command_installs_its_optional_requirements(start_fresh, tmp_path):
@@ -352,6 +361,7 @@ def test_help_is_printed_before_anything_is_installed(start_fresh, tmp_path, com
     assert not (tmp_path / "calls").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "has_begun"),
     [
@@ -374,6 +384,7 @@ def test_ctrl_c_ends_a_command_with_one_line(start_run_sh, tmp_path, words, has_
     assert process.returncode in (130, -signal.SIGINT)  # both are 130 to a shell
 
 
+@pytest.mark.slow
 def test_kill_ends_the_program(start_run_sh, tmp_path):
     """Even if the signal reaches run.sh alone, as from a service manager."""
     process = start_run_sh("synthetic", "--train_products=3000", f"--out={tmp_path / 'release'}")

@@ -10,7 +10,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from cope_jax.runs.config import flatten
+from cope_jax.training import loop
 from cope_jax.training.loop import train
+from cope_jax.training.plan import make_plan
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -232,6 +234,22 @@ def make_quick_config(make_tiny_config):
         )
 
     return make
+
+
+@pytest.fixture(scope="module")
+def shared_plans():
+    """Lets the runs of a module that have the same config and mesh share a plan: each would trace its step again."""
+    plans = {}
+
+    def shared_plan(config, mesh, *, vocab_size):
+        key = repr(config), mesh, vocab_size
+        if key not in plans:
+            plans[key] = make_plan(config, mesh, vocab_size=vocab_size)
+        return plans[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_plan", shared_plan)
+        yield
 
 
 @pytest.fixture(scope="session")

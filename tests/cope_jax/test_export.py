@@ -144,6 +144,7 @@ def test_fusion_transformer_in_bfloat16_can_be_exported(make_tiny_config):
     assert str(program.in_avals[-1].shape) == "(B, 12)"
 
 
+@pytest.mark.slow
 def test_earlier_step_can_be_exported(workdir, folder, tmp_path):
     export.export_run(workdir, tmp_path / "four", step=4)
     steps = [json.loads((place / "config.json").read_text())["step"] for place in (tmp_path / "four", folder)]

@@ -84,6 +84,7 @@ def test_without_training_chinese_texts_are_embedded_as_by_transformers(data_dir
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_baseline_of_a_fine_tuned_run_is_the_model_without_training(zero_shot, workdir):
     assert baseline_name(load_config(workdir)) == "zero-shot"
     start, alone, trained = (
@@ -92,6 +93,7 @@ def test_the_baseline_of_a_fine_tuned_run_is_the_model_without_training(zero_sho
     assert start.metrics["retrieval"] == alone.metrics["retrieval"] != trained.metrics["retrieval"]
 
 
+@pytest.mark.slow
 def test_fine_tuned_items_are_searched_and_the_export_embeds_the_same(data_dir, workdir, tmp_path):
     library = open_library(workdir, report=lambda line: None)
     item = int(open_records(str(data_dir), "test").items["video"][0].item_id)

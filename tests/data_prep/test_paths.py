@@ -94,6 +94,7 @@ def check_folder(plain: Path, other: Path, name: str) -> None:
         assert contents(matched) == before
 
 
+@pytest.mark.slow
 def test_a_relative_folder_is_not_a_home_folder_or_a_url(plain, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("~root", "file:"):
@@ -102,6 +103,7 @@ def test_a_relative_folder_is_not_a_home_folder_or_a_url(plain, tmp_path, monkey
         assert check_split(Path(name) / "data", processes=1).images == 0
 
 
+@pytest.mark.slow
 def test_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))

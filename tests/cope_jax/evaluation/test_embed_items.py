@@ -113,6 +113,7 @@ def test_lookahead_requests_the_next_item_before_yielding_one():
     assert list(lookahead([])) == []
 
 
+@pytest.mark.slow
 def test_a_run_embeds_along_the_principal_axes_of_training(workdir):
     run = load_run(load_config(workdir), workdir, 6)
     graphdef, initialize = split_model(run.config, vocab_size=len(run.tokenizer), mesh=run.mesh)

@@ -38,11 +38,13 @@ def test_newest_checkpoint_is_evaluated_and_written(workdir):
     assert metrics["retrieval"]["p2v"]["gallery"] >= 12
 
 
+@pytest.mark.slow
 def test_untrained_and_trained_model_differ(workdir):
     untrained, trained = (evaluate(workdir, step=step) for step in (0, 6))
     assert untrained["retrieval"] != trained["retrieval"]
 
 
+@pytest.mark.slow
 def test_evaluation_is_repeatable_and_reused_only_for_the_same_data(workdir):
     first = evaluate(workdir)
     path = workdir / "eval/6/metrics.json"
@@ -55,6 +57,7 @@ def test_evaluation_is_repeatable_and_reused_only_for_the_same_data(workdir):
     assert read_metrics(workdir, 6) == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "batch_size", "expected"),
     [
@@ -139,6 +142,7 @@ def test_subset_has_all_items_of_some_products(workdir):
         evaluate(workdir, subset=13)
 
 
+@pytest.mark.slow
 def test_a_single_product_is_evaluated_as_far_as_possible(workdir):
     """There are no negatives and no classes to choose among."""
     found = evaluate_run.evaluate(workdir, subset=1)
@@ -152,6 +156,7 @@ def test_a_single_product_is_evaluated_as_far_as_possible(workdir):
     assert "too few items" in found.files.report.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("empty", [("live",), ("page", "live")])
 def test_directions_without_results_are_left_out_and_explained(workdir, monkeypatch, empty, capsys):
     """One domain has no items, or two: then no direction has results."""
@@ -176,6 +181,7 @@ def test_directions_without_results_are_left_out_and_explained(workdir, monkeypa
     assert "video → live has no results: no video has a product in common with a live." in report
 
 
+@pytest.mark.slow
 def test_results_on_other_data_leave_those_of_the_run(workdir, other_data_dir):
     own = evaluate_run.evaluate(workdir, step=6)
     own.files.report.write_text("of the run's own data")
@@ -190,6 +196,7 @@ def test_results_on_other_data_leave_those_of_the_run(workdir, other_data_dir):
     assert again.files == own.files
 
 
+@pytest.mark.slow
 def test_another_split_has_results_of_its_own(workdir):
     own = evaluate_run.evaluate(workdir, step=6)
     other = evaluate_run.evaluate(workdir, step=6, split="train")
@@ -200,6 +207,7 @@ def test_another_split_has_results_of_its_own(workdir):
     assert evaluate_run.evaluate(workdir, step=6, split="test", reuse=True).files == own.files
 
 
+@pytest.mark.slow
 def test_results_can_be_written_elsewhere(workdir, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     found = evaluate_run.evaluate(workdir, step=4, out=tmp_path / "results")
@@ -208,6 +216,7 @@ def test_results_can_be_written_elsewhere(workdir, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_best_step_is_one_of_the_evaluated_steps(workdir):
     evaluate(workdir, step=4)
     evaluate(workdir, step=6)

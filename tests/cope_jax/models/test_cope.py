@@ -27,6 +27,7 @@ def test_embeddings_have_length_one_and_the_documented_shapes(call, cope, random
             assert vectors.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_domains_encoded_together_equal_each_encoded_alone(call, cope, random_items):
     items = {
         "page": random_items(3, 1),
@@ -210,6 +211,7 @@ def test_loss_and_gradients_do_not_depend_on_how_layers_run(make_cope, items, sc
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6 * largest), gradients, scanned[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_bfloat16_embeddings_are_close_to_float32_ones(call, make_cope, random_items, fusion):
     sizes = {

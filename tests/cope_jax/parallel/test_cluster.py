@@ -26,7 +26,8 @@ from jax.experimental import multihost_utils
 from cope_jax.parallel import cluster, monitor
 
 coordinator, processes, process, actors, code, timeout = sys.argv[1:]
-monitor.HEARTBEAT_TIMEOUT = cluster.HEARTBEAT_TIMEOUT = float(timeout)
+monitor.HEARTBEAT_TIMEOUT, monitor.GRACE_PERIOD = float(timeout), 1.0
+cluster.HEARTBEAT_TIMEOUT = float(timeout)
 with cluster.join_cluster(coordinator, int(processes), int(process), settings={}, seconds=100):
     for step in range(1_000_000):
         multihost_utils.sync_global_devices("step")

@@ -44,6 +44,7 @@ def assert_equal(found, expected):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(expected))
 
 
+@pytest.mark.slow
 def test_one_encoder_starts_from_a_run_and_the_rest_from_random_values(
     make_tiny_config, workdir, stored, tmp_path, capsys
 ):
@@ -58,6 +59,7 @@ def test_one_encoder_starts_from_a_run_and_the_rest_from_random_values(
         assert_equal(model["fusion"], fresh.params["model"]["fusion"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "checkpoint", "export"])
 def test_a_whole_model_starts_from_a_run_or_an_export(
     make_tiny_config, workdir, exported, stored, tmp_path, monkeypatch, kind
@@ -78,6 +80,7 @@ def test_a_whole_model_starts_from_a_run_or_an_export(
     np.testing.assert_allclose(rotated, np.diag(np.linalg.eigvalsh(moments)[::-1]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_convolutional_stem_and_more_frames_in_evaluation_are_no_obstacles(make_tiny_config, tmp_path):
     """They are with published weights."""
     sizes = {"model.vision.stem": "conv", "model.vision.stem_widths": (4, 8), "model.vision.stem_blocks": (0, 1)}

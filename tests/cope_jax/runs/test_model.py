@@ -78,6 +78,7 @@ def test_encoders_start_from_published_weights_and_the_rest_from_random_ones(con
     jax.tree.map(np.testing.assert_array_equal, model["fusion"], fresh["model"]["fusion"])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_need_the_weights(config, sources, tmp_path):
     copy = shutil.copytree(sources[0] / "xclip", tmp_path / "xclip")
     config = replace_fields(config, {"model.vision.init_from": str(copy)})
@@ -89,6 +90,7 @@ def test_a_resumed_run_does_not_need_the_weights(config, sources, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.params, state.params)
 
 
+@pytest.mark.slow
 def test_step_0_is_the_model_with_published_weights(config, tmp_path, capsys):
     save_config(config, tmp_path)
     run_tokenizer(config, tmp_path)

@@ -54,6 +54,7 @@ def test_embeddings_equal_those_of_evaluation(written, workdir):
         np.testing.assert_allclose(vectors, own.vectors, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_interrupted_job_resumes_and_writes_the_same_files(workdir, written, tmp_path, monkeypatch):
     reference, _ = written
     out, written_files = tmp_path / "out", []
@@ -150,6 +151,7 @@ def test_missing_rows_are_an_error(workdir, written, tmp_path):
         embedding_store.check_shards([embedding_store.Shard("page", 0, 7, copy)])
 
 
+@pytest.mark.slow
 def test_update_computes_only_what_is_new(workdir, written, data_dir, tmp_path, monkeypatch):
     """To half of the pages and all videos, all others are added; then all but these are removed."""
     half = rename_domains(data_dir, tmp_path / "half", "rope", {"page": ("page", 0, 2), "video": ("video", 0, 1)})

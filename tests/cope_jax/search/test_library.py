@@ -164,6 +164,7 @@ def test_search_by_id_in_one_domain(run, workdir):
     assert [line.split()[1] for line in lines[3:7]] == ["live"] * 4
 
 
+@pytest.mark.slow
 def test_other_data_have_embeddings_of_their_own(run, workdir, other_data_dir):
     run()
     printed = run(f"--data_dir={other_data_dir}", "--top=3")
@@ -185,6 +186,7 @@ def test_build_replaces_the_index(run, workdir):
     assert "flat index" in run("build")
 
 
+@pytest.mark.slow
 def test_existing_embeddings_of_another_precision_are_used(workdir, tmp_path):
     from cope_jax.search.embedding_store import embed_to_parquet
 

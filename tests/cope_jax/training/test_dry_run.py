@@ -151,6 +151,7 @@ def test_the_number_of_classes_must_be_given(tiny_config):
         dry_run(config)
 
 
+@pytest.mark.slow
 def test_training_needs_a_work_directory(run_sh):
     done = run_sh("train", "--config=configs/demo.py")
     assert done.returncode != 0
@@ -198,6 +199,7 @@ def test_the_report_as_json(run_sh, make_tiny_config, tmp_path):
     assert plan["trained"] == 1
 
 
+@pytest.mark.slow
 def test_without_its_compiler_a_target_is_planned_on_cpus(make_quick_config, monkeypatch):
     monkeypatch.setattr(targets, "find_spec", lambda name: None)
     report, summary = dry_run(make_quick_config(**{"mesh.data": -1}), Target.parse("v5e:2x1"))

@@ -40,6 +40,8 @@ from cope_jax.training.loop import locked_workdir, train
 from cope_jax.training.signals import Stopped, StopSignal
 from cope_jax.training.watchdog import Watchdog
 
+pytestmark = pytest.mark.usefixtures("shared_plans")
+
 # Evaluations of 7 products at steps 2, 4 and 5. Report windows are open at saves.
 CHANGES = {
     "train.evaluate_every": 2,
@@ -109,6 +111,7 @@ def test_the_best_checkpoint_is_kept_and_evaluated_on_all_items(finished):
     assert all(read_metrics(finished, best, average=average) for average in (False, True))
 
 
+@pytest.mark.slow
 def test_search_embeds_queries_with_the_average_too(finished, monkeypatch):
     library = open_library(finished, step=5, average=True, report=lambda line: None)
     monkeypatch.setattr(search_command, "FLAGS", SimpleNamespace(workdir=str(finished)))
@@ -124,6 +127,7 @@ def test_search_embeds_queries_with_the_average_too(finished, monkeypatch):
         embed_to_parquet(finished, library.embeddings, split="test", step=5)
 
 
+@pytest.mark.slow
 def test_a_run_ends_well_without_few_shot_results(finished, make_config, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
     train(replace_fields(make_config(), {"eval.shots": 50}), tmp_path / "run")
@@ -132,6 +136,7 @@ def test_a_run_ends_well_without_few_shot_results(finished, make_config, tmp_pat
     assert (metrics["few_shot"], len(metrics["empty"]["few_shot"])) == ({}, 6)
 
 
+@pytest.mark.slow
 def test_an_invalid_best_checkpoint_does_not_fail_the_end_of_a_run(finished, make_config, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
@@ -143,6 +148,7 @@ def test_an_invalid_best_checkpoint_does_not_fail_the_end_of_a_run(finished, mak
     assert "the checkpoint of step 4 is invalid, moved to" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_the_first_examples_metrics_and_histograms_of_embeddings(finished, make_config, read_records):
     (path,) = (finished / "tensorboard").iterdir()
     shown = {}
@@ -222,6 +228,7 @@ def test_a_run_stopped_during_evaluations_repeats_them(finished, make_config, tm
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after[name], expected)
 
 
+@pytest.mark.slow
 def test_evaluations_skip_items_that_cannot_be_read(finished, make_config, tmp_path, monkeypatch, capsys):
     """The last evaluation is repeated, as after a kill."""
     shutil.copytree(finished, tmp_path / "run")

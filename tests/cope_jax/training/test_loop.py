@@ -37,6 +37,8 @@ from cope_jax.training.signals import Stopped, StopSignal
 from cope_jax.training.watchdog import Watchdog
 from data_prep.common.files import lock_file
 
+pytestmark = pytest.mark.usefixtures("shared_plans")
+
 
 def stored(workdir, step):
     """The state of a checkpoint as NumPy arrays."""

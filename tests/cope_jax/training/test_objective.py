@@ -90,6 +90,7 @@ def test_views_paired_with_themselves_need_second_items(tiny_config):
     assert config.batch_entries == {"shop": "shop", "shop_2": "shop"}
 
 
+@pytest.mark.slow
 def test_pairs_of_texts_images_and_second_items_equal_the_formula(tiny_config, items, one_device):
     """Loss of each pair in float64, from the embeddings. No two examples show the same product."""
     embeddings, batch = items

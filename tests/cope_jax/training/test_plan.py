@@ -60,6 +60,7 @@ def test_loops_branches_and_shards_count_as_often_as_they_run():
     assert count(product, (8, B), (B, C)) == 2 * (2 * 8 * B * C)  # twice: `data` repeats it
 
 
+@pytest.mark.slow
 def test_no_option_of_the_computation_changes_the_count(tiny_config):
     """Otherwise, cuDNN's attention would be a call of unknown operations."""
     whole = {"model.head_norm": "none", "model.principal_axes": False}

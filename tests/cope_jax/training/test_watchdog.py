@@ -7,6 +7,8 @@ import sys
 import time
 from contextlib import suppress
 
+import pytest
+
 from cope_jax.parallel.monitor import EXIT_RETRY
 from cope_jax.training.watchdog import Watchdog
 
@@ -33,6 +35,7 @@ def test_a_hanging_run_ends_with_its_stacks_and_what_it_waited_for():
     assert message in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_hanging_run_whose_log_hangs_too_is_killed():
     """The log is a full pipe that nobody reads."""
     reader, writer = os.pipe()

@@ -396,6 +396,7 @@ def start(catalog: Catalog, out: Path, server: Server, *words: str) -> subproces
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_a_download_killed_at_any_time_resumes_to_the_same_bytes(tmp_path):
     catalog = make_catalog(tmp_path / "catalog", {"video": 400})
     names = [quoted(name) for name in names_of(catalog)]
