@@ -36,6 +36,7 @@ def run_until(moment, start_run_sh, root, log, *, gently: bool) -> int | None:
     while process.poll() is None and not moment(root, log.read_text()):
         time.sleep(0.02)
     if process.poll() is not None:
+        print(log.read_text())
         return None
     if gently:
         process.terminate()
