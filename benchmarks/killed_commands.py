@@ -4,7 +4,8 @@
 training. Each is killed by SIGKILL at random instants, up to three times before the same command may finish. Then its
 folder is compared, file by file, with that of an uninterrupted run. Files in which two uninterrupted runs differ are
 left out and listed. The last line is JSON: for each command the number of kills, the files that differ, those that only
-one has, and the processes that outlived a kill. The exit code is 1 if there is any.
+one has, and the processes that outlived a kill; the exit code is 1 if there is any. `shared_memory` lists what appeared
+in /dev/shm meanwhile, which may belong to other programs.
 """
 
 import hashlib
@@ -135,7 +136,7 @@ def main(_: Sequence[str]) -> None:
         server.shutdown()
     left = sorted(path.name for path in {*Path("/dev/shm").glob("*")} - shared)
     print(json.dumps(results | {"shared_memory": left}))
-    if left or any(result["differing"] or result["orphans"] for result in results.values()):
+    if any(result["differing"] or result["orphans"] for result in results.values()):
         sys.exit(f"kills made a difference; see {folder}")
     shutil.rmtree(folder)
 
