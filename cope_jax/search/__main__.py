@@ -199,7 +199,7 @@ def serve() -> None:
         hosts = allowed_hosts(FLAGS.host, socket, FLAGS.allow_host)
         library = open_run()
         manifest = read_manifest(library.embeddings)
-        counts = ", ".join(f"{count:,} {domain}s" for domain, count in manifest["items"].items())
+        counts = ", ".join(f"{count:,} {domain} items" for domain, count in manifest["items"].items())
         model_name = f"{manifest['run']} at step {manifest['step']}" + (", averaged" if manifest["average"] else "")
         about = f"{counts} of the split {manifest['split']}, by {model_name}"
         embedder = load_embedder(library)

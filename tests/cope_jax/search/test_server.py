@@ -97,7 +97,7 @@ def test_an_item_is_found_by_its_id_in_the_form(client):
 
 def test_results_say_how_long_they_took_and_lead_to_more(client):
     page = client.get("/", params={"domain": "page", "item": 103, "top": 4}).text
-    assert re.search(r"4 items among pages, videos, lives, in \d+\.\d\d s", page)
+    assert re.search(r"4 items from page, video, live in \d+\.\d\d s", page)
     assert 'href="/?domain=page&amp;item=103&amp;top=7&amp;search=page' in page
     assert "Show more" not in client.get("/", params={"domain": "page", "item": 103, "top": 100}).text
 
