@@ -191,7 +191,7 @@ def places(tmp_path_factory):
 
 
 PATHS = re.compile(
-    r"^((?:--[a-z._]+=(?:configs/\w+\.py:)?)?)(\.\./)?((?:data|runs|exports|embeddings)/\w+(?:,scratch)?|rope|ABO|photos|videos|data/demo/release|(?:videos/)?\w+\.(?:csv|mp4|srt)|Grocery\w+)$"
+    r"^((?:--[a-z._]+=(?:configs/\w+\.py:)?)?)(\.\./)?((?:data|runs|exports|embeddings)/\w+(?:,scratch)?|rope|ABO|photos|videos|data/demo/release|(?:videos/)?\w+\.(?:csv|html|mp4|srt)|Grocery\w+)$"
 )
 
 
