@@ -48,7 +48,8 @@ class SearchApi:
     async def item(self, request: Request) -> Response:
         """Answers with an item."""
         self._check_key(request)
-        return JSONResponse(card_values(await self.queries.compute(self._read_item, *request.path_params.values())))
+        card = await self.queries.compute(self._read_item, *request.path_params.values(), api=True)
+        return JSONResponse(card_values(card))
 
     def show_error(self, error: HTTPException) -> Response:
         """Answers with an error."""

@@ -2,8 +2,9 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from cope_jax.search.uploads import MAX_TEXT, decode_pictures, limited_form, upl
 
 CONCURRENT_UPLOADS = 4  # forms on disk; others wait
 CONCURRENT_SEARCHES = 2  # threads
+API_PATIENCE = 0.25  # seconds that a request to the API waits for each of these before it gets status 503; people wait
 FIELDS = ("domain", "text", "mode", "where", "item", "top", "group")
 Result = TypeVar("Result")
 
@@ -49,6 +51,7 @@ class Queries:
         self.library, self.embedder, self.top = library, embedder, top
         self.upload_slots = anyio.CapacityLimiter(CONCURRENT_UPLOADS)
         self.decoder_slot = anyio.CapacityLimiter(1)  # decoding the largest pictures takes 1.1 GB
+        self.search_slots = anyio.CapacityLimiter(CONCURRENT_SEARCHES)
         self.threads = ThreadPoolExecutor(CONCURRENT_SEARCHES, thread_name_prefix="search")
         self.domains = library.domains
 
@@ -59,9 +62,12 @@ class Queries:
         results have no thumbnails.
 
         Raises:
-            HTTPException: The form is invalid, or the search fails for its values.
+            HTTPException: The form is invalid, the search fails for its values, or the server is too busy for the API.
         """
-        async with self.upload_slots, limited_form(request, json_object=api) as form:
+        async with AsyncExitStack() as stack:
+            if not request.headers.get("content-type", "").startswith("application/json"):
+                await stack.enter_async_context(turn(self.upload_slots, api=api))
+            form = await stack.enter_async_context(limited_form(request, json_object=api))
             uploads, query = uploaded_pictures(form), self._read(form, api)
             if query.item and (uploads or query.text):
                 raise HTTPException(422, "An item is one query, pictures and a text are another: send one of them.")
@@ -69,27 +75,28 @@ class Queries:
                 raise HTTPException(422, "Nothing to search for: choose a picture or type a title.")
             pictures, thumbnails = [], []
             if uploads:
-                async with self.decoder_slot:
+                async with turn(self.decoder_slot, api=api):
                     data = self.embedder.config.data
                     pictures, thumbnails = await decode_pictures(uploads, data.image_size, data.resize)
         frames = 0 if api else SHOWN
         if query.item:
-            return query, await self.search_item(query, frames=frames)
-        return query, await self.compute(self._search_own, query, pictures, thumbnails, frames)
+            return query, await self.compute(self._search_item, query, frames, api=api)
+        return query, await self.compute(self._search_own, query, pictures, thumbnails, frames, api=api)
 
-    async def search_item(self, query: Query, *, frames: int = SHOWN) -> SearchResult:
+    async def search_item(self, query: Query) -> SearchResult:
         """Finds the items nearest to the item of a query; raises HTTPException if there is none."""
-        return await self.compute(self._search_item, query, frames)
+        return await self.compute(self._search_item, query, SHOWN)
 
-    async def compute(self, function: Callable[..., Result], *arguments: object) -> Result:
-        """Computes in a thread and reports a ValueError to the user.
+    async def compute(self, function: Callable[..., Result], *arguments: object, api: bool = False) -> Result:
+        """Computes in a thread and reports a ValueError to the user; `api` as in `turn`.
 
         If the request ends first, a search that is running keeps its thread until it is done: it cannot be stopped.
         """
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.threads, function, *arguments)
-        except ValueError as error:
-            raise HTTPException(422, f"{error}") from error
+        async with turn(self.search_slots, api=api):
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self.threads, function, *arguments)
+            except ValueError as error:
+                raise HTTPException(422, f"{error}") from error
 
     def parse(self, domain: str, search: Sequence[str]) -> Query:
         """Checks domains; raises HTTPException for an unknown one or none to search."""
@@ -143,6 +150,23 @@ class Queries:
             group=bool(query.group),
             frames=frames,
         )
+
+
+@asynccontextmanager
+async def turn(slots: anyio.CapacityLimiter, *, api: bool) -> AsyncIterator[None]:
+    """Waits for a slot and holds it. Requests to the API wait for API_PATIENCE, others until the deadline of requests.
+
+    Raises:
+        HTTPException: 503, with the header Retry-After, if no slot became free.
+    """
+    with anyio.move_on_after(API_PATIENCE if api else None) as waiting:
+        await slots.acquire()
+    if waiting.cancelled_caught:
+        raise HTTPException(503, "The server is busy: try again in a second.", {"Retry-After": "1"})
+    try:
+        yield
+    finally:
+        slots.release()
 
 
 def join_filters(filters: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ from data_prep.common.html_pages import BASE_STYLE
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 DEADLINE = 30.0  # seconds for a request, for the delivery of its response, and for an idle connection
-MAX_CONNECTIONS = 100  # further ones get status 503
+MAX_CONNECTIONS = 256  # further ones get status 503
 ZOOMED = 1024  # pixels of the longest side of an enlarged picture
 MAX_RANGE = 2_000_000  # bytes of a video per response, so that slow clients can read it before the deadline
 HEADERS = {
@@ -349,6 +349,7 @@ def make_server(app: Starlette) -> uvicorn.Server:
         server_header=False,
         headers=list(HEADERS.items()),
         limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=round(DEADLINE),
         timeout_graceful_shutdown=round(DEADLINE) + 5,
     )
     return uvicorn.Server(config)

@@ -133,6 +133,29 @@ def test_unknown_items_and_addresses(client):
     assert client.get("/api/search").status_code == 405
 
 
+def test_a_busy_server_says_so_soon(app, client, monkeypatch):
+    monkeypatch.setattr(queries, "API_PATIENCE", 0.01)
+    (handler,) = (route.endpoint for route in app.routes if route.path == "/api/search")
+    slots = handler.__self__.queries
+    uploads, searches = [object() for _ in range(4)], [object() for _ in range(2)]
+    for upload in uploads:
+        slots.upload_slots.acquire_on_behalf_of_nowait(upload)
+    assert len(search(client, text="kind 4")["hits"]) == 3  # needs no place for a form
+    form = {"pictures": ("a.png", picture(4), "image/png")}
+    refused = [client.post("/api/search", files=form)]
+    for upload in uploads:
+        slots.upload_slots.release_on_behalf_of(upload)
+    for thread in searches:
+        slots.search_slots.acquire_on_behalf_of_nowait(thread)
+    refused += [client.post("/api/search", json={"text": "kind 4"}), client.get("/api/items/page/104")]
+    for thread in searches:
+        slots.search_slots.release_on_behalf_of(thread)
+    for response in refused:
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert response.json() == {"detail": "The server is busy: try again in a second."}
+    assert len(search(client, text="kind 4")["hits"]) == 3
+
+
 def test_only_requests_with_the_key_are_answered(shop):
     with TestClient(
         make_app(shop, ShopEmbedder(), about="", top=3, hosts=["testserver"], api_key=KEY["x-api-key"])
