@@ -2,7 +2,8 @@
 
 import pytest
 
-from cope_jax.train import CHECKOUT, find_config, list_fields, parse_steps
+from cope_jax import CONFIG_ROOT
+from cope_jax.train import find_config, list_fields, parse_steps
 
 
 def test_steps_are_parsed():
@@ -25,7 +26,7 @@ def test_a_wrong_config_path_lists_the_configs(words):
 
 def test_a_config_path_is_relative_to_the_current_folder_or_else_to_the_checkout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    checkout = f"--config={CHECKOUT / 'configs/demo.py'}"
+    checkout = f"--config={CONFIG_ROOT / 'configs/demo.py'}"
     assert find_config(["--config=configs/demo.py", "--config.seed=1"]) == [checkout, "--config.seed=1"]
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/demo.py").touch()

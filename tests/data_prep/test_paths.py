@@ -79,7 +79,7 @@ def check_folder(plain: Path, other: Path, name: str) -> None:
         assert contents(data_dir) == contents(plain)
         problems: list[str] = []
         assert verify(data_dir, processes=1, report=problems.append) == 0, problems
-        assert "product" in render(name, inspect(data_dir, items=0, products=2, processes=1))
+        assert "product" in render(data_dir, inspect(data_dir, items=0, products=2, processes=1))
         assert (check_split(data_dir, processes=1).products, contents(data_dir)) == (0, contents(plain))
         records, expected = open_records(data_dir, "train+test"), open_records(plain, "train+test")
         assert records.items["video"][0] == expected.items["video"][0]
