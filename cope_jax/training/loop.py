@@ -125,10 +125,7 @@ def train(
             if newest >= config.train.steps and not evaluations.due(newest):
                 print(f"{workdir} already has all {newest} steps")
             else:
-                if jax.process_index() == 0:
-                    now = provenance(config)
-                    for change in record_start(workdir, newest, now, accept_other_data=accept_other_data):
-                        print(f"changed since the last start: {change}")
+                _print_changes(config, workdir, newest, accept_other_data=accept_other_data)
                 plan = make_plan(config, mesh, vocab_size=len(tokenizer))
                 state, window = restore_or_initialize(config, plan, checkpoints, vocab_size=len(tokenizer))
                 shapes = plan.state.model
@@ -179,6 +176,13 @@ def locked_workdir(workdir: Path) -> Iterator[None]:
     with lock:
         check_shared_storage(workdir)
         yield
+
+
+def _print_changes(config: RunConfig, workdir: Path, step: int, *, accept_other_data: bool) -> None:
+    """Records the start of the run, and prints what changed since the last one."""
+    if jax.process_index() == 0:
+        for change in record_start(workdir, step, provenance(config), accept_other_data=accept_other_data):
+            print(f"changed since the last start: {change}")
 
 
 def _print_devices(mesh: Mesh) -> None:
