@@ -35,7 +35,7 @@ class EvaluatedStep:
 
     @functools.cached_property
     def outcomes(self) -> dict[str, Outcomes]:
-        """What its queries found, by direction; {} if that was not stored."""
+        """Outcomes of its queries, by direction; {} if they were not stored."""
         name = self.file.stem.replace("metrics", "queries") if self.file else ""
         return read_outcomes(self.file.with_name(f"{name}.parquet")) if self.file else {}
 

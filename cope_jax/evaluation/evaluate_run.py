@@ -33,7 +33,7 @@ class EmbeddedSplit:
 
     @functools.cached_property
     def outcomes(self) -> dict[str, Outcomes]:
-        """What the queries of each direction with results found."""
+        """Outcomes of the queries of each direction that has results."""
         return query_outcomes(self.items, {name: own for name, own in self.ranks.items() if own.has_positive.any()})
 
 

@@ -1,4 +1,4 @@
-"""What the queries of an evaluation found, stored as a table next to its metrics.
+"""Outcomes of the queries of an evaluation, stored as a table next to its metrics.
 
 The report's failures are computed from it, and `compare` pairs the queries of two runs.
 """

@@ -59,7 +59,7 @@ class TextSettings:
     # that is not padding, as in CLIP) or "last" (the last token, as in SigLIP).
     pooling: str
     dropout: float  # probability, for embeddings and every residual branch; 0 in families other than BERT
-    attention_dropout: float  # probability, for the weights of attention; likewise
+    attention_dropout: float  # probability, for the weights of attention; BERT only
 
     def __post_init__(self) -> None:
         """Raises ValueError if a setting has none of its possible values."""

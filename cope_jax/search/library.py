@@ -318,4 +318,6 @@ def open_library(
     index = open_index(path, folder)
     records = open_records(data_dir or config.data.data_dir, split)
     metrics = ResultFiles(workdir / "eval" / str(number), average=average).read() or {}  # of the run's own data
-    return Library(folder, index, records, index.ids, metrics.get("similarity_limits", {}))
+    # Shortened embeddings have other similarities.
+    limits = metrics.get("similarity_limits", {}) if index.description["width"] == config.model.embedding else {}
+    return Library(folder, index, records, index.ids, limits)

@@ -61,7 +61,7 @@ class Failures:
 def find_failures(outcomes: Mapping[str, Outcomes], domains: Mapping[str, object]) -> Failures:
     """Collects the misses of all directions."""
     failures = Failures(defaultdict(_Queries), Counter(), defaultdict(list), {})
-    for name, own in outcomes.items():  # of the first domain, such as pages, where there is one
+    for name, own in outcomes.items():  # from the first domain that has one, such as pages
         for query, product in zip(own.query.tolist(), own.product.tolist(), strict=True):
             failures.items.setdefault(product, (directions(domains)[name][0], query))
     for name, own in outcomes.items():

@@ -148,6 +148,8 @@ def test_differences_over_the_same_queries_have_intervals(paired):
     row = rows["mean R@1"]
     assert (row.low, row.high) == pytest.approx((low[1], high[1]), abs=0.02)
     assert row.exceeds
+    worse = next(row for row in compare([b, a]) if row.metric == "mean R@1" and row.run == a.name)
+    assert (worse.low, worse.high, worse.exceeds) == pytest.approx((-row.high, -row.low, True))
     assert (rows["R@1 P → V"].low, rows["R@1 P → V"].high) == pytest.approx((low[0], high[0]), abs=0.04)
     assert rows["few-shot P → V"].low is None
     assert "the same queries excludes 0" in format_comparison([a, b], compare([a, b]))

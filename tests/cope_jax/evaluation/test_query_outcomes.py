@@ -52,6 +52,15 @@ def test_outcomes_match_sorting(items, tmp_path):
     assert read_outcomes(tmp_path / "none.parquet") == read_outcomes(tmp_path / "missing.parquet") == {}
 
 
+def test_items_of_a_single_domain_do_not_find_themselves(items):
+    page = items["page"]
+    (found,) = query_outcomes({"page": page}, direction_ranks({"page": (page.vectors, page.products)})).values()
+    scores = page.vectors.astype(np.float64) @ page.vectors.T.astype(np.float64)
+    np.fill_diagonal(scores, -np.inf)
+    assert (found.rank > 1).any()
+    assert found.nearest.tolist() == (2 * scores.argmax(axis=1)[found.query // 2]).tolist()
+
+
 def test_limits_of_similarities_match_sorting(items, monkeypatch):
     """Half of the videos have no vector, as if they had no text."""
     texts = items["video"].vectors * (np.arange(31) % 2)[:, None]

@@ -187,7 +187,7 @@ def test_curves_are_grouped_and_show_the_learning_rate_of_the_step(tmp_path, rea
     log = MetricsLog(tmp_path, step=0)
     reporter = make_reporter(log, steps=3, every=2)
     for step in (1, 2, 3):
-        reporter.add(step, step_metrics(2.0) | {"sigmoid/t": mean(3.0, 1)}, PRODUCTS)
+        reporter.add(step, step_metrics(2.0) | {"sigmoid/t": mean(3.0, 1), "gradient_norm": mean(4.0, 1)}, PRODUCTS)
     reporter.flush()
     log.write_evaluation(3, {"mean_r1": 0.75}, {})
     (path,) = (tmp_path / "tensorboard").iterdir()
@@ -198,6 +198,7 @@ def test_curves_are_grouped_and_show_the_learning_rate_of_the_step(tmp_path, rea
     assert {tag for tag, _ in shown if not tag.startswith("speed/")} == {
         "losses/loss",
         "losses/sigmoid/t",
+        "optimization/gradient_norm",
         "optimization/skipped",
         "optimization/update_norm",
         "data/bad_items",

@@ -26,6 +26,7 @@ from cope_jax.evaluation.report import report
 from cope_jax.evaluation.report.pca_map import POINTS
 from cope_jax.evaluation.report.query_gallery import MAX_BYTES
 from cope_jax.evaluation.report.report import PAGES, parts, write_report
+from cope_jax.evaluation.report.right_first import category_rows
 from cope_jax.evaluation.results import ResultFiles
 from cope_jax.runs.config_file import save_config
 from data_prep.common.domains import DOMAINS, directions
@@ -219,6 +220,12 @@ def test_the_report_leads_with_how_often_the_right_product_is_first(page, evalua
         assert rows[name][-1] == str(sum(map(len, right)))
         low, high = (float(bound.strip("%")) / 100 for bound in rows[name][1].split("–"))
         assert low < share < high
+
+
+def test_a_category_has_the_mean_over_the_queries_of_the_model_before_training(evaluation):
+    of_each = {"p2v": {"bag": {"r1": 0.5, "queries": 30}}, "v2p": {"bag": {"r1": 0.1, "queries": 10}}}
+    rows = category_rows(evaluation.embedded, evaluation.metrics, {"by_category": of_each})
+    assert {row["category"]: row["baseline"] for row in rows} == {"bag": pytest.approx(0.4), "hat/<i>": None}
 
 
 def test_failures_match_counts_of_misses(page, evaluation):
