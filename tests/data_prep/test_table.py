@@ -216,6 +216,19 @@ def test_products_that_are_one_are_joined(tmp_path, images):
         build_table_catalog(table, images, tmp_path / "catalog")
 
 
+def test_joined_products_are_drawn_into_one_split(tmp_path, images):
+    """Each of 40 products is joined with one that its id alone would put into the other split."""
+    drawn = {"test": [], "train": []}
+    for name in (f"P{number}" for number in range(200)):
+        drawn[split_of(name, 0.5)].append(name)
+    pairs = [*zip(drawn["test"][:40], drawn["train"][:40], strict=True)]
+    (tmp_path / "same.csv").write_text("product,same_as\n" + "".join(f"{a},{b}\n" for a, b in pairs))
+    rows = [{"product": name, "item": name, "images": ["x/1.jpg"]} for pair in pairs for name in pair]
+    found = products_of_items(build(tmp_path, rows, same=tmp_path / "same.csv", test_fraction=0.5), "page")
+    assert set(found["test"]) == {name for pair in pairs for name in pair if split_of(min(pair), 0.5) == "test"}
+    assert set(found["train"]) == {name for pair in pairs for name in pair if split_of(min(pair), 0.5) == "train"}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

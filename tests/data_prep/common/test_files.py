@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.common.files import atomic_folder, atomic_write, file_sha256, lock_file
+from data_prep.common.files import atomic_folder, atomic_write, file_sha256, is_finished, lock_file, temporary_path
 
 ROOT = Path(__file__).parents[3]
 
@@ -210,3 +210,18 @@ def test_the_hash_is_that_of_the_whole_file(tmp_path):
     data = bytes(range(256)) * 3000
     (tmp_path / "a").write_bytes(data)
     assert file_sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_folder_with_only_remains_of_a_killed_process_is_free(tmp_path):
+    folder = tmp_path / "made"
+    assert not is_finished(folder, "made.json", {"seed": 1}, kind="a thing")
+    folder.mkdir()
+    (folder / ".lock").touch()
+    temporary_path(folder / "made.json").write_text("{")
+    assert not is_finished(folder, "made.json", {"seed": 1}, kind="a thing")
+    (folder / "made.json").write_text('{"seed": 1, "other": 2}')
+    assert is_finished(folder, "made.json", {"seed": 1}, kind="a thing")
+    with pytest.raises(ValueError, match="it has no other"):
+        is_finished(folder, "other.json", {}, kind="a thing")
+    with pytest.raises(ValueError, match="contains a thing with other options"):
+        is_finished(folder, "made.json", {"seed": 2}, kind="a thing")

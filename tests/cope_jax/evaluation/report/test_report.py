@@ -222,10 +222,13 @@ def test_the_report_leads_with_how_often_the_right_product_is_first(page, evalua
         assert low < share < high
 
 
-def test_a_category_has_the_mean_over_the_queries_of_the_model_before_training(evaluation):
+def test_a_category_has_chance_and_the_mean_over_the_queries_of_the_model_before_training(evaluation):
     of_each = {"p2v": {"bag": {"r1": 0.5, "queries": 30}}, "v2p": {"bag": {"r1": 0.1, "queries": 10}}}
     rows = category_rows(evaluation.embedded, evaluation.metrics, {"by_category": of_each})
     assert {row["category"]: row["baseline"] for row in rows} == {"bag": pytest.approx(0.4), "hat/<i>": None}
+    for row, number in zip(rows, (1, 0) if rows[0]["category"] == "bag" else (0, 1), strict=True):
+        chance = [own.chance[own.product % 2 == number] for own in evaluation.embedded.outcomes.values()]
+        assert row["chance"] == pytest.approx(np.concatenate(chance).mean())
 
 
 def test_failures_match_counts_of_misses(page, evaluation):
