@@ -36,7 +36,7 @@ def write_recording(folder: Path, plan: Plan, products: Sequence[Product], side:
         rng = generator(seed, "recording", number)
         images += draw_item("live", (product.attributes,), plan.shelves["test"], frames=SECONDS, side=side, rng=rng)
         for turn in range(FLAGS.turns):
-            said = texts.transcript((product,), rng)
+            said = texts.transcript((product,), plan.recipe, rng)
             sentences = [] if said == NO_TEXT else re.split("[,，] ?", said)
             begin, seconds = (number + turn / FLAGS.turns) * SECONDS, SECONDS / FLAGS.turns / max(1, len(sentences))
             cues += [(begin + i * seconds, begin + (i + 1) * seconds, words) for i, words in enumerate(sentences)]
@@ -55,7 +55,7 @@ def srt_time(seconds: float) -> str:
 def main(_: Sequence[str]) -> None:
     release = Path(FLAGS.release)
     options = json.loads((release / OPTIONS_FILE).read_text(encoding="utf-8"))
-    plan = plan_release(options["train_products"], options["test_products"], options["seed"])
+    plan = plan_release(*(options[name] for name in ("train_products", "test_products", "seed", "recipe")))
     order = generator(FLAGS.seed, "recording").permutation(len(plan.products["test"]))
     products = [plan.products["test"][i] for i in order[: FLAGS.products]]
     places = {product.product_id: place for place, product in enumerate(products)}

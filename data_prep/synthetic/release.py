@@ -14,13 +14,20 @@ from data_prep.common.files import atomic_folder, is_finished
 from data_prep.common.process_pool import process_map
 from data_prep.common.progress import Progress
 from data_prep.synthetic import texts
-from data_prep.synthetic.products import Attributes, Product, generator, random_bytes, sample_products
+from data_prep.synthetic.products import (
+    DEFAULT_RECIPE,
+    Attributes,
+    Product,
+    Recipe,
+    find_recipe,
+    generator,
+    random_bytes,
+    sample_products,
+)
 from data_prep.synthetic.scenes import draw_item
 
-# Increment when the drawings or texts change, so that a release of an older recipe is not taken for a current one.
-RECIPE = 6
 OPTIONS_FILE = "synthetic.json"
-# There are about a million combinations of attributes; if most were taken, all products would be near-duplicates.
+# Recipe 6 has about a million combinations of attributes; if most were taken, all products would be near-duplicates.
 LIMITS = {
     "train_products": (8, 200_000),
     "test_products": (8, 200_000),
@@ -60,8 +67,9 @@ class PlannedItem:
 
 @dataclass(frozen=True)
 class Plan:
-    """A release: the products of each split, those in the background of its lives, and all items."""
+    """A release: its recipe, the products of each split, those in the background of its lives, and all items."""
 
+    recipe: Recipe
     products: dict[str, list[Product]]
     shelves: dict[str, tuple[Attributes, ...]]
     items: list[PlannedItem]
@@ -79,7 +87,14 @@ class Batch:
 
 
 def write_release(
-    directory: Path | str, *, train_products: int, test_products: int, image_side: int, seed: int, processes: int = 1
+    directory: Path | str,
+    *,
+    train_products: int,
+    test_products: int,
+    image_side: int,
+    seed: int,
+    recipe: int = DEFAULT_RECIPE,
+    processes: int = 1,
 ) -> Path:
     """Writes a release with the splits `train` and `test`, or keeps a finished one with the same options.
 
@@ -88,18 +103,19 @@ def write_release(
     Returns the folder with 18 text files, `images/` and `synthetic.json`, which records the options.
     """
     directory = Path(directory)
-    options = {"recipe": RECIPE, "train_products": train_products, "test_products": test_products}
+    options = {"recipe": recipe, "train_products": train_products, "test_products": test_products}
     options |= {"image_side": image_side, "seed": seed}
     given = options | {"processes": processes}
     if invalid := [name for name, (low, high) in LIMITS.items() if not low <= given[name] <= high]:
         limits = [f"--{name}={given[name]} ({LIMITS[name][0]} to {LIMITS[name][1]})" for name in invalid]
         raise ValueError(f"out of range: {', '.join(limits)}")
+    find_recipe(recipe)
     if is_finished(directory, OPTIONS_FILE, options, kind="a synthetic release"):
         print(f"{directory} is already written")
         return directory
     with atomic_folder(directory) as unfinished:
         (unfinished / "images").mkdir()
-        plan = plan_release(train_products, test_products, seed)
+        plan = plan_release(train_products, test_products, seed, recipe)
         for name, rows in text_files(plan, seed):
             (unfinished / name).write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
         _draw(plan, unfinished / "images", image_side, seed, processes)
@@ -107,9 +123,10 @@ def write_release(
     return directory
 
 
-def plan_release(train_products: int, test_products: int, seed: int) -> Plan:
+def plan_release(train_products: int, test_products: int, seed: int, recipe: int) -> Plan:
     """Plans both splits. The item ids of a domain are a random permutation over both splits."""
-    train, test = sample_products(train_products, test_products, seed)
+    found = find_recipe(recipe)
+    train, test = sample_products(train_products, test_products, seed, found)
     products = {"train": train, "test": test}
     shelves = {}
     for split, members in products.items():
@@ -119,10 +136,10 @@ def plan_release(train_products: int, test_products: int, seed: int) -> Plan:
     for domain in DOMAINS:
         owners = [(split, shown) for split in products for shown in _owners(products[split], domain, seed, split)]
         ids = generator(seed, "item ids", domain).permutation(len(owners)) + 1
-        items += [_item(*owner, domain, item_id, seed) for owner, item_id in zip(owners, ids.tolist(), strict=True)]
+        items += [_item(*owner, domain, item, seed, found) for owner, item in zip(owners, ids.tolist(), strict=True)]
     # Grouped by product, so that its sprites are drawn only once.
     items.sort(key=lambda item: (item.split, item.products[0].product_id))
-    return Plan(products, shelves, items)
+    return Plan(found, products, shelves, items)
 
 
 def _owners(products: Sequence[Product], domain: str, seed: int, split: str) -> Iterator[tuple[Product, ...]]:
@@ -141,9 +158,11 @@ def _owners(products: Sequence[Product], domain: str, seed: int, split: str) -> 
                 yield (present[i],)
 
 
-def _item(split: str, products: tuple[Product, ...], domain: str, item_id: int, seed: int) -> PlannedItem:
+def _item(
+    split: str, products: tuple[Product, ...], domain: str, item_id: int, seed: int, recipe: Recipe
+) -> PlannedItem:
     rng = generator(seed, "text", domain, item_id)
-    text = texts.title(products, rng) if domain == "page" else texts.transcript(products, rng)
+    text = texts.title(products, recipe, rng) if domain == "page" else texts.transcript(products, recipe, rng)
     times = _times(domain, generator(seed, "times", domain, item_id))
     # Like the names of the real release: eae32f52-2a9a-41ee-a32e-507c6f3c3e56.jpg
     digests = [random_bytes(seed, "name", domain, item_id, i) for i in range(len(times))]

@@ -65,6 +65,7 @@ MARKS: dict[str, tuple[Points, ...]] = {
     "star": (_rays((1.1, 0.45) * 5),),
     "triangle": (_rays((1.1, 1.1, 1.1)),),
     "heart": ((*oval(-0.45, -0.3, 0.47, 0.5, 150, 360), *oval(0.45, -0.3, 0.47, 0.5, 180, 390), (0.0, 1.0)),),
+    "diamond": (((0.0, -1.15), (0.75, 0.0), (0.0, 1.15), (-0.75, 0.0)),),
     "cross": ((
         (-0.32, -1), (0.32, -1), (0.32, -0.32), (1, -0.32), (1, 0.32), (0.32, 0.32),
         (0.32, 1), (-0.32, 1), (-0.32, 0.32), (-1, 0.32), (-1, -0.32), (-0.32, -0.32),
@@ -100,10 +101,11 @@ def sprites(attributes: Attributes, side: int) -> tuple[Sprite, Sprite]:
 
 def _draw(attributes: Attributes, side: int) -> Sprite:
     base, second = COLORS[attributes.base], COLORS[attributes.second]
+    trim = COLORS[attributes.trim or attributes.second]
     silhouette = SILHOUETTES[attributes.category]
     color, opacity = Image.new("RGB", (side, side), base), Image.new("L", (side, side))
     body = Image.new("RGB", (side, side), base)
-    body.paste(second, mask=pattern_mask(attributes.pattern, side))
+    body.paste(second, mask=pattern_mask(attributes.pattern, attributes.scale, side))
     pen, mask_pen = ImageDraw.Draw(color), ImageDraw.Draw(opacity)
     for role, points in silhouette.parts:
         points = _pixels(in_proportion(points, attributes.proportion), side)
@@ -113,30 +115,44 @@ def _draw(attributes: Attributes, side: int) -> Sprite:
             ImageDraw.Draw(part).polygon(points, fill=255)
             color.paste(body, mask=part)
         # An outline keeps a white product visible on a white page.
-        fill = {"body": None, "cut": None, "trim": second, "dark": DARK}[role]
-        pen.polygon(points, fill=fill, outline=darker(second if role == "trim" else base, 0.62), width=side // 64)
+        fill = {"body": None, "cut": None, "trim": trim, "dark": DARK}[role]
+        pen.polygon(points, fill=fill, outline=darker(trim if role == "trim" else base, 0.62), width=side // 64)
     (place,) = in_proportion((silhouette.mark_at,), attributes.proportion)
-    _print_mark(pen, attributes.mark, place, base, side)
-    return Sprite(_shaded(color), opacity)
+    _print_mark(pen, attributes, place, side)
+    return Sprite(_shaded(color, attributes.finish), opacity)
 
 
 def _pixels(points: Iterable[tuple[float, float]], side: int) -> list[tuple[float, float]]:
     return [(x * side, y * side) for x, y in points]
 
 
-def _print_mark(pen: ImageDraw.ImageDraw, mark: str, place: tuple[float, float], base: Color, side: int) -> None:
-    """Prints a mark, dark on light bases and light on dark ones, with a rim of the other color."""
-    ink, rim = (DARK, LIGHT) if sum(base) > 360 else (LIGHT, DARK)
-    for outline, fill in zip(MARKS[mark], (ink, rim), strict=False):
+def _print_mark(pen: ImageDraw.ImageDraw, attributes: Attributes, place: tuple[float, float], side: int) -> None:
+    """Prints a mark, in its ink or dark on light bases and light on dark ones, with a rim of the other brightness."""
+    ink = COLORS[attributes.ink] if attributes.ink else DARK if _is_light(COLORS[attributes.base]) else LIGHT
+    rim = DARK if _is_light(ink) else LIGHT
+    for outline, fill in zip(MARKS[attributes.mark], (ink, rim), strict=False):
         points = _pixels(((place[0] + MARK_RADIUS * x, place[1] + MARK_RADIUS * y) for x, y in outline), side)
         pen.polygon(points, fill=fill, outline=rim, width=max(1, side // 48))
 
 
-def _shaded(color: Image.Image) -> Image.Image:
-    """Adds light from the upper left, so that the product looks less flat."""
+def _is_light(color: Color) -> bool:
+    return sum(color) > 360
+
+
+# Finish → brightness at the top, and how much of it is lost toward the bottom.
+FINISHES = {"matte": (1.10, 0.14), "glossy": (1.10, 0.14), "ombre": (1.25, 0.80)}
+SHINE = 0.6  # opacity of the streak of white light on glossy products
+
+
+def _shaded(color: Image.Image, finish: str) -> Image.Image:
+    """Adds light from the upper left, so that the product looks less flat, with the shine or shade of its finish."""
     u, v = _grid(color.width)
-    light = 1.10 - 0.16 * u - 0.14 * v
-    return Image.fromarray(np.clip(np.asarray(color) * light[..., None], 0, 255).astype(np.uint8))
+    top, lost = FINISHES[finish]
+    lit = np.asarray(color) * (top - 0.16 * u - lost * v)[..., None]
+    if finish == "glossy":
+        streak = np.abs(u + 0.5 * v - 0.62) < 0.05
+        lit[streak] += SHINE * (255 - lit[streak])
+    return Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8))
 
 
 @functools.cache
@@ -157,13 +173,16 @@ PATTERN_MASKS = {
     "zigzag": lambda u, v: (v + np.abs(u % 0.25 - 0.125)) % 0.2 < 0.1,
     "halves": lambda u, v: u < 0.5,
     "grid": lambda u, v: (u % 0.19 < 0.05) | (v % 0.19 < 0.05),
+    "argyle": lambda u, v: np.abs(u % 0.2 - 0.1) + 0.7 * np.abs(v % 0.28 - 0.14) < 0.075,
 }
+SCALES = {"fine": 0.65, "regular": 1.0, "coarse": 1.6}
 
 
 @functools.cache
-def pattern_mask(pattern: str, side: int) -> Image.Image:
+def pattern_mask(pattern: str, scale: str, side: int) -> Image.Image:
     """Returns the mask of the second color in a pattern, mode 1, `side` × `side`."""
-    return Image.fromarray(PATTERN_MASKS[pattern](*_grid(side)))
+    u, v = _grid(side)
+    return Image.fromarray(PATTERN_MASKS[pattern](u / SCALES[scale], v / SCALES[scale]))
 
 
 # Proportion → position of a point of an outline, stretched about the center of the unit square.

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.catalog.release_parser import NO_TEXT
-from data_prep.synthetic.products import VALUES, Product
+from data_prep.synthetic.products import Product, Recipe
 
 _PHRASES = json.loads(Path(__file__).with_name("phrases.json").read_text(encoding="utf-8"))
-# Attribute → value → words for it.
-WORDS = {name: _PHRASES["words"]["color" if name in ("base", "second") else name] for name in VALUES}
-ASR_SENTENCES = _PHRASES["asr_sentences"]  # attribute or "brand" → sentences around a word `{}`
+# Attribute or origin → value → words for it.
+WORDS = _PHRASES["words"] | dict.fromkeys(("base", "second", "trim", "ink"), _PHRASES["words"]["color"])
 HOMOPHONES = _PHRASES["homophones"]  # characters that speech recognition confuses because they sound alike
+
+# Colors other than the base → the attribute after which titles name them.
+ATTACHED = {"second": "base", "trim": "category", "ink": "mark"}
 
 # Titles always name the brand and the category, and omit each other attribute at this rate.
 TITLE_OMITS = 0.12
@@ -22,17 +24,16 @@ TITLE_TALK_WORDS = (1, 4)
 ASR_OMITS = 0.18
 ASR_OMITS_BRAND = 0.35
 ASR_GARBLES = 0.08
-ASR_CHATTER_SENTENCES = (4, 7)
 ASR_MISSING = 0.10
 COMMAS = (",", "，", "，", " ")
 
 
-def title(products: Sequence[Product], rng: np.random.Generator) -> str:
+def title(products: Sequence[Product], recipe: Recipe, rng: np.random.Generator) -> str:
     """Writes a title: brands and attributes of the products in random order and wording, with shop talk.
 
     For example, `爆款 华诺 竖条纹 手提包 酒红配雪白 爱心 高款 包邮`.
     """
-    described = f" {_pick(_PHRASES['joining'], rng)} ".join(_description(product, rng) for product in products)
+    described = f" {_pick(_PHRASES['joining'], rng)} ".join(_description(product, recipe, rng) for product in products)
     words = described.split(" ")
     for talk in rng.choice(_PHRASES["title_talk"], rng.integers(*TITLE_TALK_WORDS, endpoint=True), replace=False):
         # At either end, because in between it would separate the words of a product.
@@ -40,49 +41,50 @@ def title(products: Sequence[Product], rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-def transcript(products: Sequence[Product], rng: np.random.Generator) -> str:
+def transcript(products: Sequence[Product], recipe: Recipe, rng: np.random.Generator) -> str:
     """Writes the transcript of a clip: chatter with omitted and misheard words, or `空` if nobody speaks."""
     if rng.random() < ASR_MISSING:
         return NO_TEXT
-    count = rng.integers(*ASR_CHATTER_SENTENCES, endpoint=True)
+    count = rng.integers(*recipe.chatter, endpoint=True)
     sentences = [str(s) for s in rng.choice(_PHRASES["asr_chatter"], count, replace=False)]
     for product in products:
-        sentences += _spoken(product, rng)
+        sentences += _spoken(product, recipe, rng)
     sentences = [sentences[i] for i in rng.permutation(len(sentences))]
     return sentences[0] + "".join(_pick(COMMAS, rng) + sentence for sentence in sentences[1:])
 
 
-def _spoken(product: Product, rng: np.random.Generator) -> list[str]:
+def _spoken(product: Product, recipe: Recipe, rng: np.random.Generator) -> list[str]:
     """Returns the sentences about a product that are not omitted."""
-    said = []
-    for name, spoken in [*_words(product, rng).items(), ("brand", product.brand)]:
+    sentences, said = _PHRASES["asr_sentences"][str(recipe.number)], []
+    for name, spoken in [*_words(product, recipe, rng).items(), ("brand", product.brand)]:
         if rng.random() < (ASR_OMITS_BRAND if name == "brand" else ASR_OMITS):
             continue
         if rng.random() < ASR_GARBLES:
             spoken = misheard(spoken, rng)
-        said.append(_pick(ASR_SENTENCES[name], rng).format(spoken))
+        said.append(_pick(sentences[name], rng).format(spoken))
     return said
 
 
-def _description(product: Product, rng: np.random.Generator) -> str:
+def _description(product: Product, recipe: Recipe, rng: np.random.Generator) -> str:
     """Returns the words for the brand, usually first, and the attributes of a product in random order."""
-    words = _words(product, rng)
+    words = _words(product, recipe, rng)
     named = [name for name in words if name == "category" or rng.random() >= TITLE_OMITS]
-    second = "second" in named
-    if second:
-        named.remove("second")
-    parts = [words[name] for name in rng.permutation(named)]
-    if second:  # the word before the second color marks it as such
-        phrase = _pick(("配", "拼", "搭", "撞"), rng) + words["second"]
-        base = parts.index(words["base"]) if "base" in named else int(rng.integers(len(parts)))
-        parts.insert(base + 1, phrase)
+    parts = [words[name] for name in rng.permutation([name for name in named if name not in ATTACHED])]
+    for name, neighbor in ATTACHED.items():  # phrases mark these colors as what they are
+        if name in named:
+            phrase = _pick(_PHRASES["title_phrases"][name], rng).format(words[name])
+            place = parts.index(words[neighbor]) if neighbor in named else int(rng.integers(len(parts)))
+            parts.insert(place + 1, phrase)
     parts.insert(0 if rng.random() < 0.7 else int(rng.integers(len(parts) + 1)), product.brand)
     return " ".join(parts)
 
 
-def _words(product: Product, rng: np.random.Generator) -> dict[str, str]:
-    """Returns one of the words for each attribute of a product, by name."""
-    return {name: _pick(words[getattr(product.attributes, name)], rng) for name, words in WORDS.items()}
+def _words(product: Product, recipe: Recipe, rng: np.random.Generator) -> dict[str, str]:
+    """Returns one of the words for each attribute of a product and its origin, if it has one, by name."""
+    values = {name: getattr(product.attributes, name) for name in recipe.attributes}
+    if product.origin:
+        values["origin"] = product.origin
+    return {name: _pick(WORDS[name][value], rng) for name, value in values.items()}
 
 
 def misheard(spoken: str, rng: np.random.Generator) -> str:

@@ -44,7 +44,7 @@ def write_videos(release: Path) -> Path:
     if table.exists():
         return table
     options = json.loads((release / OPTIONS_FILE).read_text(encoding="utf-8"))
-    plan = plan_release(options["train_products"], options["test_products"], options["seed"])
+    plan = plan_release(*(options[name] for name in ("train_products", "test_products", "seed", "recipe")))
     files = _files(plan.items)
     with atomic_folder(release / FOLDER) as folder, process_map() as apply:
         with Progress(desc="videos", total=len(files), unit="files") as progress:

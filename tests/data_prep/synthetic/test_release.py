@@ -17,7 +17,8 @@ from PIL import Image
 from data_prep.catalog.release_catalog import build_release_catalog
 from data_prep.common.domains import DOMAINS
 from data_prep.synthetic import release as synthetic
-from data_prep.synthetic.release import plan_release, write_release
+from data_prep.synthetic.products import DEFAULT_RECIPE
+from data_prep.synthetic.release import plan_release, text_files, write_release
 
 ROOT = Path(__file__).parents[3]
 SIZES = {"train_products": 13, "test_products": 9, "image_side": 24, "seed": 7}
@@ -55,6 +56,18 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(release, tmp_path, m
     assert digests(again) == digests(release)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "digest"),
+    [
+        (6, "754965ddb244f1bab55a1c63db73232c54ab50ec2e4e2d16adf385a127288afe"),
+        (7, "e97d98bc443c0efc857f22cda42f43e39627920afea796a0774027fe6fc1dc28"),
+    ],
+)
+def test_texts_of_a_recipe_stay_the_same_from_version_to_version(recipe, digest):
+    tables = dict(text_files(plan_release(13, 9, 7, recipe), 7))
+    assert hashlib.sha256(json.dumps(tables).encode()).hexdigest() == digest
+
+
 def test_another_seed_gives_other_bytes(release, tmp_path):
     other = digests(write_release(tmp_path / "other", **SIZES | {"seed": 8}))
     mine = digests(release)
@@ -65,7 +78,7 @@ def test_another_seed_gives_other_bytes(release, tmp_path):
 def test_a_release_is_eighteen_text_files_images_and_the_options(release):
     assert len(list(release.glob("*.txt"))) == 18
     assert {path.name for path in release.iterdir() if path.suffix != ".txt"} == {"images", "synthetic.json"}
-    assert json.loads((release / "synthetic.json").read_text()) == {"recipe": synthetic.RECIPE, **SIZES}
+    assert json.loads((release / "synthetic.json").read_text()) == {"recipe": DEFAULT_RECIPE, **SIZES}
 
 
 @pytest.mark.parametrize("table", ROWS)
@@ -77,7 +90,7 @@ def test_rows_are_written_as_in_the_real_release(release, table):
 
 
 def test_the_release_reads_back_as_planned(catalog):
-    plan = plan_release(SIZES["train_products"], SIZES["test_products"], SIZES["seed"])
+    plan = plan_release(SIZES["train_products"], SIZES["test_products"], SIZES["seed"], DEFAULT_RECIPE)
     for split in ("train", "test"):
         for domain in DOMAINS:
             planned = {i.item_id: i for i in plan.items if (i.split, i.domain) == (split, domain)}
@@ -163,6 +176,7 @@ def test_a_killed_worker_is_an_error(tmp_path, monkeypatch):
         ({"test_products": 300_000}, r"--test_products=300000 \(8 to 200000\)"),
         ({"image_side": 8}, r"--image_side=8 \(16 to 4096\)"),
         ({"processes": 0}, r"--processes=0 \(1 to 1024\)"),
+        ({"recipe": 5}, r"there is no recipe 5; choose from 6, 7"),
     ],
 )
 def test_options_out_of_range_are_an_error(tmp_path, option, message):
@@ -192,7 +206,7 @@ def test_the_command_writes_the_same_release_and_ends_with_one_line_on_errors(re
 
 @pytest.fixture(scope="module")
 def plan():
-    return plan_release(1500, 220, seed=0)
+    return plan_release(1500, 220, 0, DEFAULT_RECIPE)
 
 
 def of(plan, split, domain):

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from data_prep.synthetic import backgrounds, camera, scenes
-from data_prep.synthetic.products import Attributes, sample_products
+from data_prep.synthetic.products import RECIPES, Attributes, sample_products
 from data_prep.synthetic.scenes import LIVE_MOTION, LOOKS, PAGE_SIZE, PAIR_SHARE, VIDEO_MOTION, draw_item
 from data_prep.synthetic.sprites import Sprite
 
 THING = Attributes("bag", "red", "navy", "dots", "star", "tall")
-SHELF = [product.attributes for product in sample_products(20, 8, seed=0)[0]]
+SHELF = [product.attributes for product in sample_products(20, 8, 0, RECIPES[6])[0]]
 MAGENTA = (255, 0, 255)  # no product and no background has this color
 
 

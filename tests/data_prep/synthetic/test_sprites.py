@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from data_prep.synthetic.products import COLORS, VALUES, Attributes
+from data_prep.synthetic.products import CATEGORIES, COLORS, PROPORTIONS, RECIPES, Attributes
 from data_prep.synthetic.sprites import (
+    FINISHES,
     MARKS,
     PATTERN_MASKS,
+    SCALES,
     SILHOUETTES,
     STRETCHED,
     in_proportion,
@@ -18,6 +20,11 @@ from data_prep.synthetic.sprites import (
 )
 
 SIDE = 64
+# Values of all recipes
+VALUES = {
+    name: tuple(dict.fromkeys(value for recipe in RECIPES.values() for value in recipe.attributes.get(name, ())))
+    for name in RECIPES[7].attributes
+}
 
 
 def picture(attributes: Attributes) -> np.ndarray:
@@ -27,10 +34,10 @@ def picture(attributes: Attributes) -> np.ndarray:
     return opacity * np.asarray(sprite.color, float) + (1 - opacity) * 128
 
 
-@pytest.mark.parametrize("category", VALUES["category"])
+@pytest.mark.parametrize("category", CATEGORIES)
 def test_one_changed_attribute_is_visible(category):
     product = Attributes(category, "teal", "orange", "dots", "star", "regular")
-    for name in ("base", "second", "pattern", "mark", "proportion"):
+    for name in VALUES.keys() - {"category"}:
         changed = [
             dataclasses.replace(product, **{name: value})
             for value in VALUES[name][::2]
@@ -43,7 +50,7 @@ def test_one_changed_attribute_is_visible(category):
 
 
 def test_categories_have_different_outlines():
-    outlines = [picture(Attributes(c, "red", "red", "plain", "none", "regular")) for c in VALUES["category"]]
+    outlines = [picture(Attributes(c, "red", "red", "plain", "none", "regular")) for c in CATEGORIES]
     for i, one in enumerate(outlines):
         for other in outlines[:i]:
             assert (np.abs(one - other).max(-1) > 25).mean() > 0.03
@@ -61,7 +68,7 @@ def test_body_and_trim_have_the_base_and_second_color():
 
 
 def test_patterns_cover_part_of_the_body():
-    masks = {pattern: np.asarray(pattern_mask(pattern, 100)) for pattern in VALUES["pattern"]}
+    masks = {pattern: np.asarray(pattern_mask(pattern, "regular", 100)) for pattern in VALUES["pattern"]}
     assert not masks["plain"].any()
     for pattern, mask in masks.items():
         assert pattern == "plain" or 0.2 < mask.mean() < 0.6
@@ -71,11 +78,41 @@ def test_patterns_cover_part_of_the_body():
     assert not masks["halves"][:, 50:].any()
 
 
+def test_scales_enlarge_patterns():
+    checks = {scale: np.asarray(pattern_mask("checks", scale, 200))[0] for scale in VALUES["scale"]}
+    assert {scale: int(row.argmax()) for scale, row in checks.items()} == {"fine": 16, "regular": 25, "coarse": 40}
+    for pattern in VALUES["pattern"]:
+        shares = [np.asarray(pattern_mask(pattern, scale, 400)).mean() for scale in SCALES]
+        assert pattern == "halves" or np.ptp(shares) < 0.12, pattern
+
+
+def test_trim_and_ink_replace_the_second_color_and_that_of_the_mark():
+    product = Attributes("bag", "navy", "yellow", "dots", "disc", "regular")
+    assert (picture(product) == picture(dataclasses.replace(product, trim="yellow"))).all()
+    other = np.asarray(sprites(dataclasses.replace(product, trim="pink", ink="red"), SIDE)[0].color, int)
+    assert np.abs(other[53, 32] - COLORS["pink"]).max() < 35  # the hem
+    assert np.abs(other[38, 32] - COLORS["red"]).max() < 35  # the middle of the mark
+    assert np.abs(np.asarray(sprites(product, SIDE)[0].color, int)[38, 32] - 252).max() < 35
+
+
+def test_finishes_change_the_light():
+    light = {
+        finish: picture(Attributes("cushion", "gray", "red", "plain", "none", "wide", finish=finish))
+        for finish in FINISHES
+    }
+    brighter = light["glossy"] - light["matte"]
+    assert brighter.min() >= 0
+    assert 0.02 < (brighter.max(-1) > 40).mean() < 0.10
+    ratio = light["ombre"][[20, 44], 20] / light["matte"][[20, 44], 20]
+    assert (ratio[0] > 0.9).all()
+    assert (ratio[1] < 0.8).all()
+
+
 def test_every_category_has_an_outline():
-    assert set(SILHOUETTES) == set(VALUES["category"])
+    assert set(SILHOUETTES) == set(CATEGORIES)
 
 
-@pytest.mark.parametrize("proportion", VALUES["proportion"])
+@pytest.mark.parametrize("proportion", PROPORTIONS)
 def test_outlines_are_inside_the_unit_square(proportion):
     for category, silhouette in SILHOUETTES.items():
         for _, points in silhouette.parts:
@@ -86,7 +123,7 @@ def test_outlines_are_inside_the_unit_square(proportion):
 
 def test_proportions_stretch_about_the_middle():
     corners = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))
-    extents = {p: np.ptp(np.array(in_proportion(corners, p)), axis=0).tolist() for p in VALUES["proportion"]}
+    extents = {p: np.ptp(np.array(in_proportion(corners, p)), axis=0).tolist() for p in PROPORTIONS}
     assert extents["regular"] == pytest.approx([0.86, 0.86])
     assert extents["tall"] == pytest.approx([0.62, 1])
     assert extents["wide"] == pytest.approx([1, 0.62])
@@ -95,8 +132,9 @@ def test_proportions_stretch_about_the_middle():
     assert flared[2][0] - flared[3][0] == pytest.approx(1.0)
 
 
-def test_every_pattern_and_proportion_has_a_drawing():
-    assert (list(PATTERN_MASKS), list(STRETCHED)) == (list(VALUES["pattern"]), list(VALUES["proportion"]))
+def test_every_value_has_a_drawing():
+    drawings = {"pattern": PATTERN_MASKS, "proportion": STRETCHED, "scale": SCALES, "finish": FINISHES}
+    assert {name: list(drawn) for name, drawn in drawings.items()} == {name: list(VALUES[name]) for name in drawings}
 
 
 def test_every_mark_has_an_outline():
