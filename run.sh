@@ -56,7 +56,7 @@ help() {
 ./run.sh wheelhouse [DIR]              download the locked packages of all commands for users, into DIR or wheelhouse
 
 Each command takes --help. Options of demo and grocery go to training: ./run.sh demo --config.train.steps=200
-except --train_products=N, --test_products=N, --image_side=PIXELS and --seed=N of demo, which go to the release.
+except --train_products=N, --test_products=N, --image_side=PIXELS, --seed=N and --recipe=N of demo, which go to the release.
 COPE_PYTHON=/path/to/python uses an environment of your own and installs nothing.
 COPE_JAX='jax[cuda12]' installs this build of JAX instead of the one for the device that is found.
 COPE_NEWEST=1 installs the newest versions that the requirements allow, instead of those of requirements-lock.txt.

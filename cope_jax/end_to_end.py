@@ -4,8 +4,8 @@
     cope grocery PATH [--root=DIR] [OPTION…]      on a checkout of GroceryStoreDataset
 
 Data go to DIR/data, the run to DIR/runs; DIR is the current folder by default. Options go to training, for example
---config.train.steps=200, except --train_products=N, --test_products=N, --image_side=PIXELS and --seed=N of the demo,
-which go to the synthetic release. If it is interrupted, run the same command again: it resumes.
+--config.train.steps=200, except --train_products=N, --test_products=N, --image_side=PIXELS, --seed=N and --recipe=N of
+the demo, which go to the synthetic release. If it is interrupted, run the same command again: it resumes.
 """
 
 import signal
@@ -17,7 +17,7 @@ from types import FrameType
 
 from cope_jax import CONFIG_ROOT, INSTALLED
 
-RELEASE_OPTIONS = ("--train_products=", "--test_products=", "--image_side=", "--seed=")
+RELEASE_OPTIONS = ("--train_products=", "--test_products=", "--image_side=", "--seed=", "--recipe=")
 
 
 def announce(text: str) -> None:

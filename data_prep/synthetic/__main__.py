@@ -10,6 +10,7 @@ from absl import flags
 
 from data_prep.common.cli import run
 from data_prep.common.process_pool import usable_cores
+from data_prep.synthetic.products import DEFAULT_RECIPE
 from data_prep.synthetic.release import write_release
 
 FLAGS = flags.FLAGS
@@ -22,6 +23,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("test_products", 220, "Number of products of the test split; none is in the training split.")
     flags.DEFINE_integer("image_side", 96, "Width and height of the images in pixels.")
     flags.DEFINE_integer("seed", 0, "Seed of all random choices.")
+    flags.DEFINE_integer("recipe", DEFAULT_RECIPE, "Attributes and difficulty: 6 (26 bits per product) or 7 (41 bits).")
     flags.DEFINE_integer("processes", None, "Number of processes. Default: one per core.")
 
 
@@ -32,6 +34,7 @@ def main() -> None:
         test_products=FLAGS.test_products,
         image_side=FLAGS.image_side,
         seed=FLAGS.seed,
+        recipe=FLAGS.recipe,
         processes=usable_cores() if FLAGS.processes is None else FLAGS.processes,
     )
 
