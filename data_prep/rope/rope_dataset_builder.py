@@ -151,6 +151,13 @@ class Builder(FileReaderBuilder):
         if self._inputs is not None and self.builder_config_name == "product":  # the last configuration that needs it
             shutil.rmtree(self._index_folder(self._inputs), ignore_errors=True)
 
+    def _log_download_bytes(self) -> None:
+        """Reports the folder. TFDS's own message says that it downloads the data set."""
+        self._report(f"writing {self.data_dir}")
+
+    def _log_download_done(self) -> None:
+        """Reports nothing, for the same reason."""
+
     def _domains(self) -> dict[str, str]:
         """Domains and their kinds, of the inputs if there are any, or of the data set."""
         return self._inputs.opened_catalog.domains if self._inputs else read_domains(self._dataset_folder)

@@ -50,9 +50,12 @@ def test_dropped_items_and_frames_are_counted_by_reason(small, built):
     assert "2 items: no frames left, 1 items: no frames listed, 1 frames: does not" in format_summary(summary)
 
 
-def test_two_processes_write_the_same_bytes(small, inputs, built, tmp_path):
-    small.build(inputs, tmp_path, processes=2)
+def test_two_processes_write_the_same_bytes(small, inputs, built, tmp_path, capsys):
+    _, lines = small.build(inputs, tmp_path, processes=2)
     assert small.contents(tmp_path) == small.contents(built)
+    names = ("page", "video", "live", "product")
+    assert lines[:4] == [f"writing {tmp_path}/rope/{name}/1.0.0" for name in names]
+    assert not capsys.readouterr().out  # TFDS would print that it downloads the data set
 
 
 @pytest.mark.parametrize("kind", ["shards", "checked shards", "deep folder", "mixture"])

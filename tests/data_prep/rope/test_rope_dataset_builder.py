@@ -75,6 +75,8 @@ def test_tfds_build_makes_the_same_records_from_the_release_without_tensorflow(r
     run = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "imported []" in run.stdout
+    assert f"writing {tmp_path}/rope/page/1.0.0" in run.stderr
+    assert "Downloading" not in run.stdout + run.stderr
     name = "rope/page/1.0.0/rope-train.array_record-00000-of-00001"
     assert (tmp_path / name).read_bytes() == (built / name).read_bytes()
 
