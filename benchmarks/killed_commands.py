@@ -4,8 +4,8 @@
 training. Each is killed by SIGKILL at random instants, up to three times before the same command may finish. Then its
 folder is compared, file by file, with that of an uninterrupted run. Files in which two uninterrupted runs differ are
 left out and listed. The last line is JSON: for each command the number of kills, the files that differ, those that only
-one has, and the processes that outlived a kill; the exit code is 1 if there is any. `shared_memory` lists what appeared
-in /dev/shm meanwhile, which may belong to other programs.
+one has, the files left outside its folder, temporary ones included, and the processes that outlived a kill; the exit
+code is 1 if there is any. `shared_memory` lists what appeared in /dev/shm meanwhile, which may belong to other programs.
 """
 
 import hashlib
@@ -83,15 +83,22 @@ def file_hashes(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
+def other_files(folder: Path, out: Path) -> set[str]:
+    """Returns the names of all files and folders below `folder` other than `out` and the compiled programs."""
+    paths = (path for path in folder.rglob("*") if not {out, folder / "compiled"} & {path, *path.parents})
+    return {str(path.relative_to(folder)) for path in paths}
+
+
 def kill_and_compare(command: Command, kills: int, rng: random.Random) -> dict[str, object]:
     """Kills a command this often, lets it finish in between, and compares the results."""
     first, second = (command.finish(command.folder / f"{command.name}-{i}") for i in range(2))
     varying = sorted(name for name in first if second.get(name) != first[name])
     done = orphans = rounds = 0
     differing: set[str] = set()
+    out = command.folder / f"{command.name}-killed"
+    before = other_files(command.folder, out)
     while done < kills:
         rounds += 1
-        out = command.folder / f"{command.name}-killed"
         for _ in range(KILLS_IN_A_ROW):
             running, left = command.kill(out, rng)
             done, orphans = done + running, orphans + left
@@ -102,7 +109,8 @@ def kill_and_compare(command: Command, kills: int, rng: random.Random) -> dict[s
         shutil.rmtree(out)
         print(f"{command.name}: {done} kills in {rounds} rounds, differing: {sorted(differing)}", file=sys.stderr)
     result = {"kills": done, "files": len(first), "varying": varying, "differing": sorted(differing)}
-    return result | {"orphans": orphans, "seconds": round(command.seconds, 1)}
+    left = sorted(other_files(command.folder, out) - before)
+    return result | {"left": left, "orphans": orphans, "seconds": round(command.seconds, 1)}
 
 
 def make_commands(folder: Path, url: str) -> dict[str, Command]:
@@ -127,6 +135,8 @@ def main(_: Sequence[str]) -> None:
     """Runs the commands and prints the result."""
     rng, folder = random.Random(FLAGS.seed), Path(tempfile.mkdtemp(prefix="killed-"))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
+    os.environ["TMPDIR"] = str(folder / "tmp")
+    (folder / "tmp").mkdir()
     shared = {*Path("/dev/shm").glob("*")}
     handler = partial(QuietHandler, directory=folder / "release/images")
     with ThreadingHTTPServer(("localhost", 0), handler) as server:
@@ -136,7 +146,7 @@ def main(_: Sequence[str]) -> None:
         server.shutdown()
     left = sorted(path.name for path in {*Path("/dev/shm").glob("*")} - shared)
     print(json.dumps(results | {"shared_memory": left}))
-    if any(result["differing"] or result["orphans"] for result in results.values()):
+    if any(result["differing"] or result["left"] or result["orphans"] for result in results.values()):
         sys.exit(f"kills made a difference; see {folder}")
     shutil.rmtree(folder)
 
