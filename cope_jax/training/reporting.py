@@ -24,7 +24,7 @@ from data_prep.common.files import atomic_write
 
 HISTOGRAM_BINS = 64  # in TensorBoard
 SHOWN_EXAMPLES = 4  # in TensorBoard, of the first batch
-# Groups of curves. Other metrics of training are those of losses.
+# Groups of curves. Other metrics of training are those of losses, which have groups of their own for pairs of views.
 GROUPS = {
     "loss": "losses",
     "gradient_norm": "optimization",
@@ -32,6 +32,14 @@ GROUPS = {
     "skipped": "optimization",
     "bad_items": "data",
 }
+
+
+def curve_name(name: str) -> str:
+    """Returns the group and name of the curve of a metric: infonce/accuracy/PAIR is pair_accuracy/infonce/PAIR."""
+    if name.count("/") == 2:
+        term, metric, pair = name.split("/")
+        return f"pair_{metric}/{term}/{pair}"
+    return f"{GROUPS.get(name, 'losses')}/{name}"
 
 
 class EventFile:
@@ -67,13 +75,18 @@ class EventFile:
         """Adds a picture, u8[H, W, 3]."""
         from tensorboardX.summary import image
 
-        self.add(step, summary=image(name, pixels, dataformats="HWC"))
+        self.add_named(step, name, image(name, pixels, dataformats="HWC"))
 
     def add_histogram(self, step: int, name: str, sample: np.ndarray) -> None:
         """Adds the histogram of finite numbers."""
         from tensorboardX.summary import histogram
 
-        self.add(step, summary=histogram(name, sample, HISTOGRAM_BINS))
+        self.add_named(step, name, histogram(name, sample, HISTOGRAM_BINS))
+
+    def add_named(self, step: int, name: str, summary: Any) -> None:
+        """Adds a summary under its full name, in which tensorboardX has replaced spaces and punctuation."""
+        summary.value[0].tag = name
+        self.add(step, summary=summary)
 
     def close(self) -> None:
         """Does nothing: every event is in the file."""
@@ -168,7 +181,7 @@ class MetricsLog:
         self.metrics.append(json_line({"step": step, **round_values(values)}))
         if speed:
             self.speed.append(json_line({"step": step, **speed}))
-        shown = {f"{GROUPS.get(name, 'losses')}/{name}": value for name, value in values.items()}
+        shown = {curve_name(name): value for name, value in values.items()}
         shown |= {f"speed/{name}": value for name, value in speed.items()}
         self._show(step, shown | {"optimization/learning_rate": learning_rate})
 

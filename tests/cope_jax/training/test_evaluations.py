@@ -169,7 +169,7 @@ def test_tensorboard_shows_the_first_examples_metrics_and_histograms_of_embeddin
     with closing(training_batches(config, run_tokenizer(config, finished), start_step=0)) as batches:
         batch = next(batches)
     pictures = {tag: images[1].image for tag, images in shown.items() if tag.startswith("batch/")}
-    assert list(pictures) == [f"batch/product_{number}__page__video__live" for number in batch["product_id"][:4]]
+    assert list(pictures) == [f"batch/product {number}: page, video, live" for number in batch["product_id"][:4]]
     for example, picture in enumerate(pictures.values()):
         sides = [batch[domain]["frames"][example, 0] for domain in ("page", "video", "live")]
         pixels = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)))

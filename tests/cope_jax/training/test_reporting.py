@@ -186,8 +186,9 @@ def test_curves_are_grouped_and_show_the_learning_rate_of_the_step(tmp_path, rea
     """The schedule begins with 0, which is the rate of step 1, and rises to its peak, 1e-3, in step 2."""
     log = MetricsLog(tmp_path, step=0)
     reporter = make_reporter(log, steps=3, every=2)
+    own = {"sigmoid/t": mean(3.0, 1), "gradient_norm": mean(4.0, 1), "infonce/accuracy/page_live": mean(1.0, 1)}
     for step in (1, 2, 3):
-        reporter.add(step, step_metrics(2.0) | {"sigmoid/t": mean(3.0, 1), "gradient_norm": mean(4.0, 1)}, PRODUCTS)
+        reporter.add(step, step_metrics(2.0) | own, PRODUCTS)
     reporter.flush()
     log.write_evaluation(3, {"mean_r1": 0.75}, {})
     (path,) = (tmp_path / "tensorboard").iterdir()
@@ -201,6 +202,7 @@ def test_curves_are_grouped_and_show_the_learning_rate_of_the_step(tmp_path, rea
         "optimization/gradient_norm",
         "optimization/skipped",
         "optimization/update_norm",
+        "pair_accuracy/infonce/page_live",
         "data/bad_items",
         "retrieval/mean_r1",
     }
