@@ -5,7 +5,7 @@ training. Each is killed by SIGKILL at random instants, up to three times before
 folder is compared, file by file, with that of an uninterrupted run. Files in which two uninterrupted runs differ are
 left out and listed. The last line is JSON: for each command the number of kills, the files that differ, those that only
 one has, the files left outside its folder, temporary ones included, and the processes that outlived a kill; the exit
-code is 1 if there is any. `shared_memory` lists what appeared in /dev/shm meanwhile, which may belong to other programs.
+code is 1 if there is any. `shared_memory` lists what appeared in /dev/shm meanwhile; it may belong to other programs.
 """
 
 import hashlib

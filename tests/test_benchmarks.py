@@ -16,7 +16,7 @@ from absl import app, flags
 from PIL import Image
 
 from benchmarks import all as all_benchmarks
-from benchmarks import chaos, hardware, input_pipeline, loss, measuring, step, torch_pipeline
+from benchmarks import chaos, hardware, input_pipeline, killed_commands, loss, measuring, step, torch_pipeline
 from benchmarks.torch_cope import TorchCope, used_parameters
 from cope_jax.parallel.targets import GIB
 from cope_jax.runs.config_validation import replace_fields
@@ -232,3 +232,25 @@ def test_helpers_for_rates_and_memory():
     assert step.is_out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate"))
     assert not step.is_out_of_memory(RuntimeError("shapes differ"))
     assert 1e7 < input_pipeline.process_memory() < 1e11
+
+
+@pytest.mark.parametrize(
+    ("script", "differing", "leaves"),
+    [
+        ("touch $out.part; sleep 0.2; echo all > $out/a; rm $out.part", [], False),
+        ("echo part >> $out/a; sleep 0.2", ["a"], False),
+        ("touch $out.$$; sleep 0.2; echo all > $out/a; rm $out.$$", [], True),
+    ],
+)
+def test_differing_bytes_and_leftovers_of_killed_commands_are_found(tmp_path, monkeypatch, script, differing, leaves):
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        killed_commands.subprocess,
+        "Popen",
+        lambda words, **own: start(["sh", "-c", f"out={words[-1]}; mkdir -p $out; {script}"], **own),
+    )
+    command = killed_commands.Command("copy", ["{out}"], tmp_path)
+    result = killed_commands.kill_and_compare(command, 3, random.Random(0))
+    assert result["differing"] == differing
+    assert bool(result["left"]) == leaves
+    assert (result["files"], result["varying"], result["orphans"]) == (1, [], 0)
