@@ -81,12 +81,12 @@ def _inspect_split(
         count = functools.partial(distributions.item_histograms, step=step)
         counts = distributions.add_up(dict(apply(count, list(files[domain]))).values())
         read = counts["frames"].total()
-        rows.append((domain, "items", *[""] * 4, f"{total:,}" + (f" ({read:,} read)" if step > 1 else "")))
+        rows.append((domain, f"{total:,} items" + (f" ({read:,} read)" if step > 1 else ""), *[""] * 5))
         histograms |= {(domain, name): histogram for name, histogram in counts.items()}
     count = functools.partial(distributions.product_histograms, domains=domains)
     per_product = distributions.add_up(dict(apply(count, list(files["product"]))).values())
-    rows.append(("product", "products", *[""] * 4, f"{sum(files['product'].values()):,}"))
-    histograms |= {("product", f"{domain}s"): histogram for domain, histogram in per_product.items()}
+    rows.append(("product", f"{sum(files['product'].values()):,} products", *[""] * 5))
+    histograms |= {("product", f"{domain} items"): histogram for domain, histogram in per_product.items()}
     for (domain, name), histogram in histograms.items():
         found = describe(histogram)
         numbers = (found.low, found.median, round(found.mean, 1), found.high, found.maximum)

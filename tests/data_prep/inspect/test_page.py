@@ -28,21 +28,21 @@ def test_the_table_has_the_distributions_of_the_records(small, built):
     rows = table(splits, "train")
     videos = small.expected("train", "video")
     frames = [len(item["frames"]) for item in videos]
-    assert rows["video", "items"][-1] == "57"
+    assert rows["video", "57 items"] == [""] * 5
     assert rows["video", "frames"] == ["4", "5", f"{round(np.mean(frames), 1)}", "6", "6"]
     assert rows["video", "characters"][-1] == str(max(len(item["text"]) for item in videos))
     assert rows["video", "width"] == ["11", "11", "11.0", "11", "11"]
     assert rows["video", "height"][1] == "9"
     assert rows["page", "products"][-1] == "2"
     products = small.read(built, "product", "train")
-    assert rows["product", "videos"][2] == str(round(np.mean([len(p["video_rows"]) for p in products]), 1))
+    assert rows["product", "video items"][2] == str(round(np.mean([len(p["video_rows"]) for p in products]), 1))
     assert re.search("^video +frames +4 +5 +", format_table(splits[0]), re.MULTILINE)
 
 
 def test_a_sample_of_the_items_may_be_read(built):
     rows = table(inspect(built, items=20, products=0, processes=1), "train")
-    assert re.fullmatch(r"57 \(\d+ read\)", rows["video", "items"][-1])
-    assert 20 <= int(rows["video", "items"][-1].split("(")[1].split()[0]) < 40
+    (read,) = (match[1] for _, name in rows if (match := re.fullmatch(r"57 items \((\d+) read\)", name)))
+    assert 20 <= int(read) < 40
 
 
 def test_the_page_shows_products_and_escapes_all_texts(own_small, tmp_path):
