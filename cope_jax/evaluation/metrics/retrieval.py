@@ -18,7 +18,8 @@ from data_prep.common.domains import direction_name, domain_pairs
 
 RECALLS = (1, 5, 10)
 MEAN_METRICS = (*(f"r{k}" for k in RECALLS), "map", "ndcg10")  # means over queries
-BINS = 50  # of histograms
+FEWEST_BINS, BINS = 10, 50  # of histograms
+PAIRS_PER_BIN = 4  # of the same product, or the histogram of a small data set is a comb
 NEGATIVES = 100_000  # random pairs; the standard error of a bin's share is at most 0.0016
 NEAREST_NEGATIVES = 500  # queries whose nearest negative is found
 LIMIT_QUERIES = 500  # queries that a limit of similarities is computed from
@@ -221,7 +222,8 @@ def similarity_histograms(
     nearest = nearest_negative_scores(queries[chosen], gallery, others)
     samples = [ranks.scores, negatives, nearest[np.isfinite(nearest)]]
     every = np.concatenate(samples)
-    edges = np.linspace(every.min(), every.max(), BINS + 1)
+    bins = int(np.clip(len(ranks.scores) // PAIRS_PER_BIN, FEWEST_BINS, BINS))
+    edges = np.linspace(every.min(), every.max(), bins + 1)
     positive, negative, wrong = (np.histogram(own, edges)[0] / max(len(own), 1) for own in samples)
     return Histograms(edges, positive, negative, wrong, float(np.minimum(positive, negative).sum()))
 

@@ -69,7 +69,7 @@ def pair_name(metric: str, domains: Sequence[str] = DOMAINS) -> str:
         if metric.startswith(f"{a}_") and (b := metric.removeprefix(f"{a}_")) in views:
             order = sorted((a, b), key=lambda view: (entries.index((views[view] or (view,))[0]), view))
             return " – ".join(" ".join(views[view] or (view,)) for view in order)
-    return metric
+    return f"{metric.removesuffix('_within')} within" if metric.endswith("_within") else metric
 
 
 def evaluations(workdir: Path) -> Curves:

@@ -312,6 +312,7 @@ def test_histograms_cover_all_positives_and_a_sample_of_negatives(labeled_pairs)
     nearest = np.where(same, -np.inf, scores).max(axis=1)
     np.testing.assert_allclose(found.nearest_wrong, np.histogram(nearest, found.edges)[0] / 40)
     assert found.overlap == pytest.approx(sum(map(min, found.positives, found.negatives)))
+    assert len(found.positives) == min(50, same.sum() // 4) > 10
 
 
 def test_histograms_of_one_domain_leave_out_the_items_themselves():
@@ -330,4 +331,5 @@ def test_separable_similarities_do_not_overlap():
     ranks = ranks_between(vectors, vectors, products, products)[0]
     found = similarity_histograms(vectors, vectors, ranks, seed=0)
     assert found.overlap == 0
+    assert len(found.positives) == 10  # of four pairs
     assert found.positives[-1] == found.negatives[0] == found.nearest_wrong[0] == 1

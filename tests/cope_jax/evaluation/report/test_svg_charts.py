@@ -1,9 +1,13 @@
 """Paths and ticks of charts."""
 
+import re
+
 import numpy as np
 import pytest
 
+from cope_jax.evaluation.report.report import PAGES
 from cope_jax.evaluation.report.svg_charts import Axis, Curve, chart, round_ticks, short_number, svg_path
+from data_prep.common.html_pages import page_environment
 
 
 def test_curves_are_scaled_to_the_axes():
@@ -37,6 +41,19 @@ def test_points_and_a_single_point_are_visible():
     single = svg_path(Curve("loss", "main", np.array([0.0]), np.array([1])), x, y)
     start, end = single.removeprefix("M").split("L")
     assert start == end
+
+
+def test_the_legend_marks_points_as_points():
+    xs = np.array([0.0, 1])
+    curves = [Curve("wrong", "nearest", xs, xs), Curve("pairs", "positive", xs, xs, points=True)]
+    drawn = chart("Pairs", curves, Axis("x", 0, 1), Axis("y", 0, 1))
+    source = '{% from "chart.html.jinja" import draw %}{{ draw(drawn, "pairs") }}'
+    html = page_environment(PAGES).from_string(source).render(drawn=drawn)
+    marks = re.findall('<path class="line ([a-z]+)" d="([^"]+)"/></svg>([a-z]+)</li>', html)
+    assert marks == [
+        ("nearest", "M1 5L25 5", "wrong"),
+        ("positive", "M9.5 5a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0", "pairs"),
+    ]
 
 
 def test_logarithmic_axes():

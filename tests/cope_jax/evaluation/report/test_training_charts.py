@@ -58,6 +58,7 @@ def test_single_term_is_not_shown_twice():
         ("page_vision_video", "page vision – video", "page-video vision"),
         ("live_video", "video – live", "video-live"),
         ("page_2_vision_page_vision", "page vision – page_2 vision", "page-page_2 vision vision"),
+        ("page_within", "page within", "page-within"),
         ("page", "page", "page"),
     ],
 )
