@@ -13,6 +13,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import random
 import re
 import shutil
@@ -20,7 +21,9 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import aiohttp
@@ -207,7 +210,16 @@ async def fuzz_server(address: str, files: Files, keep: Path) -> Counter:
     return outcomes
 
 
-def fuzz_tables(folder: Path, tables: Mapping[str, bytes], keep: Path) -> Counter:
+def fuzz_tables(folder: Path, tables: Files, keep: Path) -> Counter:
+    """Builds a catalog of each table, in a process per core."""
+    names, count = list(tables), os.cpu_count() or 1
+    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+        parts = [{name: tables[name] for name in names[i::count]} for i in range(count)]
+        folders = [Path(tempfile.mkdtemp(dir=folder)) for _ in parts]
+        return sum(pool.map(fuzz_some_tables, folders, parts, [keep] * count), Counter())
+
+
+def fuzz_some_tables(folder: Path, tables: Files, keep: Path) -> Counter:
     """Builds a catalog of each table."""
     outcomes: Counter[str] = Counter()
     for name, content in tables.items():
@@ -256,10 +268,13 @@ def main(_: Sequence[str]) -> None:
         ("pictures", pictures, "images", "images"),
         ("videos", videos, "video", "frames"),
     ):
-        outcomes[name] = fuzz_build(folder, files, column)
-        outcomes[name] += fuzz_embedder(embedder, files, argument)
-        print(outcomes[name], file=sys.stderr)
-        outcomes[name] += serve_and_fuzz(files, keep)
+        with ThreadPoolExecutor() as threads:  # all three compute in processes or outside of Python
+            parts = [
+                threads.submit(fuzz_build, folder, files, column),
+                threads.submit(fuzz_embedder, embedder, files, argument),
+                threads.submit(serve_and_fuzz, files, keep),
+            ]
+            outcomes[name] = sum((part.result() for part in parts), Counter())
         print(outcomes[name], file=sys.stderr)
     print(json.dumps({"files": FLAGS.files, **{name: dict(sorted(own.items())) for name, own in outcomes.items()}}))
     faults = [key for own in outcomes.values() for key, count in own.items() if count and re.search("[A-Z]{4}", key)]
