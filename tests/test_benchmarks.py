@@ -87,7 +87,7 @@ def test_the_ways_to_compute_the_loss_give_the_same_value(own_flags):
 def test_all_runs_every_benchmark_except_those_that_need_runs_compilers_or_devices():
     assert set(all_benchmarks.BENCHMARKS) == set(COMMANDS) - {
         "all",
-        "loss_terms",
+        "ablation",
         "hardware",
         "finetune_plans",
         "device",

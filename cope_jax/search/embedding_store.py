@@ -33,7 +33,7 @@ from data_prep.common.progress import Progress
 
 MANIFEST = "manifest.json"
 ROWS = 16_384  # per shard, the most that an interruption can lose: 8 MB at 128 dimensions
-# Types of the values: int8 scales each vector to ±127, and binary packs the signs of eight values into a byte.
+# Types of the values: int8 scales each vector to ±127, and binary packs the signs of eight rotated values into a byte.
 TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.uint8()}
 
 
@@ -235,7 +235,7 @@ def write_shard(path: Path, domain: str, embeddings: np.ndarray, items: Sequence
 
     The Parquet file has no compression, because embeddings are practically random.
     """
-    encoded = _encode(embeddings, dtype)
+    encoded = encode(embeddings, dtype)
     vectors = pa.array(encoded.reshape(-1), TYPES[dtype])
     table = pa.table(
         {
@@ -260,21 +260,32 @@ def _scale(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def _encode(vectors: np.ndarray, dtype: str) -> np.ndarray:
+def encode(vectors: np.ndarray, dtype: str) -> np.ndarray:
     """Returns embeddings float32[N, E] as they are stored: [N, E], or uint8[N, E / 8]."""
     if dtype == "binary":
-        return np.packbits(vectors > 0, axis=1)
+        return np.packbits(vectors @ mixing_rotation(vectors.shape[1]) > 0, axis=1)
     if dtype == "int8":
         vectors = np.rint(vectors * (127 / np.maximum(np.abs(vectors).max(axis=1, keepdims=True), 1e-12)))
     return vectors.astype(dtype)
 
 
-def _decode(stored: np.ndarray) -> np.ndarray:
-    """Returns the embeddings float32[N, E] that `_encode` has stored, up to rounding."""
+def decode(stored: np.ndarray) -> np.ndarray:
+    """Returns the embeddings float32[N, E] that `encode` has stored, up to rounding."""
     if stored.dtype == np.uint8:
-        stored = 2 * np.unpackbits(stored, axis=1).astype(np.int8) - 1
+        signs = 2 * np.unpackbits(stored, axis=1).astype(np.float32) - 1
+        return _scale(signs @ mixing_rotation(signs.shape[1]).T)
     vectors = stored.astype(np.float32)
     return _scale(vectors) if stored.dtype == np.int8 else vectors
+
+
+@functools.cache
+def mixing_rotation(width: int) -> np.ndarray:
+    """Returns the rotation float32[E, E] before signs are taken, always the same one for a width.
+
+    The signs of principal axes with hardly any variance are noise; after the rotation, all signs say about as much.
+    """
+    rotation, triangle = np.linalg.qr(np.random.default_rng(0).normal(size=(width, width)))
+    return (rotation * np.sign(np.diag(triangle))).astype(np.float32)  # which makes the decomposition unique
 
 
 def check_shards(shards: list[Shard]) -> None:
@@ -310,7 +321,7 @@ def _read_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with open_parquet(path) as file:
         table = file.read(columns=["item_id", "embedding"])
     flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return table["item_id"].to_numpy(), _decode(flat.reshape(len(table), -1))
+    return table["item_id"].to_numpy(), decode(flat.reshape(len(table), -1))
 
 
 def read_item_ids(out: Path, domain: str) -> np.ndarray:

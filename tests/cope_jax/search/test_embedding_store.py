@@ -85,18 +85,19 @@ def test_interrupted_job_resumes_and_writes_the_same_files(workdir, written, tmp
 
 @pytest.mark.parametrize(
     ("dtype", "kind", "size", "error"),
-    [("float16", "halffloat", 24, 1e-3), ("int8", "int8", 24, 0.01), ("binary", "uint8", 3, 0.9)],
+    [("float16", "halffloat", 24, 1e-3), ("int8", "int8", 24, 1e-3), ("binary", "uint8", 3, 0.4)],
 )
 def test_small_types_are_read_as_unit_vectors(tmp_path, dtype, kind, size, error):
-    vectors = np.random.default_rng(0).normal(size=(5, 24)).astype(np.float32)
+    scales = 1 / np.arange(1, 25) ** 2  # as on principal axes, where the last values are small, and their signs noise
+    vectors = (np.random.default_rng(0).normal(size=(5, 24)) * scales).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
     (tmp_path / "page").mkdir()
     path = tmp_path / "page/00000-of-00001.parquet"
     write_shard(path, "page", vectors, [Item(row, "", (1,), ()) for row in range(5)], dtype)
     assert str(pq.read_schema(path).field("embedding").type) == f"fixed_size_list<element: {kind}>[{size}]"
     ((_, found),) = read_vectors(tmp_path, "page")
-    expected = np.sign(vectors) / np.sqrt(24) if dtype == "binary" else vectors
-    np.testing.assert_allclose(found, expected, atol=error / 4)
+    # Signs of random directions keep a cosine of √(2/π) = 0.80, those of these axes themselves less than 0.5.
+    assert (1 - (found * vectors).sum(axis=-1)).max() < error
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-3)
 
 
