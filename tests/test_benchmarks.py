@@ -249,7 +249,7 @@ def test_differing_bytes_and_leftovers_of_killed_commands_are_found(tmp_path, mo
         "Popen",
         lambda words, **own: start(["sh", "-c", f"out={words[-1]}; mkdir -p $out; {script}"], **own),
     )
-    command = killed_commands.Command("copy", ["{out}"], tmp_path)
+    command = killed_commands.Command("copy", ["{out}"], tmp_path / "copy")
     result = killed_commands.kill_and_compare(command, 3, random.Random(0))
     assert result["differing"] == differing
     assert bool(result["left"]) == leaves
