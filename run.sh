@@ -144,7 +144,7 @@ wheelhouse() {
   export PIP_DEST
   PIP_DEST=$(cd -- "$1" && pwd)
   say "downloading into $PIP_DEST"
-  pip_locked download "$(jax_package)" search serve qdrant download video
+  pip_locked download "$(jax_package)" search serve qdrant download video tensorboard wandb
   pip download setuptools wheel  # which build the packages that are sources
 }
 

@@ -337,7 +337,8 @@ def test_a_wheelhouse_has_what_a_command_then_installs_offline(start_fresh, tmp_
     start_fresh("wheelhouse", str(wheels)).communicate(timeout=60)
     locked = f"--no-deps --require-hashes -r {tmp_path}/.cache/locked.txt --disable-pip-version-check"
     assert f"-m pip download {locked} to {wheels}" in recorded_calls(tmp_path)
-    assert locked_packages(tmp_path) >= {"jax", "faiss-cpu", "uvicorn", "av", "aiohttp", "qdrant-client"}
+    wanted = {"jax", "faiss-cpu", "uvicorn", "av", "aiohttp", "qdrant-client", "tensorboard", "wandb"}
+    assert locked_packages(tmp_path) >= wanted
     call = start_fresh("compare", "--offline", "runs/a b", COPE_WHEELHOUSE=str(wheels))
     call.communicate(timeout=60)
     assert call.returncode == 0
