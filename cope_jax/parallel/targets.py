@@ -101,7 +101,11 @@ class Target:
         return None if found else package
 
     def devices(self) -> Sequence[Any]:
-        """Returns the devices, which can be compiled for but not computed on; those of a CPU are real."""
+        """Returns the devices, which can be compiled for but not computed on; those of a CPU are real.
+
+        Raises:
+            ValueError: There is no slice of TPUs of this shape.
+        """
         if self.kind == "cpu":
             return jax.devices("cpu")[: self.size]
         if self.kind == "h100":
@@ -118,7 +122,10 @@ class Target:
         os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # other processes may compile, too
         os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
         os.environ["TPU_ACCELERATOR_TYPE"] = f"{_TPU_PLATFORMS[self.kind]}-{self.size}"
-        return topologies.get_topology_desc(topology_name=str(self), platform="tpu").devices
+        try:
+            return topologies.get_topology_desc(topology_name=str(self), platform="tpu").devices
+        except jax.errors.JaxRuntimeError as error:
+            raise ValueError(f"invalid target {self}: {error}") from error
 
 
 def cudnn_problem(devices: Iterable[Any]) -> str | None:

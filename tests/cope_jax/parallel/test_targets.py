@@ -32,6 +32,16 @@ def test_another_form_is_an_error_that_shows_the_forms(text):
         Target.parse(text)
 
 
+def test_a_slice_that_does_not_exist_is_an_error(monkeypatch):
+    def describe(**_):
+        raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: 3x3 is not divisible by 2x2x1")
+
+    monkeypatch.setattr(targets.topologies, "get_topology_desc", describe)
+    monkeypatch.setattr(targets.os, "environ", {})
+    with pytest.raises(ValueError, match="invalid target v5e:3x3: INVALID_ARGUMENT: 3x3 is not divisible by 2x2x1"):
+        Target.parse("v5e:3x3").devices()
+
+
 def test_a_program_fits_in_what_jax_allocates_by_default():
     assert [Target.parse("h100:8").fits(size * GIB) for size in (59, 60)] == [True, False]  # 75% of 79.1 GiB
     assert [Target.parse("v5e:2x4").fits(size * GIB) for size in (15.7, 15.8)] == [True, False]

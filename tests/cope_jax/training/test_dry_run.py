@@ -205,6 +205,6 @@ def test_without_its_compiler_a_target_is_planned_on_cpus(make_quick_config, mon
     report, summary = dry_run(make_quick_config(**{"mesh.data": -1}), Target.parse("v5e:2x1"))
     assert summary["target"] == "cpu:2"
     assert report.endswith(
-        "compiled for CPUs instead of v5e:2x1, since the package libtpu is not installed; install "
-        "requirements-accelerators.txt for the plan of the real devices"
+        "compiled for CPUs instead of v5e:2x1, since the package libtpu is not installed; "
+        "./run.sh setup accelerators installs it"
     )
