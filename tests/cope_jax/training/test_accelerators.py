@@ -52,7 +52,7 @@ def compile_for(target):
     return dict(zip(CONFIGS, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
-@pytest.mark.slow  # 40 to 90 s each: XLA's compilers for real devices
+@pytest.mark.slow  # 40 to 110 s of a core each: XLA's compilers for real devices
 @pytest.mark.parametrize("target", ["h100:1", "h100:8", "v5e:2x4"])
 def test_the_recipes_fit_and_communicate_only_gradients(target):
     for name, plan in compile_for(target).items():
