@@ -199,8 +199,8 @@ def define_flags() -> None:
 def main(_: list[str]) -> None:
     """Runs the benchmark and prints its result as JSON."""
     with tempfile.TemporaryDirectory() as name:
-        sizes = {"train_products": 60, "test_products": 20, "image_side": 96}
-        folder = Path(FLAGS.photos) if FLAGS.photos else write_release(Path(name) / "release", **sizes, seed=0)
+        options = {"train_products": 60, "test_products": 20, "image_side": 96, "seed": 0, "recipe": 6}
+        folder = Path(FLAGS.photos) if FLAGS.photos else write_release(Path(name) / "release", **options)
         photos = read_photos(folder)
         result: dict[str, object] = {}
         if FLAGS.part == "all":

@@ -2,7 +2,7 @@
 
     ./run.sh demo
 
-Expected result: mean R@1 over the six directions of about 0.72 on 220 unseen products (untrained: 0.005).
+Expected result: mean R@1 over the six directions of about 0.70 on 220 unseen products (untrained: 0.005).
 """
 
 from itertools import combinations

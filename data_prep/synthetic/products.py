@@ -109,7 +109,7 @@ RECIPES = {
         chatter=(1, 3),
     ),
 }  # fmt: skip
-DEFAULT_RECIPE = 6
+DEFAULT_RECIPE = 7
 
 
 def find_recipe(number: int) -> Recipe:
