@@ -62,7 +62,7 @@ class Command:
         self.name, self.words, self.folder = name, words, folder
         self.log, self.temporary = folder / "log", folder / "tmp"
         self.temporary.mkdir(parents=True)
-        self.seconds = 0.0
+        self.seconds = 0.0  # of the latest run without an interruption
 
     def start(self, out: Path) -> subprocess.Popen:
         """Starts or resumes it."""
@@ -82,10 +82,11 @@ class Command:
         """
         if self.name == "export" and out.exists():
             return file_hashes(out)
-        start = time.monotonic()
+        is_new, start = not out.exists(), time.monotonic()
         if code := self.start(out).wait():
             raise RuntimeError(f"{self.name} ended with exit code {code}; see {self.log}")
-        self.seconds = max(self.seconds, time.monotonic() - start)
+        if is_new:
+            self.seconds = time.monotonic() - start
         return file_hashes(out)
 
     def kill(self, out: Path, rng: random.Random) -> tuple[bool, int]:
