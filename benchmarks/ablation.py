@@ -96,7 +96,8 @@ def centered_values(embedded: Embeddings) -> dict[str, float]:
         centered[domain] = (shifted / np.linalg.norm(shifted, axis=1, keepdims=True), products)
     means = retrieval.direction_means(retrieval.direction_metrics(retrieval.direction_ranks(centered)))
     values = {"centered_mean_r1": means["mean_r1"]}
-    return values | {f"centered_{domain}_map": own["map"] for domain, own in retrieval.all_domains(centered).items()}
+    found = retrieval.all_domains(centered)
+    return values | {f"centered_{domain}_map": own["map"] for domain, own in found.items() if own}
 
 
 def stored_values(embedded: Embeddings) -> dict[str, float]:
@@ -139,14 +140,14 @@ def main(_: Sequence[str]) -> None:
     results: dict[str, dict[str, list[float]]] = {}
     for variant in FLAGS.variant:
         results[variant] = {}
-        for seed in map(int, FLAGS.seeds):
-            workdir = train_and_evaluate(variant, seed)
+        workdirs = [train_and_evaluate(variant, int(seed)) for seed in FLAGS.seeds]
+        for workdir in workdirs:
             embedded = embed(workdir)
             values = read_values(workdir) | centered_values(embedded) | stored_values(embedded)
             for name, value in values.items():
                 results[variant].setdefault(name, []).append(round(value, 4))
         if FLAGS.record:
-            record_row(variant, results[variant], workdir)
+            record_row(variant, results[variant], workdirs[0])
     print(json.dumps({"config": FLAGS.config, "seeds": FLAGS.seeds, "results": results}))
 
 

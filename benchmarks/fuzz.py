@@ -195,17 +195,18 @@ async def fuzz_server(address: str, files: Files, keep: Path) -> Counter:
     async def send_all(session: aiohttp.ClientSession) -> None:
         while waiting:
             name, content = waiting.pop()
-            for _ in range(BUSY_TRIES):
+            tries, status = 0, 503  # the server is busy
+            while status == 503 and tries < BUSY_TRIES:
+                if tries:
+                    outcomes["server: busy"] += 1
+                    await asyncio.sleep(1.0)
                 form = aiohttp.FormData()
                 form.add_field("pictures", content, filename=name)
                 async with session.post("/api/search", data=form) as response:
                     await response.read()
-                if response.status != 503:  # the server is busy
-                    break
-                outcomes["server: busy"] += 1
-                await asyncio.sleep(1.0)
-            passed = response.status == 200 or 400 <= response.status < 500
-            outcomes[f"server: {'' if passed else 'FAILED '}{response.status}"] += 1
+                tries, status = tries + 1, response.status
+            passed = status == 200 or 400 <= status < 500
+            outcomes[f"server: {'' if passed else 'FAILED '}{status}"] += 1
             if not passed:
                 (keep / name).write_bytes(content)
 
