@@ -152,7 +152,7 @@ def compute_results(device: Any, dtype: str, attention: str) -> tuple[float, np.
     @jax.jit
     def gradients(params: Any, batch: Any) -> Any:
         key = jax.random.key(0)
-        found = batch_gradients(embed, loss_of, params, statistics, batch, key, mesh=mesh)
+        found = batch_gradients(embed, loss_of, params, statistics, batch, key)
         embeddings, _ = embed(params["model"], statistics, batch, key)
         return found.loss, found.params, [e.fused for e in embeddings.values()]
 

@@ -27,31 +27,13 @@ class Gradients(NamedTuple):
 
 
 def batch_gradients(
-    embed: EmbedFunction,
-    loss_of: LossFunction,
-    params: PyTree,
-    statistics: PyTree,
-    batch: Any,
-    key: jax.Array,
-    *,
-    mesh: Mesh,
+    embed: EmbedFunction, loss_of: LossFunction, params: PyTree, statistics: PyTree, batch: Any, key: jax.Array
 ) -> Gradients:
-    """Computes gradients of the whole batch at once, which keeps the activations of all its examples.
-
-    On a mesh of `data` alone, each device embeds its own examples as in `cached_gradients`, unless the model has
-    statistics of the batch. XLA then sums the gradients of a stack of blocks over devices at once, not block by block.
-    """
+    """Computes gradients of the whole batch at once, which keeps the activations of all its examples."""
     embed_key, loss_key = jax.random.split(key)
-    is_shared = _is_data_parallel(mesh) and not jax.tree.leaves(statistics)
-    whole, share = PartitionSpec(), PartitionSpec("data")
-    each_device = partial(jax.shard_map, mesh=mesh, check_vma=False) if is_shared else lambda function, **_: function
-
-    @partial(each_device, in_specs=(whole, share), out_specs=(share, whole))
-    def embed_batch(model: PyTree, batch: Any) -> tuple[dict[str, Embeddings], PyTree]:
-        return embed(model, statistics, batch, _device_key(embed_key) if is_shared else embed_key)
 
     def loss(params: PyTree) -> Any:
-        embeddings, new_statistics = embed_batch(params["model"], batch)
+        embeddings, new_statistics = embed(params["model"], statistics, batch, embed_key)
         value, metrics = loss_of(params["loss"], embeddings, batch, loss_key)
         return value, (metrics, new_statistics)
 
@@ -83,7 +65,7 @@ def cached_gradients(
     """
     embed_key, loss_key = jax.random.split(key)
     split, join = (partial(function, mesh=mesh) for function in (split_batch, join_parts))
-    is_shared = _is_data_parallel(mesh)
+    is_shared = 1 < mesh.shape["data"] == mesh.size
     on_device = partial(jax.shard_map, mesh=mesh, check_vma=False)
     each_device = on_device if is_shared else lambda function, **_: function
     share = PartitionSpec(None, "data")
@@ -91,7 +73,8 @@ def cached_gradients(
 
     def embed_part(model: PyTree, number: jax.Array, part: Any) -> tuple[PyTree, PyTree]:
         part_key = jax.random.fold_in(embed_key, number)
-        part_key = _device_key(part_key) if is_shared else part_key
+        if is_shared:
+            part_key = jax.random.fold_in(part_key, jax.lax.axis_index("data"))
         embeddings, _ = embed(model, statistics, part, part_key)
         return _split_masks(embeddings)
 
@@ -134,15 +117,6 @@ def embed_in_parts(
     if parts == 1:
         return embed(batch)
     return jax.tree.map(partial(join_parts, mesh=mesh), jax.lax.map(embed, split_batch(batch, parts=parts, mesh=mesh)))
-
-
-def _is_data_parallel(mesh: Mesh) -> bool:
-    return 1 < mesh.shape["data"] == mesh.size
-
-
-def _device_key(key: jax.Array) -> jax.Array:
-    """Returns a key of its own for each device, within `jax.shard_map`."""
-    return jax.random.fold_in(key, jax.lax.axis_index("data"))
 
 
 def _split_masks(embeddings: Mapping[str, Embeddings]) -> tuple[PyTree, PyTree]:

@@ -45,7 +45,7 @@ def make_train_step(
         embeddings = merged(batch, rngs=nnx.Rngs(dropout=key))
         return embeddings, nnx.to_pure_dict(nnx.state(merged, nnx.BatchStat))
 
-    gradients_of = partial(batch_gradients if parts == 1 else partial(cached_gradients, parts=parts), mesh=mesh)
+    gradients_of = batch_gradients if parts == 1 else partial(cached_gradients, parts=parts, mesh=mesh)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Mean]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
