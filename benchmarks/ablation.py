@@ -30,7 +30,7 @@ from cope_jax.runs.config_file import load_config
 from cope_jax.search.embedding_store import TYPES, decode, encode, shorten
 
 DOMAIN_PAIRS = '(("page","video",1.0),("page","live",1.0),("video","live",1.0))'
-VARIANTS: dict[str, dict[str, Any]] = {
+PARTS: dict[str, dict[str, Any]] = {
     "unchanged": {},
     "modality_dropout": {"data.modality_dropout": '(("page",0.1,0.2),("video",0.1,0.2),("live",0.1,0.2))'},
     "nested": {"losses.nested": "(16,32)"},
@@ -40,17 +40,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "linear_fusion": {"model.fusion.kind": "linear"},
 }
 # The classifier scales its logits by 64, and with them its gradients: hence its weight.
-for _name, _weights in {
+WEIGHTS = {
     "sigmoid": (1.0, 0.0, 0.0),
     "infonce": (0.0, 1.0, 0.0),
     "sigmoid_classifier": (1.0, 0.0, 0.1),
     "infonce_classifier": (0.0, 1.0, 0.1),
-}.items():
-    _terms = zip(("sigmoid", "infonce", "classifier"), _weights, strict=True)
-    VARIANTS[_name] = {f"losses.{term}.weight": weight for term, weight in _terms}
-PARTS = tuple(VARIANTS)[:7]
+}
+TERMS = ("sigmoid", "infonce", "classifier")
+LOSSES = {
+    name: {f"losses.{term}.weight": weight for term, weight in zip(TERMS, weights, strict=True)}
+    for name, weights in WEIGHTS.items()
+}
+VARIANTS = PARTS | LOSSES
 
 RANGES = ("mean_r1", "frames_r1", "text_r1")  # values of the table that come with their range over seeds
+MAPS = ("page_map", "video_map", "live_map")
 STORED_WIDTHS = (8, 16, 32, 64, 128)
 
 FLAGS = flags.FLAGS
@@ -112,7 +116,7 @@ def stored_values(embedded: Embeddings) -> dict[str, float]:
 
 def record_row(variant: str, results: Mapping[str, Sequence[float]], workdir: Path) -> None:
     """Writes the row of a variant, means and ranges over seeds, to the table of docs/losses.md."""
-    values = {name: float(np.mean(own)) for name, own in results.items()}
+    values = {name: float(np.mean(results[name])) for name in (*RANGES, *MAPS)}
     for name in RANGES:
         values |= {f"{name}_low": min(results[name]), f"{name}_high": max(results[name])}
     cells = [f"`{variant}`", *(f"{{{name}:.3f}} ({{{name}_low:.3f}}–{{{name}_high:.3f}})" for name in RANGES)]

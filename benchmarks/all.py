@@ -3,9 +3,9 @@
 Each runs in a process of its own, so the others continue if one fails; the exit code is then 1. With --quick the sizes
 are small: all together take less than ten minutes on two cores and show that the benchmarks work, not how fast the code
 is. The last lines are a table and one line of JSON: for each benchmark its seconds and its result, or its error.
-`ablation`, which is four complete trainings, `hardware` and `finetune_plans`, which need XLA's compilers for
-accelerators, `device`, which needs one, `serve`, `fuzz` and `recording`, which need a run, and `killed_commands`, which
-takes an hour, are not included.
+`ablation`, which trains many times, `hardware` and `finetune_plans`, which need XLA's compilers for accelerators,
+`device`, which needs one, `serve`, `fuzz` and `recording`, which need a run, and `killed_commands`, which takes an
+hour, are not included.
 """
 
 import json

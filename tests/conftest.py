@@ -105,8 +105,7 @@ def build_synthetic(folder: Path, *, train_products: int, test_products: int, se
     from data_prep.synthetic.release import write_release
 
     sizes = {"train_products": train_products, "test_products": test_products, "image_side": 32}
-    # The thresholds of some tests were chosen with recipe 6.
-    release = write_release(folder / "release", **sizes, seed=seed, recipe=6, processes=1)
+    release = write_release(folder / "release", **sizes, seed=seed, processes=1)
     build(inputs_from_release(release, folder / "data"), folder / "data", processes=1, report=lambda line: None)
     return folder / "data"
 

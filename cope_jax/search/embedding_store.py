@@ -101,6 +101,8 @@ def embed_to_parquet(
         "rows": rows,
         "items": sizes,
     }
+    if dtype == "binary":
+        manifest["rotated"] = True  # earlier versions took signs without a rotation
     previous = out.with_name(f"{out.name}.previous")
     _prepare_folder(out, manifest, previous if update else None)
     shards = list_shards(out, manifest)
@@ -304,11 +306,19 @@ def _count_rows(path: Path) -> int:
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
-    """Reads the manifest of a folder of embeddings. Raises FileNotFoundError if there is none."""
+    """Reads the manifest of a folder of embeddings.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is invalid, or an earlier version wrote the embeddings in a way that is no longer read.
+    """
     path = out / MANIFEST
     if not path.exists():
         raise FileNotFoundError(f"no {path}: name a folder that `./run.sh embed` wrote")
-    return read_json(path, keys=("items", "rows", "width"), remedy="remove the folder, or restore the file")
+    manifest = read_json(path, keys=("items", "rows", "width"), remedy="remove the folder, or restore the file")
+    if manifest.get("dtype") == "binary" and not manifest.get("rotated"):
+        raise ValueError(f"an earlier version wrote the binary embeddings in {out}; remove the folder and embed again")
+    return manifest
 
 
 def read_vectors(out: Path, domain: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -49,11 +49,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart as the template draws it: (name, style, SVG path) of each curve, (pixel, text) of each tick."""
+    """A chart as the template draws it.
+
+    `lines` has (name, style, SVG path, whether it is points) of each curve, and ticks are (pixel, text).
+    """
 
     title: str
     description: str
-    lines: list[tuple[str, str, str]]
+    lines: list[tuple[str, str, str, bool]]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     x_label: str
@@ -75,7 +78,7 @@ def chart(title: str, curves: Sequence[Curve], x: Axis, y: Axis, *, description:
     return Chart(
         title=title,
         description=description or "; ".join(ranges),
-        lines=[(curve.name, curve.style, svg_path(curve, x, y)) for curve in curves],
+        lines=[(curve.name, curve.style, svg_path(curve, x, y), curve.points) for curve in curves],
         x_ticks=[(_x_pixel(fraction), text) for fraction, text in x.labeled_ticks()],
         y_ticks=[(_y_pixel(fraction), text) for fraction, text in y.labeled_ticks()],
         x_label=x.label,

@@ -101,6 +101,15 @@ def test_small_types_are_read_as_unit_vectors(tmp_path, dtype, kind, size, error
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-3)
 
 
+def test_signs_of_an_earlier_version_are_refused(tmp_path):
+    manifest = {"items": {}, "rows": 8, "width": 8, "dtype": "binary"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"remove the folder and embed again$"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"rotated": True}))
+    assert read_manifest(tmp_path)["width"] == 8
+
+
 def test_the_first_values_are_kept_and_scaled(workdir, written, tmp_path):
     embed_to_parquet(workdir, tmp_path / "short", split="test", dims=8, dtype="int8")
     (_, long), *_ = read_vectors(written[0], "live")

@@ -20,6 +20,7 @@ def test_curves_are_scaled_to_the_axes():
             "loss",
             "main",
             f"M{left:.1f} {top:.1f}L{middle:.1f} {bottom - (bottom - top) / 3:.1f}L{right:.1f} {bottom:.1f}",
+            False,
         )
     ]
     assert drawn.description == "loss from 3 to 0"
