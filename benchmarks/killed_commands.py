@@ -9,6 +9,7 @@ files that appeared in the run and the data. The exit code is 1 if there is any.
 /dev/shm meanwhile; it may belong to other programs.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -91,9 +92,12 @@ class Command:
 
     def kill(self, out: Path, rng: random.Random) -> tuple[bool, int]:
         """Starts it and kills it; returns whether it was still running, and how many children outlived it."""
+        is_new, start = not out.exists(), time.monotonic()
         process = self.start(out)
-        time.sleep(rng.uniform(EARLIEST, 1.0) * self.seconds)
-        if process.poll() is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(EARLIEST, 1.0) * self.seconds)
+            if is_new:
+                self.seconds = time.monotonic() - start
             return False, 0
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
