@@ -39,6 +39,7 @@ from benchmarks.step import VOCABULARY, Ours, Torch, is_out_of_memory, make_batc
 from configs import cope_rope
 from cope_jax.data.images import EvalTransform
 from cope_jax.evaluation.embed_items import embed_function
+from cope_jax.models.layers import DropoutRngs
 from cope_jax.parallel.mesh import make_mesh, replicated, to_devices
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import replace_fields, resolve_config
@@ -146,14 +147,14 @@ def compute_results(device: Any, dtype: str, attention: str) -> tuple[float, np.
     )
     loss_of = make_loss(config, mesh)
 
-    def embed(params: Any, statistics: Any, batch: Any, key: jax.Array) -> Any:
-        return nnx.merge(graphdef, params, statistics)(batch, rngs=nnx.Rngs(dropout=key)), statistics
+    def embed(params: Any, statistics: Any, batch: Any, keys: jax.Array) -> Any:
+        return nnx.merge(graphdef, params, statistics)(batch, rngs=DropoutRngs(keys)), statistics
 
     @jax.jit
     def gradients(params: Any, batch: Any) -> Any:
         key = jax.random.key(0)
-        found = batch_gradients(embed, loss_of, params, statistics, batch, key)
-        embeddings, _ = embed(params["model"], statistics, batch, key)
+        found = batch_gradients(embed, loss_of, params, statistics, batch, key, mesh=mesh)
+        embeddings, _ = embed(params["model"], statistics, batch, jax.random.split(key, config.train.batch_size))
         return found.loss, found.params, [e.fused for e in embeddings.values()]
 
     loss, found, fused = jax.device_get(gradients(params, batch))

@@ -19,7 +19,7 @@ from cope_jax.models.fusion import (
     LinearFusion,
     TransformerFusion,
 )
-from cope_jax.models.layers import ComputeOptions, check_choice
+from cope_jax.models.layers import ComputeOptions, DropoutRngs, check_choice
 from cope_jax.models.text import PAD_ID, TextEncoder, TextFeatures, TextSettings
 from cope_jax.models.vision import VisionEncoder, VisionSettings
 from data_prep.common.domains import batch_entries, sort_domains
@@ -85,14 +85,14 @@ class CopeModel(nnx.Module):
         self.moments = nnx.BatchStat(jnp.eye(embedding)) if axes == "measured" else None
         self.axes = nnx.BatchStat(jnp.eye(embedding)) if axes == "principal" else None
 
-    def __call__(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> dict[str, Embeddings]:
+    def __call__(self, batch: Batch, *, rngs: DropoutRngs | None = None) -> dict[str, Embeddings]:
         """Embeds the domains of a batch. Each shared encoder runs once over the inputs of all domains.
 
         Args:
             batch: For each of some domains, and for `second_item` of some, {"frames": uint8[B, T, H, W, 3],
                 "frame_mask": bool[B, T] (False for padding), "text": int32[B, L] (0 for padding)}; other entries are
                 ignored. Instead, "features" may be the outputs of the encoders.
-            rngs: Random stream `dropout` for training; None for evaluation.
+            rngs: Keys of the examples for training; None for evaluation.
         """
         features = self.features(batch, rngs=rngs)
         heads = batch_entries(self.domains, self.domains)
@@ -121,7 +121,7 @@ class CopeModel(nnx.Module):
         parts = [features, features.masked(vision=True, text=False), features.masked(vision=False, text=True)]
         return jnp.stack([self._rotate(self.fusion[domain](part, train=False)).fused for part in parts], axis=1)
 
-    def features(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> dict[str, Features]:
+    def features(self, batch: Batch, *, rngs: DropoutRngs | None = None) -> dict[str, Features]:
         """Returns the encoder outputs for the domains of a batch; arguments as in `__call__`."""
         entries = batch_entries(self.domains, self.domains)
         kept = {entry: batch[entry]["features"] for entry in entries if "features" in batch.get(entry, ())}

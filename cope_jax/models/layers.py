@@ -12,7 +12,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Bool, Float, Float32, PyTree
+from jaxtyping import Array, Bool, Float, Float32, Int32, Key, PyTree
 
 ATTENTIONS = ("auto", "xla", "cudnn")
 REMATS = ("none", "block", "narrow", "dots")
@@ -186,22 +186,46 @@ def layer_norm(width: int, *, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs) 
     return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, promote_dtype=lambda values, **_: values, rngs=rngs)
 
 
+class DropoutRngs:
+    """Random keys for dropout, one per example of a batch.
+
+    What is drawn for an example depends neither on other examples nor on how devices and microbatches share the batch.
+    """
+
+    def __init__(self, keys_B: Key[Array, " B"]):
+        self.keys_B, self._calls = keys_B, 0
+
+    def __call__(self) -> Key[Array, " B"]:
+        """Returns keys that no other call returns."""
+        self._calls += 1
+        return self._fold_in(self._calls)
+
+    def for_layer(self, index: int | Int32[Array, ""]) -> "DropoutRngs":
+        """Returns the keys of one of several layers, which share `self`."""
+        return DropoutRngs(self._fold_in(index))
+
+    def _fold_in(self, number: int | Int32[Array, ""]) -> Key[Array, " B"]:
+        return jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.keys_B, number)
+
+
 def dropout(
-    x: Float[Array, "*shape"], rate: Rate, rngs: nnx.Rngs | None, *, per_example: bool = False
+    x: Float[Array, "*shape"], rate: Rate, rngs: DropoutRngs | None, *, per_row: bool = False
 ) -> Float[Array, "*shape"]:
     """Zeroes entries with probability `rate` and rescales the others.
 
     Args:
-        x: Activations.
+        x: Activations; each example has the same number of consecutive rows of the leading axis.
         rate: Probability.
-        rngs: Random stream `dropout`; None for evaluation, which returns `x`.
-        per_example: Draw one value per example of the leading axis instead of one per entry. In residual branches,
-            this is stochastic depth (arXiv 1603.09382).
+        rngs: Keys of the examples; None for evaluation, which returns `x`.
+        per_row: Draw one value per row of the leading axis instead of one per entry. In residual branches, this is
+            stochastic depth (arXiv 1603.09382).
     """
     if rngs is None or (isinstance(rate, float) and rate == 0.0):
         return x
-    shape = x.shape[:1] + (1,) * (x.ndim - 1) if per_example else x.shape
-    keep = jax.random.bernoulli(rngs.dropout(), 1.0 - rate, shape)
+    keys_B, (rows, *rest) = rngs(), x.shape
+    assert rows % len(keys_B) == 0
+    shape = (rows // len(keys_B), *(1 if per_row else n for n in rest))
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, shape))(keys_B).reshape(rows, *shape[1:])
     return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), 0.0)
 
 
@@ -225,14 +249,14 @@ class Attention(nnx.Module):
         self.out = Linear((heads, width // heads), width, dtype=compute.dtype, rngs=rngs)
         self.dropout, self.compute = dropout, compute
 
-    def __call__(self, x_BND: Tokens, mask: TokenMask | None = None, *, rngs: nnx.Rngs | None = None) -> Tokens:
+    def __call__(self, x_BND: Tokens, mask: TokenMask | None = None, *, rngs: DropoutRngs | None = None) -> Tokens:
         """Attends over N.
 
         Args:
             x_BND: Tokens.
             mask: Which tokens are attended to. If a row is all False, its result is finite but arbitrary; the caller
                 must mask it.
-            rngs: Random stream `dropout` for training; None for evaluation.
+            rngs: Keys of the examples for training; None for evaluation.
         """
         drop = partial(dropout, rate=self.dropout, rngs=rngs)
         if mask is not None and mask.ndim == 2:
@@ -313,9 +337,9 @@ class PreNormBlock(nnx.Module):
         self.mlp = settings.mlp(dtype=compute.dtype, rngs=rngs)
 
     def __call__(
-        self, x_BND: Tokens, mask: TokenMask | None = None, *, drop_path_rate: Rate = 0.0, rngs: nnx.Rngs | None
+        self, x_BND: Tokens, mask: TokenMask | None = None, *, drop_path_rate: Rate = 0.0, rngs: DropoutRngs | None
     ) -> Tokens:
-        drop_path = partial(dropout, rate=drop_path_rate, rngs=rngs, per_example=True)
+        drop_path = partial(dropout, rate=drop_path_rate, rngs=rngs, per_row=True)
         x_BND = x_BND + drop_path(self.attention(self.norm1(x_BND), mask))
         return x_BND + drop_path(self.mlp(self.norm2(x_BND)))
 
@@ -356,7 +380,7 @@ def run_stack(
     *context: Array,
     compute: ComputeOptions,
     layerwise: Mapping[str, Array] | None = None,
-    rngs: nnx.Rngs | None = None,
+    rngs: DropoutRngs | None = None,
 ) -> Float[Array, "*shape"]:
     """Runs the blocks of a stack one after another: `x = block(x, *context, **layerwise[i], rngs=…)`.
 
@@ -366,17 +390,17 @@ def run_stack(
         context: Arguments common to all blocks, such as masks.
         compute: Whether to scan, and what to rematerialize.
         layerwise: Keyword arguments that differ between blocks; arrays [depth, …].
-        rngs: Random stream `dropout`, from which each block gets its own; None for evaluation.
+        rngs: Keys of the examples for training, from which each block gets its own; None for evaluation.
     """
     graphdef, params = nnx.split(blocks, nnx.Param)
     depth = len(jax.tree.leaves(params)[0])
-    dropout_key = None if rngs is None else rngs.dropout()
+    stack_rngs = None if rngs is None else DropoutRngs(rngs())
 
     def run_block(x: Array, layer: PyTree) -> Array:
         params, options, index = layer
         if compute.batch_sharding is not None:
             x = jax.lax.with_sharding_constraint(x, compute.batch_sharding)
-        block_rngs = None if dropout_key is None else nnx.Rngs(dropout=jax.random.fold_in(dropout_key, index))
+        block_rngs = None if stack_rngs is None else stack_rngs.for_layer(index)
         return nnx.merge(graphdef, params)(x, *context, **options, rngs=block_rngs)
 
     if compute.remat != "none":

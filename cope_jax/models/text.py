@@ -14,6 +14,7 @@ from cope_jax.models.layers import (
     Attention,
     BlockSettings,
     ComputeOptions,
+    DropoutRngs,
     Linear,
     Mlp,
     PreNormBlock,
@@ -79,7 +80,7 @@ class PostNormBlock(nnx.Module):
         self.dropout = settings.dropout
 
     def __call__(
-        self, x_BLD: Float[Array, "B L D"], mask_BL: Bool[Array, "B L"], *, rngs: nnx.Rngs | None
+        self, x_BLD: Float[Array, "B L D"], mask_BL: Bool[Array, "B L"], *, rngs: DropoutRngs | None
     ) -> Float[Array, "B L D"]:
         x_BLD = self.norm1(x_BLD + dropout(self.attention(x_BLD, mask_BL, rngs=rngs), self.dropout, rngs))
         return self.norm2(x_BLD + dropout(self.mlp(x_BLD), self.dropout, rngs))
@@ -109,18 +110,20 @@ class TextEncoder(nnx.Module):
         project = partial(Linear, width, output_width or width, use_bias=has_bias, dtype=dtype, rngs=rngs)
         self.project = None if is_bert and not output_width else project()
 
-    def __call__(self, tokens_BL: Int32[Array, "B L"], *, rngs: nnx.Rngs | None = None) -> TextFeatures:
+    def __call__(self, tokens_BL: Int32[Array, "B L"], *, rngs: DropoutRngs | None = None) -> TextFeatures:
         """Encodes texts.
 
         Args:
             tokens_BL: Token ids; 0 is padding. A row of padding is a missing text and gives 0.
-            rngs: Random stream `dropout` for training; None for evaluation.
+            rngs: Keys of the examples for training; None for evaluation.
         """
         # The table is not cast, so that its gradient is a sum in float32.
         words = self.words(tokens_BL).astype(self.compute.dtype)
         return self.encode(words, tokens_BL != PAD_ID, rngs=rngs)
 
-    def encode_texts(self, texts: Sequence[Int32[Array, "B L"]], *, rngs: nnx.Rngs | None = None) -> list[TextFeatures]:
+    def encode_texts(
+        self, texts: Sequence[Int32[Array, "B L"]], *, rngs: DropoutRngs | None = None
+    ) -> list[TextFeatures]:
         """Encodes several texts per example at once.
 
         They are joined after the axis of examples, which is split over devices.
@@ -132,7 +135,7 @@ class TextEncoder(nnx.Module):
         return [TextFeatures(*part) for part in zip(*parts, strict=True)]
 
     def encode(
-        self, words_BLD: Float[Array, "B L D"], mask_BL: Bool[Array, "B L"], *, rngs: nnx.Rngs | None = None
+        self, words_BLD: Float[Array, "B L D"], mask_BL: Bool[Array, "B L"], *, rngs: DropoutRngs | None = None
     ) -> TextFeatures:
         """Encodes word embeddings, without positions; `mask_BL` is False for padding."""
         B, L, _ = words_BLD.shape

@@ -16,6 +16,7 @@ from cope_jax.models.layers import (
     AttentionPool,
     BlockSettings,
     ComputeOptions,
+    DropoutRngs,
     Linear,
     PreNormBlock,
     Rate,
@@ -83,7 +84,7 @@ class ClipBlock(nnx.Module):
         self.block = PreNormBlock(settings, compute=compute, rngs=rngs)
 
     def __call__(
-        self, x_BTND: FrameTokens, visible: FrameMask, *, drop_path_rate: Rate = 0.0, rngs: nnx.Rngs | None
+        self, x_BTND: FrameTokens, visible: FrameMask, *, drop_path_rate: Rate = 0.0, rngs: DropoutRngs | None
     ) -> FrameTokens:
         """Updates the tokens of all frames: class token, patches and, for messages without gates, one for the message.
 
@@ -91,13 +92,13 @@ class ClipBlock(nnx.Module):
             x_BTND: Tokens.
             visible: Which frames of the clips are attended to.
             drop_path_rate: Rate of stochastic depth.
-            rngs: Random stream `dropout` for training.
+            rngs: Keys of the examples for training.
         """
         B, T, N, D = x_BTND.shape
         if self.messages:
             message = self.message_fc(x_BTND.mean(axis=2) if self.gated else x_BTND[:, :, 0])
             attended = self.message_attention(self.message_norm(message), visible)
-            message = message + dropout(attended, drop_path_rate, rngs, per_example=True)
+            message = message + dropout(attended, drop_path_rate, rngs, per_row=True)
             if self.message_gate is not None:
                 x_BTND = x_BTND + (message * self.message_gate.astype(message.dtype)[None, None])[:, :, None]
             else:
@@ -210,19 +211,19 @@ class VisionEncoder(nnx.Module):
         self.integration = integrate(rngs=rngs) if settings.integration_depth else None
 
     def __call__(
-        self, frames_BTHWC: UInt8[Array, "B T H W 3"], mask_BT: Bool[Array, "B T"], *, rngs: nnx.Rngs | None = None
+        self, frames_BTHWC: UInt8[Array, "B T H W 3"], mask_BT: Bool[Array, "B T"], *, rngs: DropoutRngs | None = None
     ) -> VisionFeatures:
         """Encodes one clip per example.
 
         Args:
             frames_BTHWC: RGB pixels, 0–255.
             mask_BT: False for frames without influence on their clip. A clip without frames gives 0.
-            rngs: Random stream `dropout` for training; None for evaluation.
+            rngs: Keys of the examples for training; None for evaluation.
         """
         return self.encode_clips([(frames_BTHWC, mask_BT)], rngs=rngs)[0]
 
     def encode_clips(
-        self, clips: Sequence[tuple[UInt8[Array, "B _ H W 3"], Bool[Array, "B _"]]], *, rngs: nnx.Rngs | None = None
+        self, clips: Sequence[tuple[UInt8[Array, "B _ H W 3"], Bool[Array, "B _"]]], *, rngs: DropoutRngs | None = None
     ) -> list[VisionFeatures]:
         """Encodes several clips per example, of any lengths, with one pass of all frames through the blocks.
 
@@ -260,7 +261,12 @@ class VisionEncoder(nnx.Module):
         return [VisionFeatures(masked_mean(x, mask), x) for x, mask in clips]
 
     def encode_pixels(
-        self, pixels_BTHWC: Pixels, mask_BT: Bool[Array, "B T"], *, lengths: Sequence[int], rngs: nnx.Rngs | None = None
+        self,
+        pixels_BTHWC: Pixels,
+        mask_BT: Bool[Array, "B T"],
+        *,
+        lengths: Sequence[int],
+        rngs: DropoutRngs | None = None,
     ) -> Float[Array, "B T D"]:
         """Returns the vectors of normalized frames, before integration."""
         if self.settings.max_frames < max(lengths):
@@ -278,7 +284,7 @@ class VisionEncoder(nnx.Module):
         return self.post_norm(x_BTND[:, :, 0] if self.settings.pooling == "class" else patches.mean(axis=-2))
 
     def frame_tokens(
-        self, pixels_BTHWC: Pixels, mask_BT: Bool[Array, "B T"], *, lengths: Sequence[int], rngs: nnx.Rngs | None
+        self, pixels_BTHWC: Pixels, mask_BT: Bool[Array, "B T"], *, lengths: Sequence[int], rngs: DropoutRngs | None
     ) -> FrameTokens:
         """Returns the tokens of the last block: the class token, if there is one, and the patches."""
         B, T, *image = pixels_BTHWC.shape

@@ -13,7 +13,7 @@ from cope_jax.losses.ring import BATCH_AXES
 from cope_jax.models.fusion import EMBEDDING_KINDS, Embeddings
 from cope_jax.training.objective import LossFunction, Mean
 
-# (parameters of the model, its statistics, batch, random key) → (embeddings by domain, new statistics)
+# (parameters of the model, its statistics, batch, random keys of its examples) → (embeddings by domain, new statistics)
 EmbedFunction = Callable[[PyTree, PyTree, Any, jax.Array], tuple[dict[str, Embeddings], PyTree]]
 
 
@@ -27,13 +27,31 @@ class Gradients(NamedTuple):
 
 
 def batch_gradients(
-    embed: EmbedFunction, loss_of: LossFunction, params: PyTree, statistics: PyTree, batch: Any, key: jax.Array
+    embed: EmbedFunction,
+    loss_of: LossFunction,
+    params: PyTree,
+    statistics: PyTree,
+    batch: Any,
+    key: jax.Array,
+    *,
+    mesh: Mesh,
 ) -> Gradients:
-    """Computes gradients of the whole batch at once, which keeps the activations of all its examples."""
-    embed_key, loss_key = jax.random.split(key)
+    """Computes gradients of the whole batch at once, which keeps the activations of all its examples.
+
+    On a mesh of `data` alone, each device embeds its own examples as in `cached_gradients`, unless the model has
+    statistics of the batch. XLA then sums the gradients of a stack of blocks over devices at once, not block by block.
+    """
+    embed_keys, loss_key = _split_key(key, batch)
+    is_shared = _is_data_parallel(mesh) and not jax.tree.leaves(statistics)
+    whole, share = PartitionSpec(), PartitionSpec("data")
+    each_device = partial(jax.shard_map, mesh=mesh, check_vma=False) if is_shared else lambda function, **_: function
+
+    @partial(each_device, in_specs=(whole, share, share), out_specs=(share, whole))
+    def embed_batch(model: PyTree, batch: Any, keys: jax.Array) -> tuple[dict[str, Embeddings], PyTree]:
+        return embed(model, statistics, batch, keys)
 
     def loss(params: PyTree) -> Any:
-        embeddings, new_statistics = embed(params["model"], statistics, batch, embed_key)
+        embeddings, new_statistics = embed_batch(params["model"], batch, embed_keys)
         value, metrics = loss_of(params["loss"], embeddings, batch, loss_key)
         return value, (metrics, new_statistics)
 
@@ -60,27 +78,24 @@ def cached_gradients(
     divides each device's share of the batch.
 
     On a mesh of `data` alone, each device embeds its own examples and sums their gradients, which are summed over
-    devices once, not for each microbatch; its random draws depend on its place on that axis. On other meshes, XLA
-    decides: cuDNN's attention cannot be partitioned along some axes by hand.
+    devices once, not for each microbatch. On other meshes, XLA decides: cuDNN's attention cannot be partitioned along
+    some axes by hand.
     """
-    embed_key, loss_key = jax.random.split(key)
+    embed_keys, loss_key = _split_key(key, batch)
     split, join = (partial(function, mesh=mesh) for function in (split_batch, join_parts))
-    is_shared = 1 < mesh.shape["data"] == mesh.size
+    is_shared = _is_data_parallel(mesh)
     on_device = partial(jax.shard_map, mesh=mesh, check_vma=False)
     each_device = on_device if is_shared else lambda function, **_: function
     share = PartitionSpec(None, "data")
-    batch_parts = split(batch, parts=parts)
+    batch_parts = split((batch, embed_keys), parts=parts)
 
-    def embed_part(model: PyTree, number: jax.Array, part: Any) -> tuple[PyTree, PyTree]:
-        part_key = jax.random.fold_in(embed_key, number)
-        if is_shared:
-            part_key = jax.random.fold_in(part_key, jax.lax.axis_index("data"))
-        embeddings, _ = embed(model, statistics, part, part_key)
+    def embed_part(model: PyTree, part: tuple[Any, jax.Array]) -> tuple[PyTree, PyTree]:
+        embeddings, _ = embed(model, statistics, *part)
         return _split_masks(embeddings)
 
     @partial(each_device, in_specs=(PartitionSpec(), share), out_specs=share)
     def embed_parts(model: PyTree, batch_parts: Any) -> tuple[PyTree, PyTree]:
-        return jax.lax.map(lambda part: embed_part(model, *part), (jnp.arange(parts), batch_parts))
+        return jax.lax.map(partial(embed_part, model), batch_parts)
 
     vectors, masks = jax.tree.map(join, embed_parts(params["model"], batch_parts))
 
@@ -94,12 +109,12 @@ def cached_gradients(
     @partial(each_device, in_specs=(PartitionSpec(), share, share), out_specs=PartitionSpec())
     def backpropagate(model: PyTree, batch_parts: Any, vector_gradients: PyTree) -> PyTree:
         def add_part(gradients: PyTree, part: Any) -> tuple[PyTree, None]:
-            number, batch_part, vector_gradients = part
-            _, backward, _ = jax.vjp(lambda model: embed_part(model, number, batch_part), model, has_aux=True)
+            batch_part, vector_gradients = part
+            _, backward, _ = jax.vjp(lambda model: embed_part(model, batch_part), model, has_aux=True)
             return jax.tree.map(jnp.add, gradients, *backward(vector_gradients)), None
 
         zeros = jax.tree.map(jnp.zeros_like, model)
-        gradients, _ = jax.lax.scan(add_part, zeros, (jnp.arange(parts), batch_parts, vector_gradients))
+        gradients, _ = jax.lax.scan(add_part, zeros, (batch_parts, vector_gradients))
         return jax.lax.psum(gradients, "data") if is_shared else gradients
 
     model_gradients = backpropagate(params["model"], batch_parts, split(vector_gradients, parts=parts))
@@ -117,6 +132,16 @@ def embed_in_parts(
     if parts == 1:
         return embed(batch)
     return jax.tree.map(partial(join_parts, mesh=mesh), jax.lax.map(embed, split_batch(batch, parts=parts, mesh=mesh)))
+
+
+def _is_data_parallel(mesh: Mesh) -> bool:
+    return 1 < mesh.shape["data"] == mesh.size
+
+
+def _split_key(key: jax.Array, batch: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns random keys for the examples of a batch, one each, and for the loss."""
+    embed_key, loss_key = jax.random.split(key)
+    return jax.random.split(embed_key, len(jax.tree.leaves(batch)[0])), loss_key
 
 
 def _split_masks(embeddings: Mapping[str, Embeddings]) -> tuple[PyTree, PyTree]:

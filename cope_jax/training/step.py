@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from cope_jax.models.layers import DropoutRngs
 from cope_jax.runs.checkpoints import ModelState, TrainState
 from cope_jax.runs.config import RunConfig
 from cope_jax.training.gradients import batch_gradients, cached_gradients, embed_in_parts
@@ -39,13 +40,13 @@ def make_train_step(
     train, groups, loss_of = config.train, config.groups, make_loss(config, mesh)
     parts = train.batch_size // (train.microbatch or train.batch_size)  # 1 embeds a batch at once
 
-    def embed(model: PyTree, statistics: PyTree, batch: Any, key: jax.Array) -> Any:
+    def embed(model: PyTree, statistics: PyTree, batch: Any, keys: jax.Array) -> Any:
         params = stop_frozen_gradients({"model": model}, groups)["model"]
         merged = nnx.merge(graphdef, params, statistics)
-        embeddings = merged(batch, rngs=nnx.Rngs(dropout=key))
+        embeddings = merged(batch, rngs=DropoutRngs(keys))
         return embeddings, nnx.to_pure_dict(nnx.state(merged, nnx.BatchStat))
 
-    gradients_of = batch_gradients if parts == 1 else partial(cached_gradients, parts=parts, mesh=mesh)
+    gradients_of = partial(batch_gradients if parts == 1 else partial(cached_gradients, parts=parts), mesh=mesh)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Mean]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)

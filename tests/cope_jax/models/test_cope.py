@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from cope_jax.models.fusion import FUSIONS
+from cope_jax.models.layers import DropoutRngs
 
 PARTS = {"vision": {"drop_path": 0.2}, "text": {"dropout": 0.1}, "fusion": "transformer"}
 
@@ -49,7 +50,8 @@ def test_domains_have_different_fusion_heads(call, cope, random_items):
 def test_training_measures_the_second_moments_of_whole_embeddings(make_cope, random_items):
     cope = make_cope(axes="measured")
     items = {"page": random_items(3, 1), "live": random_items(3, 4, seed=1)}
-    found = nnx.jit(lambda module, batch: module(batch, rngs=nnx.Rngs(dropout=0)))(cope, items)
+    rngs = DropoutRngs(jax.random.split(jax.random.key(0), 3))
+    found = nnx.jit(lambda module, batch: module(batch, rngs=rngs))(cope, items)
     vectors = np.concatenate([found["page"].fused, found["live"].fused]).astype(np.float64)
     expected = 0.99 * np.eye(6) + 0.01 * vectors.T @ vectors / 6
     np.testing.assert_allclose(cope.moments[...], expected, atol=1e-6)
@@ -179,9 +181,10 @@ def test_an_unknown_fusion_is_reported(make_cope):
 def loss_and_gradients(model, items):
     """Returns those of a training step, with dropout."""
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    keys = jax.random.split(jax.random.key(7), 3)
 
     def loss(params):
-        found = nnx.merge(graphdef, params, rest)(items, rngs=nnx.Rngs(dropout=7))
+        found = nnx.merge(graphdef, params, rest)(items, rngs=DropoutRngs(keys))
         return sum(jnp.sin(5 * e.fused).sum() + jnp.cos(3 * e.text).sum() for e in found.values())
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(params)

@@ -15,6 +15,7 @@ from cope_jax.models.layers import (
     SHORT,
     Attention,
     ComputeOptions,
+    DropoutRngs,
     Linear,
     Mlp,
     dropout,
@@ -33,6 +34,10 @@ WAYS = list(product((True, False), REMATS))
 
 def rngs() -> nnx.Rngs:
     return nnx.Rngs(params=0)
+
+
+def dropout_rngs(seed: int, examples: int) -> DropoutRngs:
+    return DropoutRngs(jax.random.split(jax.random.key(seed), examples))
 
 
 def test_a_linear_layer_over_two_axes_equals_the_product():
@@ -103,8 +108,8 @@ def test_attention_weights_are_dropped_one_by_one(attend):
     mask = mask if attend is short_attention else mask[:, None]
 
     def weights(seed: int | None) -> np.ndarray:
-        stream = None if seed is None else nnx.Rngs(dropout=seed)
-        return np.asarray(attend(keys, keys, values, mask, drop=partial(dropout, rate=0.25, rngs=stream)))
+        drop = partial(dropout, rate=0.25, rngs=None if seed is None else dropout_rngs(seed, B))
+        return np.asarray(attend(keys, keys, values, mask, drop=drop))
 
     np.testing.assert_allclose(weights(None)[..., :kept_N], np.full((B, N, H, kept_N), 1 / kept_N), rtol=1e-6)
     assert not weights(None)[..., kept_N:].any()
@@ -122,8 +127,8 @@ def test_attention_without_random_numbers_has_no_dropout(N):
     mask = jnp.arange(N)[None] < jnp.array([[N], [N - 2]])
     plain, dropping = (Attention(12, 3, dropout=rate, compute=FLOAT32, rngs=rngs()) for rate in (0.0, 0.5))
     np.testing.assert_array_equal(dropping(x, mask), plain(x, mask))
-    np.testing.assert_array_equal(plain(x, mask, rngs=nnx.Rngs(dropout=1)), plain(x, mask))
-    draws = jnp.stack([dropping(x, mask, rngs=nnx.Rngs(dropout=seed)) for seed in range(400)])
+    np.testing.assert_array_equal(plain(x, mask, rngs=dropout_rngs(1, 2)), plain(x, mask))
+    draws = jnp.stack([dropping(x, mask, rngs=dropout_rngs(seed, 2)) for seed in range(400)])
     assert np.abs(draws[0] - plain(x, mask)).max() > 0.05
     np.testing.assert_allclose(draws.mean(axis=0), plain(x, mask), atol=0.2)  # four standard errors
 
@@ -141,16 +146,31 @@ def test_masked_mean_ignores_masked_entries_and_is_zero_without_any():
 
 def test_dropout_keeps_the_mean_and_needs_rngs():
     x = jnp.ones((400, 50))
-    dropped = dropout(x, 0.25, nnx.Rngs(dropout=1))
+    dropped = dropout(x, 0.25, dropout_rngs(1, 100))
     np.testing.assert_array_equal(dropout(x, 0.25, None), x)
     assert np.unique(dropped).tolist() == pytest.approx([0, 4 / 3])
     assert abs(float(dropped.mean()) - 1.0) < 0.02
 
 
-def test_dropout_per_example_drops_whole_examples():
-    dropped = np.asarray(dropout(jnp.ones((200, 3, 4)), 0.5, nnx.Rngs(dropout=1), per_example=True))
-    assert all(len(np.unique(example)) == 1 for example in dropped)
+def test_dropout_per_row_drops_whole_rows():
+    dropped = np.asarray(dropout(jnp.ones((200, 3, 4)), 0.5, dropout_rngs(1, 50), per_row=True))
+    assert all(len(np.unique(row)) == 1 for row in dropped)
     assert 60 < (dropped[:, 0, 0] == 0).sum() < 140
+    rows = dropped[:, 0, 0].reshape(50, 4)  # of examples
+    assert 0.3 < (rows[:, 0] == rows[:, 1]).mean() < 0.7
+
+
+@pytest.mark.parametrize("per_row", [True, False])
+def test_dropout_of_an_example_depends_on_its_own_key_only(per_row):
+    """Three rows per example: what is dropped in some examples is the same without the others."""
+    keys, x = jax.random.split(jax.random.key(3), 20), jnp.ones((60, 8))
+    whole, part = DropoutRngs(keys), DropoutRngs(keys[5:9])
+    for _ in range(2):
+        dropped = dropout(x, 0.5, whole, per_row=per_row)
+        np.testing.assert_array_equal(dropout(x[15:27], 0.5, part, per_row=per_row), dropped[15:27])
+    assert (dropout(x, 0.5, whole, per_row=per_row) != dropped).any()  # each call draws anew
+    layers = [dropout(x, 0.5, DropoutRngs(keys).for_layer(i), per_row=per_row) for i in range(2)]
+    assert (layers[0] != layers[1]).any()
 
 
 def test_layer_norm_statistics_are_float32_under_bfloat16():
@@ -200,7 +220,7 @@ def run(stack, compute, x, shift, *, seed=None, **scale):
     graphdef, params = nnx.split(stack)
 
     def loss(params, x):
-        rngs = None if seed is None else nnx.Rngs(dropout=seed)
+        rngs = None if seed is None else dropout_rngs(seed, B)
         y = run_stack(nnx.merge(graphdef, params), x, shift, compute=compute, layerwise=scale, rngs=rngs)
         return jnp.sin(y).sum(), y
 
@@ -253,7 +273,7 @@ def test_each_layer_has_its_own_dropout(inputs):
             return x + dropout(jnp.ones_like(x), 0.5, rngs)
 
     adds = make_stack(lambda rngs: Add(rngs=rngs), DEPTH, rngs=nnx.Rngs(params=0))
-    total = run_stack(adds, jnp.zeros((8, 9)), compute=options(True, "none"), rngs=nnx.Rngs(dropout=1))
+    total = run_stack(adds, jnp.zeros((8, 9)), compute=options(True, "none"), rngs=dropout_rngs(1, 8))
     assert set(np.unique(total)) == {0.0, 2.0, 4.0, 6.0}
 
 

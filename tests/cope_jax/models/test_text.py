@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cope_jax.models.layers import DropoutRngs
+
 TOKENS = np.array([[2, 7, 9, 3, 0, 0, 0], [2, 9, 7, 3, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0]], np.int32)
 
 
@@ -53,7 +55,12 @@ def test_padding_is_a_part_of_siglips_texts_which_are_pooled_at_the_last_positio
 def test_attention_has_dropout_in_training_only(call, make_cope):
     plain, dropping = (make_cope(text={"attention_dropout": rate}).text for rate in (0.0, 0.5))
     np.testing.assert_array_equal(call(dropping, TOKENS).vector, call(plain, TOKENS).vector)
-    train = nnx.jit(lambda encoder, tokens, seed: encoder(tokens, rngs=nnx.Rngs(dropout=jax.random.key(seed))).vector)
+
+    @nnx.jit
+    def train(encoder, tokens, seed):
+        keys = jax.random.split(jax.random.key(seed), len(tokens))
+        return encoder(tokens, rngs=DropoutRngs(keys)).vector
+
     np.testing.assert_allclose(train(plain, TOKENS, 1), call(plain, TOKENS).vector, rtol=2e-4, atol=1e-5)
     assert np.abs(train(dropping, TOKENS, 1) - train(dropping, TOKENS, 2))[:2].max() > 1e-2
 
