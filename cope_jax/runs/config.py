@@ -69,7 +69,7 @@ class DataConfig:
     eval_split: str
     domains: dict[DomainName, Literal["image", "clip"]]
     image_size: Annotated[int, between(1, 8_192)]
-    resize: Literal["stretch", "crop"]
+    resize: Literal["stretch", "crop", "zoom"]
     frames: FrameCounts
     short_clips: Literal["repeat", "mask"]
     frame_choice: Literal["random", "center"]

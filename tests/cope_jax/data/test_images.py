@@ -82,6 +82,15 @@ def test_the_central_square_of_an_image_is_resized_like_by_clip():
         np.testing.assert_array_equal(frame, pixels[:, 10:40] if pixels is wide else pixels[10:40])
 
 
+def test_zoom_stretches_the_central_half_of_an_image():
+    pixels = np.zeros((60, 60, 3), np.uint8)
+    pixels[9:51, 9:51] = np.random.default_rng(0).integers(0, 256, (42, 42, 3))
+    (frame,) = EvalTransform(42, RESIZES["zoom"])([encoded(Image.fromarray(pixels), "PNG")])
+    np.testing.assert_array_equal(frame, pixels[9:51, 9:51])
+    (wide,) = EvalTransform(42, RESIZES["zoom"])([encoded(Image.fromarray(pixels.repeat(2, axis=1)), "PNG")])
+    np.testing.assert_allclose(wide.mean(axis=(0, 1)), frame.mean(axis=(0, 1)), atol=1)
+
+
 @pytest.mark.parametrize("transform", [TrainTransform(24, color_jitter=0.3), EvalTransform(24)])
 def test_frames_are_written_to_out(transform):
     data = [encoded(picture(60, 80)), encoded(picture(50, 40), "PNG")]
