@@ -256,6 +256,7 @@ def _tidy(data: bytes) -> bytes:
 def _essential_png(data: bytes) -> bytes:
     """Returns the chunks of a PNG with its pixels; the size and checksum of texts and profiles do not matter."""
     parts, start = [_PNG_START], len(_PNG_START)
+    needs_palette = data[25:26] == b"\3"  # the color type
     for _ in range(MAX_PARTS):
         stop = start + 12 + int.from_bytes(data[start : start + 4], "big")
         kind, checksum = data[start + 4 : start + 8], data[stop - 4 : stop]
@@ -263,7 +264,10 @@ def _essential_png(data: bytes) -> bytes:
         if stop > len(data) or (kind in _PNG_CHUNKS and not damaged):
             parts.append(data[start:stop])
         if stop > len(data):
+            if needs_palette:
+                raise InvalidImageError(ImageProblem.CORRUPT, f"PNG of {len(data)} bytes does not decode: no palette")
             return b"".join(parts)
+        needs_palette &= kind != b"PLTE"
         start = stop
     raise InvalidImageError(ImageProblem.TOO_SLOW, f"PNG has more than {MAX_PARTS:,} chunks")
 

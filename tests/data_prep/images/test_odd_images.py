@@ -15,6 +15,7 @@ from data_prep.images.decoding import (
     MAX_PIXELS,
     MAX_SCANS,
     ImageProblem,
+    InvalidImageError,
     decode_rgb,
     find_problem,
     image_size,
@@ -188,6 +189,14 @@ def test_a_png_of_any_mode_becomes_rgb(mode):
 )
 def test_invalid_images_have_a_reason(data, problem):
     assert find_problem(data) is problem
+
+
+def test_a_png_without_its_palette_does_not_open():
+    """Pillow opens it, and copies of it have a palette: they would show other colors."""
+    rows, palette = b"\0\1\2\0\0\1\2\0", b"PLTE" + bytes(range(9))
+    assert decoded(png(3, 2, 8, 3, rows, palette))[0].tolist() == [[3, 4, 5], [6, 7, 8], [0, 1, 2]]
+    with pytest.raises(InvalidImageError, match="does not decode: no palette"), open_image(png(3, 2, 8, 3, rows)):
+        pass
 
 
 JPEG = encode(picture(), "JPEG", quality=95)
