@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
             "data.frames.video": 2,
             "data.frames.live": 2,
             "data.short_clips": "mask",
+            "data.resize": "zoom",
             "data.crop_scale": (0.3, 1.0),
             "data.colour_jitter": 0.3,
             "data.text_length": 48,
