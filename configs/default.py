@@ -24,9 +24,9 @@ def get_config() -> ConfigDict:
     data.eval_split = "test"  # split of evaluation
     data.domains = ConfigDict({"page": "image", "video": "clip", "live": "clip"})  # of the data set, with their kinds
     data.image_size = 224  # height and width of images, pixels
-    # Images in evaluation: "stretch" to the square (SigLIP), "crop" the center (CLIP), or "zoom": stretch the central
-    # half, 0.7 of height and width, as random crops enlarge images in training.
-    data.resize = "stretch"
+    # "stretch" to the square (SigLIP), "crop" the center (CLIP), or "zoom": stretch the central half, 0.7 of height and
+    # width, as random crops enlarge images in training.
+    data.resize = "stretch"  # images in evaluation: "stretch", "crop" or "zoom"
     data.frames = ConfigDict({"page": 1, "video": 8, "live": 8})  # frames per item in training
     data.short_clips = "repeat"  # clips with fewer frames: "repeat" frames (the authors') or "mask" the missing ones
     data.frame_choice = "random"  # training frames: "random" ones of equal segments, or their "center" (the authors')
