@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 from tqdm import tqdm
@@ -226,8 +228,8 @@ def run_steps(
 
     Raises:
         Stopped: A signal came. The state is saved.
-        ValueError: The last step or too many steps in a row were skipped, an update is not finite, or too many items
-            were unreadable.
+        ValueError: The last step or too many steps in a row were skipped, parameters overflowed, or too many items were
+            unreadable.
     """
     checkpoints, reporter, evaluations, _, stop, watchdog, profiler = services
     first, steps = int(state.step), config.train.steps
@@ -257,6 +259,7 @@ def run_steps(
             reporter.flush()
             watchdog.reset(f"the saving of step {step}")
             if not reporter.skipped:
+                _check_parameters(step, state)
                 checkpoints.save(step, state, reporter.open_window(), reporter.sync, order)
         if due and not stopped and not reporter.skipped:
             stopped = not _evaluate_step(step, state, services)
@@ -267,6 +270,16 @@ def run_steps(
             )
         if stopped and (step < steps or due):
             raise Stopped(step, steps, saved=checkpoints.latest() or 0)
+
+
+def _check_parameters(step: int, state: TrainState) -> None:
+    """Raises ValueError if the sum of the squared parameters exceeds float32: no later step could repair them."""
+    if not np.isfinite(jax.jit(optax.tree.norm)(state.params)):
+        raise ValueError(
+            f"the parameters of step {step} overflow, although its loss and gradients are finite; nothing is saved. "
+            "Lower config.optimizer.rate or config.optimizer.weight_decay and run again: it resumes from the last "
+            "checkpoint before this step"
+        )
 
 
 def _evaluate_step(step: int, state: TrainState, services: LoopServices) -> bool:

@@ -28,7 +28,6 @@ SHOWN_EXAMPLES = 4  # in TensorBoard, of the first batch
 GROUPS = {
     "loss": "losses",
     "gradient_norm": "optimization",
-    "update_norm": "optimization",
     "skipped": "optimization",
     "bad_items": "data",
 }
@@ -273,18 +272,9 @@ class Reporter:
                 )
 
     def check_skipped(self, step: int, metrics: Mapping[str, Mean], product_ids: np.ndarray) -> None:
-        """Reports a skipped step with its products; raises ValueError for too many in a row, or for the last one.
-
-        A step with an infinite update is an error at once: it has replaced the parameters, and no other batch helps.
-        """
+        """Reports a skipped step with its products; raises ValueError for too many in a row, or for the last one."""
         if not metrics["skipped"].compute():
             self.skipped = 0
-            if not np.isfinite(metrics["update_norm"].compute()):
-                raise ValueError(
-                    f"the update of step {step} is not finite, although loss and gradients are; nothing is saved. "
-                    "Lower config.optimizer.rate or config.optimizer.weight_decay and run again: it resumes from the "
-                    "last checkpoint before this step"
-                )
             return
         self.skipped += 1
         products = ", ".join(map(str, product_ids))

@@ -27,9 +27,7 @@ def make_train_step(
 ) -> StepFunction:
     """Returns the training step of a config, to be jitted.
 
-    A step whose loss or gradient is not finite is skipped: only the number of steps changes. The metric `update_norm`
-    of the others says whether the new parameters are finite: float32 holds the sum of a finite parameter and any update
-    whose square it holds. The state must not depend on it, or XLA would compile other roundings for the whole update.
+    A step whose loss or gradient is not finite is skipped: only the number of steps changes.
 
     Args:
         config: Config of the run. Gradients of parameters in frozen groups are not computed.
@@ -62,7 +60,6 @@ def make_train_step(
         metrics = found.metrics | {
             "loss": Mean.of(found.loss),
             "gradient_norm": Mean.of(gradient_norm),
-            "update_norm": Mean.of(optax.tree.norm(updates)),
             "bad_items": share_of_bad_items(batch),
         }
         params = optax.apply_updates(state.params, updates)

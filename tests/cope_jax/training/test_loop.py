@@ -308,7 +308,7 @@ def test_a_step_whose_update_or_parameters_overflow_ends_the_run(finished, quick
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
     fields = {"optimizer.rate": rate, "optimizer.weight_decay": 1e3, "train.checkpoint_every": 1}
-    with pytest.raises(ValueError, match=r"the update of step 5 is not finite, .*; nothing is saved. Lower "):
+    with pytest.raises(ValueError, match=r"the parameters of step 5 overflow, .*; nothing is saved. Lower "):
         train(replace_fields(quick_config, fields), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["4"]
     train(quick_config, tmp_path / "run")

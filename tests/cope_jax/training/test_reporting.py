@@ -29,9 +29,8 @@ def mean(total: float, count: float) -> Mean:
     return Mean(np.float32(total), np.float32(count))
 
 
-def step_metrics(loss, skipped=0, bad=0, update=1.0):
-    values = {"loss": mean(loss, 1), "skipped": mean(skipped, 1), "update_norm": mean(update, 1 - skipped)}
-    return values | {"bad_items": mean(bad, 10)}
+def step_metrics(loss, skipped=0, bad=0):
+    return {"loss": mean(loss, 1), "skipped": mean(skipped, 1), "bad_items": mean(bad, 10)}
 
 
 def make_reporter(log, *, steps, every=2, window=(), max_skipped=0, invalid=()):
@@ -51,9 +50,9 @@ def test_windows_are_reported_one_step_late_and_when_flushed(tmp_path):
         assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [2, 4][: (step - 1) // 2]
     reporter.flush()
     assert lines(tmp_path / "metrics.jsonl") == [
-        {"step": 2, "loss": 2.0, "skipped": 0.0, "update_norm": 1.0, "bad_items": 0.0},
-        {"step": 4, "loss": 7.0, "skipped": 0.0, "update_norm": 1.0, "bad_items": 0.0},
-        {"step": 5, "loss": 4.0, "skipped": 0.0, "update_norm": 1.0, "bad_items": 0.0},
+        {"step": 2, "loss": 2.0, "skipped": 0.0, "bad_items": 0.0},
+        {"step": 4, "loss": 7.0, "skipped": 0.0, "bad_items": 0.0},
+        {"step": 5, "loss": 4.0, "skipped": 0.0, "bad_items": 0.0},
     ]
 
 
@@ -86,14 +85,6 @@ def test_skipped_steps_are_reported_and_too_many_in_a_row_are_an_error(capsys):
     with pytest.raises(ValueError, match=r"steps 3 to 4 were skipped .*at most 1 in a row may be"):
         reporter.flush()
     assert "step 4 skipped" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("update", [np.inf, np.nan])
-def test_an_update_that_is_not_finite_is_an_error_at_once(update):
-    reporter = make_reporter(None, steps=9, max_skipped=5)
-    reporter.add(3, step_metrics(1.0, update=update), PRODUCTS)
-    with pytest.raises(ValueError, match="the update of step 3 is not finite, although loss and gradients are"):
-        reporter.add(4, step_metrics(1.0), PRODUCTS)
 
 
 def test_the_last_step_must_not_be_skipped():
@@ -201,7 +192,6 @@ def test_curves_are_grouped_and_show_the_learning_rate_of_the_step(tmp_path, rea
         "losses/sigmoid/t",
         "optimization/gradient_norm",
         "optimization/skipped",
-        "optimization/update_norm",
         "pair_accuracy/infonce/page_live",
         "data/bad_items",
         "retrieval/mean_r1",
