@@ -255,7 +255,9 @@ class Reporter:
         (step, metrics, product_ids), self.late = self.late, None
         metrics = jax.device_get(metrics)
         self.check_skipped(step, metrics, product_ids)
-        self.window = jax.tree.map(operator.add, self.window, metrics) if self.window else metrics
+        # The window may have been opened by another version, with other metrics.
+        known = {name: mean for name, mean in self.window.items() if name in metrics}
+        self.window = metrics | {name: jax.tree.map(operator.add, old, metrics[name]) for name, old in known.items()}
         if self.log is not None:
             self.progress.update(step, metrics["loss"].compute())
         if step % self.every == 0 or step == self.last:

@@ -75,6 +75,14 @@ def test_a_window_continues_in_another_process_to_the_last_bit(tmp_path):
     assert lines(tmp_path / "whole/metrics.jsonl") == lines(tmp_path / "stopped/metrics.jsonl") != []
 
 
+def test_a_window_that_another_version_opened_continues_with_the_metrics_of_this_one(tmp_path):
+    window = {"loss": (5.0, 2.0), "former": (3.0, 2.0)}
+    reporter = make_reporter(MetricsLog(tmp_path, step=2), steps=3, every=3, window=window)
+    reporter.add(3, step_metrics(1.0), PRODUCTS)
+    reporter.flush()
+    assert lines(tmp_path / "metrics.jsonl") == [{"step": 3, "loss": 2.0, "skipped": 0.0, "bad_items": 0.0}]
+
+
 def test_skipped_steps_are_reported_and_too_many_in_a_row_are_an_error(capsys):
     reporter = make_reporter(None, steps=9, max_skipped=1)
     for step, skipped in enumerate([1, 0, 1], start=1):
