@@ -39,7 +39,7 @@ from benchmarks.step import VOCABULARY, Ours, Torch, is_out_of_memory, make_batc
 from configs import cope_rope
 from cope_jax.data.images import EvalTransform
 from cope_jax.evaluation.embed_items import embed_function
-from cope_jax.models.layers import DropoutRngs
+from cope_jax.models.dropout import DropoutRngs
 from cope_jax.parallel.mesh import make_mesh, replicated, to_devices
 from cope_jax.runs.config import RunConfig
 from cope_jax.runs.config_validation import replace_fields, resolve_config

@@ -24,8 +24,8 @@ def get_config() -> ConfigDict:
     data.eval_split = "test"  # split of evaluation
     data.domains = ConfigDict({"page": "image", "video": "clip", "live": "clip"})  # of the data set, with their kinds
     data.image_size = 224  # height and width of images, pixels
-    # "stretch" to the square (SigLIP), "crop" the center (CLIP), or "zoom": stretch the central half, 0.7 of height and
-    # width, as random crops enlarge images in training.
+    # "stretch" (SigLIP); "crop": the central square (CLIP); "zoom": stretch the central half, 0.7 of height and width,
+    # for models trained from scratch on small crops, which enlarge what they show.
     data.resize = "stretch"  # images in evaluation: "stretch", "crop" or "zoom"
     data.frames = ConfigDict({"page": 1, "video": 8, "live": 8})  # frames per item in training
     data.short_clips = "repeat"  # clips with fewer frames: "repeat" frames (the authors') or "mask" the missing ones

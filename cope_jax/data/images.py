@@ -25,8 +25,8 @@ from data_prep.images.decoding import upright_pixels as upright_pixels
 Box = tuple[float, float, float, float]  # (top, left, height, width) as fractions of the image's height and width
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 # How whole images become squares: by stretching them, as their largest central square, like CLIP's (None), or by
-# stretching their central half. Random crops enlarge what they show, so a model that learned only from small crops does
-# better if images in evaluation are enlarged, too (arXiv 1906.06423).
+# stretching their central half. Random crops enlarge what they show, so a model that was trained from scratch on small
+# ones does better if images are enlarged in evaluation, too (arXiv 1906.06423).
 RESIZES: dict[str, Box | None] = {"stretch": WHOLE, "crop": None, "zoom": (0.15, 0.15, 0.7, 0.7)}
 # Luma weights (ITU-R BT.601), as in Pillow's "L" and the usual color jitter.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)

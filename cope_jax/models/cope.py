@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float32
 
+from cope_jax.models.dropout import DropoutRngs
 from cope_jax.models.fusion import (
     EMBEDDING_KINDS,
     FUSIONS,
@@ -19,7 +20,7 @@ from cope_jax.models.fusion import (
     LinearFusion,
     TransformerFusion,
 )
-from cope_jax.models.layers import ComputeOptions, DropoutRngs, check_choice
+from cope_jax.models.layers import ComputeOptions, check_choice
 from cope_jax.models.text import PAD_ID, TextEncoder, TextFeatures, TextSettings
 from cope_jax.models.vision import VisionEncoder, VisionSettings
 from data_prep.common.domains import batch_entries, sort_domains

@@ -12,7 +12,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Bool, Float, Float32, Int32, Key, PyTree
+from jaxtyping import Array, Bool, Float, Float32, PyTree
+
+from cope_jax.models.dropout import DropoutRngs, Rate, dropout
 
 ATTENTIONS = ("auto", "xla", "cudnn")
 REMATS = ("none", "block", "narrow", "dots")
@@ -32,7 +34,6 @@ Tokens = Float[Array, "B N D"]
 Heads = Float[Array, "B N H K"]  # H attention heads of width K
 # False for tokens that no one attends to; with two axes of tokens, that those along the first do not attend to.
 TokenMask = Bool[Array, "B N"] | Bool[Array, "B N N"]
-Rate = float | Float[Array, ""]  # a probability in [0, 1); an array if it differs between scanned layers
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
@@ -184,49 +185,6 @@ def layer_norm(width: int, *, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs) 
     """Makes a LayerNorm that computes in float32 for any `dtype` of its output."""
     # Scale and bias are not cast: that would round them, and take a kernel of its own on a GPU.
     return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, promote_dtype=lambda values, **_: values, rngs=rngs)
-
-
-class DropoutRngs:
-    """Random keys for dropout, one per example of a batch.
-
-    What is drawn for an example depends neither on other examples nor on how devices and microbatches share the batch.
-    """
-
-    def __init__(self, keys_B: Key[Array, " B"]):
-        self.keys_B, self._calls = keys_B, 0
-
-    def __call__(self) -> Key[Array, " B"]:
-        """Returns keys that no other call returns."""
-        self._calls += 1
-        return self._fold_in(self._calls)
-
-    def for_layer(self, index: int | Int32[Array, ""]) -> "DropoutRngs":
-        """Returns the keys of one of several layers, which share `self`."""
-        return DropoutRngs(self._fold_in(index))
-
-    def _fold_in(self, number: int | Int32[Array, ""]) -> Key[Array, " B"]:
-        return jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.keys_B, number)
-
-
-def dropout(
-    x: Float[Array, "*shape"], rate: Rate, rngs: DropoutRngs | None, *, per_row: bool = False
-) -> Float[Array, "*shape"]:
-    """Zeroes entries with probability `rate` and rescales the others.
-
-    Args:
-        x: Activations; each example has the same number of consecutive rows of the leading axis.
-        rate: Probability.
-        rngs: Keys of the examples; None for evaluation, which returns `x`.
-        per_row: Draw one value per row of the leading axis instead of one per entry. In residual branches, this is
-            stochastic depth (arXiv 1603.09382).
-    """
-    if rngs is None or (isinstance(rate, float) and rate == 0.0):
-        return x
-    keys_B, (rows, *rest) = rngs(), x.shape
-    assert rows % len(keys_B) == 0
-    shape = (rows // len(keys_B), *(1 if per_row else n for n in rest))
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, shape))(keys_B).reshape(rows, *shape[1:])
-    return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), 0.0)
 
 
 def masked_mean(x_BND: Tokens, mask_BN: Bool[Array, "B N"]) -> Float[Array, "B D"]:

@@ -9,17 +9,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from cope_jax.models.dropout import DropoutRngs, dropout
 from cope_jax.models.layers import (
     EMBEDDING_INIT,
     Attention,
     BlockSettings,
     ComputeOptions,
-    DropoutRngs,
     Linear,
     Mlp,
     PreNormBlock,
     check_choice,
-    dropout,
     layer_norm,
     make_stack,
     masked_mean,

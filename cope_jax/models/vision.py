@@ -10,18 +10,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, UInt8
 
+from cope_jax.models.dropout import DropoutRngs, Rate, dropout
 from cope_jax.models.layers import (
     EMBEDDING_INIT,
     Attention,
     AttentionPool,
     BlockSettings,
     ComputeOptions,
-    DropoutRngs,
     Linear,
     PreNormBlock,
-    Rate,
     check_choice,
-    dropout,
     layer_norm,
     make_stack,
     masked_mean,

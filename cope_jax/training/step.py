@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from cope_jax.models.layers import DropoutRngs
+from cope_jax.models.dropout import DropoutRngs
 from cope_jax.runs.checkpoints import ModelState, TrainState
 from cope_jax.runs.config import RunConfig
 from cope_jax.training.gradients import batch_gradients, cached_gradients, embed_in_parts

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cope_jax.models.dropout import DropoutRngs
 from cope_jax.models.fusion import FUSIONS
-from cope_jax.models.layers import DropoutRngs
 
 PARTS = {"vision": {"drop_path": 0.2}, "text": {"dropout": 0.1}, "fusion": "transformer"}
 

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cope_jax.models.dropout import DropoutRngs, dropout
 from cope_jax.models.layers import (
     ACTIVATIONS,
     REMATS,
     SHORT,
     Attention,
     ComputeOptions,
-    DropoutRngs,
     Linear,
     Mlp,
-    dropout,
     dropout_attention,
     layer_norm,
     make_stack,
@@ -142,35 +141,6 @@ def test_masked_mean_ignores_masked_entries_and_is_zero_without_any():
     x = jnp.array([[[1.0, 2.0], [3.0, 6.0], [jnp.nan, jnp.inf]], [[5.0, 5.0], [5.0, 5.0], [5.0, 5.0]]])
     mask = jnp.array([[True, True, False], [False, False, False]])
     np.testing.assert_array_equal(masked_mean(x, mask), [[2.0, 4.0], [0.0, 0.0]])
-
-
-def test_dropout_keeps_the_mean_and_needs_rngs():
-    x = jnp.ones((400, 50))
-    dropped = dropout(x, 0.25, dropout_rngs(1, 100))
-    np.testing.assert_array_equal(dropout(x, 0.25, None), x)
-    assert np.unique(dropped).tolist() == pytest.approx([0, 4 / 3])
-    assert abs(float(dropped.mean()) - 1.0) < 0.02
-
-
-def test_dropout_per_row_drops_whole_rows():
-    dropped = np.asarray(dropout(jnp.ones((200, 3, 4)), 0.5, dropout_rngs(1, 50), per_row=True))
-    assert all(len(np.unique(row)) == 1 for row in dropped)
-    assert 60 < (dropped[:, 0, 0] == 0).sum() < 140
-    rows = dropped[:, 0, 0].reshape(50, 4)  # of examples
-    assert 0.3 < (rows[:, 0] == rows[:, 1]).mean() < 0.7
-
-
-@pytest.mark.parametrize("per_row", [True, False])
-def test_dropout_of_an_example_depends_on_its_own_key_only(per_row):
-    """Three rows per example: what is dropped in some examples is the same without the others."""
-    keys, x = jax.random.split(jax.random.key(3), 20), jnp.ones((60, 8))
-    whole, part = DropoutRngs(keys), DropoutRngs(keys[5:9])
-    for _ in range(2):
-        dropped = dropout(x, 0.5, whole, per_row=per_row)
-        np.testing.assert_array_equal(dropout(x[15:27], 0.5, part, per_row=per_row), dropped[15:27])
-    assert (dropout(x, 0.5, whole, per_row=per_row) != dropped).any()  # each call draws anew
-    layers = [dropout(x, 0.5, DropoutRngs(keys).for_layer(i), per_row=per_row) for i in range(2)]
-    assert (layers[0] != layers[1]).any()
 
 
 def test_layer_norm_statistics_are_float32_under_bfloat16():

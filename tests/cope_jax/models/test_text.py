@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cope_jax.models.layers import DropoutRngs
+from cope_jax.models.dropout import DropoutRngs
 
 TOKENS = np.array([[2, 7, 9, 3, 0, 0, 0], [2, 9, 7, 3, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0]], np.int32)
 

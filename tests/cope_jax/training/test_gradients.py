@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cope_jax.models.dropout import DropoutRngs
 from cope_jax.models.fusion import Embeddings
-from cope_jax.models.layers import DropoutRngs
 from cope_jax.parallel.mesh import make_mesh, replicated, to_devices
 from cope_jax.parallel.program import analyze
 from cope_jax.runs.inputs import run_tokenizer, training_batches

@@ -303,7 +303,7 @@ def test_a_step_that_is_not_finite_is_skipped(finished, quick_config, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", [3e38, 1e25])
-def test_a_step_whose_update_or_parameters_overflow_ends_the_run(finished, quick_config, tmp_path, rate):
+def test_parameters_that_overflow_end_the_run(finished, quick_config, tmp_path, rate):
     """Loss and gradients are still finite. Nothing is saved, and a lower rate resumes."""
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
