@@ -1,7 +1,7 @@
 """Searches embedded and indexed items, by an item or by pictures and text.
 
-A search is by vectors (`dense`), by the words of texts (`words`), or by both: `hybrid` adds the scores of an item in
-both results, each scaled to 0 … 1.
+A search is by vectors (`dense`), by the words of texts (`words`), or by both: `hybrid` takes the mean of the scores of
+an item in both results, each scaled to 0 … 1.
 """
 
 import functools
@@ -41,7 +41,7 @@ Found = list[tuple[float, str, int]]  # score, domain and row, best first
 class Hit:
     """An item found: its card, its score, and whether it shares a product with the query.
 
-    The score is a cosine similarity (dense), a BM25 score (words) or a weighted sum of both, scaled (hybrid).
+    The score is a cosine similarity (dense), a BM25 score (words) or a weighted mean of both, scaled (hybrid).
     """
 
     card: Card
@@ -256,7 +256,7 @@ class Library:
 
 
 def fuse(words: Found, dense: Found, weight: float) -> Found:
-    """Returns the items of both results, ordered by the sum of their scores, of which those of words have a weight.
+    """Returns the items of both results, best first, with the mean of their scores; those of words have a weight.
 
     Scores of words are relative to the best; similarities are scaled so that the last one is 0 and the best is 1,
     because those of a weak model may all be close, or negative. Unlike ranks, scores show whether words distinguish
@@ -265,7 +265,7 @@ def fuse(words: Found, dense: Found, weight: float) -> Found:
     scores: dict[tuple[str, int], float] = defaultdict(float)
     for found, factor, zero in ((words, weight, 0.0), (dense, 1.0, dense[-1][0] if len(dense) > 1 else 0.0)):
         for score, domain, row in found:
-            scores[domain, row] += factor * (score - zero) / max(abs(found[0][0] - zero), 1e-9)
+            scores[domain, row] += factor / (1 + weight) * (score - zero) / max(abs(found[0][0] - zero), 1e-9)
     return sorted(((score, *place) for place, score in scores.items()), key=lambda hit: -hit[0])
 
 

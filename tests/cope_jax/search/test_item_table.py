@@ -89,9 +89,9 @@ def test_fusion_scales_similarities_that_are_negative_or_alike():
     words, dense = [(8.0, "page", 3), (2.0, "page", 1)], [(-0.01, "page", 1), (-0.03, "page", 2), (-0.05, "page", 3)]
     found = fuse(words, dense, 0.5)
     assert [row for _, _, row in found] == [1, 2, 3]
-    assert [score for score, _, _ in found] == pytest.approx([1 + 0.5 / 4, 0.5, 0.5])
+    assert [score for score, _, _ in found] == pytest.approx([(1 + 0.5 / 4) / 1.5, 0.5 / 1.5, 0.5 / 1.5])
     assert fuse([], dense[:1], 0.5)[0][2] == 1
-    assert fuse(words, [], 0.5) == [(0.5, "page", 3), (0.125, "page", 1)]
+    assert fuse(words, [], 0.5) == [(pytest.approx(0.5 / 1.5), "page", 3), (pytest.approx(0.125 / 1.5), "page", 1)]
 
 
 def test_words_find_texts_and_fusion_adds_scaled_scores(shop):
@@ -109,7 +109,8 @@ def test_words_find_texts_and_fusion_adds_scaled_scores(shop):
     assert search("words")[0][0] == 103
     fused, dense = dict(search("hybrid")), dict(search("dense"))
     similarity = (dense[103] - min(dense.values())) / (dense[104] - min(dense.values()))
-    assert fused[103] == pytest.approx(0.3 + 2 / 2 + similarity)  # a text of two words
+    weight = 0.3 + 2 / 2  # of the words, for a text of two
+    assert fused[103] == pytest.approx((weight + similarity) / (1 + weight))
     assert search(None) == search("hybrid")
     by_id = shop.search_own(Wrong(), "page", [], "102", among=["page"], top=2).hits
     assert [hit.card.item_id for hit in by_id] == [102, 104]

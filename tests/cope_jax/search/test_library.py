@@ -235,6 +235,6 @@ def test_serve(run, monkeypatch):
 def test_fusion_scales_similarities_even_if_all_are_negative():
     words = [(8.0, "page", 1), (4.0, "page", 2)]
     dense = [(-0.1, "page", 0), (-0.2, "page", 1), (-0.5, "page", 3)]
-    expected = [(1.25, 1), (1.0, 0), (0.25, 2), (0.0, 3)]
+    expected = [(1.25 / 1.5, 1), (1.0 / 1.5, 0), (0.25 / 1.5, 2), (0.0, 3)]
     assert [(pytest.approx(score), row) for score, _, row in fuse(words, dense, 0.5)] == expected
-    assert fuse([], dense[:1], 0.5) == [(-1.0, "page", 0)]
+    assert fuse([], dense[:1], 0.5) == [(pytest.approx(-1 / 1.5), "page", 0)]
