@@ -14,6 +14,7 @@ from cope_jax.runs.log_files import EVALUATIONS, read_json_lines
 from data_prep.common.domains import DOMAINS, batch_entries
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # name → steps and values
+MODALITIES = {"": "both", "_text": "text", "_vision": "frames"}  # suffix of a view's name → what it embeds
 
 
 def training_charts(workdir: Path, config: RunConfig) -> list[Chart]:
@@ -46,14 +47,17 @@ def losses(history: list[dict[str, Any]]) -> Curves:
 
 
 def accuracies(history: list[dict[str, Any]], domains: Sequence[str] = DOMAINS) -> dict[str, Curves]:
-    """Returns how often the nearest item in the batch was right, by loss term and pair of views.
+    """Returns how often the nearest item in the batch was right, by loss term and pair of domains.
 
-    Both directions of a pair are averaged: "page_video" and "video_page" become "page – video".
+    Both directions of a pair are averaged: "page_video" and "video_page" become "page – video". Pairs of single
+    modalities are averaged over all domains: "frames – text". Pairs within a domain are left out, because few items of
+    a batch have a positive there.
     """
     found: dict[str, dict[str, list[str]]] = {}
     for name in sorted({name for line in history for name in line if "/accuracy/" in name}):
         term, _, views = name.partition("/accuracy/")
-        found.setdefault(term, {}).setdefault(pair_name(views, domains), []).append(name)
+        if not views.endswith("_within"):
+            found.setdefault(term, {}).setdefault(pair_name(views, domains), []).append(name)
     return {
         term: {pair: _mean_curve(history, names) for pair, names in sorted(pairs.items())}
         for term, pairs in found.items()
@@ -61,15 +65,14 @@ def accuracies(history: list[dict[str, Any]], domains: Sequence[str] = DOMAINS) 
 
 
 def pair_name(metric: str, domains: Sequence[str] = DOMAINS) -> str:
-    """Names a pair of views in the order of domains: "live_page_text" → "page text – live"."""
+    """Names a pair of views by domains or modalities: "live_page" → "page – live", "page_text_live" → "both – text"."""
     entries = tuple(batch_entries(domains, domains))
-    single = {f"{entry}_{part}": (entry, part) for entry in entries for part in ("text", "vision")}
-    views = dict.fromkeys(entries) | single
-    for a in views:
-        if metric.startswith(f"{a}_") and (b := metric.removeprefix(f"{a}_")) in views:
-            order = sorted((a, b), key=lambda view: (entries.index((views[view] or (view,))[0]), view))
-            return " – ".join(" ".join(views[view] or (view,)) for view in order)
-    return f"{metric.removesuffix('_within')} within" if metric.endswith("_within") else metric
+    parts = {f"{entry}{suffix}": part for entry in entries for suffix, part in MODALITIES.items()}
+    for a in parts:
+        if metric.startswith(f"{a}_") and (b := metric.removeprefix(f"{a}_")) in parts:
+            whole = parts[a] == parts[b] == "both"
+            return " – ".join(sorted((a, b), key=entries.index) if whole else sorted((parts[a], parts[b])))
+    return metric
 
 
 def evaluations(workdir: Path) -> Curves:
@@ -95,16 +98,17 @@ def rates(config: RunConfig, last: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pair_style(name: str, others: Sequence[str] = ()) -> str:
-    """Returns the classes of a pair of views: its domains set the color, a single modality the dashes.
+    """Returns the classes of a pair: domains set the color, and modalities the dashes.
 
-    "page text – live" → "page-live text"; "video" → "video". Pairs with domains other than ROPE's get the color of
-    their place among `others`, all pairs of the chart.
+    "page – live" → "page-live"; "video" → "video"; "frames – text" → "modality frames-text". Pairs with domains other
+    than ROPE's get the color of their place among `others`, all pairs of the chart.
     """
-    words = name.replace("–", " ").split()
-    domains = [word for word in words if word not in ("text", "vision")]
-    if name in others and not set(domains) <= set(DOMAINS):
-        domains = [f"pair{others.index(name) % 7}"]
-    return " ".join(["-".join(domains), *(word for word in words if word in ("text", "vision"))])
+    names = name.split(" – ")
+    if set(names) <= set(MODALITIES.values()):
+        return f"modality {'-'.join(names)}"
+    if name in others and not set(names) <= set(DOMAINS):
+        return f"pair{others.index(name) % 7}"
+    return "-".join(names)
 
 
 def _mean_curve(history: list[dict[str, Any]], names: list[str]) -> tuple[np.ndarray, np.ndarray]:

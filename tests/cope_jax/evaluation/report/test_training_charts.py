@@ -47,6 +47,12 @@ def test_losses_and_accuracies(run):
     assert found == {"page – live": ([2, 4, 6], pytest.approx([0.3, 0.7, 0.8]))}
 
 
+def test_modalities_are_averaged_and_pairs_within_a_domain_left_out():
+    values = {"page_within": 1.0, "page_text_live_vision": 0.2, "video_vision_page_text": 0.4, "page_live": 0.9}
+    found = plain(accuracies([{"step": 2} | {f"a/accuracy/{name}": value for name, value in values.items()}])["a"])
+    assert found == {"frames – text": ([2], pytest.approx([0.3])), "page – live": ([2], [0.9])}
+
+
 def test_single_term_is_not_shown_twice():
     assert list(losses([{"step": 1, "loss": 2.0, "infonce/loss": 2.0}])) == ["loss"]
 
@@ -54,11 +60,10 @@ def test_single_term_is_not_shown_twice():
 @pytest.mark.parametrize(
     ("metric", "pair", "style"),
     [
-        ("live_page_text", "page text – live", "page-live text"),
-        ("page_vision_video", "page vision – video", "page-video vision"),
+        ("live_page_text", "both – text", "modality both-text"),
+        ("page_vision_live_text", "frames – text", "modality frames-text"),
+        ("page_2_vision_page_vision", "frames – frames", "modality frames-frames"),
         ("live_video", "video – live", "video-live"),
-        ("page_2_vision_page_vision", "page vision – page_2 vision", "page-page_2 vision vision"),
-        ("page_within", "page within", "page-within"),
         ("page", "page", "page"),
     ],
 )
@@ -68,8 +73,8 @@ def test_names_of_pairs(metric, pair, style):
 
 
 def test_pairs_of_other_domains_have_colors_of_their_own():
-    names = ["page – video", "page – shop", "page text – shop", "shop – spin"]
-    assert [pair_style(name, names) for name in names] == ["page-video", "pair1", "pair2 text", "pair3"]
+    names = ["page – video", "page – shop", "shop – spin"]
+    assert [pair_style(name, names) for name in names] == ["page-video", "pair1", "pair2"]
 
 
 def test_throughput_of_a_repeated_step_is_the_last_one(tmp_path):
