@@ -326,7 +326,10 @@ def main() -> None:
     converted = out.with_name(f"{out.name}.jsonl")
     converted.parent.mkdir(parents=True, exist_ok=True)
     if FLAGS.format:
-        print(f"{table}: {convert_export(table, FLAGS.format, converted):,} images, listed in {converted}")
+        count, rejected = convert_export(table, FLAGS.format, converted, FLAGS.max_rejected)
+        print(f"{table}: {count:,} images, listed in {converted}")
+        for entry in rejected.entries():
+            print(f"  left out: line {entry['line']}, {entry['reason']}: {entry['start']!r}")
         table = converted
     elif unpacked := unpack_images(table, converted):
         print(f"{table}: its images are unpacked into {unpacked}; name this folder to build (--images)")

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -26,8 +26,9 @@ from data_prep.catalog.release_parser import MAX_LINE_BYTES, START_BYTES
 
 REQUIRED_COLUMNS = ("product", "item")
 COLUMNS = (*REQUIRED_COLUMNS, "domain", "split", "text", "images", "image", "time")
+DELIMITERS = ",;\t"  # of CSV; spreadsheets write the others in some countries and as "Unicode text"
 
-_DELIMITERS = ",;\t"  # of CSV; spreadsheets write the others in some countries and as "Unicode text"
+_CLIP_COLUMNS = ("video", "start", "end")
 _EXACT_FLOATS = {pa.float16(): 2**11, pa.float32(): 2**24}  # type → largest number up to which it counts
 _PARQUET_ROWS = 1024  # rows read at once, fewer if they are long
 _PARQUET_BATCH_BYTES = 64 << 20
@@ -114,7 +115,7 @@ def _column_name(name: object) -> str:
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
     problems = [f"no column {column}" for column in REQUIRED_COLUMNS if column not in columns]
-    problems += [f"column {column} is given twice" for column in COLUMNS if columns.count(column) > 1]
+    problems += [f"column {name} is given twice" for name in dict.fromkeys(columns) if name and columns.count(name) > 1]
     if {"images", "image"} <= {*columns} or not {"images", "image", "video"} & {*columns}:
         problems.append("needs either a column images (one row per item) or image (one row per image), or a video")
     if problems:
@@ -128,7 +129,8 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, str | Values, Values | Reas
             fields = [
                 field
                 for field in file.schema_arrow
-                if _column_name(field.name) in COLUMNS or (_is_readable(field.type) and not _is_list(field.type))
+                if _column_name(field.name) in (*COLUMNS, *_CLIP_COLUMNS)
+                or (_is_readable(field.type) and not _is_list(field.type))
             ]
             rows = _plan_batches(path, file, fields)
         # As dictionaries, a text of many rows is in memory once.
@@ -271,28 +273,48 @@ class _CsvLines:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, str | Values, Values | Reason]]:
+    rows = read_fields(path, _find_delimiter)
+    _, _, header = next(rows)
+    columns = [_column_name(column) for column in header]
+    _check_columns(path, columns)
+    for lines, start, fields in rows:
+        if isinstance(fields, Reason):
+            # An unmatched quote takes all lines up to the next quote into its field: each of them is lost.
+            yield from ((lost, start, fields) for lost in lines)
+        else:
+            values = dict(zip(columns, fields, strict=True))
+            yield lines[0], values, values
+
+
+def read_fields(path: Path, find_delimiter: Callable[[str], str]) -> Iterator[tuple[range, str, list[str] | Reason]]:
+    """Yields (lines, start of the row, its fields or the reason why it is invalid) of a CSV file, first of its header.
+
+    Args:
+        path: File in UTF-8, or in UTF-16 with a byte order mark. Bytes that are not UTF-8 become surrogates.
+        find_delimiter: Returns the delimiter of a header line.
+
+    Raises:
+        ValueError: The header cannot be read, or the file is not UTF-16 although it begins like it.
+    """
     limit = csv.field_size_limit(MAX_LINE_BYTES)  # a setting of the process, restored below
     try:
         encoding = _encoding(path)
         with _open(path) as source, io.TextIOWrapper(source, encoding, "surrogateescape", newline="") as file:
-            delimiter = _find_delimiter(file.readline(MAX_LINE_BYTES))
+            delimiter = find_delimiter(file.readline(MAX_LINE_BYTES))
             file.seek(0)
             lines = _CsvLines(file)
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
             try:
-                columns = [_column_name(column) for column in next(reader, [])]
+                header = next(reader, [])
             except csv.Error as error:
                 raise ValueError(f"{path}: cannot read the header: {error}") from error
-            _check_columns(path, columns)
+            yield range(1, lines.number + 1), lines.start, header
             lines.start_row()
             while (fields := _next_fields(reader)) is not None:
-                if isinstance(fields, list) and len(fields) == len(columns):
-                    values = dict(zip(columns, fields, strict=True))
-                    yield lines.first, values, values
-                elif fields:
-                    # An unmatched quote takes all lines up to the next quote into its field: each of them is lost.
-                    for lost in range(lines.first, lines.number + 1):
-                        yield lost, lines.start, fields if isinstance(fields, Reason) else Reason.FIELDS
+                if isinstance(fields, list) and fields and len(fields) != len(header):
+                    fields = Reason.FIELDS
+                if fields:
+                    yield range(lines.first, lines.number + 1), lines.start, fields
                 lines.start_row()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} begins like UTF-16 but is not: save it as CSV UTF-8 ({error})") from error
@@ -302,7 +324,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, str | Values, Values | Reason]]
 
 def _find_delimiter(header: str) -> str:
     """Returns the delimiter that separates the required columns in a header, "," if there is none."""
-    for delimiter in _DELIMITERS:
+    for delimiter in DELIMITERS:
         if {*REQUIRED_COLUMNS} <= {_column_name(column.replace('"', "")) for column in header.split(delimiter)}:
             return delimiter
     return ","
@@ -352,7 +374,7 @@ def _parse_json(line: bytes) -> dict[str, object] | Reason:
         values: dict[str, object] = {}
         for name, value in pairs:
             column = _column_name(name)
-            repeated |= column in COLUMNS and column in values
+            repeated |= column in values
             values[column] = value
         return values
 

@@ -2,24 +2,27 @@
 
 A column map is a TOML file. Its keys are columns of the table, its values the columns of the export that they come
 from: one, or several, of which the first that is not empty counts (of images: all). `skip` lists values of rows to
-leave out. Each image becomes an item of its own, "MH01", "MH01-2", …; only the first has the text.
+leave out. Each image becomes an item of its own, "MH01", "MH01-2", … without those that are ids of other items; only
+the first has the text.
 
 Parquet tables with embedded images in the layout of Hugging Face are unpacked into a table and a folder.
 """
 
 import collections
-import csv
 import hashlib
 import html
+import itertools
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
-from data_prep.catalog.table_reader import REQUIRED_COLUMNS, table_files
+from data_prep.catalog.rejected_lines import Reason, RejectedLines
+from data_prep.catalog.table_reader import DELIMITERS, REQUIRED_COLUMNS, read_fields, table_files
 from data_prep.common.files import atomic_write
 from data_prep.common.parquet import open_parquet
 
@@ -28,36 +31,59 @@ _NEEDED = (*REQUIRED_COLUMNS, "images")
 _IMAGE_ROWS = 64  # rows with embedded images in memory at once
 _PRICE = re.compile(r"(?:[A-Z]{3} )?(\d+(?:\.\d+)?)(?: [A-Z]{3})?")  # "52.00 USD"
 
+Row = Mapping[str, list[str]]  # the values of each column, which may be given more than once
 
-def convert_export(source: Path, name: str, target: Path) -> int:
+
+def convert_export(source: Path, name: str, target: Path, max_rejected: float) -> tuple[int, RejectedLines]:
     """Writes the items of an export as a table of JSON lines.
 
     Args:
         source: CSV file, or tab-separated text.
         name: One of FORMATS, or the path of a column map.
         target: File to write.
+        max_rejected: Fraction of rows that may be invalid; one row in any case, unless it is 0.
 
     Returns:
-        The number of items.
+        The number of items, and the rows that cannot be read and are left out.
 
     Raises:
-        ValueError: The map is invalid, or the export lacks its columns.
+        ValueError: The map is invalid, the export lacks its columns, or too many rows are invalid.
     """
     columns, skip = _read_map(name)
-    with source.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter="\t" if "\t" in header else ",")
-        given = {_key(column): column for column in reader.fieldnames or ()}
-        if missing := [key for key in _NEEDED if not any(column in given for column in columns[key])]:
-            wanted = "; ".join(f"{key} from {' or '.join(columns[key])}" for key in missing)
-            raise ValueError(f"{source} is not an export of {name}: it lacks {wanted}; it has {', '.join(given)}")
-        rows = ({_key(column): (value or "").strip() for column, value in row.items() if column} for row in reader)
-        kept = (row for row in rows if not any(row.get(column) in values for column, values in skip.items()))
-        items = [json.dumps(item, ensure_ascii=False) for item in _items(kept, columns)]
+    starts: dict[int, str] = {}  # of invalid rows
+    rejected = RejectedLines(
+        "", source.name, max_rejected, lambda lines: {line: starts[line] for line in lines.tolist()}, max_rejected > 0
+    )
+    rows: list[Row] = []
+    fields_of_rows = read_fields(source, lambda header: max(DELIMITERS, key=header.count))
+    given = [_key(column) for column in next(fields_of_rows)[2]]
+    if missing := [key for key in _NEEDED if not any(column in given for column in columns[key])]:
+        wanted = "; ".join(f"{key} from {' or '.join(columns[key])}" for key in missing)
+        raise ValueError(f"{source} is not an export of {name}: it lacks {wanted}; it has {', '.join(given)}")
+    used = {*skip, *itertools.chain(*columns.values())}
+    for lines, start, fields in fields_of_rows:
+        rejected.lines += len(lines)
+        if not isinstance(fields, Reason) and not _is_utf8("".join(fields)):
+            fields = Reason.NOT_UTF8
+        if isinstance(fields, Reason):
+            rejected.add(fields, lines)
+            starts |= dict.fromkeys(lines, start.rstrip("\r\n"))
+            continue
+        row = collections.defaultdict(list)
+        for column, value in zip(given, fields, strict=True):
+            if column in used:
+                row[column].append(value.strip())
+        if not any({*row.get(column, ())} & {*values} for column, values in skip.items()):
+            rows.append(row)
+    rejected.check()
+    items = [json.dumps(item, ensure_ascii=False) for item in _items(rows, columns)]
     with atomic_write(target, "w") as out:
         out.writelines(f"{item}\n" for item in items)
-    return len(items)
+    return len(items), rejected
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def unpack_images(table: Path, target: Path) -> Path | None:
@@ -80,8 +106,10 @@ def unpack_images(table: Path, target: Path) -> Path | None:
                 for row in (row for batch in parquet.iter_batches(_IMAGE_ROWS) for row in batch.to_pylist()):
                     value = row.pop("image", None) or row.pop("images", None)
                     row["images"] = []
-                    for image in value if isinstance(value, list) else filter(None, [value]):
-                        suffix = Path(image["path"] or "").suffix or ".jpg"
+                    for image in filter(None, value if isinstance(value, list) else [value]):
+                        if image["bytes"] is None:
+                            raise ValueError(f"{file}: an image has no bytes, only the path {image.get('path')!r}")
+                        suffix = Path(image.get("path") or "").suffix or ".jpg"
                         row["images"].append(hashlib.sha256(image["bytes"]).hexdigest()[:32] + suffix)
                         (folder / row["images"][-1]).write_bytes(image["bytes"])
                     out.write(
@@ -120,19 +148,37 @@ def _read_map(name: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     return found, {_key(column): values for column, values in skip.items()}
 
 
-def _items(rows: Iterator[Mapping[str, str]], columns: Mapping[str, list[str]]) -> Iterator[dict[str, object]]:
+def _items(rows: Iterable[Row], columns: Mapping[str, list[str]]) -> Iterator[dict[str, object]]:
     """Yields the items of rows, one per image."""
+    every = [(_values(row, columns), _image_names(row, columns["images"])) for row in rows]
+    ids = {values["item"] for values, _ in every}
     images: dict[str, set[str]] = collections.defaultdict(set)  # of the items so far
-    for row in rows:
-        values = {key: next(filter(None, (row.get(name) for name in names)), "") for key, names in columns.items()}
-        names = [name.strip().lstrip("/") for column in columns["images"] for name in row.get(column, "").split(",")]
-        values |= {key: html.unescape(values[key]) for key in ("text", "title") if key in values}  # "&trade;"
-        item, text = values.pop("item"), values.pop("text", "")
-        values["price"] = _PRICE.sub(r"\1", values.get("price", ""))
-        for name in dict.fromkeys(names):
-            if not name or name in images[item]:
+    first: dict[str, dict[str, str]] = collections.defaultdict(dict)  # what rows up to the first image say of an item
+    numbers: dict[str, Iterator[int]] = collections.defaultdict(partial(itertools.count, 2))
+    for values, names in every:
+        item = values["item"]
+        if not images[item]:
+            first[item] |= {key: value for key, value in values.items() if value and key not in first[item]}
+        for name in names:
+            if name in images[item]:
                 continue
+            own = first[item]
+            if images[item]:
+                own = {"text": "", "item": next(new for n in numbers[item] if (new := f"{item}-{n}") not in ids)}
             images[item].add(name)
-            number = len(images[item])
-            own = {"item": item if number == 1 else f"{item}-{number}", "text": text if number == 1 else ""}
             yield {**values, **own, "images": [name]}
+
+
+def _image_names(row: Row, columns: list[str]) -> list[str]:
+    """Returns the names of a row's images, each of them once."""
+    cells = [cell for column in columns for cell in row.get(column, ())]
+    names = (name.strip().lstrip("/") for cell in cells for name in cell.split(","))
+    return list(dict.fromkeys(filter(None, names)))
+
+
+def _values(row: Row, columns: Mapping[str, list[str]]) -> dict[str, str]:
+    """Returns the values of a row for the columns of a table other than images."""
+    given = {key: [value for name in names for value in row.get(name, ())] for key, names in columns.items()}
+    values = {key: next(filter(None, cells), "") for key, cells in given.items() if key != "images"}
+    values |= {key: html.unescape(values[key]) for key in ("text", "title") if key in values}  # "&trade;"
+    return values | {"price": _PRICE.sub(r"\1", values.get("price", ""))}

@@ -54,7 +54,7 @@ WANTED = {
 
 def convert(tmp_path, name, text):
     (tmp_path / "export").write_text(text, encoding="utf-8")
-    count = convert_export(tmp_path / "export", name, tmp_path / "items.jsonl")
+    count, _ = convert_export(tmp_path / "export", name, tmp_path / "items.jsonl", max_rejected=0.001)
     rows = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
     assert len(rows) == count
     return rows
@@ -68,6 +68,61 @@ def test_each_image_becomes_an_item(tmp_path, name, text):
     columns = ("product", "item", "images", "text", "title", "category", "price")
     found = [tuple(row[column] for column in columns) for row in convert(tmp_path, name, text)]
     assert found == [(*row[:2], [row[2]], *row[3:]) for row in WANTED[name]]
+
+
+def test_ids_of_further_images_are_not_those_of_other_items(tmp_path):
+    text = "Handle,Title,Image Src\ntee,Red,r.jpg\ntee,,r2.jpg\ntee,,r3.jpg\ntee-2,Blue,b.jpg\ntee-2,,b2.jpg\n"
+    rows = convert(tmp_path, "shopify", text)
+    assert [(row["product"], row["item"], row["images"][0]) for row in rows] == [
+        ("tee", "tee", "r.jpg"),
+        ("tee", "tee-3", "r2.jpg"),
+        ("tee", "tee-4", "r3.jpg"),
+        ("tee-2", "tee-2", "b.jpg"),
+        ("tee-2", "tee-2-2", "b2.jpg"),
+    ]
+
+
+def test_the_first_image_has_what_rows_before_it_say(tmp_path):
+    rows = convert(tmp_path, "shopify", "Handle,Title,Type,Image Src\nmug,Mug,Kitchen,\nmug,,,m.jpg\nmug,,,m2.jpg\n")
+    assert [(row["item"], row["text"], row["category"]) for row in rows] == [
+        ("mug", "Mug", "Kitchen"),
+        ("mug-2", "", ""),
+    ]
+
+
+def test_all_columns_of_a_name_count(tmp_path):
+    text = "id\ttitle\timage link\tadditional image link\tadditional image link\n1\tMug\ta.jpg\tb.jpg\tc.jpg\n"
+    assert [row["images"] for row in convert(tmp_path, "google", text)] == [["a.jpg"], ["b.jpg"], ["c.jpg"]]
+
+
+def test_rows_that_cannot_be_read_are_counted(tmp_path):
+    path, rows = tmp_path / "export.csv", [f"h{i},Title,a{i}.jpg\n" for i in range(20)]
+    rows[3] = "h3,A title, with a comma,a3.jpg\n"
+    path.write_text(f"Handle,Title,Image Src\n{''.join(rows)}")
+    count, rejected = convert_export(path, "shopify", tmp_path / "items.jsonl", max_rejected=0.001)
+    assert (count, rejected.lines, rejected.invalid) == (19, 20, 1)
+    assert [(entry["line"], entry["reason"], entry["start"]) for entry in rejected.entries()] == [
+        (5, "wrong number of fields", rows[3].strip())
+    ]
+    rows[5] = 'h5,"A title,a5.jpg\n'
+    path.write_text(f"Handle,Title,Image Src\n{''.join(rows)}")
+    message = (
+        r"export.csv: 16 of 20 lines are invalid, .*quotes that do not match: 15.*\n *line 5, wrong number of fields"
+    )
+    with pytest.raises(ValueError, match=message):
+        convert_export(path, "shopify", tmp_path / "items.jsonl", max_rejected=0.001)
+
+
+def test_long_cells_and_encodings_of_exports(tmp_path):
+    long = "x" * 200_000
+    assert convert(tmp_path, "shopify", f"Handle,Title,Body,Image Src\nmug,Mug,{long},m.jpg\n")[0]["item"] == "mug"
+    path = tmp_path / "export.csv"
+    path.write_text("Handle,Title,Image Src\nmug,Größe,m.jpg\n", encoding="utf-16")
+    convert_export(path, "shopify", tmp_path / "items.jsonl", max_rejected=0.0)
+    assert json.loads((tmp_path / "items.jsonl").read_text())["text"] == "Größe"
+    path.write_text("Handle,Title,Image Src\nmug,Größe,m.jpg\n", encoding="cp1252")
+    with pytest.raises(ValueError, match=r"export.csv: 1 of 1 lines are invalid.*not UTF-8: 1"):
+        convert_export(path, "shopify", tmp_path / "items.jsonl", max_rejected=0.0)
 
 
 def test_a_map_of_ones_own(tmp_path):
@@ -98,6 +153,20 @@ def test_embedded_images_are_unpacked(tmp_path, several):
         {"item": names[0], "product": 7, "images": names},
         {"item": "", "product": 8, "images": []},
     ]
+    rows = [{"product": 7, "image": [None, {"bytes": b"\x89PNG"}]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    unpack_images(tmp_path / "train.parquet", tmp_path / "items.jsonl")
+    assert json.loads((tmp_path / "items.jsonl").read_text())["images"] == [names[0].replace(".png", ".jpg")]
+    rows = [{"product": 7, "image": {"bytes": None, "path": "a.png"}}]
+    pq.write_table(
+        pa.Table.from_pylist(
+            rows,
+            pa.schema([("product", pa.int64()), ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))]),
+        ),
+        tmp_path / "train.parquet",
+    )
+    with pytest.raises(ValueError, match=r"train.parquet: an image has no bytes, only the path 'a.png'"):
+        unpack_images(tmp_path / "train.parquet", tmp_path / "items.jsonl")
     pq.write_table(pa.table({"product": [1], "image": ["a.jpg"]}), tmp_path / "train.parquet")
     assert unpack_images(tmp_path / "train.parquet", tmp_path / "other.jsonl") is None
 
