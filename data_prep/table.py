@@ -27,6 +27,7 @@ items are also written to OUT.jsonl.
 import collections
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -54,7 +55,7 @@ from data_prep.videos.clip_names import strip_fragment
 FLAGS = flags.FLAGS
 
 IDS_FILE = "ids.parquet"
-RULES = 4  # raise when the same table gives another catalog
+RULES = 5  # raise when the same table gives another catalog
 TEST_FRACTION = 0.1
 SQL = Path(__file__).with_suffix(".sql")
 _BATCH_ROWS = 16384
@@ -132,9 +133,13 @@ def read_same_products(path: Path) -> dict[str, str]:
     """Returns product → the one that it is joined with, the first in order of all that are the same.
 
     The file has the columns `product` and `same_as`. The pairs (B, A) and (B, C) give {"B": "A", "C": "A"}. Raises
-    ValueError if a column or a value is missing.
+    ValueError if a column or a value is missing, or the file is not UTF-8.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: save it as CSV UTF-8 ({error})") from error
+    with io.StringIO(text, newline="") as file:
         rows = csv.DictReader(file)
         if missing := {"product", "same_as"} - set(rows.fieldnames or ()):
             raise ValueError(
@@ -236,13 +241,16 @@ def _insert(con: duckdb.DuckDBPyConnection, name: str, rows: list[tuple]) -> Non
 
 
 def _keep_items_together(con: duckdb.DuckDBPyConnection, test_fraction: float, rejected: RejectedLines) -> None:
-    """Draws products that share items together, and removes items from all splits but one, so that none leaks."""
+    """Draws products that share items together, and removes items from all splits but one, so that none leaks.
+
+    Rows without a split follow other rows of their product that have one.
+    """
     con.execute(f"INSERT INTO anchors FROM draw_anchors({test_fraction})")
-    con.execute("UPDATE rows SET split = anchors.split FROM anchors WHERE rows.product = anchors.product AND drawn")
-    con.execute(
-        "UPDATE images SET split = rows.split FROM rows JOIN anchors USING (product) "
-        "WHERE rows.line = images.line AND drawn"
-    )
+    for source in ("anchors", "stated"):
+        con.execute(
+            f"UPDATE rows SET split = {source}.split FROM {source} WHERE rows.product = {source}.product AND drawn"
+        )
+    con.execute("UPDATE images SET split = rows.split FROM rows WHERE rows.line = images.line AND drawn")
     lines = np.array(con.execute("FROM lines_of_other_splits").fetchall(), np.int64).reshape(-1)
     rejected.add(Reason.OTHER_SPLIT, lines)
     con.register("left_out", pa.table({"line": lines}))

@@ -26,6 +26,10 @@ WITH shared AS (
 )
 SELECT product, domain, item, CASE WHEN fraction < test_fraction THEN 'test' ELSE 'train' END FROM drawn_together;
 
+-- Products that the table has in one split, which their rows without a split follow.
+CREATE VIEW stated AS
+SELECT product, min(split) AS split FROM rows WHERE NOT drawn GROUP BY product HAVING count(DISTINCT split) = 1;
+
 -- Lines of items in a split, other than the one that keeps them.
 CREATE VIEW lines_of_other_splits AS
 WITH parts AS (

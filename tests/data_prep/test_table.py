@@ -196,6 +196,24 @@ def test_products_are_split_by_hash(tmp_path, images):
     }
 
 
+def test_rows_without_a_split_follow_their_product(tmp_path, images):
+    """A product in two splits, q, has no one split to follow."""
+    rows = [{"product": f"p{i}", "item": f"a{i}", "images": ["x/1.jpg"], "split": "test"} for i in range(40)]
+    rows += [{"product": f"p{i}", "item": f"b{i}", "images": ["x/2.jpg"], "split": ""} for i in range(40)]
+    rows += [
+        {"product": "q", "item": f"q-{split}", "images": ["x/1.jpg"], "split": split} for split in ("test", "val", "")
+    ]
+    catalog = build(tmp_path, rows, test_fraction=0)
+    found = products_of_items(catalog, "page")
+    assert {item for item in found["test"] if item[0] != "q"} == {f"{kind}{i}" for kind in "ab" for i in range(40)}
+    assert {split: [item for item in items if item[0] == "q"] for split, items in found.items()} == {
+        "train": ["q-"],
+        "val": ["q-val"],
+        "test": ["q-test"],
+    }
+    assert sum(len(item.frames) for item in catalog.items("test", "page")) == 81
+
+
 def test_products_that_are_one_are_joined(tmp_path, images):
     """B = A, B = C, and an unknown product; D has a comma in its id, as the report exports it."""
     same = tmp_path / "duplicates.csv"
@@ -235,10 +253,11 @@ def test_joined_products_are_drawn_into_one_split(tmp_path, images):
         ("product,same\nA,B\n", "has no column same_as"),
         ("product,same_as\nA,\n", "line 2: 'A' has no other product"),
         ("product,same_as\nB,A\n", "joins 'A' with B, but the table has them in test and train"),
+        ("product,same_as\nGröße,A\n", "same.csv is not UTF-8: save it as CSV UTF-8"),
     ],
 )
 def test_errors_of_products_that_are_one(tmp_path, images, content, message):
-    (tmp_path / "same.csv").write_text(content)
+    (tmp_path / "same.csv").write_text(content, encoding="cp1252")
     rows = [{"product": p, "item": p, "images": ["x/1.jpg"], "split": s} for p, s in (("A", "train"), ("B", "test"))]
     with pytest.raises(ValueError, match=message):
         build(tmp_path, rows, same=tmp_path / "same.csv")

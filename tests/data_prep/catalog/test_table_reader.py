@@ -190,6 +190,9 @@ def test_a_column_given_twice_in_parquet_is_an_error(tmp_path):
 
 
 def test_parquet_columns_of_other_types_are_an_error(tmp_path):
+    path = write_parquet(tmp_path / "items.parquet", start=[1, 2], types={"start": pa.duration("ms")})
+    with pytest.raises(ValueError, match=r"column start has type duration\[ms\], but must have text or numbers"):
+        read(path)
     path = write_parquet(tmp_path / "items.parquet", images=[{"bytes": b"", "path": "x.jpg"}] * 2)
     with pytest.raises(ValueError, match=r"column images has type struct<.*>, but must have text or numbers"):
         read(path)
