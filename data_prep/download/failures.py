@@ -17,7 +17,7 @@ class Failure(enum.StrEnum):
     GONE = "gone"  # 404, 410
     TIMEOUT = "timeout"
     CONNECTION = "connection"  # not resolved, refused, reset, TLS
-    PROTOCOL = "protocol"  # not HTTP, or against its rules; a second try would bring the same
+    PROTOCOL = "protocol"  # malformed URL, not HTTP, or against its rules; a second try would bring the same
     RATE = "429"
     SERVER = "5xx"
     CLIENT = "4xx"  # 401, 403 and any other unexpected status

@@ -76,8 +76,11 @@ class Fetcher:
         self._proxies = getproxies()
 
     def rate(self, url: str) -> float:
-        """Returns the requests per second that the host of `url` allows now."""
-        return self._limiters[URL(url).authority].rate
+        """Returns the requests per second that the host of `url` allows now, or the limit if `url` is invalid."""
+        try:
+            return self._limiters[parse_url(url).authority].rate
+        except ValueError:
+            return self.limits.rate
 
     @property
     def pause(self) -> float:
@@ -119,7 +122,10 @@ class Fetcher:
         return max(self._backoff(state), error.retry_after if isinstance(error, FetchError) else 0.0)
 
     async def _try(self, url: str, video: bool) -> Picture:
-        start, left = URL(url, encoded=True), self.limits.deadline
+        try:
+            start, left = parse_url(url), self.limits.deadline
+        except ValueError as error:
+            raise FetchError(Failure.PROTOCOL, f"invalid URL: {error}") from error
         here = start
         for _ in range(MAX_REDIRECTS + 1):
             limiter = self._limiters[here.authority]
@@ -181,21 +187,30 @@ class Fetcher:
         return b"".join(parts)
 
 
+def parse_url(text: str, base: URL | None = None) -> URL:
+    """Returns a URL in ASCII, relative to `base` if that is given. Raises ValueError if it is invalid or not http."""
+    # What is quoted stays as it is, because signatures depend on it; some catalogs and servers have blanks and UTF-8.
+    quoted = quote(text.strip().encode("utf-8", "surrogateescape"), safe=string.punctuation)
+    try:
+        url = URL(quoted, encoded=True)
+    except IndexError as error:  # yarl's error for http://[]@/
+        raise ValueError("not http, or without a host") from error
+    url = base.join(url) if base else url
+    if not text.isascii() and url.raw_host:
+        url = url.with_host(unquote(url.raw_host))
+    host = (url.host or "").encode("idna")  # as for looking it up; UnicodeError is a ValueError
+    if not text or url.scheme not in ("http", "https") or not host:
+        raise ValueError("not http, or without a host")
+    return url
+
+
 def redirect_target(response: aiohttp.ClientResponse) -> URL:
     """Returns where a response redirects to. Raises FetchError if its Location is invalid."""
     location = response.headers.get("Location", "")
-    # What is quoted stays as it is, because signatures depend on it; some servers send blanks and UTF-8.
-    quoted = quote(location.strip().encode("utf-8", "surrogateescape"), safe=string.punctuation)
     try:
-        target = response.url.join(URL(quoted, encoded=True))
-        if not location.isascii() and target.raw_host:
-            target = target.with_host(unquote(target.raw_host))
-        host = (target.host or "").encode("idna")  # as for looking it up
-    except ValueError as error:  # UnicodeError is one
+        return parse_url(location, base=response.url)
+    except ValueError as error:
         raise FetchError(Failure.REDIRECT, f"to {location!r}: {error}", http_status=response.status) from error
-    if not location or target.scheme not in ("http", "https") or not host:
-        raise FetchError(Failure.REDIRECT, f"to {location!r}, which is not http", http_status=response.status)
-    return target
 
 
 def _status_error(response: aiohttp.ClientResponse, limiter: RateLimiter, sent: float) -> FetchError:

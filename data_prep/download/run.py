@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -22,7 +23,7 @@ from data_prep.common.progress import Progress
 from data_prep.download.content import check_image
 from data_prep.download.coverage import SUMMARY_FILE, write_summary
 from data_prep.download.failures import SERVER_FAILURES, Failure, PreflightError
-from data_prep.download.fetch import Fetcher, open_session
+from data_prep.download.fetch import Fetcher, open_session, parse_url
 from data_prep.download.plan import Options, check_choices, count_frames, plan_shards
 from data_prep.download.shard import Shard
 
@@ -198,19 +199,22 @@ def format_status(failed: Mapping[Failure, int], rate: float, pause: float) -> s
     return "; ".join(parts)
 
 
+async def _check_host(fetcher: Fetcher, url: URL) -> None:
+    try:
+        if not fetcher.proxy(url):  # which looks up the name itself
+            await asyncio.get_running_loop().getaddrinfo(url.raw_host, url.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise PreflightError(f"the host {url.host} of --url_prefix does not resolve: {error}") from error
+
+
 async def _find_image(fetcher: Fetcher, urls: Sequence[str]) -> None:
     """Tries up to `PREFLIGHT_SAMPLES` of `urls` one by one, until one is an image.
 
     Raises:
         PreflightError: The host's name does not resolve, or none is an image.
     """
-    url = URL(urls[0], encoded=True)
-    host, port = url.host, url.port
-    try:
-        if not fetcher.proxy(url):  # which looks up the name itself
-            await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise PreflightError(f"the host {host} of --url_prefix does not resolve: {error}") from error
+    with contextlib.suppress(ValueError):  # an invalid URL is a failure below, and the others may be valid
+        await _check_host(fetcher, parse_url(urls[0]))
     failures, server_failures = [], 0
     for url in urls[:: -(-len(urls) // PREFLIGHT_SAMPLES)]:
         answer = await fetcher.fetch(url, video=True)

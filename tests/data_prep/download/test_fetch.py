@@ -1,4 +1,4 @@
-"""The meaning of Retry-After and Location; test_run.py tests the requests."""
+"""The meaning of URLs, Retry-After and Location; test_run.py tests the requests."""
 
 from typing import Any
 from unittest.mock import Mock
@@ -7,7 +7,7 @@ import pytest
 from yarl import URL
 
 from data_prep.download.failures import FetchError
-from data_prep.download.fetch import parse_retry_after, redirect_target
+from data_prep.download.fetch import parse_retry_after, parse_url, redirect_target
 
 NOW = 1445412480.0  # 21 Oct 2015 07:28:00 GMT
 
@@ -33,6 +33,41 @@ NOW = 1445412480.0  # 21 Oct 2015 07:28:00 GMT
 )
 def test_retry_after_has_seconds_or_a_date(value, seconds):
     assert parse_retry_after(value, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        (
+            "http://bücher.example:81/Größe.jpg?q=é#ü",
+            "http://xn--bcher-kva.example:81/Gr%C3%B6%C3%9Fe.jpg?q=%C3%A9#%C3%BC",
+        ),
+        ("http://me:pw@bücher.example/a.jpg", "http://me:pw@xn--bcher-kva.example/a.jpg"),
+        ("https://host/%7e,%2c%zz|'a'.jpg?Signature=x%2Fy%3D", "https://host/%7e,%2c%zz|'a'.jpg?Signature=x%2Fy%3D"),
+        ("http://[::1]:8/é", "http://[::1]:8/%C3%A9"),
+    ],
+)
+def test_urls_become_ascii_and_keep_what_is_quoted(text, url):
+    assert str(parse_url(text)) == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https:///a.jpg",
+        "http://host:port/a.jpg",
+        "http://host:99999/a.jpg",
+        "https://[img]/a.jpg",
+        "https://[]@/a.jpg",
+        "http://a..b/a.jpg",
+        "http://xn--/a.jpg",
+        f"http://{64 * 'ü'}.example/a.jpg",
+        "/a.jpg",
+    ],
+)
+def test_malformed_urls_are_errors(text):
+    with pytest.raises(ValueError, match=r"host|[Pp]ort|IPv6|label"):
+        parse_url(text)
 
 
 def respond(location: str) -> Any:

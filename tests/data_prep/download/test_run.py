@@ -336,6 +336,27 @@ def test_headers_are_sent_but_not_to_other_hosts(tmp_path):
         )
 
 
+def catalog_of_names(folder: Path, names: list[str]) -> Catalog:
+    """A catalog with one page for each image, in this order."""
+    pages = [Item(i, "", (i,), (Frame(0, name),)) for i, name in enumerate(names)]
+    return write_catalog(folder, {"train": {"page": pages, "video": [], "live": []}})
+
+
+def test_a_malformed_url_is_a_failure_of_its_image_alone(tmp_path):
+    malformed = ["http://host:port/a.jpg", "https:///a.jpg", "http://host:99999/a.jpg", "https://[img]/a.jpg"]
+    with Server(default="fine") as server:
+        catalog = catalog_of_names(tmp_path / "catalog", [*malformed, f"{server.url}Größe.jpg"])
+        summary = fetch(catalog, tmp_path / "out", server)
+        frames = summary["splits"]["train"]["page"]["frames"]
+        assert frames == {"in": 5, "ok": 1, "failed": {"protocol": 4}, "pending": 0}
+        assert server.requests["Gr%C3%B6%C3%9Fe.jpg"] == 2  # also by the preflight
+        rows = read_ledgers(tmp_path / "out")
+        assert rows["http://host:port/a.jpg"]["error_message"].startswith("invalid URL: ")
+        server.requests.clear()
+        assert fetch(catalog, tmp_path / "out", server) == summary
+        assert not server.requests
+
+
 def test_unsupported_images_and_protocol_faults_are_no_signs_of_an_ill_server(tmp_path):
     catalog = make_catalog(tmp_path / "catalog", {"video": 600})
     limits = dataclasses.replace(LIMITS, pauses=0, concurrency=4)
