@@ -40,7 +40,9 @@ def define_flags() -> None:
     flags.DEFINE_list("retry", [], f"Failures of earlier runs to try again: {', '.join(Failure)}.")
     flags.DEFINE_list("placeholder", [], "SHA-256 of images that count as missing.")
     flags.DEFINE_string("contact", "", "Your address for the server's owner, part of the User-Agent.")
-    flags.DEFINE_multi_string("header", [], "Header of every request, as 'Name: value'; may be repeated.")
+    flags.DEFINE_multi_string(
+        "header", [], "Header of requests to the host of --url_prefix, and no other, as 'Name: value'; may be repeated."
+    )
     flags.DEFINE_integer("image_size", None, "Longest shorter side of images; default: any.", lower_bound=1)
     flags.DEFINE_integer("shard_frames", SHARD_FRAMES, "Frames per shard.", lower_bound=1, upper_bound=99_999)
     flags.DEFINE_bool("preflight", True, "Look for one image that arrives before requesting all.")

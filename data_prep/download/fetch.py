@@ -29,6 +29,8 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GONE = frozenset({404, 410})
 _BUSY = frozenset({429, 503})
 
+Origin = tuple[str, str | None, int | None]  # scheme, host and port of a URL
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -64,7 +66,8 @@ class Fetcher:
     session: aiohttp.ClientSession  # from `open_session`
     limits: Limits
     check: Callable[[bytes, bool], Picture]  # (body, may be a video) → image, or FetchError; called in threads
-    headers: Mapping[str, str]  # additional ones, perhaps secret; hosts to which a URL is redirected do not get them
+    headers: Mapping[str, str]  # additional ones, perhaps secret
+    headers_origin: Origin  # only requests to it have `headers`, whichever hosts a catalog or a redirect names
 
     def __post_init__(self) -> None:
         limits = self.limits
@@ -123,15 +126,14 @@ class Fetcher:
 
     async def _try(self, url: str, video: bool) -> Picture:
         try:
-            start, left = parse_url(url), self.limits.deadline
+            here, left = parse_url(url), self.limits.deadline
         except ValueError as error:
             raise FetchError(Failure.PROTOCOL, f"invalid URL: {error}") from error
-        here = start
         for _ in range(MAX_REDIRECTS + 1):
             limiter = self._limiters[here.authority]
             sent = await limiter.acquire()  # not part of the deadline: a low rate is not the server's fault
             try:
-                headers = self.headers if here.origin() == start.origin() else {}
+                headers = self.headers if origin_of(here) == self.headers_origin else {}
                 body = await self._request(here, headers, limiter, sent, left)
                 if isinstance(body, bytes):
                     picture = await asyncio.get_running_loop().run_in_executor(None, self.check, body, video)
@@ -202,6 +204,11 @@ def parse_url(text: str, base: URL | None = None) -> URL:
     if not text or url.scheme not in ("http", "https") or not host:
         raise ValueError("not http, or without a host")
     return url
+
+
+def origin_of(url: URL) -> Origin:
+    """Returns the origin of a URL. Unlike `URL.origin`, it is the same for http://Host, http://host and http://host:80."""
+    return url.scheme, url.host, url.port
 
 
 def redirect_target(response: aiohttp.ClientResponse) -> URL:

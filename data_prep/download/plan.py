@@ -30,7 +30,7 @@ class Options:
     placeholders: Sequence[str] = ()  # hex SHA-256 of images that count as missing; they are fetched again
     preflight: bool = True  # look for one image that arrives before requesting all
     contact: str = ""  # address for the server's owner, in the User-Agent
-    headers: Sequence[str] = ()  # of every request to the host of `url_prefix`, as "Name: value"
+    headers: Sequence[str] = ()  # of every request to the host of `url_prefix`, but no other, as "Name: value"
     limits: Limits = dataclasses.field(default_factory=Limits)
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from data_prep.common.progress import Progress
 from data_prep.download.content import check_image
 from data_prep.download.coverage import SUMMARY_FILE, write_summary
 from data_prep.download.failures import SERVER_FAILURES, Failure, PreflightError
-from data_prep.download.fetch import Fetcher, open_session, parse_url
+from data_prep.download.fetch import Fetcher, open_session, origin_of, parse_url
 from data_prep.download.plan import Options, check_choices, count_frames, plan_shards
 from data_prep.download.shard import Shard
 
@@ -91,7 +91,11 @@ class _Run:
         self._placeholders = set(options.placeholders)
         check = functools.partial(check_image, image_size=options.image_size, placeholders=self._placeholders)
         headers = {name: value.strip() for name, _, value in (text.partition(":") for text in options.headers)}
-        self._fetcher = Fetcher(self.session, options.limits, check, headers)
+        try:
+            origin = origin_of(parse_url(self._prefix))
+        except ValueError as error:
+            raise ValueError(f"url_prefix is {self._prefix!r}, which is not a URL: {error}") from error
+        self._fetcher = Fetcher(self.session, options.limits, check, headers, origin)
         self._queue: asyncio.Queue[tuple[Shard, int] | None] = asyncio.Queue(maxsize=2 * options.limits.concurrency)
         self._slots = asyncio.Semaphore(OPEN_SHARDS)
         self._open: set[Shard] = set()

@@ -7,7 +7,7 @@ import pytest
 from yarl import URL
 
 from data_prep.download.failures import FetchError
-from data_prep.download.fetch import parse_retry_after, parse_url, redirect_target
+from data_prep.download.fetch import origin_of, parse_retry_after, parse_url, redirect_target
 
 NOW = 1445412480.0  # 21 Oct 2015 07:28:00 GMT
 
@@ -68,6 +68,21 @@ def test_urls_become_ascii_and_keep_what_is_quoted(text, url):
 def test_malformed_urls_are_errors(text):
     with pytest.raises(ValueError, match=r"host|[Pp]ort|IPv6|label"):
         parse_url(text)
+
+
+@pytest.mark.parametrize(
+    ("url", "same"),
+    [
+        ("http://shop.example/", True),
+        ("HTTP://me:pw@SHOP.example:80/a?b#c", True),
+        ("https://shop.example/", False),
+        ("http://shop.example:8080/", False),
+        ("http://cdn.shop.example/", False),
+        ("http://shop.example.org/", False),
+    ],
+)
+def test_an_origin_is_a_scheme_a_host_and_a_port(url, same):
+    assert (origin_of(parse_url(url)) == origin_of(parse_url("http://shop.example/images/"))) is same
 
 
 def respond(location: str) -> Any:

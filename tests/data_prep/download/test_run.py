@@ -342,6 +342,16 @@ def catalog_of_names(folder: Path, names: list[str]) -> Catalog:
     return write_catalog(folder, {"train": {"page": pages, "video": [], "live": []}})
 
 
+def test_headers_are_sent_only_to_the_host_of_the_prefix_if_names_are_urls(tmp_path):
+    with Server(default="fine") as other, Server(default="fine") as server:
+        for name, owner in (("own", server), ("foreign", other)):
+            catalog = catalog_of_names(tmp_path / name, [f"{owner.url}{name}.jpg"])
+            fetch(catalog, tmp_path / f"{name}_out", server, headers=["X-Key: secret"], preflight=False)
+            assert owner.requests[f"{name}.jpg"] == 1
+        assert "X-Key: secret\r\n" in server.headers
+        assert "X-Key" not in other.headers
+
+
 def test_a_malformed_url_is_a_failure_of_its_image_alone(tmp_path):
     malformed = ["http://host:port/a.jpg", "https:///a.jpg", "http://host:99999/a.jpg", "https://[img]/a.jpg"]
     with Server(default="fine") as server:
