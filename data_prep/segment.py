@@ -4,13 +4,14 @@
 
 Each row is an item such as show@00:12:04 with `video`, `start` and `end` in seconds, its text from a transcript (*.srt
 or *.vtt, or the *.json of Whisper), and itself as its `product`, until you fill in the products that it shows. The name
-of the video in the table is its path from the folder of the table. Clips start and end at scene changes that are near;
-with --noscenes, which need not decode the whole recording, all start at multiples of --stride.
+of the video in the table is its path below the folder of the table; items of day1/show.mp4 are day1/show@00:12:04.
+Clips start and end at scene changes that are near; with --noscenes, which need not decode the whole recording, all
+start at multiples of --stride.
 """
 
 import csv
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from absl import flags
 
@@ -40,7 +41,7 @@ def segment(
     Args:
         reader: Reads the recording.
         video: The recording.
-        out: Table to write, *.csv.
+        out: Table to write, *.csv, in the folder of the recording or one above it.
         length: Seconds of a clip.
         stride: Seconds between the starts of two clips.
         by_scenes: Whether clips start and end at scene changes that are near.
@@ -53,14 +54,17 @@ def segment(
     Raises:
         ValueError: The recording or an argument is invalid.
     """
+    name = PurePosixPath(Path(os.path.relpath(video, out.parent)).as_posix())
+    if ".." in name.parts:  # such names are invalid in tables
+        folder = Path(os.path.abspath(video)).parent
+        raise ValueError(f"out is {out}; write it into {folder}, the folder of the recording, or one above it")
     segments = find_segments(reader, video, length=length, stride=stride, by_scenes=by_scenes)
-    name = Path(os.path.relpath(video, out.parent)).as_posix()
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out, "w") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for part in segments:
-            item = f"{video.stem}@{_clock(part.start)}"
+            item = f"{name.with_suffix('')}@{_clock(part.start)}"
             text = clip_text(transcript or (), part.start, part.end)
             writer.writerow((item, domain, item, text, name, f"{part.start:.3f}", f"{part.end:.3f}"))
     return len(segments)
@@ -77,7 +81,9 @@ def _clock(seconds: float) -> str:
 def define_flags() -> None:
     """Defines the flags of the command."""
     flags.DEFINE_string("video", None, "The recording: *.mp4, *.mov, *.webm, *.mkv or *.gif.", required=True)
-    flags.DEFINE_string("out", None, "Table to write, *.csv.", required=True)
+    flags.DEFINE_string(
+        "out", None, "Table to write, *.csv, in the folder of the recording or one above it.", required=True
+    )
     flags.DEFINE_float("length", LENGTH, "Seconds of a clip.", lower_bound=0.1)
     flags.DEFINE_float("stride", STRIDE, "Seconds between the starts of two clips.", lower_bound=0.1)
     flags.DEFINE_bool("scenes", True, "Move the starts and ends of clips to scene changes that are near.")

@@ -79,14 +79,25 @@ def test_clips_become_records_with_the_times_of_their_frames(tmp_path):
 
 
 def test_segments_are_rows_of_a_table(tmp_path):
-    (tmp_path / "show.mp4").write_bytes(VIDEO)
+    (tmp_path / "day1").mkdir()
+    (tmp_path / "day1/show.mp4").write_bytes(VIDEO)
     with VideoReader(1) as reader:
-        out = tmp_path / "tables" / "show.csv"
+        video, out = tmp_path / "day1/show.mp4", tmp_path / "show.csv"
         cues = [Cue(0.2, 0.9, "Hello"), Cue(1.6, 2.0, "there")]
-        assert segment(reader, tmp_path / "show.mp4", out, length=1, stride=0.7, by_scenes=False, transcript=cues) == 3
+        assert segment(reader, video, out, length=1, stride=0.7, by_scenes=False, transcript=cues) == 3
     assert out.read_text().splitlines() == [
         "product,domain,item,text,video,start,end",
-        "show@00:00:00,live,show@00:00:00,Hello,../show.mp4,0.000,1.000",
-        "show@00:00:00.700,live,show@00:00:00.700,Hello there,../show.mp4,0.700,1.700",
-        "show@00:00:01.400,live,show@00:00:01.400,there,../show.mp4,1.400,2.400",
+        "day1/show@00:00:00,live,day1/show@00:00:00,Hello,day1/show.mp4,0.000,1.000",
+        "day1/show@00:00:00.700,live,day1/show@00:00:00.700,Hello there,day1/show.mp4,0.700,1.700",
+        "day1/show@00:00:01.400,live,day1/show@00:00:01.400,there,day1/show.mp4,1.400,2.400",
     ]
+    catalog = build_table_catalog(out, tmp_path, tmp_path / "catalog", domains={"live": "clip"}, report=lambda _: None)
+    items = [item for split in catalog.splits for item in catalog.items(split, "live")]
+    assert {item.own_id for item in items} == {f"day1/show@00:00:0{time}" for time in ("0", "0.700", "1.400")}
+
+
+def test_a_table_of_segments_that_is_not_above_the_recording_is_an_error(tmp_path):
+    (tmp_path / "show.mp4").write_bytes(b"not decoded")
+    with VideoReader(1) as reader, pytest.raises(ValueError, match=f"write it into {tmp_path}, the folder of the rec"):
+        segment(reader, tmp_path / "show.mp4", tmp_path / "tables/show.csv")
+    assert not (tmp_path / "tables").exists()
