@@ -143,8 +143,8 @@ def write_shard(shard: Shard) -> ShardReport:
                         dropped_images.append(line)
                         continue
                     frames += found
-                    # The frames of a further clip follow those of the first one.
-                    times += [time if not clip or not times else max(time, times[-1]) for time in found_times]
+                    # What follows a clip is not before its last frame. Times of images ascend in the catalog.
+                    times += [max(time, times[-1]) if times else time for time in found_times]
                 if not frames:
                     dropped_rows.append(row)
                     dropped_items["no frames left" if item.frames else "no frames listed"] += 1

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from data_prep.build import build
 from data_prep.catalog.rejected_lines import Reason
@@ -75,6 +76,23 @@ def test_clips_become_records_with_the_times_of_their_frames(tmp_path):
     assert found["part"].integers("frame_times") == [1120, 1360, 1600, 1840]
     assert [read_number(frame) for frame in found["part"].byte_strings("frames")] == [28, 34, 40, 46]
     assert json.loads(found["part"].byte_strings("payload")[0])["video"] == "a.mp4"
+    assert verify(tmp_path / "data", processes=1, report=lambda _: None) == 0
+
+
+def test_an_image_after_a_clip_has_the_time_of_its_last_frame(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(VIDEO)
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+    table = tmp_path / "table.csv"
+    rows = ["product,item,image,video,split", "p,i,,a.mp4,train", "p,i,a.png,,train", "q,j,a.png,,test"]
+    table.write_text("\n".join(rows))
+    catalog = build_table_catalog(
+        table, tmp_path, tmp_path / "catalog", domains={"page": "clip"}, report=lambda _: None
+    )
+    inputs = Inputs(catalog.folder, (tmp_path,), choice=FrameChoice(2))
+    build(inputs, tmp_path / "data", processes=1, report=lambda _: None)
+    [record] = map(parse_example, open_files(find_record_files(tmp_path / "data")["page"]["train"]))
+    assert record.integers("frame_times") == [600, 1800, 1800]
+    assert record.byte_strings("frames")[2] == (tmp_path / "a.png").read_bytes()
     assert verify(tmp_path / "data", processes=1, report=lambda _: None) == 0
 
 
