@@ -133,6 +133,8 @@ def _prepare_folder(out: Path, manifest: Mapping[str, Any], previous: Path | Non
         ValueError: The folder exists with other contents.
     """
     path, wanted = out / MANIFEST, {key: value for key, value in manifest.items() if key != "run"}  # it may be renamed
+    if previous:
+        _remove_unusable(previous, wanted)
     if previous and path.exists():
         stored = read_json(path, remedy="choose another folder, or remove it")
         if {key for key in wanted if stored.get(key) != wanted[key]} in ({"data"}, {"data", "items"}):
@@ -160,6 +162,16 @@ def _prepare_folder(out: Path, manifest: Mapping[str, Any], previous: Path | Non
             if _is_temporary(file):  # from a killed job
                 file.unlink()
     barrier("prepared")
+
+
+def _remove_unusable(previous: Path, wanted: Mapping[str, Any]) -> None:
+    """Removes what an interrupted update left, unless only the records differ from those of the wanted manifest."""
+    path = previous / MANIFEST
+    stored = read_json(path, remedy=f"remove {previous}") if path.exists() else {}
+    barrier("compared previous")
+    if jax.process_index() == 0 and any(stored.get(key) != wanted[key] for key in wanted.keys() - {"data", "items"}):
+        shutil.rmtree(previous, ignore_errors=True)  # it may not exist
+    barrier("removed previous")
 
 
 def _is_temporary(path: Path) -> bool:

@@ -192,6 +192,28 @@ def test_update_computes_only_what_is_new(workdir, written, data_dir, tmp_path, 
     }
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "computed"), [(4, DOMAINS), (6, ("page", "live"))])
+def test_an_interrupted_update_is_continued_only_for_the_same_step(
+    workdir, written, data_dir, tmp_path, monkeypatch, step, computed
+):
+    half = rename_domains(data_dir, tmp_path / "half", "rope", {"page": ("page", 0, 2), "video": ("video", 0, 1)})
+    embed_to_parquet(workdir, tmp_path / "out.previous", split="test", rows=7, data_dir=half, step=step)
+    embed_rows, domains = LoadedRun.embed_rows, set()
+
+    def note(run, domain, *arguments):
+        domains.add(domain)
+        return embed_rows(run, domain, *arguments)
+
+    monkeypatch.setattr(LoadedRun, "embed_rows", note)
+    embed_to_parquet(workdir, tmp_path / "out", split="test", rows=7, step=6, update=True)
+    assert domains == set(computed)
+    assert not (tmp_path / "out.previous").exists()
+    for domain in DOMAINS:
+        for found, fresh in zip(read_vectors(tmp_path / "out", domain), read_vectors(written[0], domain), strict=True):
+            np.testing.assert_allclose(found[1], fresh[1], atol=1e-5)
+
+
 def test_the_work_directory_may_be_renamed(workdir, written, tmp_path, monkeypatch):
     out, sizes = written
     renamed = shutil.copytree(workdir, tmp_path / "renamed")
