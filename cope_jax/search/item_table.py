@@ -9,7 +9,7 @@ import re
 import sqlite3
 import time
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,11 @@ class ItemTable:
         Raises:
             ValueError: The expression is invalid.
         """
+        mask = np.zeros(self.sizes[domain], bool)
+        if not len(mask):
+            return mask  # without items, a table lacks the columns of the others
         # Within CASE … END, nothing but an expression is valid.
         query = f'SELECT {ROW} FROM "{domain}" WHERE CASE WHEN (\n{where}\n) THEN 1 END'
-        mask = np.zeros(self.sizes[domain], bool)
         try:
             with closing(self._connect()) as database:
                 mask[[row for (row,) in database.execute(query)]] = True
@@ -140,23 +142,20 @@ def open_item_table(folder: Path, records: Records) -> ItemTable:
     if not folder.exists():
         with atomic_folder(folder) as unfinished, closing(sqlite3.connect(unfinished / DATABASE)) as database:
             for domain, items in records.items.items():
+                database.execute(f'CREATE TABLE "{domain}" ({", ".join((f"{ROW} INTEGER PRIMARY KEY", *OWN_COLUMNS))})')
                 rows = (items[row] for row in range(len(items)))
                 words = [_insert(database, domain, row, item) for row, item in enumerate(rows)]
                 if any(words):
                     index = bm25s.BM25()
                     index.index(words, show_progress=False)
                     index.save(unfinished / domain)
-            for domain in records.items:
-                with suppress(sqlite3.Error):  # a domain without items has no table
-                    database.execute(f'CREATE INDEX "{domain} by product" ON "{domain}" (product)')
+                database.execute(f'CREATE INDEX "{domain} by product" ON "{domain}" (product)')
             database.commit()
     return ItemTable(folder, {domain: len(items) for domain, items in records.items.items()})
 
 
 def _insert(database: sqlite3.Connection, domain: str, row: int, item: Item) -> list[str]:
     """Inserts an item and returns its words."""
-    if row == 0:
-        database.execute(f'CREATE TABLE "{domain}" ({", ".join((f"{ROW} INTEGER PRIMARY KEY", *OWN_COLUMNS))})')
     columns = item.columns | {"item": item.own_id, "product": "|".join(map(str, item.own_products)), "text": item.text}
     known = {name for name, *_ in database.execute(f'SELECT * FROM "{domain}" LIMIT 0').description}
     for name in columns:

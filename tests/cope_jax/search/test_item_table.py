@@ -44,6 +44,18 @@ def test_columns_may_have_any_name(tmp_path):
         assert np.flatnonzero(table.select("page", f'"{quoted}" = 1')).tolist() == [1]
 
 
+def test_a_domain_may_have_no_items(tmp_path):
+    sizes = ["S", "M"]
+    items = [SimpleNamespace(own_id=row, own_products=[7], text="", columns={"size": sizes[row]}) for row in range(2)]
+    table = open_item_table(tmp_path / "items", SimpleNamespace(items={"page": items, "live": []}))
+    assert table.columns == ("item", "product", "text", "size")
+    assert table.choices == {"size": {"M": "\"size\" = 'M'", "S": "\"size\" = 'S'"}}
+    assert table.select("live", "size = 'M'").shape == (0,)
+    assert table.select("page", "size = 'M'").tolist() == [False, True]
+    assert table.match("live", "M", 5) == []
+    assert table.product_title(7) == ""
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [
