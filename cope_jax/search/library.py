@@ -318,6 +318,7 @@ def open_library(
     index = open_index(path, folder)
     records = open_records(data_dir or config.data.data_dir, split)
     metrics = ResultFiles(workdir / "eval" / str(number), average=average).read() or {}  # of the run's own data
-    # Shortened embeddings have other similarities.
-    limits = metrics.get("similarity_limits", {}) if index.description["width"] == config.model.embedding else {}
+    # Shortened and binary embeddings have other similarities.
+    whole = index.description["width"] == config.model.embedding and read_manifest(folder).get("dtype") != "binary"
+    limits = metrics.get("similarity_limits", {}) if whole else {}
     return Library(folder, index, records, index.ids, limits)

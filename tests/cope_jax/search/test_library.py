@@ -188,13 +188,14 @@ def test_build_replaces_the_index(run, workdir):
 
 @pytest.mark.slow
 def test_existing_embeddings_of_another_precision_are_used(workdir, tmp_path, monkeypatch):
-    """The limits of similarity hold only for embeddings of the whole width."""
+    """The limits of similarity hold only for embeddings of the whole width that are not binary."""
     from cope_jax.search.embedding_store import embed_to_parquet
 
     limits = {"page": {"video": 0.5}}
     monkeypatch.setattr("cope_jax.search.library.ResultFiles.read", lambda files: {"similarity_limits": limits})
-    embed_to_parquet(workdir, tmp_path / "short", split="test", dims=8)
-    assert open_library(workdir, embeddings=tmp_path / "short", report=lambda line: None).limits == {}
+    for name, form in (("short", {"dims": 8}), ("signs", {"dtype": "binary"})):
+        embed_to_parquet(workdir, tmp_path / name, split="test", **form)
+        assert open_library(workdir, embeddings=tmp_path / name, report=lambda line: None).limits == {}
     embed_to_parquet(workdir, tmp_path / "half", split="test", dtype="float16", rows=9)
     library = open_library(workdir, embeddings=tmp_path / "half", report=lambda line: None)
     assert read_manifest(library.embeddings)["dtype"] == "float16"
