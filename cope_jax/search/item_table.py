@@ -23,9 +23,10 @@ from data_prep.common.files import atomic_folder
 from data_prep.common.payload import OWN_ITEM, OWN_PRODUCTS
 
 DATABASE = "items.db"
+VERSION = 2  # of the folder; one of another version is written again
 ROW = '"row "'  # no column of a user's table, whose names do not end with a space
 OWN_COLUMNS = ("item", "product", "text")
-INDEXED_WORDS = 200  # of a text; the rest of a long transcript is not searched
+INDEXED_WORDS = 200  # of an item; the rest of a long transcript is not searched
 MAX_SECONDS = 10.0  # of a filter
 MAX_CHOICES = 40  # values of a column that users choose from; columns with more are filtered in SQL
 CHARACTER = "'"  # around texts in SQL
@@ -137,10 +138,14 @@ class ItemTable:
 
 
 def open_item_table(folder: Path, records: Records) -> ItemTable:
-    """Opens the table of the items in records, and writes it first if it does not exist."""
+    """Opens the table of the items in records, and writes it first if it does not exist in this version."""
     logging.getLogger("bm25s").setLevel(logging.WARNING)
-    if not folder.exists():
-        with atomic_folder(folder) as unfinished, closing(sqlite3.connect(unfinished / DATABASE)) as database:
+    if _stored_version(folder) != VERSION:
+        with (
+            atomic_folder(folder, replace=True) as unfinished,
+            closing(sqlite3.connect(unfinished / DATABASE)) as database,
+        ):
+            database.execute(f"PRAGMA user_version = {VERSION}")
             for domain, items in records.items.items():
                 database.execute(f'CREATE TABLE "{domain}" ({", ".join((f"{ROW} INTEGER PRIMARY KEY", *OWN_COLUMNS))})')
                 rows = (items[row] for row in range(len(items)))
@@ -154,6 +159,14 @@ def open_item_table(folder: Path, records: Records) -> ItemTable:
     return ItemTable(folder, {domain: len(items) for domain, items in records.items.items()})
 
 
+def _stored_version(folder: Path) -> int:
+    """The version of a folder; 0 without a database, and of those before versions were stored."""
+    if not (folder / DATABASE).exists():
+        return 0
+    with closing(sqlite3.connect(folder / DATABASE)) as database:
+        return database.execute("PRAGMA user_version").fetchone()[0]
+
+
 def _insert(database: sqlite3.Connection, domain: str, row: int, item: Item) -> list[str]:
     """Inserts an item and returns its words."""
     columns = item.columns | {"item": item.own_id, "product": "|".join(map(str, item.own_products)), "text": item.text}
@@ -165,8 +178,9 @@ def _insert(database: sqlite3.Connection, domain: str, row: int, item: Item) -> 
     database.execute(
         f'INSERT INTO "{domain}" ({ROW}, {names}) VALUES (?{", ?" * len(columns)})', (row, *columns.values())
     )
-    titles = dict.fromkeys(str(columns.get(name, "")) for name in ("title", "text", "category", OWN_ITEM, OWN_PRODUCTS))
-    return split_words(" ".join(titles))[:INDEXED_WORDS]
+    # The text is last, because a long one is cut.
+    texts = [str(columns.get(name, "")) for name in (OWN_ITEM, OWN_PRODUCTS, "title", "category", "text")]
+    return split_words(" ".join(dict.fromkeys(texts)))[:INDEXED_WORDS]
 
 
 def _quote(name: str, mark: str = '"') -> str:

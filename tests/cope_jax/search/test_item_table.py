@@ -1,5 +1,7 @@
 """Filters and search by words."""
 
+import sqlite3
+from contextlib import closing
 from types import SimpleNamespace
 
 import numpy as np
@@ -128,6 +130,36 @@ def test_words_find_texts_and_fusion_adds_scaled_scores(shop):
     assert [hit.card.item_id for hit in by_id] == [102, 104]
     with pytest.raises(ValueError, match=r"mode is 'words': choose one of .*without a text, only dense is possible"):
         shop.search_own(None, "page", [], "", mode="words")
+
+
+def test_words_of_ids_and_columns_are_found_whatever_the_length_of_the_text(tmp_path):
+    columns = [{"title": "a red mug", "category": "kitchen"}, {"title": "a hat", "category": "clothes"}]
+    text = " ".join(f"word{i}" for i in range(300))
+    items = [
+        SimpleNamespace(own_id=f"SKU{row}", own_products=[f"P{row}"], text=text, columns=own)
+        for row, own in enumerate(columns)
+    ]
+    table = open_item_table(tmp_path / "items", SimpleNamespace(items={"page": items}))
+    for query in ("sku1", "p1", "hat", "clothes"):
+        assert [row for _, row in table.match("page", query, 5)] == [1], query
+    assert [row for _, row in table.match("page", "word100", 5)] == [0, 1]
+    assert table.match("page", "word299", 5) == []
+
+
+def test_a_folder_of_another_version_is_written_again(tmp_path):
+    folder = tmp_path / "items"
+    records = SimpleNamespace(
+        items={"page": [SimpleNamespace(own_id=1, own_products=[7], text="red", columns={"size": "S"})]}
+    )
+    open_item_table(folder, records)
+    with closing(sqlite3.connect(folder / "items.db")) as database:
+        database.execute("DROP TABLE page")
+        database.commit()
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        _ = open_item_table(folder, records).columns
+    with closing(sqlite3.connect(folder / "items.db")) as database:
+        database.execute("PRAGMA user_version = 0")
+    assert open_item_table(folder, records).columns == ("item", "product", "text", "size")
 
 
 def test_words_of_any_script():
