@@ -164,7 +164,7 @@ def embeddings_of(items: Mapping[str, Items]) -> retrieval.Embeddings:
 
 
 def read_categories(config: RunConfig, items: Mapping[str, Items]) -> dict[str, np.ndarray]:
-    """Returns the column `category` of the table for the items of each domain; {} if the first items have none.
+    """Returns the column `category` of the table for the items of each domain; {} if no item has one.
 
     Of several categories, "Women/Tops,Sale", only the first counts.
     """
@@ -173,9 +173,10 @@ def read_categories(config: RunConfig, items: Mapping[str, Items]) -> dict[str, 
     def category(domain: str, row: int) -> str:
         return str(records[domain][row].columns.get("category", "")).partition(",")[0].strip()
 
-    if not any(category(domain, int(row)) for domain, own in items.items() for row in own.rows[:1]):
-        return {}
-    return {domain: np.array([category(domain, row) for row in own.rows.tolist()]) for domain, own in items.items()}
+    found = {
+        domain: np.array([category(domain, row) for row in own.rows.tolist()], str) for domain, own in items.items()
+    }
+    return found if any((own != "").any() for own in found.values()) else {}
 
 
 def compute_metrics(embedded: EmbeddedSplit, config: RunConfig, *, step: int) -> dict[str, Any]:

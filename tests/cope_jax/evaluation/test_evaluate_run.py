@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -110,6 +111,21 @@ def test_breakdowns_and_other_galleries_are_consistent(workdir):
     assert list(metrics["prefixes"].values())[-1] == metrics["retrieval_mean"]
     assert metrics["macro"].keys() == metrics["few_shot_all"]["1"].keys() == DIRECTIONS
     assert metrics["few_shot_all"]["1"]["p2v"]["ways"] > metrics["few_shot"]["p2v"]["ways"] == 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"page": [{}, {"category": " hat, sale"}], "live": []}, {"page": ["", "hat"], "live": []}),
+        ({"page": [{}, {"price": "5"}], "live": []}, {}),
+    ],
+)
+def test_categories_are_read_even_if_the_first_item_has_none(tiny_config, monkeypatch, columns, expected):
+    records = {domain: [SimpleNamespace(columns=each) for each in own] for domain, own in columns.items()}
+    monkeypatch.setattr(evaluate_run, "open_records", lambda *_: SimpleNamespace(items=records))
+    items = {domain: SimpleNamespace(rows=np.arange(len(own))) for domain, own in columns.items()}
+    found = evaluate_run.read_categories(tiny_config, items)
+    assert {domain: own.tolist() for domain, own in found.items()} == expected
 
 
 def test_report_is_written_and_reused(workdir):
