@@ -219,6 +219,7 @@ def make_app(
         videos: Folder to play videos from.
         api_key: Key that requests to the API must have; the page, which has none, is then not served.
     """
+    _ = library.table.columns, library.table.choices  # before two searches write the table at the same time
     queries = Queries(library, embedder, top=top)
     pages, api = SearchPages(queries, about=about, videos=videos), SearchApi(queries, api_key)
 

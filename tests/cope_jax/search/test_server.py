@@ -12,8 +12,9 @@ from starlette.testclient import TestClient
 
 from cope_jax.data.images import InvalidImageError
 from cope_jax.data.thumbnails import data_uri
-from cope_jax.search import uploads
+from cope_jax.search import library, uploads
 from cope_jax.search.embedder import resize_picture
+from cope_jax.search.item_table import ItemTable
 from cope_jax.search.server import allowed_hosts, listen, make_app
 from cope_jax.search.upload_decoder import decode
 from cope_jax.search.uploads import MAX_FILE, MAX_FILES
@@ -310,6 +311,15 @@ def test_concurrent_queries(client):
     for thread in threads:
         thread.join()
     assert statuses == [200] * 6
+
+
+def test_texts_and_columns_are_read_before_the_first_request(tmp_path, monkeypatch):
+    app = make_app(make_shop(tmp_path), ShopEmbedder(), about="a shop", top=3)
+    monkeypatch.setattr(library, "open_item_table", None)
+    monkeypatch.setattr(ItemTable, "_read", None)  # of the values of columns
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        assert '<option value="&#34;category&#34; = &#39;C&#39;">C</option>' in client.get("/").text
+        assert send(client, text="kind 1", mode="words").status_code == 200
 
 
 def test_port_in_use():
