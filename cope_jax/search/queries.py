@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import numpy as np
-from starlette.datastructures import FormData
+from starlette.datastructures import ImmutableMultiDict
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -68,7 +68,7 @@ class Queries:
             if not request.headers.get("content-type", "").startswith("application/json"):
                 await stack.enter_async_context(turn(self.upload_slots, api=api))
             form = await stack.enter_async_context(limited_form(request, json_object=api))
-            uploads, query = uploaded_pictures(form), self._read(form, api)
+            uploads, query = uploaded_pictures(form), self.read(form, defaults=api)
             if query.item and (uploads or query.text):
                 raise HTTPException(422, "An item is one query, pictures and a text are another: send one of them.")
             if not (query.item or uploads or query.text):
@@ -113,7 +113,14 @@ class Queries:
         except ValueError as error:
             raise HTTPException(404, f"{error}") from error
 
-    def _read(self, form: FormData, api: bool) -> Query:
+    def read(self, form: ImmutableMultiDict[str, Any], *, defaults: bool) -> Query:
+        """Reads the fields of a form or an address, other than pictures.
+
+        With `defaults`, domains may be missing: the query is then of the first one, and all are searched.
+
+        Raises:
+            HTTPException: A field is unknown, or its value is invalid or too long.
+        """
         if unknown := form.keys() - {*FIELDS, "search", "pictures"}:
             raise HTTPException(422, f"Unknown field {min(unknown)[:50]!r}: choose among {', '.join(FIELDS)}, search.")
         values = {name: str(form.get(name, "")) for name in FIELDS}
@@ -125,9 +132,10 @@ class Queries:
             raise HTTPException(422, f"top is {top[:50]!r}: it must be a number.")
         if values["group"] not in ("", "product"):
             raise HTTPException(422, f"group is {values['group'][:50]!r}: it must be 'product', or missing.")
-        query = self.parse(domain or self.domains[0], search or self.domains) if api else self.parse(domain, search)
+        if defaults:
+            domain, search = domain or self.domains[0], search or [*self.domains]
         stripped = {name: value.strip() for name, value in values.items()}
-        return dataclasses.replace(query, top=int(top or 0), **stripped)
+        return dataclasses.replace(self.parse(domain, search), top=int(top or 0), **stripped)
 
     def _search_item(self, query: Query, frames: int) -> SearchResult:
         self.row(query.domain, query.item)

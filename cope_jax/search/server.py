@@ -6,7 +6,6 @@ and connections are limited, whatever clients send.
 """
 
 import asyncio
-import dataclasses
 import ipaddress
 import re
 import socket
@@ -72,9 +71,7 @@ class SearchPages:
         values, domains, start = request.query_params, self.queries.domains, time.perf_counter()
         if "item" not in values:
             return self._page(Query(domains[0], domains), samples=self.samples)
-        query = self.queries.parse(values.get("domain", domains[0]), values.getlist("search") or domains)
-        top = int(values["top"]) if re.fullmatch("[0-9]{1,3}", values.get("top", "")) else 0
-        query = dataclasses.replace(query, item=values["item"][:MAX_TEXT], top=top)
+        query = self.queries.read(values, defaults=True)
         return self._page(query, result=await self.queries.search_item(query), seconds=time.perf_counter() - start)
 
     async def search(self, request: Request) -> Response:

@@ -1,5 +1,6 @@
 """The search server: results, error messages, and limits for untrusted input."""
 
+import html
 import io
 import re
 import socket
@@ -102,6 +103,20 @@ def test_results_say_how_long_they_took_and_lead_to_more(client):
     assert re.search(r"4 items from page, video, live in \d+\.\d\d s", page)
     assert 'href="/?domain=page&amp;item=103&amp;top=7&amp;search=page' in page
     assert "Show more" not in client.get("/", params={"domain": "page", "item": 103, "top": 100}).text
+
+
+def test_more_results_for_an_item_keep_filter_and_grouping(client):
+    def find(page):
+        return re.findall(r'<li class="hit.*?alt="(\w+ \d+)"', page, re.S)
+
+    page = send(client, item="101", search=["page", "video"], where="price > 15 or 1 = 0", group="product").text
+    (link,) = re.findall(r'class="button next" href="(.*?)">Show more', page)
+    more = client.get(html.unescape(link)).text
+    assert len(find(page)) == 3
+    assert len(find(more)) == 4
+    assert find(more)[:3] == find(page)
+    assert {name.split()[1] for name in find(more)} == {"102", "103", "104", "105"}
+    assert client.get("/", params={"item": 101, "group": "domain"}).status_code == 422
 
 
 def test_pictures_of_items_are_sent_in_full(client):
