@@ -21,9 +21,8 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -138,20 +137,30 @@ class SearchPages:
         return HTMLResponse(page, status)
 
 
-class OriginMiddleware:
-    """Rejects requests sent by pages of other sites."""
+class OwnSiteMiddleware:
+    """Rejects requests under other host names than those in `hosts`, and requests sent by pages of other sites."""
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]):
+        self.app, self.hosts = app, {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app, headers = self.app, Headers(raw=scope.get("headers", []))
+        app = self.app
+        if scope["type"] == "http" and (problem := self._find_problem(Headers(scope=scope))):
+            message, status = problem
+            is_api = scope["path"].startswith("/api/")
+            app = JSONResponse({"detail": message}, status) if is_api else PlainTextResponse(message, status)
+        await app(scope, receive, send)
+
+    def _find_problem(self, headers: Headers) -> tuple[str, int] | None:
+        host = headers.get("host", "")
+        if re.sub(":[0-9]*$", "", host).lower() not in self.hosts:
+            return "Invalid Host header.", 400
         for origin in headers.getlist("origin"):
             if origin != "null" and not is_origin(origin):
-                app = PlainTextResponse("Malformed Origin header.", 400)
-            elif origin.partition("://")[2] != headers.get("host"):
-                app = PlainTextResponse("Forms from other sites are rejected.", 403)
-        await app(scope, receive, send)
+                return "Malformed Origin header.", 400
+            if origin.partition("://")[2] != host:
+                return "Requests from other sites are rejected.", 403
+        return None
 
 
 def is_origin(value: str) -> bool:
@@ -250,7 +259,7 @@ def make_app(
     ]
     return Starlette(
         routes=api_routes if api_key else [*page_routes, *api_routes],
-        middleware=[Middleware(OriginMiddleware), Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
+        middleware=[Middleware(OwnSiteMiddleware, hosts=hosts)],
         exception_handlers={HTTPException: show_error},
     )
 

@@ -133,6 +133,22 @@ def test_unknown_items_and_addresses(client):
     assert client.get("/api/search").status_code == 405
 
 
+def test_requests_under_other_names_and_from_other_sites_are_refused_as_described(client):
+    described = client.get("/api/openapi.json").json()["paths"]
+    for header, value, status, message in (
+        ("host", "evil.example", 400, "Invalid Host header."),
+        ("origin", "testserver", 400, "Malformed Origin header."),
+        ("origin", "http://evil.example", 403, "Requests from other sites are rejected."),
+    ):
+        for method, path, operation in (
+            ("POST", "/api/search", described["/api/search"]["post"]),
+            ("GET", "/api/items/page/101", described["/api/items/{domain}/{item}"]["get"]),
+        ):
+            response = client.request(method, path, headers={header: value})
+            assert (response.status_code, response.json()) == (status, {"detail": message})
+            assert str(status) in operation["responses"]
+
+
 def test_a_busy_server_says_so_soon(app, client, monkeypatch):
     monkeypatch.setattr(queries, "API_PATIENCE", 0.01)
     (handler,) = (route.endpoint for route in app.routes if route.path == "/api/search")
