@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from cope_jax.data.thumbnails import SHOWN
 from cope_jax.search.embedder import Embedder
-from cope_jax.search.library import Library, SearchResult
+from cope_jax.search.library import MAX_TOP, Library, SearchResult
 from cope_jax.search.uploads import MAX_TEXT, decode_pictures, limited_form, uploaded_pictures
 
 CONCURRENT_UPLOADS = 4  # forms on disk; others wait
@@ -128,8 +128,12 @@ class Queries:
         if (size := max(map(len, values.values()))) > MAX_TEXT:
             raise HTTPException(413, f"The text has {size} characters: at most {MAX_TEXT}.")
         top, domain, search = values.pop("top"), values.pop("domain"), [str(name) for name in form.getlist("search")]
-        if not top.isdecimal() and top:
-            raise HTTPException(422, f"top is {top[:50]!r}: it must be a number.")
+        if repeated := [name for name in FIELDS if name != "where" and len(form.getlist(name)) > 1]:
+            raise HTTPException(422, f"{repeated[0]} has several values: it can have one.")
+        if top and not (top.isdecimal() and 1 <= int(top) <= MAX_TOP):
+            raise HTTPException(422, f"top is {top[:50]!r}: it must be a number from 1 to {MAX_TOP}.")
+        if values["item"] and values["mode"] not in ("", "dense"):
+            raise HTTPException(422, f"mode is {values['mode'][:50]!r}: for an item, only dense is possible.")
         if values["group"] not in ("", "product"):
             raise HTTPException(422, f"group is {values['group'][:50]!r}: it must be 'product', or missing.")
         if defaults:

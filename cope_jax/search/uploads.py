@@ -34,10 +34,11 @@ async def limited_form(request: Request, *, json_object: bool = False) -> AsyncI
 
     Args:
         request: Request with the form.
-        json_object: Allow a JSON object of texts, numbers and lists of texts in its place, up to MAX_FIELD.
+        json_object: Allow a JSON object of texts, numbers and a list of domains in its place, up to MAX_FIELD.
 
     Raises:
-        HTTPException: 413 if the request is larger, 400 if it is not a valid form or has too many parts.
+        HTTPException: 413 if the request is larger, 400 if it is not a valid form or has too many parts, 422 if a
+            value of a JSON object is a list, except for search.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     try:
@@ -76,6 +77,8 @@ def _flatten(body: bytes) -> FormData:
     pairs = [(name, int(value) if isinstance(value, float) and value.is_integer() else value) for name, value in pairs]
     if wrong := [name for name, value in pairs if isinstance(value, bool) or not isinstance(value, str | int)]:
         raise HTTPException(400, f"{wrong[0]} must be a text, a number or a list of texts.")
+    if lists := [name for name, own in values.items() if isinstance(own, list) and (name != "search" or not own)]:
+        raise HTTPException(422, f"{lists[0]} is a list: only search can be one, of at least one domain.")
     if len(pairs) > MAX_FIELDS:
         raise HTTPException(400, f"The query has {len(pairs)} values: at most {MAX_FIELDS}.")
     return FormData([(name, str(value)) for name, value in pairs])

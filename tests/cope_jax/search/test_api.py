@@ -97,8 +97,14 @@ def test_items_and_pictures_are_queries(client):
         ({"text": "kind 1", "item": "104"}, 422, "An item is one query, pictures and a text are another"),
         ({"item": "999"}, 404, "no page item 999 among 6"),
         ({"text": "kind 1", "domain": "shop"}, 422, "Unknown domain 'shop': choose among page, video, live."),
-        ({"text": "kind 1", "top": 101}, 422, "101 items requested; it must be 1 to 100"),
-        ({"text": "kind 1", "top": "-1"}, 422, "top is '-1': it must be a number."),
+        *(
+            ({"text": "kind 1", "top": top}, 422, f"top is '{top}': it must be a number from 1 to 100.")
+            for top in (0, 101, "-1", "1" * 40)
+        ),
+        ({"text": ["kind 1", "kind 2"]}, 422, "text is a list: only search can be one, of at least one domain."),
+        ({"text": "kind 1", "search": []}, 422, "search is a list: only search can be one, of at least one domain."),
+        ({"item": "104", "mode": "words"}, 422, "mode is 'words': for an item, only dense is possible."),
+        ({"item": "104", "mode": "magic"}, 422, "mode is 'magic': for an item, only dense is possible."),
         ({"text": "kind 1", "where": "nothing = 1"}, 422, "nothing"),
         ({"text": ["kind 1", {}]}, 400, "text must be a text, a number or a list of texts."),
         ({"text": True}, 400, "text must be"),
@@ -114,6 +120,12 @@ def test_items_and_pictures_are_queries(client):
 )
 def test_errors_are_objects(client, query, status, message):
     assert message in search(client, status, **query)["detail"]
+
+
+def test_fields_of_a_form_have_one_value(client):
+    response = client.post("/api/search", data={"text": ["kind 1", "kind 2"]})
+    assert (response.status_code, response.json()) == (422, {"detail": "text has several values: it can have one."})
+    assert len(client.post("/api/search", data={"text": "kind 1", "search": ["page", "live"]}).json()["search"]) == 2
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"text": "\\ud800"}', b'{"text": "\xff"}', b"[" * 60_000])
