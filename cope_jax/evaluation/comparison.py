@@ -16,7 +16,7 @@ import numpy as np
 from cope_jax.evaluation.metrics.bootstrap import bootstrap_means, interval
 from cope_jax.evaluation.query_outcomes import Outcomes, read_outcomes, same_queries
 from cope_jax.evaluation.result_tables import METRICS, UNKNOWN, arrow, format_half, half_width
-from cope_jax.evaluation.results import BEST, LATEST, SAME_ITEMS, read_metrics
+from cope_jax.evaluation.results import BEST, LATEST, SAME_ITEMS, SAME_TASKS, read_metrics
 from data_prep.common.differences import describe_differences
 from data_prep.common.files import read_json
 from data_prep.common.text_table import text_table
@@ -86,8 +86,12 @@ def read_step(path: Path, step: int | str) -> EvaluatedStep:
 
 
 def compare(runs: Sequence[EvaluatedStep]) -> list[ComparisonRow]:
-    """Compares the metrics that all runs have, grouped by metric. Raises ValueError if there are none."""
-    values = [dict(_metrics(run.metrics)) for run in runs]
+    """Compares the metrics that all runs have, grouped by metric; few-shot accuracies only if the tasks are alike.
+
+    Raises ValueError if there are none.
+    """
+    few_shot = not different_tasks(runs)
+    values = [dict(_metrics(run.metrics, few_shot=few_shot)) for run in runs]
     common = {metric: value for metric, value in values[0].items() if all(metric in own for own in values)}
     if not common:
         raise ValueError("the runs have no metric in common: no direction has results in all of them")
@@ -117,7 +121,7 @@ def paired_intervals(first: EvaluatedStep, other: EvaluatedStep) -> dict[str, tu
     return found | {f"R@1 {arrow(name)}": tuple(interval(own)[0].tolist()) for name, own in means.items()}
 
 
-def _metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float, float]]]:
+def _metrics(metrics: Mapping[str, Any], *, few_shot: bool) -> Iterator[tuple[str, tuple[float, float]]]:
     """Title, value, and half the interval's width of each metric to compare."""
     intervals = metrics["intervals"]
     for title, key in METRICS if metrics["retrieval_mean"] else ():
@@ -125,7 +129,7 @@ def _metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float, flo
         yield f"mean {title}", (metrics["retrieval_mean"][mean], half_width(intervals["retrieval_mean"][mean]))
     for name, values in metrics["retrieval"].items():
         yield f"R@1 {arrow(name)}", (values["r1"], half_width(intervals["retrieval"][name]["r1"]))
-    for name, values in metrics["few_shot"].items():
+    for name, values in metrics["few_shot"].items() if few_shot else ():
         yield f"few-shot {arrow(name)}", (values["accuracy"], values["ci95"])
 
 
@@ -144,7 +148,7 @@ def format_comparison(runs: Sequence[EvaluatedStep], rows: Sequence[ComparisonRo
     legend = "* exceeds what the 95% intervals (±) of both runs explain"
     if paired:
         legend += "; of retrieval: the 95% interval of the difference over the same queries excludes 0"
-    return "\n".join([*names, *different_items(runs), "", text_table(lines), legend])
+    return "\n".join([*names, *different_items(runs), *different_tasks(runs), "", text_table(lines), legend])
 
 
 def run_letters(count: int) -> list[str]:
@@ -154,14 +158,26 @@ def run_letters(count: int) -> list[str]:
 
 def different_items(runs: Sequence[EvaluatedStep]) -> list[str]:
     """Returns a warning for each run that was evaluated on other items than the first one."""
-    letters = run_letters(len(runs))
-    evaluated = [{key: run.metrics["evaluated"].get(key) for key in SAME_ITEMS} for run in runs]
     return [
-        f"{letter} was evaluated on different items than A, so compare with care "
-        f"({'; '.join(describe_differences(evaluated[0], own, labels=('in A', f'in {letter}')))})"
-        for letter, own in zip(letters, evaluated, strict=True)
-        if own != evaluated[0]
+        f"{letter} was evaluated on different items than A, so compare with care ({differences})"
+        for letter, differences in _different_settings(runs, SAME_ITEMS)
     ]
+
+
+def different_tasks(runs: Sequence[EvaluatedStep]) -> list[str]:
+    """Returns a warning for each run with few-shot tasks of another size than those of the first one."""
+    return [
+        f"{letter} has different few-shot tasks than A, so few-shot accuracies are left out ({differences})"
+        for letter, differences in _different_settings(runs, SAME_TASKS)
+    ]
+
+
+def _different_settings(runs: Sequence[EvaluatedStep], keys: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The letters of the runs whose settings differ from those of the first one, and the differences."""
+    first, *others = ({key: run.metrics["evaluated"].get(key) for key in keys} for run in runs)
+    for letter, own in zip(run_letters(len(runs))[1:], others, strict=True):
+        if own != first:
+            yield letter, "; ".join(describe_differences(first, own, labels=("in A", f"in {letter}")))
 
 
 def to_csv(rows: Sequence[ComparisonRow]) -> str:

@@ -15,7 +15,8 @@ from cope_jax.runs.initial_weights import is_run_or_export
 from data_prep.common.files import atomic_write, read_json
 
 LATEST, BEST = "latest", "best"
-SAME_ITEMS = ("data", "split", "subset")  # keys of "evaluated" that say which items were evaluated
+SAME_ITEMS = ("data", "split", "subset", "seed")  # keys of "evaluated" that say which items were evaluated
+SAME_TASKS = ("ways", "shots", "queries")  # and those that few-shot accuracies depend on
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def evaluation_settings(config: RunConfig, subset: int | None) -> dict[str, Any]
         "data_dir": config.data.data_dir,
         "split": config.data.eval_split,
         "subset": subset,
+        **({} if subset is None else {"seed": config.seed}),  # which draws the products
         **asdict(config.eval),
     }
 

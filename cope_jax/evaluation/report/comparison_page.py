@@ -8,7 +8,7 @@ import numpy as np
 
 from cope_jax.data.records import Records, fingerprint, open_records
 from cope_jax.data.thumbnails import Card, read_card
-from cope_jax.evaluation.comparison import ComparisonRow, EvaluatedStep, different_items, run_letters
+from cope_jax.evaluation.comparison import ComparisonRow, EvaluatedStep, different_items, different_tasks, run_letters
 from cope_jax.evaluation.query_outcomes import Outcomes, same_queries
 from cope_jax.evaluation.report.query_gallery import interleave
 from cope_jax.evaluation.report.report import PAGES
@@ -25,7 +25,7 @@ def comparison_page(runs: Sequence[EvaluatedStep], rows: Sequence[ComparisonRow]
 
     Pictures and texts of queries are shown if the records that the first run was evaluated on are still there.
     """
-    letters, warnings = run_letters(len(runs)), different_items(runs)
+    letters, warnings = run_letters(len(runs)), [*different_items(runs), *different_tasks(runs)]
     records = _records(runs[0])
     paired = [same_queries(runs[0].outcomes, run.outcomes) and not different_items([runs[0], run]) for run in runs]
     others = [

@@ -62,6 +62,26 @@ def test_different_items_are_reported():
     assert warning in format_comparison(runs, compare(runs)).splitlines()
 
 
+def test_random_products_of_another_seed_are_different_items():
+    runs = [EvaluatedStep(name, metrics(0.5, 0.03)) for name in "abc"]
+    for run, seed in zip(runs, (0, 1, 0), strict=True):
+        run.metrics["evaluated"].update(subset=200, seed=seed)
+    warnings = [line for line in format_comparison(runs, compare(runs)).splitlines() if "different" in line]
+    assert warnings == ["B was evaluated on different items than A, so compare with care (seed: 0 in A, 1 in B)"]
+
+
+def test_few_shot_accuracies_are_compared_only_for_the_same_tasks():
+    runs = [EvaluatedStep(name, metrics(0.5, 0.03)) for name in "ab"]
+    for run, ways in zip(runs, (5, 10), strict=True):
+        run.metrics["evaluated"].update(ways=ways, shots=1, queries=2)
+    rows = compare(runs)
+    assert len(rows) == 2 * (4 + 6)
+    assert not any("few-shot" in row.metric for row in rows)
+    warning = "B has different few-shot tasks than A, so few-shot accuracies are left out (ways: 5 in A, 10 in B)"
+    assert warning in format_comparison(runs, rows).splitlines()
+    assert warning in comparison_page(runs, rows)
+
+
 def test_csv_and_json_have_the_same_rows():
     rows = compare([EvaluatedStep("a", metrics(0.5, 0.03)), EvaluatedStep("b", metrics(0.6, 0.04))])
     from_json, from_csv = json.loads(to_json(rows)), list(csv.DictReader(io.StringIO(to_csv(rows))))

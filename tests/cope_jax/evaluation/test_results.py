@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from cope_jax.evaluation.results import ResultFiles, best_step, find_step, other_data
+from cope_jax.evaluation.results import ResultFiles, best_step, evaluation_settings, find_step, other_data
 from cope_jax.runs.config_validation import replace_fields
 
 
@@ -46,6 +46,12 @@ def test_nan_is_an_error_and_keeps_the_old_files(tmp_path):
         files.write({"step": math.nan})
     assert files.read() == {"step": 1}
     assert files.report.exists()
+
+
+def test_the_seed_is_a_setting_of_evaluation_only_if_it_draws_the_products(tiny_config):
+    config = replace_fields(tiny_config, {"seed": 3})
+    assert evaluation_settings(config, 7)["seed"] == 3
+    assert evaluation_settings(config, None) == evaluation_settings(tiny_config, None)
 
 
 def test_only_other_data_have_folders_of_their_own(tiny_config, data_dir, tmp_path):
