@@ -53,9 +53,9 @@ class ItemTable:
         found: dict[str, dict[str, str]] = {}
         for name in self.columns[len(OWN_COLUMNS) :]:
             column = _quote(name)
-            query = f"SELECT DISTINCT {column} FROM {{}} WHERE {column} <> '' LIMIT {MAX_CHOICES + 1}"
-            rows = [row for domain, own in self._columns.items() if name in own for row in self._read(query, domain)]
-            values = {value for (value,) in rows}
+            select, where = f"SELECT DISTINCT {column}", f"WHERE {column} <> '' LIMIT {MAX_CHOICES + 1}"
+            domains = [domain for domain, own in self._columns.items() if name in own]
+            values = {value for domain in domains for (value,) in self._read(select, domain, where)}
             if 2 <= len(values) <= MAX_CHOICES and all(isinstance(value, str) for value in values):
                 found[name] = {value: f"{column} = {_quote(value, CHARACTER)}" for value in sorted(values)}
         return found
@@ -64,7 +64,7 @@ class ItemTable:
         """Returns the title, or else the text, of some item of a product; "" if none has one."""
         for domain, own in self._columns.items():
             title = "coalesce(nullif(title, ''), text)" if "title" in own else "text"
-            for (found,) in self._read(f"SELECT {title} FROM {{}} WHERE product = ?", domain, str(product)):
+            for (found,) in self._read(f"SELECT {title}", domain, "WHERE product = ?", str(product)):
                 if found:
                     return str(found)
         return ""
@@ -79,9 +79,9 @@ class ItemTable:
             found[domain] = tuple(name for name, *_ in description[1:])  # without ROW
         return found
 
-    def _read(self, query: str, domain: str, *values: str) -> list[tuple[Any, ...]]:
+    def _read(self, select: str, domain: str, where: str, *values: str) -> list[tuple[Any, ...]]:
         with closing(self._connect()) as database:
-            return database.execute(query.format(_quote(domain)), values).fetchall()
+            return database.execute(f"{select} FROM {_quote(domain)} {where}", values).fetchall()
 
     def select(self, domain: str, where: str) -> np.ndarray:
         """Returns bool[N], for which items an SQL expression such as "category = 'shoes' and price < 50" is true.

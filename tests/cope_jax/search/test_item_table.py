@@ -34,7 +34,7 @@ def test_filters_select_items(shop, where, rows):
 
 
 def test_columns_may_have_any_name(tmp_path):
-    names = ['a"b', "", "rowid", "select", "größe", "x) VALUES (1); --"]
+    names = ['a"b', "", "rowid", "select", "größe", "x) VALUES (1); --", "weight {kg}", "{}"]
     items = [
         SimpleNamespace(own_id=row, own_products=[7], text="", columns={name: str(row) for name in names})
         for row in range(3)
@@ -44,6 +44,8 @@ def test_columns_may_have_any_name(tmp_path):
     for name in names:
         quoted = name.replace('"', '""')
         assert np.flatnonzero(table.select("page", f'"{quoted}" = 1')).tolist() == [1]
+    assert table.choices == {}  # all values are numbers
+    assert table.product_title(7) == ""
 
 
 def test_a_domain_may_have_no_items(tmp_path):
