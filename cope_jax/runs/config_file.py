@@ -12,6 +12,7 @@ from data_prep.common.differences import describe_differences, flatten_keys
 from data_prep.common.files import atomic_write, read_json
 
 FILE = "config.json"
+FEATURES = "features"  # folder of a work directory: outputs of frozen encoders
 FOLDER_OR_HUB = ("data.tokenizer", "model.vision.init_from", "model.text.init_from")
 
 # Fields that may change when a run resumes: those that affect neither the parameters nor what is compared, and those
@@ -50,7 +51,7 @@ def save_config(config: RunConfig, workdir: Path) -> None:
     """Writes `config.json`, or compares the config with the one that is there.
 
     Fields in `MAY_CHANGE` may differ. Before the first checkpoint all fields may differ; then the tokenizer of the
-    earlier start is removed, since it may depend on them.
+    earlier start and its features of frozen encoders are removed, since they may depend on them.
 
     Raises:
         ValueError: The work directory has checkpoints of a run with another config. Lists the fields that differ.
@@ -70,7 +71,8 @@ def save_config(config: RunConfig, workdir: Path) -> None:
                 + "\n".join(f"  {difference}" for difference in differences)
             )
         if differences:
-            shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
+            for folder in ("tokenizer", FEATURES):
+                shutil.rmtree(workdir / folder, ignore_errors=True)
         if path.read_text(encoding="utf-8") == text:
             return
     with atomic_write(path, "w") as file:

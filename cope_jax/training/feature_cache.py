@@ -16,10 +16,11 @@ from cope_jax.models.cope import MODEL_INPUTS
 from cope_jax.parallel.mesh import batch_sharding, replicated, to_devices
 from cope_jax.parallel.processes import barrier
 from cope_jax.runs.checkpoints import ModelState
+from cope_jax.runs.config_file import FEATURES
 from data_prep.common.files import atomic_folder
 from data_prep.common.progress import Progress
 
-FOLDER, FINGERPRINT = "features", "data.txt"
+FINGERPRINT = "data.txt"
 
 
 def cached_features(
@@ -30,7 +31,7 @@ def cached_features(
     Items are read as in evaluation: no random crops, frames in the middles of segments. Items that cannot be read have
     no inputs. All processes must call this.
     """
-    data, folder = run.config.data, workdir / FOLDER
+    data, folder = run.config.data, workdir / FEATURES
     content = fingerprint(data.data_dir, data.eval_split)
     if jax.process_index() == 0 and folder.exists() and (folder / FINGERPRINT).read_text() != content:
         shutil.rmtree(folder)

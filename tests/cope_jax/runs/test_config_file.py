@@ -65,14 +65,16 @@ def test_a_run_resumes_with_other_settings_but_stays_the_same_run(tmp_path):
 
 
 def test_a_failed_start_may_be_repeated_with_another_config(tmp_path):
-    """Its tokenizer may be that of the old config."""
+    """Its tokenizer and features may be those of the old config."""
     save_config(DEFAULT, tmp_path)
-    (tmp_path / "tokenizer").mkdir()
+    folders = [tmp_path / name for name in ("tokenizer", "features")]
+    for folder in folders:
+        folder.mkdir()
     save_config(DEFAULT, tmp_path)
-    assert (tmp_path / "tokenizer").exists()
+    assert all(folder.exists() for folder in folders)
     save_config(replace_fields(DEFAULT, {"data.vocab_size": 77}), tmp_path)
     assert load_config(tmp_path).data.vocab_size == 77
-    assert not (tmp_path / "tokenizer").exists()
+    assert not any(folder.exists() for folder in folders)
 
 
 @pytest.mark.parametrize("frames", ["eval.frames.live", "data.frames.live"])
