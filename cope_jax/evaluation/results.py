@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -96,6 +97,13 @@ def read_metrics(
 ) -> dict[str, Any] | None:
     """Returns the stored metrics of a step on the run's own data, or None if it was not evaluated."""
     return ResultFiles(workdir / "eval" / str(step), subset, average).read()
+
+
+def remove_results_after(workdir: Path, step: int) -> None:
+    """Removes stored results of later steps, whose models will be trained again and may differ."""
+    for folder in (workdir / "eval").glob("*"):
+        if folder.name.isdecimal() and int(folder.name) > step:
+            shutil.rmtree(folder)
 
 
 def evaluation_settings(config: RunConfig, subset: int | None) -> dict[str, Any]:

@@ -50,8 +50,8 @@ def load_config(workdir: Path) -> RunConfig:
 def save_config(config: RunConfig, workdir: Path) -> None:
     """Writes `config.json`, or compares the config with the one that is there.
 
-    Fields in `MAY_CHANGE` may differ. Before the first checkpoint all fields may differ; then the tokenizer of the
-    earlier start and its features of frozen encoders are removed, since they may depend on them.
+    Fields in `MAY_CHANGE` may differ. Before the first checkpoint all fields may differ; then the tokenizer, the
+    features of frozen encoders and the results of the untrained model are removed, since they may depend on them.
 
     Raises:
         ValueError: The work directory has checkpoints of a run with another config. Lists the fields that differ.
@@ -71,7 +71,7 @@ def save_config(config: RunConfig, workdir: Path) -> None:
                 + "\n".join(f"  {difference}" for difference in differences)
             )
         if differences:
-            for folder in ("tokenizer", FEATURES):
+            for folder in ("tokenizer", FEATURES, "eval/0"):
                 shutil.rmtree(workdir / folder, ignore_errors=True)
         if path.read_text(encoding="utf-8") == text:
             return

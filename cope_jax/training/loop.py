@@ -18,6 +18,7 @@ from tqdm import tqdm
 from cope_jax.data.records import InvalidItems
 from cope_jax.evaluation.embed_items import LoadedRun, embed_function
 from cope_jax.evaluation.probe import Probe
+from cope_jax.evaluation.results import remove_results_after
 from cope_jax.parallel.mesh import batch_share, make_mesh, to_devices
 from cope_jax.parallel.processes import check_shared_storage
 from cope_jax.runs.checkpoints import Checkpoints, TrainState, Window, set_aside_invalid
@@ -198,10 +199,14 @@ def _print_devices(mesh: Mesh) -> None:
 
 @contextmanager
 def _open_log(config: RunConfig, workdir: Path, step: int) -> Iterator[MetricsLog | None]:
-    """Opens the logs of a run that starts or resumes after a step, in the first process; the others get None."""
+    """Opens the logs of a run that starts or resumes after a step, in the first process; the others get None.
+
+    Stored results of later steps are removed, as their lines in the logs are.
+    """
     if jax.process_index() > 0:
         yield None
         return
+    remove_results_after(workdir, step)
     project = config.train.wandb
     wandb = WandbRun(project, workdir, flatten(config)) if project else None
     with closing(MetricsLog(workdir, step=step, wandb=wandb)) as log:

@@ -6,7 +6,14 @@ import shutil
 
 import pytest
 
-from cope_jax.evaluation.results import ResultFiles, best_step, evaluation_settings, find_step, other_data
+from cope_jax.evaluation.results import (
+    ResultFiles,
+    best_step,
+    evaluation_settings,
+    find_step,
+    other_data,
+    remove_results_after,
+)
 from cope_jax.runs.config_validation import replace_fields
 
 
@@ -52,6 +59,14 @@ def test_the_seed_is_a_setting_of_evaluation_only_if_it_draws_the_products(tiny_
     config = replace_fields(tiny_config, {"seed": 3})
     assert evaluation_settings(config, 7)["seed"] == 3
     assert evaluation_settings(config, None) == evaluation_settings(tiny_config, None)
+
+
+def test_results_of_later_steps_are_removed(tmp_path):
+    remove_results_after(tmp_path, 0)
+    for name in ("0", "4", "10/data-test-12345678"):
+        (tmp_path / "eval" / name).mkdir(parents=True)
+    remove_results_after(tmp_path, 4)
+    assert {path.name for path in (tmp_path / "eval").iterdir()} == {"0", "4"}
 
 
 def test_only_other_data_have_folders_of_their_own(tiny_config, data_dir, tmp_path):

@@ -65,11 +65,11 @@ def test_a_run_resumes_with_other_settings_but_stays_the_same_run(tmp_path):
 
 
 def test_a_failed_start_may_be_repeated_with_another_config(tmp_path):
-    """Its tokenizer and features may be those of the old config."""
+    """Its tokenizer, features and results of the untrained model may be those of the old config."""
     save_config(DEFAULT, tmp_path)
-    folders = [tmp_path / name for name in ("tokenizer", "features")]
+    folders = [tmp_path / name for name in ("tokenizer", "features", "eval/0")]
     for folder in folders:
-        folder.mkdir()
+        folder.mkdir(parents=True)
     save_config(DEFAULT, tmp_path)
     assert all(folder.exists() for folder in folders)
     save_config(replace_fields(DEFAULT, {"data.vocab_size": 77}), tmp_path)

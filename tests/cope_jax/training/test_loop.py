@@ -192,7 +192,7 @@ def test_a_frozen_encoder_keeps_its_values_after_a_restart(quick_config, tmp_pat
 
 @pytest.mark.slow
 def test_a_lost_checkpoint_is_trained_again(finished, quick_config, tmp_path, capsys, monkeypatch):
-    """The log already has lines of these steps, as after a kill between two checkpoints.
+    """The log already has lines of these steps, as after a kill between two checkpoints; results are stored, too.
 
     The watchdog is notified of each phase, and a trace of the steps is written.
     """
@@ -205,7 +205,10 @@ def test_a_lost_checkpoint_is_trained_again(finished, quick_config, tmp_path, ca
     monkeypatch.setattr(Watchdog, "reset", note)
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
+    for step in ("4", "6"):
+        (tmp_path / "run/eval" / step).mkdir(parents=True)
     train(quick_config, tmp_path / "run", profile_steps=(6, 9))
+    assert [path.name for path in (tmp_path / "run/eval").iterdir()] == ["4"]
     assert begun == [
         "the start",
         *("the batch of step 5", "the compiling of step 5", "the other processes at step 5"),
