@@ -254,6 +254,12 @@ class Checkpoints:
         """Returns dtypes and shapes in a checkpoint: "float32[3, 4]" for each leaf "params/model/…"."""
         return shapes_by_path(self.manager.item_metadata(step)[STATE].tree)
 
+    def empty_parts(self, step: int) -> list[str]:
+        """Returns the paths of the parts of a checkpoint that contain nothing."""
+        tree = self.manager.item_metadata(step)[STATE].tree
+        leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda part: part is None)
+        return [keystr(path, simple=True, separator="/") for path, leaf in leaves if leaf is None]
+
     def _check_layout(self, step: int, wanted: PyTree, *parts: str) -> None:
         """Raises ValueError listing the differences if parts of a checkpoint, by the start of a path, differ."""
         stored = {path: shape for path, shape in self.shapes(step).items() if path.startswith(parts)}

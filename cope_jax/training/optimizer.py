@@ -81,11 +81,8 @@ def make_optimizer(
     factors = trained = rate_factors(groups, params)
     if layer_decay != 1:
         factors = jax.tree.map(operator.mul, factors, layer_factors(layer_decay, params))
-    # A part in any case, so that the state does not depend on it: a run may resume with another bound.
-    clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
     parts = (
-        # Frozen parameters do not count.
-        optax.masked(clip, partial(matches, settings.clipped)) if settings.clipped else clip,
+        _clipping(settings),  # Frozen parameters do not count.
         optax.adamw(
             make_schedule(settings, steps),
             b1=settings.b1,
@@ -103,3 +100,12 @@ def make_optimizer(
 
     # Factors apply after AdamW, whose updates do not depend on the scale of gradients.
     return optax.chain(optax.masked(optax.chain(*parts), jax.tree.map(bool, trained)), optax.stateless(scale))
+
+
+def _clipping(settings: OptimizerConfig) -> optax.GradientTransformation:
+    """Returns the clipping of gradients. Its state is always `EmptyState`: a run may resume with other settings."""
+    clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
+    if not settings.clipped:
+        return clip
+    masked = optax.masked(clip, partial(matches, settings.clipped))
+    return optax.stateless(lambda updates, _: masked.update(updates, masked.init(updates))[0])

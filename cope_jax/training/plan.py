@@ -24,9 +24,8 @@ from cope_jax.training.objective import init_losses
 from cope_jax.training.optimizer import make_optimizer
 from cope_jax.training.step import make_train_step
 
-# Arrays in the first part of the optimizer, which is clipping and has none. Runs without clipping once left it out.
 COPIES = ("average", "teacher")  # parts of the state that begin as the initial model
-FIRST_PART = "opt_state/0/inner_state/0/"
+FIRST_PART = "opt_state/0/inner_state/0/"  # of the optimizer: clipping, which has no state
 
 
 class Plan(NamedTuple):
@@ -96,10 +95,7 @@ def restore_or_initialize(
     newest = checkpoints.latest()
     if newest is not None:
         print(f"resuming from step {newest}")
-        if any(path.startswith(FIRST_PART) for path in checkpoints.shapes(newest)):
-            state, window = checkpoints.restore(newest, change_parts(plan.state, lambda parts: parts[1:]))
-            return change_parts(state, lambda parts: (optax.EmptyState(), *parts)), window
-        return checkpoints.restore(newest, plan.state)
+        return _restore(plan, checkpoints, newest)
     load = prepare_weights(config, plan.state.model, encoder_settings(config, vocab_size=vocab_size))
     shardings = jax.tree.map(lambda shape: shape.sharding, plan.state)
     state = jax.jit(plan.initial_state, out_shardings=shardings)()
@@ -108,6 +104,17 @@ def restore_or_initialize(
     # Copies, since the step donates all.
     copies = {name: jax.tree.map(jnp.copy, model) for name in COPIES if getattr(state, name) is not None}
     return state.replace(**copies), {}
+
+
+def _restore(plan: Plan, checkpoints: Checkpoints, step: int) -> tuple[TrainState, Window]:
+    """Returns the state and the open report window of a step, which an earlier version may have saved."""
+    clipping: tuple = (optax.EmptyState(),)
+    if any(path.startswith(FIRST_PART) for path in checkpoints.shapes(step)):
+        clipping = ()  # as runs without clipping were once saved
+    elif f"{FIRST_PART}inner_state" in checkpoints.empty_parts(step):
+        clipping = (optax.MaskedState(optax.EmptyState()),)  # as runs that clip some parameters were once saved
+    state, window = checkpoints.restore(step, change_parts(plan.state, lambda parts: (*clipping, *parts[1:])))
+    return change_parts(state, lambda parts: (optax.EmptyState(), *parts[len(clipping) :])), window
 
 
 def change_parts(state: TrainState, change: Callable[[tuple], tuple]) -> TrainState:

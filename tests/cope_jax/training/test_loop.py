@@ -388,8 +388,9 @@ def test_the_last_sound_checkpoint_outlives_one_that_may_be_unsound(finished, qu
 
 
 @pytest.mark.slow
-def test_a_run_stored_without_a_part_for_clipping_resumes(finished, quick_config, tmp_path):
-    """As earlier versions stored runs with clip_norm=0. The part has no values."""
+@pytest.mark.parametrize("clipping", [(), (optax.MaskedState(optax.EmptyState()),)])
+def test_a_run_of_an_earlier_version_with_other_clipping_resumes(finished, quick_config, tmp_path, clipping):
+    """As earlier versions stored runs with clip_norm=0, and those with a regex `clipped`. The part has no values."""
     run = shutil.copytree(finished, tmp_path / "run")
     mesh = make_mesh(**asdict(quick_config.mesh))
     plan = make_plan(quick_config, mesh, vocab_size=len(run_tokenizer(quick_config, run)))
@@ -397,7 +398,7 @@ def test_a_run_stored_without_a_part_for_clipping_resumes(finished, quick_config
         state, window = checkpoints.restore(4, plan.state)
     shutil.rmtree(run / "checkpoints")
     with Checkpoints(run, keep=2) as checkpoints:
-        checkpoints.save(4, change_parts(state, lambda parts: parts[1:]), window)
+        checkpoints.save(4, change_parts(state, lambda parts: (*clipping, *parts[1:])), window)
     train(quick_config, run)
     assert_equal_trees(stored(run, 6), stored(finished, 6))
 

@@ -119,6 +119,13 @@ def test_clipping_can_spare_some_parameters():
     np.testing.assert_allclose(means[(4,)], np.full(4, 0.1 * 5e3), rtol=1e-5)
 
 
+def test_the_state_does_not_depend_on_clipping():
+    """So a run may resume with another bound, or another choice of parameters."""
+    kinds = ({}, {"clip_norm": 5.0}, {"clip_norm": 5.0, "clipped": "^a/"}, {"clipped": "^a/"})
+    structures = {jax.tree.structure(optimizer_of(PARAMS, **(SETTINGS | kind)).init(PARAMS)) for kind in kinds}
+    assert len(structures) == 1
+
+
 def test_a_frozen_group_has_no_update_no_decay_and_no_moments():
     frozen = (("^a/", 0.0), ("", 1.0))
     found = updates(gradients(), groups=frozen)
