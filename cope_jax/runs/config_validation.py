@@ -228,6 +228,10 @@ def _domain_problems(read: Callable[[str], Any]) -> Iterator[str]:
         named = {row[0] for row in rows}
         if not named <= set(domains) or len(named) < len(rows):
             yield f"config.data.{name} is {rows!r}; {expected}, each at most once"
+    dropped = {row[0] for row in read("data.modality_dropout") or ()} & set(domains)
+    if texts is not None and (unread := sort_domains(dropped - set(texts))):
+        wanted = f"those of config.model.text_domains {texts!r}, since items need both frames and text"
+        yield f"config.data.modality_dropout has the domains {', '.join(unread)}; expected {wanted}"
     if high := [row for row in read("data.modality_dropout") or () if sum(row[1:]) > 1]:
         yield f"config.data.modality_dropout has {high}; expected probabilities that add up to at most 1"
     for key in ("sigmoid.pairs", "sigmoid.within", "infonce.pairs"):

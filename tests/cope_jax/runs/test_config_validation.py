@@ -192,6 +192,8 @@ def test_pairs_of_views_fit_the_domains():
         replace_fields(config, {"data.modality_dropout": (("page", 0.1, 0.1),)})
     with pytest.raises(ValueError, match=r"modality_dropout has .*; expected probabilities that add up to at most 1"):
         replace_fields(config, {"data.modality_dropout": (("shop", 0.6, 0.5),)})
+    with pytest.raises(ValueError, match=r"modality_dropout has the domains shop; expected .*text_domains \(\)"):
+        replace_fields(config, {"data.modality_dropout": (("shop", 0.1, 0.1),), "model.text_domains": ()})
     with pytest.raises(ValueError, match=r"nested is \(128,\); expected lengths less than config.model.embedding"):
         replace_fields(config, {"losses.nested": (128,)})
 
