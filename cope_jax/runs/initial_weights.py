@@ -25,7 +25,7 @@ from data_prep.common.differences import describe_differences
 
 Loader = Callable[[ModelState], ModelState]  # replaces values of a model, with the same shardings
 # Fields of an encoder that may differ between a run and the model that it starts from.
-FREE = {"init_from", "init_cut", "drop_path", "dropout"}
+FREE = {"init_from", "init_cut", "drop_path", "dropout", "attention_dropout"}
 
 
 def prepare_weights(config: RunConfig, shapes: ModelState, settings: dict[str, dict[str, Any]]) -> Loader:

@@ -5,14 +5,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from cope_jax.data.tokenizer import save_tokenizer, train_wordpiece
+from cope_jax.data.tokenizer import load_tokenizer, save_tokenizer, train_wordpiece
 from cope_jax.export import export_run
 from cope_jax.parallel.mesh import make_mesh
 from cope_jax.runs.checkpoints import Checkpoints
 from cope_jax.runs.config_file import save_config
 from cope_jax.runs.config_validation import replace_fields
+from cope_jax.runs.initial_weights import prepare_weights
 from cope_jax.runs.inputs import run_tokenizer
-from cope_jax.runs.model import load_model
+from cope_jax.runs.model import encoder_settings, load_model, split_model
 from cope_jax.training.plan import make_plan, restore_or_initialize
 
 
@@ -92,6 +93,15 @@ def test_a_convolutional_stem_and_more_frames_in_evaluation_are_no_obstacles(mak
     changes = {"model.vision.init_from": str(tmp_path / "first"), "seed": 1}
     second = first_state(replace_fields(config, changes), tmp_path / "second")
     assert_equal(second.params["model"]["vision"], first.params["model"]["vision"])
+
+
+def test_dropout_may_differ_from_that_of_the_other_run(make_tiny_config, workdir):
+    rates = {"model.text.dropout": 0.3, "model.text.attention_dropout": 0.2, "model.vision.drop_path": 0.0}
+    fields = {"model.vision.init_from": str(workdir), "model.text.init_from": str(workdir)}
+    config = make_tiny_config(fields | rates | {"data.tokenizer": str(workdir / "tokenizer")})
+    vocab_size = len(load_tokenizer(workdir / "tokenizer"))
+    _, initialize = split_model(config, vocab_size=vocab_size)
+    prepare_weights(config, jax.eval_shape(initialize), encoder_settings(config, vocab_size=vocab_size))
 
 
 def test_another_model_or_vocabulary_is_an_error(make_tiny_config, workdir, tmp_path):
