@@ -57,8 +57,9 @@ def evaluate_in_full(config: RunConfig, workdir: Path, stop: StopSignal, watchdo
 
     Raises Stopped after a signal. Finished evaluations are kept.
     """
-    last = watchdog.finished = config.train.steps
     with Checkpoints(workdir) as checkpoints:
+        # A finished run may be started again with fewer steps.
+        last = watchdog.finished = max(config.train.steps, checkpoints.newest())
         best = Evaluations(config, workdir, step=last).best(checkpoints.steps())
     # Batches continue the count of steps, so that all processes stop after the same one.
     batches = count(last + 1)

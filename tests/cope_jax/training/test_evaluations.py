@@ -12,6 +12,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -28,14 +29,14 @@ from cope_jax.evaluation.evaluate_run import evaluate
 from cope_jax.evaluation.probe import Probe
 from cope_jax.evaluation.results import read_metrics
 from cope_jax.parallel.mesh import make_mesh
-from cope_jax.runs.checkpoints import Checkpoints
+from cope_jax.runs.checkpoints import Checkpoints, TrainState
 from cope_jax.runs.config_validation import replace_fields
 from cope_jax.runs.inputs import run_tokenizer, training_batches
 from cope_jax.search import __main__ as search_command
 from cope_jax.search.embedding_store import embed_to_parquet, read_vectors
 from cope_jax.search.library import open_library
 from cope_jax.training import loop
-from cope_jax.training.evaluations import Evaluations
+from cope_jax.training.evaluations import Evaluations, evaluate_in_full
 from cope_jax.training.loop import locked_workdir, train
 from cope_jax.training.signals import Stopped, StopSignal
 from cope_jax.training.watchdog import Watchdog
@@ -282,6 +283,21 @@ def test_the_best_step_comes_from_the_file(make_config, tmp_path):
     assert evaluations.best([4, 6]) == 6
     config = replace_fields(config, {"train.evaluate_every": 0})
     assert not any(Evaluations(config, tmp_path, step=0).due(step) for step in range(8))
+
+
+def test_a_run_with_fewer_steps_than_its_newest_checkpoint_evaluates_that_one(make_config, tmp_path, monkeypatch):
+    evaluated = []
+
+    def evaluate_nothing(workdir, *, step, average, **_):
+        evaluated.append((step, average))
+        return SimpleNamespace(metrics={"retrieval_mean": {"mean_r1": 0.5}, "empty": {"retrieval": {}}})
+
+    monkeypatch.setattr("cope_jax.training.evaluations.evaluate", evaluate_nothing)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(5, TrainState(jnp.int32(5), {"model": jnp.ones(3)}, {}, ()), {})
+    config = replace_fields(make_config(), {"train.steps": 3})
+    evaluate_in_full(config, tmp_path, StopSignal(), Watchdog(0))
+    assert evaluated == [(5, False), (5, True)]
 
 
 def test_shares_of_the_same_items_are_an_error(make_config, tmp_path, monkeypatch):
