@@ -61,6 +61,13 @@ class TrainState(struct.PyTreeNode):
         return ModelState(self.params["model"], self.statistics)
 
 
+class ProductOrder(NamedTuple):
+    """Order of the products of hard batches, see `cope_jax.data.groups`."""
+
+    order: np.ndarray  # int32[P]
+    data: str  # fingerprint of their data; "" if an earlier version saved the order
+
+
 class SavedStep(NamedTuple):
     """A step whose checkpoint is complete, and when the step was finished (monotonic seconds)."""
 
@@ -169,7 +176,7 @@ class Checkpoints:
         state: TrainState,
         window: Window,
         sync_log: Callable[[], None] = lambda: None,
-        order: np.ndarray | None = None,
+        order: ProductOrder | None = None,
     ) -> None:
         """Saves in the background; returns when the arrays are copied to the host.
 
@@ -187,7 +194,7 @@ class Checkpoints:
         self.pending, self.failed, self.sync_log = SavedStep(step, time.monotonic()), False, sync_log
         items = {STATE: ocp.args.StandardSave(_as_dict(state)), WINDOW: ocp.args.JsonSave(dict(window))}
         if order is not None:
-            items[GROUPS] = ocp.args.JsonSave({"order": order.tolist()})
+            items[GROUPS] = ocp.args.JsonSave({"order": order.order.tolist(), "data": order.data})
         try:
             self.manager.save(step, args=ocp.args.Composite(**items))
         except FAILURES as error:
@@ -243,12 +250,12 @@ class Checkpoints:
         self.complete = SavedStep(step, time.monotonic() - age)
         return TrainState(**restored[STATE]), {name: tuple(pair) for name, pair in restored[WINDOW].items()}
 
-    def read_order(self, step: int) -> np.ndarray | None:
-        """Returns the order int32[P] of the products of hard batches that a step was saved with, or None."""
+    def read_order(self, step: int) -> ProductOrder | None:
+        """Returns the order of the products of hard batches that a step was saved with, or None."""
         if not (self.folder / str(step) / GROUPS).exists():
             return None
         restored = self.manager.restore(step, args=ocp.args.Composite(**{GROUPS: ocp.args.JsonRestore()}))
-        return np.array(restored[GROUPS]["order"], np.int32)
+        return ProductOrder(np.array(restored[GROUPS]["order"], np.int32), restored[GROUPS].get("data", ""))
 
     def shapes(self, step: int) -> dict[str, str]:
         """Returns dtypes and shapes in a checkpoint: "float32[3, 4]" for each leaf "params/model/…"."""

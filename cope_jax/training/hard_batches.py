@@ -8,10 +8,10 @@ import numpy as np
 
 from cope_jax.data.groups import Groups, group_products
 from cope_jax.data.pipeline import Batch, Batches
-from cope_jax.data.records import InvalidItems, open_records
+from cope_jax.data.records import InvalidItems, fingerprint, open_records
 from cope_jax.evaluation.embed_items import LoadedRun, check_whole_processes
 from cope_jax.parallel.processes import allgather
-from cope_jax.runs.checkpoints import ModelState
+from cope_jax.runs.checkpoints import ModelState, ProductOrder
 
 
 class HardBatches(Iterator[Batch]):
@@ -20,14 +20,16 @@ class HardBatches(Iterator[Batch]):
     Args:
         make: Returns the batches with `groups` from `start_step`.
         run: Model that embeds the training products.
-        order: Order of the products, see `Groups`, that the checkpoint of the first step has, or None.
+        order: Order of the products that the checkpoint of the first step has, or None. It is not used if it is that of
+            other data.
         step: First step.
     """
 
-    def __init__(self, make: Callable[..., Batches], run: LoadedRun, order: np.ndarray | None, step: int) -> None:
+    def __init__(self, make: Callable[..., Batches], run: LoadedRun, order: ProductOrder | None, step: int) -> None:
         check_whole_processes(run.mesh, "set config.data.hard_batches to 0")
         self.make, self.run = make, run
-        self._set_order(order, step)
+        self.data = fingerprint(run.config.data.data_dir, run.config.data.eval_split)
+        self._set_order(order.order if order and self._is_of_this_data(order) else None, step)
 
     def __next__(self) -> Batch:
         return next(self.batches)
@@ -49,9 +51,17 @@ class HardBatches(Iterator[Batch]):
             order = group_products(self._embed_products(model, on_batch))
             self._set_order(allgather(order)[0], step)
 
+    def _is_of_this_data(self, order: ProductOrder) -> bool:
+        """Returns whether an order is that of the training products."""
+        if order.data:
+            return order.data == self.data
+        data = self.run.config.data
+        return len(order.order) == len(open_records(data.data_dir, data.eval_split).products)
+
     def _set_order(self, order: np.ndarray | None, step: int) -> None:
         groups = None if order is None else Groups(order, self.run.config.data.hard_batches)
-        self.order, self.batches = order, self.make(start_step=step, groups=groups)
+        self.order = None if order is None else ProductOrder(order, self.data)
+        self.batches = self.make(start_step=step, groups=groups)
 
     @cached_property
     def _first_rows(self) -> dict[str, np.ndarray]:
