@@ -272,10 +272,14 @@ class Checkpoints:
         stored = {path: shape for path, shape in self.shapes(step).items() if path.startswith(parts)}
         labels = ("in the checkpoint", "by the config")
         if differences := describe_differences(stored, shapes_by_path(wanted), labels=labels, show=str):
-            raise ValueError(
-                f"the checkpoint of step {step} in {self.folder} is of another model or optimizer than the config:\n"
-                + "\n".join(f"  {difference}" for difference in differences)
-            )
+            reason = "is of another model or optimizer than the config"
+            if all(difference.startswith("opt_state/") for difference in differences):
+                reason = (
+                    "has moments of other parameters than the config; when a run resumes, config.optimizer.groups must "
+                    "freeze the same parameters (factor 0) as before"
+                )
+            listed = "\n".join(f"  {difference}" for difference in differences)
+            raise ValueError(f"the checkpoint of step {step} in {self.folder} {reason}:\n{listed}")
 
     def restore_model(self, step: int, like: ModelState, *, average: bool = False, partial: bool = False) -> ModelState:
         """Returns the model of a step, or its moving average, with the layout of `like`.

@@ -160,6 +160,19 @@ def test_restoring_another_model_lists_all_differences(tmp_path):
     assert "statistics" not in text
 
 
+def test_restoring_with_other_frozen_parameters_names_the_groups(tmp_path):
+    save_steps(tmp_path, 1)
+    other = make_state(0)
+    other.opt_state[0] = {"model": {}, "loss": other.params["loss"]}
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match=r"config\.optimizer\.groups must freeze the same parameters") as raised,
+    ):
+        checkpoints.restore(1, other)
+    (difference,) = str(raised.value).splitlines()[1:]
+    assert difference == "  opt_state/0/model/a: float32[3, 4] in the checkpoint, nothing by the config"
+
+
 def test_the_remains_of_a_killed_save_are_removed(tmp_path):
     save_steps(tmp_path, 1)
     left = tmp_path / "checkpoints/2.orbax-checkpoint-tmp"
