@@ -2,7 +2,7 @@
 
     ./run.sh grocery PATH
 
-Expected result: R@1 of 0.35 to 0.45 for video→page and live→page on the validation photos (chance: 0.012).
+Expected result: R@1 of 0.4 to 0.5 for video→page and live→page on the validation photos (chance: 0.012).
 """
 
 from ml_collections import ConfigDict
