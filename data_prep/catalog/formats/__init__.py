@@ -15,7 +15,7 @@ import itertools
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import partial
 from pathlib import Path
 
@@ -54,32 +54,42 @@ def convert_export(source: Path, name: str, target: Path, max_rejected: float) -
     rejected = RejectedLines(
         "", source.name, max_rejected, lambda lines: {line: starts[line] for line in lines.tolist()}, max_rejected > 0
     )
-    rows: list[Row] = []
-    fields_of_rows = read_fields(source, lambda header: max(DELIMITERS, key=header.count))
-    given = [_key(column) for column in next(fields_of_rows)[2]]
+    ids = set()
+    for lines, start, row in _read_rows(source, name, columns):
+        rejected.lines += len(lines)
+        if isinstance(row, Reason):
+            rejected.add(row, lines)
+            starts |= dict.fromkeys(lines, start.rstrip("\r\n"))
+        else:
+            ids.add(_values(row, columns)["item"])
+    rejected.check()
+    valid = (row for _, _, row in _read_rows(source, name, columns) if not isinstance(row, Reason))
+    kept = (row for row in valid if not any({*row.get(column, ())} & {*values} for column, values in skip.items()))
+    count = 0
+    with atomic_write(target, "w") as out:
+        for item in _items(kept, columns, ids):
+            out.write(f"{json.dumps(item, ensure_ascii=False)}\n")
+            count += 1
+    return count, rejected
+
+
+def _read_rows(source: Path, name: str, columns: Mapping[str, list[str]]) -> Iterator[tuple[range, str, Row | Reason]]:
+    """Yields (lines, start of the row, its values or the reason why it is invalid) of an export."""
+    rows = read_fields(source, lambda header: max(DELIMITERS, key=header.count))
+    given = [_key(column) for column in next(rows)[2]]
     if missing := [key for key in _NEEDED if not any(column in given for column in columns[key])]:
         wanted = "; ".join(f"{key} from {' or '.join(columns[key])}" for key in missing)
         raise ValueError(f"{source} is not an export of {name}: it lacks {wanted}; it has {', '.join(given)}")
-    used = {*skip, *itertools.chain(*columns.values())}
-    for lines, start, fields in fields_of_rows:
-        rejected.lines += len(lines)
-        if not isinstance(fields, Reason) and not _is_utf8("".join(fields)):
-            fields = Reason.NOT_UTF8
+    for lines, start, fields in rows:
         if isinstance(fields, Reason):
-            rejected.add(fields, lines)
-            starts |= dict.fromkeys(lines, start.rstrip("\r\n"))
-            continue
-        row = collections.defaultdict(list)
-        for column, value in zip(given, fields, strict=True):
-            if column in used:
+            yield lines, start, fields
+        elif not _is_utf8("".join(fields)):
+            yield lines, start, Reason.NOT_UTF8
+        else:
+            row = collections.defaultdict(list)
+            for column, value in zip(given, fields, strict=True):
                 row[column].append(value.strip())
-        if not any({*row.get(column, ())} & {*values} for column, values in skip.items()):
-            rows.append(row)
-    rejected.check()
-    items = [json.dumps(item, ensure_ascii=False) for item in _items(rows, columns)]
-    with atomic_write(target, "w") as out:
-        out.writelines(f"{item}\n" for item in items)
-    return len(items), rejected
+            yield lines, start, row
 
 
 def _is_utf8(text: str) -> bool:
@@ -148,23 +158,23 @@ def _read_map(name: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     return found, {_key(column): values for column, values in skip.items()}
 
 
-def _items(rows: Iterable[Row], columns: Mapping[str, list[str]]) -> Iterator[dict[str, object]]:
-    """Yields the items of rows, one per image."""
-    every = [(_values(row, columns), _image_names(row, columns["images"])) for row in rows]
-    ids = {values["item"] for values, _ in every}
+def _items(rows: Iterable[Row], columns: Mapping[str, list[str]], ids: Set[str]) -> Iterator[dict[str, object]]:
+    """Yields the items of rows, one per image; `ids` are those of the rows, which further images do not get."""
     images: dict[str, set[str]] = collections.defaultdict(set)  # of the items so far
     first: dict[str, dict[str, str]] = collections.defaultdict(dict)  # what rows up to the first image say of an item
     numbers: dict[str, Iterator[int]] = collections.defaultdict(partial(itertools.count, 2))
-    for values, names in every:
+    for row in rows:
+        values, names = _values(row, columns), _image_names(row, columns["images"])
         item = values["item"]
         if not images[item]:
             first[item] |= {key: value for key, value in values.items() if value and key not in first[item]}
         for name in names:
             if name in images[item]:
                 continue
-            own = first[item]
             if images[item]:
                 own = {"text": "", "item": next(new for n in numbers[item] if (new := f"{item}-{n}") not in ids)}
+            else:
+                own = first.pop(item)
             images[item].add(name)
             yield {**values, **own, "images": [name]}
 
