@@ -40,7 +40,7 @@ from absl import flags
 
 from data_prep.catalog.builder import MAX_REJECTED, MEMORY_LIMIT, CatalogRows, build_catalog
 from data_prep.catalog.files import Catalog, format_summary
-from data_prep.catalog.formats import FORMATS, convert_export, unpack_images
+from data_prep.catalog.formats import FORMATS, convert_export, rejected_file, unpack_images
 from data_prep.catalog.rejected_lines import MAX_PRODUCT_ID, Reason, RejectedLines
 from data_prep.catalog.release_parser import START_BYTES
 from data_prep.catalog.split_writer import DomainRows, RowSource, write_query
@@ -336,8 +336,8 @@ def main() -> None:
     if FLAGS.format:
         count, rejected = convert_export(table, FLAGS.format, converted, FLAGS.max_rejected)
         print(f"{table}: {count:,} images, listed in {converted}")
-        for entry in rejected.entries():
-            print(f"  left out: line {entry['line']}, {entry['reason']}: {entry['start']!r}")
+        if rejected.invalid:
+            print(f"{table}: left out {rejected.invalid:,} of {rejected.lines:,} lines, see {rejected_file(converted)}")
         table = converted
     elif unpacked := unpack_images(table, converted):
         print(f"{table}: its images are unpacked into {unpacked}; name this folder to build (--images)")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_prep.catalog.rejected_lines import Reason, RejectedLines
+from data_prep.catalog.rejected_lines import Reason, RejectedLines, write_rejected
 from data_prep.catalog.table_reader import DELIMITERS, REQUIRED_COLUMNS, read_fields, table_files
 from data_prep.common.files import atomic_write
 from data_prep.common.parquet import open_parquet
@@ -35,7 +35,7 @@ Row = Mapping[str, list[str]]  # the values of each column, which may be given m
 
 
 def convert_export(source: Path, name: str, target: Path, max_rejected: float) -> tuple[int, RejectedLines]:
-    """Writes the items of an export as a table of JSON lines.
+    """Writes the items of an export as a table of JSON lines, and a list of the rows that cannot be read.
 
     Args:
         source: CSV file, or tab-separated text.
@@ -63,6 +63,9 @@ def convert_export(source: Path, name: str, target: Path, max_rejected: float) -
         else:
             ids.add(_values(row, columns)["item"])
     rejected.check()
+    rejected_file(target).unlink(missing_ok=True)
+    if rejected.invalid:
+        write_rejected(rejected_file(target), [rejected])
     valid = (row for _, _, row in _read_rows(source, name, columns) if not isinstance(row, Reason))
     kept = (row for row in valid if not any({*row.get(column, ())} & {*values} for column, values in skip.items()))
     count = 0
@@ -71,6 +74,11 @@ def convert_export(source: Path, name: str, target: Path, max_rejected: float) -
             out.write(f"{json.dumps(item, ensure_ascii=False)}\n")
             count += 1
     return count, rejected
+
+
+def rejected_file(target: Path) -> Path:
+    """Returns the list of the rows of an export that are left out of a table: items.rejected.jsonl for items.jsonl."""
+    return target.with_suffix(".rejected.jsonl")
 
 
 def _read_rows(source: Path, name: str, columns: Mapping[str, list[str]]) -> Iterator[tuple[range, str, Row | Reason]]:

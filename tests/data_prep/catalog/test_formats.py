@@ -104,6 +104,10 @@ def test_rows_that_cannot_be_read_are_counted(tmp_path):
     assert [(entry["line"], entry["reason"], entry["start"]) for entry in rejected.entries()] == [
         (5, "wrong number of fields", rows[3].strip())
     ]
+    listed = tmp_path / "items.rejected.jsonl"
+    assert [json.loads(line)["line"] for line in listed.read_text().splitlines()] == [5]
+    convert(tmp_path, "shopify", SHOPIFY)
+    assert not listed.exists()
     rows[5] = 'h5,"A title,a5.jpg\n'
     path.write_text(f"Handle,Title,Image Src\n{''.join(rows)}")
     message = (
